@@ -33,8 +33,7 @@ TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc cru
 	busybox:busybox-static openssl:openssl mkfs.ext2:e2fsprogs podman:podman
 
 # The programs that make and run guests, each with its Debian package.
-VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs \
-	depmod:kmod
+VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
 # The same for guests of another architecture, with a cross compiler.
 ARM64_TOOLS := qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static \

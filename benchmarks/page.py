@@ -62,7 +62,7 @@ that file only on a tmpfs, which does not outlive the kernel (`criu/kerndat.c`).
 `pycriu_native.advice` tells it once at INFO. A temporary file that CRIU leaves behind, which it
 does where `/run` is no tmpfs, keeps it from ever writing the cache after that: it is named too.
 
-The workers of a `WorkerPool` that are forked from one CRIU share what the first of them has found,
+Workers that are forked from one CRIU (pools, batches, snapshots) share what the first of them has found,
 in memory, where CRIU can write no file in `/run`: only the first dump or restore probes. For other
 calls `keep_feature_cache()`, or `pycriu-native keep-cache`, makes CRIU probe once and stores the
 result where CRIU finds it, for every `criu` of the machine. No call does so by itself, nor mounts a

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from ._support.lazy import fetch
 from ._support.light_typing import TYPE_CHECKING
+from ._support.no_fork import no_fork
 
 if TYPE_CHECKING:
     from . import aio as aio
@@ -230,113 +231,52 @@ __all__ = [
 ]
 
 
-# Each name is imported on first use: pycriu_native.guest works without the extension, and what few
-# programs use would take most of the time.
-_LATER = {
-    "CacheState": "_transport.feature_cache",
-    "CgroupMode": "modes",
-    "CgroupRoot": "options.values",
-    "CheckResult": "results",
-    "CompressMode": "modes",
-    "CpuinfoResult": "results",
-    "CriuError": "errors",
-    "CriuOpts": "options.criu_opts",
-    "DedupResult": "results",
-    "DeadlineError": "errors",
-    "Doctor": "diagnostics.doctor",
-    "DumpItersResult": "_calls.iterative_dump",
-    "DumpJob": "_calls.batch",
-    "DumpResult": "results",
-    "DumpStatistics": "results",
-    "Explanation": "diagnostics.explain",
-    "ExtMount": "options.values",
-    "FeatureCache": "_transport.feature_cache",
-    "Features": "results",
-    "FileValidation": "modes",
-    "Finding": "findings",
-    "ImageIOMode": "modes",
-    "ImageSize": "diagnostics.preflight",
-    "ImagesError": "errors",
-    "InheritFd": "options.values",
-    "JobOutcome": "_calls.batch",
-    "JoinNamespace": "options.values",
-    "LazyPages": "_pages.lazy_pages",
-    "MigrationError": "errors",
-    "MigrationInDoubtError": "errors",
-    "MigrationMode": "migration.migrate",
-    "MigrationResult": "migration.migrate",
-    "NetworkLock": "modes",
-    "NoSuchProcessError": "errors",
-    "Notification": "_calls.notification",
-    "Notify": "enums",
-    "OnProgress": "_calls.progress_state",
-    "OptionError": "errors",
-    "PageServer": "options.values",
-    "PageServerChild": "_pages.page_server",
-    "PageServerResult": "results",
-    "PeerLostError": "errors",
-    "PermissionDeniedError": "errors",
-    "PidInUseError": "errors",
-    "Pidfd": "_system.process_identity",
-    "PreDumpMode": "modes",
-    "Preflight": "diagnostics.preflight",
-    "PreflightError": "diagnostics.preflight",
-    "PreflightWarning": "diagnostics.preflight",
-    "Problem": "errors",
-    "ProcessIdentity": "_system.process_identity",
-    "ProcessMismatchError": "errors",
-    "ProgramError": "errors",
-    "ProgramNotFoundError": "errors",
-    "Progress": "_calls.progress_state",
-    "ProtocolError": "errors",
-    "RestoreClaimedError": "errors",
-    "RestoreJob": "_calls.batch",
-    "RestoreNeed": "diagnostics.preflight",
-    "RestoreResult": "results",
-    "RestoreStatistics": "results",
-    "Rollback": "_rollback.option",
-    "Round": "_calls.iterative_dump",
-    "Service": "_transport.base",
-    "Severity": "findings",
-    "ShrinkingRounds": "_calls.iterative_dump",
-    "Socket": "_transport.base",
-    "UnsupportedError": "errors",
-    "Verb": "enums",
-    "Verdict": "diagnostics.preflight",
-    "Version": "results",
-    "VethPair": "options.values",
-    "Worker": "_transport.worker",
-    "WorkerDiedError": "errors",
-    "WorkerPool": "_transport.pool",
-    "check": "_calls.verbs",
-    "cpuinfo_check": "_calls.verbs",
-    "cpuinfo_dump": "_calls.verbs",
-    "dedup": "_pages.dedup",
-    "doctor": "diagnostics.doctor",
-    "dump": "_calls.verbs",
-    "dump_iters": "_calls.iterative_dump",
-    "dump_many": "_calls.batch",
-    "explain": "diagnostics.explain",
-    "feature_cache": "_transport.feature_cache",
-    "feature_check": "_calls.verbs",
-    "ffi": "_native.ffi",
-    "keep_feature_cache": "_transport.feature_cache",
-    "libcriu_version": "_calls.verbs",
-    "migrate_in": "migration.migrate",
-    "migrate_out": "migration.migrate",
-    "page_server": "_pages.page_server",
-    "page_server_child": "_pages.page_server",
-    "pre_dump": "_calls.verbs",
-    "preflight": "diagnostics.preflight",
-    "preload": "_calls.preload",
-    "restore": "_calls.verbs",
-    "restore_child": "_calls.verbs",
-    "restore_many": "_calls.batch",
-    "run_many": "_calls.batch",
-    "seal": "_integrity.manifest",
-    "verify": "_integrity.manifest",
-    "version": "_calls.verbs",
+# Each name is imported on first use, for a short import time, and because pycriu_native.guest works
+# without the extension.
+_NAMES = {
+    "_calls.batch": "DumpJob JobOutcome RestoreJob dump_many restore_many run_many",
+    "_calls.iterative_dump": "DumpItersResult Round ShrinkingRounds dump_iters",
+    "_calls.notification": "Notification",
+    "_calls.preload": "preload",
+    "_calls.progress_state": "OnProgress Progress",
+    "_calls.verbs": (
+        "check cpuinfo_check cpuinfo_dump dump feature_check libcriu_version pre_dump restore "
+        "restore_child version"
+    ),
+    "_integrity.manifest": "seal verify",
+    "_native.ffi": "ffi",
+    "_pages.dedup": "dedup",
+    "_pages.lazy_pages": "LazyPages",
+    "_pages.page_server": "PageServerChild page_server page_server_child",
+    "_rollback.option": "Rollback",
+    "_system.process_identity": "Pidfd ProcessIdentity",
+    "_transport.base": "Service Socket",
+    "_transport.feature_cache": "CacheState FeatureCache feature_cache keep_feature_cache",
+    "_transport.pool": "WorkerPool",
+    "_transport.worker": "Worker",
+    "diagnostics.doctor": "Doctor doctor",
+    "diagnostics.explain": "Explanation explain",
+    "diagnostics.preflight": (
+        "ImageSize Preflight PreflightError PreflightWarning RestoreNeed Verdict preflight"
+    ),
+    "enums": "Notify Verb",
+    "errors": (
+        "CriuError DeadlineError ImagesError MigrationError MigrationInDoubtError "
+        "NoSuchProcessError OptionError PeerLostError PermissionDeniedError PidInUseError "
+        "Problem ProcessMismatchError ProgramError ProgramNotFoundError ProtocolError "
+        "RestoreClaimedError UnsupportedError WorkerDiedError"
+    ),
+    "findings": "Finding Severity",
+    "migration.migrate": "MigrationMode MigrationResult migrate_in migrate_out",
+    "modes": "CgroupMode CompressMode FileValidation ImageIOMode NetworkLock PreDumpMode",
+    "options.criu_opts": "CriuOpts",
+    "options.values": "CgroupRoot ExtMount InheritFd JoinNamespace PageServer VethPair",
+    "results": (
+        "CheckResult CpuinfoResult DedupResult DumpResult DumpStatistics Features "
+        "PageServerResult RestoreResult RestoreStatistics Version"
+    ),
 }
+_LATER = {name: module for module, names in _NAMES.items() for name in names.split()}
 _MODULES = (
     "aio",
     "archive",
@@ -355,19 +295,20 @@ _MODULES = (
 )
 
 
-if not TYPE_CHECKING:  # a checker of types would accept any name
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
         if name in _MODULES:
             try:
                 return __import__(f"{__name__}.{name}", fromlist=[name])
-            except ImportError as error:  # of an extra; hasattr() and inspect accept no ImportError
+            except ImportError as error:  # a missing extra; hasattr() and inspect expect this class
                 raise AttributeError(str(error)) from error
         if name in _LATER:
             try:
-                from ._native import ffi  # noqa: F401
+                with no_fork:
+                    from ._native import ffi  # noqa: F401
             except ImportError as error:
-                # Its cure is enough: the traceback would show the modules on the way to it.
+                # Without the traceback of the modules in between: the message has the cure.
                 raise ImportError(str(error)) from None
         return fetch(globals(), _LATER, name)
 

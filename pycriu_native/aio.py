@@ -3,14 +3,13 @@
 A hook may be a coroutine function; it runs in the task that awaits the verb. Cancelling the task
 makes CRIU undo its work, as a deadline does, and ``CancelledError`` is raised after that. If the
 call had already succeeded, the exception has the result in its attribute ``result``, and a note.
-``asyncio.timeout`` and ``wait_for`` work in the same way.
+``asyncio.timeout`` and ``wait_for`` cancel the task, with the same effect.
 
-A cancelled migration ends as at its deadline: it is undone on both sides, and the
-``CancelledError`` has a note with its state. The cancellation is checked between steps; a running
-CRIU is waited for.
+A cancelled migration is undone on both sides, as at its deadline, and the ``CancelledError`` has a
+note with its state. The cancellation takes effect between two steps, not while CRIU runs.
 ``should_continue`` and ``on_progress`` run on threads, not in the task.
 
-Each verb runs on a separate thread, so the event loop never blocks on CRIU.
+Each verb runs on a separate thread, so that the event loop is not blocked.
 """
 
 from __future__ import annotations
@@ -55,16 +54,16 @@ R = TypeVar("R")
 
 
 class _VerbTask(Generic[R]):
-    """A verb on its thread, and the meeting point with the task that awaits it."""
+    """A verb on its thread, and its synchronization with the task that awaits it."""
 
     def __init__(self, work: Callable[[], R]) -> None:
         self.turn = asyncio.Event()
-        """Set when a hook has to be called, and at the end."""
+        """Set when a hook has to be called, and when the verb has ended."""
         self._loop = asyncio.get_running_loop()
         self._work = work
         self._changing = Lock()
         self._call: Call | None = None
-        self._question: HookInvocation | None = None
+        self._invocation: HookInvocation | None = None
         self._give_up: Callable[[BaseException], None] | None = None
         self._cancelled: BaseException | None = None
         self._outcome: list[R] = []
@@ -95,25 +94,25 @@ class _VerbTask(Generic[R]):
         return call.conclude()
 
     def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
-        """A migration waits for its calls itself; its hook is run by the task all the same."""
+        """Register a migration, which waits for its calls itself. Returns a hook for the task."""
         CALL_RUNNER.set(None)
         with self._changing:
             if self._cancelled is not None:
                 raise self._cancelled
             self._give_up = cancel
-        return None if hook is None else functools.partial(self._have_asked, hook)
+        return None if hook is None else functools.partial(self._run_in_task, hook)
 
-    def _have_asked(self, hook: Hook, notification: Notification) -> object:
-        question = self._question = HookInvocation(hook, notification)
+    def _run_in_task(self, hook: Hook, notification: Notification) -> object:
+        invocation = self._invocation = HookInvocation(hook, notification)
         self._wake()
-        question.answered.wait()
-        self._question = None
-        if question.refusal is not None:
-            raise question.refusal
-        return question.returned
+        invocation.answered.wait()
+        self._invocation = None
+        if invocation.refusal is not None:
+            raise invocation.refusal
+        return invocation.returned
 
     def _wake(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed under us
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.turn.set)
 
     # ---- the task ----
@@ -123,24 +122,24 @@ class _VerbTask(Generic[R]):
         return bool(self._outcome) or self._error is not None
 
     async def answer(self) -> None:
-        """Run the hook if it is waited for."""
-        question = self._question if self._call is None else self._call.question
-        if question is not None:
-            await question.run_async()
+        """Run the hook if a call waits for it."""
+        invocation = self._invocation if self._call is None else self._call.question
+        if invocation is not None:
+            await invocation.run_async()
 
     def cancel(self, reason: BaseException) -> None:
-        """Have the call undone that is under way, and no other begun."""
+        """Cancel the running call, and prevent further ones."""
         with self._changing:
             self._cancelled = reason
             if self._call is not None:
                 self._call.cancel(reason)
             elif self._give_up is not None:
-                question = self._question
-                if question is None or not question.refuse(reason):
+                invocation = self._invocation
+                if invocation is None or not invocation.refuse(reason):
                     self._give_up(reason)
 
     def conclude(self) -> R:
-        """Return its result or raise its exception."""
+        """Return the result of the verb, or raise its exception."""
         self._thread.join()
         if self._error is not None:
             late = self._cancelled
@@ -158,15 +157,15 @@ class _VerbTask(Generic[R]):
 def _awaited(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     @functools.wraps(verb)
     async def awaited(*args: P.args, **kwargs: P.kwargs) -> R:
-        errand = _VerbTask(functools.partial(verb, *args, **kwargs))
-        while not errand.is_over():
+        task = _VerbTask(functools.partial(verb, *args, **kwargs))
+        while not task.is_over():
             try:
-                await errand.turn.wait()
-                errand.turn.clear()
-                await errand.answer()
+                await task.turn.wait()
+                task.turn.clear()
+                await task.answer()
             except BaseException as interruption:
-                errand.cancel(interruption)
-        return errand.conclude()
+                task.cancel(interruption)
+        return task.conclude()
 
     awaited.__doc__ = f":func:`pycriu_native.{verb.__name__}`, awaited."
     awaited.__module__ = __name__

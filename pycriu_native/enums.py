@@ -1,4 +1,4 @@
-"""The values of CRIU's interface that come from a fixed set.
+"""The enumerations of CRIU's interface.
 
 Numbers are those of CRIU's wire format (``rpc.proto``); release numbers name the CRIU
 that first understands a member.
@@ -66,7 +66,7 @@ class Notify(StrEnum):
     POST_DUMP = "post-dump"
     """Dump: all images are written, the process is still frozen. Refusing undoes the dump."""
     PRE_RESTORE = "pre-restore"
-    """Restore: before any process is made."""
+    """Restore: before any process is created."""
     POST_RESTORE = "post-restore"
     """Restore: the processes exist and have their resources, and do not run yet. Carries a pid."""
     NETWORK_LOCK = "network-lock"
@@ -86,15 +86,14 @@ class Notify(StrEnum):
     STATUS_READY = "status-ready"
     """The page server or the lazy dump can be connected to. CRIU 3.15."""
     QUERY_EXT_FILES = "query-ext-files"
-    """Dump: the processes are frozen and not inspected yet. CRIU requests the names of external
-    resources: the hook may return more names for ``external``, which CRIU adds.
-    CRIU 3.19."""
+    """Dump: the processes are frozen and not inspected yet. The hook may return more names for
+    ``external``, which CRIU adds. CRIU 3.19."""
 
 
-if not TYPE_CHECKING:  # a checker of types would accept any name
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """The values of options: few calls set one, so that they are made on first use."""
+        """The enumerations of options, which few calls use, are created on first use."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from . import modes

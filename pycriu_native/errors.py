@@ -1,7 +1,7 @@
-"""What can go wrong, as data.
+"""The exceptions of this package.
 
-Every error of this package is a :class:`CriuError`, and also the builtin exception that
-fits, so ``except ProcessLookupError`` works as well. All of them pickle.
+Every exception is a :class:`CriuError`, and most are also the builtin exception that fits, so
+``except ProcessLookupError`` works as well. All of them can be pickled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class CriuError(Exception):
-    """A verb failed. Raised itself if no subclass fits.
+    """A call failed. This class itself is raised if no subclass fits.
 
     All arguments but the message are optional and become attributes:
 
@@ -76,7 +76,7 @@ class CriuError(Exception):
         cure: str | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        # The builtin exceptions that the subclasses also are would take two arguments
+        # The builtin base classes of the subclasses would take two arguments
         # as errno and text; with one argument str(error) is the message.
         try:
             message.encode()
@@ -114,23 +114,23 @@ def _rebuild(kind: type[CriuError], message: str, attributes: dict[str, object])
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with the options of a call."""
+    """An option or argument that is not accepted."""
 
     field: str
-    """The field of ``CriuOpts``, or the argument, that is wrong."""
+    """The field of ``CriuOpts``, or the argument."""
     value: object
-    """What it was given."""
+    """Its value."""
     rule: str
-    """What is accepted, or why this is refused."""
+    """What is accepted, or why the value is refused."""
 
     def __str__(self) -> str:
         return f"{self.field}={self.value!r}: {self.rule}"
 
 
 class OptionError(CriuError, ValueError):
-    """Options that CRIU, libcriu or runc's rules refuse; nothing was touched.
+    """Options that CRIU, libcriu or the rules of runc do not accept; nothing was touched.
 
-    ``problems`` lists all that is wrong, not only the first.
+    ``problems`` lists all of them, not only the first.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class UnsupportedError(OptionError):
 
 
 class ProgramNotFoundError(CriuError, FileNotFoundError):
-    """There is no ``criu`` program to run."""
+    """No ``criu`` program was found."""
 
 
 class ProgramError(CriuError, OSError):
@@ -173,7 +173,7 @@ class ProcessMismatchError(NoSuchProcessError):
 
 
 class PidInUseError(CriuError, FileExistsError):
-    """A pid that the images need is taken, often by the process that was dumped."""
+    """A pid that the images need is in use, often by the process that was dumped."""
 
 
 class ImagesError(CriuError, OSError):
@@ -198,14 +198,14 @@ class ProtocolError(CriuError, ConnectionError):
 
 
 class DeadlineError(CriuError, TimeoutError):
-    """The deadline of a call passed; CRIU undid what it had begun."""
+    """The deadline of a call passed; CRIU undid its work."""
 
 
 class MigrationError(CriuError):
     """A migration was cancelled; the source continues to run, and nothing remains at the
     destination.
 
-    ``phase`` is the phase of the migration, ``by_peer`` whether the other side cancelled first.
+    ``phase`` is the phase of the migration, ``by_peer`` whether the peer cancelled first.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class MigrationError(CriuError):
 
 
 class PeerLostError(MigrationError, ConnectionError):
-    """The other side of a migration was lost: closed, silent for too long, or no peer at all."""
+    """The peer of a migration was lost: it closed the connection, or sent nothing for too long."""
 
 
 class MigrationInDoubtError(MigrationError):

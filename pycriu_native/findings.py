@@ -1,4 +1,4 @@
-"""The result of one check: what ``preflight``, ``doctor`` and ``images.check_images`` report."""
+"""Findings: the results that ``preflight``, ``doctor`` and ``images.check_images`` report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Finding", "Severity"]
 
 
 class Severity(StrEnum):
-    """Effect of a finding on the operation that was checked, the worst first.
+    """Effect of a finding on the operation that was checked; the worst comes first.
 
     The operation is a dump for ``preflight``, a restore for ``check_images``, and any checkpoint
     on this machine for ``doctor``.
@@ -47,9 +47,9 @@ class Finding:
     severity: Severity
     """Effect on the operation."""
     message: str
-    """What was found."""
+    """The text of the finding."""
     subject: str = ""
-    """What it is about. Default: ``pid``, ``fd`` and ``path`` in one text."""
+    """Its subject. Default: ``pid``, ``fd`` and ``path`` in one text."""
     pid: int | None = None
     """The process. None: the process tree as a whole, or this machine."""
     fd: int | None = None
@@ -61,7 +61,7 @@ class Finding:
     costs: str = ""
     """What does not work because of it."""
     cure: str = ""
-    """What to do: a command or an option, where there is one. Empty: nothing helps."""
+    """The remedy, if possible a command or an option. Empty: there is none."""
     options: tuple[str, ...] = ()
     """Fields of ``CriuOpts`` that help."""
     sets: tuple[tuple[str, Any], ...] = ()
@@ -118,14 +118,14 @@ def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def sections(
     findings: Iterable[Finding], headings: Mapping[str, str], field: str = "severity"
 ) -> Iterator[tuple[str, list[Finding]]]:
-    """The findings under a heading for each value of one of their fields; no empty section."""
+    """Group findings under headings by the value of a field; empty groups are left out."""
     for value, heading in headings.items():
         if result := [each for each in findings if getattr(each, field) == value]:
             yield heading, result
 
 
 def details(finding: Finding, indent: str = "        ") -> Iterator[str]:
-    """The lines below the summary: what the finding costs, and its cure."""
+    """The lines below the summary: the costs of the finding, and its cure."""
     for label, text in (("costs", finding.costs), ("cure", finding.cure)):
         if text:
             yield encodable(f"{indent}{label}: {text}")

@@ -1,6 +1,6 @@
-"""Parks a program at a point of its choice, so that a snapshot of it can be started many times.
+"""Lets a program wait at a point of its choice, where a snapshot of it is taken.
 
-The program loads what is slow to load, then calls :func:`wait`::
+The program completes its slow start-up, then calls :func:`wait`::
 
     from pycriu_native import guest
 
@@ -16,12 +16,12 @@ package need not be installed where the program runs.
 
 A program in another language does the same with one descriptor, a stream socket whose number is
 in the variable ``PYCRIU_NATIVE_GUEST_FD``: it writes the line ``ready``, then reads one line. That
-is a JSON object with the members of :class:`Start`; null members are not to be changed. End of
-file in place of the line means that no snapshot was taken: the program ends.
+is a JSON object with the members of :class:`Start`; a null member means no change. End of file
+instead of the line means that no snapshot was taken, and the program has to end.
 
-Some state is the same in all copies and cannot be renewed: the seed of ``hash()``, stack canaries,
-the layout of the address space, the pid inside the copy's pid namespace, and generators of random
-numbers that the program has made itself: renew those in a function for :func:`after_start`.
+Some state is the same in all copies: the seed of ``hash()``, stack canaries, the layout of the
+address space, and the pid inside the copy's pid namespace. So are the random number generators that
+the program created; reseed them in a function for :func:`after_start`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ CHUNK = 65536
 
 
 class Start(NamedTuple):
-    """What one copy is started with."""
+    """The parameters of one copy."""
 
     number: int
-    """The number of the start, from 1; no two copies of a snapshot have the same. A random one from
-    2**52 on where the snapshot's directory cannot be written. 0 in the original, if that goes on
-    after the snapshot (``leave_running``)."""
+    """The number of the start, from 1, different for all copies of a snapshot. A random number of
+    2**52 or more if the snapshot's directory is not writable. 0 in the original program, if it
+    continues after the snapshot (``leave_running``)."""
     arguments: list[str] | None
     """The arguments, without the program's name; ``sys.argv`` has them too. None: unchanged."""
     environment: dict[str, str] | None
@@ -73,9 +73,9 @@ _descriptor: int | None = None
 
 
 def before_snapshot(function: Hook) -> Hook:
-    """Call ``function()`` before each snapshot: close connections, drop secrets. A decorator.
+    """Call ``function()`` before each snapshot: close connections, delete secrets. A decorator.
 
-    The functions are called in the order in which they were given.
+    The functions are called in the order of their registration.
     """
     _before.append(function)
     return function
@@ -84,33 +84,33 @@ def before_snapshot(function: Hook) -> Hook:
 def after_start(function: Hook) -> Hook:
     """Call ``function(start)`` in each copy before :func:`wait` returns. A decorator.
 
-    The functions are called in the order in which they were given; environment, arguments, working
-    directory and the generators of random numbers are set by then.
+    The functions are called in the order of their registration; environment, arguments, working
+        directory and the generators of random numbers are set by then.
     """
     _after.append(function)
     return function
 
 
 def wait(*, collect: bool = True) -> Start | None:
-    """Park the program for a snapshot; return once in each copy.
+    """Wait for a snapshot, and return once in each copy.
 
-    ``sys.argv``, ``os.environ`` and the working directory are those of the start then, and the
-    generators of random numbers of ``random``, numpy, PyTorch and OpenSSL (``ssl``), if they are
-    loaded, are reseeded. A later call waits for a snapshot of the copy, if the copy was started
-    with ``savable``; else it raises ``SystemExit``. In a zygote
-    (:meth:`pycriu_native.snapshots.Snapshot.zygote`) this returns in each process that is forked.
+    Before it returns, ``sys.argv``, ``os.environ`` and the working directory are set for the copy,
+    and the random number generators of ``random``, numpy, PyTorch and OpenSSL (``ssl``) are
+    reseeded, if these modules are loaded. A later call waits for a snapshot of the copy, if the
+    copy was started with ``savable``; else it raises ``SystemExit``. In a zygote
+    (:meth:`pycriu_native.snapshots.Snapshot.zygote`) this returns in each forked process.
 
     Args:
         collect: collect garbage and move all objects to the collector's permanent generation
-            (``gc.freeze()``) before the snapshot: later collections then leave memory unwritten,
-            which copies share.
+            (``gc.freeze()``) before the snapshot, so that later collections do not write to
+            memory that copies share.
 
     Returns:
-        What the copy is started with; None where no snapshot is taken, and the program just runs.
+        The parameters of the copy; None if no snapshot is taken, and the program just runs.
 
     Raises:
-        SystemExit: the process that takes the snapshot has ended, or has given up; or this is a
-            copy that was not started to be saved.
+        SystemExit: the process that takes the snapshot has ended or closed the connection; or
+            this is a copy that was not started with ``savable``.
         OSError: the working directory cannot be entered.
     """
     global _descriptor
@@ -118,15 +118,15 @@ def wait(*, collect: bool = True) -> Start | None:
         if VARIABLE not in os.environ:
             return None
         _descriptor = int(os.environ[VARIABLE])
-    os.environ.pop(VARIABLE, None)  # the programs that this one runs are not parked
+    os.environ.pop(VARIABLE, None)  # child processes must not use the descriptor
     os.set_inheritable(_descriptor, False)
     for prepare in _before:
         prepare()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()  # or each copy writes what is buffered
+            stream.flush()  # otherwise each copy would write the buffered data
     if (ssl := sys.modules.get("ssl")) is not None:
-        ssl.RAND_bytes(1)  # its first use takes 2 ms: here, and not in each copy
+        ssl.RAND_bytes(1)  # the first use takes 2 ms, which is saved in each copy
     if collect:
         gc.collect()
         gc.freeze()
@@ -143,11 +143,11 @@ def wait(*, collect: bool = True) -> Start | None:
 
 
 def _fork_on_request(descriptor: int, streams: list[int]) -> None:
-    """Fork a copy of this program for each request. Returns in each copy, which reads its start.
+    """Fork a copy of this program for each request. Returns in each copy.
 
-    A request is one byte with descriptors: a socket, which the copy has in place of ``descriptor``,
-    and three streams for the pipes with the inodes ``streams``. The answer, on the
-    socket, is a pidfd of the copy, or a line that says what failed.
+    A request is one byte with descriptors: a socket, which replaces ``descriptor`` in the copy, and
+    three streams, which replace the pipes with the inodes ``streams``. The response, on the socket,
+    is a pidfd of the copy, or a line with an error.
     """
     import fcntl
     import socket
@@ -163,8 +163,8 @@ def _fork_on_request(descriptor: int, streams: list[int]) -> None:
     while True:
         data, given, _, _ = socket.recv_fds(control, 1, 1 + len(streams), socket.MSG_CMSG_CLOEXEC)
         if not data:
-            os._exit(0)  # what takes requests has ended
-        # Out of the way of the standard streams, which may have been closed.
+            os._exit(0)  # the process that sends requests has ended
+        # Above the numbers of the standard streams, which may be closed.
         fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]
         for fd in given:
             os.close(fd)
@@ -203,16 +203,16 @@ def _answer(descriptor: int, line: bytes, fds: list[int]) -> None:
 
     with (
         socket.socket(fileno=os.dup(descriptor)) as answer,
-        contextlib.suppress(OSError),  # nobody waits for it any more
+        contextlib.suppress(OSError),  # the peer has closed the socket
     ):
         socket.send_fds(answer, [line], fds)
 
 
 class _Sibling:
-    """Forks processes that are children of this process's parent, which gets their exit status.
+    """Forks processes that are children of this process's parent, which can read their exit status.
 
-    Python's own state is treated as by ``os.fork()``, with the functions of
-    ``os.register_at_fork``. Those that C libraries give to ``pthread_atfork()`` are not called.
+    Python's state is handled as by ``os.fork()``, with the functions of ``os.register_at_fork``.
+    The functions that C libraries register with ``pthread_atfork()`` are not called.
     """
 
     CLONE3 = 435
@@ -235,11 +235,10 @@ class _Sibling:
         self._arguments = (ctypes.c_uint64 * 8)(flags, address, cleared.value)
 
     def _thread_id(self) -> Any:
-        """Where the C library stores the id of this thread, which a fork sets; None if not found.
+        """The place where the C library stores the id of this thread; None if it is not found.
 
-        It is in the structure of the thread, at the same place for all threads: 720 bytes from its
-        beginning in glibc for x86_64, 208 for aarch64. PR_GET_TID_ADDRESS had this address before
-        glibc 2.43 only.
+        The structure of each thread has it at the same offset: 720 in glibc for x86_64, 208 for
+        aarch64. PR_GET_TID_ADDRESS returns this address with glibc before 2.43 only.
         """
         import threading
 
@@ -252,7 +251,7 @@ class _Sibling:
             found.intersection_update(places) if found else found.update(places)
 
         search()
-        if len(found) > 1:  # other fields have the same number
+        if len(found) > 1:  # other fields have the same value
             thread = threading.Thread(target=search)
             thread.start()
             thread.join()
@@ -287,7 +286,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def _read_line(descriptor: int) -> bytes:
-    """One line. Nothing follows it before the next :func:`wait`."""
+    """Read one line; the peer sends nothing more before the next :func:`wait`."""
     line = b""
     while not line.endswith(b"\n"):
         part = os.read(descriptor, CHUNK)
@@ -323,5 +322,5 @@ def _reseed() -> None:
     if (torch := modules.get("torch")) is not None:
         torch.manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))
     if (ssl := modules.get("ssl")) is not None:
-        # OpenSSL notices a fork by its pid, which is the same in all copies.
+        # OpenSSL detects forks by a change of the pid, which is the same in all copies.
         ssl.RAND_add(os.urandom(64), 64.0)

@@ -1,4 +1,4 @@
-"""All functions of libcriu, for ports of C programs and for functions that the verbs do not cover.
+"""All functions of libcriu, for ports of C programs and for functions without a Python call.
 
 Every function of libcriu 3.17 to 4.3 is an attribute of this module, called with cffi's
 conversions::
@@ -28,7 +28,7 @@ __all__ = ["ffi", "has", "missing"]
 
 
 def has(name: str) -> bool:
-    """Whether the loaded libcriu has this function. ``AttributeError`` for a name of no release."""
+    """Whether the loaded libcriu has this function. ``AttributeError`` for an unknown name."""
     try:
         return functions()[name]
     except KeyError:
@@ -41,13 +41,10 @@ def missing() -> list[str]:
 
 
 def since(name: str) -> str:
-    """The libcriu release that introduced a function; ``"3.17"`` means that one or an earlier
-    one.
-    """
+    """The libcriu release that introduced a function; ``"3.17"`` also stands for earlier ones."""
     for row in TABLE:
         if row.setter and name == "criu_local_" + row.setter:
-            # Exported from 3.18 on, although no header declares it earlier; the same applies to the
-            # rest: what 3.17 has, has no later date.
+            # By the exported symbols: the headers of some releases do not declare them.
             return row.local
         if row.setter and name == "criu_" + row.setter:
             return row.shared

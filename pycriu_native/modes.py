@@ -1,4 +1,4 @@
-"""The values of options that come from a fixed set; public in ``enums.py``.
+"""The enumerations of options; public in ``enums.py``.
 
 Numbers are those of CRIU's wire format (``rpc.proto``); release numbers name the CRIU
 that first understands a member.

@@ -1,4 +1,4 @@
-"""What the verbs return: values with units, nothing that needs closing."""
+"""The results of the calls."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ __all__ = [
 ]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-"""Bytes of a page in CRIU's page counts: this host's."""
+"""Bytes of a page in CRIU's page counts: the page size of this host."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpStatistics:
-    """CRIU's own account of a dump or pre-dump (``stats-dump``). Times are microseconds."""
+    """CRIU's statistics of a dump or pre-dump (``stats-dump``). Times are microseconds."""
 
     freezing_time: int = 0
     """From the first attempt to freeze the processes until all were frozen."""
     frozen_time: int = 0
     """How long they were frozen."""
     memdump_time: int = 0
-    """Taking the memory out of the processes."""
+    """Time to read the memory of the processes."""
     memwrite_time: int = 0
-    """Writing it to the images."""
+    """Time to write the memory to the images."""
     irmap_resolve_time: int = 0
-    """Looking for the paths of watched files (``force_irmap``)."""
+    """Time to find the paths of watched files (``force_irmap``)."""
     pages_scanned: int = 0
-    """Pages that were looked at."""
+    """Pages that were examined."""
     pages_skipped_parent: int = 0
     """Pages that a parent image has already."""
     pages_written: int = 0
@@ -48,11 +48,11 @@ class DumpStatistics:
     pages_lazy: int = 0
     """Pages left for a lazy restore to fetch."""
     page_pipes: int = 0
-    """Pipes that the memory went through."""
+    """Pipes that the memory was transferred through."""
     page_pipe_bufs: int = 0
-    """Their buffers."""
+    """Buffers of these pipes."""
     shpages_scanned: int = 0
-    """Pages of shared memory that were looked at."""
+    """Pages of shared memory that were examined."""
     shpages_skipped_parent: int = 0
     """Pages of shared memory that a parent image has already."""
     shpages_written: int = 0
@@ -61,14 +61,14 @@ class DumpStatistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreStatistics:
-    """CRIU's own account of a restore (``stats-restore``). Times are microseconds."""
+    """CRIU's statistics of a restore (``stats-restore``). Times are microseconds."""
 
     forking_time: int = 0
-    """Making the processes."""
+    """Time to create the processes."""
     restore_time: int = 0
-    """The whole, from the first fork until they run."""
+    """Time from the first fork until the processes run."""
     pages_compared: int = 0
-    """Pages of copy-on-write memory compared with a parent process's."""
+    """Pages of copy-on-write memory compared with those of a parent process."""
     pages_skipped_cow: int = 0
     """Pages that stayed shared with the parent process."""
     pages_restored: int = 0
@@ -77,7 +77,7 @@ class RestoreStatistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpResult:
-    """A dump that is complete."""
+    """The result of a dump."""
 
     pid: int
     """The process that was dumped."""
@@ -86,12 +86,12 @@ class DumpResult:
     duration: float
     """Seconds, from the call until CRIU had ended."""
     log: str | None
-    """CRIU's log; None where it went elsewhere."""
+    """The path of CRIU's log; None if the log is not a file of this call."""
     statistics: DumpStatistics | None
-    """CRIU's own numbers; None where it left none."""
+    """CRIU's statistics; None if CRIU wrote none."""
     pid_free: bool
-    """Whether the pid is free again. False after ``leave_running``, and where the parent has
-    not reaped the process in time: a restore then finds its pid taken."""
+    """Whether the pid is free again. False after ``leave_running``, and if the parent has not
+    reaped the process in time; a restore would then find the pid in use."""
     reap_wait: float = 0.0
     """Seconds after ``duration`` of waiting for the parent to reap it (``reap_timeout``)."""
     restored: bool = False
@@ -100,7 +100,7 @@ class DumpResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreResult:
-    """Processes that run again."""
+    """The result of a restore."""
 
     pid: int
     """The root process, in the caller's pid namespace."""
@@ -109,28 +109,26 @@ class RestoreResult:
     duration: float
     """Seconds, from the call until CRIU had ended."""
     log: str | None
-    """CRIU's log; None where it went elsewhere."""
+    """The path of CRIU's log; None if the log is not a file of this call."""
     statistics: RestoreStatistics | None
-    """CRIU's own numbers; None where it left none."""
+    """CRIU's statistics; None if CRIU wrote none."""
     exec_pid: int | None = None
-    """With ``exec_cmd``: the process that became that command, a child of the caller's."""
+    """With ``exec_cmd``: the process of that command, a child of the caller."""
 
     def open_pidfd(self) -> int:
-        """A pidfd of the root process; the caller closes it. ``ProcessLookupError`` if it has
-        ended.
+        """Open a pidfd of the root process, which the caller closes.
 
-        It is opened at the time of the call: if the process has ended and its pid was reused, this
-        is not detected.
+        Raises ``ProcessLookupError`` if the process has ended. If its pid was reused meanwhile, the
+        pidfd is one of the new process.
         """
         return os.pidfd_open(self.pid)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end of the root process, for ``timeout`` seconds at most.
 
-        Its exit code (negative: the signal that ended it) if it is a child of the caller
-        (:func:`restore_child`), which this reaps; None otherwise, because only a parent can read
-        it.
-        ``TimeoutError`` after the time.
+        Returns the exit code (negative: the signal that ended it) of a child of the caller
+        (:func:`restore_child`), and reaps it. Returns None for another process, since only its
+        parent can read the exit code. Raises ``TimeoutError``.
         """
         try:
             pidfd = self.open_pidfd()
@@ -150,35 +148,35 @@ class RestoreResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageServerResult:
-    """A page server that listens."""
+    """The result of the start of a page server."""
 
     pid: int
-    """The server."""
+    """The pid of the server."""
     port: int
     """The TCP port that it listens on."""
     images: str
-    """The directory that pages go to."""
+    """The images directory."""
     log: str | None
-    """CRIU's log; None where it went elsewhere."""
+    """The path of CRIU's log; None if the log is not a file of this call."""
     duration: float
     """Seconds, from the call until it listened."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CpuinfoResult:
-    """What the processor can do was written, or fits what was written."""
+    """The result of ``cpuinfo_dump`` or ``cpuinfo_check``."""
 
     images: str
     """The directory with ``cpuinfo.img``."""
     duration: float
     """Seconds."""
     log: str | None
-    """CRIU's log; None where it went elsewhere."""
+    """The path of CRIU's log; None if the log is not a file of this call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DedupResult:
-    """The parents of the images hold no page any more that the images replace."""
+    """The result of ``dedup``."""
 
     images: str
     """The images directory."""
@@ -190,7 +188,7 @@ class DedupResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckResult:
-    """CRIU can work on this kernel."""
+    """The result of a check: CRIU works on this kernel."""
 
     duration: float
     """Seconds."""
@@ -207,20 +205,20 @@ class Version:
     minor: int
     sublevel: int = 0
     git: str | None = field(default=None, compare=False)
-    """Where it was built from a git checkout: its description."""
+    """The git description, if it was built from a checkout."""
     name: str | None = field(default=None, compare=False)
-    """The release's own name."""
+    """The name of the release."""
 
     @property
     def number(self) -> int:
-        """As ``criu_get_version()`` counts: 40201 for 4.2.1; git builds count as the next minor."""
+        """As in ``criu_get_version()``: 40201 for 4.2.1; a git build counts as the next minor."""
         if self.git:
             return self.major * 10000 + (self.minor + 1) * 100
         return self.major * 10000 + self.minor * 100 + self.sublevel
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """From text such as ``"4.2.1"``."""
+        """Parse text such as ``"4.2.1"``."""
         numbers = [int(part) for part in text.split(".")]
         return cls(major=numbers[0], minor=numbers[1], sublevel=[*numbers, 0][2])
 
@@ -234,13 +232,13 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
-    """What this kernel and this CRIU can do together."""
+    """The features of this kernel that CRIU can use."""
 
     mem_track: bool
     """Tracking of changed memory (soft-dirty): pre-dump and ``track_mem`` need it."""
     lazy_pages: bool
     """userfaultfd, for ``lazy_pages``."""
     pidfd_store: bool
-    """pidfds that are passed along, for ``pidfd_store_sk``. CRIU 3.16."""
+    """Storing pidfds in a socket between dumps, for ``pidfd_store_sk``. CRIU 3.16."""
     mem_compression: bool = False
     """Compressed pages, for ``compress``; False before CRIU 4.3."""

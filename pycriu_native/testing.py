@@ -1,7 +1,7 @@
-"""A CRIU that only plays along, for the tests of programs that use this library.
+"""A simulated CRIU for the tests of programs that use this library.
 
-It needs no privilege, no ``criu`` program and no kernel feature: it accepts requests, or fails as
-scripted, on a thread of the calling process::
+It needs no privilege, no ``criu`` program and no kernel feature. On a thread of the calling process
+it responds to requests with success, or with the failures that the test sets::
 
     from pycriu_native import CriuOpts, PidInUseError, restore
     from pycriu_native.testing import Failure, ScriptedCriu
@@ -12,9 +12,9 @@ scripted, on a thread of the calling process::
 
     criu = ScriptedCriu(failures={"restore": Failure.PID_IN_USE})
 
-Everything but CRIU is real: options are checked, libcriu makes the request, hooks are called,
-errors are explained. No process is changed. A dump writes a small image set that is accepted as
-complete by a restore; ``write_images`` creates one without a dump.
+Only CRIU is simulated: options are checked, libcriu encodes the request, hooks are called, errors
+have their causes. No process is changed. A dump writes a small image set that a restore accepts as
+complete; ``write_images`` writes one without a dump.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ _VERBS = {number: name for name, number in REQUEST_TYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How a scripted call fails: what CRIU answers, and what it leaves in its log."""
+    """A failure of the simulated CRIU: its response, and its log."""
 
     errno: int = 0
-    """``cr_errno`` of the answer; 0: none."""
+    """``cr_errno`` of the response; 0: none."""
     message: str = ""
-    """``cr_errmsg`` of the answer."""
+    """``cr_errmsg`` of the response."""
     log: str = ""
-    """What CRIU writes into its log, in the work directory. The cause is read from it."""
+    """The text of the log in the work directory; the cause is read from it."""
 
     PID_IN_USE: ClassVar[Failure]
     """A restore whose pid is in use: ``PidInUseError``."""
     NO_SUCH_PROCESS: ClassVar[Failure]
-    """A dump of a process that is not there: ``NoSuchProcessError``."""
+    """A dump of a process that does not exist: ``NoSuchProcessError``."""
     TCP_CONNECTION: ClassVar[Failure]
     """A dump of an established connection; the error suggests ``tcp_established=True``."""
 
@@ -75,14 +75,14 @@ Failure.TCP_CONNECTION = Failure(
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request as CRIU would receive it."""
+    """A request that the simulated CRIU received."""
 
     data: bytes
     """The ``CriuReq`` as received."""
     verb: str
-    """Its kind: ``dump``, ``restore``, ``version`` … (``criu_req_type``)."""
+    """Its type: ``dump``, ``restore``, ``version`` … (``criu_req_type``)."""
     opts: Mapping[str, Any]
-    """Its options by their names in ``rpc.proto``; empty for questions."""
+    """Its options by their names in ``rpc.proto``; empty for ``version`` and ``feature-check``."""
     directories: Mapping[str, str]
     """The directory of each descriptor in the options, and the content of the call's configuration
     file."""
@@ -90,42 +90,42 @@ class Sent:
 
 @dataclass
 class ScriptedCriu:
-    """A way to reach that CRIU, for a call's ``via``. May be used by many calls and threads."""
+    """The simulated CRIU, for the argument ``via`` of calls. Can be used by several threads."""
 
     version: str | Version = "99.0"
     """The release that it reports; options that this release does not know are refused."""
     features: Sequence[str] = ("mem_track", "lazy_pages", "pidfd_store")
     """The kernel features that it reports (``feature_check``)."""
     restored_pid: int = 1234
-    """What a restore answers."""
+    """The pid in the response to a restore."""
     notify: Mapping[str | Verb, Sequence[str | Notify]] = field(default_factory=dict)
-    """The notifications of each verb, in their order, if the call has a hook. One that the hook
+    """The notifications of each verb in their order, sent if the call has a hook. One that the hook
     refuses makes the call fail, as with CRIU."""
     failures: Mapping[str | Verb, Failure] = field(default_factory=dict)
     """The verbs that fail."""
     allow_untrusted: bool = False
-    """As a :class:`~pycriu_native.Worker`'s."""
+    """As in :class:`~pycriu_native.Worker`."""
     sent: list[Sent] = field(default_factory=list)
-    """The received requests in order; those for release and features precede a call."""
+    """The received requests in order; a call first requests release and features."""
 
     ours: ClassVar[bool] = True
 
     def identity(self) -> tuple[object, ...] | None:
-        """Its fields determine what it supports."""
+        """The release and features, which determine what is supported."""
         return "scripted", str(self.version), tuple(self.features)
 
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name in messages."""
         return "the scripted CRIU"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Nothing."""
+        """No argument is refused."""
         return iter(())
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """A line to a thread that answers one request."""
+        """A connection to a thread that responds to one request."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(ours)
         threading.Thread(target=self._serve, args=(theirs,), name="scripted CRIU").start()
@@ -138,7 +138,7 @@ class ScriptedCriu:
                 return
             request = decode_request(data)
             if request is None:
-                raise ValueError("what was sent is no request")
+                raise ValueError("the data is not a request")
             opts = cast(dict[str, Any], request.get("opts", {}))
             sent = Sent(data, _VERBS[cast(int, request["type"])], opts, directories_of(opts))
             self.sent.append(sent)
@@ -199,7 +199,7 @@ class ScriptedCriu:
 
 
 def write_images(directory: str | os.PathLike[str], pid: int = 1234) -> None:
-    """Write the images of a process without memory: enough for a restore by a scripted CRIU."""
+    """Write the images of a process without memory, which a simulated restore accepts."""
     alive = message((1, 1), (3, message((1, 1))))
     files = {
         "inventory.img": image_of("INVENTORY", message((1, 2))),
@@ -227,9 +227,9 @@ def answer_of(kind: str, **body: WireValue) -> bytes:
 
 
 def directories_of(opts: Mapping[str, Any]) -> dict[str, str]:
-    """The paths of the directories of a request, while their descriptors are open.
+    """The paths of the directories of a request, whose descriptors must be open.
 
-    And, as ``config_file``, the content of the call's configuration file.
+    The key ``config_file`` has the content of the call's configuration file.
     """
     result = {}
     for name in ("images_dir_fd", "work_dir_fd"):
@@ -242,7 +242,7 @@ def directories_of(opts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _answer_type(verb: str) -> int:
-    """CRIU answers both kinds of page server with the type of the first."""
+    """The type of a response; CRIU uses the same one for both kinds of page server."""
     return REQUEST_TYPES["page-server" if verb == "page-server-child" else verb]
 
 

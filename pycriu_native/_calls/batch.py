@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 
 from .._rollback.option import Files
 from .._support.frozen_dataclass import dataclass, field
+from .._support.lazy import futures
 from .._support.light_typing import TYPE_CHECKING, Generic, TypeVar
 from .._system.process_identity import Pidfd, ProcessIdentity, Target, is_pid, number_of
 from .._system.process_tree import is_above
@@ -31,18 +32,9 @@ from . import verbs
 R = TypeVar("R")
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
-
     from .batch_threads import Job
-
-__all__ = [
-    "DumpJob",
-    "JobOutcome",
-    "RestoreJob",
-    "dump_many",
-    "restore_many",
-    "run_many",
-]
+else:
+    Job = Generic  # for hints: its module is slow to import
 
 Progress = Callable[[int, int], object]
 """Called on the caller's thread with the number of jobs that have ended, and of all."""
@@ -150,9 +142,8 @@ class RestoreJob:
 
     def __call__(self) -> RestoreResult:
         """Run it; raises as :func:`pycriu_native.restore`, and ``RestoreClaimedError``."""
-        verbs.restore_request(
-            self.opts, self.via, None, self.deadline, files=self.files
-        )  # nothing is touched yet
+        # Checked before the claim file is created.
+        verbs.restore_request(self.opts, self.via, None, self.deadline, files=self.files)
         from .._integrity.restore_claim import claimed  # slow to import
 
         with claimed(self.opts, self.token) if self.fence else contextlib.nullcontext():
@@ -179,7 +170,10 @@ class JobOutcome(Generic[R]):
 
 
 def run_many(
-    jobs: Iterable[Job[R]], *, executor: Executor | None = None, parallel: int | None = None
+    jobs: Iterable[Job[R]],
+    *,
+    executor: futures.Executor | None = None,
+    parallel: int | None = None,
 ) -> Generator[JobOutcome[R], None, None]:
     """Run jobs, and yield each as it ends.
 
@@ -202,7 +196,7 @@ def run_many(
 
 
 def _outcomes(
-    todo: Sequence[Job[R]], executor: Executor | None, parallel: int
+    todo: Sequence[Job[R]], executor: futures.Executor | None, parallel: int
 ) -> Generator[JobOutcome[R], None, None]:
     from .batch_threads import on_executor, on_threads  # slow to import
 
@@ -216,7 +210,7 @@ def _outcomes(
             yield _finished(index, todo[index], done)
 
 
-def _finished(index: int, job: Job[R], done: Future[R]) -> JobOutcome[R]:
+def _finished(index: int, job: Job[R], done: futures.Future[R]) -> JobOutcome[R]:
     try:
         return JobOutcome(index=index, job=job, result=done.result())
     except BaseException as error:  # CancelledError is one, and a job can raise one
@@ -225,7 +219,7 @@ def _finished(index: int, job: Job[R], done: Future[R]) -> JobOutcome[R]:
 
 def _all(
     jobs: Sequence[Job[R]],
-    executor: Executor | None,
+    executor: futures.Executor | None,
     parallel: int | None,
     progress: Progress | None,
 ) -> list[JobOutcome[R]]:
@@ -244,7 +238,7 @@ def dump_many(
     include_caller: bool = False,
     via: Via | None = None,
     deadline: float | None = None,
-    executor: Executor | None = None,
+    executor: futures.Executor | None = None,
     parallel: int | None = None,
     progress: Progress | None = None,
 ) -> list[JobOutcome[DumpResult]]:
@@ -274,7 +268,7 @@ def restore_many(
     *,
     via: Via | None = None,
     deadline: float | None = None,
-    executor: Executor | None = None,
+    executor: futures.Executor | None = None,
     parallel: int | None = None,
     progress: Progress | None = None,
 ) -> list[JobOutcome[RestoreResult]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._integrity import statistics
+from .._recovery.created_children import reap_made
 from .._recovery.half_restored import end_processes, half_restored
 from .._support.light_typing import TYPE_CHECKING
 from .._support.unpatched import poll
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 poll()  # ``select`` is loaded with this module: a hook may change the root later
 
-__all__ = ["end", "end_processes", "failure_of", "half_restored", "statistics_of"]
+__all__ = ["end", "end_processes", "failure_of", "half_restored", "reap_made", "statistics_of"]
 
 
 def end(connection: Connection, request: Request, *, succeeded: bool) -> None:
     """End the connection; CRIU ends by itself, or has become another program."""
     if succeeded and request.opts.exec_cmd is not None:
         connection.detach()
-    elif succeeded and request.verb is not Verb.RESTORE:
+    elif succeeded and (request.verb is not Verb.RESTORE or request.sibling):
         connection.close_async()
     else:
         if request.verb is Verb.PRE_DUMP:
@@ -40,7 +41,7 @@ def statistics_of(
     if directory is None:
         return None
     if verb is Verb.DUMP and request.opts.lazy_pages:
-        return None  # CRIU counts anew when it serves pages, and then writes wrong numbers
+        return None  # CRIU resets the counters when it serves pages, and writes wrong numbers
     if verb in (Verb.DUMP, Verb.PRE_DUMP):
         return statistics.read_dump(directory)
     return statistics.read_restore(directory) if verb is Verb.RESTORE else None

@@ -14,7 +14,7 @@ import functools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from .._native.ffi import ffi, memory, native
 from .._support.light_typing import TYPE_CHECKING, cast
@@ -23,7 +23,7 @@ from .._system.process_tree import process_tree
 from .._transport.connection import Connection
 from .._wire.messages import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ..enums import Notify, Verb
-from ..errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
+from ..errors import DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
 from .notification import Hook, Notification
@@ -140,25 +140,49 @@ class Exchange:
     def run(self, request: bytes) -> tuple[dict[str, WireValue], bytes]:
         """Send the request. Returns the final response, decoded and as bytes.
 
-        Raises ``WorkerDiedError`` and ``ProtocolError``. The exception of a hook and the reason of
-        a cancel are stored in ``stopped_by`` while CRIU undoes its work.
+        Raises ``WorkerDiedError`` and ``ProtocolError``. Any other exception, also that of a hook,
+        and the reason of a cancel are stored in ``stopped_by`` while CRIU undoes its work.
         """
         self._send(request)
-        if self._when_sent is not None:
-            self._recovery = self._when_sent()
+        with self._undone_if_raised():
+            if self._when_sent is not None:
+                self._recovery = self._when_sent()
         while True:
-            data, fds = self._next()
-            response = decode_response(data)
-            if response is None:
-                raise self._protocol_error(f"{len(data)} bytes that are not a message", fds)
-            if response["type"] == NOTIFY:
-                self._notify(response, fds)
+            try:
+                result = self._step()
+            except (WorkerDiedError, ProtocolError):
+                raise
+            except BaseException as error:
+                if self.stopped_by is not None:
+                    self.connection.kill()
+                    raise self._worker_died() from error
+                self._stop(error)
                 continue
-            defect = _defect(self.verb, response)
-            if defect:
-                raise self._protocol_error(defect, fds)
-            _close(fds)
-            return response, data
+            if result is not None:
+                return result
+
+    def _step(self) -> tuple[dict[str, WireValue], bytes] | None:
+        """Receive a message, and reply to a notification. Returns the final response."""
+        data, fds = self._next()
+        response = decode_response(data)
+        if response is None:
+            raise self._protocol_error(f"{len(data)} bytes that are not a message", fds)
+        if response["type"] == NOTIFY:
+            self._notify(response, fds)
+            return None
+        defect = _defect(self.verb, response)
+        if defect:
+            raise self._protocol_error(defect, fds)
+        _close(fds)
+        return response, data
+
+    @contextlib.contextmanager
+    def _undone_if_raised(self) -> Iterator[None]:
+        """Undo the call if anything is raised meanwhile; CRIU has begun, and may not be left."""
+        try:
+            yield
+        except BaseException as error:
+            self._stop(error)
 
     def _stop(self, reason: BaseException) -> None:
         """Start to undo the call: the next notification of CRIU is refused."""
@@ -166,9 +190,12 @@ class Exchange:
             self.stopped_by = reason
             self._deadline = time.monotonic() + GRACE
             self._receiver.n_acknowledged = 0
-            if self._break_off is not None and not (self._final or self._reply_pending):
-                self._break_off(self.tree)
-            self._continue_criu()
+            try:
+                if self._break_off is not None and not (self._final or self._reply_pending):
+                    self._break_off(self.tree)
+                self._continue_criu()
+            except Exception as error:  # the next notification is refused all the same
+                reason.add_note(f"CRIU was not interrupted: {error!r}")
             if self.verb not in UNDONE_BY_CRIU:
                 self.connection.kill()
         elif reason is not self.stopped_by:
@@ -267,14 +294,9 @@ class Exchange:
         name = cast(str, body.get("script", ""))
         action = _ACTIONS.get(name, name)
         pid = cast("int | None", body.get("pid"))
-        if self._recovery is not None:
-            self._recovery.look(action, self.connection.pid)
         self._reply_pending = True
-        if action is Notify.POST_DUMP:
-            self._images_written()
-        elif self.verb is Verb.RESTORE and pid is not None:
-            # At setup-namespaces only the root process exists.
-            self.tree = process_tree(pid) if action is Notify.POST_RESTORE else [pid]
+        with self._undone_if_raised():
+            self._look(action, pid)
         fd = fds.pop(0) if fds else None
         _close(fds)
         external = None
@@ -297,16 +319,23 @@ class Exchange:
         if accepted and self._recovery is not None:
             self._recovery.agreed(action)
 
+    def _look(self, action: Notify | str, pid: int | None) -> None:
+        """Read the state that is known at a notification."""
+        if self._recovery is not None:
+            self._recovery.look(action, self.connection.pid)
+        if action is Notify.POST_DUMP:
+            self._images_written()
+        elif self.verb is Verb.RESTORE and pid is not None:
+            # At setup-namespaces only the root process exists.
+            self.tree = process_tree(pid) if action is Notify.POST_RESTORE else [pid]
+
     def _images_written(self) -> None:
         """All images are written, and the dumped processes are still frozen."""
         if self.pid is not None:
             frozen = None if self._recovery is None else self._recovery.frozen
             self.tree = process_tree(self.pid) if frozen is None else list(frozen)
-        if self._when_written is not None:
-            try:
-                self._when_written(self.tree)
-            except (OSError, CriuError) as error:
-                self._stop(error)
+        if self._when_written is not None and self.stopped_by is None:
+            self._when_written(self.tree)
 
     def _call_hook(self, hook: Hook, notification: Notification) -> Iterable[str] | None:
         """Call the hook. Returns the names that it adds to ``external`` at ``query-ext-files``."""

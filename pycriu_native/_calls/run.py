@@ -1,6 +1,6 @@
 """The steps of one call, on its own thread: prepare, start the worker, converse, end.
 
-What only the steps after the worker's start need is in ``conversation.py``.
+The steps after the worker's start are in ``conversation.py`` and ``completion.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING
+from .._support.no_fork import no_fork
 from .._system.descriptors import where
 from .._system.process_identity import check_start
 from .._system.process_tree import wait_until_gone, wait_until_stopped
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 STDIN = 0
 
 UNTIL_STOPPED = 5.0
-"""Seconds that the processes of a restore with ``leave_stopped`` get to stop: CRIU sends the signal
-and does not wait."""
+"""Seconds to wait until the processes of a restore with ``leave_stopped`` are stopped: CRIU sends
+the signal and does not wait."""
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore may take to end after CRIU has killed them."""
@@ -71,7 +72,7 @@ class Run:
         self._deadline = None if request.deadline is None else self._started + request.deadline
 
     def run(self) -> Outcome:
-        """Take all steps. Raises what the call raises, when everything is undone."""
+        """Take all steps. Errors are raised when everything is undone."""
         request = self._request
         with ExitStack() as owned:
             directories = Directories(
@@ -85,12 +86,13 @@ class Run:
             log = directories.log
             mark = None if log is None else LogMark(log, log_name(request))
             if request.opts.shell_job or request.opts.exec_cmd is not None:
-                keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
+                keep.append(STDIN)  # restored processes, or a program of exec_cmd, read from it
 
             connection = self._connect(keep, request.spawn_options)
             ending = owned.enter_context(ExitStack())
             ending.callback(connection.wait)
-            from . import conversation  # loaded while CRIU starts
+            with no_fork:
+                from . import conversation  # loaded while CRIU starts
 
             safeguards.start()
 
@@ -100,7 +102,8 @@ class Run:
                 self._on_exchange(exchange)
                 self._check_identity()
                 result, answer, lost = conversation.converse(request, handle, exchange)
-            from . import completion, logs  # loaded while CRIU worked
+            with no_fork:
+                from . import completion, logs  # loaded while CRIU worked
 
             succeeded = result >= 0
             if succeeded:
@@ -137,16 +140,21 @@ class Run:
                 since = time.monotonic()
                 free = self._wait_until_gone(outcome.tree)
                 return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
-            self._end_processes(outcome, killed=lost is not None)
+            killed, errors = lost is not None, list[Exception]()
+            with _collected(errors):
+                self._end_processes(outcome, killed=killed)
             failure = completion.failure_of(request, outcome, mark, exchange, lost)
-            safeguards.failed(failure, killed=lost is not None)
+            with _collected(errors):
+                safeguards.failed(failure, killed=killed)
+            for error in errors:
+                failure.add_note(f"not everything was undone: {error!r}")
             self._log(outcome, failure)
             raise failure
 
     # ---- before ----
 
     def _check_wanted(self) -> None:
-        """Raise if the call is cancelled or late before CRIU takes part in it."""
+        """Raise if the call is cancelled or late before CRIU has the request."""
         request = self._request
         if self._cancelled() is not None:
             raise CriuError("interrupted", verb=str(request.verb), pid=request.pid)
@@ -162,7 +170,7 @@ class Run:
 
     @contextmanager
     def _its_turn(self) -> Iterator[None]:
-        """Hold the turn, if the call has one. Waiting for it is no time of the call."""
+        """Hold the turn, if the call has one. Waiting for it does not count as time of the call."""
         if self._turn is None:
             yield
             return
@@ -179,7 +187,8 @@ class Run:
     def _exchange(
         self, connection: Connection, directories: Directories, safeguards: Safeguards
     ) -> Exchange:
-        from .exchange import Exchange  # loaded while CRIU starts
+        with no_fork:
+            from .exchange import Exchange  # loaded while CRIU starts
 
         request = self._request
 
@@ -201,7 +210,8 @@ class Run:
 
     def _break_off(self, connection: Connection, directories: Directories, tree: list[int]) -> None:
         """Make CRIU's work fail before its next notification."""
-        from .interrupt import end_restored, fail_writes  # few calls are interrupted
+        with no_fork:
+            from .interrupt import end_restored, fail_writes  # few calls are interrupted
 
         request = self._request
         if connection.pid and request.verb is Verb.RESTORE:
@@ -217,7 +227,7 @@ class Run:
 
     def _end_processes(self, outcome: Outcome, *, killed: bool) -> None:
         """End and reap the processes of a failed call, so that their pids are free again."""
-        from .completion import end_processes, half_restored
+        from .completion import end_processes, half_restored, reap_made
 
         is_restore = self._request.verb is Verb.RESTORE
         if is_restore:
@@ -226,8 +236,6 @@ class Run:
                 outcome.tree.extend(half_restored(images, self._since))
             end_processes(outcome.tree, UNTIL_DEAD, kill=killed)
         if outcome.line.pid:
-            from .._recovery.created_children import reap_made  # a call that succeeds does without
-
             reap_made(
                 outcome.images if is_restore else "",
                 outcome.line.pid,
@@ -256,16 +264,26 @@ class Run:
         logs.tell(request.verb, request.pid, outcome.images, outcome.duration, what)
 
 
+@contextmanager
+def _collected(errors: list[Exception]) -> Iterator[None]:
+    """Keep an error of the undo of a failed call: it must not hide the failure."""
+    try:
+        yield
+    except Exception as error:
+        errors.append(error)
+
+
 def _requested(safeguards: Safeguards) -> Recovery | None:
-    """Load what is needed after CRIU's response: CRIU works meanwhile."""
+    """Import the modules for the time after CRIU's response, while CRIU works."""
     recovery = safeguards.requested() if safeguards.can_recover else None
-    from . import completion  # noqa: F401
+    with no_fork:
+        from . import completion  # noqa: F401
 
     return recovery
 
 
 def _check_outputs(request: Request, directories: Directories) -> None:
-    """Refuse what CRIU would open for writing and block on: a FIFO in the place of a file."""
+    """Refuse a FIFO instead of an output file: CRIU would block when it opens it."""
     if directories.log is None:
         return
     for name in (log_name(request), "stats-dump", "stats-restore"):

@@ -1,7 +1,6 @@
-"""What makes a failed call leave everything as it was: marks, files, links, connections.
+"""Undo of a failed call: marks, files, links, connections.
 
-CRIU undoes most of its own work. The parts here undo the rest, and everything where CRIU was
-killed.
+CRIU undoes most of its own work. This module undoes the rest, and all of it if CRIU was killed.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from contextlib import ExitStack
 from .._integrity import dump_marker
 from .._integrity.dump_marker import DumpMarker
 from .._support.light_typing import TYPE_CHECKING
+from .._support.no_fork import no_fork
+from .._system.descriptors import where
 from ..enums import Verb
 from ..errors import CriuError
 from .prepare import Directories
@@ -63,7 +64,8 @@ class Safeguards:
         if self._images is None or request.opts.stream:
             return
         if request.verb is Verb.RESTORE:
-            from .._integrity.set_check import check  # only restores need it
+            with no_fork:
+                from .._integrity.set_check import check  # only restores need it
 
             check(self._images, request.opts)
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and not request.inside:
@@ -76,24 +78,32 @@ class Safeguards:
             self._owned.callback(self._marker.close)
 
     def start(self) -> None:
-        """Read, and put back from the images, what the call will change. The worker waits."""
+        """Read the state that the call will change, and put saved files back. The worker waits."""
         request = self._request
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and request.pid is not None:
-            from .._recovery.state_before import StateBefore  # only dumps need it
+            with no_fork:
+                from .._recovery.state_before import StateBefore  # only dumps need it
 
             self._before = StateBefore(request.pid, request.opts.freeze_cgroup)
         if request.verb is not Verb.RESTORE or self._images is None:
             return
         if request.rollback is not None:
-            from .._rollback.put_back import RollBack  # few restores need it
+            with no_fork:
+                from .._rollback.put_back import RollBack  # few restores need it
 
             self._files = RollBack(self._images)
             self._owned.callback(self._files.close)
             self._files.put_back(self._check)
+        if not request.opts.stream and (images := request.with_pids_here(where(self._images))):
+            with no_fork:
+                from .._recovery.half_restored import pids_in  # only restores need it
+                from .._system.pid_numbers import wait_until_freed
+            wait_until_freed(pids_in(images))
         # The names in a stream are not known before.
         if self._work is not None and not request.opts.stream:
             with contextlib.suppress(ImportError, OSError):  # as above
-                from .._recovery.failed_restore import RestoreUndo  # only restores need it
+                with no_fork:
+                    from .._recovery.failed_restore import RestoreUndo  # only restores need it
 
                 self._restore = RestoreUndo(self._images, self._work, request.opts)
                 self._owned.callback(self._restore.close)
@@ -104,16 +114,17 @@ class Safeguards:
         return self._before is not None
 
     def requested(self) -> Recovery | None:
-        """Load what a dump needs from now on: CRIU begins meanwhile, and does not wait for it.
+        """Import the modules that a dump needs from now on, while CRIU begins.
 
-        Returns what recovers the dump.
+        Returns the recovery of the dump.
         """
         pid = self._request.pid
         assert self._before is not None
         assert pid is not None
         try:
-            from .._integrity import due_timers, dump_record, vdso  # noqa: F401
-            from .._recovery.recovery import Recovery
+            with no_fork:
+                from .._integrity import due_timers, dump_record, vdso  # noqa: F401
+                from .._recovery.recovery import Recovery
         except (ImportError, OSError):
             return None  # the caller has changed its root or its user since: see preload()
         self._recovery = Recovery(pid, self._request.opts, self._before)
@@ -132,13 +143,15 @@ class Safeguards:
             rearm(images)
             leave_out_lone_vvar(images)
             if request.rollback is not None:
-                from .._rollback.saved_files import save  # few dumps need it
+                with no_fork:
+                    from .._rollback.saved_files import save  # few dumps need it
 
                 rollback = request.rollback
                 save(images, tree, rollback.patterns, self._check, complete=rollback.complete)
             if request.opts.link_remap and request.opts.leave_running:
                 # CRIU removes its links from a process that runs on; its images need them.
-                from .._recovery.link_remaps import keep_links  # few dumps need it
+                with no_fork:
+                    from .._recovery.link_remaps import keep_links  # few dumps need it
 
                 self._links = keep_links(images, f"/proc/{request.pid}/root")
             if self._marker is not None:
@@ -157,7 +170,7 @@ class Safeguards:
                 part.succeeded()
 
     def failed(self, failure: BaseException, *, killed: bool) -> None:
-        """Undo what CRIU did not, and add to the error what remains. ``killed``: CRIU was."""
+        """Undo what CRIU did not, and add the remains to the error. ``killed``: CRIU was."""
         request = self._request
         for link in self._links:
             link.forget()
@@ -179,7 +192,7 @@ class Safeguards:
 
 
 def _add_recovery(failure: BaseException, result: RecoveryResult) -> None:
-    """Add to an error what a CRIU that was killed has cost the process."""
+    """Add the result of a recovery to an error."""
     if isinstance(failure, CriuError):
         failure.lost_connections = result.lost_connections
         failure.left_behind = result.left_behind

@@ -28,44 +28,31 @@ import contextlib
 import os
 
 from .._native.ffi import LIBCRIU_VERSION
+from .._rollback.option import Files, rollback_of
 from .._support.frozen_dataclass import replace
-from .._support.light_typing import TYPE_CHECKING, Any, TypeVar
+from .._support.light_typing import Any, TypeVar
 from .._system.process_identity import Target, located
+from .._transport.base import Via
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import On
+from ..results import (
+    CheckResult,
+    CpuinfoResult,
+    DumpResult,
+    DumpStatistics,
+    Features,
+    RestoreResult,
+    RestoreStatistics,
+    Version,
+)
 from . import requirements
 from .call import Call
+from .notification import Hook
+from .progress_state import OnProgress
 from .request import REAP_TIMEOUT, Outcome, Request
-
-if TYPE_CHECKING:
-    from .._rollback.option import Files, Rollback
-    from .._transport.base import Via
-    from ..results import (
-        CheckResult,
-        CpuinfoResult,
-        DumpResult,
-        Features,
-        RestoreResult,
-        Version,
-    )
-    from .notification import Hook
-    from .progress_state import OnProgress
-
-__all__ = [
-    "check",
-    "cpuinfo_check",
-    "cpuinfo_dump",
-    "dump",
-    "feature_check",
-    "libcriu_version",
-    "pre_dump",
-    "restore",
-    "restore_child",
-    "version",
-]
 
 _CPUINFO_ON = ("x86_64", "s390x", "ppc64le")
 """Architectures, as uname(2) names them."""
@@ -161,8 +148,6 @@ def dump_request(
 
 def dump_result(request: Request, outcome: Outcome) -> DumpResult:
     """The result of :func:`dump`."""
-    from ..results import DumpResult, DumpStatistics  # loaded while CRIU worked
-
     pid = request.pid
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, DumpStatistics)
@@ -240,8 +225,8 @@ def restore(
     any verb raises. Needs CRIU 3.17.
 
     ``files="rollback"`` puts the files back that a dump with this argument has saved, before
-    CRIU starts; if the restore fails, they are given back as they were. ``ImagesError`` where one
-    cannot be put back, or none were saved; nothing is changed then.
+    CRIU starts; if the restore fails, the changes are undone. ``ImagesError`` if one cannot be put
+    back, or none were saved; nothing is changed then.
     """
     request = restore_request(opts, via, on_notify, deadline, files=files)
     call = Call(request)
@@ -286,8 +271,6 @@ def restore_request(
 
 def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
     """The result of :func:`restore`."""
-    from ..results import RestoreResult, RestoreStatistics  # as above
-
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, RestoreStatistics)
     result = RestoreResult(
@@ -312,7 +295,6 @@ def check(
     import tempfile  # slow to import; the other verbs do not need it
 
     from .._failures.log_excerpt import is_benign
-    from ..results import CheckResult
 
     chosen = CriuOpts() if opts is None else opts
     with tempfile.TemporaryDirectory(prefix="pycriu-native-check-") as scratch:
@@ -363,8 +345,6 @@ def _require_cpuinfo() -> None:
 
 
 def _cpuinfo(request: Request) -> CpuinfoResult:
-    from ..results import CpuinfoResult
-
     outcome = Call(request).wait()
     result = CpuinfoResult(images=outcome.images, duration=outcome.duration, log=outcome.log)
     return _finish(request, outcome, result)
@@ -377,8 +357,6 @@ def version(*, via: Via | None = None, deadline: float | None = None) -> Version
 
 def libcriu_version() -> Version:
     """The release of the libcriu that is loaded, which need not be the program's."""
-    from ..results import Version
-
     return Version.parse(LIBCRIU_VERSION)
 
 
@@ -422,16 +400,10 @@ def _checked(
         start_time=start,
         include_caller=include_caller,
         reap_timeout=reap_timeout,
-        rollback=None if files is None else _rollback(files, verb),
+        rollback=None if files is None else rollback_of(files, str(verb)),
     )
     requirements.check(request)
     return request
-
-
-def _rollback(files: Files, verb: Verb) -> Rollback | None:
-    from .._rollback.option import rollback_of  # few calls need it
-
-    return rollback_of(files, str(verb))
 
 
 def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
@@ -442,7 +414,7 @@ def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
 
 
 def too_late(interruption: BaseException, verb: str, result: object) -> BaseException:
-    """An interruption after the end of the work: it gets the attribute ``result``."""
+    """Add the attribute ``result`` to an interruption after the end of the work."""
     interruption.add_note(f"the {verb} was complete by then: {result}")
     interruption.result = result  # type: ignore[attr-defined]
     return interruption

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from .. import errors
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING, Any
+from .._support.no_fork import no_fork
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis
 
@@ -75,7 +76,7 @@ class Failure:
     phase: str
     """``dump``, ``restore``, ``any``, or another name, which counts as ``dump``."""
     pattern: re.Pattern[str]
-    """What CRIU prints."""
+    """CRIU's message."""
     cause: str = ""
     cure: str = ""
     options: Sequence[str] = ()
@@ -83,17 +84,18 @@ class Failure:
     error: type[CriuError] | None = None
     """The class of the exception, if there is a more precise one than ``CriuError``."""
     consequence: bool = False
-    """CRIU prints this also after a line with a more precise cause."""
+    """Whether CRIU prints this also after a line with a more precise cause."""
     quiet: bool = False
     """The cause of an error that CRIU logs as a warning or as information. A group ``pid`` in the
     pattern is the process that the line is about."""
     benign: bool = False
-    """Runs that succeed print this too."""
+    """Whether successful calls print this too."""
 
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> Failure:
         """Convert an entry of the file."""
-        import re  # slow to import; a call that succeeds does not need it
+        with no_fork:
+            import re  # slow to import; a call that succeeds does not need it
 
         error = entry.get("error")
         return cls(
@@ -108,7 +110,8 @@ class Failure:
 @functools.cache
 def failures() -> tuple[Failure, ...]:
     """The entries of the file; none if it can no longer be read."""
-    import json  # slow to import; a call that succeeds does not need it
+    with no_fork:
+        import json  # slow to import; a call that succeeds does not need it
 
     # A plain path needs no further imports: the caller may have changed its root or its user.
     path = os.path.join(os.path.dirname(__file__), "known_failures.json")

@@ -1,67 +1,58 @@
-"""Why CRIU cannot bind an IPv4 or IPv6 socket of the images, from the sockets of this host."""
+"""Explains why CRIU cannot bind an IPv4 or IPv6 socket, from the sockets of this host."""
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
 
-from .._integrity.image_files import BoundSocket, DamagedError, ImageFiles
+from .._integrity.image_files import DamagedError, ImageFiles
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
-from .._system.inet_sockets import (
-    cure_of_ended,
-    is_ours,
-    is_taken,
-    owner_of,
-    port_users,
-    seconds_until_forgotten,
-)
+from .._system.port_conflicts import Binding, conflict_of, cure_of_ended
 from .._system.process import name_of
 from ..errors import Diagnosis
 
-_PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
+_PROTOCOLS = {6: "TCP", 17: "UDP", 136: "UDP-Lite"}
 
 
-def look_closer(found: Diagnosis, images: str, number: int, why: str) -> Diagnosis:
-    """A diagnosis of "Can't bind inet socket", with the port or the address that it is about.
+def look_closer(diagnosis: Diagnosis, images: str, number: int, why: str) -> Diagnosis:
+    """A diagnosis of "Can't bind inet socket", with the port or the address.
 
     ``number`` is the socket's id in the images, and ``why`` the system's message.
     """
     bound = _bound(images, number)
     if bound is None:
-        return found
-    address = socket.inet_ntop(bound.family, bound.address)
-    family = "INET6" if bound.family == socket.AF_INET6 else "INET"
-    if why == os.strerror(errno.EADDRNOTAVAIL) and not is_ours(family, address):
+        return diagnosis
+    if why == os.strerror(errno.EADDRNOTAVAIL) and not bound.is_here():
         return replace(
-            found,
-            cause=f"no network device here has the address {address} of a socket in the images",
-            cure=f"ip address add {address} dev DEVICE",
+            diagnosis,
+            cause=f"no network device here has the address {bound.address} of a socket in the "
+            "images",
+            cure=f"ip address add {bound.address} dev DEVICE",
         )
-    protocol = _PROTOCOLS.get(bound.protocol)
-    if why != os.strerror(errno.EADDRINUSE) or protocol is None:
-        return found
-    users = port_users(protocol, address, bound.port)
-    what = f"{protocol.upper()} port {bound.port} of a socket in the images"
-    seconds = seconds_until_forgotten(users)
-    if seconds is not None:
+    if why != os.strerror(errno.EADDRINUSE) or bound.protocol not in _PROTOCOLS:
+        return diagnosis
+    what = f"{_PROTOCOLS[bound.protocol]} port {bound.port} of a socket in the images"
+    conflict = conflict_of(bound)
+    if conflict is None:
+        return replace(diagnosis, cause=f"{what} was taken", cure="it is free by now: try again")
+    if conflict.seconds is not None:
         return replace(
-            found,
-            cause=f"connections that have ended hold {what} (TIME_WAIT), for {seconds} s",
-            cure=cure_of_ended(seconds, bound.port),
+            diagnosis,
+            cause=f"connections that have ended hold {what} (TIME_WAIT), for {conflict.seconds} s",
+            cure=cure_of_ended(conflict.seconds, bound.port),
             options=(),
         )
-    pid = owner_of(users)
-    if pid is not None:
-        cure = f"end pid {pid}, or restore in another network namespace"
-        return replace(found, cause=f"pid {pid} ({name_of(pid)}) has {what}", cure=cure)
-    if protocol == "tcp" and not is_taken(family, address, bound.port):
-        return replace(found, cause=f"{what} was taken", cure="it is free by now: try again")
-    return found
+    if conflict.pid is None:
+        return diagnosis
+    return replace(
+        diagnosis,
+        cause=f"pid {conflict.pid} ({name_of(conflict.pid)}) has {what}",
+        cure=f"end pid {conflict.pid}, or restore in another network namespace",
+    )
 
 
-def _bound(images: str, number: int) -> BoundSocket | None:
+def _bound(images: str, number: int) -> Binding | None:
     try:
         directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""The files of an image set: their names, and the fields of their messages that a check needs.
+"""The files of an image set: their names, and the fields of messages for the check of a set.
 
 Each image is read once, in C (``native/image_scan.c``), which also checks that it has the magic of
 its kind and is complete.
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from .._native.ffi import ffi, memory, native
 from .._support.frozen_dataclass import dataclass
+from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._support.unpatched import close
 from .._system.regular_file import open_regular
@@ -22,6 +23,7 @@ from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
 from .page_size import HOST_PAGE, page_size
 
 if TYPE_CHECKING:
+    from .._system.port_conflicts import Binding
     from .pagemap import Runs
 
 WINDOW = 2**20
@@ -57,7 +59,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
         *("1", "2", "3.2", "3.8", "4.2", "4.5", "4.8", "17.2", "17.3", "18.2", "18.3"),
         *("19.2", "19.6", "20.5"),
     ),
-    "FILES sockets": ("4.11*", "4.1", "4.3", "4.5", "4.7", "4.11"),
+    "FILES sockets": ("4.11*", "4.1", "4.3", "4.5", "4.7", "4.11", "4.15"),
     "CORE": (
         "3.1",
         "3.9",
@@ -126,13 +128,13 @@ def _format(kind: str, columns: str) -> _Format:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that a set lacks."""
+    """A missing or damaged part of a set."""
 
     cause: str
     cure: str = "give the images_directory of a complete dump"
     options: tuple[str, ...] = ("images_directory",)
     served: bool = False
-    """A page server can have what is missing, as that of a lazy dump does."""
+    """The missing part may be in the directory of a page server, or served by a lazy dump."""
 
 
 class DamagedError(Exception):
@@ -150,7 +152,7 @@ def short(name: str) -> DamagedError:
 
 @dataclass(frozen=True, slots=True)
 class PageMap:
-    """What a page map has in sum."""
+    """The sums of a page map."""
 
     pages: str
     """Name of the file that holds its pages."""
@@ -160,16 +162,6 @@ class PageMap:
     """Bytes of memory that a parent has."""
     lazy: int
     """Bytes of memory that a lazy dump did not write."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoundSocket:
-    """What a socket of the images is bound to."""
-
-    family: int
-    protocol: int
-    address: bytes
-    port: int
 
 
 class ImageFiles:
@@ -206,17 +198,23 @@ class ImageFiles:
                 return page_size([row[1] for row in self._scan(name, ffi.NULL, "MM auxv")])
         return HOST_PAGE
 
-    def inet_socket(self, id: int) -> BoundSocket | None:
+    def inet_socket(self, id: int) -> Binding | None:
         """What the socket of IPv4 or IPv6 with this id is bound to; None without one."""
+        from .._system.port_conflicts import Binding  # few restores fail
+
         if "files.img" not in self.names:
             return None
         rows = self._scan("files.img", ffi.NULL, "FILES sockets")
         words = [row[1:] for row in rows if row[1] == id and row[2]]
         if not words:
             return None
-        _, family, protocol, port, _ = words[0]
+        _, family, protocol, port, _, only_ipv6 = words[0]
         address = b"".join(word[4].to_bytes(4, sys.byteorder) for word in words)
-        return BoundSocket(family, protocol, address, port)
+        if (family, len(address)) not in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
+            return None
+        return Binding(
+            family, protocol, socket.inet_ntop(family, address), port, only_ipv6=bool(only_ipv6)
+        )
 
     def first(self, name: str) -> Row | None:
         """The columns of an image's first message; None without one."""

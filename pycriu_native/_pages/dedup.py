@@ -9,7 +9,8 @@ import time
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._integrity.dump_marker import DEEPEST
+from .._checks.linked_pages import linked
+from .._checks.option_rules import parents
 from .._system.descriptors import where
 from .._system.regular_file import LogMark
 from .._transport.worker import Worker
@@ -18,10 +19,8 @@ from ..errors import DeadlineError, ImagesError
 from ..options.criu_opts import CriuOpts
 from ..results import DedupResult
 
-__all__ = ["dedup"]
-
 UNTIL_STOPPED = 5.0
-"""Seconds that a killed process gets to end."""
+"""Seconds to wait for the end of a killed process."""
 
 
 def dedup(
@@ -50,7 +49,11 @@ def dedup(
         place = where(images)
         if not os.path.isdir(f"{place}/parent"):
             raise ImagesError(f"{place} has no parent images that could give pages back", errno=2)
-        _refuse_shared(place)
+        for path in linked(parents(opts)):
+            raise ImagesError(
+                f"{path} is a hard link: another set or snapshot has the same file, and would lose "
+                "the pages"
+            )
         mark = LogMark(work, log_name(request))
         process = start(request, directories)
         ended = False
@@ -66,19 +69,3 @@ def dedup(
             raise failure(request, process, mark, f"with status {process.status}")
         log = os.path.join(where(work), log_name(request))
     return DedupResult(images=place, duration=time.monotonic() - began, log=log)
-
-
-def _refuse_shared(place: str) -> None:
-    """Raise ``ImagesError`` if pages of the parents have other names, as those of snapshots."""
-    directory = place
-    for _ in range(DEEPEST):
-        directory += "/parent"
-        if not os.path.isdir(directory):
-            break
-        for name in os.listdir(directory):
-            path = f"{directory}/{name}"
-            if name.startswith("pages-") and os.stat(path).st_nlink > 1:
-                raise ImagesError(
-                    f"{path} is a hard link: another set or snapshot has the same file, and "
-                    "would lose the pages"
-                )

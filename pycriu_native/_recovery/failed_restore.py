@@ -136,8 +136,6 @@ class RestoreUndo:
 
         ``killed``: CRIU was killed, so that it has undone nothing.
         """
-        from .dump_lock import lock_of_dump  # needed after a failure only
-
         remaining = [
             f"{path}, which the restore must create"
             for path in self._in_the_way
@@ -159,6 +157,8 @@ class RestoreUndo:
             self._since, (*places, f"/proc/self/fd/{self._work}"), killed=killed
         )
         if self._opts.tcp_established:
+            from .dump_lock import lock_of_dump  # needed after a failure only
+
             remaining += lock_of_dump(self._images)
         return tuple(dict.fromkeys(remaining))
 
@@ -174,12 +174,12 @@ class RestoreUndo:
         except OSError as error:
             yield f"{made.name.path} ({error.strerror})"
 
-    def _is_ours(self, made: _Made, found: os.stat_result) -> bool:
+    def _is_ours(self, made: _Made, status: os.stat_result) -> bool:
         if made.ghost is not None:
-            return made.ghost.is_like(found)
+            return made.ghost.is_like(status)
         if made.link is not None:
             files = [each.file for each in self._links if each.path == made.link.link]
-            return any(file is not None and os.path.samestat(file, found) for file in files)
+            return any(file is not None and os.path.samestat(file, status) for file in files)
         return True
 
 

@@ -1,7 +1,7 @@
-"""What is loaded when it is first used: a module that only calls need, names of a package.
+"""Modules and names of a package that are imported on first use.
 
-``socket`` makes enumerations of its constants and brings ``selectors`` along: a seventh of what
-``import pycriu_native`` took. A program that only makes options does without. ``signal`` makes
+``socket`` creates enumerations of its constants and imports ``selectors``: a seventh of the time of
+``import pycriu_native``. Programs that only create options do not need it. ``signal`` creates
 enumerations too.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .light_typing import TYPE_CHECKING, Any
+from .no_fork import no_fork
 from .unpatched import original
 
 if TYPE_CHECKING:
     import signal as signal
     import socket as socket
+    from concurrent import futures as futures
 else:
 
     class _Later:
@@ -26,16 +28,17 @@ else:
             setattr(self, attribute, value)
             return value
 
-    signal, socket = _Later("signal"), _Later("socket")
+    signal, socket, futures = map(_Later, ("signal", "socket", "concurrent.futures"))
 
 
 def fetch(names: dict[str, Any], modules: Mapping[str, str], name: str) -> Any:
-    """For a package's ``__getattr__``: a name out of the module that has it, kept in ``names``,
-    the package's own.
+    """For a package's ``__getattr__``: import a name from its module, and store it in ``names``,
+    the globals of the package.
     """
     package = names["__name__"]
     if name not in modules:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    value = getattr(__import__(f"{package}.{modules[name]}", fromlist=[name]), name)
+    with no_fork:
+        value = getattr(__import__(f"{package}.{modules[name]}", fromlist=[name]), name)
     names[name] = value
     return value

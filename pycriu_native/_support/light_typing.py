@@ -1,7 +1,8 @@
-"""What the modules that every import loads need of ``typing``: its own import takes too long.
+"""The names of ``typing`` that the core modules use: importing ``typing`` takes too long.
 
-Type checkers see the names themselves; at run time annotations are text, and only what is
-called or inherited from has to be there.
+Type checkers see the names of ``typing``; at run time annotations are text, and only names that are
+called or inherited from must exist. ``typing.get_type_hints`` evaluates the text: ``Any`` is
+``object`` for it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ if TYPE_CHECKING:
 else:
     from types import GenericAlias
 
-    Any = ClassVar = Self = None
-    Protocol = object
+    Any = Self = Protocol = object
+
+    class ClassVar:
+        """``typing.ClassVar``, once a hint is evaluated."""
+
+        def __class_getitem__(cls, item: object) -> object:
+            import typing
+
+            return typing.ClassVar[item]
 
     class Generic:
         """A base class with parameters that only type checkers use."""
@@ -29,9 +37,16 @@ else:
             return cls if cls is Generic else GenericAlias(cls, item)
 
     def cast(kind: object, value: object) -> object:
-        """The value: only a type checker learns something."""
+        """The value; the type is for type checkers."""
         return value
 
-    def TypeVar(name: str) -> str:
+    class TypeVar:
         """A name for annotations."""
-        return name
+
+        def __init__(self, name: str) -> None:
+            self.__name__ = name
+
+        def __or__(self, other: object) -> object:
+            import typing
+
+            return typing.TypeVar(self.__name__) | other  # type: ignore[operator]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,23 +11,16 @@ from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import read_lines
 from .._support.lazy import socket
 from .._support.unpatched import sleep
-from .descriptors import links_of
+from .descriptors import sockets_of
 from .process import all_pids
-
-ANY = ("0.0.0.0", "::")
-"""The addresses of a socket that accepts on every address."""
 
 ESTABLISHED, SYN_RECV, LISTEN = 1, 3, 10
 """States of a TCP socket (``net/tcp_states.h`` of Linux)."""
-
-TIME_WAIT = 60
-"""Seconds that a connection is in TIME_WAIT, at most (``TCP_TIMEWAIT_LEN`` of Linux)."""
 
 TICKS = 100
 """Units of a second in ``/proc`` (USER_HZ)."""
 
 _TIME_WAIT_TIMER = "03"
-_IP_FREEBIND = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +32,7 @@ class InetSocket:
     remote_words: str
     state: int
     unsent: int
-    """Bytes that the other end has not confirmed."""
+    """Bytes that the other end has not acknowledged."""
     unread: int
     """Bytes in the receive queue; of a listening socket, connections not yet accepted."""
     uid: int
@@ -99,85 +90,19 @@ def address_of(words: str) -> tuple[str, int]:
 
 
 def unmapped(host: str) -> str:
-    """An address; an IPv4 address that is mapped into IPv6 in its own notation."""
+    """An address; an IPv4 address that is mapped into IPv6 in the notation of IPv4."""
     return host.removeprefix("::ffff:") if "." in host else host
 
 
-def is_ours(family: str, address: str) -> bool:
-    """Whether a socket can have this address here; no port is bound."""
-    try:
-        with socket.socket(_domain(family), socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError as error:
-        return error.errno != errno.EADDRNOTAVAIL
-    return True
-
-
-def is_taken(family: str, address: str, port: int, *, only_ipv6: bool = False) -> bool:
-    """Whether a TCP socket cannot have this port here, because of others.
-
-    It is bound as CRIU does it (``inet_bind`` of ``criu/sk-inet.c``), and closed at once.
-    """
-    try:
-        with socket.socket(_domain(family), socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == "INET6":
-                probe.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
-            if only_ipv6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind((address, port))
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return False
-
-
-def _domain(family: str) -> int:
-    return socket.AF_INET6 if family == "INET6" else socket.AF_INET
-
-
-def port_users(
-    protocol: str, address: str, port: int, *, only_ipv6: bool = False
-) -> list[InetSocket]:
-    """The sockets here that can be in the way of one at an address and port of TCP or UDP."""
-    tables = (protocol.lower(), protocol.lower() + "6")[only_ipv6:]
-    return [
-        each
-        for each in inet_sockets("self", *tables)
-        if each.local[1] == port and _overlap(each.local[0], address)
-    ]
-
-
-def cure_of_ended(seconds: int, port: int) -> str:
-    """What frees a port that only connections hold that have ended."""
-    return (
-        f"try again in {seconds} s, when the kernel has freed the port by itself; or free it at "
-        f"once: ss -K -t state time-wait sport = {port}"
-    )
-
-
-def _overlap(one: str, other: str) -> bool:
-    pair = {unmapped(one), unmapped(other)}
-    if len(pair) == 1 or "::" in pair:
-        return True
-    return "0.0.0.0" in pair and not any(":" in each for each in pair)
-
-
-def seconds_until_forgotten(sockets: Iterable[InetSocket]) -> int | None:
-    """Seconds that ended connections still hold a port; None if a process holds it as well."""
-    result = 0.0
-    for each in sockets:
-        if each.inode or each.state == SYN_RECV:
-            return None
-        result = max(result, TIME_WAIT if each.ends_in is None else each.ends_in)
-    return math.ceil(result) or None
-
-
-def owner_of(sockets: Iterable[InetSocket]) -> int | None:
-    """A process that has one of these sockets open; None if none is found."""
-    links = {f"socket:[{each.inode}]" for each in sockets if each.inode}
-    pids = all_pids() if links else ()
-    return next((pid for pid in pids if any(link in links for _, link in links_of(pid))), None)
+def owners_of(sockets: Iterable[InetSocket]) -> dict[int, tuple[int, int]]:
+    """A process that has each of these sockets open, and its descriptor, by the socket's inode."""
+    sought = {each.inode for each in sockets if each.inode}
+    result: dict[int, tuple[int, int]] = {}
+    for pid in all_pids() if sought else ():
+        result |= {i: (pid, fd) for i, fd in sockets_of(pid).items() if i in sought - result.keys()}
+        if len(result) == len(sought):
+            break
+    return result
 
 
 def listener_on(port: int, seconds: float) -> int | None:
@@ -188,7 +113,8 @@ def listener_on(port: int, seconds: float) -> int | None:
     until = time.monotonic() + seconds
     while True:
         listening = (each for each in tcp_sockets() if each.state == LISTEN)
-        pid = owner_of(each for each in listening if each.local[1] == port)
+        owners = owners_of(each for each in listening if each.local[1] == port)
+        pid = next((pid for pid, _ in owners.values()), None)
         if pid is not None or time.monotonic() > until:
             return pid
         sleep(0.005)

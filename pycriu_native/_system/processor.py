@@ -1,25 +1,24 @@
-"""What this processor, and Linux for its architecture, can do."""
+"""Features of this processor, and of Linux for its architecture."""
 
 from __future__ import annotations
 
 import os
 
-from .._support.kernel_text import read_lines
-
 
 def cpu_flags() -> frozenset[str]:
     """The names of ``/proc/cpuinfo``, such as ``avx`` or ``paca``; none if they cannot be read."""
     try:
-        for line in read_lines("/proc/cpuinfo"):
-            if line.startswith(("flags", "Features")):  # x86, Arm
-                return frozenset(line.partition(":")[2].split())
+        with open("/proc/cpuinfo", errors="replace") as file:  # read to the first processor's only
+            for line in file:
+                if line.startswith(("flags", "Features")):  # x86, Arm
+                    return frozenset(line.partition(":")[2].split())
     except OSError:
         pass
     return frozenset()
 
 
 def authenticates_pointers() -> bool:
-    """Whether the processor is an Arm with pointer authentication, which the kernel uses."""
+    """Whether this is an Arm processor with pointer authentication that the kernel uses."""
     return bool({"paca", "pacg"} & cpu_flags())
 
 

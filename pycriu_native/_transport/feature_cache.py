@@ -1,11 +1,11 @@
 """CRIU's feature cache: whether each call has to probe the kernel's features again.
 
 CRIU probes the kernel at the start of its work, which takes some twenty milliseconds, and stores
-the result in ``/run/criu.kdat``, but only on a tmpfs, which is lost when the kernel stops. It also
-reads that file through a link: if ``/run`` is not a tmpfs, as in many containers,
+the result in ``/run/criu.kdat``, but only on a tmpfs, which does not outlive the running kernel. It
+reads that file through a link too: if ``/run`` is not a tmpfs, as in many containers,
 ``keep_feature_cache`` makes it a link to a cache on a tmpfs. The workers of a pool need neither:
-they share a cache in memory (``native/feature_cache.c``). Facts: CRIU's ``criu/kerndat.c``, and
-tests with 4.2.1.
+they share a cache in memory (``native/feature_cache.c``). Facts: CRIU's ``criu/kerndat.c`` (4.2)
+and what 4.2.1 does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from .._system.mountinfo import filesystem_of
 from ..errors import CriuError, PermissionDeniedError, ProgramError
 from .spawn import FIXED_ENVIRONMENT
 from .worker import Worker
-
-__all__ = ["CacheState", "FeatureCache", "feature_cache", "keep_feature_cache"]
 
 RUN = "/run"
 NAME = "criu.kdat"

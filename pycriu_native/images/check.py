@@ -9,8 +9,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import os
 import platform
+import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,22 +32,16 @@ from .._system.capabilities import (
 )
 from .._system.elf import build_id
 from .._system.host import lines, number, type_of
-from .._system.inet_sockets import (
-    abstract_names,
-    cure_of_ended,
-    is_ours,
-    is_taken,
-    owner_of,
-    port_users,
-    seconds_until_forgotten,
-)
+from .._system.inet_sockets import abstract_names
 from .._system.mountinfo import hierarchy
+from .._system.port_conflicts import Binding, Conflict, conflict_of, cure_of_ended
 from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
 from .._system.processor import authenticates_pointers, cpu_flags
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
 from .build import inspect
+from .kernel_names import PROTOCOLS
 from .model import (
     ImageSet,
     InetSocket,
@@ -60,8 +56,6 @@ if TYPE_CHECKING:
     from .._transport.base import Via
     from ..options.criu_opts import CriuOpts
     from ..results import Version
-
-__all__ = ["check_images"]
 
 _MACHINES = {
     "X86_64": ("x86_64", "amd64"),
@@ -516,44 +510,31 @@ class _Check:
         for each in self.images.files:
             if not isinstance(each, InetSocket):
                 continue
-            address, _, port = each.local.rpartition(":")
-            address = address.strip("[]")
+            binding = _binding(each)
+            if not binding.port:
+                continue
             dropped = each.connected and bool(self.opts.tcp_close)
             # CRIU binds these even if the address is not configured (``inet_bind``).
             dropped |= each.family == "INET6" and each.kind != "RAW" and not each.connected
-            if port != "0" and not dropped and not is_ours(each.family, address):
+            if not dropped and not binding.is_here():
                 yield _error(
                     each.label,
-                    f"no network device here has the address {address}",
-                    f"ip address add {address} dev DEVICE",
+                    f"no network device here has the address {binding.address}",
+                    f"ip address add {binding.address} dev DEVICE",
                 )
-            elif port != "0" and not each.connected:
-                yield from self._port(each, address, int(port))
+            elif not each.connected and (conflict := conflict_of(binding)):
+                yield self._port(each, binding.port, conflict)
 
-    def _port(self, sock: InetSocket, address: str, port: int) -> Iterator[Finding]:
-        if sock.protocol == "TCP" and is_taken(
-            sock.family, address, port, only_ipv6=sock.only_ipv6
-        ):
-            users = port_users("tcp", address, port, only_ipv6=sock.only_ipv6)
-            seconds = seconds_until_forgotten(users)
-            if seconds is not None:
-                yield _error(
-                    sock.label,
-                    f"connections that have ended hold the port (TIME_WAIT), for {seconds} s",
-                    cure_of_ended(seconds, port),
-                )
-                return
-        elif sock.protocol == "UDP":
-            users = port_users("udp", address, port, only_ipv6=sock.only_ipv6)
-            if not users:
-                return
-        else:
-            return
-        yield self._port_of_others(sock, owner_of(users))
-
-    def _port_of_others(self, sock: InetSocket, pid: int | None) -> Finding:
+    def _port(self, sock: InetSocket, port: int, conflict: Conflict) -> Finding:
+        if conflict.seconds is not None:
+            return _error(
+                sock.label,
+                f"connections that have ended hold the port (TIME_WAIT), for {conflict.seconds} s",
+                cure_of_ended(conflict.seconds, port),
+            )
+        pid = conflict.pid
         what = "another process" if pid is None else f"pid {pid}, {name_of(pid)},"
-        if sock.protocol == "UDP" and sock.shares_port:
+        if not conflict.certain:
             message = f"{what} has the port: the restore fails unless it shares it (SO_REUSEADDR)"
             return _warning(sock.label, message, "end that process")
         does = "listens there" if sock.state == "LISTEN" else "has the port"
@@ -674,13 +655,12 @@ class _Check:
         if mount.external in ("", _AUTODETECTED):
             automatic = any(each.startswith("mnt[]") for each in self._external())
             return bool(self.opts.auto_ext_mnt) or automatic
-        if mount.external == _EXTERNAL_DEVICE or self._ext_mount(mount.external or ""):
+        if mount.external == _EXTERNAL_DEVICE or any(
+            getattr(each, "key", None) == mount.external for each in self.opts.ext_mounts or ()
+        ):
             return True
         expected = f"mnt[{mount.external}]"
         return any(each == expected or each.startswith(f"{expected}:") for each in self._external())
-
-    def _ext_mount(self, key: str) -> bool:
-        return any(getattr(each, "key", None) == key for each in self.opts.ext_mounts or ())
 
     def _external(self) -> tuple[str, ...]:
         return tuple(self.opts.external or ())
@@ -761,20 +741,16 @@ class _Check:
 # --- Findings -----------------------------------------------------------------------
 
 
-def _error(subject: str | int, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.STOPS, subject, message, cure, options)
-
-
-def _warning(subject: str, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.WARNING, subject, message, cure, options)
-
-
-def _note(subject: str, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.NOTE, subject, message, cure, options)
+def _binding(sock: InetSocket) -> Binding:
+    address, _, port = sock.local.rpartition(":")
+    family = socket.AF_INET6 if sock.family == "INET6" else socket.AF_INET
+    numbers = {name: number for number, name in PROTOCOLS.items()}
+    protocol = numbers.get(sock.protocol, 0)
+    return Binding(family, protocol, address.strip("[]"), int(port), sock.only_ipv6)
 
 
 def _finding(
-    severity: Severity, subject: str | int, message: str, cure: str, options: tuple[str, ...]
+    severity: Severity, subject: str | int, message: str, cure: str, *options: str
 ) -> Finding:
     """A finding on a pid, a path or another subject; ``_Check.all`` sets the id."""
     about: dict[str, Any] = {"subject": subject}
@@ -783,6 +759,11 @@ def _finding(
     elif subject.startswith("/"):
         about = {"path": subject}
     return Finding(id="", severity=severity, message=message, cure=cure, options=options, **about)
+
+
+_error = functools.partial(_finding, Severity.STOPS)
+_warning = functools.partial(_finding, Severity.WARNING)
+_note = functools.partial(_finding, Severity.NOTE)
 
 
 def _joins(opts: CriuOpts, kind: str) -> bool:

@@ -1,7 +1,7 @@
-"""Jobs that survive: a command that is checkpointed at intervals, and resumed where it stopped.
+"""Jobs: commands with checkpoints at intervals, which are resumed after an interruption.
 
-``Job(directory, command).run()`` starts the command, or resumes it from its newest good checkpoint
-in the directory. It returns when the command has ended, or was interrupted.
+``Job(directory, command).run()`` starts the command, or resumes it from the newest valid checkpoint
+in the directory. It returns when the command has ended or was interrupted.
 """
 
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, Checkpoint, JobStatus, State

@@ -1,4 +1,4 @@
-"""Taking a checkpoint of a job, and restoring the newest good one."""
+"""Taking and restoring the checkpoints of a job."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from .._calls.verbs import dump, restore_child
 from .._integrity.manifest import seal, verify
+from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
-from .._system.process import name_of, stat_of
+from .._system.process import all_pids, is_running, name_of
 from .._system.process_tree import process_tree
 from ..diagnostics.preflight import PreflightError, preflight
 from ..enums import CgroupMode
@@ -33,12 +33,10 @@ def take(
     last: bool,
     deadline: float | None,
 ) -> Checkpoint:
-    """Take a checkpoint: dump, seal, sync and rename it. ``last``: the command ends.
+    """Take a checkpoint: dump, seal, sync and rename it. ``last``: the dump ends the command.
 
-    ``token``: of the lease, or 0.
-
-    Raises ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last one
-    was complete.
+    ``token`` is that of the lease, or 0. Raises ``CriuError`` and ``OSError``; the command then
+    continues, unless the dump of a last checkpoint was complete.
     """
     began, now = time.monotonic(), time.time()
     check_strays(pid)
@@ -60,7 +58,7 @@ def take(
         frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
         bytes=sum(each.stat().st_size for each in os.scandir(new)),
         options=_restore_options(looked.opts),
-        last_pid=max(_pids(new), default=pid),
+        last_pid=max(pids_in(str(new)), default=pid),
         token=token,
     )
     (new / META).write_text(json.dumps(asdict(made)) + "\n")
@@ -73,7 +71,7 @@ def take(
 
 
 def with_defaults(options: CriuOpts, images: os.PathLike[str]) -> CriuOpts:
-    """The options of a dump of a job: locks are saved, and the cgroup is that of the supervisor."""
+    """The options of a job's dump: file locks are saved, cgroups are not."""
     given = options.to_dict()
     ignore = {"manage_cgroups_mode": CgroupMode.IGNORE.value, "file_locks": True}
     return CriuOpts.from_dict({**ignore, **given, "images_directory": os.fspath(images)})
@@ -85,33 +83,24 @@ def _restore_options(opts: CriuOpts) -> dict[str, object]:
     return kept
 
 
-def _pids(images: os.PathLike[str]) -> Iterator[int]:
-    for name in os.listdir(images):
-        stem = name.removeprefix("core-").removesuffix(".img")
-        if stem.isdecimal() and name == f"core-{stem}.img":
-            yield int(stem)
-
-
 def check_strays(pid: int) -> None:
-    """Refuse a checkpoint if processes that the command has started would be missing."""
+    """Raise ``CriuError`` if processes that the command started are not its descendants."""
     inside = {os.getpid(), *process_tree(pid)}
     strays = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) not in inside:
-            seen = stat_of(int(name))
-            if seen is not None and not seen.has_ended and not is_helper(int(name)):
-                strays.append(f"{name} ({name_of(int(name))})")
+    for other in all_pids():
+        if other not in inside and is_running(other) and not is_helper(other):
+            strays.append(f"{other} ({name_of(other)})")
     if strays:
         raise CriuError(
-            f"the command has started processes that left it and would not be saved: pid "
-            f"{', '.join(strays)}; keep them its descendants, without a daemon's double fork",
+            f"the command has started processes that are not its descendants and would not be "
+            f"saved: pid {', '.join(strays)}; start them without a daemon's double fork",
             verb="dump",
             pid=pid,
         )
 
 
 def is_helper(pid: int) -> bool:
-    """Whether it is a process of the supervisor: in its session, or a CRIU worker."""
+    """Whether a process belongs to the supervisor: it is in its session, or a CRIU worker."""
     try:
         return os.getsid(pid) == os.getsid(0) or name_of(pid) == HELPER
     except ProcessLookupError:
@@ -127,7 +116,7 @@ def resume(directory: JobDirectory, checkpoint: Checkpoint) -> int:
         raise ImagesError(f"{checkpoint.path}/{META} is missing or cannot be read")
     verify(checkpoint.path)
     opts = CriuOpts.from_dict({**checkpoint.options, "images_directory": checkpoint.path})
-    # CRIU's log is written elsewhere: the sealed set is not changed.
+    # CRIU's log goes to another directory, so that the sealed image set is not changed.
     work = directory.path / "restore"
     work.mkdir(mode=0o700, exist_ok=True)
     opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": str(work)})

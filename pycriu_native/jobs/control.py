@@ -35,7 +35,7 @@ def request_checkpoint(directory: JobDirectory, timeout: float) -> Checkpoint:
 
 
 def request_stop(directory: JobDirectory, timeout: float) -> JobStatus:
-    """End the job with a last checkpoint, and return its status. Raises as :func:`checkpoint`."""
+    """End the job after a last checkpoint; returns its status. Raises as the function above."""
     _signalled(directory, signal.SIGUSR1)
     for status in _until(directory, timeout, "stop"):
         if status.state is not State.RUNNING:
@@ -45,7 +45,7 @@ def request_stop(directory: JobDirectory, timeout: float) -> JobStatus:
 
 
 def _signalled(directory: JobDirectory, number: int) -> JobStatus:
-    """Send a signal to the supervisor, if it runs here; returns the status before."""
+    """Send a signal to the supervisor, if it runs here; returns the status before that."""
     status = directory.status()
     if status.state is not State.RUNNING or status.supervisor is None:
         raise NoSuchProcessError(f"the job in {directory.path} does not run: it is {status.state}")
@@ -60,7 +60,7 @@ def _signalled(directory: JobDirectory, number: int) -> JobStatus:
     except PermissionError:
         owner = os.stat(f"/proc/{status.supervisor}").st_uid
         raise CriuError(
-            f"the job in {directory.path} is of user {owner}, who can do this, as root can",
+            f"the job in {directory.path} belongs to user {owner}; root and that user can do this",
             verb="job",
         ) from None
     return status

@@ -1,8 +1,8 @@
 """Jobs as tasks of Dask (extra ``[dask]``).
 
 ``client.submit(run_in_dask, job, pure=False)`` runs a job on a worker. When the worker is lost,
-Dask starts the task on another one, which resumes the job. Workers that are closed take a last
-checkpoint first after ``client.register_plugin(CheckpointPlugin())``.
+Dask starts the task on another one, which resumes the job. With
+``client.register_plugin(CheckpointPlugin())``, a worker takes last checkpoints before it is closed.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _running = _Running()
 
 
 def run_in_dask(job: Job) -> JobResult:
-    """Run a job as a task; a task that was interrupted is started again, here or on another worker.
+    """Run a job as a task. Dask restarts an interrupted task, on this or another worker.
 
-    While the job runs elsewhere, such as on a worker that Dask considers lost, the task waits
-    for it: the job never runs twice, and a second task of it returns the same result. Raises as
-    ``Job.run``, and ``CriuError`` if the job was interrupted and this run has taken no
-    checkpoint: it would be restarted for ever.
+    While the job runs elsewhere, such as on a worker that Dask considers lost, the task waits, so
+    that the job never runs twice; a second task of the job returns the same result. Raises as
+    ``Job.run``, and ``CriuError`` if the job was interrupted before this run took a checkpoint,
+    since it could be restarted endlessly.
     """
     directory = JobDirectory(job.directory)
     before = directory.status().checkpoints
@@ -75,10 +75,10 @@ def run_in_dask(job: Job) -> JobResult:
 
 @dataclass
 class CheckpointPlugin(WorkerPlugin):
-    """Makes a worker that is closed or retired take last checkpoints of its jobs.
+    """Takes last checkpoints of a worker's jobs when the worker is closed or retired.
 
     All of them begin at the same time. If the worker is killed, its jobs continue from their last
-    regular checkpoints. A nanny limits the time that a worker has to end, which must be enough.
+    regular checkpoints. The time limit of Dask's nanny for the end of a worker must be sufficient.
     """
 
     timeout: float = 60.0

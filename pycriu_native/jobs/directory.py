@@ -3,14 +3,14 @@
 ::
 
     job.json            the command and its working directory
-    lock                held by the supervisor as long as it, or the command, runs
-    status.json         the state; replaced as a whole
+    lock                held while the supervisor or the command runs
+    status.json         the state; replaced atomically
     storage.json        the state of the storage, likewise
     events.jsonl        one JSON object for each event, the oldest first
-    metrics.prom        Prometheus' text format; replaced as a whole
-    storage.prom        the same of the storage
+    metrics.prom        Prometheus' text format; replaced atomically
+    storage.prom        the same for the storage
     stdout, stderr      the output of the command
-    start/              copies of the files of ``also``, from before the first start
+    start/              copies of the files of ``also`` before the first start
     checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
     checkpoints/new/    an incomplete one
 """
@@ -46,8 +46,11 @@ BUSY = 77
 
 NOT_BEGUN = "was received before the command was started; nothing was started"
 
+STORAGE = "storage"
+"""``JobStatus.stopped_by`` after a run that could not reach the storage at its beginning."""
+
 META = "pycriu-native.job"
-"""In each checkpoint: the options of its restore, and its numbers."""
+"""The file in each checkpoint with the fields of :class:`Checkpoint`."""
 
 
 class State(StrEnum):
@@ -58,11 +61,11 @@ class State(StrEnum):
     RUNNING = "running"
     """Its supervisor runs, and so does the command."""
     INTERRUPTED = "interrupted"
-    """It does not run, and can be resumed."""
+    """It does not run, but can be resumed."""
     CANNOT_RESTORE = "cannot be restored"
-    """It does not run, and the last attempt to resume it has failed."""
+    """It does not run, and the last attempt to resume it failed."""
     ENDED = "ended"
-    """The command has ended by itself."""
+    """The command has ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,13 +75,13 @@ class Checkpoint:
     number: int
     path: str
     time: float
-    """When it was complete, in seconds since 1970."""
+    """Time of its completion, in seconds since the epoch."""
     duration: float
-    """Seconds that it took."""
+    """Duration of the checkpoint in seconds."""
     frozen: float
-    """Seconds for which the command was frozen."""
+    """Seconds that the command was frozen."""
     bytes: int
-    """Its size."""
+    """Size of its files."""
     digest: str | None = None
     """SHA-256 of its manifest."""
     options: dict[str, Any] | None = None
@@ -86,7 +89,7 @@ class Checkpoint:
     last_pid: int = 0
     """The highest pid in use."""
     token: int = 0
-    """The lease under which it was taken; 0: none."""
+    """Token of the lease at the time of the checkpoint; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,19 +98,21 @@ class StorageStatus:
 
     url: str = ""
     token: int = 0
-    """The lease of the last run here; 0: it had none."""
+    """Token of the lease of the last run here; 0: none."""
+    seen: int = 0
+    """The highest token found there. A storage without it is another one, or not mounted."""
     exclusive: bool = True
-    """Whether the storage has exclusive creation of files; else time limits are the only guard."""
+    """Whether the storage has exclusive creation of files; else only time limits protect a job."""
     uploads: int = 0
-    """How many checkpoints were uploaded and committed."""
+    """Number of checkpoints that were uploaded and committed."""
     failures: int = 0
-    """How many uploads failed."""
+    """Number of failed uploads."""
     uploaded: int | None = None
     """The number of the newest checkpoint that is committed there."""
     last_upload: float | None = None
-    """When that was, in seconds since 1970."""
+    """Time of that upload, in seconds since the epoch."""
     last_bytes: int | None = None
-    """Its size there."""
+    """Its size in the storage."""
     message: str = ""
     """The last event, as text."""
 
@@ -126,26 +131,26 @@ class JobStatus:
     exit_code: int | None = None
     """Exit code of the command; negative: the signal that ended it; None: it has not ended."""
     started: float | None = None
-    """When the command was started first, in seconds since 1970."""
+    """Time of the first start of the command, in seconds since the epoch."""
     resumed: int = 0
-    """How often it was restored from a checkpoint."""
+    """Number of restores from a checkpoint."""
     restarted: int = 0
-    """How often it was restarted from the beginning."""
+    """Number of restarts from the beginning."""
     checkpoints: int = 0
-    """How many were taken."""
+    """Number of checkpoints that were taken."""
     failures: int = 0
-    """How many failed."""
+    """Number of failed checkpoints."""
     last_success: float | None = None
-    """When the last one was complete, in seconds since 1970."""
+    """Time of the last completed checkpoint, in seconds since the epoch."""
     last_duration: float | None = None
     last_frozen: float | None = None
     last_bytes: int | None = None
     stopped_by: str | None = None
-    """The last interruption: the name of a signal, or "notice"; None if it was killed."""
+    """The last interruption: the name of a signal, "notice" or ``STORAGE``; None: a kill."""
     message: str = ""
     """The last event, as text."""
     storage: StorageStatus | None = None
-    """Of a job with ``storage``."""
+    """The state of the storage; None for a job without ``storage``."""
 
 
 class JobDirectory:
@@ -157,28 +162,28 @@ class JobDirectory:
         self.new = self.checkpoints / "new"
         self.start = self.path / "start"
 
-    # ---- whose it is ----
+    # ---- creation ----
 
     def make(self) -> None:
-        """Make it if it is missing. Raises ``ImagesError``, also where it holds other files."""
+        """Create the directory if it is missing. Raises ``ImagesError``, ``OptionError``."""
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             others = set(os.listdir(self.path)) - {"lock", ".job.json.partial"}
         except OSError as error:
             raise self.unusable(error) from None
         if others and "job.json" not in others and self.command() is None:
-            rule = "it holds other files than a job's; name a new or an empty directory"
+            rule = "it contains files of something else; name a new or an empty directory"
             raise OptionError([Problem("directory", str(self.path), rule)], verb="run")
 
     def check_command(self, command: Sequence[str]) -> None:
-        """Raises ``OptionError`` where it belongs to another command, which was started."""
+        """Raise ``OptionError`` if another command was started with this directory."""
         known = self.command()
         if known is not None and known["command"] != [*command] and self._was_started():
             rule = f"{self.path} is the directory of another command: {known['command']}"
             raise OptionError([Problem("command", [*command], rule)], verb="run")
 
     def take_command(self, command: Sequence[str], directory: str) -> None:
-        """Have it belong to a command; called with the lock. Raises as ``check_command``."""
+        """Store the command; the caller has the lock. Raises as ``check_command``."""
         self.check_command(command)
         if self.command() is None or not self._was_started():
             ours = {"command": [*command], "directory": directory}
@@ -188,11 +193,11 @@ class JobDirectory:
                 raise self.unusable(error) from None
 
     def _was_started(self) -> bool:
-        # The files from before the start are saved before it.
+        # The directory ``start`` is created before the first start.
         return self.start.exists() or self.status().started is not None
 
     def unusable(self, error: OSError) -> ImagesError:
-        """What is raised for an error of the file system."""
+        """The exception for an error of the file system."""
         return ImagesError(f"{self.path} cannot be used: {error.strerror}", errno=error.errno)
 
     # ---- one supervisor at a time ----
@@ -200,12 +205,10 @@ class JobDirectory:
     def lock(
         self, seconds: float = 0, *, stopped: Callable[[], bool] = lambda: False
     ) -> int | None:
-        """A descriptor that holds the lock; None if another one does, after so many seconds.
+        """Take the lock, waiting at most ``seconds``. Returns a descriptor that holds it, or None.
 
-        ``stopped`` ends the wait.
-
-        It is free before all processes of a supervisor that was killed have ended: its pid stays
-        taken until then.
+        ``stopped`` ends the wait. The lock of a killed supervisor is released before all of its
+        processes have ended, so this also waits until its pid is free.
         """
         try:
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -225,7 +228,7 @@ class JobDirectory:
             sleep(0.05)
 
     def wait_until_free(self, seconds: float) -> None:
-        """Wait until no supervisor runs, but at most so long."""
+        """Wait until no supervisor runs, at most so many seconds."""
         fd = self.lock(seconds)
         if fd is not None:
             close(fd)
@@ -235,7 +238,7 @@ class JobDirectory:
         return self._is_locked() or self._is_ending()
 
     def _is_ending(self) -> bool:
-        """Whether the last supervisor on this host is still there."""
+        """Whether the last supervisor on this host still exists."""
         status = self._last_status()
         if status.supervisor is None or status.boot_id != boot_id():
             return False
@@ -243,7 +246,7 @@ class JobDirectory:
         return seen is not None and not seen.has_ended and seen.start == status.supervisor_start
 
     def _is_locked(self) -> bool:
-        # Another user may not read it: then the supervisor's process alone is looked at.
+        # Another user cannot read it; then only _is_ending is used.
         with contextlib.suppress(OSError):
             fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -272,7 +275,7 @@ class JobDirectory:
         """The state. It is INTERRUPTED if the file has RUNNING, but no supervisor runs."""
         status = self._last_status()
         if status.state is State.RUNNING and not self.is_busy():
-            # It may have changed, and been let go, in between.
+            # The supervisor may have ended after it was read.
             status = self._last_status()
             if status.state is State.RUNNING:
                 return replace(status, state=State.INTERRUPTED)
@@ -315,19 +318,19 @@ class JobDirectory:
         self.write("storage.prom", storage_metrics(self, status))
 
     def failed(self, message: str) -> None:
-        """Record why a run could not begin."""
+        """Record why a run failed to start."""
         self.keep(replace(self.status(), message=message))
         self.event("failed", message=message)
 
     def not_begun(self, number: int) -> None:
-        """A signal has come before the command was started or resumed; nothing is changed."""
+        """Record a signal that was received before the command was started or resumed."""
         name, message = signal.Signals(number).name, f"{signal.Signals(number).name} {NOT_BEGUN}"
         status = replace(self.status(), state=State.INTERRUPTED, stopped_by=name, message=message)
         self.event("interrupted", message=message)
         self.keep(status)
 
     def write(self, name: str, text: str, *, place: Path | None = None) -> None:
-        """Replace a file as a whole; it is on disk when this returns."""
+        """Replace a file atomically; it is on disk when this returns."""
         directory = place or self.path
         partial = directory / f".{name}.partial"
         try:
@@ -354,7 +357,7 @@ class JobDirectory:
         try:
             end = os.fstat(fd).st_size
             if end and os.pread(fd, 1, end - 1) != b"\n":
-                line = f"\n{line}"  # the one before was cut off
+                line = f"\n{line}"  # the last line is incomplete
             os.write(fd, line.encode())
         finally:
             close(fd)
@@ -378,7 +381,7 @@ class JobDirectory:
         return sorted(result, key=lambda each: each.number, reverse=True)
 
     def prune(self, keep: int) -> None:
-        """Remove all checkpoints but the newest ones."""
+        """Remove all but the newest ``keep`` checkpoints."""
         for old in self.all_checkpoints()[keep:]:
             with contextlib.suppress(OSError), open(f"{old.path}/{META}") as file:
                 try:
@@ -389,14 +392,14 @@ class JobDirectory:
 
     def remove(self, old: Checkpoint) -> None:
         """Remove a checkpoint."""
-        # During the removal it must not count as complete.
+        # Renamed first, since a partly removed checkpoint must not look complete.
         going = self.checkpoints / f"old-{old.number}"
         os.rename(old.path, going)
         shutil.rmtree(going, ignore_errors=True)
 
     @contextlib.contextmanager
     def pinned(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """Prevent the removal of a checkpoint in the block. ``FileNotFoundError``: it is gone."""
+        """Prevent the removal of a checkpoint in this context. Raises ``FileNotFoundError``."""
         with open(f"{checkpoint.path}/{META}") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             os.stat(checkpoint.path)
@@ -411,15 +414,15 @@ class JobDirectory:
 
 
 def _overwrite(path: Path, text: str) -> bool:
-    """Replace a small file on a full disk, in the block that it has; whether that was possible.
+    """Overwrite a small file in place on a full disk; returns whether that was possible.
 
-    A file that is shorter is filled with spaces, so that one write makes all of it.
+    A shorter text is padded with spaces, so that one write replaces the file.
     """
     data = text.encode()
     with contextlib.suppress(OSError), open(path, "r+b", buffering=0) as file:
         status = os.fstat(file.fileno())
         if len(data) > max(status.st_size, status.st_blocks * 512):
-            return False  # a part of it would be written
+            return False  # only a part would be written
         data = data.ljust(status.st_size)
         if file.write(data) == len(data):
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""A job: a command with checkpoints, as a value that this process or any executor can run."""
+"""A job: a command with checkpoints, as a picklable value."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..options.criu_opts import CriuOpts
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
 
 FAILED = 1
-"""Exit code of a supervisor that could not begin; the status has the reason."""
+"""Exit code of a supervisor that failed to start; the status has the reason."""
 
 MOST = 1e9
-"""The largest number of seconds: what the kernel's timers can count."""
+"""Largest number of seconds, which the kernel's timers can represent."""
 
 UNTIL_FREE = 5.0
-"""Seconds until the processes of a killed supervisor have ended, and its lock is free."""
+"""Seconds to wait for the processes of a killed supervisor to end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,21 +35,21 @@ class JobResult:
     """The result of a run of a job."""
 
     state: State
-    """``ENDED``, ``INTERRUPTED``, ``CANNOT_RESTORE``; ``RUNNING`` if another supervisor has it."""
+    """``ENDED``, ``INTERRUPTED``, ``CANNOT_RESTORE``; ``RUNNING`` if another process runs it."""
     exit_code: int
-    """That of the command (128 and the number of a signal that ended it); else ``INTERRUPTED``,
-    ``CANNOT_RESTORE`` or ``BUSY``."""
+    """The exit code of the command (128 and the signal's number, if a signal ended it), or
+    ``INTERRUPTED``, ``CANNOT_RESTORE`` or ``BUSY``."""
     message: str
     """The reason, as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command that is checkpointed into a directory, and resumed from there.
+    """A command with checkpoints in a directory, from which it is resumed.
 
-    A picklable value: any executor can run it. All runs must have the same directory, which is
-    local or on a file system with flock(2) between the hosts; with ``storage`` each host has its
-    own.
+    A job can be pickled, so any executor can run it. All runs must have the same directory. It is
+    local, or on a file system that supports flock(2) between hosts; with ``storage`` each host has
+    a separate local directory.
     """
 
     directory: str | os.PathLike[str]
@@ -61,37 +61,37 @@ class Job:
     keep: int = 3
     """Number of checkpoints that are kept."""
     also: Iterable[str | os.PathLike[str]] = ()
-    """Files that the command opens, writes and closes again, as in
-    :class:`~pycriu_native.Rollback`. Files that it has open at a checkpoint need not be named."""
+    """Patterns of files that are saved even if they are closed at the time of a checkpoint, as in
+    :class:`~pycriu_native.Rollback`. Files that are open for writing are always saved."""
     grace: float = 30.0
-    """Seconds that a last checkpoint may take after a signal, or a notice without a time."""
+    """Time limit of a last checkpoint after a signal, or after a notice without a time; seconds."""
     notice: str | None = None
-    """Shell command, or URL, that reports a coming interruption. It is tried every 5 seconds; exit
-    status 0 or the HTTP status 200 is a notice, and its text can have the time."""
+    """Shell command or URL that announces an interruption by exit status 0 or HTTP status 200; its
+    text can contain the time. It is polled every 5 seconds."""
     options: CriuOpts | None = None
-    """More options of the dumps. Other options that a dump needs are set by preflight."""
+    """Further options of the dumps. Required options are determined by a preflight."""
     cwd: str | os.PathLike[str] | None = None
     """Working directory of the command; default: that of the caller."""
     interrupted_code: int = INTERRUPTED
     """Exit code of an interrupted job."""
     or_start_over: bool = False
-    """Start from the beginning if there are checkpoints and none can be restored."""
+    """Start from the beginning if there are checkpoints but none can be restored."""
     unprivileged: bool | None = None
     """Run in a user namespace, without root. Default: if the caller is not root."""
     storage: str | os.PathLike[str] | None = None
-    """URL of fsspec (``s3://bucket/job1``), or a path on a shared file system: checkpoints are
-    uploaded there, and a lease in it lets one host at a time run the job. Needs the extra
-    ``storage``, and the package of the file system (s3fs, gcsfs, sshfs). ``directory`` is then
-    local to each host, and has the same path on all of them."""
+    """URL of fsspec (``s3://bucket/job1``), or a path on a shared file system, to which checkpoints
+    are uploaded. A lease in the storage ensures that one host at a time runs the job. Needs the
+    extra ``storage``, and the package of the file system (s3fs, gcsfs, sshfs). ``directory`` is
+    then local to each host, with the same path on all of them."""
     lease: float = 60.0
-    """Seconds without a renewal of the lease after which another host takes over. A host that
-    cannot reach the storage for half of that time ends the job."""
+    """Seconds without a renewal of the lease after which another host can take over. A host that
+    cannot reach the storage for half of this time ends the job."""
     compress: Compression = "gzip"
-    """Of the uploads: ``"gzip"``, ``"zstd"`` or ``"none"``."""
+    """Compression of uploads: ``"gzip"``, ``"zstd"`` or ``"none"``."""
     encrypt_to: Iterable[str] = ()
-    """age recipients or ssh public keys of the uploads. Needs the extra ``archive``."""
+    """age recipients or ssh public keys to encrypt uploads for. Needs the extra ``archive``."""
     decrypt_with: Iterable[str] = field(default=(), repr=False)
-    """age identities or ssh private keys, for a resumption from the storage."""
+    """age identities or ssh private keys to decrypt uploads with."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -114,7 +114,7 @@ class Job:
             keys = getattr(self, name)
             put(name, (keys,) if isinstance(keys, str) else tuple(keys))
             if getattr(self, name) and self.storage is None:
-                problems.append(Problem(name, "…", "it is of use with storage only"))
+                problems.append(Problem(name, "…", "is accepted with storage only"))
         if self.compress not in ("gzip", "zstd", "none"):
             rule = 'one of "none", "gzip", "zstd" is accepted'
             problems.append(Problem("compress", self.compress, rule))
@@ -132,7 +132,7 @@ class Job:
             problems.append(Problem("interrupted_code", code, "a number of 1 to 255 is accepted"))
         elif code in (CANNOT_RESTORE, BUSY):
             problems.append(
-                Problem("interrupted_code", code, "this number has another meaning already")
+                Problem("interrupted_code", code, "this code already has another meaning")
             )
         if problems:
             raise OptionError(problems, verb="run")
@@ -140,13 +140,12 @@ class Job:
     def run(self, *, wait: float | None = UNTIL_FREE) -> JobResult:
         """Start the command, or resume it; return when it has ended or was interrupted.
 
-        While another supervisor runs the job, on this host or by the lease of the storage, wait for
-        so many seconds; None: without limit. The default is enough for the processes of a killed
-        supervisor to end.
+        If another process runs the job, on this or another host, wait at most ``wait`` seconds;
+        None: without limit. The default is enough for the processes of a killed supervisor to end.
 
-        SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process take a last checkpoint and return, if
-        this is the main thread; before the command was started, nothing is started. The end of
-        this process is that of the command, too.
+        If this is the main thread, SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process take a last
+        checkpoint and end the run; a signal before the start prevents it. If this process ends, the
+        command ends too.
 
         Raises ``OptionError`` if the directory belongs to another command, ``ImagesError`` if it
         cannot be used.
@@ -191,11 +190,11 @@ class Job:
         return _result(directory, self.interrupted_code)
 
     def _supervised(self, directory: JobDirectory, lock: int, signals: HeldSignals) -> int:
-        """Run the supervisor; its exit code."""
+        """Run the supervisor; returns its exit code."""
         if signals.stopped is not None:
             directory.not_begun(signals.stopped)
             return 0
-        alive, ours = os.pipe()  # its end tells the supervisor of ours
+        alive, ours = os.pipe()  # closed when this process ends, which the supervisor detects
         try:
             spec = {**self._spec(), "lock": lock, "alive": alive}
             process = start_with("namespaces" if self.storage is None else "lease_holder", spec)
@@ -210,7 +209,7 @@ class Job:
             process.wait()
 
     def _spec(self) -> dict[str, Any]:
-        """The job for its supervisor, as plain data."""
+        """The job as JSON data, for its supervisor."""
         return {
             "directory": self.directory,
             "every": self.every,
@@ -242,9 +241,9 @@ def _result(directory: JobDirectory, interrupted: int) -> JobResult:
 
 
 def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start a process of the job; it reads ``spec``, which can hold keys, from standard input.
+    """Start a process of the job, which reads ``spec`` from standard input, since it can have keys.
 
-    It unblocks the signals to a job when its handlers stand.
+    The process starts with blocked signals, and unblocks them when it has installed its handlers.
     """
     with open(os.memfd_create("job"), "w+") as file:
         json.dump(spec, file)
@@ -260,7 +259,7 @@ def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
 
 
 def read_spec() -> dict[str, Any]:
-    """The argument of ``start_with``; standard input is empty then."""
+    """Read the argument of ``start_with``, and replace standard input by /dev/null."""
     spec: dict[str, Any] = json.load(sys.stdin.buffer)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -1,24 +1,29 @@
-"""The lease of a job: one holder at a time between hosts that share a storage.
+"""The lease of a job: at most one of the hosts that share a storage holds it at a time.
 
-Each holder has a token, one more than the one before. ``leases/TOKEN.json`` is created exclusively:
-of two processes that try, one gets the token. ``TOKEN.beat`` changes with each renewal. A lease
-that has not changed for its length, by the clock of the reader, has ended; clocks of hosts are not
-compared. A holder that cannot renew ends its job before (``lease_holder.py``).
+Each holder has a token, the number after that of the previous holder. ``leases/TOKEN.json`` is
+created exclusively, so that one process gets the token. ``TOKEN.beat`` changes with each renewal. A
+lease has expired if it has not changed for its length, measured by the clock of the reader; clocks
+of hosts are not compared. A holder that cannot renew its lease ends its job before that
+(``lease_holder.py``).
 
-``TOKEN.begun`` lists the commits of earlier tokens that count. It is made after the token, and
-never changed. A later commit of a former holder is not in it, and does not count. A
-holder commits, then checks for a higher token, and only then removes an older checkpoint: so the
-next holder's list has the commit, or the older checkpoint still exists.
+``TOKEN.begun`` lists the valid commits of earlier tokens. It is written after the token was
+created, and never changed, so a later commit of a former holder is invalid. A holder commits a
+checkpoint, then checks for a higher token, and only then removes an older checkpoint. Therefore the
+list of the next holder contains the commit, or the older checkpoint still exists.
 
-Without exclusive creation in the file system, the content of the file after a pause decides between
-two processes that try at the same time: only time limits then exclude two holders
-(``Lease.exclusive``).
+If the file system has no exclusive creation, the content of the file after a pause decides between
+two processes; then only time limits prevent two holders (``Lease.exclusive``).
+
+Listings can be outdated (caches of mounted directories, some object stores). Tokens are consecutive
+and ``TOKEN.json`` is never removed, so the next token is found by name. ``TOKEN.beat`` contains the
+name of the newest commit.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -45,16 +50,16 @@ class Last:
     """``TOKEN.json``; None if it is not complete."""
     beat: bytes | None = None
     end: dict[str, Any] | None = None
-    """``TOKEN.end``: it was released."""
+    """``TOKEN.end``, with which it was released."""
 
 
 def now() -> float:
-    """Seconds since the boot, including those in suspension."""
+    """Seconds since boot, including time in suspension."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def last_lease(storage: Storage) -> Last:
-    """The newest lease. ``ImagesError`` if it is of a format that is not known."""
+    """The newest lease. ``ImagesError`` for an unknown format."""
     token = _newest(storage)
     if not token:
         return Last()
@@ -70,14 +75,15 @@ def last_lease(storage: Storage) -> Last:
 
 
 def valid_commits(storage: Storage) -> list[str]:
-    """The names of the commits that count, in their order."""
-    tokens = {int(name.partition(".")[0]) for name in storage.names("leases")}
+    """The names of the valid commits, in their order."""
     names = storage.names("commits")
-    for token in sorted(tokens, reverse=True):
+    for token in range(_newest(storage), 0, -1):
         begun = _body(storage.read(_name(token, "begun")))
         if begun is not None:
             earlier = set(begun["commits"])
-            return [name for name in names if name in earlier or token_of(name) == token]
+            valid = {name for name in names if name in earlier or token_of(name) == token}
+            beat = _body(storage.read(_name(token, "beat"))) or {}
+            return sorted(valid | ({beat["commit"]} if beat.get("commit") else set()))
     return []
 
 
@@ -95,32 +101,46 @@ class Lease:
         self._storage = storage
         self._content = content
         self._beat = 0
+        self._beat_lock = threading.Lock()
+        self._commit: str | None = None
         self.token = token
         self.until = until
-        """When the job must have ended unless it was renewed, as ``now()`` counts."""
+        """Time (``now()``) by which the job must have ended if the lease is not renewed."""
         self.exclusive = exclusive
         """Whether the storage has exclusive creation of files."""
 
     def begin(self, **about: Any) -> None:
-        """List the commits that count, and remove earlier leases; the job may start then."""
+        """Write the list of valid commits, and clear earlier leases; then the job may start."""
         commits = valid_commits(self._storage)
         self.check()
         body = {"commits": commits, **about}
         self._storage.write(_name(self.token, "begun"), json.dumps(body).encode())
         for name in self._storage.names("leases"):
-            if int(name.partition(".")[0]) < self.token:
+            token, _, part = name.partition(".")
+            if int(token) < self.token and part != "json":
                 self._storage.remove(f"leases/{name}")
 
     def renew(self, seconds: float) -> None:
-        """Hold it for ``seconds`` from now on. Raises ``LeaseLost``, and any ``Exception``."""
+        """Renew the lease for ``seconds`` from now. Raises ``LeaseLost``, and any ``Exception``."""
         began = now()
-        self._beat += 1
-        self._storage.write(_name(self.token, "beat"), b"%d" % self._beat)
+        self._write_beat()
         self.check()
         self.until = began + seconds
 
+    def committed(self, name: str) -> None:
+        """Name the newest commit. Raises as ``renew``."""
+        self._commit = name
+        self._write_beat()
+        self.check()
+
+    def _write_beat(self) -> None:
+        with self._beat_lock:
+            self._beat += 1
+            body = {"beat": self._beat, "commit": self._commit}
+            self._storage.write(_name(self.token, "beat"), json.dumps(body).encode())
+
     def check(self) -> None:
-        """Raises ``LeaseLost`` if there is a newer one."""
+        """Raise ``LeaseLost`` if there is a newer lease."""
         newest = _newest(self._storage)
         lost = newest != self.token
         if not lost and not self.exclusive:
@@ -142,12 +162,11 @@ def acquire(
     held: float,
     check: Callable[[Last], object] = lambda last: None,
 ) -> Lease | None:
-    """Acquire the lease when the one before has ended; None if another holder has it.
+    """Acquire the lease after the previous one has ended. None if another holder has it.
 
-    ``about["holder"]`` is the same for runs of which only one can exist at a time: an earlier lease
-    of the same holder has ended. ``wait`` waits so many seconds, and may raise. ``held`` seconds
-    after its beginning, the holder must have renewed it. ``check`` gets the lease before, and may
-    raise.
+    ``about["holder"]`` is equal for runs that cannot exist at the same time: a previous lease of
+    the same holder has ended. ``wait`` waits some seconds, and may raise. The holder must renew the
+    lease within ``held`` seconds. ``check`` is called with the previous lease, and may raise.
     """
     last = last_lease(storage)
     check(last)
@@ -165,7 +184,7 @@ def acquire(
     content = json.dumps(body).encode()
     if not storage.create(name, content):
         return None
-    # A second creation that is not refused replaces the first one.
+    # If a second creation succeeds, the file system has no exclusive creation.
     again = json.dumps({**body, "again": True}).encode()
     exclusive = not storage.create(name, again)
     if not exclusive:
@@ -175,14 +194,12 @@ def acquire(
     if storage.read(name) != content:
         return None
     if _newest(storage) != token:
-        # The tokens above were taken, and this one removed, in the meantime.
-        storage.remove(name)
         return None
     return Lease(storage, token, content, began + held, exclusive=exclusive)
 
 
 def holder_of(lock: int, boot: str) -> str:
-    """The holder's name: this boot and this lock file, which one run at a time can hold."""
+    """The holder's name, from the boot id and the lock file, which one run at a time can lock."""
     seen = os.fstat(lock)
     return f"{boot}:{seen.st_dev}:{seen.st_ino}"
 
@@ -194,7 +211,11 @@ def _is_free(last: Last, holder: str) -> bool:
 
 
 def _newest(storage: Storage) -> int:
-    return max((int(name.partition(".")[0]) for name in storage.names("leases")), default=0)
+    """The highest token, also if it is not listed yet."""
+    result = max((int(name.partition(".")[0]) for name in storage.names("leases")), default=0)
+    while storage.read(_name(result + 1, "json")) is not None:
+        result += 1
+    return result
 
 
 def _name(token: int, part: str) -> str:

@@ -1,8 +1,8 @@
-"""The process above the supervisor of a job with ``storage``: it holds the lease, and uploads.
+"""The parent process of the supervisor of a job with ``storage``: it holds the lease, and uploads.
 
-It takes the lease, fetches the newest checkpoint, and starts the supervisor, which ends with it. A
-timer of the kernel kills it, also while it is stopped, if the lease is not renewed in time: the
-job has ended before another host may start it.
+It takes the lease, fetches the newest checkpoint, and starts the supervisor, which ends when this
+process ends. If the lease is not renewed in time, a timer of the kernel kills the process, even if
+it is stopped, so that the job has ended before another host can start it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .._system.host import boot_id
 from .._system.new_namespaces import end_with_parent
 from .._system.system_calls import kill_at
 from ..errors import CriuError, ImagesError
-from .directory import BUSY, JobDirectory, State, StorageStatus
+from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
 from .job import FAILED, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
 from .remote_checkpoints import Commit, check_codecs, fetch
@@ -31,12 +31,16 @@ from .storage import Storage
 from .uploads import Uploads
 
 RENEWED, STOPPED, KILLED = 1 / 6, 0.5, 0.8
-"""Fractions of the lease: the time between renewals; the time without a renewal until the job is
-stopped, with a last checkpoint, and until it is killed. The rest is a margin for clock drift."""
+"""Fractions of the lease: the time between renewals, and the time without a renewal until the job
+is stopped with a last checkpoint, and until it is killed. The rest is a margin for clock drift."""
 
 
 class Stopped(Exception):
-    """A signal has come before the job was started."""
+    """A signal was received before the job was started."""
+
+
+class AnotherStorage(Exception):
+    """The storage has no former lease of the job, for example because it is not mounted."""
 
 
 class LeaseHolder:
@@ -47,14 +51,15 @@ class LeaseHolder:
         self._length = float(spec["lease"])
         self._directory = JobDirectory(spec["directory"])
         known = self._directory.storage_status() or StorageStatus()
-        self._status = replace(known, url=spec["storage"], token=0)
+        seen = known.seen if known.url == spec["storage"] else 0
+        self._status = replace(known, url=spec["storage"], token=0, seen=seen)
         self._status_lock = threading.Lock()
         self._over = threading.Event()
         self._lost = ""
         self._signals = HeldSignals()
 
     def run(self) -> int:
-        """The exit code: that of the supervisor, ``BUSY`` or ``FAILED``."""
+        """Run the job; returns the exit code of the supervisor, ``BUSY`` or ``FAILED``."""
         self._signals.install()
         unblock()
         try:
@@ -69,9 +74,14 @@ class LeaseHolder:
         except _Ended:
             return 0
         except Exception as error:  # of any file system
-            words = str(error) if isinstance(error, CriuError) else repr(error)
-            self._directory.failed(f"storage {self._spec['storage']}: {words}")
-            return FAILED
+            text = str(error) if isinstance(error, CriuError | AnotherStorage) else repr(error)
+            message = f"storage {self._spec['storage']}: {text}"
+            if isinstance(error, CriuError) or not self._status.seen:
+                self._directory.failed(message)
+                return FAILED
+            # It was available before, and can be available to the next run.
+            self._change_state(State.INTERRUPTED, "interrupted", message, stopped_by=STORAGE)
+            return 0
 
     def _check(self) -> None:
         if self._signals.stopped is not None:
@@ -96,6 +106,11 @@ class LeaseHolder:
         }
 
         def check(last: Last) -> None:
+            if last.token < self._status.seen:
+                raise AnotherStorage(
+                    f"its newest lease is {last.token}, and was {self._status.seen} before: it is "
+                    "not mounted, or was emptied"
+                )
             self._check_same(last, about)
             if last.end is not None and last.end.get("exit_code") is not None:
                 self._has_ended(last.end)
@@ -104,12 +119,18 @@ class LeaseHolder:
             storage, self._length, about, self._wait, held=self._length * KILLED, check=check
         )
         if lease is None:
-            host = (last_lease(storage).about or {}).get("host", "another host")
-            self._report("busy", f"the job of {self._spec['storage']} runs on {host}")
+            last = last_lease(storage)
+            host = (last.about or {}).get("host", "another host")
+            message = f"the job of {self._spec['storage']} runs on {host}"
+            self._report("busy", message, seen=last.token)
             return None
         kill_at(lease.until)
         self._report(
-            "lease", f"has the lease {lease.token}", token=lease.token, exclusive=lease.exclusive
+            "lease",
+            f"has the lease {lease.token}",
+            token=lease.token,
+            seen=lease.token,
+            exclusive=lease.exclusive,
         )
         return lease
 
@@ -118,12 +139,12 @@ class LeaseHolder:
         for name, what in (("command", "command"), ("path", "directory")):
             if last.about is not None and last.about[name] != about[name]:
                 raise ImagesError(
-                    f"it has the job of another {what}: {last.about[name]!r}, and not "
-                    f"{about[name]!r}; give the same, or another storage"
+                    f"it belongs to a job with another {what}: {last.about[name]!r}, not "
+                    f"{about[name]!r}; use the same {what}, or another storage"
                 )
 
     def _has_ended(self, end: dict[str, Any]) -> None:
-        """It has ended on another host."""
+        """Record that the job has ended on another host."""
         code, message = int(end["exit_code"]), f"{end['message']} (on {end['host']})"
         status = replace(
             self._directory.status(), state=State.ENDED, exit_code=code, message=message
@@ -185,7 +206,7 @@ class LeaseHolder:
         if made is not None:
             self._report("fetched", f"checkpoint {made.checkpoint.number} was fetched")
         elif lease.token > 1 and before is None:
-            # It was started on another host first; the status shows that it has started.
+            # Another host has started the job; the status must show this.
             self._directory.keep(replace(self._directory.status(), started=time.time()))
         return True
 
@@ -218,7 +239,7 @@ class LeaseHolder:
             elif now() > lease.until - self._length * (KILLED - STOPPED) and not stopping:
                 stopping = True
                 self._report("lease ends", "the job is stopped: the lease cannot be renewed")
-                send(signal.SIGTERM)
+                send(signal.SIGUSR1)  # after which a job of SLURM is requeued
 
     def _give_back(self, lease: Lease) -> None:
         """Release the lease for the next holder, with the end of the job."""
@@ -241,8 +262,9 @@ class LeaseHolder:
 
     # ---- status and events ----
 
-    def _change_state(self, state: State, event: str, message: str) -> None:
-        self._directory.keep(replace(self._directory.status(), state=state, message=message))
+    def _change_state(self, state: State, event: str, message: str, **more: Any) -> None:
+        status = replace(self._directory.status(), state=state, message=message, **more)
+        self._directory.keep(status)
         self._directory.event(event, message=message)
 
     def _report(
@@ -262,7 +284,7 @@ class LeaseHolder:
 
 
 class _Ended(Exception):
-    """The job has ended already."""
+    """The job has already ended."""
 
 
 def main(spec: dict[str, Any]) -> int:
@@ -277,4 +299,4 @@ if __name__ == "__main__":
     code = main(read_spec())
     ignore()
     sys.stdout.flush()
-    os._exit(code)  # threads of a file system may wait for ever
+    os._exit(code)  # threads of a file system may be blocked

@@ -1,7 +1,7 @@
-"""The process of the supervisor: the first one of a new pid and mount namespace.
+"""The process of the supervisor, which is the init process of a new pid and mount namespace.
 
-All processes of the job end with it, and it ends with the process that runs the job. Its parent
-stays outside of the namespaces: it forwards signals, and exits with the supervisor's exit code.
+When it ends, all processes of the job end; it ends when the process that runs the job ends. Its
+parent is outside of the namespaces, forwards signals, and exits with the supervisor's exit code.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .job import FAILED, read_spec
 
 
 def main(spec: dict[str, Any]) -> int:
-    """Make the namespaces and run the supervisor in them."""
+    """Create the namespaces, and run the supervisor in them."""
     end_with_parent()
     if readable(spec["alive"]):  # the process that runs the job has ended
         return FAILED
     signals = HeldSignals()
-    signals.install()  # they are still blocked: each comes to one of both processes below
+    signals.install()  # signals are blocked until one of the two processes below unblocks them
     directory = JobDirectory(spec["directory"])
     try:
         user, group = os.geteuid(), os.getegid()
@@ -41,7 +41,7 @@ def main(spec: dict[str, Any]) -> int:
             map_to_root(user, group)
         unshare(CLONE_NEWPID | CLONE_NEWNS)
     except OSError as error:
-        directory.failed(f"no namespace can be made for the job: {error.strerror}")
+        directory.failed(f"no namespace can be created for the job: {error.strerror}")
         return FAILED
     pid = os.fork()
     if pid == 0:
@@ -58,8 +58,8 @@ def main(spec: dict[str, Any]) -> int:
 
 
 def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) -> int:
-    """The first process of the pid namespace; ``signals`` are those that have come so far."""
-    outside = int(os.readlink("/proc/self"))  # still that of the namespace outside
+    """The init process of the pid namespace; ``signals`` has those that were received so far."""
+    outside = int(os.readlink("/proc/self"))  # /proc is still that of the outer namespace
     seen = stat_of(outside)
     if readable(spec["alive"]):  # the process that runs the job has ended
         return FAILED

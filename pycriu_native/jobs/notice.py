@@ -1,4 +1,4 @@
-"""Notices of a coming interruption, from a command or a URL that is tried at intervals.
+"""Notices of a coming interruption, from a command or a URL that is polled.
 
 Exit status 0 of the command, or HTTP status 200, is a notice, except with these texts:
 ``FALSE`` (Google's ``instance/preempted``), or a JSON object without ``Events`` (Azure's scheduled
@@ -27,11 +27,11 @@ EVERY = 5.0
 PATIENCE = 4.0
 """Timeout of an attempt, in seconds."""
 NONE = ("false", "none", "null", "no")
-"""Texts that are no notice."""
+"""Texts that do not announce an interruption."""
 
 
 class NoticeWatch:
-    """A thread that waits for a notice, and writes one byte to a descriptor when there is one."""
+    """A thread that polls for a notice, and then writes one byte to a descriptor."""
 
     def __init__(self, source: str | None, woken: int) -> None:
         self._source = source
@@ -135,5 +135,6 @@ def seconds_left(text: str) -> float | None:
         with contextlib.suppress(ValueError, TypeError):
             moment = read(when)
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return max(0.0, moment.timestamp() - time.time())
+            left = moment.timestamp() - time.time()
+            return left if left > 0 else None  # the clock of this host is wrong, or it is late
     return None

@@ -1,4 +1,4 @@
-"""Checkpoints of a job on its storage: committed, listed, fetched and removed."""
+"""The checkpoints of a job in its storage: upload, list, fetch and removal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NONE = (-1, -1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """The record of a checkpoint that is complete."""
+    """The record of a complete checkpoint."""
 
     name: str
     object: str
@@ -46,7 +46,7 @@ def identity(checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 def commits(storage: Storage) -> list[Commit]:
-    """The complete checkpoints, the newest first; those whose record cannot be read are skipped."""
+    """The complete checkpoints, the newest first; unreadable records are skipped."""
     result = []
     for name in reversed(valid_commits(storage)):
         with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -90,7 +90,7 @@ class _Hashing:
 
 
 def check_codecs(compress: Compression, encrypt_to: Sequence[str]) -> None:
-    """Raise the ``OptionError`` or ``CriuError`` that uploads would raise."""
+    """Raise the ``OptionError`` or ``CriuError`` that an upload would raise."""
     with compressed(io.BytesIO(), compress):
         pass
     if encrypt_to:
@@ -109,8 +109,8 @@ def upload(
 ) -> Commit:
     """Upload a checkpoint and commit it. ``check`` is called between parts, and may raise.
 
-    Raises ``LeaseLost`` if another holder has taken over: it does not count then. Any
-    ``Exception``: it is not committed.
+    Raises ``LeaseLost`` if another holder has taken over; the commit is then invalid. Can raise any
+    ``Exception``, without a commit.
     """
     number, token = checkpoint.number, lease.token
     name = f"checkpoints/{number:08}-{token:08}-{uuid.uuid4().hex}.tar"
@@ -126,7 +126,7 @@ def upload(
             )
         lease.check()
     except BaseException:
-        # Some file systems have created a file of the part that was written.
+        # Some file systems have created a file with a part of the data.
         with contextlib.suppress(Exception):
             storage.remove(name)
         raise
@@ -138,19 +138,19 @@ def upload(
         checkpoint=replace(checkpoint, path=""),
     )
     body = {key: value for key, value in asdict(made).items() if key != "name"}
-    # After an error the record may exist all the same, so the object is not removed.
+    # After an error the record may nevertheless exist, so the object is not removed.
     storage.write(f"commits/{record}", json.dumps(body).encode())
-    lease.check()
+    lease.committed(record)
     return made
 
 
 def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
-    """After ``upload``: remove all but the newest ones, and objects without a commit."""
+    """Remove all but the newest ``keep`` checkpoints, and objects without a commit."""
     kept = commits(storage)[:keep]
     if made.name not in {each.name for each in kept}:
-        return  # the file system does not list new files yet
-    # The record goes first: without it, the object does not count. What a later holder has made
-    # stays, since this one may be late.
+        return  # the file system does not yet list new files
+    # The record is removed first: objects without one are ignored. Files of a later holder remain,
+    # since this process may no longer have the lease.
     names = {each.name for each in kept}
     for name in storage.names("commits"):
         if name not in names and token_of(name) <= lease.token:
@@ -169,11 +169,11 @@ def fetch(
     check: Callable[[], object],
     damaged: Callable[[Commit, ImagesError], object],
 ) -> Commit | None:
-    """Fetch the newest complete checkpoint, unless the directory has it.
+    """Fetch the newest complete checkpoint, unless the directory already has it.
 
-    ``damaged`` is called with each that differs from its record. Checkpoints of the directory that
-    are no ancestors of the fetched one are removed. Raises ``ImagesError`` if there are
-    checkpoints and all are damaged, and any ``Exception``.
+    ``damaged`` is called for each one that differs from its record. Checkpoints of the directory
+    that do not precede the fetched one are removed. Raises ``ImagesError`` if there are checkpoints
+    and all are damaged, and any ``Exception``.
     """
     known = commits(storage)
     local = max(map(identity, directory.all_checkpoints()), default=NONE)
@@ -192,9 +192,14 @@ def fetch(
         os.rename(place, directory.checkpoints / str(each.checkpoint.number))
         sync(directory.checkpoints)
         return each
-    if known and local == NONE:
-        raise ImagesError(f"none of {len(known)} checkpoints on {storage.url} is complete")
+    if local == NONE and (known or _are_missing(storage)):
+        raise ImagesError(f"none of the checkpoints on {storage.url} is complete")
     return None
+
+
+def _are_missing(storage: Storage) -> bool:
+    """Whether there are names of commits that cannot be read: a listing is late, for example."""
+    return any(storage.read(f"commits/{name}") is None for name in valid_commits(storage))
 
 
 def _fetched(
@@ -204,7 +209,7 @@ def _fetched(
     decrypt_with: Sequence[str],
     check: Callable[[], object],
 ) -> str:
-    """Fetch a checkpoint into a new directory, and verify it. ``ImagesError``: it is damaged."""
+    """Fetch a checkpoint into a new directory, and verify it. ``ImagesError`` if it is damaged."""
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     place = directory.checkpoints / "fetched"
     shutil.rmtree(place, ignore_errors=True)
@@ -215,7 +220,7 @@ def _fetched(
             while read.read(2**20):
                 pass
     except FileNotFoundError:
-        raise ImagesError(f"{commit.object} is not there") from None
+        raise ImagesError(f"{commit.object} does not exist") from None
     if (read.size, read.sha256) != (commit.size, commit.sha256):
         raise ImagesError(f"{commit.object} was changed after its upload")
     verify(place, commit.checkpoint.digest)

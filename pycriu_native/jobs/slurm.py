@@ -1,4 +1,4 @@
-"""Jobs in a batch script of SLURM: reads its environment, and requeues interrupted jobs."""
+"""Jobs in batch scripts of SLURM, which are requeued after an interruption."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pathlib import Path
 
 from .._support.held_signals import held
 from ..errors import CriuError, OptionError, Problem
-from .directory import JobDirectory, State
-from .job import Job, JobResult
+from .directory import STORAGE, JobDirectory, State
+from .job import UNTIL_FREE, Job, JobResult
 
-REQUEUED_AFTER = (signal.SIGUSR1.name, "notice")
-"""The interruptions after which a job is requeued. Not SIGTERM, which ``scancel`` also sends; SLURM
-itself requeues a job that it has preempted, or that has lost its node."""
+REQUEUED_AFTER = (signal.SIGUSR1.name, "notice", STORAGE)
+"""The interruptions after which a job is requeued. SIGTERM is not among them, since ``scancel``
+also sends it, and SLURM itself requeues a job after preemption or the loss of its node."""
 
 PATIENCE = 60.0
-"""Timeout of a response of SLURM's controller, in seconds."""
+"""Timeout of a request to SLURM's controller, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlurmJob:
-    """The job of SLURM that this process runs in."""
+    """The SLURM job that this process runs in."""
 
     id: str
-    """Its number, which does not change when the job is requeued; each task of an array has one."""
+    """Its id, which is kept when the job is requeued; each task of an array has its own."""
     restarts: int
-    """How often it was requeued."""
+    """Number of times it was requeued."""
     submitted_from: str
     """The working directory of ``sbatch``."""
 
     @classmethod
     def current(cls, environ: Mapping[str, str] | None = None) -> SlurmJob:
-        """From the environment; default: that of this process. Raises ``OptionError``."""
+        """Read the environment; default: that of this process. Raises ``OptionError``."""
         environ = os.environ if environ is None else environ
         problems = []
         nodes = environ.get("SLURM_JOB_NUM_NODES", "1")
@@ -50,7 +50,7 @@ class SlurmJob:
         if not restarts.isdecimal():
             problems.append(Problem("SLURM_RESTART_COUNT", restarts, "a number is accepted"))
         if shutil.which("scontrol") is None:
-            rule = "there is no program scontrol on the PATH to queue the job again"
+            rule = "the program scontrol, which requeues the job, is not on the PATH"
             problems.append(Problem("slurm", True, rule))
         if problems:
             raise OptionError(problems, verb="run")
@@ -63,19 +63,19 @@ class SlurmJob:
     def default_directory(self) -> str:
         """``pycriu-native-ID`` in the directory that the job was submitted from.
 
-        Raises ``OptionError`` if it is that of another job: SLURM can reuse numbers.
+        Raises ``OptionError`` if it belongs to another job: SLURM can reuse ids.
         """
         path = Path(self.submitted_from) / f"pycriu-native-{self.id}"
         if not self.restarts and path.exists():
             rule = (
-                f"it exists, and SLURM has not restarted job {self.id} yet: it belongs to another "
-                "job, or to another command of this one; name one with --dir"
+                f"it exists, but SLURM has not restarted job {self.id} yet: it belongs to another "
+                "job, or to another command of this one; name a directory with --dir"
             )
             raise OptionError([Problem("directory", str(path), rule)], verb="run")
         return str(path)
 
     def may_be_requeued(self) -> bool:
-        """Whether SLURM accepts a request to requeue the job; True also if that is not known."""
+        """Whether SLURM accepts a request to requeue the job; True if this cannot be determined."""
         return " Requeue=0 " not in _scontrol("show", "job", "--oneliner", self.id).stdout
 
     def requeue(self) -> None:
@@ -83,33 +83,34 @@ class SlurmJob:
         done = _scontrol("requeue", self.id)
         if done.returncode:
             why = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-            raise CriuError(f"SLURM does not queue job {self.id} again: {why}", verb="run")
+            raise CriuError(f"SLURM does not requeue job {self.id}: {why}", verb="run")
 
 
 def run_in_slurm(job: Job, slurm: SlurmJob | None = None) -> JobResult:
     """Run a job; requeue it if SIGUSR1 or a notice has interrupted it.
 
-    It is not requeued if no checkpoint was taken in this run: it would never end. Raises as
-    ``Job.run``, and ``OptionError`` if SLURM would not requeue it.
+    It is not requeued if this run took no checkpoint, since it could be requeued endlessly. Raises
+    as ``Job.run``, and ``OptionError`` if SLURM would not requeue it.
     """
-    with held():  # SLURM sends SIGTERM to all processes of a job that it queues again
+    with held():  # SLURM sends SIGTERM to all processes of a requeued job
         return _run(job, slurm or SlurmJob.current())
 
 
 def _run(job: Job, slurm: SlurmJob) -> JobResult:
     if not slurm.may_be_requeued():
-        rule = f"job {slurm.id} cannot be queued again: submit it with --requeue"
+        rule = f"job {slurm.id} cannot be requeued: submit it with --requeue"
         raise OptionError([Problem("slurm", True, rule)], verb="run")
     directory = JobDirectory(job.directory)
     before = directory.status().checkpoints
-    result = job.run()
+    # A run that SLURM considers lost can continue: this one waits for its end.
+    result = job.run(wait=None if slurm.restarts else UNTIL_FREE)
     after = directory.status()
     if result.state is not State.INTERRUPTED or after.stopped_by not in REQUEUED_AFTER:
         return result
-    if after.checkpoints == before:
-        why = f"SLURM job {slurm.id} is not queued again: this run has taken no checkpoint"
+    if after.checkpoints == before and after.stopped_by != STORAGE:
+        why = f"SLURM job {slurm.id} is not requeued: this run has taken no checkpoint"
         return replace(result, message=f"{result.message}; {why}")
-    message = f"SLURM queues job {slurm.id} again"
+    message = f"SLURM requeues job {slurm.id}"
     try:
         slurm.requeue()
         directory.event("requeued", message=message, slurm=slurm.id)
@@ -119,7 +120,7 @@ def _run(job: Job, slurm: SlurmJob) -> JobResult:
 
 
 def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``scontrol``; returns what failed, also if it did not respond."""
+    """Run ``scontrol``. A timeout is returned as exit status 1."""
     try:
         return subprocess.run(
             ["scontrol", *words],

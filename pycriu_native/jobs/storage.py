@@ -2,12 +2,12 @@
 
 ::
 
-    leases/TOKEN.json, .begun, .beat, .end     one holder after another (``lease.py``)
+    leases/TOKEN.json, .begun, .beat, .end     the leases (``lease.py``)
     checkpoints/NUMBER-TOKEN-ID.tar            a checkpoint, as one archive
     commits/TOKEN-NUMBER.json                  the record that commits it, written last
 
-An object without a record is of an upload that was not completed, and is never read. All names
-have numbers of one width, so that their order is that of the numbers.
+An object without a record belongs to an incomplete upload, and is never read. The numbers in names
+have a fixed width, so that names sort by number.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any, BinaryIO, Literal
 
 from ..errors import CriuError, OptionError, Problem
 
 
 class Storage:
-    """Files of one storage, by their names below it.
+    """The files of one storage, with names relative to it.
 
-    File systems raise exceptions of any class: so can each function.
+    All methods can raise exceptions of any class, like the file systems of fsspec.
     """
 
     def __init__(self, url: str) -> None:
-        """``url`` is fsspec's, or a path. Raises ``OptionError`` for an unknown file system."""
+        """``url`` is of fsspec, or a path. Raises ``OptionError`` for an unknown file system."""
         self.url = url
         try:
             fsspec = __import__("fsspec")
@@ -41,9 +42,18 @@ class Storage:
             rule = f"a path or a URL of fsspec is accepted ({error})"
             raise OptionError([Problem("storage", url, rule)], verb="run") from None
         self._root = str(root).rstrip("/")
+        self._is_mounted = isinstance(self._fs, fsspec.get_filesystem_class("file"))
+        pipe = getattr(self._fs, "_pipe_file", None)
+        self._has_conditional_put = pipe is not None and "mode" in signature(pipe).parameters
 
     def make(self, *folders: str) -> None:
-        """Create folders, if the file system has folders."""
+        """Create folders, if the file system has folders.
+
+        ``FileNotFoundError``: the parent of a directory that is mounted is missing.
+        """
+        parent = os.path.dirname(self._root)
+        if self._is_mounted and not os.path.isdir(parent):
+            raise FileNotFoundError(f"{parent} does not exist: is its file system mounted?")
         for folder in folders:
             self._fs.makedirs(self._path(folder), exist_ok=True)
 
@@ -55,11 +65,11 @@ class Storage:
         except FileNotFoundError:
             return []
         names = (str(each).rstrip("/").rpartition("/")[2] for each in found)
-        # Not the folder itself, which object stores list, nor .nfsXXXX.
+        # Object stores also list the folder itself; NFS has files .nfsXXXX.
         return sorted(name for name in names if name[:1].isdigit())
 
     def read(self, name: str) -> bytes | None:
-        """A small file; None if there is none."""
+        """Read a small file; None if it does not exist."""
         self._fs.invalidate_cache()
         try:
             return bytes(self._fs.cat_file(self._path(name)))
@@ -74,12 +84,16 @@ class Storage:
     def create(self, name: str, data: bytes) -> bool:
         """Create a small file exclusively; returns whether this process has created it.
 
-        ``data`` must be unique: the content afterwards decides, since a response can be lost.
+        ``data`` must be unique: the file is read afterwards, since a response can be lost.
         """
         failed: Exception | None = None
         try:
-            with self.opened(name, "xb") as file:
-                file.write(data)
+            if self._has_conditional_put:
+                # One request. gcsfs makes two of mode xb; the first has the condition.
+                self._fs.pipe_file(self._path(name), data, mode="create")
+            else:
+                with self.opened(name, "xb") as file:
+                    file.write(data)
         except Exception as error:
             failed = error
         there = self.read(name)
@@ -94,7 +108,7 @@ class Storage:
 
     @contextlib.contextmanager
     def opened(self, name: str, mode: Literal["rb", "wb", "xb"]) -> Iterator[BinaryIO]:
-        """A file for writing; it is synced at the end if the file system is local."""
+        """Open a file. A written file is synced at the end if the file system is local."""
         file: Any
         with self._fs.open(self._path(name), mode) as file:
             yield file

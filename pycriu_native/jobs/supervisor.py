@@ -28,14 +28,14 @@ from .job import FAILED
 from .notice import NoticeWatch
 
 FIRST_PID = 1000
-"""The supervisor's own processes get pids below this, so that they do not use one that a restore
+"""The supervisor's own processes have pids below this, so that they do not use one that a restore
 needs."""
 
 DEATHS = (*STOPPING, CHECKPOINTING, signal.SIGKILL)
-"""Signals by which a command ends that was interrupted, and has not ended by itself."""
+"""Signals that count as an interruption if they end the command."""
 
 UNTIL_SIGNAL = 0.2
-"""Seconds in which a signal that was sent to all processes has come here, too."""
+"""Seconds within which a signal that was sent to all processes is also received here."""
 
 FIRST = 0.1
 """The fraction of the interval until the first checkpoint."""
@@ -44,14 +44,14 @@ KEPT_EVERY = 0.2
 """Seconds between two attempts to write the last status."""
 
 ATTEMPTS = 3
-"""Number of attempts of a restore that fails for another reason than its images."""
+"""Number of attempts of a restore that fails for a reason other than its images."""
 
 MARGIN = 1.25
-"""Factor for the expected duration of the next checkpoint, from those before."""
+"""Factor for the expected duration of the next checkpoint, relative to earlier ones."""
 
 
 class Supervisor:
-    """One run of a job, as the first process of a pid namespace."""
+    """One run of a job, in the init process of a pid namespace."""
 
     def __init__(
         self,
@@ -81,16 +81,16 @@ class Supervisor:
         )
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._kept = True
-        """Whether the status is written."""
+        """Whether the current status is written."""
         self._pid = 0
         self._criu_was_lost = False
-        """Whether the last checkpoint failed because CRIU was killed: the command can be killed by
-        that, which counts as an interruption."""
+        """Whether the last checkpoint failed because CRIU was killed. This can kill the command,
+        which then counts as an interruption."""
         self._stop_by: float | None = None
         """Latest end of the job, on the monotonic clock; None: no end was requested."""
 
     def run(self) -> int:
-        """Exit code 0: the status tells how it ended; 1: it has not begun."""
+        """Run the job. Returns 0, and the status has the outcome; or 1 if the job did not start."""
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         with NoticeWatch(self._spec["notice"], self._woken) as notice:
@@ -103,10 +103,10 @@ class Supervisor:
                 self._report("failed", str(error))
                 return FAILED
 
-    # ---- the beginning ----
+    # ---- start ----
 
     def _begin(self) -> bool:
-        """Start or resume the command; False if neither can be, or it was stopped before."""
+        """Start or resume the command; False if neither is possible, or a signal was received."""
         checkpoints = self._directory.all_checkpoints()
         for each in checkpoints:
             if not self._resume(each):
@@ -135,7 +135,7 @@ class Supervisor:
         return True
 
     def _resume(self, checkpoint: Checkpoint) -> bool:
-        """Restore a checkpoint; False if that fails. Repeated unless the images are the cause."""
+        """Restore a checkpoint; False if that fails. Repeated, unless the images are the cause."""
         for _ in range(ATTEMPTS):
             if self._signals.stopped is not None:
                 break
@@ -166,24 +166,26 @@ class Supervisor:
             )
         except OSError:
             if not again:
-                _remove(self._directory.start)  # nothing of the job was ever started
+                _remove(self._directory.start)  # the job was never started
             raise
         finally:
             for file in files:
                 file.close()
-        command.returncode = 0  # it is reaped here, and not by its object
+        command.returncode = 0  # _reap waits for it, not the Popen object
         self._pid = command.pid
         now = time.time()
         if again:
             self._change(state=State.RUNNING, restarted=self._status.restarted + 1)
-            why = f"none of {lost} checkpoints can be restored" if lost else "it had no checkpoint"
+            why = (
+                f"none of {lost} checkpoints can be restored" if lost else "there is no checkpoint"
+            )
             self._report("started over", f"started again from the beginning: {why}")
         else:
             self._change(state=State.RUNNING, started=now)
             self._report("started", "started")
 
     def _roll_back_to_start(self, outputs: list[Any]) -> None:
-        """Save the files before the first start; before another start, restore them."""
+        """Before the first start, save the files; before a later start, restore them."""
         start = self._directory.start
         if start.is_dir():
             at = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -225,7 +227,7 @@ class Supervisor:
                 self._ended(ended)
                 return
             if readable(self._alive):
-                return  # we run for no one
+                return  # the process that runs the job has ended
             self._keep()
             if self._stop_by is None and notice.left is not None:
                 left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
@@ -235,8 +237,8 @@ class Supervisor:
             if self._stop_by is not None:
                 self._last_checkpoint()
                 return
-            asked = CHECKPOINTING in self._take_signals()
-            if self._stop_by is None and (asked or time.monotonic() >= due):
+            requested = CHECKPOINTING in self._take_signals()
+            if self._stop_by is None and (requested or time.monotonic() >= due):
                 self._checkpoint()
                 due = time.monotonic() + every
                 continue
@@ -244,13 +246,13 @@ class Supervisor:
                 self._wait(min(due - time.monotonic(), 5.0))
 
     def _wait(self, seconds: float) -> None:
-        """Until a signal or a notice comes, or the process that runs the job ends, at most."""
+        """Wait for a signal, a notice or the end of the process that runs the job, with a limit."""
         readable(self._wake, self._alive, seconds=seconds)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
 
     def _take_signals(self) -> set[int]:
-        """Handle the received signals. One that stops the job sets the time of its end."""
+        """Handle the received signals. One that stops the job sets ``_stop_by``."""
         result = set()
         for number, when in self._signals.take():
             result.add(number)
@@ -276,7 +278,7 @@ class Supervisor:
             seen = stat_of(self._pid)
             if (seen is None or seen.has_ended) and not last:
                 self._criu_was_lost |= isinstance(error, WorkerDiedError)
-                return False  # it has ended meanwhile
+                return False  # the command has ended meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
             self._change(failures=self._status.failures + 1)
             self._report("checkpoint failed", str(error))
@@ -291,7 +293,7 @@ class Supervisor:
             last_frozen=made.frozen,
             last_bytes=made.bytes,
         )
-        self._report("checkpoint", _words(made, took), number=made.number, seconds=took)
+        self._report("checkpoint", _text(made, took), number=made.number, seconds=took)
         try:
             self._directory.prune(int(self._spec["keep"]))
         except OSError as error:
@@ -299,8 +301,8 @@ class Supervisor:
         if took * MARGIN > float(self._spec["grace"]):
             self._report(
                 "grace is short",
-                f"a checkpoint takes {took:.1f} s: a last one may not be complete within the "
-                f"{self._spec['grace']:g} s that a signal leaves (grace)",
+                f"a checkpoint takes {took:.1f} s: a last one may not be complete within the time "
+                f"limit after a signal, {self._spec['grace']:g} s (grace)",
             )
         return True
 
@@ -318,22 +320,22 @@ class Supervisor:
             )
         ended = self._reap()
         if ended is not None and ended >= 0:
-            self._ended(ended)  # it ended before the checkpoint
+            self._ended(ended)  # before the checkpoint
             return
         self._change(state=State.INTERRUPTED)
         count = len(self._directory.all_checkpoints())
         self._report("interrupted", f"interrupted; {count} checkpoints to resume from")
 
-    # ---- the end ----
+    # ---- end ----
 
     def _reap(self) -> int | None:
-        """The exit code of the command, if it has ended. Its orphans are reaped, too."""
+        """The exit code of the command, if it has ended. Orphaned processes are reaped, too."""
         for pid in process_tree(os.getpid())[1:]:
             seen = stat_of(pid)
             if seen is None or not seen.has_ended or seen.parent != os.getpid():
                 continue
             if pid != self._pid and is_helper(pid):
-                continue  # the process that started it waits for it
+                continue  # another part of the supervisor waits for it
             with contextlib.suppress(ChildProcessError):
                 _, status = os.waitpid(pid, os.WNOHANG)
                 if pid == self._pid:
@@ -351,7 +353,7 @@ class Supervisor:
         self._report("ended", f"the command has ended with {code}", exit_code=code)
 
     def _was_interrupted(self, code: int) -> bool:
-        """Whether it has not ended by itself, but of a signal, which it may have handled."""
+        """Whether the command ended because of a signal, which it may have handled."""
         if code == 0:
             return False
         if -code in DEATHS or (code < 0 and self._criu_was_lost):
@@ -367,7 +369,7 @@ class Supervisor:
         self._status = replace(self._status, **more)
 
     def _report(self, event: str, message: str, **more: object) -> None:
-        """An event; the status is kept with it, or later if the disk is full, for example."""
+        """Record an event, and write the status; if that fails, it is tried again later."""
         self._change(message=message)
         try:
             self._directory.event(event, message=message, **more)
@@ -377,26 +379,24 @@ class Supervisor:
         self._keep()
 
     def _keep(self) -> None:
-        """Write the status, if the one that is there is older. The command runs on if it fails."""
+        """Write the status if it has changed. The command continues if this fails."""
         if not self._kept:
             with contextlib.suppress(OSError):
                 self._directory.keep(self._status)
                 self._kept = True
 
     def _keep_at_last(self) -> int:
-        """Write the status, within the time of a last checkpoint; the exit code."""
+        """Write the last status, within the limit of a last checkpoint; returns the exit code."""
         until = time.monotonic() + float(self._spec["grace"])
         while not self._kept and time.monotonic() < until:
             time.sleep(KEPT_EVERY)
             self._keep()
         if not self._kept:
-            _print(
-                f"{self._status.message}; it cannot be written, and is not known to the next run"
-            )
+            _print(f"{self._status.message}; the status cannot be written for the next run")
         return 0 if self._kept else FAILED
 
 
-def _words(made: Checkpoint, took: float) -> str:
+def _text(made: Checkpoint, took: float) -> str:
     return (
         f"checkpoint {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
         f"command was frozen for {made.frozen:.2f} s"

@@ -15,10 +15,10 @@ from .storage import Storage
 LOOK = 0.5
 """Seconds between two checks for a new checkpoint."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds until a failed upload is tried again: the first time, and at most."""
+"""Seconds until a failed upload is repeated: the first pause, and the longest one."""
 
 PATIENCE = 10.0
-"""Seconds that a cancelled upload gets to remove its files."""
+"""Seconds to wait for a cancelled upload, which removes its files."""
 
 Report = Callable[..., None]
 """``report(event, message, counts)``: report an event, and change the status by ``counts``."""
@@ -29,7 +29,7 @@ class Cancelled(Exception):
 
 
 class Uploads:
-    """Uploads beside the job: one at a time, and always of the newest checkpoint."""
+    """Uploads while the job runs: one at a time, always of the newest checkpoint."""
 
     def __init__(
         self,
@@ -56,13 +56,13 @@ class Uploads:
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def finish(self, until: float) -> bool:
         """Upload the last checkpoint; returns whether the storage has it.
 
-        After ``until``, on the monotonic clock, no upload is begun; a running one is completed.
+        After ``until``, on the monotonic clock, no upload is started; a running one is completed.
         """
         self._until, self._over = until, True
         self._changed.set()
@@ -70,7 +70,7 @@ class Uploads:
         return self._next() is None
 
     def cancel(self) -> None:
-        """End without an upload."""
+        """Cancel a running upload, and end the thread."""
         self._over = self._cancelled = True
         self._changed.set()
         self._thread.join(PATIENCE)
@@ -95,7 +95,7 @@ class Uploads:
             self._changed.clear()
 
     def _next(self) -> Checkpoint | None:
-        """The newest checkpoint, if it is not uploaded."""
+        """The newest checkpoint, if it was not uploaded."""
         newest = self._directory.all_checkpoints()[:1]
         return newest[0] if newest and identity(newest[0]) != self._done else None
 
@@ -128,7 +128,7 @@ class Uploads:
             if due.number not in {each.number for each in self._directory.all_checkpoints()}:
                 return False  # a newer one has replaced it
             what = "upload" if self._done != identity(due) else "removal of older checkpoints"
-            message = f"{what} of checkpoint {due.number} failed: {_words(error)}"
+            message = f"{what} of checkpoint {due.number} failed: {_text(error)}"
             self._report("upload failed", message, failures=1)
             return False
         return True
@@ -149,5 +149,5 @@ class Uploads:
             raise Cancelled
 
 
-def _words(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else repr(error)

@@ -1,4 +1,4 @@
-"""Live migration: one call at the source, one at the destination."""
+"""Live migration of processes: one call at the source, one at the destination."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from ..results import Version
 from .endpoint import TLS_FIELDS
 
 MARGIN = 2.0
-"""Seconds for the destination to end its copy, from when it finds that the source is lost."""
+"""Seconds that the destination needs to end its copy after it has detected a lost source."""
 
 LONGEST_SILENCE = 3600.0
-"""Largest ``peer_timeout`` in seconds, also of a peer: a frozen process may have to wait for it."""
+"""Largest ``peer_timeout`` in seconds, also of a peer: a process can be frozen for that long."""
 
 SET_BY_US = (
     "parent_image",

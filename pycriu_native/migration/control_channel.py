@@ -7,9 +7,9 @@ A frame is a kind (one byte), a length (four bytes, big-endian) and that many by
 One thread reads; another sends a keepalive every quarter of ``peer_timeout`` and checks the clock.
 The channel is lost when nothing was received for ``peer_timeout`` seconds, when the connection
 ends, or when the peer breaks the protocol; every wait on it then raises the reason. ``on_end`` is
-called then, and when the peer gives up; possibly more than once, and on any thread.
+called when the channel is lost or the peer cancels; possibly more than once, and on any thread.
 
-Synchronization: ``send`` and ``tell`` may be called from any thread, ``expect`` from one.
+Synchronization: ``send`` and ``send_message`` may be called from any thread, ``expect`` from one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADER = struct.Struct(">BI")
 LARGEST_MESSAGE = 64 * 1024
 LARGEST_PIECE = 2**20
 WAITING_FRAMES = 16
-"""Frames that are read ahead; the reader then waits."""
+"""Limit of received frames in the queue; the reader then waits."""
 
 CLOSE_TIMEOUT = 5.0
 """Seconds to wait for the peer to close the connection, after the last message to it."""
@@ -85,9 +85,9 @@ class Channel(Closing):
         self._on_pages = on_pages
         self._on_end = on_end
         self.lost: CriuError | None = None
-        """Why the channel is lost; None while it is not."""
+        """Why the channel is lost; None if it is not."""
         self.refused: MigrationError | None = None
-        """The peer gave up; set before the frames that it sent earlier are taken."""
+        """The peer's cancellation; set before the frames that it sent earlier are processed."""
         self._frames: deque[Frame] = deque()
         self._frames_changed = Condition()
         self._sending = Lock()
@@ -108,7 +108,7 @@ class Channel(Closing):
 
     # ---- sending ----
 
-    def tell(self, word: str, **more: Any) -> None:
+    def send_message(self, word: str, **more: Any) -> None:
         """Send a message. Raises the reason if the channel is lost."""
         data = json.dumps({"word": word, **more}).encode()
         self.send(Kind.MESSAGE, data)
@@ -185,18 +185,18 @@ class Channel(Closing):
                     raise self.lost
             self.check_deadline()
             if time.monotonic() > until:
-                raise self.lose(PeerLostError("the peer sends nothing any more"))
+                raise self.lose(PeerLostError("the peer no longer sends anything"))
 
     # ---- the end ----
 
     def part(self, word: str = "", why: str = "") -> None:
         """Send a last message if possible, wait until everything has arrived, and close.
 
-        There is no wait for a peer that gave up: it waits for this end to close.
+        There is no wait for a peer that cancelled, since it waits until this end closes.
         """
         with contextlib.suppress(CriuError):
             if word:
-                self.tell(word, why=why[: LARGEST_MESSAGE // 8])
+                self.send_message(word, why=why[: LARGEST_MESSAGE // 8])
         until = time.monotonic() + CLOSE_TIMEOUT
         while self.lost is None and self.refused is None and time.monotonic() < until:
             # A close with unread data resets the connection, and the last message is lost.

@@ -1,11 +1,11 @@
 """The destination's side of a migration: receive the images, restore, send the final message.
 
-The restore is held in CRIU's ``post-restore`` notification: everything is in place, nothing
-runs, and a refusal ends it. The destination then sends ``prepared``, and runs the copy only after
-the source's ``go``. A failure before the final message (``running``; for post-copy ``complete``,
-once all memory has arrived) ends the copy. A source that is lost between that message and its
-answer ``done`` may have given its process up or not: the copy is stopped then, and the caller gets
-``MigrationInDoubtError``. The states are in ``restored_copy.py``.
+The restore waits in CRIU's ``post-restore`` notification, in which the processes exist but do not
+run, and a failure of the hook ends them. The destination sends ``prepared``, and runs the copy only
+after the source's ``go``. A failure before the final message (``running``; for post-copy
+``complete``, after all memory has arrived) ends the copy. If the source is lost after that message
+and before its response ``done``, it may or may not have ended its process: the copy is stopped, and
+the call raises ``MigrationInDoubtError``. The states are in ``restored_copy.py``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ USERFAULT = "anon_inode:[userfaultfd]"
 
 
 class Destination:
-    """A process that comes to this host."""
+    """The migration of one process tree to this host."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Destination:
         self.relay: PageRelay | None = None
         self._daemon: LazyPages | None = None
         self._held: list[int] = []
-        """Copies of the daemon's userfaultfds: its end then fills no memory with zeros."""
+        """Copies of the daemon's userfaultfds: without them its end fills memory with zeros."""
         self._copy = RestoredCopy(watchdog)
         self._downtime = 0.0
 
@@ -92,12 +92,12 @@ class Destination:
         return phase, 0, None
 
     def put_pages(self, data: bytes | bytearray) -> None:
-        """Pass data of the source's CRIU on to the lazy-pages daemon."""
+        """Forward data of the source's CRIU to the lazy-pages daemon."""
         if self.relay is not None:
             self.relay.put(data)
 
     def fail(self) -> None:
-        """The source is lost or gave up: end what could keep the restore from failing."""
+        """Make the restore fail, because the source is lost or cancelled."""
         if self.relay is not None:
             self.relay.finish()
         self._copy.end_unless_final()
@@ -166,7 +166,7 @@ class Destination:
                     f"CRIU {hello.get('criu')} at the source and {version} at the destination "
                     "cannot exchange pages: the page format changed in CRIU 4.2"
                 )
-        self.channel.tell("hello", peer_timeout=self._peer_timeout, criu=str(version))
+        self.channel.send_message("hello", peer_timeout=self._peer_timeout, criu=str(version))
 
     def _receive(self) -> int:
         self.phases.enter("images")
@@ -210,7 +210,7 @@ class Destination:
             self._hold(notification.pid)
         elif notification.action is Notify.POST_RESUME:
             if self.mode.lazy:
-                self.channel.tell("running")
+                self.channel.send_message("running")
             else:
                 self._send_final("running")
 
@@ -220,11 +220,11 @@ class Destination:
         self._copy.prepare(pid, self._held)
         if self._daemon is not None and self._has_all(0):
             raise MigrationError("the lazy-pages daemon ended before the process ran")
-        self.channel.tell("prepared", pid=pid)
+        self.channel.send_message("prepared", pid=pid)
         self.channel.expect("go")
 
     def _check(self) -> None:
-        """Raise if the source is lost or gave up, or the deadline has passed."""
+        """Raise if the source is lost or cancelled, or the deadline has passed."""
         for reason in (self.channel.refused, self.channel.lost):
             if reason is not None:
                 raise reason
@@ -239,26 +239,27 @@ class Destination:
             self._check()
             return False
         if status:
-            self._check()  # it ends when its source does
+            self._check()  # the daemon also ends when the source is lost
             raise MigrationError(f"the lazy-pages daemon ended with {status}")
         return True
 
     def _send_final(self, word: str) -> None:
-        """Send the message on which the source gives its process up."""
+        """Send the message after which the source ends its process."""
         if self.channel.lost is not None:
             raise self.channel.lost
         self._copy.finalize()
-        self.channel.tell(word)
+        self.channel.send_message(word)
 
     def _undo(self, error: BaseException) -> None:
-        """End the copy, or stop it where the source may have given the process up."""
+        """End the copy, or stop it if the source may have ended its process."""
         if self._copy.undo(refused=self.channel.refused is not None):
             pid = self._copy.pid
             raise MigrationInDoubtError(
-                f"the process runs as pid {pid}, and the connection to the source was lost before "
-                f"the source confirmed that it gave the process up ({error}); it is stopped now. "
-                f"If the source's call returned, resume it here: kill -CONT {pid}; if it raised, "
-                f"the process runs on there, and this one must be ended: kill -KILL {pid}",
+                f"the process was restored as pid {pid}, and the connection to the source was lost "
+                f"before the source confirmed that it has ended its process ({error}); the copy "
+                f"here is stopped now. If the call at the source returned, resume the copy: "
+                f"kill -CONT {pid}; if it raised, the process runs there, and the copy has to be "
+                f"ended: kill -KILL {pid}",
                 pid=pid,
                 phase=self.phases.name,
             ) from error
@@ -267,7 +268,7 @@ class Destination:
     def _report(self, statistics: RestoreStatistics | None) -> None:
         with contextlib.suppress(CriuError):
             message = None if statistics is None else asdict(statistics)
-            self.channel.tell("report", restore=message)
+            self.channel.send_message("report", restore=message)
 
     def close(self) -> None:
         """Release the daemon, the relay and the copies of descriptors."""

@@ -1,12 +1,12 @@
-"""Connections between the two sides of a migration: addresses, TLS, and what needs it.
+"""Connections between the two sides of a migration: addresses, TLS, and the peers' owners.
 
-The images and the pages are the memory of a process, and the destination writes and runs them as
-root. So beyond this machine TLS is required, with certificates on both sides, unless the caller
-sets ``insecure=True``. On loopback, where every user can connect, the other end must belong to
-root or to the caller.
+Images and pages contain the memory of a process, which the destination runs as root. For network
+addresses TLS is therefore required, with certificates on both sides, unless the caller sets
+``insecure=True``. On loopback, where every user can connect, the other end must belong to root or
+to the caller.
 
-Under gevent and eventlet a function of the ``socket`` module makes sockets of theirs, so
-connections are made of the unpatched class alone. Their TLS sockets are used as they are.
+gevent and eventlet replace functions of the ``socket`` module, so connections are made with the
+original class only. TLS sockets of gevent and eventlet are used unchanged.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> It
         yield _exposed(name, place)
     for field in ("tls_cacert", "tls_cert", "tls_key"):
         if opts.tls and getattr(opts, field) is None:
-            yield Problem(field, None, "is required with tls: both sides show a certificate")
+            yield Problem(field, None, "is required with tls: both sides need a certificate")
     for field in TLS_FIELDS[1:]:
         if not opts.tls and getattr(opts, field) is not None:
             yield Problem(field, getattr(opts, field), "needs tls: it has no effect without")
@@ -67,9 +67,9 @@ def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> It
 
 def _exposed(name: str, place: object) -> Problem:
     rule = (
-        "leaves this machine without encryption: set tls=True with tls_cacert, tls_cert and "
-        "tls_key, or set insecure=True (the memory of the process can then be read on the way, "
-        "and everyone who reaches the destination can run any program there as root)"
+        "is a network address, which needs encryption: set tls=True with tls_cacert, tls_cert and "
+        "tls_key, or set insecure=True (the memory of the process can then be read on the network, "
+        "and anyone who can connect to the destination can run any program there as root)"
     )
     return Problem(name, place, rule)
 
@@ -82,7 +82,7 @@ def _host_and_port(place: Place) -> tuple[str, int]:
 
 
 def _is_here(host: str) -> bool:
-    """Whether a name or address stands for this machine's loopback only."""
+    """Whether a name or address is a loopback address of this machine."""
     try:
         result = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -114,7 +114,8 @@ def connect(
             sock = _connection(name, port, until.left(HANDSHAKE))
         except OSError as error:
             raise PeerLostError(
-                f"no connection to the destination {name}:{port}: {error}; the source runs on",
+                f"no connection to the destination {name}:{port}: {error}; the process continues "
+                "at the source",
                 phase="connect",
                 cure="start the destination first",
             ) from None
@@ -143,23 +144,23 @@ def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: boo
                 sock = blocking(sock)
             except TimeoutError:
                 if until.is_over():
-                    why = "no source came before the deadline"
+                    why = "no source connected before the deadline"
                     raise MigrationError(why, phase="listen") from None
                 until.check()
                 continue
             try:
                 return _welcome(sock, opts, until, from_here=not opts.tls and not insecure)
             except (MigrationError, OSError) as error:
-                logs.warn("migration: turned %s away: %s", name, error)
+                logs.warn("migration: refused %s: %s", name, error)
 
 
 def _is_socket(place: Place) -> TypeGuard[socket.socket]:
-    return hasattr(place, "getsockopt")  # those of gevent and eventlet have a class of their own
+    return hasattr(place, "getsockopt")  # gevent and eventlet have other classes
 
 
 def _duplicate(sock: socket.socket) -> socket.socket:
     result = socket.socket(fileno=os.dup(sock.fileno()))
-    result.setblocking(True)  # those of gevent and eventlet do not block
+    result.setblocking(True)  # sockets of gevent and eventlet are non-blocking
     return result
 
 
@@ -231,13 +232,14 @@ def _welcome(
 
 
 def _refuse_foreign_owners(sock: socket.socket) -> None:
-    """Without TLS the other end must belong to root or the caller. To be called after the greeting:
-    a connection that is not accepted yet has no owner.
+    """Raise ``PeerLostError`` unless the other end belongs to root or the caller.
+
+    To be called after the greeting: a connection that is not accepted yet has no owner.
     """
-    who = foreign_owner(sock)
-    if who is not None:
+    owner = foreign_owner(sock)
+    if owner is not None:
         raise PeerLostError(
-            f"the other end of the connection belongs to {who}, and every user of this machine "
+            f"the other end of the connection belongs to {owner}, and every user of this machine "
             "can connect to loopback: set tls=True, or insecure=True",
             phase="connect",
         )
@@ -263,6 +265,6 @@ def _context(protocol: int, opts: CriuOpts) -> ssl.SSLContext:
             context.load_verify_locations(opts.tls_cacrl)
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as error:
-        rule = f"PEM files that fit each other are accepted: {error}"
+        rule = f"matching PEM files are accepted: {error}"
         raise OptionError([Problem("tls_cert", opts.tls_cert, rule)], verb="migrate") from None
     return context

@@ -1,9 +1,9 @@
-"""The states of a process that leaves the source, and the transitions between them.
+"""The states of the process at the source, and the transitions between them.
 
-From the final dump on the process is frozen, in CRIU's ``post-dump`` notification, and for
-post-copy in CRIU's page serving after it. It ends when the destination has sent its final message:
-``running`` (stop-and-copy, pre-copy) or ``complete``, once all memory has arrived (post-copy). On
-any failure CRIU resumes it; after ``go`` only once no copy can run at the destination.
+From the final dump on, the process is frozen: in CRIU's ``post-dump`` notification, and for
+post-copy also while CRIU serves its pages. It is ended after the final message of the destination:
+``running`` (stop-and-copy, pre-copy), or ``complete`` after all memory has arrived (post-copy).
+After a failure CRIU resumes it; if ``go`` was sent, not before the destination's copy has ended.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class State(Enum):
     """Which copy of the process may run."""
 
     HERE = "here"
-    """Only the source's process. It resumes at once on a failure."""
+    """Only the source's process may run. It resumes at once after a failure."""
     UNDECIDED = "undecided"
     """``go`` was sent: the copy at the destination may run, and may still be ended."""
     GIVEN_UP = "given up"
-    """The destination's final message was received: only the copy at the destination."""
+    """The destination's final message was received: only the copy at the destination may run."""
     KEPT = "kept"
-    """The migration failed and no copy runs at the destination: only the source's process."""
+    """The migration failed and no copy runs at the destination: the source's process may run."""
 
 
 class HeldCall(Call):
@@ -62,8 +62,8 @@ class HeldCall(Call):
 class Handover:
     """The transfer of the right to run, from this host to the destination.
 
-    Synchronization: ``withdraw`` may be called from any thread. The rest belongs to the thread of
-    the hook, and for post-copy to a thread of its own from ``serve`` on.
+    Synchronization: ``withdraw`` may be called from any thread. The rest is for the thread of
+    the hook, and for post-copy, after ``serve``, for a separate thread.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class Handover:
         self.failure: BaseException | None = None
         """Why post-copy failed."""
         self._thread: Any = None
-        # A restore may touch memory before it is ready: CRIU then has to serve at once.
+        # A restore can access memory before it is complete: CRIU then has to serve pages at once.
         self._released = Event() if relay is None else relay.requested
 
     # ---- the transitions ----
 
     def go(self) -> None:
-        """HERE to UNDECIDED, when the destination's copy is prepared. Returns when that runs."""
+        """HERE to UNDECIDED, when the copy is prepared. Returns when the copy runs."""
         self._require(State.HERE)
         self.pid = image_transfer.number(self._channel.expect("prepared"), "pid")
         self.state = State.UNDECIDED
-        self._channel.tell("go")
+        self._channel.send_message("go")
         self._released.set()
         self._channel.expect("running")
         self.downtime = time.monotonic() - self.frozen_at
@@ -105,14 +105,14 @@ class Handover:
         self.state = State.GIVEN_UP
         # Without this message the destination is in doubt; the source is not.
         with contextlib.suppress(CriuError):
-            self._channel.tell("done", downtime=self.downtime)
+            self._channel.send_message("done", downtime=self.downtime)
 
     def keep(self, error: BaseException) -> None:
         """To KEPT, from every state. Returns when no copy runs at the destination."""
         may_run = self.state in (State.UNDECIDED, State.GIVEN_UP)
         if may_run and not (isinstance(error, MigrationError) and error.by_peer):
             with contextlib.suppress(CriuError):
-                self._channel.tell("failed", why=f"the source gave up: {error!r}")
+                self._channel.send_message("failed", why=f"the source cancelled: {error!r}")
                 while True:
                     self._channel.expect("running", "complete")
             if self._channel.refused is None:
@@ -123,10 +123,10 @@ class Handover:
         if self.state is not state:
             raise AssertionError(f"the handover is {self.state.value}, not {state.value}")
 
-    # ---- the ways through them ----
+    # ---- sequences of transitions ----
 
     def complete(self) -> None:
-        """Stop-and-copy and pre-copy, in the hook: returns when the process is given up."""
+        """Stop-and-copy and pre-copy, in the hook: returns when the process can be ended."""
         try:
             self.go()
             self.give_up()
@@ -135,7 +135,7 @@ class Handover:
             raise
 
     def serve(self, call: HeldCall) -> None:
-        """Post-copy, in the hook: returns when CRIU has to serve pages; a thread does the rest."""
+        """Post-copy, in the hook: returns when CRIU has to serve pages; a thread continues."""
         assert self._relay is not None
         call.held = True
         self._relay.start(self._channel)
@@ -167,12 +167,12 @@ class Handover:
             self._released.set()
 
     def withdraw(self, reason: BaseException) -> None:
-        """Send the destination the request to end its copy."""
+        """Request that the destination ends its copy."""
         with contextlib.suppress(CriuError):
-            self._channel.tell("failed", why=f"the source was interrupted: {reason!r}")
+            self._channel.send_message("failed", why=f"the source was interrupted: {reason!r}")
 
     def join(self) -> None:
-        """Wait for the thread of post-copy; the process is given up then."""
+        """Wait for the thread of post-copy, after the final message was received."""
         self._require(State.GIVEN_UP)
         if self._thread is not None:
             self._thread.join()

@@ -1,7 +1,7 @@
-"""Image directories over the control connection of a migration.
+"""Transfer of image directories over the control connection of a migration.
 
-Directories are numbered from 1; each can be the parent of the next. The receiver builds every path
-itself: it takes only a plain file name and a size from the sender, and refuses anything else.
+Directories are numbered from 1; each can be the parent of the next. The receiver makes every path
+itself. From the sender it accepts only plain file names and sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_FILES = 100_000
 MOST_ROUNDS = 1000
 
 _STAYS = re.compile(r".*\.log|stats-.*|.*\.pid|.*\.socket|parent|\..*")
-"""Names that are not sent: logs, statistics, the link to the parent."""
+"""Names of files that are not sent: logs, statistics, the link to the parent."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:=@%-]{0,199}")
 """Names that are accepted."""
@@ -39,16 +39,16 @@ def send(channel: Channel, directory: str, number: int, count: Count) -> None:
     """Send all images of a directory."""
     entries = _entries(directory)
     total = sum(entry.stat().st_size for entry in entries)
-    channel.tell("images", number=number, files=len(entries), bytes=total)
+    channel.send_message("images", number=number, files=len(entries), bytes=total)
     for entry in entries:
         with open(open_regular(entry.path), "rb", buffering=0) as file:
             remaining = os.fstat(file.fileno()).st_size
-            channel.tell("file", name=entry.name, size=remaining)
+            channel.send_message("file", name=entry.name, size=remaining)
             buffer = bytearray(min(remaining, LARGEST_PIECE))
             while remaining:
                 got = file.readinto(memoryview(buffer)[: min(remaining, LARGEST_PIECE)])
                 if not got:
-                    raise MigrationError(f"{entry.path} became shorter while it was sent")
+                    raise MigrationError(f"{entry.path} was truncated while it was sent")
                 channel.send(Kind.PIECE, memoryview(buffer)[:got])
                 remaining -= got
                 count(got)

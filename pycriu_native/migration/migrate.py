@@ -8,43 +8,39 @@ then at the source::
 
     migrate_out(4242, CriuOpts(), to="10.0.0.2:7000", mode=MigrationMode.POST_COPY, ...)
 
-One TCP connection carries everything: images, pages, messages, keepalives. CRIU does not listen on
-the network. With ``tls`` in the options both sides show certificates
-(``tls_cacert``, ``tls_cert``, ``tls_key``, and ``tls_cacrl``, ``tls_no_cn_verify`` as CRIU
-understands them); without it only loopback and unix sockets are accepted, unless the caller
-sets ``insecure=True``.
+One TCP connection transfers images, pages, messages and keepalives. CRIU does not listen on the
+network. With ``tls`` in the options both sides need certificates (``tls_cacert``, ``tls_cert``,
+``tls_key``, and ``tls_cacrl``, ``tls_no_cn_verify`` with the same meaning as in CRIU). Without it
+only loopback addresses and unix sockets are accepted, unless the caller sets ``insecure=True``.
 
-Exactly one copy of the process survives, because **the destination's final message decides**: "it
-runs" for stop-and-copy and pre-copy, "all memory has arrived" for post-copy. The source gives the
-process up when it receives that message, and resumes it when the message can no longer come.
-docs/migration.md describes failures of hosts and networks.
+Exactly one copy of the process survives, because **the destination's final message decides**: for
+stop-and-copy and pre-copy it means that the copy runs, for post-copy that all memory has arrived.
+The source ends its process when it receives this message, and resumes it when the message can no
+longer arrive. docs/migration.md describes failures of hosts and networks.
 """
 
 from __future__ import annotations
 
-from .._support.light_typing import TYPE_CHECKING
+from .._calls.iterative_dump import More
+from .._calls.notification import Hook
+from .._calls.progress_state import OnProgress
+from .._support.lazy import socket
+from .._system.process_identity import Target
+from .._transport.worker import Worker
 from ..options.criu_opts import CriuOpts
 from .result import MigrationMode, MigrationResult
-
-if TYPE_CHECKING:
-    from .._calls.iterative_dump import More
-    from .._calls.notification import Hook
-    from .._calls.progress_state import OnProgress
-    from .._system.process_identity import Target
-    from .._transport.worker import Worker
-    from .endpoint import Place
 
 __all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
 
 SILENCE = 10.0
-"""Seconds without a keepalive after which the other side counts as lost."""
+"""Seconds without a received message after which the peer is treated as lost."""
 
 
 def migrate_out(
     pid: Target,
     opts: CriuOpts,
     *,
-    to: Place,
+    to: str | tuple[str, int] | socket.socket,
     mode: MigrationMode | str = MigrationMode.STOP_AND_COPY,
     should_continue: More | None = None,
     insecure: bool = False,
@@ -54,21 +50,22 @@ def migrate_out(
     deadline: float | None = None,
     peer_timeout: float = SILENCE,
 ) -> MigrationResult:
-    """Move a process and its descendants to the host where :func:`migrate_in` waits.
+    """Move a process and its descendants to a host on which :func:`migrate_in` was called.
 
     ``opts`` are those of a dump; options that a migration sets itself are refused. Without an
     ``images_directory`` a temporary one is used. ``to`` is ``"host:port"``, ``(host, port)`` or a
     connected socket, which the caller still owns. ``should_continue`` decides after each round of
     pre-copy whether there is another (:class:`~pycriu_native.ShrinkingRounds` by default).
     ``deadline`` is in seconds, for the whole migration. ``peer_timeout`` is the time in seconds
-    without a message after which the destination counts as lost. ``on_progress`` is called for each
-    phase, on a separate thread.
+    without a received message after which the destination is treated as lost. ``on_progress`` is
+    called in each phase, on a separate thread.
 
-    If this raises, the process runs on here. If the destination had been sent the final message and
-    does not respond any more, that takes the destination's ``peer_timeout`` and two seconds more:
-    the time in which it ends its copy. Raises ``OptionError`` and ``UnsupportedError`` before
-    anything is touched, ``MigrationError`` (``PeerLostError`` where the connection failed), and
-    what a dump raises. Needs CRIU 3.17; post-copy userfaultfd at the destination.
+    If this raises, the process continues to run here. If the copy at the destination may already
+    run when the connection is lost, this takes the destination's ``peer_timeout`` and two seconds
+    more, the time in which the destination ends its copy. Raises ``OptionError`` and
+    ``UnsupportedError`` before anything is touched, ``MigrationError`` (``PeerLostError`` if the
+    connection failed), and the exceptions of a dump. Needs CRIU 3.17; post-copy also needs
+    userfaultfd at the destination.
     """
     from .sides import run_source  # loaded at the first call
 
@@ -90,7 +87,7 @@ def migrate_out(
 def migrate_in(
     opts: CriuOpts,
     *,
-    listen: Place,
+    listen: str | tuple[str, int] | socket.socket,
     insecure: bool = False,
     via: Worker | None = None,
     on_notify: Hook | None = None,
@@ -98,18 +95,18 @@ def migrate_in(
     deadline: float | None = None,
     peer_timeout: float = SILENCE,
 ) -> MigrationResult:
-    """Wait for one process that :func:`migrate_out` sends, and run it on this host.
+    """Wait for one process tree that :func:`migrate_out` sends, and run it on this host.
 
     ``opts`` are those of a restore; options that a migration sets itself are refused. Without an
-    ``images_directory`` a temporary one is used; one that is named is kept when all went well.
-    ``listen`` is ``"host:port"``, ``(host, port)``, a listening socket or a connected one; sockets
-    are not closed. The rest is as in :func:`migrate_out`. Returns when the source has released
-    the process; for post-copy, when all memory is here.
+    ``images_directory`` a temporary one is used; a named one is kept after success. ``listen`` is
+    ``"host:port"``, ``(host, port)``, a listening socket or a connected one; sockets are not
+    closed. The other arguments are as in :func:`migrate_out`. Returns when the source has ended its
+    process; for post-copy, when all memory has arrived.
 
-    If this raises, nothing remains here: no process, no daemon, no images; except with
-    ``MigrationInDoubtError``, whose message has the next step. This also holds if this process is
-    killed: a watchdog process cleans up. Raises ``OptionError`` before anything is touched,
-    ``MigrationError``, and what a restore raises. Needs CRIU 3.17.
+    If this raises, no process, daemon or image remains here, except after
+    ``MigrationInDoubtError``, whose message says what to do. A watchdog process ensures the same if
+    this process is killed. Raises ``OptionError`` before anything is touched, ``MigrationError``,
+    and the exceptions of a restore. Needs CRIU 3.17.
     """
     from .sides import run_destination  # loaded at the first call
 

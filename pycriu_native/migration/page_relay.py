@@ -1,10 +1,10 @@
 """Relay between a CRIU that serves or fetches lazy pages and the control connection.
 
-CRIU gets one end of a socketpair in place of a network connection. So CRIU does not listen, pages
-are encrypted with everything else, and CRIU's closing messages do not reach the other side: a
-lazy-pages daemon sends "close" also when it fails, and a CRIU that serves pages kills the process
-when the connection merely ends (both seen in its source, and with 4.2.1). This side decides how
-serving ends: end of file kills the process, an invalid command resumes it.
+CRIU gets one end of a socketpair instead of a network connection. Therefore CRIU does not listen,
+pages are encrypted, and CRIU's closing messages are not forwarded: a lazy-pages daemon sends
+"close" even if it fails, and a CRIU that serves pages kills the process if the connection ends
+(both in its source, and observed with 4.2.1). This side determines how serving ends: end of file
+kills the process, an invalid command resumes it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class PageRelay(Closing):
         """``serves``: the CRIU at this end has the pages."""
         self._serves = serves
         self.ours, self.theirs = socket_pair(socket.SOCK_STREAM)
-        """CRIU's end; the caller closes it once CRIU has it."""
+        """CRIU's end; the caller closes it after CRIU has received it."""
         for end in (self.ours, self.theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_SIZE)
         self.requested = Event()
-        """Set when the other side has sent something."""
+        """Set when the peer has sent something."""
         self.moved = 0
         """Bytes of the pages and their headers, in the direction of the pages."""
         self._channel: Channel | None = None
@@ -54,13 +54,13 @@ class PageRelay(Closing):
         self._thread: Any = None
 
     def start(self, channel: Channel) -> None:
-        """Start to pass on what the CRIU at this end sends."""
+        """Start to forward the data of the CRIU at this end."""
         self._channel = channel
         self._thread = Thread(target=self._pump, name="migration pages", daemon=True)
         self._thread.start()
 
     def put(self, data: bytes | bytearray) -> None:
-        """Pass data of the other CRIU to the one at this end; ignored if that has ended."""
+        """Send data of the other CRIU to the one at this end; ignored if that has ended."""
         self.requested.set()
         if not self._serves:
             self.moved += len(data)
@@ -98,8 +98,8 @@ class PageRelay(Closing):
                 self.moved += size
             else:
                 data = self._without_end(data)
-            # Data is read even if it cannot be passed on: a CRIU that is blocked in a write
-            # reads no command.
+            # Data is read even if it cannot be sent: a CRIU that is blocked in a write reads no
+            # commands.
             with contextlib.suppress(CriuError):
                 if data:
                     self._channel.send(Kind.PAGES, data)

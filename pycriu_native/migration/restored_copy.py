@@ -9,17 +9,17 @@ from .watchdog import Watchdog, identity_of
 
 
 class State(Enum):
-    """What a failure does to the copy."""
+    """The state of the copy, which determines the effect of a failure."""
 
     ABSENT = "absent"
-    """There is none: nothing."""
+    """It does not exist: a failure has no effect."""
     PREPARED = "prepared"
-    """It is restored, and runs only after ``go``: it is ended."""
+    """It is restored, and runs only after ``go``: a failure ends it."""
     UNCONFIRMED = "unconfirmed"
-    """The final message was sent, and the source has not answered: the copy is stopped, because the
-    source may have given its process up."""
+    """The final message was sent, and the source has not responded: a failure stops the copy, since
+    the source may have ended its process."""
     OWNED = "owned"
-    """The source has given its process up: nothing."""
+    """The source has ended its process: a failure has no effect."""
 
 
 class RestoredCopy:
@@ -46,20 +46,21 @@ class RestoredCopy:
         self._watchdog.set_cleanup(stop=identity_of(self.pid), end=[])
 
     def own(self) -> None:
-        """UNCONFIRMED to OWNED: the source has answered."""
+        """UNCONFIRMED to OWNED: the source has responded."""
         self._require(State.UNCONFIRMED)
         self.state = State.OWNED
         self._watchdog.set_cleanup(end=[], stop=[])
 
     def end_unless_final(self) -> None:
-        """End the copy if the final message was not sent. The state stays: the restore fails."""
+        """End the copy if the final message was not sent; the restore then fails."""
         if self.state is State.PREPARED:
             watchdog_process.end_tree(self.pid, self._start)
 
     def undo(self, *, refused: bool) -> bool:
-        """End the copy, or stop it if the source may have given its process up.
+        """End the copy, or stop it if the source may have ended its process.
 
-        ``refused``: the source has sent that it has not. Returns whether the copy was stopped.
+        ``refused``: the source has cancelled, so that its process runs. Returns whether the copy
+        was stopped.
         """
         if self.state is State.UNCONFIRMED and not refused:
             watchdog_process.stop_tree(self.pid, self._start)

@@ -12,13 +12,13 @@ class MigrationMode(StrEnum):
     """When the memory is sent: before, while or after the process changes hosts."""
 
     STOP_AND_COPY = "stop-and-copy"
-    """Freeze, send everything, run there. Simple; the process is frozen the whole time."""
+    """Freeze, send everything, run at the destination. The process is frozen the whole time."""
     PRE_COPY = "pre-copy"
     """Send the memory in rounds while the process runs, then freeze and send what has changed
     since. Needs soft-dirty tracking at the source."""
     POST_COPY = "post-copy"
-    """Freeze, send all but the memory, run there; pages follow when they are accessed, and in the
-    background. Shortest downtime; the destination needs userfaultfd."""
+    """Freeze, send all but the memory, run at the destination; pages are sent when they are
+    accessed, and in the background. Shortest downtime; the destination needs userfaultfd."""
     PRE_COPY_THEN_POST_COPY = "pre-copy-then-post-copy"
     """Rounds first, then post-copy of the remaining pages. Needs both."""
 
@@ -29,13 +29,13 @@ class MigrationMode(StrEnum):
 
     @property
     def lazy(self) -> bool:
-        """Whether memory follows after the switch-over."""
+        """Whether memory is sent after the switch-over."""
         return self in (MigrationMode.POST_COPY, MigrationMode.PRE_COPY_THEN_POST_COPY)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MigrationResult:
-    """Result of a complete migration, as known to the side that returns it."""
+    """Result of a complete migration, from the view of the side that returns it."""
 
     pid: int
     """Pid of the root process at the destination."""
@@ -45,10 +45,10 @@ class MigrationResult:
     image_bytes: int
     """Bytes of images that were sent, of all rounds."""
     page_bytes: int
-    """Bytes of the page connection: pages that followed after the switch-over, with headers."""
+    """Bytes of pages that were sent after the switch-over, with headers."""
     downtime: float
     """Seconds from the start of the final dump (before CRIU freezes the process) until the source
-    received that the process runs at the destination; by the source's clock."""
+    received the message that the process runs at the destination; by the source's clock."""
     duration: float
     """Seconds of the whole call, including waits for the other side."""
     phases: dict[str, float] = field(default_factory=dict)

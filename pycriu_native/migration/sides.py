@@ -1,4 +1,4 @@
-"""What each side of a migration does, from its arguments to its result."""
+"""The source and the destination of a migration, from their arguments to the result."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def run_source(
         except BaseException as error:
             channel.part("failed", str(error))
             workspace.remove()
-            _add_state(error, phases, f"migration of pid {number} failed", "the source runs on")
+            what = f"migration of pid {number} failed"
+            _add_state(error, phases, what, "the process continues at the source")
             raise
 
 
@@ -160,7 +161,7 @@ def run_destination(
             destination.close()
             workspace.remove()
             channel.part("failed", str(error) or type(error).__name__)
-            _add_state(error, phases, "taking a process in failed", "nothing is left here")
+            _add_state(error, phases, "receiving a process failed", "nothing remains here")
             raise
         channel.part()
         return result
@@ -225,7 +226,7 @@ def _remove_temporary(workspace: Workspace) -> None:
 def _add_state(error: BaseException, phases: Phases, what: str, tail: str) -> None:
     """Add the phase, and the state of the process, to an error."""
     if isinstance(error, MigrationError):
-        whose = "the other side ended it: " if error.by_peer else ""
+        whose = "the peer cancelled: " if error.by_peer else ""
         error.phase = error.phase or phases.name
         error.message = f"{what} ({error.phase}): {whose}{error.message}; {tail}"
         error.args = (error.message,)

@@ -78,7 +78,7 @@ class Rounds:
 
 
 class Source:
-    """A process that leaves this host."""
+    """The migration of one process tree from this host."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Source:
         self._phases.enter("hello")
         self._memory = memory_of(process_tree(number_of(self._target)))
         version = requirements.program_version(self._via)
-        self._channel.tell(
+        self._channel.send_message(
             "hello", mode=str(self._mode), criu=str(version), wide=has_wide_counts(version)
         )
         self._handover.peer_timeout = seconds(self._channel.expect("hello"), "peer_timeout")
@@ -174,7 +174,7 @@ class Source:
         if notification.action is Notify.POST_DUMP:
             self._send("images")
             self._phases.enter("restore")
-            self._channel.tell("restore", lazy=self._mode.lazy)
+            self._channel.send_message("restore", lazy=self._mode.lazy)
             if self._relay is None:
                 self._handover.complete()
             else:

@@ -48,7 +48,7 @@ class Watchdog(Closing):
             self._process = ChildProcess(pid, pidfd, stderr_text)
 
     def set_cleanup(self, fds: Sequence[int] = (), **cleanup: Any) -> None:
-        """Change what is undone when this process dies; the watchdog keeps copies of ``fds``."""
+        """Set the actions for the death of this process; the watchdog keeps copies of ``fds``."""
         with self._lock:
             self._cleanup |= cleanup
             message = json.dumps(
@@ -58,7 +58,7 @@ class Watchdog(Closing):
                 socket.send_fds(self._socket, [message.encode()], list(fds))
 
     def close(self) -> None:
-        """Release the watchdog: it undoes nothing. A second call does nothing."""
+        """End the watchdog without any action. A second call does nothing."""
         with self._lock:
             if self._socket.fileno() < 0:
                 return
@@ -69,5 +69,5 @@ class Watchdog(Closing):
 
 
 def identity_of(pid: int) -> list[list[Any]]:
-    """A process in a cleanup: its pid and start time."""
+    """Pid and start time of a process, for ``set_cleanup``."""
     return [[pid, watchdog_process.start_of(pid)]]

@@ -1,13 +1,13 @@
 """The watchdog process of a migration: it undoes the migration when its parent is killed.
 
-The parent sends what has to be undone, and sends it anew after each change. When the connection
-ends without a release, the watchdog undoes it: it ends or stops the restored processes, ends the
-lazy-pages daemon, removes the images, and makes a CRIU that serves pages resume the process. It
-also holds copies of the userfaultfds: without them the kernel would fill missing pages with zeros
-at the daemon's end, and the process would continue with wrong memory.
+The parent sends the required actions, again after each change. When the connection ends without a
+release, the watchdog carries them out: it ends or stops the restored processes, ends the lazy-pages
+daemon, removes the images, and makes a CRIU that serves pages resume the process. It also has
+copies of the userfaultfds: without them the kernel would fill missing pages with zeros at the
+daemon's end, and the process would continue with wrong memory.
 
-It runs as a program by its path, with the standard library only and few imports; so it has a
-reader of ``/proc`` of its own.
+It runs as a program by its path, with few imports of the standard library only, and therefore does
+not use ``_system`` to read ``/proc``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _signal_all(pids: Iterable[int], number: int) -> None:
 
 
 def stop_tree(pid: int, start: str) -> None:
-    """Stop a process and its descendants; twice, for those that were forked meanwhile."""
+    """Stop a process and its descendants; twice, to include those that were forked meanwhile."""
     if start_of(pid) == start:
         _signal_all(tree(pid), signal.SIGSTOP)
         _signal_all(tree(pid), signal.SIGSTOP)
@@ -99,7 +99,7 @@ def undo(cleanup: dict[str, Any], server: int) -> None:
         with contextlib.suppress(OSError), socket.socket(fileno=server) as pages:
             pages.sendall(INVALID_COMMAND)
             while pages.recv(2**20):
-                pass  # a CRIU that is blocked in a write would not read the command
+                pass  # read, since a CRIU that is blocked in a write reads no commands
     if cleanup.get("remove"):
         import shutil
 

@@ -491,8 +491,11 @@ def _write_changes(container: Container, base: str, work: Path) -> None:
     """Write the changes of the container's root, and the files of ``/dev/shm``."""
     root = container.bundle.root
     changed, deleted = root_file_system.changes(root, base)
+    # Podman 5.8.6 follows a link that it deletes, and deletes its target. It writes the changes
+    # first: a file that replaces the link there is deleted in its place.
+    links = [path for path in deleted if os.path.islink(base + path)]
     with open(work / CHANGES, "xb") as file:
-        root_file_system.write_changes(root, changed, file)
+        root_file_system.write_changes(root, changed, file, replaced=links)
     (work / DELETED).write_text(json.dumps(deleted))
     memory = container.bundle.binds.get("/dev/shm")
     if memory is not None:

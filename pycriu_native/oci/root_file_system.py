@@ -203,9 +203,16 @@ def _private(path: str, flags: int) -> int:
 # ---- archives of changes ----
 
 
-def write_changes(root: str, paths: Iterable[str], file: BinaryIO) -> None:
-    """Write files of ``root`` as an uncompressed tar archive, with owners and attributes."""
+def write_changes(
+    root: str, paths: Iterable[str], file: BinaryIO, *, replaced: Iterable[str] = ()
+) -> None:
+    """Write files of ``root`` as an uncompressed tar archive, with owners and attributes.
+
+    An empty file is written for each path in ``replaced``.
+    """
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for path in replaced:
+            tar.addfile(tarfile.TarInfo(path.lstrip("/")))
         for path in paths:
             source = root + path
             info = tar.gettarinfo(source, path.lstrip("/") or ".")

@@ -1,6 +1,6 @@
-"""Snapshots: a program that has loaded everything is saved once, and started many times.
+"""Snapshots: save a program once after its start-up, and start copies of it.
 
-The program calls :func:`pycriu_native.guest.wait` when it has loaded what is slow to load::
+The program calls :func:`pycriu_native.guest.wait` at the end of its slow start-up::
 
     from pycriu_native.snapshots import Snapshot
 
@@ -8,7 +8,7 @@ The program calls :func:`pycriu_native.guest.wait` when it has loaded what is sl
     with snapshot.start(["--n", "3"], stdin=PIPE, stdout=PIPE, text=True) as process:
         out, _ = process.communicate(request, timeout=5)
 
-Each copy has pid and mount namespaces of its own, and is a child of the process that starts it.
+Each copy has separate pid and mount namespaces, and is a child of the process that starts it.
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names that need asyncio, which takes long to load."""
+    """Import names that need asyncio on first use, for a short import time."""
     return fetch(globals(), {"AsyncProcess": "aio_process"}, name)

@@ -1,4 +1,4 @@
-"""Starting copies from asyncio."""
+"""Start and control of copies with asyncio."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..errors import OptionError, Problem
 from .process import Process
 
 LIMIT = 2**16
-"""Bytes that a stream reader buffers, as of ``asyncio.create_subprocess_exec``."""
+"""Limit of a stream reader's buffer in bytes, as for ``asyncio.create_subprocess_exec``."""
 
 
 class AsyncProcess:
     """A started copy, with the interface of ``asyncio.subprocess.Process``.
 
-    ``stdin`` is an ``asyncio.StreamWriter``, ``stdout`` and ``stderr`` are ``StreamReader``; None
-    if it is no pipe. As a context, it closes the streams and waits for the copy's end.
+    ``stdin`` is an ``asyncio.StreamWriter``, ``stdout`` and ``stderr`` are ``StreamReader``, or
+    None for a stream that is not a pipe.
     """
 
     def __init__(self, process: Process[bytes]) -> None:
@@ -31,7 +31,7 @@ class AsyncProcess:
         self.number = process.number
         """The number of the start."""
         self.timings = process.timings
-        """The durations of the parts of its start."""
+        """The durations of the phases of its start."""
         self.stdin: asyncio.StreamWriter | None = None
         self.stdout: asyncio.StreamReader | None = None
         self.stderr: asyncio.StreamReader | None = None
@@ -69,11 +69,11 @@ class AsyncProcess:
 
     @property
     def returncode(self) -> int | None:
-        """The exit status if it has ended, negative for a signal."""
+        """The exit status if the copy has ended, negative for a signal."""
         return self.process.poll() if self._ended.is_set() else None
 
     async def wait(self) -> int:
-        """Wait for its end; return the exit status."""
+        """Wait until the copy ends; return its exit status."""
         await self._ended.wait()
         return self.process.wait()
 
@@ -97,7 +97,7 @@ class AsyncProcess:
         return None if stream is None else await stream.read()
 
     def send_signal(self, signal: int) -> None:
-        """Send a signal to it; nothing happens if it has ended."""
+        """Send a signal to the copy; ignored if it has ended."""
         self.process.send_signal(signal)
 
     def terminate(self) -> None:
@@ -109,7 +109,7 @@ class AsyncProcess:
         self.process.kill()
 
     async def aclose(self) -> None:
-        """Close the streams and wait for its end."""
+        """Close the streams, and wait until the copy ends."""
         for transport in self._readers:
             transport.close()
         if self.stdin is not None:
@@ -122,7 +122,7 @@ class AsyncProcess:
 def starting(
     start: Callable[..., Process[bytes]], args: Sequence[str] | None, options: dict[str, Any]
 ) -> Starting:
-    """A start with these arguments. ``OptionError`` for those of text mode."""
+    """Prepare a start with these arguments. ``OptionError`` for those of text mode."""
     for name in ("text", "encoding", "errors", "bufsize"):
         if options.get(name) not in (None, False, -1):
             rule = "streams of asyncio are binary"
@@ -131,7 +131,7 @@ def starting(
 
 
 class Starting:
-    """What ``Snapshot.start_async`` returns: awaited, or used as an asynchronous context."""
+    """The result of ``Snapshot.start_async``: an awaitable and an asynchronous context manager."""
 
     def __init__(self, start: Callable[[], Process[bytes]]) -> None:
         self._start = start
@@ -141,7 +141,7 @@ class Starting:
         return self._started().__await__()
 
     async def _started(self) -> AsyncProcess:
-        """Start on another thread. Nothing remains of a start that is cancelled."""
+        """Start the copy on another thread; a cancellation ends it."""
         starting = asyncio.get_running_loop().run_in_executor(None, self._start)
         try:
             process = await asyncio.shield(starting)
@@ -165,7 +165,7 @@ class Starting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for the end; a copy whose task was cancelled is killed."""
+        """Wait until the copy ends; it is killed if the task was cancelled."""
         assert self._process is not None
         if isinstance(error, asyncio.CancelledError):
             self._process.kill()
@@ -173,7 +173,7 @@ class Starting:
 
 
 def end(process: Process[bytes]) -> None:
-    """Kill a copy whose start was cancelled, and wait for its end."""
+    """Kill a copy whose start was cancelled, and reap it."""
     process.kill()
     with contextlib.suppress(subprocess.SubprocessError):
         process.communicate()

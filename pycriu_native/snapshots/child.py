@@ -1,4 +1,4 @@
-"""A process that was not started by this one, and is its child all the same."""
+"""A child of this process that CRIU or a zygote has created."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .._support.unpatched import readable
 
 
 class PidfdChild:
-    """A child of this process by its pidfd, which it owns."""
+    """A child process, and its pidfd, which this object owns."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -16,12 +16,12 @@ class PidfdChild:
         self._status: int | None = None
 
     def status(self) -> int | None:
-        """Its exit status, negative for a signal; None while it runs. Reaps it."""
+        """The exit status, negative for a signal; None if it runs. Reaps the process."""
         if self._status is None:
             try:
                 ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
             except ChildProcessError:
-                # Another part of this program has reaped it. subprocess calls that status 0, too.
+                # Another part of this program has reaped it; status 0, as in subprocess.
                 self._status = 0 if readable(self.pidfd) else None
                 return self._status
             if ended is not None:

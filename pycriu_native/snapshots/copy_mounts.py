@@ -1,4 +1,4 @@
-"""Work in the mount namespace of a copy."""
+"""Calls in the mount namespace of a copy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..errors import CriuError
 
 
 def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
-    """Call a function on a thread in the mount namespace of a copy, and raise what it raises.
+    """Call a function on a thread in the mount namespace of a copy; raises its exception.
 
-    CRIU saves a process without its mounts only from inside its mount namespace. There it needs the
-    /proc of its own pid namespace, which covers the copy's during the call.
+    CRIU can save a process without its mounts only from inside its mount namespace. CRIU needs the
+    /proc of its own pid namespace, which is mounted over that of the copy during the call.
     """
     raised: list[BaseException] = []
 
@@ -42,7 +42,7 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     try:
         thread.join()
     finally:
-        thread.join()  # after an interrupt too: /proc must be uncovered
+        thread.join()  # after an interrupt, too: /proc must be unmounted
     if raised:
         raise raised[0]
 

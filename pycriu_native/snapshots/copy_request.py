@@ -1,4 +1,4 @@
-"""What one copy is given: arguments, environment, working directory, streams."""
+"""The parameters of a copy: arguments, environment, working directory, streams."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .record import Record
 from .streams import Stream, TextMode
 
 LARGEST_START = 16 * 1024 * 1024
-"""Bytes of arguments and environment that the socket to a copy is made to hold."""
+"""Limit of arguments and environment in bytes, by the buffer of the socket to a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyRequest:
-    """The arguments of a start that go to the copy itself."""
+    """The arguments of a start that are sent to the copy."""
 
     args: Sequence[str] | None
     streams: tuple[Stream, Stream, Stream]
@@ -31,18 +31,18 @@ class CopyRequest:
     cwd: str | os.PathLike[str] | None
 
     def problems(self, record: Record, *, by_criu: bool = True) -> Iterator[Problem]:
-        """What is wrong with them for the program of this record, which CRIU restores or not."""
+        """Problems of the arguments. ``by_criu``: CRIU installs the streams, not a zygote."""
         named = {"args": self.args, "env": self.env, "extra_env": self.extra_env, "cwd": self.cwd}
         if record.guest_key is None:
             for name, value in named.items():
                 if value is not None:
-                    rule = "the program was saved without_guest, and keeps what it had"
+                    rule = "the program was saved without_guest: it cannot be changed"
                     yield Problem(name, value, rule)
         else:
-            yield from self._told_problems()
+            yield from self._guest_problems()
         yield from streams.check(self.streams, record.stream_keys, by_criu=by_criu)
 
-    def _told_problems(self) -> Iterator[Problem]:
+    def _guest_problems(self) -> Iterator[Problem]:
         if self.args is not None and (
             isinstance(self.args, str | bytes) or not are_texts(self.args)
         ):
@@ -73,7 +73,7 @@ class CopyRequest:
 
 
 def send_line(guest_socket: socket.socket, line: bytes) -> None:
-    """Write a line that is read later. ``OptionError`` where the socket cannot hold it."""
+    """Write a line that is read later. ``OptionError`` if it exceeds the socket's buffer."""
     if len(line) > 65536:
         for option in (socket.SO_SNDBUF, 32):  # SO_SNDBUFFORCE, beyond net.core.wmem_max
             with contextlib.suppress(OSError):
@@ -89,12 +89,12 @@ def send_line(guest_socket: socket.socket, line: bytes) -> None:
 
 
 def are_texts(values: Sequence[object]) -> bool:
-    """Whether all are str without NUL characters."""
+    """Whether all values are str without NUL characters."""
     return all(isinstance(value, str) and "\0" not in value for value in values)
 
 
 def environment_problems(name: str, variables: object) -> Iterator[Problem]:
-    """What is wrong with the variables that an argument gives."""
+    """Problems of an argument with environment variables."""
     rule = "a mapping of names to str, without NUL characters and without = in a name, is accepted"
     if not isinstance(variables, Mapping):
         yield Problem(name, variables, rule)

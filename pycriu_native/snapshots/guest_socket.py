@@ -1,4 +1,4 @@
-"""This process's end of the socket that a program is parked by."""
+"""This process's end of the socket to a program in ``guest.wait()``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LINES = (guest.READY, guest.READY_TO_FORK)
 
 
 def read_ready(end: socket.socket, until: float | None) -> bytes:
-    """The line that a parked program writes; what there is of it, if the socket was closed.
+    """Wait for the line that a program writes in ``guest.wait()``; empty if it closed the socket.
 
-    ``DeadlineError`` at ``until`` (time.monotonic()); ``CriuError`` for another line.
+    Raises ``DeadlineError`` at ``until`` (time.monotonic()), and ``CriuError`` for another line.
     """
     line = b""
     while line not in LINES:
@@ -33,18 +33,18 @@ def read_ready(end: socket.socket, until: float | None) -> bytes:
 
 
 class GuestSocket:
-    """Of a copy that may be saved. Owned."""
+    """The socket to a copy that can be saved. Owned by this object."""
 
     def __init__(self, end: socket.socket, *, inode: int, number: int | None) -> None:
         self._end = end
         self.inode = inode
-        """Of the copy's end."""
+        """The inode of the copy's end."""
         self.number = number
-        """Of the copy's descriptor."""
+        """The descriptor's number in the copy."""
         self._line = b""
 
     def wait_until_parked(self, until: float | None) -> bytes:
-        """The line that it writes in ``guest.wait()``. ``CriuError``, ``DeadlineError``."""
+        """Wait for the copy's line. Raises ``CriuError``, ``DeadlineError``."""
         try:
             self._line = self._line or read_ready(self._end, until)
         except (CriuError, DeadlineError) as error:
@@ -53,12 +53,12 @@ class GuestSocket:
             raise CriuError("the copy ended, and did not call guest.wait()")
         return self._line
 
-    def go_on(self) -> None:
-        """Have ``guest.wait()`` return, with nothing changed."""
+    def resume(self) -> None:
+        """Make ``guest.wait()`` return, without changes."""
         self._line = b""
         start = guest.Start(0, None, None, None, None, "")
         self._end.sendall(json.dumps(start._asdict()).encode() + b"\n")
 
     def close(self) -> None:
-        """A copy that is parked ends."""
+        """Close the socket; a copy in ``guest.wait()`` then ends."""
         self._end.close()

@@ -19,11 +19,11 @@ from . import processor_level
 from .record import Host, MappedFile, Record
 
 _versions: dict[tuple[object, ...], Version] = {}
-"""The release of each program that was asked."""
+"""The release of each program, after the first request."""
 
 
 def criu_version(via: Via) -> Version:
-    """The release of the CRIU that ``via`` reaches, asked once for each program."""
+    """The release of the CRIU of ``via``, requested once for each program."""
     identity = via.identity()
     if identity is None:
         return version(via=via)
@@ -33,7 +33,7 @@ def criu_version(via: Via) -> Version:
 
 
 def this_host() -> Host:
-    """The machine that this runs on."""
+    """The description of this machine."""
     try:
         machine_id = read_text("/etc/machine-id").strip()
     except OSError:
@@ -48,7 +48,7 @@ def this_host() -> Host:
 
 
 def needed_host(processor: str) -> Host:
-    """This machine, with the features of a processor of this level; empty: with all of them."""
+    """This machine with only the processor features of a level; "" for all features."""
     here = this_host()
     if not processor:
         return here
@@ -56,9 +56,9 @@ def needed_host(processor: str) -> Host:
 
 
 def mapped_files(tree: Tree) -> tuple[MappedFile, ...]:
-    """The files that the processes of a tree have mapped, as they are now.
+    """The files that the processes of a tree have mapped, with size and time.
 
-    A file that has no name any more is not among them: CRIU saves it or refuses the dump.
+    Deleted files are left out: CRIU saves them, or the dump fails.
     """
     result = {}
     for process in tree.alive:
@@ -77,7 +77,7 @@ def mapped_files(tree: Tree) -> tuple[MappedFile, ...]:
 
 
 def problems(record: Record, criu: Version) -> Iterator[Problem]:
-    """What keeps a snapshot from starting here, with the CRIU of this release."""
+    """The reasons why a snapshot cannot start here with this release of CRIU."""
     here = this_host()
     there = record.host
     if here.architecture != there.architecture:
@@ -85,8 +85,8 @@ def problems(record: Record, criu: Version) -> Iterator[Problem]:
         yield Problem("host", here.architecture, rule)
     elif lacking := set(there.cpu_flags) - set(here.cpu_flags):
         rule = (
-            "the program may use these features, which this processor lacks; a snapshot that "
-            "is taken with processor= needs fewer"
+            "the program may use these features, which this processor lacks; a snapshot that was "
+            "taken with the argument processor needs fewer"
         )
         yield Problem("processor", " ".join(sorted(lacking)), rule)
     if _numbers(here.kernel) < _numbers(there.kernel):
@@ -99,17 +99,18 @@ def problems(record: Record, criu: Version) -> Iterator[Problem]:
 
 
 def _file_problems(file: MappedFile, *, times: bool) -> Iterator[Problem]:
-    """``times``: compare the time of the last change, which copies of a file need not share."""
+    """``times``: also compare the time of the last change, which differs between machines."""
     try:
         found = os.stat(file.path)
     except OSError as error:
-        yield Problem("files", file.path, f"the program has mapped it; {error.strerror}")
+        yield Problem("files", file.path, f"the program has mapped this file: {error.strerror}")
         return
     if found.st_size != file.size:
-        rule = f"the program has mapped it with {file.size} bytes; it has {found.st_size} now"
+        rule = f"the program has mapped this file; it had {file.size} bytes, now {found.st_size}"
         yield Problem("files", file.path, rule)
     elif times and found.st_mtime_ns != file.mtime_ns:
-        yield Problem("files", file.path, "the program has mapped it, and it has changed since")
+        rule = "the program has mapped this file, and it was changed since"
+        yield Problem("files", file.path, rule)
 
 
 def _numbers(release: str) -> tuple[int, ...]:

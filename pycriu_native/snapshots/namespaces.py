@@ -1,4 +1,4 @@
-"""The namespaces of one started copy, and the process that keeps them."""
+"""The namespaces of a copy, and their init process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x4000000, 0x20
 INT = struct.Struct("i")
 
 PATIENCE = 10.0
-"""Seconds that the end of a namespace's processes may take after they were killed."""
+"""Seconds to wait for the end of a namespace's processes after they were killed."""
 
 
 NOT_PERMITTED = (
@@ -36,14 +36,14 @@ NOT_PERMITTED = (
 
 
 class Namespaces(Closing):
-    """New pid and mount namespaces, and others as asked, kept by their first process.
+    """New pid and mount namespaces, and optional others, held by an init process.
 
-    All of it, with each process in it, is gone once this is closed, once this process has ended,
-    or once the process named to :meth:`expect` has ended.
+    All processes in them end when this object is closed, when this process ends, or when the
+    process that :meth:`expect` names has ended.
     """
 
     def __init__(self, *, network: bool = False, hostname: str | None = None) -> None:
-        """Make them; :meth:`wait_until_ready` waits. Raises ``CriuError``, ``ProgramError``."""
+        """Start their creation, see :meth:`wait_until_ready`. ``CriuError``, ``ProgramError``."""
         flags = CLONE_NEWPID | CLONE_NEWNS
         flags |= CLONE_NEWNET if network else 0
         flags |= 0 if hostname is None else CLONE_NEWUTS
@@ -72,17 +72,17 @@ class Namespaces(Closing):
             close(null)
 
     def wait_until_ready(self) -> None:
-        """Return once /proc is mounted, and the rest is set up. Raises ``CriuError``.
+        """Wait until the namespaces are set up, with /proc mounted. Raises ``CriuError``.
 
-        A restore may start several workers: the first one reports its release.
+        It can be called again, since a restore can start several workers.
         """
         if self._is_ready:
             return
-        # On any thread: a socket of gevent belongs to one.
+        # By descriptor, since a socket of gevent belongs to one thread.
         unpatched.readable(self._control.fileno(), seconds=None)
         try:
             answer = os.read(self._control.fileno(), INT.size)
-        except ConnectionResetError:  # it has ended before it read what was sent
+        except ConnectionResetError:  # the process ended before it read the data
             answer = b""
         code = INT.unpack(answer)[0] if answer else None
         if code != 0:
@@ -91,29 +91,29 @@ class Namespaces(Closing):
         self._is_ready = True
 
     def file(self, kind: str) -> str:
-        """The path of one of them: ``pid``, ``mnt``, ``net`` or ``uts``."""
+        """The path of a namespace: ``pid``, ``mnt``, ``net`` or ``uts``."""
         return f"/proc/{self.pid}/ns/{kind}"
 
     def open(self, kind: str) -> int:
-        """A descriptor of one of them; the caller closes it."""
+        """A descriptor of a namespace; the caller closes it."""
         return os.open(self.file(kind), os.O_RDONLY | os.O_CLOEXEC)
 
     def expect(self, pid: int) -> None:
-        """End them together with the process that will have this pid inside."""
-        self._tell(pid)
+        """End the namespaces when the process that will have this pid in them ends."""
+        self._send(pid)
 
-    def is_made(self) -> None:
-        """That process has been there: end them if it is there no more."""
-        self._tell(0)
+    def restored(self) -> None:
+        """The expected process was created; the namespaces end if it has already ended."""
+        self._send(0)
 
-    def _tell(self, number: int) -> None:
+    def _send(self, number: int) -> None:
         with contextlib.suppress(OSError):  # they have ended
             self._control.sendall(INT.pack(number))
 
     def wait_for_end(self, cancelled: int) -> bool:
-        """Wait until their end begins; False once the descriptor ``cancelled`` is readable.
+        """Wait until the init process ends. False when the descriptor ``cancelled`` is readable.
 
-        The first process closes its socket when it ends. Its pidfd becomes readable later, when all
+        The init process closes its socket when it ends. Its pidfd becomes readable later, when all
         other processes are reaped.
         """
         poll = unpatched.poll()
@@ -122,13 +122,13 @@ class Namespaces(Closing):
         return cancelled not in {fd for fd, _ in poll.poll()}
 
     def has_ended(self, timeout: float = 0.0) -> bool:
-        """Whether all of their processes have ended and are reaped, waiting so many seconds."""
+        """Whether all of their processes have ended and are reaped, after at most ``timeout``."""
         if self._pidfd < 0:
             return True
         return is_ready(self._pidfd, timeout)
 
     def end(self) -> None:
-        """Kill all of their processes, and do not wait."""
+        """Kill all of their processes, without waiting."""
         self._control.close()
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
@@ -142,7 +142,7 @@ class Namespaces(Closing):
         inside = link(self.file("pid"))
         self.end()
         until = time.monotonic() + PATIENCE
-        # The first process ends after all others are reaped, by whoever their parents are.
+        # The init process ends after the parents of all others have reaped them.
         while not self.has_ended(0.002) and time.monotonic() < until:
             self._reap(inside)
         with contextlib.suppress(ChildProcessError):
@@ -158,7 +158,7 @@ class Namespaces(Closing):
 
 
 def is_ready(fd: int, timeout: float) -> bool:
-    """Whether a descriptor is readable, waiting so many seconds."""
+    """Whether a descriptor is readable, after at most ``timeout`` seconds."""
     poll = unpatched.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(timeout * 1000))

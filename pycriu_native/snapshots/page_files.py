@@ -1,4 +1,4 @@
-"""Write the images of memory: page maps with their pages, and links to pages of another set."""
+"""Writing of memory images: page maps with their pages, and links to pages of another set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..images.pages import Stored
 from ..images.schema import message
 
 Part = tuple[int, int, Stored | None]
-"""Start and end of a part of memory, and the pages that it is a part of; None: a parent has it."""
+"""Start and end of a part of memory, and the run of pages that has it; None: a parent has it."""
 
 _WORD = struct.Struct("<I")
 
@@ -52,7 +52,7 @@ def write_page_map(path: Path, pages: Path, pages_id: int, parts: Iterable[Part]
 
 
 def _joined(parts: Iterable[Part], target: int) -> Iterator[tuple[int, int, bool]]:
-    """Start and end of each run of adjoining parts, and whether it is stored, which it is then."""
+    """Write the pages of the parts. Yields start, end and whether they are stored, of each run."""
     run: tuple[int, int, bool] | None = None
     with OpenPages() as opened:
         for start, end, stored in parts:
@@ -71,7 +71,7 @@ def _joined(parts: Iterable[Part], target: int) -> Iterator[tuple[int, int, bool
 
 
 class OpenPages:
-    """The pages files that were read from, opened once each."""
+    """Descriptors of pages files, each opened on first use."""
 
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
@@ -96,12 +96,12 @@ def copy(source: int, target: int, offset: int, size: int) -> None:
     while size:
         done = os.sendfile(target, source, offset, size)
         if not done:
-            raise ImagesError("a pages file was cut short while it was read")
+            raise ImagesError("a pages file was truncated while it was read")
         offset, size = offset + done, size - done
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
+    """Create a hard link, or a copy if that is impossible."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:

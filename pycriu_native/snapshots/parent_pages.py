@@ -1,9 +1,9 @@
-"""The memory that a snapshot of a copy has in common with the snapshot that the copy is of.
+"""The pages that the snapshot of a copy shares with the snapshot that the copy was started from.
 
-The page maps of the child leave those pages to its parent, as those of CRIU's incremental dumps do
-(``PE_PARENT``). The parent is a directory ``parent`` in the child's, with hard links to the page
-maps and pages of the other snapshot, and of that one's parents below: no snapshot needs another
-one's directory, so each may be moved, packed and removed by itself, and pages are stored once.
+The page maps of the new snapshot refer to its parent for these pages, as in CRIU's incremental
+dumps (``PE_PARENT``). The parent is the subdirectory ``parent``, with hard links to the page maps
+and pages of the other snapshot and of its parents. Pages are thus stored once, but no snapshot
+needs the directory of another one: each can be moved, packed and removed by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,22 +24,23 @@ from ..images.pages import Layers, Stored
 from .page_files import OpenPages, Part, write_page_map
 
 PARENT = "parent"
-"""The name that CRIU gives to the images that a set builds on."""
+"""CRIU's name for the directory of the parent images."""
 
 MOST_PARENTS = 32
-"""Generations that build on each other; the next one stores all of its memory. CRIU opens the
-files of each for each process."""
+"""Longest chain of parents; the next snapshot stores all of its memory. CRIU opens the files of
+each parent for each process."""
 
 _PARTIAL = f"{PARENT}.partial"
 _MAP = re.compile(r"pagemap-\d+\.img")
 
 
-def share_with_parent(directory: Path, parent: Path) -> None:
+def share_with_parent(directory: Path, parent: Path, until: float | None) -> None:
     """Have the images in a directory leave to a parent what its pages are the same as.
 
     They stay as they are where the parent is gone or on another file system, where they build on
-    other images, or have pages that are compressed or lazy, and where nothing is the same.
-    Raises ``OSError`` if they cannot be written.
+    other images, or have pages that are compressed or lazy, where nothing is the same, and where
+    the comparison is not complete at ``until`` (time.monotonic()). Raises ``OSError`` if they
+    cannot be written.
     """
     if os.path.lexists(directory / PARENT):
         return
@@ -49,7 +51,7 @@ def share_with_parent(directory: Path, parent: Path) -> None:
         if len(chain) > MOST_PARENTS:
             return
         layers = _linked(below, chain, names)
-        compared = {name: _compared(directory, layers, name) for name in names}
+        compared = {name: _compared(directory, layers, name, until) for name in names}
     except (OSError, ImagesError):
         shutil.rmtree(below, ignore_errors=True)
         return
@@ -58,12 +60,12 @@ def share_with_parent(directory: Path, parent: Path) -> None:
         return
     below.rename(directory / PARENT)
     for name, parts in compared.items():
-        with contextlib.suppress(OSError):  # a full disk: what is there is whole, and larger
+        with contextlib.suppress(OSError):  # a full disk: the files remain complete
             _rewrite(directory, name, parts)
 
 
 def _linked(below: Path, chain: list[str], names: list[str]) -> list[str]:
-    """Directories with hard links to page maps and their pages, one below the other."""
+    """Create nested directories with hard links to page maps and their pages."""
     result = []
     for source in chain:
         below.mkdir(mode=0o700)
@@ -85,13 +87,16 @@ def _refuse_of_others(path: Path) -> None:
         raise ImagesError(f"{path} is a file that another user can change")
 
 
-def _compared(directory: Path, parents: list[str], name: str) -> list[Part]:
-    """The parts of a process's memory."""
+def _compared(directory: Path, parents: list[str], name: str, until: float | None) -> list[Part]:
+    """The parts of a process's memory. ``TimeoutError`` at ``until``."""
     parent = Layers(parents, name, HOST_PAGE)
     with OpenPages() as opened:
         result: list[Part] = []
         for stored in Layers([str(directory)], name, HOST_PAGE).stored():
-            result += _parts(stored, parent, opened)
+            for part in _parts(stored, parent, opened):
+                if until is not None and time.monotonic() > until:
+                    raise TimeoutError
+                result.append(part)
         return result
 
 
@@ -119,7 +124,7 @@ def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
 
 
 def _rewrite(directory: Path, name: str, parts: list[Part]) -> None:
-    """Write a page map and its pages anew."""
+    """Replace a page map and its pages."""
     page_map = Layers([str(directory)], name, HOST_PAGE).level(0)
     assert page_map is not None
     image, pages = directory / name, Path(page_map.pages)

@@ -1,4 +1,4 @@
-"""A program that is started to be saved, and waits at the point of its choice."""
+"""A program that is started for a snapshot, and waits in ``guest.wait()``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from ..errors import CriuError, DeadlineError
 from .guest_socket import read_ready
 
 GUEST = 3
-"""The place of the guest's socket, behind the standard streams."""
+"""The index of the guest's socket, after the standard streams."""
 
 TAIL = 16384
 """Bytes of a program's output that an error shows."""
 
 
 class ParkedProgram(Closing):
-    """A program whose streams are sockets of ours, until it is parked and saved.
+    """A program whose streams are connected to sockets of this process until it is saved.
 
-    For a socket, a restore takes any descriptor as it is. A pipe's it opens anew, without the
-    position of a file, and never a socket (CRIU's ``criu/pipes.c``, ``criu/sk-unix.c``). What the
-    program writes is passed on to a descriptor. Closing this kills it, if it still runs.
+    A restore can replace a socket by any descriptor. It would reopen the replacement of a pipe, and
+    so lose the position of a file, and accept no socket (CRIU's ``criu/pipes.c``,
+    ``criu/sk-unix.c``). The output of the program is forwarded to a descriptor. ``close`` kills the
+    program if it still runs.
     """
 
     def __init__(
@@ -39,14 +40,14 @@ class ParkedProgram(Closing):
         cwd: str | os.PathLike[str] | None,
         output: int,
     ) -> None:
-        """Start it. Raises ``OSError`` as ``subprocess.Popen`` does."""
+        """Start the program. Raises ``OSError`` like ``subprocess.Popen``."""
         self._sockets, theirs = zip(*(sockets.pair() for _ in range(4)), strict=True)
         self.socket = self._sockets[GUEST]
         self.inodes = tuple(os.fstat(each.fileno()).st_ino for each in theirs)
-        """Of the program's ends: standard input, output, error, and the guest's."""
+        """The inodes of the program's sockets: standard input, output, error, and the guest's."""
         self.guest_fd = theirs[GUEST].fileno()
         self.forks = False
-        """Whether it forks copies of itself on request, once it is parked."""
+        """Whether it can fork copies of itself on request."""
         self._tail = bytearray()
         self._output = output
         self._name = os.fsdecode(argv[0])
@@ -85,7 +86,7 @@ class ParkedProgram(Closing):
                 os.write(self._output, data)
 
     def wait_until_parked(self, until: float | None) -> None:
-        """Return once it has called ``guest.wait()``.
+        """Wait until the program has called ``guest.wait()``.
 
         Raises ``CriuError`` if it ends before, ``DeadlineError`` at ``until`` (time.monotonic()).
         """
@@ -115,13 +116,15 @@ class ParkedProgram(Closing):
         )
 
     def close(self) -> None:
-        """Kill it if it runs, and reap it."""
+        """Kill the program if it runs, and reap it."""
         self.socket.close()
         self.process.kill()
         self.process.wait()
         for each in self._sockets[:GUEST]:
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)  # a process that it has left may hold the other end
+                each.shutdown(
+                    socket.SHUT_RDWR
+                )  # a child of the program may have the other end open
         for reader in self._readers:
             reader.join()
         for each in self._sockets[:GUEST]:
@@ -129,8 +132,8 @@ class ParkedProgram(Closing):
 
 
 def default_output() -> int:
-    """The descriptor that a program's output goes to before it is saved: standard error."""
+    """The default descriptor for the output of a program before it is saved: standard error."""
     try:
         return sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):  # none, closed, or an object without a file
+    except (AttributeError, OSError, ValueError):  # None, closed, or without a descriptor
         return 2

@@ -1,4 +1,4 @@
-"""Where a copy runs: host name, network namespace, cgroup."""
+"""The host name, network namespace and cgroup of a copy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HOSTNAME_LENGTH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The arguments of a start that say where a copy runs."""
+    """The arguments of a start for host name, network namespace and cgroup."""
 
     hostname: str | None
     network: bool | str | os.PathLike[str] | None
     cgroup: str | os.PathLike[str] | None
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong with them."""
+        """Problems of the arguments."""
         if self.hostname is not None and not (
             isinstance(self.hostname, str)
             and "\0" not in self.hostname
@@ -37,7 +37,7 @@ class Place:
             yield wrong
 
     def joined(self, namespaces: Namespaces) -> Iterator[tuple[str, str]]:
-        """The namespaces that a copy joins, but for its pid namespace (``join_ns``)."""
+        """The namespaces that a copy joins (``join_ns``), except its pid namespace."""
         yield "mnt", namespaces.file("mnt")
         if self.hostname is not None:
             yield "uts", namespaces.file("uts")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
-from .._support.unpatched import readable
+from .._support.unpatched import RLock, readable
 from .guest_socket import GuestSocket
 from .record import Record
 from .streams import ParentEnds, TextMode
@@ -23,28 +23,30 @@ from .timings import StartTimings
 
 CHUNK = 65536
 PIPE_PART = select.PIPE_BUF
-"""Bytes that a pipe takes without blocking once it is writable."""
+"""Bytes that can be written to a pipe without blocking when it is writable."""
 
 
 class Child(Protocol):
-    """A process whose end and exit status this process can read."""
+    """A process whose exit status this process can read."""
 
     pid: int
     pidfd: int
-    """A descriptor that is readable after its end."""
+    """A descriptor that is readable after the process has ended."""
 
     def status(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs. Reaps it."""
 
     def close(self, *, wait: bool) -> bool:
-        """End its remaining processes; ``wait`` for that. Returns whether they have ended."""
+        """End the remaining processes; with ``wait`` reap them. Returns whether all ended."""
 
 
 class Process(subprocess.Popen[AnyStr]):
     """A started copy, with the documented interface of ``subprocess.Popen``.
 
-    ``pid`` is its pid here; inside its own pid namespace it has the one that was saved. It is a
-    child of this process. When it or this process ends, all of its descendants end too.
+    ``pid`` is its pid in the namespace of this process; in its own pid namespace it has the saved
+    pid. It is a child of this process. When it or this process ends, its descendants end too.
+
+    Synchronization: any number of threads may wait for it and send signals to it.
     """
 
     def __init__(
@@ -61,17 +63,17 @@ class Process(subprocess.Popen[AnyStr]):
         guest: GuestSocket | None = None,
         timings: StartTimings,
     ) -> None:
-        # Popen's own initialiser would start a program. None of its methods is used.
+        # Popen.__init__ would start a program. All methods of Popen are replaced.
         self.args = list(args)
         self.pid = child.pid
         self.number = number
         """The number of the start."""
         self.snapshot = snapshot
-        """The directory of the snapshot that it is a copy of."""
+        """The directory of its snapshot."""
         self.record = record
-        """The record of that snapshot."""
+        """The record of the snapshot."""
         self.unshared_reason = unshared_reason
-        """Why it does not share memory with other copies of the snapshot; None: it does."""
+        """Why it does not share memory with other copies of the snapshot; None if it does."""
         self.timings = timings
         """The durations of the parts of its start."""
         self.guest = guest
@@ -81,6 +83,10 @@ class Process(subprocess.Popen[AnyStr]):
         self.text_mode = mode.text
         self.pipesize = -1
         self._child = child
+        self._lock = RLock()
+        self._waiting = 0
+        """Threads that wait for its pidfd, which stays open meanwhile."""
+        self._closing = False
         self._input: memoryview | None = None
         self._output: dict[Any, list[bytes]] | None = None
         self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.stdin, "w"))
@@ -89,35 +95,43 @@ class Process(subprocess.Popen[AnyStr]):
 
     @property
     def pidfd(self) -> int:
-        """Its pidfd, which this object owns until it is reaped; readable after its end."""
+        """The pidfd, which is readable after the copy has ended; closed when it is reaped."""
         return self._child.pidfd
 
-    # ---- its end ----
+    # ---- end ----
 
     def poll(self) -> int | None:
-        """The exit status if it has ended, or None."""
+        """The exit status if the copy has ended, or None."""
         return self._poll(wait=False)
 
     def _poll(self, *, wait: bool) -> int | None:
-        if self.returncode is None:
-            status = self._child.status()
-            if status is not None:
-                self.returncode = status
-        if self.returncode is not None:
-            if self.guest is not None:
-                self.guest.close()
-            if self._child.close(wait=wait):
-                with contextlib.suppress(ValueError):
-                    _unowned.remove(self._child)
-            elif self._child not in _unowned:
-                _unowned.append(self._child)
-        return self.returncode
+        with self._lock:
+            if self.returncode is None:
+                self.returncode = self._child.status()
+            # A signal's handler may call this within the same.
+            if self.returncode is not None and not (self._waiting or self._closing):
+                self._closing = True
+                try:
+                    self._close(wait=wait)
+                finally:
+                    self._closing = False
+            return self.returncode
+
+    def _close(self, *, wait: bool) -> None:
+        if self.guest is not None:
+            self.guest.close()
+        if self._child.close(wait=wait):
+            with contextlib.suppress(ValueError):
+                _unowned.remove(self._child)
+        elif self._child not in _unowned:
+            _unowned.append(self._child)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; return the exit status. ``subprocess.TimeoutExpired`` after
-        ``timeout`` seconds.
+        """Wait until the copy ends; return its exit status.
+
+        Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds.
         """
-        if self.returncode is None and not self._has_ended(timeout):
+        if not self._has_ended(timeout):
             assert timeout is not None
             raise subprocess.TimeoutExpired(self.args, timeout)
         result = self._poll(wait=True)
@@ -125,13 +139,22 @@ class Process(subprocess.Popen[AnyStr]):
         return result
 
     def _has_ended(self, timeout: float | None) -> bool:
-        return readable(self._child.pidfd, seconds=timeout)
+        with self._lock:
+            if self.returncode is not None:
+                return True
+            self._waiting += 1
+        try:
+            return readable(self._child.pidfd, seconds=timeout)
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal to it; nothing happens if it has ended."""
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._child.pidfd, sig)
+        """Send a signal to the copy; ignored if it has ended."""
+        with self._lock:
+            if self.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._child.pidfd, sig)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -141,11 +164,11 @@ class Process(subprocess.Popen[AnyStr]):
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    # ---- its streams ----
+    # ---- streams ----
 
     @property
     def universal_newlines(self) -> bool:
-        """Whether its streams are text."""
+        """Whether the streams are in text mode."""
         return self.text_mode
 
     @universal_newlines.setter
@@ -173,16 +196,14 @@ class Process(subprocess.Popen[AnyStr]):
         self.wait(None if until is None else max(0.0, until - time.monotonic()))
         return self._decoded(self.stdout), self._decoded(self.stderr)
 
-    def _encoded(self, data: AnyStr | None) -> bytes:
+    def _encoded(self, data: Any) -> Any:
         if data is None:
             return b""
-        if isinstance(data, str):
-            if not self.text_mode:
-                raise TypeError("memoryview: a bytes-like object is required, not 'str'")
+        if self.text_mode:
             stream = cast("io.TextIOWrapper", self.stdin)
             encoding = "utf-8" if self.stdin is None else stream.encoding
             return data.encode(encoding, self.errors or "strict")
-        return data
+        return data  # memoryview() refuses a str as subprocess does
 
     def _exchange(self, timeout: float | None, until: float | None) -> None:
         assert self._output is not None
@@ -201,7 +222,7 @@ class Process(subprocess.Popen[AnyStr]):
                 if remaining is not None and remaining <= 0:
                     assert timeout is not None
                     raise subprocess.TimeoutExpired(
-                        self.args, timeout, *(self._so_far(each) for each in self._both())
+                        self.args, timeout, *(self._so_far(each) or None for each in self._both())
                     )
                 for key, _ in selector.select(remaining):
                     if key.fileobj is self.stdin:
@@ -253,7 +274,7 @@ class Process(subprocess.Popen[AnyStr]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the streams and wait for its end; it cannot be saved any more."""
+        """Close the streams, and wait until the copy ends; it can no longer be saved."""
         if self.guest is not None:
             self.guest.close()
         for stream in (self.stdout, self.stderr):
@@ -269,7 +290,7 @@ class Process(subprocess.Popen[AnyStr]):
         return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
 
     def __del__(self, *_: object) -> None:
-        """Leave it running, as ``subprocess`` does; it is reaped when another copy is started."""
+        """The copy continues, as with ``subprocess``; it is reaped when another one is started."""
         child = getattr(self, "_child", None)
         if child is None or self.returncode is not None:
             return
@@ -285,11 +306,11 @@ class Process(subprocess.Popen[AnyStr]):
 
 
 _unowned: list[Child] = []
-"""Copies whose :class:`Process` was collected, and copies whose namespaces have not ended yet."""
+"""Copies whose :class:`Process` was deleted, and copies whose namespaces have not ended yet."""
 
 
 def reap_unowned() -> None:
-    """Reap those that have ended."""
+    """Reap the copies in ``_unowned`` that have ended."""
     for child in list(_unowned):
         if child.status() is not None and child.close(wait=False):
             with contextlib.suppress(ValueError):  # another thread has reaped it

@@ -1,4 +1,4 @@
-"""Have a program use no more than the processors of a level have, so that weaker ones can run it.
+"""Limits a program to the processor features of a level, so that it can run on other processors.
 
 The levels are those of the x86-64 psABI. Libraries that choose code by the processor read variables
 of the environment when they are loaded: ``GLIBC_TUNABLES`` (glibc), ``OPENSSL_ia32cap`` (OpenSSL),
@@ -20,15 +20,15 @@ _V2 = "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3"
 _V3 = "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
 
 ALSO = ("aes", "pclmulqdq", "xsave")
-"""Features that no level has, and that programs keep: processors since 2011 have them, TLS is
-several times slower without, and glibc saves registers with XSAVE. A processor that lacks one that
-the program could use is refused."""
+"""Features that are in no level, but not disabled: processors since 2011 have them, TLS is several
+times slower without, and glibc saves registers with XSAVE. A start is refused on a processor that
+lacks one of them."""
 
 LEVELS: Mapping[str, frozenset[str]] = {
     "x86-64-v2": frozenset([*_BASE.split(), *_V2.split()]),
     "x86-64-v3": frozenset([*_BASE.split(), *_V2.split(), *_V3.split()]),
 }
-"""The features of each level, as /proc/cpuinfo names them."""
+"""The features of each level, by their names in /proc/cpuinfo."""
 
 _AVX512 = ("F", "BW", "CD", "DQ", "VL", "ER", "PF")
 _BEYOND_V3 = ("XSAVEC", "RTM", *(f"AVX512{each}" for each in _AVX512))
@@ -45,7 +45,7 @@ _NUMPY_BEYOND_V2 = f"AVX F16C XOP FMA4 FMA3 AVX2 X86_V3 {_NUMPY_BEYOND_V3}"
 
 
 def _openssl(first: Iterable[int], second: Iterable[int]) -> str:
-    """Clear bits of CPUID's leaf 1 (edx, ecx) and leaf 7 (ebx, ecx)."""
+    """The value that clears bits of CPUID's leaf 1 (edx, ecx) and leaf 7 (ebx, ecx)."""
     return ":".join(f"~{sum(1 << bit for bit in bits):#x}" for bits in (first, second))
 
 
@@ -85,11 +85,11 @@ _VARIABLES: Mapping[str, Mapping[str, str]] = {
 }
 
 _JOINED = {"GLIBC_TUNABLES": ":", "GODEBUG": ",", "JAVA_TOOL_OPTIONS": " "}
-"""What joins the value that the program has anyway with the one that is added."""
+"""The separator between the present value of a variable and the added one."""
 
 
 def level_problems(level: object, flags: frozenset[str]) -> Iterator[Problem]:
-    """What is wrong with the argument ``processor`` on a machine with these features."""
+    """Problems of the argument ``processor`` on a machine with these features."""
     if not isinstance(level, str) or level not in LEVELS:
         yield Problem("processor", level, f"{', '.join(LEVELS)} are accepted")
     elif platform.machine() != "x86_64":
@@ -102,7 +102,7 @@ def level_problems(level: object, flags: frozenset[str]) -> Iterator[Problem]:
 def environment(level: str, env: Mapping[str, str] | None) -> dict[str, str]:
     """A command's environment (None: that of this process) with the variables of a level.
 
-    They replace those that it has already, except lists, which get longer.
+    They replace existing variables, except lists, to which they are appended.
     """
     result = dict(os.environ if env is None else env)
     for name, value in _VARIABLES[level].items():
@@ -114,5 +114,5 @@ def environment(level: str, env: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def features(level: str, flags: Iterable[str]) -> tuple[str, ...]:
-    """What a processor must have for a program that was started with these variables."""
+    """The processor features that a program with these variables can use."""
     return tuple(sorted(LEVELS[level].union(ALSO).intersection(flags)))

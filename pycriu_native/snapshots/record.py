@@ -1,4 +1,4 @@
-"""What a snapshot's directory holds beside the images: ``snapshot.json``."""
+"""``snapshot.json`` in the directory of a snapshot: the description of its program and host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class MappedFile:
-    """A file that the processes have mapped: a start needs it as it was."""
+    """A file that the processes have mapped, which has to be unchanged for a start."""
 
     path: str
     size: int
@@ -30,35 +30,35 @@ class Host:
     """The machine that a snapshot was taken on."""
 
     machine_id: str
-    """/etc/machine-id; empty where there is none."""
+    """/etc/machine-id; empty if there is none."""
     architecture: str
     kernel: str
     """The kernel's release."""
     cpu_flags: tuple[str, ...]
-    """The features that the processor has, or those that a start needs, as /proc/cpuinfo names
-    them."""
+    """The features of the processor, or those that a start needs, by their names in
+    /proc/cpuinfo."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a start needs to know of a snapshot."""
+    """The description of a snapshot."""
 
     created: str
-    """When it was taken: ISO 8601, UTC."""
+    """Time of the snapshot: ISO 8601, UTC."""
     command: tuple[str, ...]
     """The command line of the root process."""
     pid: int
-    """The root process's pid inside its pid namespace; each copy has the same."""
+    """The root process's pid in its pid namespace, equal in all copies."""
     processes: int
-    """How many processes were saved."""
+    """Number of saved processes."""
     guest_key: str | None
-    """The key of the socket that a copy's start is sent by (``inherit_fds``); None: the program
-    does not use :mod:`pycriu_native.guest` or its protocol."""
+    """The key (``inherit_fds``) of the socket to the copy; None: the program does not use
+    :mod:`pycriu_native.guest` or its protocol."""
     guest_fd: int | None
-    """Its number in the root process."""
+    """The number of its descriptor in the root process."""
     stream_keys: tuple[str | None, str | None, str | None]
-    """The keys of standard input, output and error; None: it stays what it was. Anything can take
-    the place of a socket, and what can be opened anew that of a pipe."""
+    """The keys of standard input, output and error; None: the stream cannot be replaced. A socket
+    can be replaced by any descriptor, a pipe by one that can be reopened."""
     criu: str
     """The release of CRIU that took it."""
     host: Host
@@ -69,10 +69,10 @@ class Record:
     """Whether the program forks copies of itself on request (:meth:`.Snapshot.zygote`)."""
 
     processor: str = ""
-    """The level of processors that the program was restricted to; empty: none."""
+    """The processor level that the program was limited to; empty: none."""
 
     def write(self, directory: str | os.PathLike[str]) -> None:
-        """Write it into a snapshot's directory: whole, or not at all."""
+        """Write it atomically into a snapshot's directory."""
         path = os.path.join(directory, NAME)
         partial = path + ".partial"
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -82,18 +82,18 @@ class Record:
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> Record:
-        """The record in a directory. ``ImagesError`` where there is none, or no sound one."""
+        """Read the record of a directory. ``ImagesError`` if it is missing or invalid."""
         path = os.path.join(directory, NAME)
         try:
             with open(path) as file:
                 values = json.load(file)
             return cls._from(values)
         except FileNotFoundError:
-            message = f"{os.fspath(directory)} holds no whole snapshot: there is no {path}"
+            message = f"{os.fspath(directory)} has no complete snapshot: {path} is missing"
         except OSError as error:
             message = f"{path} cannot be read: {error.strerror}"
         except (ValueError, TypeError, KeyError) as error:
-            message = f"{path} is no record of a snapshot: {error}"
+            message = f"{path} is not a record of a snapshot: {error}"
         raise ImagesError(message)
 
     @classmethod

@@ -1,23 +1,22 @@
-"""One copy: namespaces, the restore into them, and the process that comes out of it."""
+"""The restore of one copy into new namespaces."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .._calls.verbs import restore_child
-from .._native.ffi import native
 from .._support import sockets
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
 from .._transport.base import Via
+from .._transport.forkserver import ForkServer
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts
 from .child import PidfdChild
@@ -30,33 +29,38 @@ from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
 from .timings import Stopwatch
+from .work_directories import WorkDirectories
 
 PID_NAMESPACE = "pycriu-native-pid"
-"""The key of the pid namespace, which a dump names and a restore replaces."""
+"""The key of the pid namespace, which a restore replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreRequest:
-    """The arguments of a start that say where and how a copy is restored."""
+    """The arguments of the restore of a copy."""
 
     snapshot: Path
-    """Its directory."""
+    """The directory of the snapshot."""
     images: str
     place: Place
     opts: CriuOpts
     via: Via
+    fork_server: ForkServer | None
+    """That of ``via``, if a worker of it is as it must be."""
+    work_directories: WorkDirectories
     deadline: float | None
 
 
 class RestoredChild(PidfdChild):
     """The root process of a copy, a child of this process, and the copy's namespaces."""
 
-    def __init__(self, pid: int, namespaces: Namespaces) -> None:
+    def __init__(self, pid: int, namespaces: Namespaces, worker: StartWorker) -> None:
         super().__init__(pid, os.pidfd_open(pid))
         self._namespaces = namespaces
+        self._worker = worker
 
     def close(self, *, wait: bool) -> bool:
-        """End all processes of the copy; reap them if ``wait``. Whether all are reaped."""
+        """End all processes of the copy, and with ``wait`` reap them. Returns whether all are."""
         if self.pidfd < 0:
             return True
         if self._status is None:
@@ -65,6 +69,7 @@ class RestoredChild(PidfdChild):
         self._namespaces.end()
         if wait or self._namespaces.has_ended():
             self._namespaces.close()
+            self._worker.close()
             close(self.pidfd)
             self.pidfd = -1
         return self.pidfd < 0
@@ -86,7 +91,7 @@ def start_copy(
         guest_fd, socket_of_copy = None, None
         if record.guest_key is not None:
             ours, theirs = sockets.pair()
-            # What it has sent can be read when it is closed.
+            # The copy can read the data after this end was closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
             send_line(ours, given.line(number))
@@ -133,7 +138,7 @@ def restore_root(
         opts = replace(
             where.opts,
             images_directory=where.images,
-            work_directory=passed.enter_context(work_directory()),
+            work_directory=passed.enter_context(where.work_directories.new()),
             inherit_fds=[
                 *(where.opts.inherit_fds or ()),
                 *((fd, key) for key, fd in inherited.items()),
@@ -142,37 +147,21 @@ def restore_root(
         )
         namespaces.expect(record.pid)
         watch.ends("namespaces")
-        with StartWorker(where.via, where.place.cgroup, namespaces, watch) as via:
-            result = restore_child(opts, via=via, deadline=where.deadline)
-            spent = 0 if result.statistics is None else result.statistics.restore_time
-            watch.ends_after("restore", spent / 1e6, before="prepare")
-        namespaces.is_made()
-        child = RestoredChild(result.pid, namespaces)
+        worker = kept.enter_context(
+            StartWorker(where.via, where.fork_server, where.place.cgroup, namespaces, watch)
+        )
+        result = restore_child(opts, via=worker, deadline=where.deadline)
+        spent = 0 if result.statistics is None else result.statistics.restore_time
+        watch.ends_after("restore", spent / 1e6, before="prepare")
+        worker.end()
+        namespaces.restored()
+        child = RestoredChild(result.pid, namespaces, worker)
         kept.pop_all()
         return child
 
 
-@contextlib.contextmanager
-def work_directory() -> Iterator[int]:
-    """A directory for CRIU's log and statistics, which goes with its descriptor."""
-    fd = native.pn_unnamed_directory()
-    if fd >= 0:
-        try:
-            yield fd
-        finally:
-            close(fd)
-        return
-    # Before Linux 5.2, or without the right to mount.
-    with tempfile.TemporaryDirectory(prefix="pycriu-native-start-") as scratch:
-        fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            close(fd)
-
-
 def reached_by_worker(via: Via) -> Problem | None:
-    """What is wrong with the argument ``via``."""
+    """The problem of the argument ``via``, if any."""
     for problem in via.refuses(inherits=True, sibling=True):
         return problem
     return None

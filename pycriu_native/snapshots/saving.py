@@ -1,4 +1,4 @@
-"""One ``Snapshot.take``: the program is parked, and saved with the ends of its streams."""
+"""The work of ``Snapshot.take``: wait for the program, and save it with its streams."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from .record import Record
 from .restore import PID_NAMESPACE
 
 NO_POSITION = 2**64 - 1
-"""As ``pos`` of a file, for CRIU (``criu/files-reg.c``)."""
+"""The value of ``pos`` for which CRIU sets no position (``criu/files-reg.c``)."""
 
 StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What a program has for its streams and the guest's socket, and how CRIU names it."""
+    """CRIU's keys for a program's streams and the guest's socket."""
 
     keys: Sequence[str | None]
-    """Of standard input, output, error, and the guest's socket; None: it stays what it is."""
+    """Of standard input, output, error, and the guest's socket; None: it cannot be replaced."""
     external: Sequence[str] = ()
-    """What CRIU does not save."""
+    """The keys of resources that CRIU does not save."""
     guest_fd: int | None = None
     forks: bool = False
 
@@ -59,7 +59,7 @@ def _ends_of_process(pid: int) -> Ends:
 
 
 def _ends_of_copy(pid: int, socket: GuestSocket, *, forks: bool) -> Ends:
-    """Its streams are what the caller has passed: files of the caller's mounts, not of its own."""
+    """The streams of a copy can be files of the caller's mounts, which its own do not contain."""
     keys: list[str | None] = [None, None, None, f"socket:[{socket.inode}]"]
     external = [f"unix[{socket.inode}]"]
     for each in SeenProcess(pid).descriptors:
@@ -82,21 +82,21 @@ def copy_problems(copy: Process[Any], without_guest: bool) -> Iterator[Problem]:
     if copy.guest is None:
         yield Problem("program", copy, "a copy that was started with savable=True is accepted")
     elif without_guest:
-        rule = "a copy is saved where it calls guest.wait() again"
+        rule = "a copy is saved in its next call of guest.wait()"
         yield Problem("without_guest", without_guest, rule)
     if not is_root_of_host():
-        # CRIU (4.2.1) has the parasite make a directory in / there, to mount a /proc.
-        rule = "root saves copies; an ordinary user, or root of a user namespace, cannot"
+        # CRIU 4.2.1 makes a directory in the copy's root from its parasite, to mount /proc.
+        rule = "only root can save copies, not another user or root of a user namespace"
         yield Problem("program", copy, rule)
     for kind in ("uts", "net"):
         ours, theirs = (f"/proc/{pid}/ns/{kind}" for pid in ("self", copy.pid))
         if copy.poll() is None and not os.path.samefile(ours, theirs):
-            rule = "a copy with a host name or a network of its own is not accepted"
+            rule = "a copy with a separate host name or network is not accepted"
             yield Problem("program", copy, rule)
 
 
 class Saving:
-    """One ``Snapshot.take`` under way."""
+    """The arguments of one ``Snapshot.take``, and its steps."""
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ class Saving:
         via: Via,
         until: float | None,
         leave_running: bool,
+        incremental: bool,
         on_progress: OnProgress | None,
     ) -> None:
         self.directory = directory
@@ -112,6 +113,7 @@ class Saving:
         self.via = via
         self.until = until
         self.leave_running = leave_running
+        self.incremental = incremental
         self.on_progress = on_progress
 
     def save_command(
@@ -137,7 +139,7 @@ class Saving:
         ends = _ends_of_copy(copy.pid, copy.guest, forks=forks)
         self._save(copy.pid, ends, copy=copy, processor=copy.record.processor)
         if self.leave_running:
-            copy.guest.go_on()
+            copy.guest.resume()
         else:
             copy.wait()
 
@@ -202,8 +204,8 @@ class Saving:
             else:
                 in_mounts_of(pid, save)
             _accept_any_file(self.directory, set(ends.external))
-            if copy is not None:
-                share_with_parent(self.directory, copy.snapshot)
+            if copy is not None and self.incremental:
+                share_with_parent(self.directory, copy.snapshot, self.until)
             record.write(self.directory)
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -218,7 +220,7 @@ def _command_of(pid: int) -> tuple[str, ...]:
 
 
 def _accept_any_file(directory: Path, external: set[str]) -> None:
-    """Have CRIU set no position in what takes the place of a file, nor compare mode and size."""
+    """Disable position, mode and size checks for files that are replaced at a start."""
     path = directory / "files.img"
     image = decode(path)
     files = [entry["reg"] for entry in image["entries"] if "reg" in entry]

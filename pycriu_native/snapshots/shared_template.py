@@ -1,35 +1,23 @@
-"""A way to reach CRIU whose restores share the memory of a template."""
+"""Workers whose restores share the memory of a template."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
-from .._support.closing import Closing
-from .._support.frozen_dataclass import replace
-from .._support.unpatched import Lock, Thread, close
+from .._support.unpatched import Thread, close
 from .._transport.connection import Connection
-from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
-from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
-from .._transport.worker import Worker, connect_worker
-from .._transport.worker_factory import fingerprint, start_fork_server
+from .._transport.forkserver import ForkServer, ForkServerUnavailableError
+from .._transport.spawn import SpawnOptions
+from .._transport.worker import Worker
 from ..errors import ImagesError, OptionError, Problem, ProgramError
+from .forked_workers import ForkedWorkers
 from .template import NAME, Template, checksum
 
-PATIENCE = 30.0
-"""Seconds that CRIU gets to be loaded."""
 
-F_SETSIG = 10
-"""fcntl(2); Python's module has no name for it."""
-
-
-class SharedTemplate(Closing):
+class SharedTemplate(ForkedWorkers):
     """Workers that share the memory of one set with a template (:func:`.template.prepare`).
 
     ::
@@ -39,30 +27,25 @@ class SharedTemplate(Closing):
             for _ in range(16):
                 restore_child(CriuOpts(images_directory="app.shared", …), via=via)
 
-    It owns a fork server: a CRIU that has read the template into anonymous memory, in huge pages
-    where the kernel has them (Linux 6.1). That takes about half a second, once. Each restore gets a
-    worker that is forked from it. The memory of a copy is private, anonymous memory in every
-    respect, and copied page by page when it is written to: by the copy, as after a fork().
+    It owns a fork server: a CRIU that has read the template into anonymous memory, in huge pages if
+    the kernel supports that (Linux 6.1). This takes about half a second, once. The worker of each
+    restore is forked from it. The memory of a copy is private anonymous memory, and a page is
+    copied when the copy writes to it, as after fork().
 
     - The template belongs to the fork server: the memory cgroup that it was started in is charged
       for it, once. A copy's cgroup is charged for the page tables, and for each page that it writes
       to. With vm.overcommit_memory=2 each copy and the fork server count in full, but for mappings
       that the program made with MAP_NORESERVE, which count there, too.
     - If the fork server ends or is killed, or this object is closed, copies run on: the memory is
-      theirs as well. The next restore starts another one, which reads the template again. It is
-      also started anew when what a worker takes over from the caller (user, namespaces, cgroup,
-      limits) has changed.
-    - Whatever else than a restore is done with it gets an ordinary worker.
+      theirs as well. A fork server that is started anew reads the template again.
     - Adjoining mappings of a copy that the kernel would have made one stay two, as in CRIU's own
       restores of images with a parent.
 
-    ``ProgramError`` where CRIU cannot be preloaded: a static program, one that is setuid or has
-    file capabilities, a pid namespace that is not the caller's.
+    Raises ``ProgramError`` if CRIU cannot be preloaded: a static program, one that is setuid or has
+    file capabilities, or a pid namespace other than the caller's.
 
     Synchronization: any number of threads may use it. A forked child starts its own fork server.
     """
-
-    ours: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -74,142 +57,44 @@ class SharedTemplate(Closing):
         """Open the template, and start the fork server.
 
         Args:
-            directory: a set that ``prepare`` has made.
-            worker: which CRIU; None: the default.
-            patience: seconds that CRIU gets to be loaded; None: 30. A static program, which is
-                none that can be preloaded, is noticed by that.
+            directory: an image set of ``prepare``.
+            worker: the CRIU to use; None: the default.
+            patience: seconds to wait until CRIU is loaded; None: 30. A static program, which
+                cannot be preloaded, is detected by this limit.
 
         Raises:
-            ImagesError: the template is missing, cut short or changed; nothing was started.
-            ProgramError: CRIU cannot be started, or not be preloaded.
+            ImagesError: the template is missing, truncated or changed; nothing was started.
+            ProgramError: CRIU cannot be started or preloaded.
         """
-        self.worker = Worker() if worker is None else worker
-        if self.worker.stdin is not None:
-            raise OptionError([Problem("worker", self.worker, "one without stdin is accepted")])
+        if worker is not None and worker.stdin is not None:
+            raise OptionError([Problem("worker", worker, "one without stdin is accepted")])
         self.directory = Path(directory).absolute()
-        self._patience = PATIENCE if patience is None else patience
-        self._lock = Lock()
-        self._server: ForkServer | None = None
-        self._like: object = None
-        self._closed = False
-        self._current()
-
-    @property
-    def allow_untrusted(self) -> bool:
-        """As the worker's."""
-        return self.worker.allow_untrusted
-
-    @property
-    def pid(self) -> int:
-        """The pid of the fork server."""
-        return 0 if self._server is None else self._server.pid
-
-    def identity(self) -> tuple[object, ...] | None:
-        """As the worker's."""
-        return self.worker.identity()
-
-    def name(self) -> str:
-        """As the worker's."""
-        return self.worker.name()
-
-    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Nothing."""
-        return iter(())
-
-    def connect(
-        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
-    ) -> Connection:
-        """A worker. ``ImagesError``, ``ProgramError`` as when this was made."""
-        lifetime_sockets = spawn_options.lifetime_sockets
-        if replace(spawn_options, lifetime_sockets=()) != RESTORING:
-            return self.worker.connect(keep, spawn_options)
-        keep = [*keep, *lifetime_sockets]
-        if len(keep) > MAX_INHERITED:
-            rule = f"at most {MAX_INHERITED} descriptors can be inherited with a template"
-            raise OptionError([Problem("inherit_fds", len(keep), rule)])
-        with contextlib.suppress(ForkServerUnavailableError):  # it was killed
-            return self._fork(keep, lifetime_sockets)
-        try:
-            return self._fork(keep, lifetime_sockets)
-        except ForkServerUnavailableError as error:
-            raise ProgramError(f"memory cannot be shared: {error}") from None
-
-    def _fork(self, keep: Sequence[int], lifetime_sockets: Sequence[int]) -> Connection:
-        server = self._current()
-        result = connect_worker(self.name(), lambda ends: server.fork_worker(ends, keep))
-        _bind(lifetime_sockets, result.pid)
-        return result
-
-    def is_ready(self) -> bool:
-        """Whether a worker for this thread can be forked without reading the template first."""
-        like = fingerprint(self.worker)
-        with self._lock:
-            return self._ready(like) is not None
-
-    def _ready(self, like: object) -> ForkServer | None:
-        server = self._server
-        return server if server is not None and server.is_open and self._like == like else None
+        super().__init__(Worker() if worker is None else worker, patience=patience)
 
     def renew(self) -> None:
         """Read the template again if it is not ready. Raises as when this was made."""
-        self._current()
+        try:
+            self._current()
+        except ForkServerUnavailableError as error:
+            raise _not_shared(str(error)) from None
 
-    def _current(self) -> ForkServer:
-        """A fork server that runs, and whose workers are as one that is started now."""
-        like = fingerprint(self.worker)
-        if like is None:
-            raise ProgramError("memory cannot be shared: /proc does not show what workers inherit")
-        with self._lock:
-            if self._closed:
-                raise ValueError("the SharedTemplate is closed")
-            if (ready := self._ready(like)) is not None:
-                return ready
-            self._end()
-            try:
-                self._server = start_fork_server(
-                    self.worker, RESTORING, like, patience=self._patience
-                )
-            except ForkServerUnavailableError as error:
-                raise ProgramError(f"memory cannot be shared: {error}") from None
-            if self._server is None:
-                raise ProgramError(
-                    "memory cannot be shared: another thread has changed what workers inherit"
-                )
-            try:
-                load(self.directory, self._server)
-            except BaseException:
-                self._end()
-                raise
-            self._like = like
-            return self._server
+    def _connect_unforked(
+        self, keep: Sequence[int], spawn_options: SpawnOptions, why: str
+    ) -> Connection:
+        raise _not_shared(why)
 
-    def _end(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-
-    def close(self) -> None:
-        """End the fork server; copies run on. A second time does nothing."""
-        with self._lock:
-            self._closed = True
-            self._end()
+    def _prepare(self, server: ForkServer) -> None:
+        load(self.directory, server)
 
 
-def _bind(sockets: Sequence[int], pid: int) -> None:
-    """Have the process group of a worker killed each time that the other end of one is closed."""
-    with contextlib.suppress(OSError):  # it has ended
-        os.setpgid(pid, pid)  # it does this, too, but may not have done it yet
-    for each in sockets:
-        with contextlib.suppress(ProcessLookupError):
-            fcntl.fcntl(each, fcntl.F_SETOWN, -pid)
-            fcntl.fcntl(each, F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(each, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
+def _not_shared(why: str) -> ProgramError:
+    return ProgramError(f"memory cannot be shared: {why}")
 
 
 def load(directory: Path, server: ForkServer) -> None:
-    """Have a fork server read the template of a set, and compare the pages' checksums meanwhile.
+    """Load the template of a set into a fork server, and compare the checksums at the same time.
 
-    ``ImagesError`` where something is missing, too short or changed.
+    Raises ``ImagesError`` if a file is missing, truncated or changed.
     """
     template = Template.read(directory)
     opened: list[int] = []

@@ -1,4 +1,4 @@
-"""Which starts of a snapshot share its memory when the caller names no template."""
+"""Which starts of a snapshot have forked workers, and share its memory by that."""
 
 from __future__ import annotations
 
@@ -7,45 +7,46 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from .._support.closing import Closing
 from .._support.unpatched import Lock, close
 from .._system import trusted_path
 from .._system.memory_room import memory_room
 from .._transport.base import Via
+from .._transport.forkserver import ForkServer
 from .._transport.worker import Worker
 from ..errors import ImagesError, Problem, ProgramError
+from .forked_workers import ForkedWorkers
 from .shared_template import SharedTemplate
 from .template import Template, prepare
 
 SHARED = "shared"
-"""The directory in a snapshot's with the images whose memory is a template."""
+"""The subdirectory of a snapshot with the images whose memory is a template."""
 
 WORTHWHILE = 2
-"""The start that reads the template. That takes as long as one to five plain restores, and as much
-memory as one: a program that starts a single copy gains nothing."""
+"""The start that loads a fork server. To read the template takes as long as one to five plain
+restores, and as much memory as one: a program that starts a single copy gains nothing."""
 
 RARELY = 64
-"""Starts until the next attempt, at most: it comes after 2, 4, 8, … of them."""
+"""Largest number of starts until the next attempt; attempts come after 2, 4, 8, … starts."""
 
 PATIENCE = 5.0
-"""Seconds that a CRIU gets to be preloaded where sharing is not required."""
+"""Time limit for the loading of CRIU if sharing is not required, in seconds."""
 
 FIRST = "the first start with this Snapshot is not shared; share_memory=True shares it"
+NO_WORKER = "via is no Worker without stdin"
 CHANGED = "the process that holds the template was killed, or what CRIU inherits has changed"
 
 
-class UnsharedError(Exception):
-    """Memory is not shared. Its text is the reason."""
+class UnavailableError(Exception):
+    """No worker is forked, or memory is not shared. Its text is the reason."""
 
 
 def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
-    """The images of a snapshot that are prepared for sharing, which the first call makes.
-
-    Raises ``ImagesError``.
-    """
+    """The images of a snapshot for sharing; the first call creates them. Raises ``ImagesError``."""
     try:
         fd = trusted_path.open_directory(
             str(directory), make=False, allow_untrusted=allow_untrusted
@@ -62,7 +63,7 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
             prepare(directory, own)
         except ImagesError as error:
             if error.errno in (errno.EACCES, errno.EROFS):
-                hint = "its owner can make it with Snapshot.share()"
+                hint = "its owner can create it with Snapshot.share()"
                 raise ImagesError(f"{error}; {hint}", errno=error.errno) from None
             raise
         try:
@@ -72,8 +73,20 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
     return target
 
 
+class Chosen(NamedTuple):
+    """The workers for one start."""
+
+    via: Via
+    unshared_reason: str | None = None
+    """Why it does not share memory; None: it does."""
+    fork_server: ForkServer | None = None
+    """That of ``via``, if a worker of it is as it must be."""
+
+
 class Sharing(Closing):
-    """The templates of one snapshot, one for each worker that starts were made with. Owned.
+    """The fork servers of one snapshot, of each worker that starts were made with. Owned.
+
+    Starts that share memory have one with the template, the others one without.
 
     Synchronization: any number of threads may use it.
     """
@@ -82,51 +95,61 @@ class Sharing(Closing):
         self._directory = directory
         self._lock = Lock()
         self._templates: list[_Template] = []
+        self._plain: list[_Forking] = []
 
     def problems(self, share_memory: object, via: Via) -> Iterator[Problem]:
-        """What is wrong with the arguments of ``Snapshot.start``."""
+        """Problems of the arguments of ``Snapshot.start``."""
         if share_memory is not None and not isinstance(share_memory, bool):
             yield Problem("share_memory", share_memory, "None, True or False is accepted")
         elif isinstance(via, SharedTemplate):
             if via.directory != self._directory / SHARED:
-                yield Problem("via", str(via.directory), "it is of another snapshot")
+                yield Problem("via", str(via.directory), "it belongs to another snapshot")
             if share_memory is False:
                 yield Problem("share_memory", share_memory, "via is a SharedTemplate")
         elif share_memory and _of(via) is None:
             yield Problem("via", via, "to share memory, a Worker without stdin is accepted")
 
-    def chosen(
-        self, share_memory: bool | None, via: Via, until: float | None
-    ) -> tuple[Via, str | None]:
-        """A template, or ``via`` itself and the reason.
+    def chosen(self, share_memory: bool | None, via: Via, until: float | None) -> Chosen:
+        """The workers for one start.
 
-        Raises ``ProgramError`` and ``ImagesError`` if sharing is required and impossible. A
-        template that has changed is an ``ImagesError`` in any case.
+        Raises ``ProgramError`` and ``ImagesError`` if sharing is required but impossible, and
+        ``ImagesError`` if the template has changed.
         """
         if isinstance(via, SharedTemplate):
-            return via, None
-        if share_memory is False:
-            return via, "share_memory=False"
+            return Chosen(via)
         if (worker := _of(via)) is None:
-            return via, "via is no Worker without stdin"
-        try:
-            return self._template_of(worker).use(required=bool(share_memory), until=until), None
-        except UnsharedError as reason:
-            return via, str(reason)
-
-    def _template_of(self, worker: Worker) -> _Template:
+            return Chosen(via, "share_memory=False" if share_memory is False else NO_WORKER)
+        if share_memory is False:
+            return self._unshared(worker, "share_memory=False", until)
         with self._lock:
-            for each in self._templates:
-                if each.worker == worker:
-                    return each
-            self._templates.append(_Template(self._directory, worker))
-            return self._templates[-1]
+            template = _of_worker(self._templates, worker)
+            if template is None:
+                template = _Template(worker, self._directory)
+                self._templates.append(template)
+        try:
+            forked, server = template.use(required=bool(share_memory), until=until)
+        except UnavailableError as reason:
+            return self._unshared(worker, str(reason), until)
+        return Chosen(forked, None, server)
+
+    def _unshared(self, worker: Worker, reason: str, until: float | None) -> Chosen:
+        with self._lock:
+            forking = _of_worker(self._plain, worker)
+            if forking is None:
+                forking = _Forking(worker)
+                self._plain.append(forking)
+        try:
+            forked, server = forking.use(required=False, until=until)
+        except UnavailableError:
+            return Chosen(worker, reason)
+        return Chosen(forked, reason, server)
 
     def close(self) -> None:
-        """End the templates; the next start is the first one again."""
+        """End them; the next start is the first one again."""
         with self._lock:
-            templates, self._templates = self._templates, []
-        for each in templates:
+            closed: list[_Forking] = [*self._templates, *self._plain]
+            self._templates, self._plain = [], []
+        for each in closed:
             each.close()
 
 
@@ -134,71 +157,103 @@ def _of(via: Via) -> Worker | None:
     return via if type(via) is Worker and via.stdin is None else None
 
 
-class _Template:
-    """The template for one worker, once it is worthwhile."""
+def _of_worker(those: Sequence[_Kind], worker: Worker) -> _Kind | None:
+    return next((each for each in those if each.worker == worker), None)
 
-    def __init__(self, directory: Path, worker: Worker) -> None:
-        self.directory = directory
+
+class _Forking:
+    """The fork server of one worker, once it is worthwhile."""
+
+    def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._lock = Lock()
-        self._template: SharedTemplate | None = None
+        self._forked: ForkedWorkers | None = None
         self._starts = 0
         self._attempts = 0
         self._next = WORTHWHILE
         self._reason = FIRST
 
-    def use(self, *, required: bool, until: float | None) -> SharedTemplate:
-        """The template for one start, which reads it if need be, and waits for one that does.
+    def use(
+        self, *, required: bool, until: float | None
+    ) -> tuple[ForkedWorkers, ForkServer | None]:
+        """The workers for one start, which loads the fork server if need be, or waits for that.
 
-        Raises ``UnsharedError``, if it is not ``required``, and as ``Sharing.chosen``.
+        The fork server is None where a worker of it may not be as one that is started now.
+
+        Raises ``UnavailableError``, if they are not ``required``, and as ``Sharing.chosen``.
         """
         if not self._lock.acquire(timeout=-1 if until is None else _remaining(until)):
-            raise UnsharedError("another thread has not read the template in time")
+            raise UnavailableError("another thread has not read the template in time")
         try:
             self._starts += 1
-            if self._template is not None and self._template.is_ready():
-                return self._template
+            if self._forked is not None and (server := self._forked.ready()) is not None:
+                return self._forked, server
             if not required and self._starts < self._next:
-                raise UnsharedError(self._reason)
+                raise UnavailableError(self._reason)
             self._attempts += 1
             self._next = self._starts + min(2**self._attempts, RARELY)
             try:
-                result = self._read(required=required)
-            except UnsharedError as error:
+                if self._forked is None:
+                    self._forked = self._made(required=required)
+                else:
+                    self._renew(self._forked, required=required)
+            except ProgramError as error:
+                if required:
+                    raise
+                self._reason = str(error)
+                raise UnavailableError(self._reason) from None
+            except UnavailableError as error:
                 self._reason = str(error)
                 raise
             self._reason = CHANGED
-            return result
+            return self._forked, None
         finally:
             self._lock.release()
 
-    def _read(self, *, required: bool) -> SharedTemplate:
+    def _made(self, *, required: bool) -> ForkedWorkers:
+        return ForkedWorkers(self.worker, patience=PATIENCE)
+
+    def _renew(self, forked: ForkedWorkers, *, required: bool) -> None:
+        forked.renew()
+
+    def close(self) -> None:
+        """End it."""
+        with self._lock:
+            if self._forked is not None:
+                self._forked.close()
+
+
+class _Template(_Forking):
+    """The same with the template."""
+
+    def __init__(self, worker: Worker, directory: Path) -> None:
+        super().__init__(worker)
+        self.directory = directory
+
+    def _made(self, *, required: bool) -> ForkedWorkers:
+        target = self._checked(required=required)
+        patience = None if required else PATIENCE
+        return SharedTemplate(target, worker=self.worker, patience=patience)
+
+    def _renew(self, forked: ForkedWorkers, *, required: bool) -> None:
+        self._checked(required=required)
+        forked.renew()
+
+    def _checked(self, *, required: bool) -> Path:
+        """The prepared images. ``UnavailableError``, if they are not ``required``."""
         try:
             target = prepared(self.directory, allow_untrusted=self.worker.allow_untrusted)
         except ImagesError as error:
             if required:
                 raise
-            raise UnsharedError(str(error)) from None
+            raise UnavailableError(str(error)) from None
         size = Template.read(target).stored
         if not required and (room := memory_room()) < 2 * size:
-            raise UnsharedError(f"the template has {size} bytes, and {room} bytes can be taken")
-        try:
-            if self._template is None:
-                patience = None if required else PATIENCE
-                self._template = SharedTemplate(target, worker=self.worker, patience=patience)
-            else:
-                self._template.renew()
-            return self._template
-        except ProgramError as error:
-            if required:
-                raise
-            raise UnsharedError(str(error)) from None
+            raise UnavailableError(f"the template has {size} bytes, and {room} bytes can be taken")
+        return target
 
-    def close(self) -> None:
-        """End it."""
-        with self._lock:
-            if self._template is not None:
-                self._template.close()
+
+_Kind = TypeVar("_Kind", bound=_Forking)
 
 
 def _remaining(until: float) -> float:

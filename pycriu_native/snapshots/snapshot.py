@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
+from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
@@ -40,6 +41,7 @@ from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
 from .timings import Stopwatch
+from .work_directories import WorkDirectories
 from .zygote import Zygote, zygote_problems
 
 if TYPE_CHECKING:
@@ -52,12 +54,13 @@ COUNTER = "starts"
 
 
 class Snapshot(Closing):
-    """A snapshot in a directory, with mode 0700.
+    """A snapshot in a directory with mode 0700, since its images contain the program's secrets.
 
-    Its images have the memory of the program, with its secrets.
+    From the second start on, this object owns a process with the memory that copies share. The
+    process ends when the object is closed or deleted, or the interpreter ends.
 
-    From the second start on, it owns a process with the memory that copies share, until it is
-    closed, collected as garbage, or the interpreter ends.
+    From the second start on, it owns a process that workers of CRIU are forked from, with the
+    memory that copies share, until it is closed, collected as garbage, or the interpreter ends.
 
     Synchronization: may be used on any number of threads, and by any number of processes, at the
     same time.
@@ -68,11 +71,12 @@ class Snapshot(Closing):
         self.directory = Path(directory).absolute()
         self.record = Record.read(self.directory)
         self._sharing = Sharing(self.directory)
-        weakref.finalize(self, self._sharing.close)
+        self._work_directories = WorkDirectories()
+        weakref.finalize(self, _close, self._sharing, self._work_directories)
 
     def close(self) -> None:
-        """End the process with the shared memory; copies run on, and more can be started."""
-        self._sharing.close()
+        """End the processes that it owns; copies run on, and more can be started."""
+        _close(self._sharing, self._work_directories)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.directory)!r})"
@@ -88,6 +92,7 @@ class Snapshot(Closing):
         output: int | None = None,
         without_guest: bool = False,
         leave_running: bool = False,
+        incremental: bool = True,
         processor: str | None = None,
         opts: CriuOpts | None = None,
         via: Via | None = None,
@@ -97,31 +102,35 @@ class Snapshot(Closing):
         """Save a program into a new directory.
 
         Args:
-            program: a command, which is started and saved where it calls
+            program: a command, which is started, and saved in its call of
                 :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
-                saved where it calls that again; or a running process, by its pid or ``Popen``.
-            directory: must not exist, or be empty. It is removed if this fails.
+                saved in its next such call; or a running process, by its pid or ``Popen``.
+            directory: a new or empty directory. It is removed after a failure.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
-            output: the descriptor that gets what the command writes before it is saved; None: the
+            output: the descriptor for the output of the command before it is saved; None: the
                 standard error of this process.
             without_guest: accept a running process that does not use the guest's protocol: each
                 copy continues where the process was, with its environment, arguments, working
                 directory and the same random numbers.
             leave_running: the program continues to run after the snapshot (it is killed otherwise).
+            incremental: of a copy, store only the pages that differ from the snapshot that it was
+                started from, and hard links to the others. False: store all of its memory, and
+                nothing of that snapshot, such as secrets that the copy has replaced.
             processor: "x86-64-v2" or "x86-64-v3": the command gets variables that restrict its
                 libraries to what each processor of that level has, and starts on all of them. None:
                 starts need all features of this processor.
             opts: more options for the dump, such as ``file_locks``.
             via: how CRIU is reached; None: a worker.
-            deadline: seconds for the whole call.
+            deadline: seconds for the whole call. If it passes while the memory of a copy is
+                compared with that of its snapshot, all of it is stored.
             on_progress: a function that gets a ``Progress`` while the memory is saved, as that of
                 :func:`pycriu_native.dump`.
 
         Raises:
             OptionError: an argument is not accepted; nothing was touched.
-            CriuError: the program ended before it was parked, or CRIU could not save it. A running
-                process continues.
+            CriuError: the program ended before it called ``guest.wait()``, or CRIU could not save
+                it. A running process continues.
             DeadlineError: the deadline passed.
         """
         base = _for_caller(opts)
@@ -131,7 +140,13 @@ class Snapshot(Closing):
         )
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
-            Path(directory).absolute(), base, via or Worker(), until, leave_running, on_progress
+            Path(directory).absolute(),
+            base,
+            via or Worker(),
+            until,
+            leave_running,
+            incremental,
+            on_progress,
         )
         if isinstance(program, int):
             saving.save_process(program, None)
@@ -172,34 +187,33 @@ class Snapshot(Closing):
 
         Args:
             args: the arguments after the program's name; None: those of the snapshot.
-            stdin, stdout, stderr: as for ``subprocess.Popen``. A stream that was no pipe when the
-                program was saved cannot be replaced.
+            stdin, stdout, stderr: as for ``subprocess.Popen``. A stream that was not a pipe when
+                the program was saved cannot be replaced.
             env: the environment; None: that of the snapshot.
-            extra_env: variables that are added to it.
+            extra_env: variables to add to it.
             cwd: the working directory; None: that of the snapshot.
             hostname: the copy's host name, in a new UTS namespace; None: the host's.
             network: True: a new network namespace with the loopback interface up; a path
-                (``/run/netns/blue``): that one; None or False: the one of this process.
-            cgroup: the directory of the cgroup that the copy is started in; None: that of this
-                process.
+                (``/run/netns/blue``): an existing one; None or False: that of this process.
+            cgroup: the directory of the copy's cgroup; None: that of this process.
             text, encoding, errors, bufsize: as for ``subprocess.Popen``.
-            check: refuse a machine where the snapshot may not work, by :meth:`problems`.
+            check: refuse a machine on which the snapshot may not work, by :meth:`problems`.
             share_memory: True: share the memory of the snapshot with other copies, copy-on-write;
-                False: restore all of it. None: share from the second start with this object on,
+                False: restore all of it. None: share it from the second start of this object on,
                 which reads the memory once, if ``via`` is a worker, CRIU can be preloaded, and
-                twice as much memory as that is available; else ``Process.unshared_reason`` has the
-                reason. :class:`SharedTemplate` has what sharing means for memory limits.
-            savable: the copy may call ``guest.wait()`` again, and waits there to be saved by
-                :meth:`take`. (Otherwise that call raises ``SystemExit`` in it.)
-            opts: more options for the restore, such as ``tcp_close``.
-            via: how CRIU is reached: a worker or a pool of workers, which shares no memory; None:
-                a worker; or what :meth:`share` returns.
+                twice the required memory is available; else ``Process.unshared_reason`` has the
+                reason. :class:`SharedTemplate` describes the effect on memory limits.
+            savable: the copy can call ``guest.wait()`` again, in which :meth:`take` can save it.
+                (Otherwise that call raises ``SystemExit`` in the copy.)
+            opts: further options for the restore, such as ``tcp_close``.
+            via: a worker, a pool of workers (which cannot share memory), or the result of
+                :meth:`share`; None: a worker.
             deadline: seconds until the copy runs.
 
         Raises:
             OptionError: an argument is not accepted, or the snapshot does not fit the machine.
-            ImagesError: the snapshot was removed; the memory to share was changed, or, with
-                ``share_memory=True``, there is none that can be shared.
+            ImagesError: the snapshot was removed; the memory to share was changed; or, with
+                ``share_memory=True``, no memory can be shared.
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
@@ -222,15 +236,18 @@ class Snapshot(Closing):
         until = self._check(wrong, chosen, check, opts, deadline, "start")
         watch.ends("check")
         with _in_use(self.directory):
-            chosen, reason = self._sharing.chosen(share_memory, chosen, until)
+            workers = self._sharing.chosen(share_memory, chosen, until)
+            reason = workers.unshared_reason
             images = self.directory if reason else self.directory / SHARED
             watch.ends("memory")
             where = RestoreRequest(
                 snapshot=self.directory,
                 images=str(images),
                 place=place,
-                opts=_for_caller(opts),
-                via=chosen,
+                opts=_for_start(opts),
+                via=workers.via,
+                fork_server=workers.fork_server,
+                work_directories=self._work_directories,
                 deadline=None if until is None else max(0.0, until - time.monotonic()),
             )
             return start_copy(
@@ -254,14 +271,14 @@ class Snapshot(Closing):
         via: Via | None = None,
         deadline: float | None = None,
     ) -> Zygote:
-        """Start one copy that forks a copy of itself for each of its :meth:`Zygote.start`.
+        """Start one copy that forks a copy of itself for each call of :meth:`Zygote.start`.
 
-        That takes a few milliseconds, without CRIU. It is for Python programs that call
-        :func:`pycriu_native.guest.wait` and have one process with one thread. The arguments are
-        those of :meth:`start`; ``deadline`` is in seconds until requests are served.
+        Such a call takes a few milliseconds, without CRIU. The program has to be a Python program
+        that calls :func:`pycriu_native.guest.wait` and has one process with one thread. The
+        arguments are those of :meth:`start`; ``deadline`` is in seconds until the zygote is ready.
 
         Raises:
-            OptionError: as :meth:`start`; or the program is not of that kind.
+            OptionError: as :meth:`start`; or the program does not fit.
             CriuError: as :meth:`start`; or the program cannot fork copies.
             DeadlineError: the deadline passed.
         """
@@ -271,18 +288,18 @@ class Snapshot(Closing):
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
         until = self._check(wrong, chosen, check, opts, deadline, "zygote")
-        images = str(
-            self.directory / SHARED if isinstance(chosen, SharedTemplate) else self.directory
-        )
-        where = RestoreRequest(
-            snapshot=self.directory,
-            images=images,
-            place=place,
-            opts=_for_caller(opts),
-            via=chosen,
-            deadline=deadline,
-        )
-        with _in_use(self.directory):
+        shared = isinstance(chosen, SharedTemplate)
+        with _in_use(self.directory), WorkDirectories() as work_directories:
+            where = RestoreRequest(
+                snapshot=self.directory,
+                images=str(self.directory / SHARED if shared else self.directory),
+                place=place,
+                opts=_for_start(opts),
+                via=chosen,
+                fork_server=None,
+                work_directories=work_directories,
+                deadline=deadline,
+            )
             return Zygote(self.record, where, self._next_number, until)
 
     def _check(
@@ -296,25 +313,23 @@ class Snapshot(Closing):
     ) -> float | None:
         """Check the arguments. Returns the time of the deadline."""
         wrong += [each for each in (reached_by_worker(via),) if each]
-        if opts is not None and opts.auto_dedup:
-            rule = "it would remove the pages of the snapshot, and of those that share them"
-            wrong.append(Problem("opts", {"auto_dedup": True}, rule))
+        wrong += _dedup_problems(opts)
         refuse(wrong, verb)
         if check:
             refuse(self.problems(via=via), verb)
         return None if deadline is None else time.monotonic() + deadline
 
     def share(self, *, worker: Worker | None = None) -> SharedTemplate:
-        """Load the memory that copies share now, into a process that the caller closes.
+        """Load the memory that copies share into a process, which the caller ends with ``close``.
 
-        :meth:`start` does it by itself from the second copy on.
+        :meth:`start` does the same automatically from the second copy on.
 
         ::
 
             with snapshot.share() as template:
                 process = snapshot.start(via=template)
 
-        The first call rewrites the images into a subdirectory; each call starts a process with
+        The first call writes prepared images into a subdirectory. Each call starts a process with
         the memory, which runs until the result is closed. See :class:`SharedTemplate` for memory
         limits and exceptions.
         """
@@ -324,11 +339,11 @@ class Snapshot(Closing):
             return SharedTemplate(directory, worker=chosen)
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
-        """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
+        """:meth:`start` for asyncio, with the same arguments except those of text mode.
 
-        ``async with snapshot.start_async(...) as process``, or ``await``: a
-        :class:`~pycriu_native.snapshots.AsyncProcess`. If the task is cancelled during the start
-        or in the block, nothing remains of the copy.
+        ``async with snapshot.start_async(...) as process``, or ``await``, returns an
+        :class:`~pycriu_native.snapshots.AsyncProcess`. A cancellation of the task during the start
+        or in the block ends the copy.
         """
         from .aio_process import starting  # asyncio takes long to load
 
@@ -337,9 +352,9 @@ class Snapshot(Closing):
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """The reasons why the snapshot cannot start on this machine.
 
-        It compares the architecture, the processor's features, the kernel's release, the release
-        of CRIU, and the files that the program has mapped (size, and on the machine of the
-        snapshot the time of the last change).
+        They are determined from the architecture, the processor's features, the releases of kernel
+        and CRIU, and the files that the program has mapped (size, and on the machine of the
+        snapshot also the time of the last change).
         """
         return list(host_check.problems(self.record, host_check.criu_version(via or Worker())))
 
@@ -356,13 +371,13 @@ class Snapshot(Closing):
     def size(self, *, parents: bool = True) -> int:
         """Bytes of the files in its directory; hard links to one file count once.
 
-        ``parents``: including the memory that it shares with its parent, the snapshot whose copy
-        was saved, and with further parents. They store it once.
+        ``parents``: include the memory that is shared with its parent (the snapshot whose copy was
+        saved) and with further parents.
         """
         return sum(size for size, _, ours in self._files() if ours or parents)
 
     def removable_size(self) -> int:
-        """Bytes that :meth:`remove` frees: those of files that no other snapshot has."""
+        """Bytes that :meth:`remove` frees: those of files that no other snapshot shares."""
         return sum(size for size, others, _ in self._files() if not others)
 
     def _files(self) -> Iterator[tuple[int, bool, bool]]:
@@ -378,9 +393,9 @@ class Snapshot(Closing):
             yield status.st_size, status.st_nlink > len(ours), all(ours)
 
     def _next_number(self) -> int:
-        """The next number; each start of this snapshot gets another one.
+        """The number for the next start, different for each start of this snapshot.
 
-        A random one from 2**52 on where the directory is another user's or read-only.
+        A random number of 2**52 or more if the directory is not writable.
         """
         try:
             fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -397,8 +412,13 @@ class Snapshot(Closing):
             close(fd)
 
 
+def _close(*owned: Closing) -> None:
+    for each in owned:
+        each.close()
+
+
 def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
-    """The snapshots whose directories are in a directory, by name."""
+    """The snapshots in the subdirectories of a directory, sorted by name."""
     result = []
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         if entry.is_dir() and os.path.exists(os.path.join(entry.path, NAME)):
@@ -430,8 +450,8 @@ def _take_problems(
             yield from copy_problems(program, without_guest)
         elif not without_guest:
             rule = (
-                "a running process continues in each copy where it was, with the same environment, "
-                "arguments and random numbers; without_guest=True accepts that"
+                "all copies of a running process have the same environment, arguments and random "
+                "numbers; without_guest=True accepts that"
             )
             yield Problem("program", program, rule)
         for name, value in (("env", env), ("cwd", cwd), ("processor", processor)):
@@ -442,8 +462,8 @@ def _take_problems(
             rule = "a command is accepted as a sequence of str or paths that is not empty"
             yield Problem("program", program, rule)
         if without_guest:
-            rule = f"a command is saved where it calls {guest.__name__}.wait(); start it, and "
-            yield Problem("without_guest", without_guest, rule + "give its pid")
+            rule = f"a command is saved in its call of {guest.__name__}.wait(); start it, and "
+            yield Problem("without_guest", without_guest, rule + "pass its pid")
         if env is not None:
             yield from environment_problems("env", env)
         if processor is not None:
@@ -453,16 +473,30 @@ def _take_problems(
 
 
 def _for_caller(opts: CriuOpts | None) -> CriuOpts:
-    """The options; where the caller is not root, or root of a user namespace, ``unprivileged``."""
+    """The options, with ``unprivileged`` if the caller is not root of the host."""
     result = opts or CriuOpts()
     if result.unprivileged is None and not is_root_of_host():
         return replace(result, unprivileged=True)
     return result
 
 
+def _for_start(opts: CriuOpts | None) -> CriuOpts:
+    """The options; ``auto_dedup`` is off, also if a configuration file of the host sets it."""
+    return replace(_for_caller(opts), auto_dedup=False)
+
+
+def _dedup_problems(opts: CriuOpts | None) -> Iterator[Problem]:
+    """Why a start would remove the pages of its snapshot."""
+    rule = "auto_dedup would remove the pages of the snapshot, and of those that share them"
+    if opts is not None and opts.auto_dedup:
+        yield Problem("opts", {"auto_dedup": True}, rule)
+    if opts is not None and opts.config_file is not None and in_file(opts.config_file):
+        yield Problem("opts", {"config_file": os.fspath(opts.config_file)}, rule)
+
+
 @contextmanager
 def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
-    """Hold a lock: starts share it, a removal excludes them."""
+    """Hold a lock in this context: shared for starts, exclusive for a removal."""
     try:
         fd = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The worker that restores one copy: in a cgroup, and never longer there than the copy."""
+"""The worker that restores one copy, optionally in a cgroup, and ends with the copy."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from contextlib import ExitStack
+from typing import ClassVar
 
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import Thread, close
+from .._support.unpatched import RawThread, close, readable
 from .._transport.base import Via
 from .._transport.connection import Connection
+from .._transport.forkserver import ForkServer
 from .._transport.lifetime_sockets import LifetimeSockets
+from .._transport.process import ChildProcess
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
-from .._transport.worker import Worker, worker_of
+from .._transport.worker import Worker, WorkerConnection, worker_of
 from ..errors import CriuError, Problem
+from .forked_workers import ForkedWorkers
 from .namespaces import Namespaces, is_ready
-from .shared_template import SharedTemplate
 from .timings import Stopwatch
 
 PROCESSES = "cgroup.procs"
 PATIENCE = 10.0
-"""Seconds that CRIU gets to end once the namespaces have ended."""
+"""Seconds to wait for the end of CRIU after the namespaces have ended."""
 
 
 def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
-    """What is wrong with the argument ``cgroup``."""
+    """The problem of the argument ``cgroup``, if any."""
     path = os.fspath(cgroup)
     if not os.path.isabs(path) or not os.path.isfile(os.path.join(path, PROCESSES)):
         return Problem("cgroup", path, "the path of a cgroup's directory is accepted")
@@ -35,12 +38,11 @@ def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
 
 
 class StartWorker(Closing):
-    """A way to reach CRIU: the worker of ``via``, moved to a cgroup before it gets its request.
+    """The worker of ``via``, moved to a cgroup before it receives its request.
 
     CRIU waits for ever if the process that it restores is killed at some instants (4.2.1, after
     "Unable to set PTRACE_O_TRACESYSGOOD"). So it is killed some seconds after the end of the
-    namespaces, and a worker that is started for the call also when this process ends. Closing this
-    leaves it alone.
+    namespaces, and a worker that is started for the call also when this process ends.
     """
 
     ours: ClassVar[bool] = True
@@ -48,82 +50,130 @@ class StartWorker(Closing):
     def __init__(
         self,
         via: Via,
+        fork_server: ForkServer | None,
         cgroup: str | os.PathLike[str] | None,
         namespaces: Namespaces,
         watch: Stopwatch,
     ) -> None:
+        """``fork_server``: that of ``via``, which has just been found to be as it must be."""
         self._watch = watch
         self.via = via
+        self.fork_server = fork_server
         self.cgroup = cgroup
         self.namespaces = namespaces
-        self._cancelled, self._cancel = os.pipe()
-        self._lifetime_sockets = LifetimeSockets()
-        self._guards: list[tuple[Any, int]] = []
+        self._guards: list[_Guard] = []
+
+    def end(self) -> None:
+        """The copy runs: the worker is left alone, and reaped when it has ended."""
+        for guard in self._guards:
+            guard.end()
 
     def close(self) -> None:
-        """End the watch."""
-        os.write(self._cancel, b"x")  # a fork of this process may hold the pipe open
-        close(self._cancel)
-        for thread, pidfd in self._guards:
-            thread.join()
-            close(pidfd)
-        close(self._cancelled)
-        self._lifetime_sockets.close()
+        """Wait until the worker is reaped."""
+        self.end()
+        for guard in self._guards:
+            guard.thread.join()
 
     @property
     def worker(self) -> Worker | None:
-        """The worker behind it, for the checks of a call."""
+        """The worker of ``via``, for the checks of a call."""
         return worker_of(self.via)
 
     @property
     def allow_untrusted(self) -> bool:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.allow_untrusted
 
     def identity(self) -> tuple[object, ...] | None:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.identity()
 
     def name(self) -> str:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """As the worker."""
+        """As for the worker."""
         return self.via.refuses(inherits=inherits, sibling=sibling)
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Start the worker and move it. ``CriuError`` where the kernel refuses that.
+        """Start the worker and move it to the cgroup. ``CriuError`` if the kernel refuses that.
 
-        The namespaces are set up while it is started.
+        The namespaces are set up at the same time.
         """
-        if isinstance(self.via, Worker | SharedTemplate):
-            spawn_options = replace(spawn_options, lifetime_sockets=self._lifetime_sockets.ends)
-        connection = self.via.connect(keep, spawn_options)
-        try:
+        with ExitStack() as undo:
+            sockets = undo.enter_context(LifetimeSockets())
+            connection = self._connect(keep, spawn_options, sockets)
+            undo.callback(connection.wait)
+            undo.callback(connection.kill)
             if self.cgroup is not None:
                 _move(connection.pid, self.cgroup)
             self.namespaces.wait_until_ready()
-            pidfd = os.pidfd_open(connection.pid)
-        except BaseException:
-            connection.kill()
-            connection.wait()
-            raise
-        guard = Thread(target=self._guard, args=(pidfd,), name="criu start", daemon=True)
-        self._guards.append((guard, pidfd))
-        guard.start()
+            self._guards.append(_Guard(connection, self.namespaces, sockets))
+            undo.pop_all()
         self._watch.ends("worker")
         return connection
 
-    def _guard(self, pidfd: int) -> None:
+    def _connect(
+        self, keep: Sequence[int], spawn_options: SpawnOptions, sockets: LifetimeSockets
+    ) -> Connection:
+        if isinstance(self.via, Worker | ForkedWorkers):
+            spawn_options = replace(spawn_options, lifetime_sockets=sockets.ends)
+        if isinstance(self.via, ForkedWorkers):
+            return self.via.connect(keep, spawn_options, self.fork_server)
+        return self.via.connect(keep, spawn_options)
+
+
+class _Guard:
+    """The thread that watches one worker, and reaps it."""
+
+    def __init__(
+        self, connection: Connection, namespaces: Namespaces, sockets: LifetimeSockets
+    ) -> None:
+        """Takes over the sockets."""
+        self._namespaces = namespaces
+        self._sockets = sockets
+        self._retired: ChildProcess | None = None
+        self._pidfd = os.pidfd_open(connection.pid)
+        self._cancelled, self._cancel = os.pipe()
+        self.thread = RawThread(self._run, "criu start", daemon=True)
+        try:
+            self.thread.start()
+        except BaseException:
+            self._close()
+            close(self._cancel)
+            raise
+        if isinstance(connection, WorkerConnection) and connection.retire is None:
+            connection.retire = self._retire
+
+    def _retire(self, process: ChildProcess) -> None:
+        self._retired = process
+
+    def end(self) -> None:
+        """The call is over. A second time does nothing."""
+        if self._cancel >= 0:
+            os.write(self._cancel, b"x")  # a fork of this process may hold the pipe open
+            close(self._cancel)
+            self._cancel = -1
+
+    def _run(self) -> None:
         # A copy may end at once: CRIU then gets the time to say that it was restored.
-        if self.namespaces.wait_for_end(self._cancelled) and not is_ready(
+        if self._namespaces.wait_for_end(self._cancelled) and not is_ready(
             self._cancelled, PATIENCE
         ):
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            readable(self._cancelled, seconds=None)
+        if self._retired is not None:
+            self._retired.wait(PATIENCE)
+        self._close()
+
+    def _close(self) -> None:
+        self._sockets.close()
+        close(self._pidfd)
+        close(self._cancelled)
 
 
 def _move(pid: int, cgroup: str | os.PathLike[str]) -> None:

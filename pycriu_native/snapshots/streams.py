@@ -1,4 +1,4 @@
-"""Standard streams of a copy: what ``subprocess`` accepts, as descriptors."""
+"""The standard streams of a copy, from the same arguments as in ``subprocess``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ stream of this process."""
 
 @dataclass(frozen=True, kw_only=True)
 class TextMode:
-    """How the pipes of a process are opened, by the arguments that ``subprocess.Popen`` takes."""
+    """The mode of a process's pipes, by the arguments of ``subprocess.Popen``."""
 
     text: bool
     encoding: str | None = None
@@ -35,7 +35,7 @@ class TextMode:
     def chosen(
         cls, text: bool | None, encoding: str | None, errors: str | None, bufsize: int
     ) -> TextMode:
-        """As ``subprocess.Popen`` chooses."""
+        """The mode that ``subprocess.Popen`` would use."""
         return cls(
             text=bool(text or encoding or errors),
             encoding=encoding,
@@ -44,7 +44,7 @@ class TextMode:
         )
 
     def opened(self, fd: int | None, mode: str) -> IO[Any] | None:
-        """A file object of a descriptor, which it owns."""
+        """A file object that owns the descriptor."""
         if fd is None:
             return None
         if not self.text:
@@ -63,7 +63,7 @@ class TextMode:
 
 @dataclass(kw_only=True)
 class ParentEnds:
-    """This process's ends of pipes; None if this process has not made a pipe for the stream."""
+    """This process's ends of the pipes; None for a stream without a pipe."""
 
     stdin: int | None = None
     stdout: int | None = None
@@ -75,15 +75,15 @@ class Streams:
     """The descriptors for a copy, and this process's ends."""
 
     child: tuple[int, int, int]
-    """Three different ones, since CRIU uses each for one key only."""
+    """Three different descriptors, since CRIU accepts each for one key only."""
     parent: ParentEnds
 
     @classmethod
     def made(cls, given: Sequence[Stream], ours: ExitStack, theirs: ExitStack) -> Streams:
-        """From the arguments stdin, stdout and stderr.
+        """Create the streams from the arguments stdin, stdout and stderr.
 
         ``theirs`` closes the copy's descriptors, ``ours`` this process's ends. Raises
-        ``OptionError`` for a value that is no stream.
+        ``OptionError`` for a value that is not a stream.
         """
         parent = ParentEnds()
         child: list[int] = []
@@ -109,7 +109,7 @@ def check(
 ) -> list[Problem]:
     """The problems of the arguments stdin, stdout and stderr; ``keys`` as in ``Record``.
 
-    ``by_criu``: CRIU installs them, and reopens a replacement of a pipe or a file.
+    ``by_criu``: CRIU installs the streams, and reopens the replacement of a pipe or file.
     """
     result = []
     for index, (name, value) in enumerate(zip(NAMES, given, strict=True)):
@@ -126,7 +126,7 @@ def check(
                 rule = "PIPE, DEVNULL, a descriptor or a file object that is open is accepted"
         key = keys[index]
         if not rule and value is not None and key is None:
-            rule = "this stream was no pipe when the program was saved, and cannot be replaced"
+            rule = "this stream was not a pipe when the program was saved, and cannot be replaced"
         elif not rule and by_criu and key is not None and key.startswith(("pipe:", "file[")):
             rule = _not_for_pipe(index if value is None else value)
         if rule:
@@ -138,7 +138,7 @@ def check(
 
 
 def _not_for_pipe(value: Stream) -> str:
-    """Why CRIU cannot replace a pipe by this; None if it can."""
+    """Why CRIU cannot replace a pipe by this stream; empty if it can."""
     assert value is not None
     number = value if isinstance(value, int) else value.fileno()
     try:
@@ -152,7 +152,7 @@ def _not_for_pipe(value: Stream) -> str:
 
 
 def refuse(problems: Sequence[Problem], verb: str) -> None:
-    """Raise ``OptionError`` if there are any."""
+    """Raise ``OptionError`` if there are problems."""
     if problems:
         raise OptionError(problems, verb=verb)
 

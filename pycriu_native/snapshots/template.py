@@ -1,9 +1,9 @@
-"""Images whose large memory is a template, which all restored copies share, copy-on-write.
+"""Image sets with a template: memory that all restored copies share, copy-on-write.
 
-:func:`prepare` makes such a set from the images of a dump. In it each large private anonymous
-mapping has no pages, and its offset is an offset in the template: ``SharedTemplate`` holds the
-template in the memory of a fork server, whose workers inherit it and move each part to where CRIU
-maps the mapping (``native/forkserver.c``). CRIU itself is unmodified.
+:func:`prepare` makes such a set from the images of a dump. In it, large private anonymous mappings
+have no pages, and their offsets are offsets in the template. A ``SharedTemplate`` loads the
+template into the memory of a fork server, whose workers inherit it and move each part to the
+address of the mapping (``native/forkserver.c``). CRIU is not modified.
 
 - CRIU maps a mapping in its own process, before the restorer runs, only if it is in a set with a
   parent, or is MAP_GROWSDOWN with a mapping right below it (``premap_priv_vmas`` in
@@ -13,10 +13,10 @@ maps the mapping (``native/forkserver.c``). CRIU itself is unmodified.
 - The marked offset is no multiple of the page size. A CRIU that maps such a mapping anywhere else,
   or without the library, gets EINVAL from the kernel, and the restore fails before anything runs.
 - CRIU searches for memory that a process shares with its parent if both have the same executable
-  (``prepare_cow_vmas``), and would treat a template's mapping as such. So each process has another
+  (``prepare_cow_vmas``), and would include mappings of a template. So each process has a separate
   entry for its executable.
 
-The pages of the template stay in the pages files of the dump and its parents, to which the new set
+The pages of the template are in the pages files of the dump and its parents, to which the new set
 has hard links.
 """
 
@@ -52,17 +52,17 @@ NAME = "template.json"
 """The file of a prepared set that describes its template."""
 
 SMALLEST = 64 * 1024
-"""Smallest stored memory of a shared mapping, in bytes: moving a mapping takes some microseconds,
-and reading a page from the images takes one."""
+"""Smallest stored memory of a shared mapping, in bytes. Moving a mapping takes some microseconds,
+reading a page from the images one."""
 
 MOST_FILES = 250
-"""Files with the pages that are shared: as many descriptors as go to a fork server at once."""
+"""Limit of the pages files: the descriptors that can be sent to a fork server at once."""
 
 VERSION = 1
 
 MARK = 1 << 62
 PLACE = 0xFFFFFFFFF000
-"""The bits of a marked offset that are the offset in the template."""
+"""The bits of a marked offset with the offset in the template."""
 
 _MM = re.compile(r"mm-(\d+)\.img")
 _SHARED_MAP = re.compile(r"pagemap-shmem-\d+\.img")
@@ -89,10 +89,10 @@ class PagesFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
-    """The description of a template: its regions, each behind the one before, and their pages."""
+    """The description of a template: its regions, one after the other, and their pages."""
 
     tag: int
-    """The other bits of a marked offset: a number that identifies the template."""
+    """The other bits of a marked offset, which identify the template."""
     size: int
     """Its size in memory in bytes, including holes."""
     stored: int
@@ -111,7 +111,7 @@ class Template:
             data = json.loads(path.read_bytes())
         except OSError as error:
             raise ImagesError(
-                f"{directory} is no set with a template: {NAME}: {error.strerror}",
+                f"{directory} is not an image set with a template: {NAME}: {error.strerror}",
                 errno=error.errno or 0,
             ) from None
         except ValueError as error:
@@ -163,7 +163,7 @@ class Template:
         (directory / NAME).write_text(json.dumps(data))
 
     def table(self) -> bytes:
-        """The form for a fork server: ``struct pn_template`` of ``native/forkserver.h``."""
+        """The description as ``struct pn_template`` of ``native/forkserver.h``."""
         flags = ((length, _MAP_NORESERVE * noreserve) for length, noreserve in self.regions)
         head = _TABLE.pack(self.tag, self.size, len(self.regions), len(self.extents))
         numbers = [number for rows in (flags, self.extents) for row in rows for number in row]
@@ -176,25 +176,25 @@ def prepare(
     *,
     smallest: int = SMALLEST,
 ) -> Template:
-    """Make a set with a template from the images of a dump, in a new directory.
+    """Make an image set with a template from the images of a dump, in a new directory.
 
-    Unchanged images are hard-linked, or copied where that is impossible; the images of the dump are
-    not changed, and may be removed. Restore the new set with
+    Unchanged images are hard-linked, or copied if that is impossible; the images of the dump are
+    not changed, and can be removed. Restore the new set with
     :class:`~pycriu_native.snapshots.SharedTemplate`.
 
     Args:
         images_directory: the images of a dump.
-        directory: must not exist, or be empty; it gets mode 0700. It is removed if this fails.
+        directory: a new or empty directory, which gets mode 0700. It is removed after a failure.
         smallest: the smallest stored memory of a shared mapping, in bytes.
 
     Raises:
-        ImagesError: the images are not complete; they have memory of a lazy dump, compressed, or
-            of another page size; none of their mappings is large enough; the
-            directory is not empty. Nothing remains in it.
+        ImagesError: the images are incomplete; their memory is that of a lazy dump, compressed, or
+            of another page size; none of their mappings is large enough; or the directory is not
+            empty.
     """
     source, target = Path(images_directory), Path(directory)
     if (source / UNFINISHED).exists():
-        raise ImagesError(f"{source} holds images of a dump that has not ended")
+        raise ImagesError(f"{source} has images of a dump that has not ended")
     created = not target.exists()
     try:
         target.mkdir(mode=0o700, exist_ok=True)
@@ -220,7 +220,7 @@ def prepare(
 
 
 class _Preparation:
-    """The work of one ``prepare``."""
+    """One call of ``prepare``."""
 
     def __init__(self, source: Path, target: Path, smallest: int) -> None:
         self.source = source
@@ -252,7 +252,7 @@ class _Preparation:
         if not self.regions:
             raise ImagesError(
                 f"{self.source}: no private anonymous mapping has {self.smallest} bytes of memory "
-                "or more in the images: there is nothing to share"
+                "or more in the images, so no memory can be shared"
             )
         self._separate_executables()
         for name in names:
@@ -291,7 +291,7 @@ class _Preparation:
             self._write_pages(page_map, outside(runs, [(vma.start, vma.end) for vma in chosen]))
 
     def _runs(self, pagemap: str) -> tuple[PageMap, list[Stored]]:
-        """A page map, and the places of its pages, also in the parents of the set."""
+        """A page map, and the files and offsets of its pages, also in the parents of the set."""
         layers = Layers(self.layers, pagemap, HOST_PAGE)
         page_map = layers.level(0)
         if page_map is None:
@@ -330,7 +330,7 @@ class _Preparation:
         return [vma for vma, _ in chosen]
 
     def _add(self, vma: Any, runs: Sequence[Stored], files: dict[str, int]) -> None:
-        """A region of the template."""
+        """Add a mapping as a region of the template."""
         begin = bisect.bisect_right(runs, vma.start, key=_end)
         for start, end, page_map, offset in itertools.islice(runs, begin, None):
             if start >= vma.end:
@@ -357,7 +357,7 @@ class _Preparation:
         write_page_map(image, pages, page_map.pages_id, parts)
 
     def _separate_executables(self) -> None:
-        """Give each process another entry for its executable, in ``files.img``."""
+        """Give each process a separate entry for its executable in ``files.img``."""
         if all(len(processes) == 1 for processes in self.executables.values()):
             return
         name = "files.img"
@@ -383,7 +383,7 @@ class _Preparation:
 
 
 def is_eligible(vma: Any) -> bool:
-    """Whether a mapping is private anonymous memory that can be moved to its place."""
+    """Whether a mapping is private anonymous memory that can be moved to its address."""
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS
     others = _MAP_GROWSDOWN | _MAP_LOCKED | _MAP_HUGETLB
     return (
@@ -395,7 +395,7 @@ def is_eligible(vma: Any) -> bool:
 
 
 def mark(vmas: Any, chosen: Sequence[Any]) -> None:
-    """Make CRIU map the chosen mappings of a process early."""
+    """Change the images so that CRIU maps the chosen mappings early."""
     starts = {vma.start for vma in chosen}
     result: list[Any] = []
     end = None
@@ -414,7 +414,7 @@ def mark(vmas: Any, chosen: Sequence[Any]) -> None:
 
 
 def outside(runs: Iterable[Stored], ranges: Iterable[tuple[int, int]]) -> Iterator[Stored]:
-    """The parts of the runs that are not in the ranges; both ascend."""
+    """The parts of the runs that are outside of the ranges; both are sorted."""
     waiting = iter(ranges)
     first, last = next(waiting, (2**64, 2**64))
     for start, end, page_map, offset in runs:

@@ -12,7 +12,7 @@ from ..errors import ImagesError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartPhase:
-    """A part of a start. Times are seconds since the call began."""
+    """A phase of a start. Times are seconds since the call began."""
 
     name: str
     begin: float
@@ -21,13 +21,13 @@ class StartPhase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartTimings:
-    """The phases of one start, one after the other.
+    """The phases of one start in their order.
 
-    Of :meth:`.Snapshot.start`: ``check`` (arguments and machine), ``memory`` (the template, where
-    memory is shared), ``namespaces`` (their first process is started), ``worker`` (CRIU is started,
-    and the namespaces are set up meanwhile), ``prepare`` (CRIU reads images and probes the kernel),
-    ``restore`` (CRIU's own ``restore_time``: the processes, until they run), ``finish``. Of
-    :meth:`.Zygote.start`: ``check``, ``fork``, ``finish``.
+    Those of :meth:`.Snapshot.start` are ``check`` (arguments and machine), ``memory`` (the
+    template, if memory is shared), ``namespaces`` (start of their init process), ``worker`` (start
+    of CRIU, and set-up of the namespaces), ``prepare`` (CRIU reads images and probes the kernel),
+    ``restore`` (CRIU's ``restore_time``) and ``finish``. Those of :meth:`.Zygote.start` are
+    ``check``, ``fork`` and ``finish``.
     """
 
     number: int
@@ -42,12 +42,12 @@ class StartTimings:
         return self.phases[-1].end if self.phases else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to a dict for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Self:
-        """What ``to_dict`` returns. ``ImagesError`` for something else."""
+        """Convert the result of ``to_dict`` back. ``ImagesError`` for another value."""
         try:
             phases = tuple(
                 StartPhase(
@@ -57,24 +57,24 @@ class StartTimings:
             )
             return cls(number=int(body["number"]), way=str(body["way"]), phases=phases)
         except (KeyError, TypeError, ValueError) as error:
-            raise ImagesError(f"these are no timings of a start: {error!r}") from None
+            raise ImagesError(f"these are not the timings of a start: {error!r}") from None
 
 
 class Stopwatch:
-    """Collects the phases of a start."""
+    """Measures the phases of a start."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._phases: list[StartPhase] = []
 
     def ends(self, name: str) -> None:
-        """The phase that lasts since the last one has ended."""
+        """End a phase that began at the end of the previous one."""
         begin = self._phases[-1].end if self._phases else 0.0
         end = time.monotonic() - self._began
         self._phases.append(StartPhase(name=name, begin=begin, end=end))
 
     def ends_after(self, name: str, seconds: float, before: str) -> None:
-        """A phase that took the last ``seconds`` has ended, after another one."""
+        """End a phase that took ``seconds``, and the phase ``before`` it."""
         self.ends(name)
         last = self._phases.pop()
         between = max(last.begin, last.end - seconds)
@@ -82,6 +82,6 @@ class Stopwatch:
         self._phases.append(StartPhase(name=name, begin=between, end=last.end))
 
     def timings(self, number: int, way: str) -> StartTimings:
-        """All of them; the last one ends now."""
+        """All phases; the last one ends now."""
         self.ends("finish")
         return StartTimings(number=number, way=way, phases=tuple(self._phases))

@@ -1,4 +1,4 @@
-"""One restored copy that forks copies of itself."""
+"""A restored copy that forks copies of itself."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from .aio_process import Starting
 
 LINE = 4096
-"""Bytes of an error that are read at most."""
+"""Limit of the bytes that are read from an error."""
 
 PATIENCE = 5.0
-"""Seconds that its end may take after it has closed its socket."""
+"""Seconds to wait for its end after it has closed its socket."""
 
 
 class ForkedChild(PidfdChild):
-    """A copy that a zygote has forked, a child of this process."""
+    """A copy that a zygote has forked; a child of this process."""
 
     def __init__(self, pidfd: int, zygote: Zygote) -> None:
         super().__init__(int(descriptor_info("self", pidfd)["Pid"][0]), pidfd)
         self._zygote = zygote
-        """A reference: the end of the zygote would end the copy."""
+        """A reference that keeps the zygote alive: its end would end the copy."""
 
     def end(self) -> None:
-        """Kill it, and keep its exit status."""
+        """Kill the process, and store its exit status."""
         if self.pidfd >= 0 and self.status() is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -55,7 +55,7 @@ class ForkedChild(PidfdChild):
             self.status()
 
     def close(self, *, wait: bool) -> bool:
-        """Close its pidfd."""
+        """End the process, and close its pidfd."""
         if self.pidfd >= 0:
             self.end()
             close(self.pidfd)
@@ -68,11 +68,11 @@ class Zygote(Closing):
 
     Its copies are children of this process, and differ from those of :meth:`Snapshot.start`:
 
-    - They have the pid and mount namespaces, the host name, the network and the cgroup of the
-      zygote, see each other, and have different pids.
-    - They end with the zygote, which ends when it is closed, collected as garbage, or killed, and
-      with this process. Processes that a copy has left behind end with the zygote, too.
-    - Their memory is shared with the zygote until it is written to, page by page.
+    - They share the pid and mount namespaces, the host name, the network and the cgroup of the
+      zygote, can see each other, and have different pids.
+    - They end when the zygote ends: when it is closed, deleted or killed, or this process ends.
+      Processes that a copy leaves behind also end then.
+    - They share the memory of the zygote, copy-on-write.
 
     Synchronization: any number of threads may use it.
     """
@@ -84,7 +84,7 @@ class Zygote(Closing):
         next_number: Callable[[], int],
         until: float | None,
     ) -> None:
-        """By :meth:`.Snapshot.zygote`, which has the arguments and exceptions."""
+        """Called by :meth:`.Snapshot.zygote`, which describes the exceptions."""
         self._record = record
         self._snapshot = where.snapshot
         self._next_number = next_number
@@ -94,7 +94,7 @@ class Zygote(Closing):
             self._control, theirs = sockets.pair()
             kept.enter_context(self._control)
             passed.enter_context(theirs)
-            # Pipes: CRIU accepts them instead of sockets, pipes and files.
+            # CRIU accepts pipes as replacements of sockets, pipes and files.
             streams = Streams.made((PIPE, PIPE, PIPE), kept, passed)
             self._errors = streams.parent.stderr
             inodes = [os.fstat(each).st_ino for each in streams.child]
@@ -107,12 +107,12 @@ class Zygote(Closing):
 
     @property
     def pid(self) -> int:
-        """Its pid here."""
+        """The pid in the namespace of this process."""
         return self._child.pid
 
     def _wait_until_ready(self, until: float | None) -> None:
         if not _wait(self._control, self._child, until):
-            raise DeadlineError("the zygote does not serve requests in time")
+            raise DeadlineError("the zygote was not ready in time")
         if self._control.recv(len(guest.READY)) != guest.READY:
             raise self._ended()
 
@@ -132,7 +132,7 @@ class Zygote(Closing):
         bufsize: int = -1,
         deadline: float | None = None,
     ) -> Process[Any]:
-        """Make it fork one copy. Arguments and result are those of :meth:`.Snapshot.start`.
+        """Fork one copy. Arguments and result are those of :meth:`.Snapshot.start`.
 
         Raises:
             OptionError: an argument is not accepted.
@@ -156,7 +156,7 @@ class Zygote(Closing):
         with ExitStack() as kept, ExitStack() as passed:
             streams = Streams.made(given.streams, kept, passed)
             ours, theirs = sockets.pair()
-            passed.enter_context(ours)  # it can have sent data before it closed the socket
+            passed.enter_context(ours)
             with theirs:
                 fds = [theirs.fileno(), *streams.child]
                 with self._lock, contextlib.suppress(BrokenPipeError):
@@ -187,7 +187,7 @@ class Zygote(Closing):
         return starting(self.start, args, options)
 
     def _forked(self, answers: socket.socket, until: float | None) -> int:
-        """The pidfd of a copy, which it gets over this socket."""
+        """Receive the pidfd of a copy over its socket."""
         if not _wait(answers, self._child, until):
             raise DeadlineError("the zygote has not forked a copy in time")
         line, fds, _, _ = socket.recv_fds(answers, LINE, 1, socket.MSG_CMSG_CLOEXEC)
@@ -196,7 +196,7 @@ class Zygote(Closing):
         raise CriuError(line.decode().strip()) if line else self._ended()
 
     def _ended(self) -> CriuError:
-        """The error for a zygote that has ended, with its exit status."""
+        """The exception for a zygote that has ended, with its exit status."""
         readable(self._child.pidfd, seconds=PATIENCE)
         assert self._errors is not None
         output = os.read(self._errors, LINE) if readable(self._errors) else b""
@@ -205,7 +205,7 @@ class Zygote(Closing):
         return CriuError(message + (f": {shown}" if shown else ""))
 
     def close(self) -> None:
-        """End it with all of its copies. A second call does nothing."""
+        """End the zygote and all of its copies. A second call does nothing."""
         with self._lock:
             self._end()
 
@@ -222,18 +222,18 @@ def zygote_problems(record: Record) -> Iterator[Problem]:
     elif record.threads != 1:
         rule = (
             f"it had {record.threads} threads when it was saved, of which a fork has one; start "
-            "them after guest.wait() (OPENBLAS_NUM_THREADS=1 keeps those of numpy away)"
+            "them after guest.wait() (OPENBLAS_NUM_THREADS=1 disables those of numpy)"
         )
         yield Problem("program", command, rule)
 
 
 def _wait(sock: socket.socket, child: RestoredChild, until: float | None) -> bool:
-    """Wait until there is something to read, or the child has ended. False at ``until``."""
+    """Wait until the socket is readable or the child has ended. False at ``until``."""
     seconds = None if until is None else max(0.0, until - time.monotonic())
     return readable(sock.fileno(), child.pidfd, seconds=seconds)
 
 
 def _end(owned: ExitStack, copies: Iterable[ForkedChild]) -> None:
     for copy in list(copies):
-        copy.end()  # its exit status would be lost otherwise
+        copy.end()  # otherwise its exit status would be lost
     owned.close()

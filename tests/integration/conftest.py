@@ -69,9 +69,9 @@ def _has_its_notification(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Check descriptors, children, threads, mounts, cgroups, namespaces, links and locks.
+    """Check that no descriptor, child, thread, mount, cgroup, namespace, link or lock remains.
 
-    This also holds for a test that fails: fixtures first undo what they made.
+    This also applies to a failed test, since fixtures first undo their changes.
     """
     remember_children()
     before = Snapshot.take()

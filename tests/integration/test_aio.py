@@ -1,4 +1,4 @@
-"""The verbs for asyncio: awaited, in parallel, with hooks that are coroutines, cancelled."""
+"""The calls for asyncio: awaited, concurrent, with coroutine hooks, and cancelled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .support.processes import state
 
 
 def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
-    """The same values as from the verbs that block."""
+    """The results are those of the blocking calls."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
 
@@ -28,7 +28,7 @@ def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
 
 
 def test_the_loop_goes_on(spawn: Spawn, images: Path) -> None:
-    """While CRIU works, and while the hook awaits, other tasks run."""
+    """Other tasks run while CRIU works and while the hook awaits."""
     target = spawn()
     beats = 0
     seen: list[int] = []
@@ -56,7 +56,7 @@ def test_the_loop_goes_on(spawn: Spawn, images: Path) -> None:
 
 
 def test_many_at_once(spawn: Spawn, tmp_path: Path) -> None:
-    """Eight dumps in one gather."""
+    """Eight dumps run concurrently in one gather."""
     targets = [spawn() for _ in range(8)]
 
     async def run() -> None:
@@ -79,7 +79,7 @@ def test_many_at_once(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_cancel_undoes(spawn: Spawn, images: Path) -> None:
-    """When CancelledError comes out, the process runs again."""
+    """When CancelledError is raised, the process runs again."""
     target = spawn()
     states: list[str] = []
 
@@ -108,7 +108,7 @@ def test_cancel_undoes(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_timeout(spawn: Spawn, images: Path) -> None:
-    """asyncio.timeout does the same, and so does a deadline."""
+    """asyncio.timeout and a deadline have the same effect as a cancellation."""
     target = spawn()
 
     async def hook(notification: Notification) -> None:

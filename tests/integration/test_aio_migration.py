@@ -1,4 +1,6 @@
-"""Migrations awaited: the loop goes on, hooks are coroutines, and a cancelled one is undone."""
+"""Migrations with asyncio: the event loop is not blocked, hooks are coroutines, and cancellation
+undoes a migration.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ __all__ = ["arrive", "far", "traveller"]
 
 @BOTH
 def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: MigrationMode) -> None:
-    """The hook is a coroutine of the task, and other tasks run meanwhile."""
+    """The hook is a coroutine of the task, and other tasks run at the same time."""
     checksum = traveller.ask("checksum")
     there = arrive()
     beats = 0
@@ -59,7 +61,7 @@ def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: Migrat
 
 
 def test_a_hook_that_refuses(arrive: Arrive, traveller: Target) -> None:
-    """What it raises comes out, and the process runs on here."""
+    """The exception of the hook is raised, and the process continues at the source."""
     there = arrive()
 
     async def hook(notification: Notification) -> None:
@@ -79,7 +81,7 @@ def test_a_hook_that_refuses(arrive: Arrive, traveller: Target) -> None:
 
 @contextmanager
 def mute() -> Iterator[tuple[str, int]]:
-    """A destination that is there, and never says what is asked."""
+    """A destination that accepts connections and never sends a message."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         channels: list[Channel] = []
 
@@ -101,7 +103,7 @@ def mute() -> Iterator[tuple[str, int]]:
 
 
 def test_cancelled_while_it_waits_for_the_destination(traveller: Target) -> None:
-    """It ends soon, the process was not lost, and the error says so."""
+    """The call ends soon, the process continues, and the exception has a note about it."""
 
     async def run(place: tuple[str, int]) -> None:
         task = asyncio.create_task(aio.migrate_out(traveller.pid, CriuOpts(), to=place))
@@ -110,7 +112,7 @@ def test_cancelled_while_it_waits_for_the_destination(traveller: Target) -> None
         task.cancel()
         with pytest.raises(asyncio.CancelledError) as caught:
             await task
-        assert "the source runs on" in " ".join(caught.value.__notes__)
+        assert "the process continues at the source" in " ".join(caught.value.__notes__)
 
     before = threading.active_count()
     with mute() as place:
@@ -120,7 +122,7 @@ def test_cancelled_while_it_waits_for_the_destination(traveller: Target) -> None
 
 
 def test_cancelled_while_the_hook_awaits(arrive: Arrive, traveller: Target) -> None:
-    """The dump is undone on this side, and the other side has nothing."""
+    """The dump is undone, and the destination has no copy."""
     there = arrive()
     waiting = asyncio.Event()
 
@@ -146,7 +148,7 @@ def test_cancelled_while_the_hook_awaits(arrive: Arrive, traveller: Target) -> N
 
 
 def test_a_timeout_while_nobody_comes(tmp_path: Path) -> None:
-    """``asyncio.timeout`` ends the waiting, and nothing is left."""
+    """``asyncio.timeout`` ends the wait for a source, and nothing remains."""
 
     async def run() -> None:
         async with asyncio.timeout(0.3):
@@ -159,7 +161,7 @@ def test_a_timeout_while_nobody_comes(tmp_path: Path) -> None:
 
 
 def test_nobody_listens(traveller: Target) -> None:
-    """An error of the migration comes out as it is."""
+    """An error of the migration is raised unchanged."""
     with pytest.raises(PeerLostError, match="no connection to the destination"):
         asyncio.run(aio.migrate_out(traveller.pid, CriuOpts(), to=("127.0.0.1", 9)))
     assert traveller.runs_on()

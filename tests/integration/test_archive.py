@@ -1,4 +1,4 @@
-"""``pycriu_native.archive``: a process goes through an archive, and runs on what came out."""
+"""``pycriu_native.archive``: images are packed, unpacked elsewhere, and restored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .support.processes import kill
 
 @pytest.mark.parametrize("form", ["archive", "OCI image"])
 def test_restored_from(form: str, spawn: Spawn, orphans: None, images: Path) -> None:
-    """The images are gone, and what was unpacked elsewhere restores."""
+    """The original images are removed, and the unpacked ones are restored."""
     target = spawn("import os\nsecret = os.urandom(1 << 20)\nserve(sum=lambda: sum(secret))")
     before = target.ask("sum")
     dump(target.pid, CriuOpts(images_directory=images))

@@ -1,4 +1,4 @@
-"""Many dumps and restores at once, on executors of several kinds."""
+"""Concurrent dumps and restores on several kinds of executors."""
 
 from __future__ import annotations
 
@@ -45,12 +45,14 @@ NOBODY = 2**22 - 1
 
 
 def many(spawn: Spawn, count: int) -> list[Target]:
-    """Processes that each know a number of their own."""
+    """Processes that each store a different number."""
     return [spawn(f"serve(number=lambda: {number})") for number in range(count)]
 
 
 def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
-    """All go at once and all come back, each with what it had; progress is told to the end."""
+    """All processes are dumped and restored with their data, and progress is reported
+    to the end.
+    """
     targets = many(spawn, 6)
     message: list[tuple[int, int]] = []
 
@@ -72,7 +74,7 @@ def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_one_fails(spawn: Spawn, tmp_path: Path) -> None:
-    """Its error is kept with it, as it was raised, and the others are done."""
+    """Its exception is in its result unchanged, and the other jobs are done."""
     first, second = many(spawn, 2)
     done = dump_many(
         [first.pid, NOBODY, second.pid],
@@ -91,13 +93,13 @@ def test_one_fails(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_an_error_of_its_job(tmp_path: Path) -> None:
-    """Options that are wrong are no reason to stop either."""
+    """Invalid options of one job do not stop the others."""
     (done,) = restore_many([CriuOpts(images_directory=tmp_path / "none")])
     assert isinstance(done.error, OptionError)
 
 
 def test_in_other_processes(spawn: Spawn, tmp_path: Path) -> None:
-    """Jobs, results and errors pickle, so that an executor of processes runs them."""
+    """Jobs, results and exceptions can be pickled, so an executor of processes can run them."""
     target = spawn()
     opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
     good = DumpJob(pid=target.pid, opts=opts, via=Worker())
@@ -115,7 +117,9 @@ def test_in_other_processes(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_restore_job_is_done_once(spawn: Spawn, tmp_path: Path) -> None:
-    """An engine that runs it again does not make a second process; a failed run can be repeated."""
+    """A second run of the same job does not restore a second process; a failed run can
+    be repeated.
+    """
     target = spawn()
     directory = tmp_path / "images"
     dump(target.pid, CriuOpts(images_directory=directory))
@@ -141,8 +145,8 @@ def test_a_restore_job_is_done_once(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_claim_that_cannot_be_made(tmp_path: Path) -> None:
-    """Nothing is restored without it, unless the job has no fence."""
-    (tmp_path / "pycriu-native.restore-1").write_text("")  # its maker died
+    """Without a claim nothing is restored, unless the job has no fence."""
+    (tmp_path / "pycriu-native.restore-1").write_text("")  # the process that created it has ended
     opts = CriuOpts(images_directory=tmp_path)
     with pytest.raises(RestoreClaimedError, match="not in the claim"):
         RestoreJob(opts=opts, token="1")()
@@ -156,7 +160,7 @@ def test_a_claim_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 class Later(Executor):
-    """An executor that runs its jobs when it is told to, in the order that it is told."""
+    """An executor that runs jobs on request, in the requested order."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Future[Any], Any]] = []
@@ -171,15 +175,15 @@ class Later(Executor):
 
 
 def test_as_they_are_over() -> None:
-    """They are yielded in the order of their ends; any executor's futures do."""
+    """Results are yielded in the order of completion, with the futures of any executor."""
     done = list(run_many([lambda n=n: n for n in range(3)], executor=Later()))
-    # The third's future is over before anybody could ask to be told.
+    # The third future is done before a callback can be added.
     assert [each.get() for each in done] == [1, 0, 2]
     assert [each.index for each in done] == [1, 0, 2]
 
 
 def test_stopping_in_the_middle() -> None:
-    """Jobs that have not begun are not begun; an executor of the caller's lives on."""
+    """Jobs that have not started are not started; the caller's executor is not shut down."""
     begun: list[int] = []
     closed = threading.Event()
 
@@ -198,7 +202,7 @@ def test_stopping_in_the_middle() -> None:
 
 
 def test_a_cancelled_job() -> None:
-    """A job that the executor cancels has an error."""
+    """The outcome of a job that the executor cancels is an error."""
     submitted = threading.Semaphore(0)
 
     class Observed(ThreadPoolExecutor):
@@ -221,25 +225,25 @@ def test_a_cancelled_job() -> None:
 
 
 def test_none_at_all() -> None:
-    """No jobs: nothing to do."""
+    """Without jobs the result is empty."""
     assert dump_many([], lambda pid: CriuOpts()) == []
 
 
 @pytest.mark.parametrize("parallel", [0, -1, True, 1.5])
 def test_how_many(parallel: Any) -> None:
-    """A number of threads that makes no sense is refused before anything is begun."""
+    """An invalid number of threads is refused before a job starts."""
     with pytest.raises(ValueError, match="parallel="):
         run_many([os.getpid], parallel=parallel)
 
 
 def test_either_an_executor_or_a_number() -> None:
-    """Both together contradict each other."""
+    """An executor and a number of threads cannot both be given."""
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="executor"):
         run_many([os.getpid], executor=executor, parallel=2)
 
 
 def test_finished() -> None:
-    """Compares, and prints what it is."""
+    """An outcome can be compared and printed."""
     one = JobOutcome(index=0, job=os.getpid, result=1)
     assert one == JobOutcome(index=0, job=os.getpid, result=1)
     assert "result=1" in repr(one)
@@ -251,7 +255,9 @@ def test_finished() -> None:
 def test_no_more_at_work_than_asked_for(
     spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next are made ready meanwhile, but only so many have their CRIU work."""
+    """The next jobs are prepared, but at most the given number of CRIU processes works
+    at a time.
+    """
     at_work: list[int] = []
     most: list[int] = []
     converse = conversation.converse
@@ -281,7 +287,7 @@ def test_no_more_at_work_than_asked_for(
 
 
 def test_a_thread_is_left_as_it_was(spawn: Spawn, tmp_path: Path) -> None:
-    """A call blocks signals while it lasts; what a job does after it has them as before."""
+    """A call blocks signals while it runs; afterwards the thread has its previous signal mask."""
     target = spawn()
 
     def job() -> tuple[DumpResult, set[int]]:
@@ -295,7 +301,7 @@ def test_a_thread_is_left_as_it_was(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_hook_in_a_job(spawn: Spawn, tmp_path: Path) -> None:
-    """A job of another kind may have one: it runs on the job's thread."""
+    """A job with a hook runs it on the job's thread."""
     target = spawn()
     heard: list[threading.Thread] = []
 
@@ -311,13 +317,13 @@ def test_a_hook_in_a_job(spawn: Spawn, tmp_path: Path) -> None:
 def test_waiting_for_a_turn_costs_no_time(
     spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deadline, and the duration that is told, begin when the call's turn has come."""
+    """Deadline and duration of a call start when the call is allowed to run."""
     target = spawn()
     later = 0.0
     monotonic = time.monotonic
 
     class Turn:
-        """It takes an hour to come."""
+        """A turn for which a job waits an hour."""
 
         def __enter__(self) -> None:
             nonlocal later

@@ -1,4 +1,4 @@
-"""CRIU's feature cache: what is said of it is what CRIU does."""
+"""CRIU's feature cache: ``feature_cache`` reports the behaviour of CRIU."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def saved(via=None):
 
 
 def apart(body: str, images: Path) -> None:
-    """Run this in a process, and a mount namespace, of its own."""
+    """Run the test in a separate process and mount namespace."""
     code = PRELUDE.replace("IMAGES", repr(str(images))) + textwrap.dedent(body)
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_kept(images: Path) -> None:
-    """On a tmpfs: absent, then written by a call and kept, and loaded by the next."""
+    """On a tmpfs the cache is first absent, then written by a call, and loaded by the next call."""
     apart(
         """
         mount(b"tmpfs")
@@ -65,7 +65,7 @@ def test_kept(images: Path) -> None:
 
 
 def test_impossible(images: Path) -> None:
-    """On anything else CRIU does not keep it."""
+    """On another file system CRIU does not store the cache."""
     apart(
         """
         mount(b"ramfs")
@@ -80,7 +80,9 @@ def test_impossible(images: Path) -> None:
 
 
 def test_kept_all_the_same(images: Path) -> None:
-    """Where /run is no tmpfs the cache lies on another, and every CRIU loads it from there."""
+    """If /run is not a tmpfs, the cache is stored on another one, and every CRIU loads it from
+    there.
+    """
     apart(
         """
         from pycriu_native import keep_feature_cache
@@ -162,7 +164,9 @@ def test_a_pool_prefers_a_file(images: Path) -> None:
 
 
 def test_not_kept(images: Path) -> None:
-    """No root, tmpfs or CRIU, or a file of that name: an error says so, and nothing is left."""
+    """Without root, a tmpfs or CRIU, or with a file of that name, an error is raised and nothing is
+    created.
+    """
     apart(
         """
         from pycriu_native import CriuError, ProgramError, Worker, keep_feature_cache
@@ -201,7 +205,7 @@ def test_not_kept(images: Path) -> None:
 
 
 def test_blocked(images: Path) -> None:
-    """A temporary file that was left behind keeps CRIU from it; removing it is the cure."""
+    """A remaining temporary file prevents the cache; its removal is the reported cure."""
     releases.required("4.1", "a temporary file that blocks the cache")
     apart(
         """
@@ -222,7 +226,7 @@ def test_blocked(images: Path) -> None:
 
 
 def test_stale(images: Path) -> None:
-    """One that is older than the kernel, or that CRIU has not written, is named so."""
+    """A cache that is older than the boot, or was not written by CRIU, is reported as such."""
     apart(
         """
         mount(b"tmpfs")
@@ -239,7 +243,7 @@ def test_stale(images: Path) -> None:
 
 
 def test_the_advice(images: Path) -> None:
-    """Is given once, to those who listen, and only where there is something to be done."""
+    """The advice is logged once, if it is enabled and something can be done."""
     apart(
         """
         mount(b"ramfs")
@@ -263,7 +267,7 @@ def test_the_advice(images: Path) -> None:
 
 
 def test_here() -> None:
-    """It can be asked anywhere, and says a state, a reason and what helps."""
+    """It can be called on any machine, and reports a state, a reason and a cure."""
     result = feature_cache()
     assert result.state in list(CacheState)
     assert result.reason in str(result)

@@ -1,26 +1,26 @@
-"""Cgroups: what is saved of them, and how they come back.
+"""Cgroups: how they are saved and restored.
 
-A dump writes down in which cgroups the processes are, with the properties of these cgroups
-and of all below. ``manage_cgroups_mode`` on restore says what is made of that. A process is
-dumped in a cgroup with a property of value *old*; then somebody changes it to *new*, or
-removes the cgroup:
+A dump saves the cgroups of the processes, with the properties of these cgroups and of all below
+them. ``manage_cgroups_mode`` in the restore determines how they are used. For a process that was
+dumped in a cgroup with the property value *old*, if the value was then changed to *new* or the
+cgroup was removed:
 
 ====================  ============================  ============================
-mode on restore       the cgroup is there (*new*)   the cgroup was removed
+mode of the restore   the cgroup exists (*new*)     the cgroup was removed
 ====================  ============================  ============================
 ``ignore``            in CRIU's own cgroup          in CRIU's own cgroup
 ``none``              *new*                         refused
 ``props``             *old*                         refused
-``soft``, default     *new*                         made again, with *old*
-``full``              *old*                         made again, with *old*
-``strict``            refused                       made again, with *old*
+``soft``, default     *new*                         created, with *old*
+``full``              *old*                         created, with *old*
+``strict``            refused                       created, with *old*
 ====================  ============================  ============================
 
-``cg_roots`` puts the cgroups under another path. ``cg_dump_controllers`` says which
-hierarchies are saved at all (the empty name is cgroup v2), and ``cg_props`` which properties.
-A process in the root of a hierarchy has all of that hierarchy saved with it, so most tests
-here save one hierarchy only. ``freeze_cgroup`` is for a tree that a freezer cgroup holds, as
-that of a paused container: without it the dump cannot stop what stands still already.
+``cg_roots`` restores the cgroups below another path. ``cg_dump_controllers`` selects the
+hierarchies that are saved (the empty name is cgroup v2), and ``cg_props`` the properties. For a
+process in the root of a hierarchy the whole hierarchy is saved, so most tests here save one
+hierarchy only. ``freeze_cgroup`` is for a tree in a frozen cgroup, such as that of a paused
+container: without it the dump cannot stop processes that are frozen already.
 """
 
 from __future__ import annotations
@@ -37,7 +37,15 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CgroupMode, CgroupRoot, CriuError, CriuOpts, dump, restore
+from pycriu_native import (
+    CgroupMode,
+    CgroupRoot,
+    CriuError,
+    CriuOpts,
+    dump,
+    preflight,
+    restore,
+)
 
 from .conftest import Spawn
 from .support import cgroups
@@ -48,7 +56,7 @@ PROPERTIES = [
     pytest.param("pids", "pids.max", id="v1"),
     pytest.param("", "cgroup.max.depth", id="v2"),
 ]
-"""A property of each version that is saved by default and may have any value."""
+"""A property of each cgroup version that is saved by default and accepts any value."""
 
 OLD, NEW = "50", "70"
 REFUSED, OUTSIDE = "refused", "in CRIU's own cgroup"
@@ -68,7 +76,9 @@ MODES: list[tuple[str | None, str, str]] = [
 
 @pytest.fixture
 def make_cgroup() -> Iterator[Make]:
-    """Make cgroups that are removed after the test, and after its processes (ask for it first)."""
+    """Make cgroups that are removed after the test, after its processes have ended (request this
+    fixture first).
+    """
     yield from cgroups.maker()
 
 
@@ -81,7 +91,7 @@ def _dump(target: Target, images: Path, hierarchy: Hierarchy, **fields: Any) -> 
 def _outcome(
     target: Target, opts: CriuOpts, hierarchy: Hierarchy, cgroup: Path, name: str
 ) -> tuple[str, str]:
-    """Restore; what came of the process and its cgroup, and the error's text if there is one."""
+    """Restore; returns the state of the process and its cgroup, and the text of an exception."""
     there = cgroup.exists()
     failed = None
     try:
@@ -92,7 +102,7 @@ def _outcome(
         assert not is_alive(target.pid)
         assert cgroup.exists() == there
         assert failed.options[:1] == ("manage_cgroups_mode",), failed
-        target.end()  # reaps what the failed restore has left us, where we are the reaper
+        target.end()  # reaps processes of the failed restore, if this process is their subreaper
         return REFUSED, str(failed)
     assert target.runs_on()
     if hierarchy.path_of(target.pid) == hierarchy.name_of(cgroup):
@@ -101,6 +111,7 @@ def _outcome(
     return OUTSIDE, ""
 
 
+@pytest.mark.cures("cg-exists", "cg-missing")
 @pytest.mark.parametrize(("controller", "name"), PROPERTIES)
 @pytest.mark.parametrize(
     ("mode", "existing", "missing"), MODES, ids=[str(mode) for mode, _, _ in MODES]
@@ -116,7 +127,7 @@ def test_mode(
     existing: str,
     missing: str,
 ) -> None:
-    """Each mode does what the table says, where the cgroup is there and where it is not."""
+    """Each mode has the effect of the table, with the cgroup and without it."""
     hierarchy = cgroups.required(controller, properties=OLD in (existing, missing))
     cgroup = make_cgroup(hierarchy)
     target = spawn()
@@ -140,7 +151,7 @@ def test_mode(
 
 
 def test_modes_are_all_shown() -> None:
-    """The table above has every mode that there is."""
+    """The table above contains every mode."""
     assert {mode for mode, _, _ in MODES} == {None, *(m.name.lower() for m in CgroupMode)}
 
 
@@ -180,7 +191,7 @@ def test_what_is_not_saved_does_not_come_back(
     name: str,
     without: dict[str, Any],
 ) -> None:
-    """With ``unprivileged``, or other ``cg_dump_controllers``, there is nothing to restore."""
+    """With ``unprivileged``, or with other ``cg_dump_controllers``, cgroups are not restored."""
     hierarchy = cgroups.required(controller)
     cgroup = make_cgroup(hierarchy)
     target = spawn()
@@ -196,9 +207,8 @@ def test_what_is_not_saved_does_not_come_back(
 def test_ignore_on_dump(
     orphans: None, make_cgroup: Make, spawn: Spawn, images: Path, controller: str, name: str
 ) -> None:
-    """Mode ignore on dump saves where the process was but not the cgroup: it must be there then.
-
-    Who ignores cgroups on dump ignores them on restore too.
+    """With mode ignore a dump saves the cgroup's path but not the cgroup, which must then exist at
+    the restore. A restore has to use mode ignore, too.
     """
     hierarchy = cgroups.required(controller)
     cgroup = make_cgroup(hierarchy)
@@ -228,7 +238,7 @@ def test_cg_roots(
     name: str,
     one: bool,
 ) -> None:
-    """With ``cg_roots`` the cgroup comes back under another path, with its properties."""
+    """With ``cg_roots`` the cgroup is restored below another path, with its properties."""
     hierarchy = cgroups.required(controller, properties=True)
     cgroup, other = make_cgroup(hierarchy), make_cgroup(hierarchy)
     remove(other)
@@ -256,7 +266,7 @@ NO_PROPERTIES = '"pids":\n - "strategy": "replace"\n - "properties": []'
 
 @pytest.mark.parametrize("form", ["default", "cg_props", "cg_props_file"])
 def test_cg_props(make_cgroup: Make, spawn: Spawn, images: Path, tmp_path: Path, form: str) -> None:
-    """``cg_props`` says which properties are saved: here none of the controller's own."""
+    """``cg_props`` selects the properties that are saved: here none of the controller."""
     hierarchy = cgroups.required("pids")
     cgroup = make_cgroup(hierarchy)
     target = spawn()
@@ -277,7 +287,7 @@ def test_cg_props(make_cgroup: Make, spawn: Spawn, images: Path, tmp_path: Path,
 
 
 def test_cg_props_that_cannot_be_read(spawn: Spawn, images: Path) -> None:
-    """CRIU reads a narrow kind of YAML; anything else fails the dump, and the process runs on."""
+    """CRIU accepts only a subset of YAML; other text fails the dump, and the process continues."""
     target = spawn()
     with pytest.raises(CriuError, match="cg_props") as caught:
         dump(target.pid, CriuOpts(images_directory=images, cg_props="pids: [pids.max]"))
@@ -285,9 +295,48 @@ def test_cg_props_that_cannot_be_read(spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
 
 
+@pytest.fixture
+def yard(tmp_path: Path) -> Iterator[Path]:
+    """The directory of ``cg_yard``; what is mounted in it is unmounted."""
+    place = tmp_path / "yard"
+    place.mkdir()
+    yield place
+    for each in place.iterdir():
+        subprocess.run(["umount", each], check=False)
+
+
+@pytest.mark.cures("cg-yard")
+def test_cg_yard(orphans: None, make_cgroup: Make, spawn: Spawn, images: Path, yard: Path) -> None:
+    """A yard without the hierarchies fails; with each of them at its name CRIU works in it."""
+    hierarchy = cgroups.required("pids")
+    cgroup = make_cgroup(hierarchy)
+    target = spawn()
+    enter(cgroup, target.pid)
+    opts = CriuOpts(images_directory=images, cg_yard=yard)
+    (finding,) = preflight(target.pid, opts).stops
+    with pytest.raises(CriuError, match="cg_yard lacks a directory") as caught:
+        dump(target.pid, opts)
+    assert caught.value.cure == finding.cure
+    assert "/proc/PID/cgroup" in finding.cure
+    for line in Path(f"/proc/{target.pid}/cgroup").read_text().splitlines():
+        _, name, _ = line.split(":", 2)
+        place = yard / (name.removeprefix("name=") or "unified")
+        place.mkdir()
+        options = ["-o", f"none,{name}" if name.startswith("name=") else name] if name else []
+        kind = "cgroup" if name else "cgroup2"
+        subprocess.run(["mount", "-t", kind, *options, "none", place], check=True)
+    assert not preflight(target.pid, opts).stops
+    dump(target.pid, opts)
+    target.reap()
+    remove(cgroup)
+    restore(opts)
+    assert hierarchy.path_of(target.pid) == hierarchy.name_of(cgroup)
+    assert target.runs_on()
+
+
 @contextmanager
 def _frozen(cgroup: Path, controller: str) -> Iterator[None]:
-    """Pause everything in the cgroup; at the end it runs again, so that it can be ended."""
+    """Freeze the cgroup in this context."""
     name, frozen, thawed = FREEZERS[controller]
     (cgroup / name).write_text(frozen)
     try:
@@ -300,9 +349,12 @@ def _frozen(cgroup: Path, controller: str) -> Iterator[None]:
         (cgroup / name).write_text(thawed)
 
 
+@pytest.mark.cures("preflight:frozen")
 @pytest.mark.parametrize("controller", FREEZERS, ids=["v1", "v2"])
 def test_freeze_cgroup(make_cgroup: Make, spawn: Spawn, images: Path, controller: str) -> None:
-    """A paused process is dumped with ``freeze_cgroup``, and paused it stays when left running."""
+    """A frozen process is dumped with ``freeze_cgroup``, and remains frozen with
+    ``leave_running``.
+    """
     hierarchy = cgroups.required(controller)
     name, frozen, _ = FREEZERS[controller]
     cgroup = make_cgroup(hierarchy)
@@ -339,7 +391,7 @@ print(result.id)
 def test_freeze_cgroup_of_the_caller(
     make_cgroup: Make, spawn: Spawn, images: Path, controller: str, nested: bool
 ) -> None:
-    """It is refused: CRIU and the caller would stop for ever, and the process with them."""
+    """It is refused: CRIU, the caller and the process would be frozen for ever."""
     hierarchy = cgroups.required(controller)
     cgroup = make_cgroup(hierarchy)
     own = cgroup / "below" if nested else cgroup
@@ -361,7 +413,7 @@ def test_freeze_cgroup_of_the_caller(
 
 
 def _end_all_but(cgroup: Path, pid: int, controller: str) -> None:
-    """End what hangs in the cgroup: a CRIU that works freezes it again."""
+    """End the processes of the cgroup; a working CRIU would freeze it again."""
     name, _, thawed = FREEZERS[controller]
 
     def is_over() -> bool:
@@ -379,10 +431,9 @@ def _end_all_but(cgroup: Path, pid: int, controller: str) -> None:
 def test_without_freeze_cgroup(
     make_cgroup: Make, spawn: Spawn, images: Path, controller: str
 ) -> None:
-    """Without it, what a freezer holds cannot be dumped, and the error says what helps.
-
-    (In cgroup v2 CRIU would wait for ever: it can stop a frozen process, but not have it run the
-    code that saves it, and its ``timeout`` is over by then. So that is refused before.)
+    """Without it, a process in a frozen cgroup cannot be dumped, and the exception names the
+    option. (With cgroup v2 CRIU would wait for ever, since it cannot run its parasite in a frozen
+    process, and its ``timeout`` does not apply; the library refuses this before.)
     """
     cgroup = make_cgroup(cgroups.required(controller))
     target = spawn()
@@ -394,7 +445,7 @@ def test_without_freeze_cgroup(
 
 
 def test_freeze_cgroup_that_is_no_freezer(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """A directory that is no freezer cgroup is refused by name, and the process runs on."""
+    """A directory that is not a freezer cgroup is refused by name, and the process continues."""
     target = spawn()
     with pytest.raises(CriuError, match="freeze_cgroup is not a freezer") as caught:
         dump(target.pid, CriuOpts(images_directory=images, freeze_cgroup=tmp_path))

@@ -1,4 +1,4 @@
-"""``pycriu-native`` as a user has it: a program of its own, real processes, a real CRIU."""
+"""``pycriu-native`` as a separate program, with real processes and a real CRIU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .support.processes import PATIENCE, eventually, is_alive, kill
 
 INSTALLED = Path(sys.executable).with_name("pycriu-native")
 PROGRAM = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, "-m", "pycriu_native"]
-"""The console script where it is installed."""
+"""The console script, if it is installed."""
 
 MEMORY = """
     import os
@@ -43,7 +43,7 @@ CONNECTED = """
 
 
 def run(*words: object, code: int = 0, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run the program; it must end with this code."""
+    """Run the program, and check its exit code."""
     message = subprocess.run(
         [*PROGRAM, *map(str, words)],
         capture_output=True, text=True, check=False, timeout=60,
@@ -64,7 +64,7 @@ def result(*words: object, code: int = 0) -> Any:
 
 @contextmanager
 def started(*words: object) -> Iterator[subprocess.Popen[str]]:
-    """Run the program beside the test."""
+    """Run the program in the background."""
     process = subprocess.Popen(
         [*PROGRAM, *map(str, words)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -77,7 +77,7 @@ def started(*words: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def line(process: subprocess.Popen[str]) -> Any:
-    """The next line of JSON that it prints."""
+    """Read the next line of JSON."""
     assert process.stdout is not None
     text = process.stdout.readline()
     assert text, process.stderr and process.stderr.read()
@@ -85,7 +85,7 @@ def line(process: subprocess.Popen[str]) -> Any:
 
 
 def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
-    """Both say what they did, with CRIU's own numbers, as text and as JSON."""
+    """Both print their results with CRIU's statistics, as text and as JSON."""
     target = spawn("import os\nif os.fork() == 0:\n    import time; time.sleep(1e6)\n" + "serve()")
     tree = target.descendants()
     message = run("dump", target.pid, "--images-dir", images)
@@ -116,7 +116,7 @@ def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
 
 @pytest.mark.parametrize("how", [">/dev/full", ">&-", "<&- >&- 2>&-", "--json >/dev/full"])
 def test_a_dump_whose_output_cannot_be_written(how: str, spawn: Spawn, images: Path) -> None:
-    """The exit code is that for lost output; the dump is whole, and restores."""
+    """The exit code is that for lost output; the dump is complete and can be restored."""
     target = spawn("serve()")
     words = [*PROGRAM, "dump", str(target.pid), "-D", str(images)]
     message = subprocess.run(
@@ -130,7 +130,7 @@ def test_a_dump_whose_output_cannot_be_written(how: str, spawn: Spawn, images: P
 
 
 def test_errors(spawn: Spawn, images: Path) -> None:
-    """Each with its cause and the exit code that a script can tell it by."""
+    """Each error has its cause, and an exit code for scripts."""
     target = spawn(CONNECTED)
     message = run("dump", target.pid, "-D", images, code=1)
     assert "--tcp-established" in message.stderr
@@ -150,7 +150,9 @@ def test_errors(spawn: Spawn, images: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_undoes_a_dump(number: int, spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """In the middle of a dump, with all frozen: CRIU undoes its work, and the process runs."""
+    """A signal during a dump, with all processes frozen: CRIU undoes its work, and the process
+    runs.
+    """
     target = spawn()
     script = tmp_path / "script"
     script.write_text(
@@ -166,7 +168,7 @@ def test_a_signal_undoes_a_dump(number: int, spawn: Spawn, images: Path, tmp_pat
 
 
 def test_restore_and_wait(spawn: Spawn, images: Path) -> None:
-    """With --wait the command ends as the process does, and passes signals on to it."""
+    """With --wait the command forwards signals to the process, and ends with its exit code."""
     target = spawn("import signal, os\nsignal.signal(15, lambda *_: os._exit(7))\nserve()")
     run("dump", target.pid, "-D", images)
     target.reap()
@@ -183,7 +185,7 @@ def test_restore_and_wait(spawn: Spawn, images: Path) -> None:
 
 
 def test_exec_cmd(spawn: Spawn, images: Path) -> None:
-    """The command becomes the parent of what is restored, and its exit code ours."""
+    """The command becomes the parent of the restored process, and its exit code is returned."""
     target = spawn()
     run("dump", target.pid, "-D", images)
     target.reap()
@@ -193,7 +195,7 @@ def test_exec_cmd(spawn: Spawn, images: Path) -> None:
 
 
 def test_check_and_doctor() -> None:
-    """Both say what this machine is; every finding of doctor has a stable id."""
+    """Both describe this machine; every finding of doctor has a stable id."""
     checked = result("check")
     assert checked["criu"] == str(pycriu_native.version())
     assert checked["features"]["lazy_pages"] is pycriu_native.feature_check().lazy_pages
@@ -206,7 +208,7 @@ def test_check_and_doctor() -> None:
 
 
 def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:
-    """It says no with what is needed, and the command line that it tells works."""
+    """Its exit code is NO with the required options, and the printed command line works."""
     target = spawn(CONNECTED)
     results = result("preflight", target.pid, code=11)
     assert results["verdict"] == "needs options"
@@ -219,7 +221,7 @@ def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_images_are_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """inspect, diff, decode, encode and check-images, on what a dump has just made."""
+    """inspect, diff, decode, encode and check-images, on the images of a new dump."""
     target = spawn("secret = 'xyzzy' * 3\n" + MEMORY.replace("    ", ""))
     run("dump", target.pid, "-D", images, "--leave-running")
     run("dump", target.pid, "-D", tmp_path / "second", "--leave-running")
@@ -250,10 +252,10 @@ def test_images_are_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> Non
         assert str(target.pid) in run("inspect", images, *options).stdout
 
 
-# Found, not imported: its arithmetic would leave a thread in this process.
+# Not imported: its libraries would start a thread in this process.
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="pictures need matplotlib")
 def test_pictures(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """A timeline with times from the log, which agrees with CRIU's own statistics."""
+    """A timeline with times from the log, which agree with CRIU's statistics."""
     target = spawn("import os\nif os.fork() == 0:\n    import time; time.sleep(1e6)\n" + "serve()")
     run("dump", target.pid, "-D", images, "--leave-running", "-v4")
     for what in ("timeline", "rounds", "memory"):
@@ -272,13 +274,13 @@ def test_pictures(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     assert results.frozen[0] <= saving.begin < saving.end <= results.frozen[1] <= results.end
     for span in (*results.processes, *results.memory):
         assert saving.begin <= span.begin <= span.end <= saving.end
-    # What is measured as memory is most of what CRIU measures as that.
+    # The measured memory phase is most of CRIU's memory times.
     memory = sum(span.end - span.begin for span in results.memory)
     assert memory > 0
 
 
 def test_the_page_server(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """It says where it listens, takes the pages of one dump, and ends."""
+    """It prints its address, receives the pages of one dump, and ends."""
     target = spawn(MEMORY)
     images.mkdir()
     where = ["--address", "127.0.0.1", "--port"]
@@ -295,7 +297,7 @@ def test_the_page_server(spawn: Spawn, images: Path, tmp_path: Path) -> None:
 
 @needs_lazy_pages
 def test_lazy_pages(spawn: Spawn, images: Path) -> None:
-    """The daemon feeds a restore, and ends when all memory has arrived."""
+    """The daemon sends pages to a restore, and ends after the last page."""
     target = spawn(MEMORY)
     run("dump", target.pid, "-D", images)
     target.reap()
@@ -308,7 +310,7 @@ def test_lazy_pages(spawn: Spawn, images: Path) -> None:
 
 
 def test_migrate(spawn: Spawn, tmp_path: Path) -> None:
-    """One command on each side: the process leaves this pid namespace and runs in another."""
+    """One command on each side: the process is moved from this pid namespace to another one."""
     target = spawn(MEMORY)
     there = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     address = "127.0.0.1:17421"
@@ -338,7 +340,7 @@ def _listens(port: int) -> bool:
 
 
 def test_pack_and_unpack(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """Through a pipe from one to the other, and the restore of what came out."""
+    """pack and unpack are connected by a pipe, and the unpacked images are restored."""
     target = spawn()
     run("dump", target.pid, "-D", images)
     target.reap()

@@ -1,6 +1,6 @@
-"""The examples of docs/cli.md, run as they stand there, on real processes and a real CRIU.
+"""The examples of docs/cli.md, run unchanged on real processes and a real CRIU.
 
-Numbers and places differ from run to run, and so are not compared; every word beside them is.
+Numbers and paths differ between runs and are not compared; all other words are.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ BEFORE = {
     "restore": "dump 757 -D later --quiet",
     "lazy-pages": "restore -D later --quiet && pycriu-native dump 757 -D lazy --quiet",
 }
-"""What has been done by then, and is not shown."""
+"""Preparations of a section that the page does not show."""
 
 BY_HAND = {"doctor and check", "migrate"}
-"""What depends on the machine, or on another one: test_doctor.py and test_migration.py."""
+"""Sections that depend on the machine or on another host: test_doctor.py and test_migration.py."""
 
 LOOSE = {"inspect, diff, check-images, decode, encode"}
-"""How much has changed is chance: of each line the first words are compared."""
+"""Sections with variable amounts: only the first words of each line are compared."""
 
 
 def blocks() -> Iterator[tuple[str, str]]:
-    """Each example, with the heading that it stands under."""
+    """Each example, with the heading of its section."""
     text = DOCUMENT.read_text()
     for section in re.split(r"^### ", text[text.index("## The commands") :], flags=re.M)[1:]:
         for block in re.findall(r"```console\n(.*?)```", section, re.S):
@@ -61,7 +61,7 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 
 def shapes(lines: list[str], *, loose: bool) -> set[str]:
-    """Lines without what changes from run to run."""
+    """Lines without the parts that change from run to run."""
     result = set()
     for line in lines:
         line = re.sub(r"/[^ ':]*/(bin|sbin)/criu", "CRIU", line)
@@ -74,7 +74,7 @@ def shapes(lines: list[str], *, loose: bool) -> set[str]:
 
 
 class Shell:
-    """Where the examples are run."""
+    """Runs the examples."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -99,7 +99,7 @@ class Shell:
         }
 
     def run(self, script: str) -> list[str]:
-        """What the commands print, wherever they print it."""
+        """Run commands; returns the lines of their output."""
         for shown, pid in self.pids.items():
             script = re.sub(rf"\b{shown}\b", str(pid), script)
         # Servers are ready when they have said so.
@@ -129,7 +129,7 @@ class Shell:
 
 @contextlib.contextmanager
 def counter(directory: Path) -> Iterator[tuple[int, int]]:
-    """``counter.py`` and its child, in a session of their own; whoever restores them, we reap."""
+    """``counter.py`` and its child in a new session; restored processes are reaped here."""
     (directory / "counter.py").write_text(COUNTER)
     quiet = subprocess.DEVNULL
     python = directory / "python3"  # it is called as on the page
@@ -167,7 +167,7 @@ def counter(directory: Path) -> Iterator[tuple[int, int]]:
 
 @needs_lazy_pages
 def test_the_examples_still_hold(spawn: Spawn, orphans: None, tmp_path: Path) -> None:
-    """Each command prints the lines that the page shows, no other, and nothing less."""
+    """Each command prints exactly the lines of the page."""
     shell = Shell(tmp_path)
     connected = spawn(CONNECTED)
     stale: list[str] = []
@@ -198,7 +198,7 @@ def test_the_examples_still_hold(spawn: Spawn, orphans: None, tmp_path: Path) ->
 
 
 def test_no_other_examples_are_left_out() -> None:
-    """A section that is not run is named here."""
+    """Every section that is not run is listed here."""
     assert {section for section, _ in blocks()} > BY_HAND | LOOSE | BEFORE.keys()
     lines = [line for _, block in blocks() for line in block.splitlines()]
     prompts = {line.split()[0] for line in lines if "$ " in line}

@@ -1,4 +1,4 @@
-"""``inspect`` and ``decode`` on the command line: parts of images, their memory, and archives."""
+"""``inspect`` and ``decode`` on the command line: parts of images, memory, and archives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .test_cli import CONNECTED, result, run
 
 
 def test_an_image_from_standard_input(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """decode reads it there, writes to a file, and counts entries."""
+    """decode reads standard input, writes to a file, and counts entries."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -30,7 +30,9 @@ def test_an_image_from_standard_input(spawn: Spawn, images: Path, tmp_path: Path
 
 
 def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """Memory as digits and in a file, by kind and permissions; a search with an expression."""
+    """Memory as digits and in a file, by kind and permissions; a search with a regular
+    expression.
+    """
     secret = "secret = ''.join(['token', '=']) + '12ab' * 8\n    serve()"
     target = spawn(CONNECTED.replace("serve()", secret))
     dump(target.pid, CriuOpts(images_directory=images, tcp_established=True))
@@ -62,7 +64,9 @@ def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -
 
 
 def test_an_archive_is_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """Images in an archive, and what an engine puts above them; nothing stays unpacked."""
+    """inspect shows the images in an archive and the data of its engine; nothing
+    remains unpacked.
+    """
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()

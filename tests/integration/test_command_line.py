@@ -1,8 +1,9 @@
-"""The other forms of options, held against the real program: ``criu`` and its configuration files.
+"""The other forms of options, compared with the program: ``criu`` and its configuration files.
 
-A command line of ours is run as it is. A dump by command line and one by request leave the same
-image files of the same process. A configuration file of ours does in a request what the fields
-would have done. And what ``explain`` says of the files that CRIU reads by itself is so.
+A command line of ``to_argv`` is run unchanged. A dump by command line and one by request write the
+same image files of a process. A configuration file of ``to_config`` has the same effect in a
+request as the fields. And ``explain`` reports correctly how the files that CRIU reads affect a
+call.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ LOCKED = """
     fcntl.flock(file, fcntl.LOCK_EX)
     serve()
 """
-"""A process that no dump saves without ``file_locks``."""
+"""A process that cannot be dumped without ``file_locks``."""
 
 
 def criu(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command line of ours with the program that the verbs use."""
+    """Run a command line of ``to_argv`` with the program of the calls."""
     assert words[0] == "criu"
     command = [find_program(), *words[1:]]
     return subprocess.run(
@@ -63,7 +64,7 @@ def image_files(directory: Path) -> set[str]:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """Where logs go, so that only images are beside the images."""
+    """A directory for logs, so that the images directory has only images."""
     directory = tmp_path / "work"
     directory.mkdir()
     return directory
@@ -91,7 +92,9 @@ def target(spawn: Spawn) -> Target:
 def test_both_ways_leave_the_same_images(
     target: Target, tmp_path: Path, work: Path, more: CriuOpts
 ) -> None:
-    """One process, dumped by request and by command line: the same image files, and it runs on."""
+    """A dump by request and one by command line write the same image files, and the process
+    continues.
+    """
     opts = replace(more, work_directory=work, file_locks=True, leave_running=True)
     sets = []
     for name in ("request", "command"):
@@ -111,7 +114,7 @@ def test_both_ways_leave_the_same_images(
 
 
 def test_a_command_line_fails_as_the_request_does(target: Target, tmp_path: Path) -> None:
-    """Without the option for locks neither can dump, and the process runs on."""
+    """Without the option for locks both dumps fail, and the process continues."""
     images = tmp_path / "images"
     images.mkdir()
     opts = CriuOpts(images_directory=images, leave_running=True)
@@ -125,7 +128,9 @@ def test_a_command_line_fails_as_the_request_does(target: Target, tmp_path: Path
 def test_a_process_goes_from_one_to_the_other(
     orphans: None, target: Target, tmp_path: Path
 ) -> None:
-    """Dumped by request, restored by command line, dumped by command line, restored by request."""
+    """A process is dumped by request, restored by command line, dumped by command line, restored by
+    request.
+    """
     images = tmp_path / "images"
     images.mkdir()
     opts = CriuOpts(images_directory=images, file_locks=True)
@@ -146,7 +151,7 @@ def test_a_process_goes_from_one_to_the_other(
 
 
 def test_a_command_line_of_others_is_understood(target: Target, tmp_path: Path) -> None:
-    """Options that were read from a command line do what it does."""
+    """Options that were read from a command line have the same effect as the command line."""
     images = tmp_path / "images"
     images.mkdir()
     line = f"criu dump -vvvv -D {images} -o mine.log -lRt {target.pid} --manage-cgroups"
@@ -165,7 +170,7 @@ def test_a_command_line_of_others_is_understood(target: Target, tmp_path: Path) 
 def test_a_log_by_its_path(
     orphans: None, target: Target, images: Path, monkeypatch: pytest.MonkeyPatch, log: str
 ) -> None:
-    """``-o`` with a path, seen from the work directory, and no ``-D``: as the program has it."""
+    """``-o`` with a path relative to the work directory, and no ``-D``, as with the program."""
     for directory in (images, images / "logs", images.parent / "elsewhere"):
         directory.mkdir()
     monkeypatch.chdir(images)
@@ -195,7 +200,7 @@ def test_a_log_by_its_path(
 
 
 def test_a_log_in_a_directory_that_is_missing_or_of_others(target: Target, images: Path) -> None:
-    """Refused before anything is touched."""
+    """It is refused before anything is touched."""
     opts = CriuOpts(images_directory=images, file_locks=True)
     with pytest.raises(OptionError, match=r"log_file='nowhere/x\.log'.*existing directory"):
         dump(target.pid, replace(opts, log_file="nowhere/x.log"))
@@ -211,7 +216,7 @@ def test_a_log_in_a_directory_that_is_missing_or_of_others(target: Target, image
 
 
 def script_in(directory: Path) -> Path:
-    """An action script that records what it is run for."""
+    """An action script that records its actions."""
     script = directory / "script"
     script.write_text(f'#!/bin/sh\necho "$CRTOOLS_SCRIPT_ACTION" >>{directory}/$1actions\n')
     script.chmod(0o700)
@@ -222,7 +227,9 @@ def script_in(directory: Path) -> Path:
 def test_options_without_a_field_in_requests(
     orphans: None, target: Target, tmp_path: Path, work: Path
 ) -> None:
-    """A command line with them, and the request that is read from it, do the same."""
+    """A command line with these options, and the request with the options read from it, have the
+    same effect.
+    """
     images, script, actions = tmp_path / "images", script_in(tmp_path), tmp_path / "actions"
     images.mkdir()
     common = f"-D {images} -W {work} -l --action-script {script} --file-validation filesize"
@@ -251,7 +258,7 @@ def test_options_without_a_field_in_requests(
 
 
 def test_a_script_that_fails_undoes_the_dump(target: Target, images: Path, tmp_path: Path) -> None:
-    """As with the program; and one that is missing is refused before anything is touched."""
+    """As with the program; a missing script is refused before anything is touched."""
     script = tmp_path / "script"
     opts = CriuOpts(images_directory=images, file_locks=True, action_scripts=[script])
     with pytest.raises(OptionError, match=r"action_scripts=.*existing executable"):
@@ -267,7 +274,7 @@ def test_a_script_that_fails_undoes_the_dump(target: Target, images: Path, tmp_p
 def test_files_that_others_could_change_are_not_run(
     target: Target, images: Path, tmp_path: Path
 ) -> None:
-    """Neither a script nor a plugin."""
+    """Neither a script nor a plugin that other users can change is run."""
     script = script_in(tmp_path)
     script.chmod(0o777)
     plugins = tmp_path / "plugins"
@@ -281,7 +288,7 @@ def test_files_that_others_could_change_are_not_run(
 
 
 def test_a_page_server_by_its_command_line(images: Path) -> None:
-    """With ``--daemon`` it serves in the background; CRIU writes the pid file."""
+    """With ``--daemon`` it serves in the background, and CRIU writes the pid file."""
     line = f"criu page-server -D {images} --address 127.0.0.1 --daemon --pidfile server.pid"
     verb, _, opts = CriuOpts.from_argv(line.split())
     assert str(verb) == "page-server"
@@ -300,7 +307,9 @@ def allocated(directory: Path) -> int:
 
 @pytest.mark.parametrize("by", ["call", "command"])
 def test_parents_give_pages_back(target: Target, tmp_path: Path, by: str) -> None:
-    """``dedup`` frees what the images replace, as the program does; the set itself stays whole."""
+    """``dedup`` frees the pages that the images replace, as the program does; the set remains
+    complete.
+    """
     parent, child = tmp_path / "parent-images", tmp_path / "images"
     for images in (parent, child):
         dump(target.pid, CriuOpts(images_directory=images, file_locks=True, leave_running=True))
@@ -329,7 +338,7 @@ def test_parents_give_pages_back(target: Target, tmp_path: Path, by: str) -> Non
 
 
 def test_a_check_of_features() -> None:
-    """``criu check --feature`` by a request: what is there passes, other names are refused."""
+    """``criu check --feature`` by a request: existing features pass, unknown names are refused."""
     check(CriuOpts.from_argv(["check", "--feature", "userns"])[2])
     with pytest.raises(CriuError, match="Unknown feature nonsense"):
         check(CriuOpts(check_feature="nonsense"))
@@ -339,14 +348,16 @@ def test_a_check_of_features() -> None:
 
 
 def configured(path: Path, opts: CriuOpts) -> Path:
-    """A configuration file that asks for these options."""
+    """A configuration file with these options."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(os.fsencode(opts.to_config()))
     return path
 
 
 def test_a_file_in_place_of_fields(target: Target, images: Path, tmp_path: Path) -> None:
-    """A request that names our file does what the fields would do; without it, it fails."""
+    """A request with a file of ``to_config`` has the effect of the fields; without it the dump
+    fails.
+    """
     with pytest.raises(CriuError) as caught:
         dump(target.pid, CriuOpts(images_directory=images))
     assert "file_locks" in caught.value.options
@@ -361,7 +372,7 @@ def test_a_file_in_place_of_fields(target: Target, images: Path, tmp_path: Path)
 
 
 def test_the_criu_program_reads_our_file(target: Target, tmp_path: Path) -> None:
-    """As the file of a command line it does the same."""
+    """The file has the same effect as that of a command line."""
     images = tmp_path / "images"
     images.mkdir()
     path = configured(tmp_path / "criu.conf", CriuOpts(file_locks=True, leave_running=True))
@@ -372,7 +383,7 @@ def test_the_criu_program_reads_our_file(target: Target, tmp_path: Path) -> None
 
 
 def setting(opts: CriuOpts, via: Worker, path: Path, option: str) -> Setting:
-    """What ``explain`` says of one option of a file."""
+    """The description of one option of a file by ``explain``."""
     (file,) = [f for f in explain(opts, "dump", 1, via=via).configuration if f.path == str(path)]
     (shown,) = [s for s in file.settings if s.option == option]
     return shown
@@ -382,7 +393,7 @@ def setting(opts: CriuOpts, via: Worker, path: Path, option: str) -> Setting:
 def test_a_false_does_not_take_back_what_a_file_says(
     target: Target, images: Path, tmp_path: Path, name: str
 ) -> None:
-    """CRIU does not hear ``leave_running=False``: the file decides, as ``explain`` says."""
+    """``leave_running=False`` has no effect on CRIU: the file decides, as ``explain`` reports."""
     path = configured(tmp_path / "home/.criu/default.conf", CriuOpts(leave_running=True))
     via = Worker(env={name: str(tmp_path / "home" if name == "HOME" else path)})
     opts = CriuOpts(images_directory=images, file_locks=True, leave_running=False)
@@ -392,7 +403,7 @@ def test_a_false_does_not_take_back_what_a_file_says(
 
 
 def test_a_request_wins_over_a_file(target: Target, images: Path, tmp_path: Path) -> None:
-    """It takes back ``file-locks`` of a file, which alone is enough for the dump."""
+    """The request disables ``file-locks`` of a file, which alone would enable the dump."""
     path = configured(tmp_path / "home/.criu/default.conf", CriuOpts(file_locks=True))
     via = Worker(env={"HOME": str(tmp_path / "home")})
     opts = CriuOpts(images_directory=images, leave_running=True)
@@ -406,7 +417,9 @@ def test_a_request_wins_over_a_file(target: Target, images: Path, tmp_path: Path
 
 
 def test_log_options_of_files(target: Target, images: Path, tmp_path: Path) -> None:
-    """A log's name is heard in the request's own file only, and so is its level before 4.2."""
+    """The name of a log is read from the file of the request only, and before 4.2 so is
+    its level.
+    """
     asked = CriuOpts(log_level=4, log_file="theirs.log")
     path = configured(tmp_path / "home/.criu/default.conf", asked)
     via = Worker(env={"HOME": str(tmp_path / "home")})
@@ -428,7 +441,7 @@ def test_log_options_of_files(target: Target, images: Path, tmp_path: Path) -> N
 
 
 def program_of(release: str) -> Path:
-    """The ``criu`` of a release that is beside its libcriu; skips where there is none."""
+    """The ``criu`` of a release in the directory of its libcriu; skips if it does not exist."""
     library = found().get(release)
     prefixes = library.path.parents if library else ()
     for prefix in prefixes:
@@ -441,7 +454,7 @@ def program_of(release: str) -> Path:
 def test_a_network_lock_in_a_requests_file(
     target: Target, images: Path, tmp_path: Path, release: str
 ) -> None:
-    """It crashes CRIU before 4.2.1, which is why ``to_config`` writes none; the field is fine."""
+    """It crashes CRIU before 4.2.1, so ``to_config`` does not write it; the field works."""
     via = Worker(program=program_of(release))
     opts = CriuOpts(images_directory=images, file_locks=True, leave_running=True)
     dump(target.pid, replace(opts, network_lock="skip"), via=via)

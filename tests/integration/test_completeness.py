@@ -1,4 +1,4 @@
-"""A set that lacks an image, or has one that is cut short or is another, is never restored.
+"""An image set that lacks an image, or has a truncated or wrong one, is never restored.
 
 Restores and inspections give the same verdict, on sets of a real CRIU.
 """
@@ -16,40 +16,74 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, restore, seal, verify
+from pycriu_native import CriuOpts, ImagesError, dump, restore, seal, verify
 from pycriu_native._integrity import set_check
 from pycriu_native._integrity.dump_marker import RECORD
 from pycriu_native.images import decode, encode, inspect, render_summary, render_tree
 
+from .support import cgroups
+from .support.processes import start
 from .support.zoo import contained, menagerie
 
 NOT_DERIVABLE = re.compile(
     r".*\.log|stats-dump|(filelocks|sk-queues|tty-data|seccomp|cgroup)\.img"
     r"|(rule|route6|ip6?tables|nftables|netns-ct|netns-exp|ipcns-msg|ipcns-sem|pidns|fdinfo)-\d+\.img"
 )
-"""CRIU writes these only where there is something to write, and no other image refers to them:
-without the record of the dump it is not noticed that they are missing."""
+"""CRIU writes these images only if needed, and no other image refers to them: without the record of
+the dump, a missing one is not detected."""
 
 
-@pytest.fixture(scope="module", params=["processes", "container"])
+KINDS = {
+    "processes": {
+        *("core", "fdinfo", "fifo-data", "filelocks", "files", "fs", "ghost-file", "ids", "memfd"),
+        *("mm", "pagemap", "pagemap-shmem", "pages", "pipes-data", "pstree", "remap-fpath"),
+        *("sk-queues", "tcp-stream", "timens", "tty-data", "tty-info", "inventory"),
+    },
+    "container": {
+        *("ipcns-msg", "ipcns-sem", "ipcns-shm", "ipcns-var", "mountpoints", "netdev", "netns"),
+        *("tmpfs-dev", "utsns", "timens"),
+    },
+    "cgroup": {"cgroup"},
+}
+"""Kinds of images that each set has."""
+
+
+def _in_a_cgroup(directory: Path) -> Path:
+    """Images of a process in a cgroup that is not that of CRIU, so that CRIU saves it."""
+    hierarchy = cgroups.required("pids")
+    target = start(directory / "target", "serve()")
+    made = cgroups.maker()
+    make = next(made)
+    try:
+        cgroups.enter(make(hierarchy), target.pid)
+        dump(target.pid, CriuOpts(images_directory=directory / "images", leave_running=True))
+    finally:
+        target.end()
+        next(made, None)
+    return directory / "images"
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of each kind."""
+    """A complete set of each kind."""
     directory = tmp_path_factory.mktemp("sets")
     if request.param == "processes":
         return menagerie(directory).images
+    if request.param == "cgroup":
+        return _in_a_cgroup(directory)
     with contained(directory) as (images, _):
         return Path(shutil.copytree(images, directory / "copy", symlinks=True))
 
 
 @pytest.fixture
 def images(original: Path, tmp_path: Path) -> Path:
-    """A copy whose files are links to the original's: replace them, do not write to them."""
+    """A copy of hard links to the original: tests replace files and do not write to them."""
     return Path(shutil.copytree(original, tmp_path / "images", copy_function=os.link))
 
 
 @pytest.fixture(params=["recorded", "unrecorded"])
 def recorded(request: pytest.FixtureRequest, images: Path) -> bool:
-    """Whether the set has the record of its dump, as those of other programs have not."""
+    """Whether the set has the record of its dump, which sets of other programs lack."""
     if request.param == "unrecorded":
         (images / RECORD).unlink()
     return bool(request.param == "recorded")
@@ -79,8 +113,14 @@ def _names(images: Path) -> list[str]:
     return sorted(name for name in os.listdir(images) if name.endswith(".img"))
 
 
+def test_the_kinds_of_images(original: Path, request: pytest.FixtureRequest) -> None:
+    """The sets have all that the tests below are about."""
+    kinds = {re.split(r"-[0-9a-f]*[0-9]|\.", name)[0] for name in os.listdir(original)}
+    assert kinds >= KINDS[request.node.callspec.params["original"]]
+
+
 def test_a_file_that_is_missing(original: Path, images: Path, recorded: bool) -> None:
-    """It is noticed; without a record, where any other image refers to it."""
+    """It is detected; without a record, only if another image refers to it."""
     assert _restorable(images)
     assert _complete(images)
     for name in _names(original):
@@ -92,9 +132,9 @@ def test_a_file_that_is_missing(original: Path, images: Path, recorded: bool) ->
 
 
 def test_a_file_that_is_cut_short(original: Path, images: Path, recorded: bool) -> None:
-    """In its header, in the middle, one byte and one page short.
+    """Truncation in the header, in the middle, by one byte and by one page.
 
-    Without a record, rules are text and may be none.
+    Without a record, truncated rules are valid text.
     """
     for name in _names(original):
         data = (original / name).read_bytes()
@@ -111,8 +151,8 @@ def test_a_file_that_is_cut_short(original: Path, images: Path, recorded: bool) 
 
 
 def test_the_record_of_another_dump(images: Path) -> None:
-    """It says nothing about a set that another program has dumped into the same directory."""
-    next(path for path in images.iterdir() if path.name.startswith(("sk-q", "nftab"))).unlink()
+    """It has no effect on a set that another program has dumped into the same directory."""
+    (images / "seccomp.img").unlink()
     assert not _restorable(images)
     inventory = (images / "inventory.img").read_bytes()
     (images / "inventory.img").unlink()
@@ -125,7 +165,7 @@ def test_the_record_of_another_dump(images: Path) -> None:
 
 
 def test_a_record_that_is_damaged(original: Path, images: Path) -> None:
-    """It is refused, and not taken for the record of fewer images."""
+    """It is refused, and not read as a record of fewer images."""
     data = (original / RECORD).read_bytes()
     for size in (0, len(data) // 2, len(data) - 1, len(data) - 5):
         (images / RECORD).unlink()
@@ -134,7 +174,7 @@ def test_a_record_that_is_damaged(original: Path, images: Path) -> None:
 
 
 def test_an_image_that_is_made_shorter_on_purpose(images: Path) -> None:
-    """``encode`` on the command line records its new size."""
+    """``encode`` on the command line updates the recorded size."""
     described = decode(images / "files.img")
     for each in described["entries"]:
         if "reg" in each:
@@ -148,7 +188,7 @@ def test_an_image_that_is_made_shorter_on_purpose(images: Path) -> None:
 
 
 def test_a_file_that_is_another(original: Path, images: Path) -> None:
-    """Nothing but ``ImagesError``, and the same verdict from both."""
+    """It raises ``ImagesError`` only, with the same result from inspection and restore."""
     names = _names(original)
     pairs = [(name, other) for name in names for other in names if name != other]
     for name, other in random.Random(7).sample(pairs, 60):
@@ -160,7 +200,7 @@ def test_a_file_that_is_another(original: Path, images: Path) -> None:
 
 
 def test_a_fifo_in_the_place_of_a_file(original: Path, images: Path) -> None:
-    """Nothing waits for what comes out of it."""
+    """It is refused, without waiting for data."""
     for name in (*_names(original), "stats-dump", "stats-restore", "dump.log"):
         (images / name).unlink(missing_ok=True)
         os.mkfifo(images / name)
@@ -173,7 +213,7 @@ def test_a_fifo_in_the_place_of_a_file(original: Path, images: Path) -> None:
 
 @pytest.mark.parametrize("name", ["restore.log", "stats-restore"])
 def test_a_fifo_that_criu_would_write_to(original: Path, images: Path, name: str) -> None:
-    """It is refused before CRIU is started, which would block on it."""
+    """It is refused before the start of CRIU, which would block on it."""
     os.mkfifo(images / name)
     with pytest.raises(ImagesError, match=f"{name} is not a regular file") as caught:
         restore(CriuOpts(images_directory=images))
@@ -181,7 +221,7 @@ def test_a_fifo_that_criu_would_write_to(original: Path, images: Path, name: str
 
 
 def test_a_manifest_lists_subdirectories(images: Path) -> None:
-    """What is changed in one, or added to it, is named."""
+    """Files that are changed in a subdirectory, or added to it, are reported."""
     (images / "inner" / "deep").mkdir(parents=True)
     (images / "inner" / "deep" / "file").write_text("one")
     digest = seal(images)

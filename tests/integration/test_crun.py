@@ -1,8 +1,8 @@
-"""Interchange with crun: what it checkpoints is restored here, what is dumped here it restores.
+"""Interchange with crun: its checkpoints are restored here, and it restores dumps of this library.
 
-As with runc (``test_runc.py``); different are the names under which crun looks for what it has
-masked, and that it saves the network namespace with its contents. Debian 12's crun is built
-without CRIU; Debian 13's has it.
+It works as with runc (``test_runc.py``), except that crun uses other names for masked paths, and
+saves the network namespace with its contents. The crun of Debian 12 is built without CRIU, that of
+Debian 13 with it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .support.processes import PATIENCE
 
 @pytest.fixture
 def crun(tmp_path: Path) -> Runtime:
-    """The runtime."""
+    """The crun runtime."""
     return runtime("crun", tmp_path)
 
 
 @pytest.fixture
 def box(crun: Runtime, tmp_path: Path) -> Iterator[Counting]:
-    """A container that it can run."""
+    """A container of crun."""
     with counting(tmp_path, crun) as container:
         yield container
 
@@ -38,7 +38,7 @@ def loopback(box: Counting) -> str:
 
 
 def test_what_crun_checkpointed_is_restored_here(box: Counting, images: Path) -> None:
-    """A checkpoint of crun's goes on here, with nothing lost and nothing said twice."""
+    """A checkpoint of crun is restored here, without lost or repeated output."""
     seen = box.run()
     stopped_at = box.checkpoint(images)
     box.prepare_cgroup()
@@ -50,7 +50,7 @@ def test_what_crun_checkpointed_is_restored_here(box: Counting, images: Path) ->
 
 
 def test_what_is_dumped_here_crun_restores(box: Counting, images: Path) -> None:
-    """A dump of ours goes on with crun, which knows it as its own container again."""
+    """crun restores a dump of this library, and manages the container again."""
     seen = box.run()
     container = Container.from_runtime(box.id, "crun")
     assert container.pid == box.pid
@@ -66,7 +66,7 @@ def test_what_is_dumped_here_crun_restores(box: Counting, images: Path) -> None:
 
 
 def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
-    """Between the two crun is not needed."""
+    """Dump and restore without crun."""
     seen = box.run()
     container = Container.from_runtime(box.id, "crun")
     container.write_descriptors(images)
@@ -79,6 +79,6 @@ def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
 
 
 def test_a_container_that_is_unknown(crun: Runtime) -> None:
-    """It is a ProcessLookupError that says where it was looked for."""
+    """It is a ProcessLookupError with the searched directory."""
     with pytest.raises(NoSuchProcessError, match="crun has no container 'never' in /run/crun"):
         Container.from_runtime("never", "crun")

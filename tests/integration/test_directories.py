@@ -1,13 +1,13 @@
-"""``images_directory`` and ``work_directory``: where the files of a call go.
+"""``images_directory`` and ``work_directory``: the directories for the files of a call.
 
-The images, which are the saved process, go to ``images_directory``. What the call tells about
-itself (its log and its statistics) goes to ``work_directory``, and beside the images where none
-is given. Both are given as a path or as an open directory: a number, or anything with a
-``fileno()``. The caller's descriptor stays open and stays the caller's.
+The images, which contain the process, are written to ``images_directory``. The log and the
+statistics of the call are written to ``work_directory``, or to the images directory if that is not
+set. Each field is a path or an open directory: a descriptor, or an object with a ``fileno()``. The
+caller's descriptor remains open.
 
-A dump makes a missing images directory, for the owner only; a restore never does, and nobody
-makes a work directory. A directory that turns out to be read-only or full fails as
-``ImagesError``, and the process lives on.
+A dump creates a missing images directory, for the owner only; a restore does not, and no call
+creates a work directory. If a directory is read-only or full, the call raises ``ImagesError``, and
+the process continues.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HEAVY = """
 
 
 class Directory:
-    """An object that owns an open directory, as a user's code may have."""
+    """An object that owns an open directory, as in user code."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -86,7 +86,9 @@ def work(tmp_path: Path) -> Path:
 def test_images_in_one_log_and_statistics_in_the_other(
     spawn: Spawn, images: Path, work: Path, give: Give
 ) -> None:
-    """Images, log and statistics are kept apart, in whichever form the directories are given."""
+    """Images are written to one directory, log and statistics to the other, for each form of the
+    fields.
+    """
     target = spawn()
     images.mkdir()
     with give(images) as one, give(work) as other:
@@ -113,7 +115,7 @@ def test_images_in_one_log_and_statistics_in_the_other(
 
 
 def test_one_directory_for_all(spawn: Spawn, images: Path) -> None:
-    """Without a work directory, log and statistics lie beside the images."""
+    """Without a work directory, log and statistics are in the images directory."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     assert dump(target.pid, opts).log == str(images / "dump.log")
@@ -127,7 +129,7 @@ def test_one_directory_for_all(spawn: Spawn, images: Path) -> None:
 def test_a_relative_path(
     spawn: Spawn, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path starts at the caller's current directory, not at CRIU's."""
+    """A relative path is resolved in the caller's current directory, not in CRIU's."""
     target = spawn()
     monkeypatch.chdir(tmp_path)
     opts = CriuOpts(images_directory="relative", work_directory="work")
@@ -140,7 +142,7 @@ def test_a_relative_path(
 
 
 def test_a_dump_makes_the_images_directory(spawn: Spawn, images: Path) -> None:
-    """A missing images directory is made by the dump, readable for its owner only."""
+    """A dump creates a missing images directory, readable by its owner only."""
     target = spawn()
     before = os.umask(0)
     try:
@@ -151,7 +153,9 @@ def test_a_dump_makes_the_images_directory(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_dump_makes_no_parents(spawn: Spawn, images: Path) -> None:
-    """Only the last part of the path is made: a wrong path is more likely than a wish for many."""
+    """Only the last component of the path is created, since a missing parent is
+    probably a mistake.
+    """
     target = spawn()
     with pytest.raises(ImagesError, match=r"images_directory=.*/images does not exist") as caught:
         dump(target.pid, CriuOpts(images_directory=images / "deeper"))
@@ -161,7 +165,7 @@ def test_a_dump_makes_no_parents(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_restore_makes_nothing(images: Path) -> None:
-    """To a restore a missing images directory is a mistake in the options, and stays missing."""
+    """A restore refuses a missing images directory, and does not create it."""
     with pytest.raises(OptionError, match=r"images_directory=.*an existing directory") as caught:
         restore(CriuOpts(images_directory=images))
     assert [problem.field for problem in caught.value.problems] == ["images_directory"]
@@ -169,7 +173,7 @@ def test_a_restore_makes_nothing(images: Path) -> None:
 
 
 def test_a_missing_work_directory(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """It is refused by dump and restore before anything is touched."""
+    """Dump and restore refuse it before anything is touched."""
     target = spawn()
     opts = CriuOpts(images_directory=images, work_directory=tmp_path / "missing")
     with pytest.raises(OptionError, match=r"work_directory=.*an existing directory") as caught:
@@ -204,7 +208,7 @@ def test_what_is_no_directory(spawn: Spawn, images: Path, tmp_path: Path, field:
 
 @pytest.mark.parametrize("field", ["images_directory", "work_directory"])
 def test_a_read_only_directory(spawn: Spawn, tmp_path: Path, images: Path, field: str) -> None:
-    """A directory that cannot be written to fails as ImagesError, and the process lives on."""
+    """The dump raises ImagesError, and the process continues."""
     target = spawn()
     images.mkdir()
     (tmp_path / "work").mkdir()
@@ -224,7 +228,9 @@ def test_a_read_only_directory(spawn: Spawn, tmp_path: Path, images: Path, field
 
 
 def test_a_directory_that_cannot_be_made(spawn: Spawn, tmp_path: Path) -> None:
-    """A missing images directory on a read-only file system is refused with the field's name."""
+    """A missing images directory on a read-only file system is refused with the name of
+    the field.
+    """
     target = spawn()
     with tmpfs(tmp_path / "mount") as mount:
         make_read_only(mount)
@@ -238,7 +244,7 @@ def test_a_directory_that_cannot_be_made(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_read_only_images_are_enough_to_restore(spawn: Spawn, tmp_path: Path, work: Path) -> None:
-    """A restore only reads the images; with a work directory they may be on a read-only mount."""
+    """A restore only reads the images; with a work directory they can be on a read-only mount."""
     target = spawn()
     with tmpfs(tmp_path / "mount") as mount:
         opts = CriuOpts(images_directory=mount / "images", work_directory=work)
@@ -252,7 +258,7 @@ def test_read_only_images_are_enough_to_restore(spawn: Spawn, tmp_path: Path, wo
 
 
 def test_a_full_disk(spawn: Spawn, tmp_path: Path) -> None:
-    """Where the images do not fit, the dump fails as ImagesError and the process lives on."""
+    """If the images do not fit, the dump raises ImagesError, and the process continues."""
     target = spawn(HEAVY)
     with tmpfs(tmp_path / "small", "2m") as small:
         opts = CriuOpts(images_directory=small / "images")

@@ -1,4 +1,4 @@
-"""What doctor says of this machine, of poorer ones, and of a CRIU that is missing or too old."""
+"""doctor on this machine, with fewer rights, and with a CRIU that is missing or too old."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def here() -> Any:
-    """What doctor says here, asked once."""
+    """The findings of doctor on this machine, read once."""
     return doctor()
 
 
 def test_what_is_right_here(here: Any) -> None:
-    """It agrees with what the verbs say: releases, CRIU's check, features, rights."""
+    """Its findings agree with the results of other calls: releases, CRIU's check,
+    features, rights.
+    """
     assert here.of("criu").message.startswith(str(version()))
     assert here.of("libcriu").message == str(libcriu_version())
     assert here.of("check").severity in (Severity.GOOD, Severity.NOTE)
@@ -58,7 +60,7 @@ def test_what_is_right_here(here: Any) -> None:
 
 
 def test_each_feature_is_answered(here: Any) -> None:
-    """CRIU 4.2 knows every feature that it is asked for, and says of each whether it is there."""
+    """CRIU 4.2 knows every feature in the request, and reports whether the kernel has it."""
     if version() < Version(major=4, minor=2):
         pytest.skip(f"CRIU {version()} knows fewer features")
     asked = {finding.id for finding in here.findings if finding.group == "feature"}
@@ -71,7 +73,7 @@ def test_each_feature_is_answered(here: Any) -> None:
 
 
 def test_every_finding_can_be_used(here: Any) -> None:
-    """Each has an id of its own and words; what is not good says what it costs and what to do."""
+    """Each has a unique id and text; one that is not good has its costs and cure."""
     ids = [finding.id for finding in here.findings]
     assert len(ids) == len(set(ids))
     for finding in here.findings:
@@ -83,7 +85,7 @@ def test_every_finding_can_be_used(here: Any) -> None:
 
 
 def test_as_data_and_as_text(here: Any) -> None:
-    """It goes through JSON, and reads as text: what is lost, not the good features."""
+    """It can be converted to JSON; the text lists problems, not the good features."""
     message = json.loads(json.dumps(here.to_dict()))
     assert message["severity"] == str(here.severity)
     assert len(message["findings"]) == len(here.findings)
@@ -95,7 +97,7 @@ def test_as_data_and_as_text(here: Any) -> None:
 
 
 def test_no_criu(tmp_path: Path) -> None:
-    """A missing program stops everything, and the other checks still run."""
+    """A missing program is a finding that stops everything, and the other checks are still made."""
     result = doctor(Worker(program=tmp_path / "criu"))
     assert result.severity is Severity.STOPS
     assert result.of("criu").severity is Severity.STOPS
@@ -119,7 +121,7 @@ def test_a_criu_that_is_too_old() -> None:
 
 @pytest.mark.skipif(not os.path.exists(OLDER["4.1"]), reason="there is no CRIU 4.1 here")
 def test_a_criu_that_does_not_fit_the_kernel() -> None:
-    """CRIU before 4.2 fails on sockets with Linux 6.16 and later; and libcriu is younger."""
+    """CRIU before 4.2 fails with sockets on Linux 6.16 and later; libcriu is newer."""
     findings = {finding.id: finding for finding in program.look(Worker(program=OLDER["4.1"]))}
     new = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
     assert findings["fit-kernel"].severity is (Severity.WARNING if new else Severity.GOOD)
@@ -128,7 +130,7 @@ def test_a_criu_that_does_not_fit_the_kernel() -> None:
 
 
 def test_a_socket_is_not_asked() -> None:
-    """It serves one request, which is not doctor's to take."""
+    """A socket serves one request, which doctor does not use up."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         result = doctor(Socket(ours))
@@ -139,7 +141,7 @@ def test_a_socket_is_not_asked() -> None:
 
 
 def test_a_configuration_file_that_interferes(tmp_path: Path) -> None:
-    """It is named, with what it sets."""
+    """The file and its options are reported."""
     (tmp_path / ".criu").mkdir()
     (tmp_path / ".criu/default.conf").write_text("tcp-close\nghost-limit 3\n")
     via = Worker(env={"HOME": str(tmp_path)})
@@ -151,7 +153,7 @@ def test_a_configuration_file_that_interferes(tmp_path: Path) -> None:
 
 
 def test_a_poorer_place(tmp_path: Path) -> None:
-    """Fewer capabilities, no iptables, read-only cgroups and settings: each is told."""
+    """Fewer capabilities, no iptables, read-only cgroups and settings are each reported."""
     code = textwrap.dedent(f"""
         import json, sys
         from pycriu_native import Worker
@@ -188,7 +190,7 @@ def test_a_poorer_place(tmp_path: Path) -> None:
 
 
 def test_a_filter_of_our_system_calls() -> None:
-    """A process under seccomp is told what that means."""
+    """A process under seccomp gets a finding with the effect."""
     code = textwrap.dedent("""
         import ctypes, struct
         from pycriu_native.diagnostics.doctor import rights
@@ -213,7 +215,7 @@ def test_a_filter_of_our_system_calls() -> None:
 
 
 def files(monkeypatch: pytest.MonkeyPatch, module: Any, **contents: str) -> None:
-    """Have some files of /proc and /sys say this; the rest is as it is."""
+    """Replace the contents of some files of /proc and /sys."""
     real: Callable[[str], str] = module.read
     known = {name.replace("__", "/"): text for name, text in contents.items()}
 
@@ -252,7 +254,7 @@ def files(monkeypatch: pytest.MonkeyPatch, module: Any, **contents: str) -> None
 def test_security_modules(
     monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], severity: Severity
 ) -> None:
-    """Each is told from what it writes to its files."""
+    """Each module is detected from its files."""
     files(monkeypatch, rights, **contents)
     [result] = [finding for finding in rights.look() if finding.id == id]
     assert result.severity is severity
@@ -269,14 +271,14 @@ def test_security_modules(
 def test_settings(
     monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], severity: Severity
 ) -> None:
-    """Each is told from its file."""
+    """Each setting is read from its file."""
     files(monkeypatch, system, **contents)
     [result] = [finding for finding in system.look(Worker()) if finding.id == id]
     assert result.severity is severity
 
 
 def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without CAP_SYS_RESOURCE lazy pages need larger ones, and the command is named."""
+    """Without CAP_SYS_RESOURCE lazy pages need larger pipes, and the command is named."""
     files(monkeypatch, system, **{"pipe-max-size": "1048576\n"})
     monkeypatch.setattr(system, "status_of", lambda pid: {"CapEff": "0"})
     result = system._pipe_size()
@@ -285,14 +287,14 @@ def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> Finding:
-    """What is said of a cache at this place."""
+    """The finding about a cache in this directory."""
     monkeypatch.setattr(program, "CACHE", str(path))
     monkeypatch.setattr(program, "TMPFS_OF", tmpfs)
     return program._cache(boot_time() + 1, Worker())
 
 
 def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Kept, absent, stale, or something else: by its age and its first word."""
+    """A cache is stored, absent, stale or invalid, by its age and first bytes."""
     path = tmp_path / "criu.kdat"
     assert "absent" in cache(monkeypatch, path).message
     path.write_bytes(struct.pack("=I", program.CACHE_MAGIC) + bytes(400))
@@ -311,7 +313,7 @@ def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_where_the_cache_is_kept(tmp_path: Path) -> None:
-    """On a tmpfs CRIU keeps it, and doctor finds it so."""
+    """CRIU stores it on a tmpfs, and doctor finds it."""
     code = (
         "from pycriu_native import Worker\n"
         "from pycriu_native.diagnostics.doctor import program\n"
@@ -331,7 +333,7 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:
-    """Importing the package does not bring it along."""
+    """``import pycriu_native`` does not import it."""
     code = (
         "import sys, pycriu_native\n"
         "assert not any('diagnostics.doctor' in name for name in sys.modules)\n"
@@ -345,7 +347,7 @@ READ_ONLY = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sy
 
 
 def doctor_in(*words: str, setup: str = "true") -> dict[str, dict[str, Any]]:
-    """The findings, and ``""`` with the whole, of a process that these words start."""
+    """The findings, and with the key "" the summary, of a process with this command prefix."""
     code = "import json, pycriu_native; print(json.dumps(pycriu_native.doctor().to_dict()))"
     message = subprocess.run(
         [*words, "sh", "-ec", f'{setup}; exec "$@"', "sh", sys.executable, "-c", code],
@@ -357,8 +359,9 @@ def doctor_in(*words: str, setup: str = "true") -> dict[str, dict[str, Any]]:
     return {"": result, **{finding["id"]: finding for finding in result["findings"]}}
 
 
+@pytest.mark.cures("check-last-pid")
 def test_sysctls_that_are_read_only(spawn: Spawn, images: Path) -> None:
-    """CRIU's check does not accept a read-only /proc/sys, and calls do."""
+    """CRIU's check fails with a read-only /proc/sys, but calls work."""
     own = ("unshare", "--mount", "--propagation=private")
     result = doctor_in(*own, setup=READ_ONLY)
     assert result[""]["severity"] == "warning"
@@ -377,7 +380,7 @@ def test_sysctls_that_are_read_only(spawn: Spawn, images: Path) -> None:
 
 
 def test_without_rights() -> None:
-    """One cause, and its cure; what CRIU cannot test is not called lacking."""
+    """One cause with its cure; features that CRIU cannot test are not reported as missing."""
     result = doctor_in("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     bad = {name: each for name, each in result.items() if each["severity"] in ("warning", "stops")}
     assert {"check", "capability:CAP_SYS_ADMIN"} <= set(bad)
@@ -388,7 +391,7 @@ def test_without_rights() -> None:
 
 
 def test_in_a_user_namespace() -> None:
-    """What the option ``unprivileged`` makes possible is possible."""
+    """Checkpoints with ``unprivileged`` are reported as possible."""
     result = doctor_in("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
     assert result["check"]["options"] == ["unprivileged"]
     assert result[""]["severity"] == "warning"

@@ -44,14 +44,14 @@ while True:
 
 @pytest.fixture
 def heard(tmp_path: Path) -> Path:
-    """Where the programs write."""
+    """The output file of the programs."""
     path = tmp_path / "heard"
     path.touch()
     return path
 
 
 def _moved(program: str, heard: Path, images: Path, *arguments: str) -> Iterator[list[str]]:
-    """Dump and restore it while its timer is due, and give what it writes, at each look."""
+    """Dump and restore the program while its timer is due; yields its output at each check."""
     null = subprocess.DEVNULL
     process = subprocess.Popen(
         [sys.executable, "-c", program, heard, *arguments],
@@ -80,7 +80,7 @@ def _moved(program: str, heard: Path, images: Path, *arguments: str) -> Iterator
 def test_a_periodic_timer_fires_on(
     program: str, arguments: tuple[str, ...], heard: Path, images: Path
 ) -> None:
-    """It was due at the dump, and fires on after the restore."""
+    """A timer that was due at the dump fires again after the restore."""
     looks = _moved(program, heard, images, *arguments)
     try:
         eventually(lambda: len(next(looks)) > 20, "twenty expiries")
@@ -89,7 +89,9 @@ def test_a_periodic_timer_fires_on(
 
 
 def test_a_timer_that_fires_once(heard: Path, images: Path) -> None:
-    """Its expiry that was not read is read after the restore, and it fires no second time."""
+    """An expiration that was not read is read after the restore, and the timer does not
+    fire again.
+    """
     looks = _moved(TIMERFD, heard, images, "1000000", "0")
     try:
         eventually(lambda: next(looks), "its expiry")

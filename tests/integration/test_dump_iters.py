@@ -1,4 +1,4 @@
-"""``dump_iters``: rounds of pre-dumps until the caller, or a policy, says that it is enough."""
+"""``dump_iters``: rounds of pre-dumps until a callback ends them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE = mmap.PAGESIZE
 
 
 def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
-    """It is told of each round once that is on disk, and the process runs meanwhile."""
+    """It is called after each round is on disk, while the process runs."""
     target = spawn(WRITER)
     message: list[tuple[int, int]] = []
 
@@ -53,7 +53,7 @@ def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
 
 
 def test_until_steady(spawn: Spawn, images: Path) -> None:
-    """The policy goes on after the first round, and stops when rounds shrink no more."""
+    """The default policy continues after the first round, and ends when rounds no longer shrink."""
     target = spawn(WRITER)
     steady = ShrinkingRounds(enough=0)
     result = dump_iters(target.pid, CriuOpts(images_directory=images), steady)
@@ -70,7 +70,7 @@ def test_until_steady(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_quiet_process(spawn: Spawn, images: Path) -> None:
-    """Little changes, so the default policy ends after few rounds."""
+    """With few changes, the default policy ends after few rounds."""
     target = spawn("memory = bytearray(b'memory!!') * 2**20\nserve(sum=lambda: sum(memory))")
     total = target.ask("sum")
     result = dump_iters(target.pid, CriuOpts(images_directory=images, pre_dump_mode="read"))
@@ -83,7 +83,7 @@ def test_a_quiet_process(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_callback_that_raises(spawn: Spawn, images: Path) -> None:
-    """Its exception comes out as itself; the process runs on, and the rounds stay on disk."""
+    """Its exception is raised unchanged; the process continues, and the rounds remain on disk."""
     target = spawn(WRITER)
 
     def should_continue(round: Round) -> bool:
@@ -99,7 +99,7 @@ def test_a_callback_that_raises(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_process_that_ends_between_rounds(spawn: Spawn, images: Path) -> None:
-    """The next round says so, and the rounds before it stay on disk."""
+    """The next round reports it, and earlier rounds remain on disk."""
     target = spawn()
 
     def should_continue(round: Round) -> bool:

@@ -1,4 +1,4 @@
-"""Dump and restore of a process that has something to lose, checked from inside and outside."""
+"""Dump and restore of a process with many kinds of state, checked from inside and outside."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
 
 
 def test_leave_running(spawn: Spawn, images: Path) -> None:
-    """With leave_running the process goes on, and no step of it is lost."""
+    """With leave_running the process continues, and no step of its work is lost."""
     target = spawn()
     ticks = target.ask("ticks")
     result = dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
@@ -107,7 +107,7 @@ def test_leave_running(spawn: Spawn, images: Path) -> None:
 
 
 def test_gone_tells_whether_the_pid_is_free(spawn: Spawn, images: Path) -> None:
-    """A zombie child of ours keeps its pid, and the result of the dump says so."""
+    """A zombie child of the caller keeps its pid, as the result of the dump reports."""
     target = spawn()
     result = dump(target.pid, CriuOpts(images_directory=images))
     assert not result.pid_free
@@ -121,7 +121,9 @@ def test_gone_tells_whether_the_pid_is_free(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_parent_that_does_not_reap(spawn: Spawn, images: Path) -> None:
-    """The wait for another process's zombie is an argument, and the result has its length."""
+    """The wait for another process's zombie is limited by an argument, and the result has its
+    length.
+    """
     parent = spawn("""
         import os
         child = os.fork()
@@ -141,7 +143,9 @@ def test_a_parent_that_does_not_reap(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: Path) -> None:
-    """The system's reaper is waited for: the pid of a process that is no child of ours is free."""
+    """The call waits until init reaps it: the pid of a process that is not a child of the caller is
+    free.
+    """
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
@@ -154,7 +158,7 @@ def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: P
 
 
 def test_a_pid_that_is_taken(spawn: Spawn, images: Path) -> None:
-    """A restore beside the running original is refused; the images stay whole."""
+    """A restore while the original runs is refused; the images are unchanged."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
@@ -167,7 +171,7 @@ def test_a_pid_that_is_taken(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_process_that_is_gone(images: Path) -> None:
-    """A pid that nobody has is ProcessLookupError."""
+    """An unused pid raises ProcessLookupError."""
     pid = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
     with pytest.raises(NoSuchProcessError) as caught:
         dump(pid, CriuOpts(images_directory=images))
@@ -176,7 +180,7 @@ def test_a_process_that_is_gone(images: Path) -> None:
 
 
 def test_images_that_are_missing(tmp_path: Path) -> None:
-    """An empty directory has nothing to restore."""
+    """A restore of an empty directory is refused."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImagesError) as caught:
         restore(CriuOpts(images_directory=tmp_path / "empty"))
@@ -184,7 +188,7 @@ def test_images_that_are_missing(tmp_path: Path) -> None:
 
 
 def test_a_hundred_times(orphans: None, spawn: Spawn, images: Path) -> None:
-    """One process, dumped and restored a hundred times: nothing is lost, and nothing leaks.
+    """One process is dumped and restored a hundred times: its state is kept, and nothing leaks.
 
     (The fixture compares descriptors, children and threads before and after.)
     """

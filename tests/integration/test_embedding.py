@@ -1,8 +1,8 @@
-"""Living inside other programs: forks, threads, strange signals, closed descriptors, exits.
+"""The library in other programs: forks, threads, unusual signals, closed descriptors, exits.
 
-An embedder is a program that has its own ideas: a server that forks workers, an init that
-reaps every child, a daemon whose first three descriptors are closed. Each test is a short
-embedder in a process of its own, with a target beside it that must come to no harm.
+Examples are a server that forks workers, an init that reaps every child, and a daemon without its
+first three descriptors. Each test is a short program in a separate process, with a target that must
+remain intact.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def round_trip(pid, images):
 
 
 def start(here: Path, program: str, *arguments: object) -> subprocess.Popen[bytes]:
-    """Start an embedder, which begins with START and may ``tell``."""
+    """Start an embedding program, which begins with START and can call ``tell``."""
     with open(here / "stderr", "wb") as errors:
         return subprocess.Popen(
             [sys.executable, "-c", START + textwrap.dedent(program), here, *map(str, arguments)],
@@ -69,7 +69,7 @@ def start(here: Path, program: str, *arguments: object) -> subprocess.Popen[byte
 
 @pytest.fixture
 def embed(tmp_path: Path) -> Iterator[Embed]:
-    """Start embedders in the test's directory; whatever happens, none is left."""
+    """Start embedding programs in the test's directory; all of them are ended after the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def embed_one(program: str, *arguments: object) -> subprocess.Popen[bytes]:
@@ -83,7 +83,7 @@ def embed(tmp_path: Path) -> Iterator[Embed]:
 
 
 def told(here: Path, process: subprocess.Popen[bytes]) -> Any:
-    """What an embedder that ends well has told."""
+    """The values that an embedding program printed, after its successful end."""
     status = process.wait(3 * PATIENCE)
     errors = (here / "stderr").read_text()
     assert status == 0, errors
@@ -93,9 +93,9 @@ def told(here: Path, process: subprocess.Popen[bytes]) -> Any:
 
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 def test_multiprocessing(spawn: Spawn, embed: Embed, tmp_path: Path, method: str) -> None:
-    """A worker of a process pool dumps with options that were pickled, and so is the result.
+    """A worker of a process pool dumps with pickled options, and its result is pickled.
 
-    The parent has made calls before, as one that was forked would notice.
+    The parent has made calls before the fork.
     """
     target = spawn()
     program = """
@@ -120,7 +120,7 @@ def test_multiprocessing(spawn: Spawn, embed: Embed, tmp_path: Path, method: str
 
 
 def test_after_a_fork(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
-    """Parent and child both go on making calls after ``os.fork``."""
+    """Parent and child both make calls after ``os.fork``."""
     target = spawn()
     program = """
         assert round_trip(int(sys.argv[2]), HERE / "before")
@@ -135,7 +135,7 @@ def test_after_a_fork(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
 
 
 def test_a_fork_in_mid_call(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
-    """A child forked while a call runs has its descriptors too, and the call ends all the same."""
+    """A child that is forked during a call inherits its descriptors; the call ends nevertheless."""
     target = spawn()
     program = """
         import signal, time, warnings
@@ -198,7 +198,7 @@ def test_a_default_timeout_of_sockets(spawn: Spawn, embed: Embed, tmp_path: Path
 
 
 def test_threads(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
-    """Calls run at the same time on threads that are not the main one, each with its own hook."""
+    """Calls run concurrently on threads other than the main one, each with its own hook."""
     targets = [spawn() for _ in range(3)]
     program = """
         from concurrent.futures import ThreadPoolExecutor
@@ -251,7 +251,7 @@ REAPERS = {
 def test_an_embedder_that_reaps_all(
     spawn: Spawn, embed: Embed, tmp_path: Path, reaper: str
 ) -> None:
-    """Somebody else has collected the worker's end: success and failure are what they were."""
+    """Another part of the program has reaped the worker; the results of calls are the same."""
     target = spawn()
     program = (
         "import signal, time"
@@ -278,7 +278,9 @@ def test_an_embedder_that_reaps_all(
 def test_restored_children_of_an_embedder_that_reaps_all(
     spawn: Spawn, embed: Embed, tmp_path: Path
 ) -> None:
-    """restore_child works there; the exit status goes to who reaps, so ``wait`` has None."""
+    """restore_child works; another part of the program reads the exit status, so ``wait`` returns
+    None.
+    """
     target = spawn()
     program = (
         "import signal, time"
@@ -308,9 +310,9 @@ def test_restored_children_of_an_embedder_that_reaps_all(
 def test_closed_standard_descriptors(
     spawn: Spawn, embed: Embed, tmp_path: Path, closed: tuple[int, ...]
 ) -> None:
-    """Where 0 to 2 are free, what a call opens gets these numbers; nothing is mixed up.
+    """If 0 to 2 are closed, descriptors of a call get these numbers without any mix-up.
 
-    The worker sees nothing of it: its standard input is /dev/null, never a file of the call's.
+    The standard input of the worker is /dev/null, never a file of the call.
     """
     target = spawn()
     program = """
@@ -333,10 +335,10 @@ def test_closed_standard_descriptors(
 
 
 def test_few_descriptors(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
-    """At any limit a call works, or fails with an OSError and gives back what it had opened.
+    """With any limit a call works, or fails with an OSError and closes its descriptors.
 
-    The limit is the embedder's: CRIU gets what the hard limit allows, and so can save a process
-    that has more open than the embedder may.
+    The limit is that of the program: CRIU gets the hard limit, so it can save a process with more
+    open files.
     """
     target = spawn("files = [open('/dev/null') for _ in range(100)]\nserve()")
     program = """
@@ -369,7 +371,7 @@ def test_few_descriptors(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
 
 
 def test_a_subinterpreter(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
-    """One that shares the main interpreter's lock (as those of web servers do) works."""
+    """A subinterpreter that shares the lock of the main interpreter (as in web servers) works."""
     target = spawn()
     program = """
         import _xxsubinterpreters as interpreters
@@ -399,7 +401,9 @@ def test_a_subinterpreter(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
 
 
 def test_an_isolated_subinterpreter(embed: Embed, tmp_path: Path) -> None:
-    """Refused in words: on import (Python 3.12 and later), or by the first call (3.11)."""
+    """It is refused with a message: on import (Python 3.12 and later), or by the first
+    call (3.11).
+    """
     program = """
         import _xxsubinterpreters as interpreters
 
@@ -446,7 +450,9 @@ HELD = """
 def test_exit_during_a_call(
     spawn: Spawn, embed: Embed, tmp_path: Path, leave_running: bool
 ) -> None:
-    """The interpreter waits for a call on a thread that it waits for; the call is complete."""
+    """At exit the interpreter waits for a call on a non-daemon thread, and the call is
+    completed.
+    """
     target = spawn()
     process = embed(HELD, target.pid, "post-dump", leave_running, "thread")
     try:
@@ -468,9 +474,8 @@ def test_exit_during_a_call(
 def test_an_end_that_does_not_wait(
     spawn: Spawn, embed: Embed, tmp_path: Path, action: str, how: str
 ) -> None:
-    """With a daemon thread the interpreter just ends, killed it ends at once: CRIU undoes it.
-
-    The process was frozen in the middle of its dump, and runs on.
+    """With a daemon thread, or after SIGKILL, the program ends at once: CRIU undoes the dump, and
+    the process continues.
     """
     target = spawn()
     process = embed(HELD, target.pid, action, False, "daemon")

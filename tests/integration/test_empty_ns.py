@@ -1,10 +1,10 @@
-"""empty_ns: the network stays the host's business: not saved, and filled by a hook on restore.
+"""empty_ns: the network namespace is saved without contents, and a hook configures it on restore.
 
-A dump with ``empty_ns="net"`` saves that the container has a network namespace, and nothing
-of what is in it, so devices that CRIU cannot save are no obstacle. A restore with it makes a
-namespace that has only a loopback device, down, whatever the images say. Whoever runs the
-container (a CNI plugin, a runtime) fills it from the ``setup-namespaces`` hook, which gets the
-first process's pid in ``Notification.pid`` and runs while nothing of the container does.
+A dump with ``empty_ns="net"`` saves that the container has a network namespace, but not its
+contents, so that devices that CRIU cannot save are no obstacle. A restore with it creates a
+namespace with only a loopback device, which is down, independent of the images. The program that
+runs the container (a CNI plugin, a runtime) configures it in the ``setup-namespaces`` hook, which
+gets the pid of the first process in ``Notification.pid``, before the container runs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _ip(*words: str) -> None:
 
 
 def _fill(pid: int) -> None:
-    """What a container runtime does to a new network namespace."""
+    """Configure a new network namespace, as a container runtime does."""
     inside = ["nsenter", f"--target={pid}", "--net"]
     _ip("link", "add", OUTER, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
     _ip("addr", "add", f"{HOST}/24", "dev", OUTER)
@@ -87,7 +87,7 @@ def _links(box: Container) -> dict[str, bool]:
 
 
 def _add_unsavable(box: Container) -> None:
-    """A device of a kind that CRIU cannot rebuild, of those that this kernel has."""
+    """Add a device that CRIU cannot save, of a kind that this kernel has."""
     kinds = ("vxlan id 5 dstport 0", "dummy", "ifb")
     for kind in kinds:
         try:
@@ -111,7 +111,7 @@ def _restoring(box: Container, images: Path, **options: Any) -> CriuOpts:
 
 
 def test_a_hook_fills_the_namespace(box: Container, images: Path) -> None:
-    """The hook finds an empty namespace by the pid it is given; then the server serves again."""
+    """The hook gets the pid in the empty namespace; then the server accepts connections again."""
     _dumped(box, images, empty_ns="net")
     results: list[dict[str, bool]] = []
 
@@ -131,7 +131,7 @@ def test_a_hook_fills_the_namespace(box: Container, images: Path) -> None:
 
 
 def test_nobody_fills_it(box: Container, images: Path) -> None:
-    """Without a hook the container runs, and its network stays empty."""
+    """Without a hook the container runs, and its network is empty."""
     _dumped(box, images, empty_ns="net")
     box.pid = restore(_restoring(box, images, empty_ns="net")).pid
     assert _links(box) == {"lo": False}
@@ -139,8 +139,8 @@ def test_nobody_fills_it(box: Container, images: Path) -> None:
 
 
 def test_a_restore_without_it_rebuilds_the_network(box: Container, images: Path) -> None:
-    """Images that hold a network: without the option CRIU wants to know where its outer ends
-    go; with it the same images come back with an empty network.
+    """For images with network devices, a restore without the option needs their external ends; with
+    the option the same images are restored with an empty network.
     """
     _dumped(box, images)
     assert list(images.glob("netdev-*.img"))
@@ -152,7 +152,9 @@ def test_a_restore_without_it_rebuilds_the_network(box: Container, images: Path)
 
 
 def test_a_device_that_cannot_be_saved(box: Container, images: Path) -> None:
-    """A dump that meets one is refused and names empty_ns; with the option it is left out."""
+    """A dump with such a device is refused and names empty_ns; with the option the device is left
+    out.
+    """
     _add_unsavable(box)
     plain = CriuOpts(images_directory=images, external=box.given_on_dump)
     with pytest.raises(CriuError, match="empty_ns") as caught:
@@ -166,6 +168,6 @@ def test_a_device_that_cannot_be_saved(box: Container, images: Path) -> None:
 
 
 def test_other_namespaces_are_refused(images: Path) -> None:
-    """CRIU knows the network namespace only, and says nothing when it refuses another."""
+    """CRIU supports only the network namespace here; it refuses another one without a message."""
     with pytest.raises(OptionError, match="empty_ns"):
         CriuOpts(images_directory=images, empty_ns=0x08000000)

@@ -1,14 +1,14 @@
-"""Mounts from outside: a container's volumes are not saved, but found or named again.
+"""External mounts: volumes of a container are not saved, but detected or named.
 
-A bind mount of the host's is no business of the images. A dump has to know it, or is refused;
-there are three ways, and a restore has to use the same:
+The images do not contain a bind mount of the host. A dump with an unknown one is refused. There are
+three ways to declare it, and the restore has to use the same one:
 
-* ``external=["mnt[/data]:data"]`` gives the mount at /data a name; on restore
-  ``external=["mnt[data]:/host/path"]`` says what it is there, which may be something else
+* ``external=["mnt[/data]:data"]`` names the mount at /data; in the restore
+  ``external=["mnt[data]:/host/path"]`` has the path to mount there, which can be another one
 * ``ext_mounts=[("/data", "data")]`` and ``ext_mounts=[("data", "/host/path")]``, the old form
-* ``auto_ext_mnt=True``: CRIU finds such mounts by itself, and mounts the same paths again; those
-  whose changes come from the host (slaves) need ``ext_masters=True`` on dump, those that share
-  changes with it need ``ext_sharing=True``
+* ``auto_ext_mnt=True``: CRIU detects such mounts, and mounts the same paths again; mounts that
+  receive propagation from the host (slaves) need ``ext_masters=True`` in the dump, those that are
+  shared with it ``ext_sharing=True``
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ READS = """
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A directory of the host's."""
+    """A directory of the host."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("one")
     return tmp_path / "data"
@@ -46,7 +46,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def box(tmp_path: Path, data: Path) -> Iterator[Container]:
-    """A container with that directory at /data, and others of the host's."""
+    """A container with that directory at /data, and other directories of the host."""
     with container(tmp_path / "box", READS, binds={"/data": data}) as box:
         assert box.ask("read", "file") == "one"
         yield box
@@ -58,7 +58,7 @@ def _others(given: list[str]) -> list[str]:
 
 
 def test_external(box: Container, data: Path, images: Path) -> None:
-    """Named on dump, the mount is what the restore says: the same directory, or another."""
+    """The mount is named in the dump; the restore mounts the same or another directory."""
     external = [*_others(box.given_on_dump), "mnt[/data]:data"]
     dump(box.pid, CriuOpts(images_directory=images, external=external))
     box.reap()
@@ -77,7 +77,7 @@ def test_external(box: Container, data: Path, images: Path) -> None:
 
 
 def test_ext_mounts(box: Container, images: Path) -> None:
-    """The old form does the same."""
+    """The old form has the same effect."""
     named = [(place, f"the {place}") for place in box.binds]
     dump(box.pid, CriuOpts(images_directory=images, ext_mounts=named))
     box.reap()
@@ -88,9 +88,10 @@ def test_ext_mounts(box: Container, images: Path) -> None:
     assert box.runs_on()
 
 
+@pytest.mark.cures("mnt-auto")
 @pytest.mark.parametrize("form", ["auto_ext_mnt", "external"])
 def test_auto_ext_mnt(box: Container, images: Path, form: str) -> None:
-    """Without a name for anything the mounts are found, and mounted again from the same paths."""
+    """Without names the mounts are detected, and mounted again from the same paths."""
     plain = CriuOpts(images_directory=images)
     opts = (
         replace(plain, auto_ext_mnt=True)
@@ -106,8 +107,9 @@ def test_auto_ext_mnt(box: Container, images: Path, form: str) -> None:
     assert box.runs_on()
 
 
+@pytest.mark.cures("root-mount")
 def test_a_dump_that_does_not_know_the_mount(box: Container, images: Path) -> None:
-    """It is refused, the message names the ways out, and the container runs on."""
+    """It is refused, the message names the options, and the container continues."""
     with pytest.raises(CriuError, match=r"external=.*auto_ext_mnt=True") as caught:
         dump(box.pid, CriuOpts(images_directory=images, external=_others(box.given_on_dump)))
     assert {"external", "auto_ext_mnt", "ext_mounts"} <= set(caught.value.options)
@@ -115,8 +117,9 @@ def test_a_dump_that_does_not_know_the_mount(box: Container, images: Path) -> No
     assert box.runs_on()
 
 
+@pytest.mark.cures("mnt-mapping")
 def test_a_restore_that_does_not_know_the_mount(box: Container, images: Path) -> None:
-    """It is refused as well; the images stay whole."""
+    """It is refused; the images are unchanged."""
     dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
     box.reap()
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
@@ -131,6 +134,7 @@ def test_a_restore_that_does_not_know_the_mount(box: Container, images: Path) ->
 # ---- mounts that share with the host ----
 
 
+@pytest.mark.cures("unreachable-sharing")
 @pytest.mark.parametrize("found", [{"auto_ext_mnt": True}, {"external": ["mnt[]"]}])
 @pytest.mark.parametrize(
     ("propagation", "mark", "field"),
@@ -145,7 +149,9 @@ def test_mounts_that_share_with_the_host(
     field: str,
     found: dict[str, Any],
 ) -> None:
-    """A found mount that is a slave of the host's, or shared with it, needs a word on dump."""
+    """A detected mount that is a slave of the host's or shared with it needs an option
+    in the dump.
+    """
     with mount_point(data):
         subprocess.run(["mount", "--make-shared", data], check=True)
         with container(
@@ -168,7 +174,7 @@ def test_mounts_that_share_with_the_host(
 
 
 def _sharing(box: Container) -> str:
-    """How the mount at /data shares, in the words of /proc/PID/mountinfo."""
+    """The propagation of the mount at /data, as in /proc/PID/mountinfo."""
     lines = Path(f"/proc/{box.pid}/mountinfo").read_text().splitlines()
     (result,) = [line for line in lines if line.split()[4] == "/data"]
     return " ".join(result.split(" - ")[0].split()[6:])

@@ -1,16 +1,16 @@
-"""What a user learns from a dump that fails: the cause in plain words, and what cures it.
+"""Failed dumps: the exception has the cause, and the cure works.
 
-Each case below is a real failure. The error must be of the right class, name the cause and the
-cure, and list the best option first; then the cure is applied, and the same call succeeds. On
-the way:
+Each case below is a real failure. The exception must have the right class, name the cause and the
+cure, and list the best option first; then the cure is applied, and the same call succeeds. In
+addition:
 
-* preflight has said beforehand that the dump would fail, or which options it needs,
-* the process runs on after the failed dump,
-* the choice is the same with CRIU's longest log, in which many lines only look like errors,
+* preflight has predicted the failure, or named the required options,
+* the process continues after the failed dump,
+* the diagnosis is the same with CRIU's longest log, in which many lines only look like errors,
 * nothing is printed.
 
-The words are those of ``known_failures.json``: ``tests/unit/test_failures.py`` looks at the table,
-and ``test_restore_failures.py`` does for restores what is done for dumps here.
+The texts are in ``known_failures.json``: ``tests/unit/test_failures.py`` checks the table, and
+``test_restore_failures.py`` has the same tests for restores.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ CLOSES = """
 
 @functools.cache
 def why_not(thing: str) -> str:
-    """Why this machine does not let anybody open this, or nothing."""
+    """Why this machine cannot open this file; None if it can."""
     program = textwrap.dedent(OPENS.format(thing=thing, numbers=NUMBERS))
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if told.returncode == 0:
@@ -111,7 +111,7 @@ def why_not(thing: str) -> str:
 
 
 def has_open(at: Site, thing: str) -> Target:
-    """A process that has this open; the cure is to have it closed."""
+    """A process with this file open; the cure is to close it."""
     if reason := why_not(thing):
         pytest.skip(f"{thing}: {reason}")
     target = at.spawn(OPENS.format(thing=thing, numbers=NUMBERS) + CLOSES)
@@ -217,7 +217,7 @@ def deleted_file_with_another_name(at: Site) -> Target:
 
 @dump_fails("no mount of its mount namespace", "close it", "external", "inherit_fds")
 def file_from_outside_of_the_mount_namespace(at: Site) -> Target:
-    """``unshare --mount`` copies all mounts, but what was open stays on the old ones."""
+    """``unshare --mount`` copies all mounts, but open files remain on the old ones."""
     return at.spawn(prefix=["unshare", "--mount"])
 
 
@@ -248,7 +248,7 @@ def io_uring(at: Site) -> Target:
 
 @dump_fails("uses io_uring", "kernel.io_uring_disabled=2")
 def io_uring_that_is_mapped(at: Site) -> Target:
-    """CRIU looks at mappings before descriptors, and prints a consequence with an option."""
+    """CRIU examines mappings before descriptors, and prints an error about an option."""
     if reason := why_not(RING):
         pytest.skip(f"io_uring: {reason}")
     target = at.spawn(f"""
@@ -280,7 +280,7 @@ def perf_event(at: Site) -> Target:
 
 @dump_fails("has a device open", "make the program close it")
 def device(at: Site) -> Target:
-    """One that there is on every Linux, and that keeps state in the kernel."""
+    """A device that exists on every Linux and has state in the kernel."""
     with contextlib.suppress(FileExistsError):
         os.mknod(at.directory / "device", stat.S_IFCHR | 0o600, os.makedev(10, 237))
     return has_open(at, f"os.open({str(at.directory / 'device')!r}, os.O_RDONLY)")
@@ -307,6 +307,20 @@ def sysv_shared_memory(at: Site) -> Target:
     return target
 
 
+@dump_fails("longer than the 4095 bytes", "make the process leave that directory")
+def directory_with_a_long_path(at: Site) -> Target:
+    target = at.spawn("""
+        import os
+        os.chdir(HERE)
+        for _ in range(30):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+        serve(leave=lambda: os.chdir("/"))
+    """)
+    at.cure = lambda: target.ask("leave")
+    return target
+
+
 # ---- terminals and sessions ----
 
 
@@ -317,7 +331,7 @@ def started_from_a_shell(at: Site) -> Target:
 
 @dump_fails("outside of its pid namespace", "in a new session")
 def led_from_outside(at: Site) -> Target:
-    """In our session, the first process of a pid namespace sees none."""
+    """Its session leader is outside of the pid namespace."""
     target = at.spawn(
         "import os\nserve(lead=os.setsid)",
         prefix=["unshare", "--pid", "--fork"],
@@ -343,7 +357,7 @@ def terminal_that_is_held_outside(at: Site) -> Target:
 
 @dump_fails("session outside of the dumped tree", "shell_job=True", "shell_job")
 def terminal_of_a_shell(at: Site) -> Target:
-    """A job of a shell: the terminal is the shell's session's."""
+    """A job of a shell: its terminal belongs to the shell's session."""
     master, slave = os.openpty()
     at.held.callback(os.close, master)
     try:
@@ -359,7 +373,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def traced(pid: int) -> Iterator[Callable[[], None]]:
-    """Be a debugger of this process; yields what lets it go."""
+    """Trace this process; yields a function that detaches."""
 
     def trace(request: int) -> None:
         if libc.ptrace(request, pid, None, None):
@@ -499,14 +513,14 @@ def freeze_cgroup_that_is_none(at: Site) -> Target:
 @dump_fails("cannot be reached", "start it before the dump", "page_server")
 def page_server_that_is_not_there(at: Site) -> Target:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        at.options["page_server"] = server.getsockname()  # nobody listens there any more
+        at.options["page_server"] = server.getsockname()  # the listener is closed
     at.cure = {"page_server": None}
     return at.spawn()
 
 
 @dump_fails("cannot be reached", "page_server", "page_server", error=WorkerDiedError)
 def page_server_without_an_address(at: Site) -> Target:
-    """CRIU aborts itself; what it had said is told all the same."""
+    """CRIU aborts; its earlier messages are reported nevertheless."""
     at.options["page_server"] = PageServer("nowhere.invalid", 1, clear_text=True)
     at.cure = {"page_server": None}
     return at.spawn()
@@ -615,6 +629,31 @@ def netlink_with_messages(at: Site) -> Target:
         line.send(struct.pack("=IHHIIB3x12x", 32, 18, 0x301, 1, 0, 0))  # all links, please
         serve(close=line.close)
     """)
+
+
+@dump_fails("multicast group above 32", "NETLINK_DROP_MEMBERSHIP")
+def netlink_group_above_32(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        line.bind((0, 0))
+        line.setsockopt(270, 1, 35)  # NETLINK_ADD_MEMBERSHIP
+        serve(leave=lambda: line.setsockopt(270, 2, 35))
+    """)
+    at.cure = lambda: target.ask("leave")
+    return target
+
+
+@dump_fails("group without being bound", "make the program bind the socket")
+def netlink_group_of_an_unbound_socket(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        line.setsockopt(270, 1, 5)
+        serve(bind=lambda: line.bind((0, 0)))
+    """)
+    at.cure = lambda: target.ask("bind")
+    return target
 
 
 @dump_fails("has data, or", "make the program accept it", since="4.1")
@@ -750,7 +789,7 @@ def processes_that_share_memory(at: Site) -> Target:
 
 @dump_fails("larger than ghost_limit", "above its size in bytes", "ghost_limit", "link_remap")
 def program_that_was_removed(at: Site) -> Target:
-    """As after an upgrade."""
+    """The program file was removed, as by an upgrade."""
     program = at.directory / "python"
     shutil.copy(os.path.realpath(sys.executable), program)
     target = at.spawn(prefix=["sh", "-c", 'shift; exec "$0" "$@"', str(program)])
@@ -762,7 +801,7 @@ def program_that_was_removed(at: Site) -> Target:
 
 @dump_fails("did not stop in time", "larger timeout", "timeout", "freeze_cgroup")
 def thread_that_waits_in_vfork(at: Site) -> Target:
-    """It cannot be stopped until its child has run a program, or has ended."""
+    """It cannot be stopped until its child has called exec or ended."""
     target = at.spawn("""
         import ctypes, os, signal, threading
         libc = ctypes.CDLL(None)
@@ -835,7 +874,7 @@ def device_of_the_network(at: Site) -> Target:
 
 @dump_fails("a library that it needs is missing", "reinstall it", error=WorkerDiedError)
 def program_without_its_libraries(at: Site) -> Target:
-    """As one that was copied from another system."""
+    """The program was copied from another system without its libraries."""
     program = Path(find_program(None)).read_bytes()
     name = b"\0libprotobuf-c.so.1\0"
     if name not in program:
@@ -887,7 +926,7 @@ def worker_that_may_not_lock_the_network(at: Site) -> Target:
 
 @pytest.fixture
 def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """A place for a case; what it holds is given back before its processes end."""
+    """The context of a case, which is cleaned up before its processes end."""
     with ExitStack() as held:
         yield Site(spawn, tmp_path, images, held)
 
@@ -897,7 +936,7 @@ def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[
 def test_a_dump_that_fails(
     case: Case, log_level: int | None, site: Site, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The error names cause and cure, the process runs on, and after the cure the dump works."""
+    """The error names cause and cure, the process continues, and with the cure the dump works."""
     releases.required(case.since, "this failure, or its words")
     target = case.build(site)
     site.options["log_level"] = log_level
@@ -936,12 +975,12 @@ FINE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deleted": (DELETED.format(more=""), {"ghost_limit": 4 << 20}),
 }
-"""What can be dumped and restored: scenarios and options."""
+"""Scenarios and options that can be dumped and restored."""
 
 
 @pytest.mark.parametrize("name", FINE)
 def test_what_successful_runs_print_is_no_cause(name: str, site: Site) -> None:
-    """No line of a run that succeeded, at the highest log level, is taken for an error."""
+    """No line of a successful run, at the highest log level, is reported as an error."""
     scenario, options = FINE[name]
     target = site.spawn(scenario)
     opts = CriuOpts(images_directory=site.images, log_level=4, **options)
@@ -963,7 +1002,7 @@ def test_what_successful_runs_print_is_no_cause(name: str, site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["images_directory", "work_directory"])
 def test_a_descriptor_that_is_no_directory(site: Site, name: str) -> None:
-    """CRIU would say so in its own words; here it is refused before anything is touched."""
+    """It is refused with the library's message before anything is touched."""
     target = site.spawn()
     with open(site.directory / "file", "w") as file:
         site.options[name] = file

@@ -1,13 +1,12 @@
-"""``file_locks``: locks on files are part of the process, and come back with it.
+"""``file_locks``: locks on files are saved and restored with the process.
 
-A lock keeps others out, so CRIU does not let go of one unasked: a process that holds one is
-refused without ``file_locks``, and lives on. With it the dump saves flock and POSIX locks
-(``fcntl``), those of open file descriptions, and leases.
+A lock excludes other processes, so CRIU releases one only on request: a dump of a process with a
+lock is refused without ``file_locks``, and the process continues. With it the dump saves flock and
+POSIX locks (``fcntl``), locks of open file descriptions, and leases.
 
-Two things to know. The field is needed on the restore as well: without it the process comes
-back *without its locks, and nobody says so*. And from the dump to the restore nobody holds the
-locks. If somebody else takes one meanwhile, the restore waits until it is free again (a flock or
-POSIX lock), or fails (the others).
+The restore needs the field as well: without it the process is restored *without its locks, and
+without an error*. Between the dump and the restore the locks are free. If another process has taken
+one, the restore waits until it is released (flock and POSIX locks), or fails (other locks).
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ SHARED = "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)"
 
 
 def posix(first: int, length: int) -> str:
-    """A POSIX lock on some bytes, which belongs to the process."""
+    """A POSIX lock on some bytes, owned by the process."""
     return f"fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, {length}, {first})"
 
 
 def description(first: int, length: int) -> str:
-    """The same, but it belongs to the open file description."""
+    """A lock of the open file description on some bytes."""
     lock = f"struct.pack('hhqqi', fcntl.F_WRLCK, 0, {first}, {length}, 0)"
     return f"fcntl.fcntl(file, fcntl.F_OFD_SETLK, {lock})"
 
@@ -67,14 +66,14 @@ LOCKS = {
     ),
     "description": (description(10, 20), [description(29, 1), posix(10, 1)], [description(30, 0)]),
 }
-"""For each kind: the lock that the process holds, what others then cannot get, what they can."""
+"""For each kind: the lock of the process, a lock that conflicts with it, and one that does not."""
 
 each_kind = pytest.mark.parametrize("kind", LOCKS)
 
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Path:
-    """The file."""
+    """The file with the lock."""
     path = tmp_path / "locked"
     path.touch()
     return path
@@ -82,7 +81,7 @@ def locked(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hold(spawn: Spawn, locked: Path) -> Spawn:
-    """Start a process that holds a lock of the kind given."""
+    """Start a process with a lock of this kind."""
 
     def start(kind: str) -> Target:
         return spawn(HOLDER.format(file=repr(str(locked)), lock=LOCKS[kind][0]))
@@ -91,7 +90,7 @@ def hold(spawn: Spawn, locked: Path) -> Spawn:
 
 
 def gets(file: Path, lock: str) -> bool:
-    """Whether a second process gets the lock now."""
+    """Whether a second process can take the lock now."""
     words = [sys.executable, "-c", TRY.format(lock=lock), str(file)]
     status = subprocess.run(words, check=False).returncode
     assert status in (0, 1)
@@ -99,7 +98,7 @@ def gets(file: Path, lock: str) -> bool:
 
 
 def is_held(file: Path, kind: str) -> bool:
-    """Whether others are kept from exactly what the process has locked."""
+    """Whether other processes cannot take exactly the lock of the process."""
     _, kept_out, let_in = LOCKS[kind]
     assert all(gets(file, lock) for lock in let_in)
     answers = {gets(file, lock) for lock in kept_out}
@@ -111,7 +110,7 @@ def is_held(file: Path, kind: str) -> bool:
 def test_a_lock_is_held_after_the_restore(
     hold: Spawn, locked: Path, images: Path, kind: str
 ) -> None:
-    """A second process cannot take it before the dump, nor after the restore, but in between."""
+    """A second process can take the lock only between the dump and the restore."""
     target = hold(kind)
     assert is_held(locked, kind)
     opts = CriuOpts(images_directory=images, file_locks=True)
@@ -128,7 +127,7 @@ def test_a_lock_is_held_after_the_restore(
 def test_a_process_left_running_keeps_its_lock(
     hold: Spawn, locked: Path, images: Path, kind: str
 ) -> None:
-    """A dump with leave_running takes no lock away."""
+    """A dump with leave_running does not release the lock."""
     target = hold(kind)
     dump(target.pid, CriuOpts(images_directory=images, file_locks=True, leave_running=True))
     assert is_held(locked, kind)
@@ -140,7 +139,7 @@ def test_a_process_left_running_keeps_its_lock(
 def test_without_it_the_dump_is_refused(
     hold: Spawn, locked: Path, images: Path, kind: str, file_locks: bool | None
 ) -> None:
-    """The error names the field; the process lives on and holds its lock."""
+    """The error names the field; the process continues with its lock."""
     target = hold(kind)
     with pytest.raises(CriuError, match="file_locks=True on dump and restore") as caught:
         dump(target.pid, CriuOpts(images_directory=images, file_locks=file_locks))
@@ -152,7 +151,7 @@ def test_without_it_the_dump_is_refused(
 def test_a_process_without_locks_needs_no_field(
     spawn: Spawn, hold: Spawn, locked: Path, images: Path
 ) -> None:
-    """A lock that some other process holds on the same file is none of its business."""
+    """Locks of other processes on the same file are irrelevant."""
     target = spawn(f"file = open({str(locked)!r}, 'r+b')\nserve()")
     hold("flock")
     opts = CriuOpts(images_directory=images)
@@ -165,7 +164,7 @@ def test_a_process_without_locks_needs_no_field(
 
 @each_kind
 def test_the_restore_needs_it_too(hold: Spawn, locked: Path, images: Path, kind: str) -> None:
-    """A restore without it succeeds, and the process believes in a lock that it has not."""
+    """A restore without it succeeds, but the process has lost its lock."""
     target = hold(kind)
     opts = CriuOpts(images_directory=images, file_locks=True)
     dump(target.pid, opts)
@@ -176,7 +175,7 @@ def test_the_restore_needs_it_too(hold: Spawn, locked: Path, images: Path, kind:
 
 
 def waiting(file: Path) -> bool:
-    """Whether somebody waits for a lock on the file."""
+    """Whether a process waits for a lock on the file."""
     lines = Path("/proc/locks").read_text().splitlines()
     return any("->" in line and f":{file.stat().st_ino} " in line for line in lines)
 
@@ -185,7 +184,7 @@ def waiting(file: Path) -> bool:
 def test_a_restore_waits_for_a_lock_that_is_taken(
     hold: Spawn, locked: Path, images: Path, kind: str
 ) -> None:
-    """The restore waits while another process holds the lock, and is done once it lets go."""
+    """The restore waits while another process has the lock, and completes when it is released."""
     target = hold(kind)
     opts = CriuOpts(images_directory=images, file_locks=True)
     dump(target.pid, opts)
@@ -207,7 +206,9 @@ def test_a_restore_waits_for_a_lock_that_is_taken(
 
 
 def test_a_restore_fails_where_it_cannot_wait(hold: Spawn, locked: Path, images: Path) -> None:
-    """A lock of an open file description that is taken is an error, and the images stay good."""
+    """A conflicting lock of an open file description fails the restore, and the images are
+    unchanged.
+    """
     target = hold("description")
     opts = CriuOpts(images_directory=images, file_locks=True)
     dump(target.pid, opts)
@@ -238,7 +239,9 @@ LEASE = """
 
 
 def test_a_lease(spawn: Spawn, images: Path) -> None:
-    """A lease comes back too: the process is told when another opens the file for writing."""
+    """A lease is restored: the process gets a signal when another process opens the file for
+    writing.
+    """
     target = spawn(LEASE)
     assert target.ask("lease") == fcntl.F_RDLCK
     with pytest.raises(CriuError, match="file_locks=True"):

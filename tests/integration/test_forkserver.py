@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -216,6 +217,22 @@ def test_a_program_without_a_word_is_asked_once(
     monkeypatch.setattr(module, "start_worker", None)  # it is not even started
     with pytest.raises(ForkServerUnavailableError):
         ForkServer(str(script), {}, SAVING)
+
+
+def test_a_static_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no loader, which its file shows: it is not started."""
+    program = tmp_path / "criu"
+    data = bytearray(Path(find_program()).read_bytes())
+    assert not module._is_static(find_program())
+    (table,) = struct.unpack_from("Q", data, 32)
+    size, count = struct.unpack_from("HH", data, 54)
+    for at in range(table, table + size * count, size):
+        if struct.unpack_from("I", data, at) == (3,):  # PT_INTERP
+            struct.pack_into("I", data, at, 4)  # PT_NOTE
+    program.write_bytes(data)
+    monkeypatch.setattr(module, "start_worker", None)
+    with pytest.raises(ForkServerUnavailableError, match="it is static"):
+        ForkServer(str(program), {}, SAVING)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Errors that CRIU prints in calls that work, in the surroundings of containers, are no causes.
+"""Error lines that CRIU prints in successful calls, in environments of containers, are not causes.
 
-Each case is a dump and a restore that work with CRIU's longest log. None of its lines may count as
-an error; a failure for an unknown reason would be blamed on it.
+Each case is a dump and a restore that succeed with CRIU's longest log. None of its lines may count
+as an error; otherwise it would be reported as the cause of an unknown failure.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ IN_NETWORK = f"exec unshare --net sh -c 'ip link set lo up; {SLEEPS}'"
 def test_a_call_that_works_has_no_errors(
     surroundings: str, target: str, images: Path, tmp_path: Path
 ) -> None:
-    """The excerpt of errors is empty for both logs."""
+    """The error lines extracted from both logs are empty."""
     script = tmp_path / "cycle.py"
     script.write_text(textwrap.dedent(CYCLE))
     message = subprocess.run(
@@ -66,15 +66,22 @@ def test_a_call_that_works_has_no_errors(
     assert message.stdout == "[[true, []], [true, []]]\n"
 
 
+@pytest.mark.cures("loopback-down")
 def test_loopback_is_down(images: Path) -> None:
-    """CRIU tests TCP in its network namespace and fails if loopback is down; the cure says so."""
+    """CRIU tests TCP in its network namespace, which fails if loopback is down; the
+    cure names it.
+    """
     code = f"""
         import subprocess, pycriu_native as criu
-        target = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        own = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        target = subprocess.Popen(["sleep", "1000"], start_new_session=True, **own)
         try:
             criu.dump(target.pid, criu.CriuOpts(images_directory={str(images)!r}))
         except criu.CriuError as error:
             print(error.cause, "|", error.cure)
+            subprocess.run(error.cure.partition(" in that")[0].split(), check=True)
+            criu.dump(target.pid, criu.CriuOpts(images_directory={str(images)!r}))
+            print("dumped")
         finally:
             target.kill()
         """
@@ -85,3 +92,4 @@ def test_loopback_is_down(images: Path) -> None:
     )  # fmt: skip
     assert "loopback interface is down" in message.stdout, message.stderr
     assert "ip link set lo up" in message.stdout
+    assert message.stdout.endswith("\ndumped\n")

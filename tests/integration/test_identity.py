@@ -1,4 +1,6 @@
-"""Which process is dumped: never one that the caller did not mean, and not the caller unasked."""
+"""Identity of the dumped process: never another process than the given one, and the caller only on
+request.
+"""
 
 from __future__ import annotations
 
@@ -80,8 +82,9 @@ print(json.dumps([found, os.path.exists(sys.argv[1])]))
 """
 
 
+@pytest.mark.cures("criu-in-tree")
 def test_a_tree_that_contains_the_caller(images: Path) -> None:
-    """It is refused in every way of asking, before anything is touched."""
+    """Every call refuses it before anything is touched."""
     ran = subprocess.run(
         [sys.executable, "-c", OUTER, INNER, str(images)],
         stdin=subprocess.DEVNULL,
@@ -98,7 +101,7 @@ def test_a_tree_that_contains_the_caller(images: Path) -> None:
 
 
 def test_the_shell_of_the_command_line(images: Path) -> None:
-    """The shell lives, and is told of the option."""
+    """The shell continues, and the message names the option."""
     me = f"{sys.executable} -m pycriu_native"
     script = f"{me} dump $$ -D {images}; echo $?; {me} preflight $$; echo $?"
     ran = subprocess.run(
@@ -117,7 +120,7 @@ def test_the_shell_of_the_command_line(images: Path) -> None:
 
 
 def test_preflight_of_a_tree_that_contains_the_caller() -> None:
-    """It is an obstacle, but for a dump of the caller itself."""
+    """It is a finding, except for a dump of the caller itself."""
     (result,) = [one for one in preflight(1).stops if one.id == "caller-inside"]
     assert result.failure == "criu-in-tree"
     assert result.cure is not None
@@ -126,7 +129,7 @@ def test_preflight_of_a_tree_that_contains_the_caller() -> None:
 
 
 def test_the_first_process_of_a_namespace(images: Path) -> None:
-    """No worker is outside of its tree, so nothing but another namespace helps."""
+    """Every worker would be in its tree, so it can only be dumped from another namespace."""
     for include in (False, True):
         with pytest.raises(OptionError, match="outside of the namespace"):
             dump(1, CriuOpts(images_directory=images), include_caller=include)
@@ -134,7 +137,7 @@ def test_the_first_process_of_a_namespace(images: Path) -> None:
 
 
 def test_a_pidfd(spawn: Spawn, images: Path) -> None:
-    """The process that it refers to is dumped."""
+    """The process of the pidfd is dumped."""
     target = spawn()
     fd = os.pidfd_open(target.pid)
     try:
@@ -157,7 +160,9 @@ def test_a_pidfd(spawn: Spawn, images: Path) -> None:
     ids=lambda other: next(iter(other)),
 )
 def test_another_process(spawn: Spawn, images: Path, other: dict[str, Any]) -> None:
-    """A pid of another host, boot, namespace or life is refused, and the process runs on."""
+    """A ProcessIdentity of another host, boot, namespace or a reused pid is refused, and the
+    process continues.
+    """
     target = spawn()
     meant = replace(ProcessIdentity.of(target.pid), **other)
     with pytest.raises(ProcessMismatchError, match=f"pid {target.pid}"):
@@ -171,7 +176,7 @@ def test_another_process(spawn: Spawn, images: Path, other: dict[str, Any]) -> N
 
 
 def test_a_job_in_another_pid_namespace(spawn: Spawn, tmp_path: Path) -> None:
-    """A job is of one process, not of whatever has its number where it runs."""
+    """A job refers to one process, not to another one with the same pid in another namespace."""
     target = spawn()
     job = DumpJob(pid=target.pid, opts=CriuOpts(images_directory=tmp_path / "images"))
     (tmp_path / "job").write_bytes(pickle.dumps(job))
@@ -192,7 +197,7 @@ def test_a_job_in_another_pid_namespace(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_the_pid_is_taken_meanwhile(spawn: Spawn, images: Path) -> None:
-    """The process that has it by the time of the dump runs on, and the dump is undone."""
+    """If the pid was reused before the dump, the new process continues, and the dump is undone."""
     target = spawn()
     strangers: list[subprocess.Popen[bytes]] = []
 

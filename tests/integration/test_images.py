@@ -1,4 +1,4 @@
-"""What ``inspect`` says of a process is what the process itself and the kernel said of it."""
+"""``inspect``: its result agrees with the process itself and with /proc."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from .support.zoo import Zoo, contained
 
 @pytest.fixture
 def found(zoo: Zoo) -> ImageSet:
-    """Its images."""
+    """The image set of the process."""
     return inspect(zoo.images)
 
 
 @pytest.fixture
 def root(zoo: Zoo, found: ImageSet) -> Process:
-    """The process at the root."""
+    """The root process."""
     return found.process(zoo.pid)
 
 
@@ -62,7 +62,7 @@ def _file(zoo: Zoo, found: ImageSet, root: Process, name: str) -> object:
 
 
 def test_the_process_tree(zoo: Zoo, found: ImageSet, root: Process) -> None:
-    """All processes, in their places and states, with threads and command line."""
+    """All processes with parents and states, threads and command lines."""
     assert {each.pid for each in found.processes} == set(zoo.facts["tree"])
     assert found.root is root or found.root == root
     assert list(root.command or ()) == zoo.facts["cmdline"]
@@ -106,7 +106,7 @@ def test_the_process_itself(root: Process) -> None:
 
 
 def test_files_pipes_and_sockets(zoo: Zoo, found: ImageSet, root: Process) -> None:
-    """Each descriptor, with positions, queues, addresses and states."""
+    """Each descriptor, with position, queue, address and state."""
     log = _file(zoo, found, root, "log")
     assert isinstance(log, RegularFile)
     assert (log.path, log.position, log.size) == (str(zoo.home / "log"), 321, 1000)
@@ -161,8 +161,8 @@ def test_files_pipes_and_sockets(zoo: Zoo, found: ImageSet, root: Process) -> No
 
 
 def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
-    """The mappings are those of /proc/PID/maps, and the pages are counted once."""
-    # What the kernel itself put there is left out or merged by CRIU.
+    """The mappings are those of /proc/PID/maps, and each page is counted once."""
+    # CRIU leaves out or merges mappings of the kernel.
     ours = [
         f"{each.start:08x}-{each.end:08x} {each.protection}"
         for each in root.mappings
@@ -193,7 +193,7 @@ GUARDED = """
 
 
 def test_guard_regions(spawn: Spawn, images: Path) -> None:
-    """Ranges that may not be touched, inside of a mapping, are no mappings of their own."""
+    """Guard pages inside of a mapping are not separate mappings."""
     releases.required("4.2", "guard regions")
     target = spawn(GUARDED)
     at = target.ask("at")
@@ -212,7 +212,7 @@ def _largest(root: Process, kind: VmaKind) -> MemoryMapping:
 
 
 def test_memory_is_read_and_searched(zoo: Zoo, root: Process) -> None:
-    """Private, shared, written and untouched memory; what is not there is an error."""
+    """Private, shared, written and untouched memory; an address that is not mapped is an error."""
     memory = root.memory
     assert memory.read(zoo.facts["secret"], 11) == b"the-secret-"
     assert zoo.facts["secret"] in set(memory.find(b"the-secret-\x00\x01\x02"))
@@ -240,7 +240,9 @@ def test_memory_is_read_and_searched(zoo: Zoo, root: Process) -> None:
 
 
 def test_the_set_as_a_whole(found: ImageSet, zoo: Zoo) -> None:
-    """Complete, with sizes, statistics, the release that made it, and as JSON."""
+    """The set is complete, with sizes, statistics and CRIU's release, and can be
+    converted to JSON.
+    """
     assert found.complete, found.problems
     assert (found.kind, found.version, found.parents) == ("dump", 2, ())
     assert found.kernel == os.uname().release
@@ -259,7 +261,7 @@ def test_the_set_as_a_whole(found: ImageSet, zoo: Zoo) -> None:
 
 
 def test_what_changed(zoo: Zoo, root: Process) -> None:
-    """Between two dumps of a process: files, threads, memory, and no more."""
+    """The differences between two dumps of a process: files, threads and memory."""
     found = diff(zoo.images, zoo.changed)
     assert found
     assert (found.added, found.removed) == ((), ())
@@ -292,7 +294,7 @@ def test_what_changed(zoo: Zoo, root: Process) -> None:
 
 
 def test_a_changed_entry_of_a_table(zoo: Zoo, found: ImageSet, root: Process) -> None:
-    """The entry is printed, and not the whole table."""
+    """Only the changed entry is printed, not the whole table."""
     limits = {**root.limits, "core": (1, 2)}
     changed = replace(root, limits=limits, timers=root.timers[1:])
     processes = tuple(changed if each is root else each for each in found.processes)
@@ -303,7 +305,7 @@ def test_a_changed_entry_of_a_table(zoo: Zoo, found: ImageSet, root: Process) ->
 
 
 def test_a_pre_dump(zoo: Zoo, tmp_path: Path) -> None:
-    """It has memory and no processes' state: memory is searched, compared and drawn."""
+    """It has only memory, which is searched, compared and drawn."""
     for name, source in (("1", zoo.images), ("2", zoo.changed)):
         (tmp_path / name).mkdir()
         for path in (*source.glob("pagemap-*"), *source.glob("pages-*")):
@@ -329,7 +331,7 @@ def test_a_pre_dump(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_text_for_people(zoo: Zoo, found: ImageSet, root: Process) -> None:
-    """Everything has a place in it, and nothing in it that a terminal would act on."""
+    """The text has all parts, with control characters escaped."""
     tree = render_tree(found)
     assert "menagerie" in tree
     assert f"127.0.0.1:{zoo.facts['server']} LISTEN" in tree
@@ -354,7 +356,7 @@ def inside(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def test_a_container(inside: tuple[Path, int]) -> None:
-    """Namespaces, mounts, devices, and memory of System V."""
+    """Namespaces, mounts, devices, and System V memory."""
     found = inspect(inside[0])
     assert found.complete, found.problems
     own = {each.kind for each in found.namespaces if not each.host}

@@ -1,8 +1,8 @@
-"""``check_images`` says beforehand what a restore then does: that it fails, on what, and the cure.
+"""``check_images`` predicts whether a restore fails, with the cause and the cure.
 
-Each case dumps a process, changes something on the machine or in the images, and looks. What the
-check calls an error must make the restore fail; once the cure has been applied the check has no
-error left, and the restore succeeds.
+Each case dumps a process, changes something on the machine or in the images, and runs the check. If
+it reports an error, the restore must fail; after the cure there is no error, and the restore
+succeeds.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ HOLDS_FILE = """
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that stands in the way."""
+    """One obstacle to a restore."""
 
     scenario: str
     change: Callable[[Target, Path], Undo | None]
     subject: str
-    """What is in the finding's subject; ``{here}`` is the process's directory."""
+    """Text in the finding's subject; ``{here}`` is the process's directory."""
     what: str
     saving: dict[str, Any] = field(default_factory=dict)
     """Options of the dump."""
     cure: dict[str, Any] = field(default_factory=dict)
-    """Options of the restore that help."""
+    """Options of the restore that solve it."""
     reap: bool = True
     spawn: dict[str, Any] = field(default_factory=dict)
 
@@ -122,7 +122,7 @@ def _without(name: str) -> Callable[[Target, Path], Undo]:
 
 
 def _no_parent(target: Target, images: Path) -> Undo:
-    """As if the dump had been made on a pre-dump, and that had not been copied along."""
+    """Change the images to those of an incremental dump whose parent is missing."""
     path = images / f"pagemap-{target.pid}.img"
     data = path.read_bytes()
     described = decode(path)
@@ -143,7 +143,7 @@ def _newer_format(target: Target, images: Path) -> Undo:
 
 
 def _lazy(target: Target, images: Path) -> Undo:
-    """As a dump with lazy pages leaves it: described, and in no image."""
+    """Change the images to those of a lazy dump, in which pages are missing."""
     path = images / f"pagemap-{target.pid}.img"
     data = path.read_bytes()
     described = decode(path)
@@ -304,7 +304,7 @@ def _has_no_descriptor(pid: int) -> bool:
 
 @pytest.mark.skipif(find("") is None, reason="no cgroup hierarchy of version 2 can be written to")
 def test_modes_of_cgroups(spawn: Spawn, images: Path) -> None:
-    """One refuses directories that are there, the others those that are not."""
+    """One mode refuses existing directories, the others refuse missing ones."""
     hierarchy = find("")
     assert hierarchy is not None
     group = hierarchy.mount / f"pycriu-native-modes-{os.getpid()}"
@@ -343,7 +343,7 @@ def test_modes_of_cgroups(spawn: Spawn, images: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("orphans")
 def test_what_it_says_is_what_a_restore_does(name: str, spawn: Spawn, images: Path) -> None:
-    """An error is a restore that fails; with the cure, no error, and a restore that works."""
+    """With an error the restore fails; with the cure there is no error, and the restore works."""
     case = CASES[name]
     if case.spawn and os.getsid(0) == 0:
         pytest.skip("our own session is led from outside of this pid namespace")
@@ -377,7 +377,7 @@ def test_what_it_says_is_what_a_restore_does(name: str, spawn: Spawn, images: Pa
 
 
 def test_lazy_memory_needs_its_option(spawn: Spawn, images: Path) -> None:
-    """CRIU itself would restore without it, and the process have other bytes there."""
+    """CRIU would restore without it, with wrong memory."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -391,7 +391,7 @@ def test_lazy_memory_needs_its_option(spawn: Spawn, images: Path) -> None:
 
 
 def test_pages_that_are_cut_short(spawn: Spawn, images: Path) -> None:
-    """A restore of them need not even fail: CRIU 4.2 waits for the rest, for ever."""
+    """CRIU 4.2 does not fail, but waits endlessly for the missing data."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -403,7 +403,7 @@ def test_pages_that_are_cut_short(spawn: Spawn, images: Path) -> None:
 
 
 def test_nothing_is_found_and_nothing_touched(spawn: Spawn, images: Path) -> None:
-    """Images that can be restored have no finding; looking changes no file."""
+    """Images that can be restored have no finding, and the check changes no file."""
     target = spawn(HOLDS_FILE.replace("serve(", "import os\n    serve("))
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -418,7 +418,7 @@ def test_nothing_is_found_and_nothing_touched(spawn: Spawn, images: Path) -> Non
 
 
 def test_locks_come_back_only_if_asked_for(spawn: Spawn, images: Path) -> None:
-    """No error, since the restore works; but the locks would be lost without a word."""
+    """A warning and not an error, since the restore works but loses the locks."""
     target = spawn("""
         import fcntl
         file = open(HERE / "locked", "w"); fcntl.flock(file, fcntl.LOCK_EX)
@@ -434,7 +434,7 @@ def test_locks_come_back_only_if_asked_for(spawn: Spawn, images: Path) -> None:
 
 @needs_cpuinfo
 def test_the_processor(spawn: Spawn, images: Path) -> None:
-    """``cpuinfo.img``, where there is one, is compared by CRIU."""
+    """CRIU compares ``cpuinfo.img``, if it exists."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -452,7 +452,7 @@ def test_the_processor(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_taken_pid_is_free_in_a_namespace(spawn: Spawn, images: Path) -> None:
-    """The findings are values for scripts, too."""
+    """The findings can be converted to data."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
     (finding,) = check_images(str(images))
@@ -474,7 +474,7 @@ def test_a_taken_pid_is_free_in_a_namespace(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_container_needs_its_mounts(images: Path, tmp_path: Path) -> None:
-    """Each mount from outside is named, by the key to give it under; then nothing is left."""
+    """Each external mount is reported with its key; with all keys there is no finding."""
     with container(tmp_path / "box", "serve()", mounts={"/.scratch": "tmpfs"}) as box:
         dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
         box.reap()

@@ -1,4 +1,6 @@
-"""Every image of many processes, decoded as ``crit`` decodes it, and encoded as CRIU wrote it."""
+"""All images of many processes, decoded to the output of ``crit`` and encoded to the original
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ NEW_NAME, OLD_NAME = "compat_nr_pages", "nr_pages"
 
 
 def _images(directory: Path) -> list[Path]:
-    """The images of a directory that are messages."""
+    """The images of a directory that consist of messages."""
     return sorted(
         path
         for path in directory.iterdir()
@@ -36,7 +38,7 @@ def _images(directory: Path) -> list[Path]:
 
 
 def _is_decoded(theirs: Any, path: Path) -> bool:
-    """Whether crit decoded an image: with the protobuf of Debian forky it raises for a name that is
+    """Whether crit decoded an image: with the protobuf of Debian forky it fails for a name that is
     not UTF-8.
     """
     failed = isinstance(theirs, str)
@@ -45,7 +47,7 @@ def _is_decoded(theirs: Any, path: Path) -> bool:
 
 
 def _same(ours: Any, theirs: Any, where: str) -> None:
-    """Field by field; a name that is not UTF-8 is printed as a Python literal by crit."""
+    """Compare by field; crit prints a name that is not UTF-8 as a Python literal."""
     assert type(ours) is type(theirs), where
     if isinstance(ours, dict):
         if OLD_NAME in theirs and NEW_NAME not in theirs and NEW_NAME in ours:
@@ -65,7 +67,9 @@ def _same(ours: Any, theirs: Any, where: str) -> None:
 
 
 def _pretty_against(place: Path, directories: list[Path]) -> set[str]:
-    """The same for the pretty form, of ours and of crit's; gives the marks that were seen."""
+    """Compare the pretty forms with those of crit; returns the kinds of formatting that
+    occurred.
+    """
     paths = [path for directory in directories for path in _images(directory)]
     theirs = crit.load(place, paths, pretty=True)
     for path in paths:
@@ -79,7 +83,7 @@ def _pretty_against(place: Path, directories: list[Path]) -> set[str]:
 
 
 def _held_against(place: Path, directories: list[Path]) -> set[str]:
-    """Compare all images; gives the kinds that were compared."""
+    """Compare all images; returns the kinds that were compared."""
     paths = [path for directory in directories for path in _images(directory)]
     theirs = crit.load(place, paths)
     kinds = set()
@@ -93,7 +97,7 @@ def _held_against(place: Path, directories: list[Path]) -> set[str]:
 
 
 def test_the_pretty_form_is_that_of_crit(zoo: Zoo, tmp_path: Path) -> None:
-    """Field by field, printed alike, and encoded from either to the bytes that CRIU wrote."""
+    """The output is equal by field, and either form is encoded to the original bytes."""
     place = crit.required()
     with contained(tmp_path / "container") as (images, _):
         kinds = _pretty_against(place, [zoo.images, zoo.changed, images])
@@ -106,7 +110,7 @@ def test_the_pretty_form_is_that_of_crit(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_every_image_of_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
-    """A process with a bit of everything, what became of it, and a container."""
+    """A process with many kinds of state, a restored one, and a container."""
     place = crit.required()
     with contained(tmp_path / "container") as (images, _):
         kinds = _held_against(place, [zoo.images, zoo.changed, images])
@@ -138,7 +142,7 @@ def test_images_of_other_releases(release: str, spawn: Spawn, images: Path) -> N
 
 
 def test_compressed_memory(spawn: Spawn, images: Path) -> None:
-    """What CRIU 4.3 and crit compress reads as what it was, block for block."""
+    """Compressed images of CRIU 4.3 and crit are decompressed to the original blocks."""
     place = crit.required()
     target = spawn(RICH)
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))

@@ -1,12 +1,11 @@
-"""inherit_fds: descriptors of ours in the place of those that a process had.
+"""inherit_fds: descriptors of the caller replace those of the process.
 
-What a process has open towards the outside has lost its other end when the process is restored.
-``inherit_fds=[(descriptor, key)]`` puts a descriptor of the caller's in its place; the key says
-which one is meant: ``pipe:[inode]`` (as /proc/PID/fd shows it), ``socket:[inode]``,
-``file[mnt_id:inode]``, ``tty[rdev:dev]``. A pipe can be saved without being told; the others have
-to be named on dump: ``external=["unix[inode]"]``, ``["file[mnt_id:inode]"]``,
-``["tty[rdev:dev]"]``, the last two with numbers in hexadecimal. The caller's own descriptor stays
-open, and may be one of 0 to 2.
+After a restore, a descriptor to something outside of the tree has lost its other end.
+``inherit_fds=[(descriptor, key)]`` replaces it by a descriptor of the caller; the key identifies
+it: ``pipe:[inode]`` (as in /proc/PID/fd), ``socket:[inode]``, ``file[mnt_id:inode]``,
+``tty[rdev:dev]``. Pipes are saved without an option; the others have to be named in the dump:
+``external=["unix[inode]"]``, ``["file[mnt_id:inode]"]``, ``["tty[rdev:dev]"]``, the last two with
+hexadecimal numbers. The caller's descriptor remains open, and can be one of 0 to 2.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ SPEAKS = """
 
 @pytest.fixture
 def owned() -> Iterator[ExitStack]:
-    """Closes the test's descriptors in the end."""
+    """Closes the descriptors of the test at its end."""
     with ExitStack() as stack:
         yield stack
 
@@ -66,7 +65,7 @@ def _identity(fd: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _as_number(fd: int, number: int) -> Iterator[int]:
-    """The descriptor under a number of our own standard streams."""
+    """The descriptor with the number of a standard stream."""
     saved = os.dup(number)
     os.dup2(fd, number, inheritable=False)
     try:
@@ -81,7 +80,9 @@ def _as_number(fd: int, number: int) -> Iterator[int]:
 
 @pytest.mark.parametrize("number", [0, 1, 2, None], ids=["0", "1", "2", "other"])
 def test_a_pipe(spawn: Spawn, images: Path, owned: ExitStack, number: int | None) -> None:
-    """What the restored process writes comes out of our new pipe, under whatever number it is."""
+    """The output of the restored process is read from the new pipe, for any number of its
+    descriptor.
+    """
     reader, writer = _pipe(owned)
     target = spawn(SPEAKS, stdout=writer)
     target.ask("say", 1, "before")
@@ -105,7 +106,7 @@ def test_a_pipe(spawn: Spawn, images: Path, owned: ExitStack, number: int | None
 
 
 def test_one_descriptor_for_two_pipes(spawn: Spawn, images: Path, owned: ExitStack) -> None:
-    """One descriptor may take the place of several, as of standard output and standard error."""
+    """One descriptor can replace several, such as standard output and standard error."""
     _, first = _pipe(owned)
     _, second = _pipe(owned)
     target = spawn(SPEAKS, stdout=first, stderr=second)
@@ -121,7 +122,7 @@ def test_one_descriptor_for_two_pipes(spawn: Spawn, images: Path, owned: ExitSta
 
 
 def test_a_pipe_that_nobody_gives(spawn: Spawn, images: Path, owned: ExitStack) -> None:
-    """Without inherit_fds the process gets a pipe that has no other end."""
+    """Without inherit_fds the process gets a pipe without another end."""
     _, writer = _pipe(owned)
     target = spawn(SPEAKS, stdout=writer)
     key = _link(target, 1)
@@ -146,7 +147,9 @@ def _sockets(owned: ExitStack) -> tuple[socket.socket, socket.socket]:
 
 
 def test_half_of_a_connection(spawn: Spawn, images: Path, owned: ExitStack) -> None:
-    """A stream socket whose peer is outside: named on dump, replaced on restore."""
+    """A stream socket with a peer outside of the tree: named in the dump, replaced in
+    the restore.
+    """
     ours, theirs = _sockets(owned)
     number = theirs.fileno()
     target = spawn(SPEAKS, pass_fds=[number])
@@ -170,7 +173,7 @@ def test_half_of_a_connection(spawn: Spawn, images: Path, owned: ExitStack) -> N
 def test_half_of_a_connection_that_is_not_named(
     spawn: Spawn, images: Path, owned: ExitStack
 ) -> None:
-    """The dump is refused and names external and inherit_fds; the connection lives on."""
+    """The dump is refused and names external and inherit_fds; the connection is kept."""
     ours, theirs = _sockets(owned)
     target = spawn(SPEAKS, pass_fds=[theirs.fileno()])
     with pytest.raises(CriuError, match=r"external=.unix\[ino\].*inherit_fd") as caught:
@@ -183,7 +186,7 @@ def test_half_of_a_connection_that_is_not_named(
 def test_half_of_a_connection_that_nobody_gives(
     orphans: None, spawn: Spawn, images: Path, owned: ExitStack
 ) -> None:
-    """The restore is refused, names inherit_fds, and leaves the images whole."""
+    """The restore is refused and names inherit_fds; the images are unchanged."""
     _, theirs = _sockets(owned)
     target = spawn(SPEAKS, pass_fds=[theirs.fileno()])
     inode = os.fstat(theirs.fileno()).st_ino
@@ -201,7 +204,7 @@ def test_half_of_a_connection_that_nobody_gives(
 
 
 def test_a_file_of_another_mount_namespace(tmp_path: Path, images: Path, owned: ExitStack) -> None:
-    """A container's log, opened by the host: named on dump, and another one given on restore."""
+    """A container's log that the host opened: named in the dump, replaced in the restore."""
     logs = [tmp_path / name for name in ("log", "log.1")]
     first, second = (os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND) for log in logs)
     for fd in (first, second):
@@ -242,7 +245,7 @@ def _terminal(owned: ExitStack) -> tuple[Terminal, int]:
 
 
 def test_a_terminal(spawn: Spawn, images: Path, owned: ExitStack) -> None:
-    """A terminal that is only written to: named on dump, and another one given on restore."""
+    """A terminal that is only written to: named in the dump, replaced in the restore."""
     first, slave = _terminal(owned)
     target = spawn(SPEAKS, stdout=slave)
     target.ask("say", 1, "before\n")

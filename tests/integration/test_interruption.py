@@ -1,4 +1,4 @@
-"""A call that is interrupted: by Ctrl-C, by other signals, by its own hook, by its deadline.
+"""Interrupted calls: by Ctrl-C, by other signals, by the hook, by the deadline.
 
 An interrupted call ends in one of two ways. Either CRIU first undoes its work: the dumped process
 runs again, a restored one has ended, no worker remains, and then the same exception is raised. Or
@@ -124,7 +124,7 @@ def test_a_hook_of_a_restore_raises(
 def test_an_interruption_while_the_call_does_not_wait(
     spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal handler that raises anywhere in the caller's thread: the call is undone first."""
+    """A signal handler raises at any place in the caller's thread: the call is undone first."""
     target = spawn()
     is_over = Call.is_over
     armed: list[bool] = []
@@ -154,7 +154,7 @@ def test_an_interruption_while_the_call_does_not_wait(
 def test_a_deadline_that_is_too_short(
     orphans: None, spawn: Spawn, images: Path, deadline: float
 ) -> None:
-    """DeadlineError, which is TimeoutError: the dump is undone, the restore leaves nothing."""
+    """DeadlineError, which is a TimeoutError: the dump is undone, or no process was restored."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     with pytest.raises(DeadlineError) as caught:
@@ -175,7 +175,7 @@ def test_a_deadline_that_is_too_short(
 
 @pytest.mark.parametrize("deadline", [float("inf"), 1e308, 10**12])
 def test_a_deadline_that_never_passes(spawn: Spawn, images: Path, deadline: float) -> None:
-    """It is longer than any wait of the kernel's."""
+    """A deadline longer than the kernel's timers can represent."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True), deadline=deadline)
     assert target.runs_on()
@@ -183,7 +183,9 @@ def test_a_deadline_that_never_passes(spawn: Spawn, images: Path, deadline: floa
 
 @pytest.mark.parametrize("moment", DUMP)
 def test_a_deadline_that_passes_in_the_middle(spawn: Spawn, images: Path, moment: Notify) -> None:
-    """A deadline that passes during a hook undoes the call when the hook returns, the last too."""
+    """A deadline that passes during a hook, also the last one, undoes the call when the hook
+    returns.
+    """
     target = spawn()
 
     def dawdle(notification: Notification) -> None:
@@ -331,7 +333,7 @@ print(json.dumps(told))
 
 
 def _interrupted(verb: str, target: Target, images: Path, how: str) -> dict[str, Any]:
-    """The outcome of a call in a process of its own that gets SIGINT."""
+    """The outcome of a call in a separate process that gets SIGINT."""
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, verb, str(target.pid), str(images), how],
         stdin=subprocess.DEVNULL,
@@ -407,7 +409,7 @@ def test_ctrl_c_at_random_instants(orphans: None, spawn: Spawn, images: Path) ->
 
 
 class _InterruptedStart:
-    """A thread whose ``start`` is interrupted, before or after what it runs has begun."""
+    """A thread whose ``start`` is interrupted before or after its function has started."""
 
     def __init__(self, target: Callable[[], object], *, begun: bool) -> None:
         self.ident: int | None = None
@@ -423,7 +425,7 @@ class _InterruptedStart:
         raise KeyboardInterrupt
 
     def go_on(self) -> None:
-        """What was interrupted begins all the same."""
+        """Start the interrupted function nevertheless."""
         self._thread.start()
         self._thread.join()
 
@@ -432,7 +434,7 @@ class _InterruptedStart:
 def test_ctrl_c_while_the_thread_of_a_call_starts(
     spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    """Nothing is done after the exception, also if the thread starts only then."""
+    """The call does nothing after the exception, even if its thread starts later."""
     made = []
 
     def thread(target: Callable[[], object], **_: object) -> _InterruptedStart:

@@ -1,4 +1,4 @@
-"""Jobs whose disk is full, whose files cannot be written, or which were started wrongly."""
+"""Jobs on full disks, with files that cannot be written, and with invalid arguments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def _fill(place: Path) -> Path:
-    """Leave no room on a file system."""
+    """Fill a file system."""
     filler = place / "filler"
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
         while True:
@@ -49,7 +49,7 @@ def _has_begun(job: RunningJob) -> bool:
 
 
 def test_a_full_disk(small: Path) -> None:
-    """The command runs on, its exit code is known, and a second run does nothing."""
+    """The command continues, its exit code is returned, and a second run has no effect."""
     job = RunningJob(small / "place", options=("--every", "0.5"))
     job.words = ["sh", "-c", WAITS, str(job.place)]
     job.start()
@@ -72,7 +72,7 @@ def test_a_full_disk(small: Path) -> None:
 
 
 def test_a_disk_that_is_full_at_the_start(small: Path) -> None:
-    """Nothing is started, and nothing is left that would be in the way later."""
+    """Nothing is started, and no file remains that would prevent a later start."""
     job = RunningJob(small / "place")
     job.words = ["true"]
     filler = _fill(small)
@@ -89,8 +89,8 @@ def test_a_disk_that_is_full_at_the_start(small: Path) -> None:
 
 
 def test_a_status_that_cannot_be_written(job: RunningJob, tmp_path: Path) -> None:
-    """The command runs on; if its end cannot be recorded, ``run`` says so, and the next run comes
-    to the same end.
+    """The command continues; if its end cannot be recorded, ``run`` reports this, and the next run
+    has the same result.
     """
     job.start("--grace", "1")
     job.until(lambda: job.has_checkpoints(1), "a checkpoint")
@@ -100,7 +100,7 @@ def test_a_status_that_cannot_be_written(job: RunningJob, tmp_path: Path) -> Non
     job.until(lambda: len(_messages(job, "checkpoint")) > before + 1, "more checkpoints")
     (job.place / "finish").touch()
     assert job.wait() == 1
-    assert "cannot be written, and is not known to the next run" in job.messages()
+    assert "the status cannot be written for the next run" in job.messages()
     assert job.directory.status().state is State.INTERRUPTED
     in_the_way.rmdir()
     assert job.finish() == 0
@@ -116,7 +116,7 @@ def _made(place: Path) -> bool:
 
 
 def test_a_line_that_was_cut_off(job: RunningJob) -> None:
-    """The event after it is read."""
+    """The event after an incomplete line can be read."""
     job.directory.make()
     job.directory.event("first")
     with open(job.directory.path / "events.jsonl", "a") as file:
@@ -126,9 +126,7 @@ def test_a_line_that_was_cut_off(job: RunningJob) -> None:
 
 
 def test_a_command_that_was_never_started(tmp_path: Path) -> None:
-    """A directory belongs to a command when that was started: one that is missing can be put
-    right.
-    """
+    """A directory belongs to a command only after its start: a wrong command can be corrected."""
     with pytest.raises(Exception, match="No such file or directory: 'misspelt'"):
         Job(tmp_path / "job", ["misspelt"]).run()
     assert Job(tmp_path / "job", ["true"]).run().exit_code == 0
@@ -137,7 +135,7 @@ def test_a_command_that_was_never_started(tmp_path: Path) -> None:
 
 
 def test_a_start_that_was_killed(tmp_path: Path) -> None:
-    """What it has left in the directory is no file of another one."""
+    """Its remaining files are not mistaken for those of something else."""
     (tmp_path / "job").mkdir()
     for name in ("lock", ".job.json.partial"):
         (tmp_path / "job" / name).touch()
@@ -145,7 +143,7 @@ def test_a_start_that_was_killed(tmp_path: Path) -> None:
 
 
 def test_many_starts_at_once(tmp_path: Path) -> None:
-    """One of them runs the command, once; the others have its result."""
+    """One of them runs the command once; the others return its result."""
     words = [sys.executable, "-m", "pycriu_native", "run", "--dir", str(tmp_path / "job"), "--"]
     command = ["sh", "-c", f"echo once >> {tmp_path}/log; exit 5"]
     started = [subprocess.Popen([*words, *command]) for _ in range(4)]
@@ -158,14 +156,14 @@ def test_many_starts_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["every", "grace", "lease", "keep"])
 @pytest.mark.parametrize("value", [float("inf"), 1e300, -1, float("nan")])
 def test_numbers_that_are_refused(tmp_path: Path, option: str, value: float) -> None:
-    """Before anything is made, by their names."""
+    """They are refused by name before anything is created."""
     with pytest.raises(ValueError, match=re.escape(f"{option}={value}")):
         Job(tmp_path / "job", ["true"], **{option: value})  # type: ignore[arg-type]
     assert not (tmp_path / "job").exists()
 
 
 def test_durations_that_are_refused(tmp_path: Path) -> None:
-    """On the command line, by the option and the value."""
+    """The command line reports the option and the value."""
     for value in ("5 m", "10M", "1e3", "-1", "inf", "", "9" * 30 + "d"):
         with pytest.raises(click.BadParameter, match=f"^{re.escape(repr(value))}: "):
             Duration().convert(value, None, None)
@@ -184,7 +182,7 @@ IGNORES += "    time.sleep(0.02)\nprint(sys.stdin.read(), os.getppid(), flush=Tr
 
 
 def test_a_command_that_ignores_signals(job: RunningJob) -> None:
-    """It is stopped by its last checkpoint, and resumed; its standard input is empty."""
+    """A last checkpoint ends it, and it is resumed; its standard input is empty."""
     job.words = [sys.executable, "-c", IGNORES, str(job.place)]
     job.start("--every", "1h")
     job.until(lambda: _has_begun(job), "its start")
@@ -197,7 +195,9 @@ def test_a_command_that_ignores_signals(job: RunningJob) -> None:
 
 
 def test_a_damaged_record(job: RunningJob, tmp_path: Path) -> None:
-    """A checkpoint whose numbers cannot be read is passed over; if all are, nothing is started."""
+    """A checkpoint with an unreadable record is skipped; if all are unreadable, nothing
+    is started.
+    """
     job.start()
     job.until(lambda: job.has_checkpoints(2), "two checkpoints")
     job.end()

@@ -1,4 +1,4 @@
-"""Signals to a job at any instant: while it starts, is resumed, is dumped, and ends."""
+"""Signals to a job at any time: during its start, its resumption, a dump, and its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .support.jobs import RunningJob, check_exact, nothing_runs
 from .support.processes import eventually
 
 SIGNALS = int(os.environ.get("PYCRIU_NATIVE_JOB_SIGNALS", "3"))
-"""Signals of each of the tests with random instants; ``make test-jobs`` has 50."""
+"""Signals in each test with random times; ``make test-jobs`` uses 50."""
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -44,7 +44,7 @@ def _to_one(job: RunningJob, number: int) -> None:
 
 
 def _to_all(job: RunningJob, number: int) -> None:
-    """As schedulers send it."""
+    """Send a signal to all processes, as schedulers do."""
     for pid in job.processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -55,8 +55,8 @@ def _to_all(job: RunningJob, number: int) -> None:
 def test_at_random_instants(
     job: RunningJob, tmp_path: Path, send: Callable[[RunningJob, int], None], storage: bool
 ) -> None:
-    """The exit code is 75 as soon as the handlers stand, and before that nothing was started; the
-    end is exact.
+    """The exit code is 75 after the handlers are installed; before that nothing is started; the
+    final output is exact.
     """
     if storage:
         pytest.importorskip("fsspec", reason="the storage of jobs needs fsspec")
@@ -102,7 +102,9 @@ HANDLED = "trap 'exit 7' TERM; echo begun; while :; do sleep 0.01; done"
 def test_a_command_that_handles_it(
     job: RunningJob, send: Callable[[RunningJob, int], None]
 ) -> None:
-    """An exit code other than 0 after a signal is no end of its own, and no checkpoint is lost."""
+    """An exit code other than 0 after a signal counts as an interruption, and no checkpoint is
+    removed.
+    """
     job.words = ["sh", "-c", HANDLED]
     job.start("--every", "1h")
     begun = job.directory.path / "stdout"
@@ -113,14 +115,14 @@ def test_a_command_that_handles_it(
 
 
 def test_an_exit_code_of_its_own(tmp_path: Path) -> None:
-    """75, and 128 and the number of a signal, are exit codes as others."""
+    """75, and 128 plus a signal's number, are treated like other exit codes of the command."""
     for code in (75, 128 + signal.SIGTERM):
         result = Job(tmp_path / str(code), ["sh", "-c", f"exit {code}"]).run()
         assert (result.state, result.exit_code) == (State.ENDED, code)
 
 
 def test_before_the_start(job: RunningJob, tmp_path: Path) -> None:
-    """Nothing is started or resumed, no checkpoint goes, and the next run goes on."""
+    """Nothing is started or resumed, no checkpoint is removed, and the next run continues."""
     process = job.start("--every", "1h")
     eventually(lambda: _catches(process.pid, signal.SIGUSR1), "its handlers")
     process.send_signal(signal.SIGUSR1)
@@ -149,7 +151,7 @@ def test_while_another_one_runs_it(job: RunningJob) -> None:
 
 
 def test_handlers_of_the_caller(tmp_path: Path) -> None:
-    """They are as before when a run returns."""
+    """After a run the caller's handlers are restored."""
     before = [signal.getsignal(number) for number in (*STOPPING, signal.SIGUSR2)]
     assert Job(tmp_path / "job", ["true"]).run().exit_code == 0
     assert [signal.getsignal(number) for number in (*STOPPING, signal.SIGUSR2)] == before
@@ -157,7 +159,7 @@ def test_handlers_of_the_caller(tmp_path: Path) -> None:
 
 
 def test_signals_of_the_command(tmp_path: Path) -> None:
-    """None is blocked or ignored in it."""
+    """The command has no blocked or ignored signals."""
     Job(tmp_path / "job", ["cat", "/proc/self/status"]).run()
     lines = dict(
         line.split(":\t") for line in (tmp_path / "job" / "stdout").read_text().splitlines()

@@ -1,4 +1,6 @@
-"""Jobs on several hosts: lost, stopped and without their storage, and never two at a time."""
+"""Jobs on several hosts: hosts are lost or stopped, the storage is unavailable, and the job never
+runs twice.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from pycriu_native.jobs import BUSY, INTERRUPTED, State
 from pycriu_native.jobs.remote_checkpoints import commits
 from pycriu_native.jobs.storage import Storage
 
+from ..hostile_s3 import hostile_s3
 from ..s3_server import s3_server
 from .support.job_hosts import HostedJob, commands, never_two, stopped
 from .support.jobs import check_exact, nothing_runs
@@ -29,7 +32,7 @@ KILLS = int(os.environ.get("PYCRIU_NATIVE_HOST_KILLS", "4"))
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Callable[..., HostedJob]]:
-    """Make hosts of one job by their names."""
+    """Create the hosts of one job by name."""
     made: list[HostedJob] = []
 
     def make(name: str, storage: str = "") -> HostedJob:
@@ -45,7 +48,7 @@ def hosts(tmp_path: Path) -> Iterator[Callable[..., HostedJob]]:
 
 @pytest.fixture(params=["directory", "s3"])
 def storage(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A URL; empty for a directory."""
+    """The URL of the storage; empty for a directory."""
     if request.param == "directory":
         yield ""
         return
@@ -54,8 +57,8 @@ def storage(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_a_lost_host(hosts: Callable[..., HostedJob], storage: str, tmp_path: Path) -> None:
-    """Another one resumes from the storage, when the lease is over; its end is exact and known on
-    the first host.
+    """Another host resumes from the storage after the lease has expired; its output is exact, and
+    the first host reports the end.
     """
     here, there = hosts("a", storage), hosts("b", storage)
     with never_two(here.place):
@@ -77,8 +80,9 @@ def test_a_lost_host(hosts: Callable[..., HostedJob], storage: str, tmp_path: Pa
 
 
 def test_interrupted(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
-    """The last checkpoint is uploaded before the exit, compressed and encrypted, and the next host
-    need not wait; while it runs, the first one is refused.
+    """The last checkpoint is uploaded before the exit, compressed and encrypted.
+
+    The next host resumes without a wait, and during its run the first one is refused.
     """
     x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
     key = x25519.Identity.generate()
@@ -111,8 +115,8 @@ def test_interrupted(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
 def test_stopped_past_its_lease(
     hosts: Callable[..., HostedJob], tmp_path: Path, which: str
 ) -> None:
-    """A supervisor that is stopped loses its job before another host has it, and what it does
-    afterwards does not count.
+    """A stopped supervisor loses its job before another host takes over, and its later writes are
+    ignored.
     """
     here, there = hosts("a"), hosts("b")
     with never_two(here.place):
@@ -143,8 +147,8 @@ def _storage(job: HostedJob) -> Storage:
 
 
 def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
-    """The job is stopped before its lease ends, with a last checkpoint here, and goes on when the
-    storage is back.
+    """The job is stopped before its lease expires, with a local last checkpoint, and continues when
+    the storage is available.
     """
     job = hosts("a")
     job.start()
@@ -161,9 +165,16 @@ def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path)
     assert status.storage is not None
     assert status.storage.failures > 0
     job.start()
-    assert job.wait() == 1
+    assert job.wait() == INTERRUPTED
     assert str(place) in job.messages()
+    assert job.directory.status().stopped_by == "storage"
     place.unlink()
+    place.mkdir()
+    job.start()
+    assert job.wait() == INTERRUPTED
+    assert "not mounted, or was emptied" in job.messages()
+    assert not list(place.iterdir())
+    place.rmdir()
     away.rename(place)
     job.start()
     job.until(lambda: job.directory.status().resumed == 1, "its resumption")
@@ -171,16 +182,46 @@ def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path)
     check_exact(job, tmp_path / "reference")
 
 
+def test_a_storage_that_comes_back(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """The job runs on if it does so before half of the lease is over, and uploads again."""
+    job = hosts("a")
+    job.start("--lease", "60")
+    job.until(lambda: job.has_uploads(1), "an upload")
+    place, away = job.place / "storage", job.place / "away"
+    place.rename(away)
+    job.until(lambda: {"upload failed", "lease not renewed"} <= {*job.events()}, "failures")
+    away.rename(place)
+    status = job.directory.storage_status()
+    assert status is not None
+    job.until(lambda: job.has_uploads(status.uploads + 1), "an upload")
+    assert job.finish() == 0
+    assert "lease ends" not in job.events()
+    assert check_exact(job, tmp_path / "reference") > 0
+
+
 def test_killed_on_alternating_hosts(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
-    """Any process at any instant, also in the middle of an upload: the next host goes on from a
-    complete checkpoint, and the end is exact.
+    """Any process is killed at any time, also during an upload: the next host resumes from a
+    complete checkpoint, and the output is exact.
     """
     seed = random.randrange(2**32)
-    dice = random.Random(seed)
     print(f"seed {seed}")
-    both = [hosts("a"), hosts("b")]
+    _killed([hosts("a"), hosts("b")], KILLS, random.Random(seed), tmp_path)
+
+
+def test_killed_with_a_hostile_storage(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """The same where requests are cut, refused and not answered, and listings are late."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    with hostile_s3(seed, 0.1) as (bucket, faults):
+        both = [hosts(name, f"{bucket}/job1") for name in ("a", "b")]
+        _killed(both, max(2, KILLS // 2), random.Random(seed), tmp_path)
+        assert {"cut", "unanswered", "refused", "late"} == {*faults.counts}, faults.counts
+    print(faults.counts)
+
+
+def _killed(both: list[HostedJob], kills: int, dice: random.Random, tmp_path: Path) -> None:
     with never_two(both[0].place):
-        for number in range(KILLS):
+        for number in range(kills):
             job = both[number % 2]
             job.start()
             before = job.directory.storage_status()
@@ -190,7 +231,7 @@ def test_killed_on_alternating_hosts(hosts: Callable[..., HostedJob], tmp_path: 
             job.kill_one(dice)
             threading.Event().wait(dice.random())
             job.lose()  # a killed helper or CRIU does not end it
-        last = both[KILLS % 2]
+        last = both[kills % 2]
         last.start()
         last.until(lambda: commands(last.place), "its start")
         assert last.finish() == 0, last.messages()
@@ -198,7 +239,7 @@ def test_killed_on_alternating_hosts(hosts: Callable[..., HostedJob], tmp_path: 
 
 
 def test_a_long_output(hosts: Callable[..., HostedJob]) -> None:
-    """Output of which only the length would be saved on one host comes with the checkpoint."""
+    """For output of which only the length is saved on one host, the checkpoint has the contents."""
     here, there = hosts("a"), hosts("b")
     script = "import sys,time,os\nprint('x' * 5000000, flush=True)\n"
     script += "while not os.path.exists(sys.argv[1] + '/finish'): time.sleep(0.01)\nprint('end')"
@@ -214,7 +255,7 @@ def test_a_long_output(hosts: Callable[..., HostedJob]) -> None:
 
 
 def test_another_job(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
-    """A storage of another command is refused, by its name."""
+    """The storage of another command is refused by name."""
     job = hosts("a")
     job.steps = 3
     job.start()
@@ -223,14 +264,14 @@ def test_another_job(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     other.steps = 4
     other.start()
     assert other.wait() == 1
-    assert "it has the job of another command" in other.messages()
+    assert "it belongs to a job with another command" in other.messages()
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("--encrypt-to", "age1wrong"), ("--storage", "nothing://x")]
 )
 def test_values_that_are_refused(hosts: Callable[..., HostedJob], option: str, value: str) -> None:
-    """Before anything is started or stored, by their names."""
+    """They are refused by name before anything is started or stored."""
     job = hosts("a")
     job.start(option, value)
     assert job.wait() == 1

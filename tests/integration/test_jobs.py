@@ -1,4 +1,4 @@
-"""Jobs that survive: interrupted in every way, each comes to the end that it would have had."""
+"""Jobs: after interruptions of every kind, the output equals that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .support.jobs import OURS, RunningJob, check_exact, nothing_runs
 from .support.processes import eventually
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_JOB_KILLS", "6"))
-"""Random kills of the test that counts them; ``make test-jobs`` has 1000."""
+"""Random kills in the test that counts them; ``make test-jobs`` uses 1000."""
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def _events(job: RunningJob) -> list[str]:
 
 
 def test_uninterrupted(job: RunningJob, tmp_path: Path) -> None:
-    """The exit code is the command's, and its output is complete; a second run does nothing."""
+    """The exit code is that of the command, and its output is complete; a second run
+    has no effect.
+    """
     job.steps = 100
     job.start()
     assert job.wait() == 0, job.messages()
@@ -59,7 +61,7 @@ def test_uninterrupted(job: RunningJob, tmp_path: Path) -> None:
 
 
 def test_the_exit_code_of_the_command(tmp_path: Path) -> None:
-    """It is passed on, and so is the signal of a crash; a command that is missing is an error."""
+    """It is returned, and so is the signal of a crash; a missing command is an error."""
     assert Job(tmp_path / "a", ["sh", "-c", "exit 7"]).run().exit_code == 7
     crash = Job(tmp_path / "b", ["sh", "-c", "kill -SEGV $$"]).run()
     assert (crash.state, crash.exit_code) == (State.ENDED, 128 + signal.SIGSEGV)
@@ -70,7 +72,9 @@ def test_the_exit_code_of_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_signals(job: RunningJob, tmp_path: Path, number: signal.Signals) -> None:
-    """A last checkpoint is taken, the exit code says so, and the next run goes on from there."""
+    """A last checkpoint is taken, the exit code reports the interruption, and the next
+    run resumes.
+    """
     process = job.start("--every", "1h")
     job.until(lambda: _steps(job) > 10, "some steps")
     process.send_signal(number)
@@ -93,7 +97,9 @@ def _steps(job: RunningJob) -> int:
 
 @pytest.mark.parametrize("kind", ["command line", "in between", "supervisor", "command"])
 def test_killed(job: RunningJob, tmp_path: Path, kind: str) -> None:
-    """Whoever is killed, all of the job ends with it, and it is resumed from its checkpoint."""
+    """If any process of the supervisor is killed, the whole job ends, and it is resumed from its
+    checkpoint.
+    """
     job.start()
     job.until(lambda: job.has_checkpoints(2), "two checkpoints")
     kinds: dict[str, int] = {}
@@ -110,7 +116,7 @@ def test_killed(job: RunningJob, tmp_path: Path, kind: str) -> None:
 
 
 def test_before_the_first_checkpoint(job: RunningJob, tmp_path: Path) -> None:
-    """It is started from the beginning, which an event says, with its files as they were."""
+    """It is started from the beginning with its original files, and an event reports this."""
     out = job.place / "out"
     out.mkdir()
     (out / "opened-each-time").write_text("from before\n")
@@ -128,7 +134,9 @@ def test_before_the_first_checkpoint(job: RunningJob, tmp_path: Path) -> None:
 
 
 def test_killed_at_random_instants(job: RunningJob, tmp_path: Path) -> None:
-    """Any process of it at any instant, CRIU's as well: it is resumed, and the end is exact."""
+    """Any process, also of CRIU, is killed at any time: the job is resumed, and the output is
+    exact.
+    """
     seed = random.randrange(2**32)
     dice = random.Random(seed)
     killed: dict[str, int] = {}
@@ -157,7 +165,7 @@ def test_killed_at_random_instants(job: RunningJob, tmp_path: Path) -> None:
 
 
 def test_none_can_be_restored(job: RunningJob, tmp_path: Path) -> None:
-    """Nothing is started, and no checkpoint goes; starting over is a decision of the user."""
+    """Nothing is started, and no checkpoint is removed; the user decides about starting over."""
     job.start()
     job.until(lambda: job.has_checkpoints(2), "two checkpoints")
     job.end()
@@ -179,7 +187,7 @@ def test_none_can_be_restored(job: RunningJob, tmp_path: Path) -> None:
 
 
 def test_the_newest_is_damaged(job: RunningJob, tmp_path: Path) -> None:
-    """The one before it is restored, and an event says why."""
+    """The previous checkpoint is restored, and an event has the reason."""
     job.start()
     job.until(lambda: job.has_checkpoints(3), "three checkpoints")
     job.end()
@@ -194,7 +202,7 @@ def test_the_newest_is_damaged(job: RunningJob, tmp_path: Path) -> None:
 
 
 def test_two_supervisors(job: RunningJob) -> None:
-    """The second one starts nothing, and its exit code says why."""
+    """The second one starts nothing, with its own exit code."""
     first = job.start()
     job.until(lambda: job.has_checkpoints(1), "a checkpoint")
     job.start()
@@ -206,7 +214,7 @@ def test_two_supervisors(job: RunningJob) -> None:
 
 
 def test_control(job: RunningJob) -> None:
-    """status, list, checkpoint, stop and log, for people and as JSON; metrics and events."""
+    """status, list, checkpoint, stop and log, as text and as JSON; metrics and events."""
     path = str(job.directory.path)
     assert _pn("job", "status", path).returncode == 6
     process = job.start("--every", "1h", "--keep", "2")
@@ -232,7 +240,7 @@ def test_control(job: RunningJob) -> None:
 
 
 class _Metadata(BaseHTTPRequestHandler):
-    """A cloud's metadata: 404 until there is a notice."""
+    """The metadata server of a cloud: 404 until there is a notice."""
 
     notice: str | None = None
 
@@ -248,7 +256,7 @@ class _Metadata(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("how", ["command", "url"])
 def test_notices(job: RunningJob, how: str) -> None:
-    """A notice of a command or a URL takes a last checkpoint, as a signal does."""
+    """A notice of a command or a URL takes a last checkpoint, like a signal."""
     flag = job.place / "preempted"
     with HTTPServer(("127.0.0.1", 0), _Metadata) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -270,7 +278,7 @@ def test_notices(job: RunningJob, how: str) -> None:
 
 
 def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:
-    """Where the last ones took longer than the time that is left, none is begun."""
+    """If earlier checkpoints took longer than the remaining time, none is started."""
     process = job.start("--grace", "0.001")
     job.until(lambda: job.has_checkpoints(1), "a checkpoint")
     count = job.directory.status().checkpoints
@@ -284,12 +292,12 @@ def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:
 
 
 def test_a_daemon_that_leaves(tmp_path: Path) -> None:
-    """A process that has left the tree would be lost: such a checkpoint fails and says so."""
+    """A process outside of the tree would not be saved: the checkpoint fails with its name."""
     script = "(setsid sleep 1000 &) ; sleep 2"
     result = Job(tmp_path / "job", ["sh", "-c", script], every=3).run()
     assert result.exit_code == 0
     events = (tmp_path / "job" / "events.jsonl").read_text()
-    assert "(sleep); keep them its descendants" in events
+    assert "(sleep); start them without" in events
     assert '"event": "checkpoint"' not in events
 
 
@@ -307,7 +315,7 @@ if __name__ == "__main__":
 
 
 def test_on_an_executor(tmp_path: Path) -> None:
-    """A job pickles, and any executor runs it; run twice, it is done once."""
+    """A job can be pickled and run by any executor; a second run has no effect."""
     log = tmp_path / "log"
     job = Job(tmp_path / "job", ["sh", "-c", f"echo once >> {log}; exit 3"])
     assert pickle.loads(pickle.dumps(job)) == job
@@ -331,18 +339,18 @@ REFUSED: dict[str, Callable[[Path], Job]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_values_that_are_refused(tmp_path: Path, what: str) -> None:
-    """The error names the field and the value, and nothing is made."""
+    """The error names the field and the value, and nothing is created."""
     with pytest.raises(ValueError, match=what):
         REFUSED[what](tmp_path / "job")
     assert not (tmp_path / "job").exists()
 
 
 def test_directories_that_are_refused(tmp_path: Path) -> None:
-    """The directory of another command, and one that holds other things."""
+    """The directory of another command, and one with other files, are refused."""
     Job(tmp_path / "job", ["true"]).run()
     with pytest.raises(ValueError, match="is the directory of another command"):
         Job(tmp_path / "job", ["false"]).run()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data").touch()
-    with pytest.raises(ValueError, match="it holds other files than a job's"):
+    with pytest.raises(ValueError, match="it contains files of something else"):
         Job(tmp_path / "other", ["true"]).run()

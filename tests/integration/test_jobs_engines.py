@@ -1,4 +1,6 @@
-"""Jobs on engines: a worker is killed, retired, or runs what runs already; each ends exactly."""
+"""Jobs on engines: workers are killed or retired, or run a job twice; the output of each job is
+exact.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ def job(tmp_path: Path) -> Iterator[RunningJob]:
 
 
 def _run(program: str, what: str, job: RunningJob) -> list[dict[str, object]]:
-    """The results that an engine's program prints."""
+    """The results that the program of an engine prints."""
     module = f"tests.integration.programs.{program.removesuffix('.py')}"
     words = [sys.executable, "-m", module, what, str(job.directory.path)]
     with open(job.place / "messages", "wb") as messages:
@@ -65,7 +67,7 @@ def _ended(results: list[dict[str, object]]) -> list[tuple[object, object]]:
 
 @needs_dask
 def test_a_worker_of_dask_is_killed(job: RunningJob, tmp_path: Path) -> None:
-    """Dask starts the task again, and the job goes on from its checkpoint."""
+    """Dask restarts the task, and the job is resumed from its checkpoint."""
     assert _ended(_run("dask_jobs.py", "killed", job)) == [("ended", 0)]
     check_exact(job, tmp_path / "reference")
     status = job.directory.status()
@@ -74,7 +76,7 @@ def test_a_worker_of_dask_is_killed(job: RunningJob, tmp_path: Path) -> None:
 
 @needs_dask
 def test_a_worker_of_dask_is_retired(job: RunningJob, tmp_path: Path) -> None:
-    """The plugin takes a last checkpoint, and the other worker goes on from there."""
+    """The plugin takes a last checkpoint, and the other worker resumes from it."""
     assert _ended(_run("dask_jobs.py", "retired", job)) == [("ended", 0)]
     check_exact(job, tmp_path / "reference")
     status = job.directory.status()
@@ -98,8 +100,8 @@ hostname "$0" && mount --bind "$1" /proc/sys/kernel/random/boot_id && shift && e
 
 @needs_dask
 def test_a_host_of_dask_is_lost(job: RunningJob, tmp_path: Path) -> None:
-    """Two hosts, each with network, processes, mounts, name and boot of its own: the job goes on
-    on the other one, never twice at a time.
+    """Two hosts with separate network, processes, mounts, host name and boot id: the job is resumed
+    on the other host, and never runs twice at a time.
     """
     with contextlib.ExitStack() as stack:
         hosts = []
@@ -130,7 +132,7 @@ run_in_dask(Job(sys.argv[1], ["sh", "-c", "kill -9 $$"]))
 
 @needs_dask
 def test_no_end_of_interruptions(tmp_path: Path) -> None:
-    """A task whose job is interrupted before each checkpoint fails."""
+    """A task fails if its job is interrupted before each checkpoint."""
     done = subprocess.run(
         [sys.executable, "-c", ENDLESS, str(tmp_path / "job")],
         capture_output=True,
@@ -143,7 +145,7 @@ def test_no_end_of_interruptions(tmp_path: Path) -> None:
 
 @needs_ray
 def test_a_worker_of_ray_is_killed(job: RunningJob, tmp_path: Path) -> None:
-    """Ray starts the task again, and the job goes on from its checkpoint."""
+    """Ray restarts the task, and the job is resumed from its checkpoint."""
     assert _ended(_run("ray_jobs.py", "killed", job)) == [("ended", 0)]
     check_exact(job, tmp_path / "reference")
     status = job.directory.status()
@@ -151,7 +153,7 @@ def test_a_worker_of_ray_is_killed(job: RunningJob, tmp_path: Path) -> None:
 
 
 def test_a_worker_of_a_pool_is_killed(job: RunningJob, tmp_path: Path) -> None:
-    """The pool is broken, and the job ends with its worker; another pool goes on with it."""
+    """The pool is broken, and the job ends with its worker; another pool resumes it."""
     assert _ended(_run("pool_jobs.py", "killed", job)) == [("ended", 0)]
     check_exact(job, tmp_path / "reference")
     status = job.directory.status()

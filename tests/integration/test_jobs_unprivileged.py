@@ -1,4 +1,6 @@
-"""An ordinary user in a user namespace: dumps, restores and jobs, and what is trusted there."""
+"""A user without root in a user namespace: dumps, restores and jobs, and the trusted
+users there.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from .support.processes import eventually
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory of the user's."""
+    """A directory of the user."""
     with ordinary_user.directory_of() as result:
         yield result
 
@@ -48,15 +50,15 @@ DUMP = """
 
 
 def test_dump_and_restore(place: Path) -> None:
-    """They work in a user namespace of the user's own, where the real root is not mapped."""
+    """They work in a user namespace in which the host's root is not mapped."""
     done = run(DUMP, place / "ckpt")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("sleep True\n")
 
 
 def test_directories_that_are_not_trusted(place: Path) -> None:
-    """Root's directories may be on the way; another user's entry in /tmp may not, nor may the
-    images directory itself be somebody else's.
+    """Directories of root are accepted as parents; entries of other users in /tmp, and an images
+    directory of another user, are refused.
     """
     others = place / "others"
     others.mkdir()
@@ -94,7 +96,7 @@ SEMAPHORE = """
 
 
 def test_what_cannot_be_saved(place: Path) -> None:
-    """Preflight names what fails there and not as root: a mapped file that is deleted."""
+    """Preflight reports state that only root can save: a mapped file that was deleted."""
     done = run(SEMAPHORE, place / "ckpt")
     assert done.returncode == 0, done.stderr
     found, message = done.stdout.split("\n", 1)
@@ -103,7 +105,7 @@ def test_what_cannot_be_saved(place: Path) -> None:
 
 
 def test_no_other_user_is_trusted_here() -> None:
-    """Where root is mapped, no number stands for it but 0."""
+    """If root is mapped, only uid 0 stands for it."""
     assert unmapped_root() == NO_USER
 
 
@@ -122,7 +124,7 @@ def _has_more(directory: JobDirectory, number: int) -> bool:
 
 
 def test_a_job(place: Path) -> None:
-    """It makes its namespace by itself, is killed and interrupted, and comes to its exact end."""
+    """It creates its namespace, is killed and interrupted, and its output is exact."""
     directory, python = JobDirectory(place / "job"), ordinary_user.python()
     words = [
         *ordinary_user.as_user(),
@@ -168,7 +170,9 @@ LOOK = """
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])
 def test_the_job_of_another_user(place: Path, mode: int) -> None:
-    """Who may read its directory is shown its state, also without its lock, and cannot stop it."""
+    """A user who can read its directory can see its state, also without its lock, but cannot stop
+    it.
+    """
     made = RunningJob(place / "root")
     made.start("--every", "1h")
     try:
@@ -179,6 +183,6 @@ def test_the_job_of_another_user(place: Path, mode: int) -> None:
         (made.directory.path / "lock").chmod(mode)
         done = run(LOOK, made.directory.path, inside=False)
         assert done.stdout.startswith("running\n"), done.stderr
-        assert "is of user 0, who can do this, as root can" in done.stdout
+        assert "belongs to user 0; root and that user can do this" in done.stdout
     finally:
         made.end()

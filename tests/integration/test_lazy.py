@@ -25,7 +25,7 @@ LARGE = """
 
 @needs_lazy_pages
 def test_memory_comes_after_the_process(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """All of it arrives, and the daemon ends by itself."""
+    """All memory arrives, and the daemon ends."""
     target = spawn(LARGE)
     checksum = target.ask("checksum")
     dump(target.pid, CriuOpts(images_directory=images))
@@ -48,7 +48,7 @@ def test_memory_comes_after_the_process(spawn: Spawn, images: Path, tmp_path: Pa
 
 @needs_lazy_pages
 def test_without_the_daemon(spawn: Spawn, images: Path) -> None:
-    """A lazy restore that finds no daemon fails, names it, and leaves the images whole."""
+    """A lazy restore without a daemon fails, names it, and leaves the images unchanged."""
     target = spawn(LARGE)
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -62,7 +62,7 @@ def test_without_the_daemon(spawn: Spawn, images: Path) -> None:
 
 @needs_lazy_pages
 def test_closing_ends_it(images: Path, spawn: Spawn) -> None:
-    """A daemon that nobody came to is ended by close."""
+    """``close`` ends a daemon without a client."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
     daemon = LazyPages(CriuOpts(images_directory=images))
@@ -73,7 +73,7 @@ def test_closing_ends_it(images: Path, spawn: Spawn) -> None:
 
 @needs_lazy_pages
 def test_it_reports_that_it_is_ready(images: Path, spawn: Spawn) -> None:
-    """A zero byte, and its pid in a file, as ``criu lazy-pages --daemon`` does."""
+    """It writes a zero byte, and its pid to a file, like ``criu lazy-pages --daemon``."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
     ready, message = os.pipe()
@@ -94,7 +94,7 @@ def test_it_reports_that_it_is_ready(images: Path, spawn: Spawn) -> None:
 
 @needs_lazy_pages
 def test_a_daemon_that_cannot_start(tmp_path: Path) -> None:
-    """What it lacks is said: options first, images next."""
+    """The missing part is reported: options first, then images."""
     with pytest.raises(OptionError, match="shell_job"):
         LazyPages(CriuOpts(images_directory=tmp_path, shell_job=True))
     (tmp_path / "empty").mkdir()

@@ -1,6 +1,7 @@
-"""A lazy dump serves its pages on the address that was asked for, and on no other.
+"""A lazy dump serves its pages on the requested address only.
 
-CRIU up to 4.2 ignores the address in the request; the call says it in a configuration file too.
+CRIU up to 4.2 ignores the address in the request, so the call also writes it to a configuration
+file.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from .support.processes import children
 
 
 class _Enough(Exception):
-    """What the hook raises once it has seen where CRIU listens."""
+    """The exception of the hook when it has seen the address of CRIU."""
 
 
 def _listening() -> list[str]:
-    """Where our children listen, as /proc/net/tcp prints addresses."""
+    """The listening addresses of child processes, in the form of /proc/net/tcp."""
     inodes = set()
     for pid in children():
         for fd in os.scandir(f"/proc/{pid}/fd"):
@@ -41,7 +42,9 @@ def _listening() -> list[str]:
 def test_only_the_address_asked_for(
     spawn: Spawn, images: Path, tmp_path: Path, own_file: bool
 ) -> None:
-    """CRIU listens on loopback only; refused there, the process runs on with all its memory."""
+    """CRIU listens on loopback only; after the refusal of the hook, the process continues with all
+    of its memory.
+    """
     target = spawn("memory = bytearray(2**20)\nserve(size=lambda: len(memory))")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -82,7 +85,7 @@ ECHO = """
 
 @needs_lazy_pages
 def test_connections_outlive_a_lazy_dump_that_is_undone(spawn: Spawn, images: Path) -> None:
-    """CRIU would leave them locked and in repair mode; the lock's table goes, too."""
+    """CRIU would leave them locked and in repair mode; the table of the lock is removed, too."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         target = spawn(ECHO.format(port=server.getsockname()[1]))
         line, _ = server.accept()

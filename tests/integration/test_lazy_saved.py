@@ -1,7 +1,7 @@
 """Saved images, served to a restore on another host: ``page_server_child(lazy_pages=True)``.
 
-The other host is a network namespace. Its copy of the images has zeros in place of the pages that
-can be fetched, so a checksum of the memory tells that they came over the network.
+The other host is a network namespace. Its copy of the images has zeros in place of the lazy pages,
+so a checksum of the memory shows that they were transferred over the network.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .support.processes import Target, eventually, is_alive, kill
 
 PAGE = mmap.PAGESIZE
 LAZY = 2
-"""Flag of a page that a restore can do without at first (CRIU's ``include/pagemap.h``)."""
+"""Flag of a page that a restore does not need at first (CRIU's ``include/pagemap.h``)."""
 
 LARGE = """
     import hashlib, os
@@ -45,13 +45,13 @@ LARGE = """
 
 @pytest.fixture
 def far() -> Iterator[tuple[Host, str]]:
-    """Another host, and our address as it sees it."""
+    """Another host, and the address of this host from there."""
     with host() as other, cable(OURS, other) as (here, _):
         yield other, here
 
 
 def without_lazy_pages(images: Path, copy: Path) -> int:
-    """Copy images with zeros in place of the pages that can be fetched; how many those are."""
+    """Copy images with zeros in place of the lazy pages; returns the number of these pages."""
     shutil.copytree(images, copy)
     zeroed = 0
     for pagemap in copy.glob("pagemap-[0-9]*.img"):
@@ -68,7 +68,7 @@ def without_lazy_pages(images: Path, copy: Path) -> int:
 
 
 def dumped(spawn: Spawn, images: Path) -> tuple[Target, str]:
-    """A process that was dumped, and the checksum of its memory."""
+    """A dumped process, and the checksum of its memory."""
     target = spawn(LARGE)
     checksum = target.ask("checksum")
     dump(target.pid, CriuOpts(images_directory=images))
@@ -96,7 +96,9 @@ def served(opts: CriuOpts, way: str) -> Iterator[PageServerResult]:
 def test_another_host_fetches_the_pages(
     orphans: None, far: tuple[Host, str], spawn: Spawn, images: Path, tmp_path: Path, way: str
 ) -> None:
-    """A process runs there at once; all its memory comes from the images here, which stay whole."""
+    """A process runs there at once; all of its memory comes from the images on this host, which are
+    unchanged.
+    """
     other, address = far
     target, checksum = dumped(spawn, images)
     there = tmp_path / "there"
@@ -113,7 +115,7 @@ def test_another_host_fetches_the_pages(
         )
     with served(serving, way) as result:
         listening = run("ss", "-ltnH", f"sport = :{result.port}").split()
-        assert listening[3] == f"{address}:{result.port}"  # and not on every address
+        assert listening[3] == f"{address}:{result.port}"  # not on all addresses
 
         source = PageServer(address, result.port, clear_text=True)
         with (
@@ -130,7 +132,7 @@ def test_another_host_fetches_the_pages(
 
 @needs_lazy_pages
 def test_what_cannot_be_served(tmp_path: Path) -> None:
-    """A directory that is missing, or has no images, is refused, and not made."""
+    """A directory that is missing, or has no images, is refused and not created."""
     missing = tmp_path / "missing"
     opts = CriuOpts(images_directory=missing, page_server="127.0.0.1:0", lazy_pages=True)
     with pytest.raises(OptionError, match="does not exist"):

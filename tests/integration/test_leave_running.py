@@ -1,9 +1,9 @@
-"""``leave_running``: a copy is taken of a process that goes on.
+"""``leave_running``: the process continues after it was saved.
 
-Without it the dump ends the process. With it the process is stopped while it is saved and then
-goes on as if nothing had happened: the same pid, no step lost, none done twice. The images are
-as good as any others. They hold the process at the moment of the dump, and restore where its pid
-is free: on another machine, in another pid namespace, or here once the original is gone.
+Without it the dump ends the process. With it the process is frozen while it is saved and then
+continues with the same pid, without a lost or repeated step. The images have the state of the
+process at the time of the dump. They can be restored where its pid is free: on another machine, in
+another pid namespace, or here after the original process has ended.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STEPS = """
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps that were written, but a last one that is still being written."""
+    """The written steps, without an incomplete last one."""
     text = (directory / "steps").read_text()
     return [int(line) for line in text[: text.rfind("\n") + 1].split()]
 
@@ -57,7 +57,7 @@ def goes_on(target: Target) -> None:
 
 
 def test_the_process_goes_on_and_no_step_is_lost(spawn: Spawn, images: Path) -> None:
-    """Ten copies are taken of a process that counts: it counts on, from each number to the next."""
+    """Ten dumps of a process that counts: no number is lost or repeated."""
     target = spawn(STEPS)
     for number in range(10):
         goes_on(target)
@@ -76,7 +76,7 @@ def test_the_process_goes_on_and_no_step_is_lost(spawn: Spawn, images: Path) -> 
 def test_without_it_the_process_is_gone(
     spawn: Spawn, images: Path, leave_running: bool | None
 ) -> None:
-    """The default ends the process."""
+    """By default the dump ends the process."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images, leave_running=leave_running))
     assert not is_alive(target.pid)
@@ -84,15 +84,15 @@ def test_without_it_the_process_is_gone(
 
 
 def test_the_images_restore_beside_the_original(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """In another pid namespace, with a copy of its files, the copy runs from the moment of the
-    dump, while the original runs on: two processes with one pid and one past, both complete.
+    """In another pid namespace, with a copy of its files, the copy continues from the dump while
+    the original runs: two processes with the same pid and complete output.
     """
     target = spawn(STEPS)
     goes_on(target)
     at_the_dump: list[int] = []
 
     def copy_files(notification: Notification) -> None:
-        if notification.action is Notify.POST_DUMP:  # the process stands still
+        if notification.action is Notify.POST_DUMP:  # the process is frozen
             shutil.copytree(target.directory, tmp_path / "copy")
             at_the_dump.extend(steps(target.directory))
 
@@ -114,7 +114,7 @@ def test_the_images_restore_beside_the_original(spawn: Spawn, images: Path, tmp_
 
 
 def test_the_images_restore_once_the_original_is_gone(spawn: Spawn, images: Path) -> None:
-    """Here the copy takes the original's place, and is as old as the dump."""
+    """The copy replaces the original, with the state of the dump."""
     target = spawn("""
         value = ["before"]
         serve(get=lambda: value[0], put=lambda new: value.__setitem__(0, new))
@@ -129,7 +129,7 @@ def test_the_images_restore_once_the_original_is_gone(spawn: Spawn, images: Path
 
 
 def test_it_belongs_to_the_dump(spawn: Spawn, images: Path) -> None:
-    """A restore refuses it, as it refuses every option that would mean nothing there."""
+    """A restore refuses it, like every option that does not affect a restore."""
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_running=True)
     dump(target.pid, opts)

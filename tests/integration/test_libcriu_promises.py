@@ -1,7 +1,7 @@
 """The guarantees of libcriu's header, checked through ``pycriu_native.lib``.
 
-Each test comes from a comment of ``criu.h`` and makes the calls that a C program makes. Where
-this package has a verb for the same purpose, the test also compares the two results.
+Each test comes from a comment of ``criu.h`` and makes the calls of a C program. If this package has
+a call for the same purpose, the test also compares the two results.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_images_of_both_ways_are_the_same(spawn: Spawn, images: Path) -> None:
 
 
 def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """``criu_local_*`` does the same with local options, independent of the global ones."""
+    """``criu_local_*`` uses local options, independent of the global ones."""
     target = spawn()
     other = tmp_path / "other"
     message = run(
@@ -132,7 +132,9 @@ def test_options_begin_anew(spawn: Spawn, images: Path) -> None:
 
 
 def test_images_dir_fd_must_be_set(spawn: Spawn) -> None:
-    """It "must be set for dump/restore": CRIU refuses without it; our verbs name the field."""
+    """It "must be set for dump/restore": CRIU refuses without it; the calls of this library name
+    the field.
+    """
     target = spawn()
     [dumped, restored] = run(
         "begin(pid=sys.argv[1]); tell(lib.criu_dump(), lib.criu_restore())", target.pid
@@ -147,7 +149,7 @@ def test_images_dir_fd_must_be_set(spawn: Spawn) -> None:
 
 
 def test_ebade_the_request_has_failed(images: Path) -> None:
-    """-EBADE: CRIU reports a failure, and errno is CRIU's. Our error has both numbers."""
+    """-EBADE: CRIU reports a failure, and errno is CRIU's. The exception has both numbers."""
     pid = free_pid()
     assert run(
         "begin(sys.argv[1], sys.argv[2]); tell(lib.criu_dump(), ffi.errno)", images, pid
@@ -159,7 +161,10 @@ def test_ebade_the_request_has_failed(images: Path) -> None:
 
 
 def test_ebade_of_a_restore(spawn: Spawn, images: Path) -> None:
-    """-EBADE with EEXIST: the pid is in use. Ours is PidInUseError with the same two numbers."""
+    """-EBADE with EEXIST: the pid is in use.
+
+    The exception is PidInUseError with the same two numbers.
+    """
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
@@ -186,7 +191,7 @@ def test_ebade_of_refused_options(spawn: Spawn, images: Path) -> None:
 
 
 def test_econnrefused_nobody_listens(tmp_path: Path) -> None:
-    """-ECONNREFUSED: unable to connect; errno is the cause. Our error names the socket."""
+    """-ECONNREFUSED: unable to connect; errno is the cause. The exception names the socket."""
     address = tmp_path / "nobody"
     program = """
         assert lib.criu_init_opts() == 0
@@ -203,7 +208,7 @@ def test_econnrefused_nobody_listens(tmp_path: Path) -> None:
 
 
 def test_ecomm_the_other_end_is_gone() -> None:
-    """-ECOMM: a message could not be sent or received. Our error is WorkerDiedError."""
+    """-ECOMM: a message could not be sent or received. The exception is WorkerDiedError."""
     program = """
         import signal
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -262,9 +267,10 @@ def test_the_table(answer: str, code: int, ours: type[CriuError] | None) -> None
 
 
 def test_check() -> None:
-    """``criu_check`` returns 0 where CRIU works, and ``check`` raises nothing.
+    """``criu_check`` returns 0 if CRIU works, and ``check`` raises no exception.
 
-    libcriu's request has no options, on which CRIU before 4.2 crashes; our request has options.
+    libcriu's request has no options, on which CRIU before 4.2 crashes; that of this library has
+    options.
     """
     pycriu_native.check()
     expected = [0] if releases.has("4.2") else [-52]
@@ -284,9 +290,8 @@ HEARS = """
 
 
 def test_notifications(spawn: Spawn, images: Path) -> None:
-    """Callback and hook get the same notifications; ``criu_notify_pid`` is 0 where ours is None.
-
-    (A restored process has a time namespace of its own for its clocks, so its next restore sets
+    """Callback and hook get the same notifications; ``criu_notify_pid`` is 0 where the hook gets
+    None. (A restored process has a separate time namespace for its clocks, so its next restore sets
     up namespaces.)
     """
     target = spawn()
@@ -410,7 +415,7 @@ def test_version() -> None:
     ids=["4.2", "4.2.1", "4.2.1 from git"],
 )
 def test_the_format_of_versions(answer: str, number: int) -> None:
-    """A build "from a git checkout" counts as the next minor, in C and in ours."""
+    """A build "from a git checkout" counts as the next minor, in C and in Python."""
     program = """
         assert lib.criu_init_opts() == 0
         service, requests = scripted(sys.argv[1])
@@ -425,7 +430,7 @@ def test_the_format_of_versions(answer: str, number: int) -> None:
 
 
 def test_check_version() -> None:
-    """1 if CRIU is at least the minimum, 0 if it is too old; ours compares versions."""
+    """1 if CRIU is at least the minimum, 0 if it is too old; this library compares versions."""
     number = pycriu_native.version().number
     minima = [0, number - 1, number, number + 1, 2**31 - 1]
     message = run("begin(); tell(*[lib.criu_check_version(int(m)) for m in sys.argv[1:]])", *minima)
@@ -481,7 +486,7 @@ def test_a_feature_check_that_fails() -> None:
 
 @pytest.fixture
 def other_uts() -> Iterator[int]:
-    """A process in a UTS namespace of its own."""
+    """A process in a separate UTS namespace."""
     process = subprocess.Popen(
         ["unshare", "--uts", "sleep", "infinity"],
         stdin=subprocess.DEVNULL,
@@ -701,7 +706,7 @@ def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
 
 
 def test_restore_is_no_child(spawn: Spawn, images: Path) -> None:
-    """``criu_restore`` makes no child: ``waitpid`` fails, as after our ``restore``."""
+    """``criu_restore`` creates no child: ``waitpid`` fails, as after ``restore``."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()

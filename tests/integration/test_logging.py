@@ -1,4 +1,4 @@
-"""What the library tells ``logging``, and that it prints nothing."""
+"""Messages of the library to ``logging``; it prints nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .conftest import Spawn
 
 
 def test_one_line_a_verb(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A dump that works and one that fails are one line each, at INFO."""
+    """A successful dump and a failed one log one line each, at INFO."""
     target = spawn()
     with caplog.at_level(logging.INFO, "pycriu_native"):
         dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
@@ -26,7 +26,9 @@ def test_one_line_a_verb(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFi
 
 
 def test_crius_own_lines(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """They come when a level is set on their logger, with levels of their own; else they do not."""
+    """CRIU's lines are logged, with their levels, if a level is set on their logger; else they are
+    not.
+    """
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_running=True, log_level=4, display_stats=True)
     criu = logging.getLogger("pycriu_native.criu")
@@ -46,7 +48,7 @@ def test_crius_own_lines(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFi
 
 
 def test_nothing_is_printed(spawn: Spawn, images: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Neither by us nor by libcriu, whatever happens."""
+    """Neither this library nor libcriu prints anything."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
     with pytest.raises(CriuError):

@@ -1,4 +1,4 @@
-"""Live migration between two hosts: network, pid and mount namespaces of their own."""
+"""Live migration between two hosts: separate network, pid and mount namespaces."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def far() -> Iterator[tuple[Host, str]]:
 
 @pytest.fixture
 def arrive(far: tuple[Host, str], tmp_path: Path) -> Iterator[Arrive]:
-    """Start destinations there."""
+    """Start destinations on the other host."""
     with ExitStack() as owned:
 
         def start(**given: Any) -> Destination:
@@ -93,7 +93,9 @@ BOTH = pytest.mark.parametrize(
 
 @BOTH
 def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: MigrationMode) -> None:
-    """It runs there with all its memory, is gone here, and both sides tell what was done."""
+    """It runs at the destination with all of its memory, has ended at the source, and both sides
+    return the numbers.
+    """
     checksum = traveller.ask("checksum")
     there = arrive()
     result = migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
@@ -107,7 +109,7 @@ def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: Migrat
     assert (result.page_bytes > 16 * 2**20) is mode.lazy
     assert message["images"] == result.image_bytes
     assert 0 < result.downtime < result.duration
-    assert (result.dump is None) is mode.lazy  # CRIU's account of a lazy dump is no account
+    assert (result.dump is None) is mode.lazy  # CRIU has no statistics of a lazy dump
     assert result.restore is not None
     assert set(there.pids()) == {there.init, there.pid, there.inside(result.pid)}
     assert not message["files"]
@@ -115,7 +117,7 @@ def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: Migrat
 
 
 def program(release: str) -> str:
-    """The ``criu`` of a release, where it is installed."""
+    """The ``criu`` of a release, if it is installed."""
     path = f"/opt/pycriu-native-{release}/bin/criu" if release else find_program(None)
     if not os.path.exists(path):
         pytest.skip(f"there is no CRIU {release} here")
@@ -135,9 +137,9 @@ def program(release: str) -> str:
 def test_it_runs_before_its_memory_is_there(
     arrive: Arrive, far: tuple[Host, str], spawn: Spawn, release: str
 ) -> None:
-    """It answers there while most of its 256 MiB are still here; then all ends by itself.
+    """It responds at the destination while most of its 256 MiB are at the source.
 
-    The zero byte on ``status_fd`` and the ``status-ready`` notification both come.
+    The zero byte on ``status_fd`` and the ``status-ready`` notification are both sent.
     """
     criu = program(release)
     far_pid()
@@ -187,9 +189,9 @@ def resident(pid: int) -> int:
 
 @needs_lazy_pages
 def test_releases_that_cannot_exchange_pages(arrive: Arrive, traveller: Target) -> None:
-    """The form of the page connection changed with 4.2: refused before anything is frozen."""
+    """The page protocol changed with 4.2: other pairs are refused before the process is frozen."""
     there = arrive(program=program("4.1"))
-    with pytest.raises(MigrationError, match=r"cannot exchange pages.*the source runs on"):
+    with pytest.raises(MigrationError, match=r"cannot exchange pages.*continues at the source"):
         migrate_out(
             traveller.pid, CriuOpts(), to=there.place, mode=MigrationMode.POST_COPY, insecure=True
         )
@@ -225,12 +227,12 @@ def test_a_pipe_that_is_too_small(
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Whom both sides trust."""
+    """A certificate authority that both sides trust."""
     return Authority.make(tmp_path_factory.mktemp("certificates") / "ca")
 
 
 def tls(authority: Authority, name: str, address: str) -> dict[str, Any]:
-    """Options with a new certificate of this authority's."""
+    """Options with a new certificate of this authority."""
     certificate = authority.sign(name, address)
     return {
         "tls": True,
@@ -244,7 +246,7 @@ def tls(authority: Authority, name: str, address: str) -> dict[str, Any]:
 def test_with_tls(
     arrive: Arrive, far: tuple[Host, str], traveller: Target, authority: Authority
 ) -> None:
-    """Images and pages are encrypted, and nothing has to be allowed."""
+    """Images and pages are encrypted, and ``insecure`` is not needed."""
     checksum = traveller.ask("checksum")
     there = arrive(opts=tls(authority, "there", far[1]), arguments={"insecure": False})
     opts = CriuOpts(**tls(authority, "here", "198.18.0.1"))
@@ -254,7 +256,9 @@ def test_with_tls(
 
 
 def example(number: int, authority: Authority, name: str, address: str, far: str) -> str:
-    """One side of docs/migration.md, with this authority's certificates and these hosts."""
+    """One side of docs/migration.md, with the certificates of this authority and the addresses of
+    these hosts.
+    """
     text = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
     script: str = re.findall(r"```python\n(.*?)```", text, flags=re.S)[number]
     certificate = authority.sign(name, address)
@@ -273,13 +277,13 @@ def example(number: int, authority: Authority, name: str, address: str, far: str
 def test_the_examples_of_the_page(
     far: tuple[Host, str], traveller: Target, authority: Authority
 ) -> None:
-    """docs/migration.md, both sides as they stand, but for addresses, paths and the pid."""
+    """docs/migration.md, both sides, with changed addresses, paths and pid."""
     checksum = traveller.ask("checksum")
     there, address = far
     incoming = example(0, authority, "there", address, address)
     outgoing = example(1, authority, "here", "198.18.0.1", address)
     outgoing = outgoing.replace("4242", str(traveller.pid))
-    # The process lives in the destination's pid namespace, so that has to stay.
+    # The process runs in the destination's pid namespace, which must not end.
     incoming += "import sys; sys.stdout.flush(); sys.stdin.read()"
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     words = ["nsenter", f"--net={there.path}", *unshare, sys.executable, "-c", incoming]
@@ -303,7 +307,7 @@ def test_a_stranger_is_turned_away(
     authority: Authority,
     tmp_path: Path,
 ) -> None:
-    """Who cannot show a certificate is not listened to; the next one is."""
+    """A peer without a certificate is refused; the next one is accepted."""
     stranger = Authority.make(tmp_path / "stranger")
     there = arrive(opts=tls(authority, "there", far[1]), arguments={"insecure": False})
     with pytest.raises(PeerLostError, match="TLS"):
@@ -324,7 +328,7 @@ def test_a_stranger_is_turned_away(
 def test_a_socket_of_the_callers_and_a_directory(
     arrive: Arrive, traveller: Target, tmp_path: Path
 ) -> None:
-    """A connected socket is used and stays open; a directory with a name is kept."""
+    """A connected socket is used and remains open; a named directory is kept."""
     kept = tmp_path / "kept"
     there = arrive(opts={"images_directory": str(kept)})
     with socket.create_connection(there.place) as ours:
@@ -342,7 +346,7 @@ def test_a_socket_of_the_callers_and_a_directory(
 def test_memory_goes_in_rounds_first(
     arrive: Arrive, traveller: Target, mode: MigrationMode
 ) -> None:
-    """What goes while the process stands still is a small part of its memory."""
+    """A small part of the memory is sent while the process is frozen."""
     checksum = traveller.ask("checksum")
     there = arrive()
     rounds = []
@@ -375,7 +379,7 @@ def test_memory_goes_in_rounds_first(
 def test_a_revoked_certificate(
     authority: Authority, caplog: pytest.LogCaptureFixture, whose: str
 ) -> None:
-    """Whichever side shows it is not listened to, by a side that has the list."""
+    """A side with the revocation list refuses a peer with a revoked certificate."""
     stolen = authority.sign("stolen", "127.0.0.1")
     good = CriuOpts(**tls(authority, "good", "127.0.0.1"))
     revoked = authority.revocations(stolen)
@@ -393,7 +397,7 @@ def test_a_revoked_certificate(
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as beside:
         address = listener.getsockname()
         message = beside.submit(speak, here)
-        with pytest.raises(MigrationError, match="no source came"):
+        with pytest.raises(MigrationError, match="no source connected"):
             endpoint.accept(listener, there, MigrationDeadline(1.0), False)
         refused = message.result()
         assert refused is not None
@@ -422,7 +426,7 @@ def test_a_revoked_certificate(
     ids=lambda given: "" if isinstance(given, str) else next(iter(given)),
 )
 def test_what_is_refused(spawn: Spawn, given: dict[str, Any], message: str) -> None:
-    """A clear word for each wrong argument, before anything is touched."""
+    """Each invalid argument has a clear message, before anything is touched."""
     target = spawn()
     words = {"to": ("127.0.0.1", 9), **given}
     with pytest.raises(OptionError) as caught:
@@ -437,7 +441,7 @@ def test_what_is_refused(spawn: Spawn, given: dict[str, Any], message: str) -> N
 
 
 def test_nobody_listens(spawn: Spawn) -> None:
-    """An error that says what to do, and a process that was not touched."""
+    """The error has a cure, and the process was not touched."""
     target = spawn()
     with pytest.raises(PeerLostError, match="no connection to the destination") as caught:
         migrate_out(target.pid, CriuOpts(), to=("127.0.0.1", 9))
@@ -446,8 +450,8 @@ def test_nobody_listens(spawn: Spawn) -> None:
 
 
 def test_nobody_comes(tmp_path: Path) -> None:
-    """The deadline is for waiting too; nothing is left."""
+    """The deadline limits the wait for a source; nothing remains."""
     opts = CriuOpts(images_directory=tmp_path / "images")
-    with pytest.raises(MigrationError, match="no source came"):
+    with pytest.raises(MigrationError, match="no source connected"):
         migrate_in(opts, listen=("127.0.0.1", 0), deadline=0.2)
     eventually(lambda: not (tmp_path / "images").exists(), "no directory")

@@ -1,7 +1,7 @@
-"""Whatever fails in a migration: the source runs on, and the destination leaves nothing behind.
+"""Failed migrations: the process continues at the source, and nothing remains at the destination.
 
-Each failure is made for real: a restore that cannot be done, a hook that refuses, processes that
-are killed, a cable that is cut; before, while and after the destination was told to go ahead.
+Each failure is real: a restore that is impossible, a hook that refuses, killed processes, an
+interrupted network; before, during and after the permission to run.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from .test_migration import BOTH, Arrive, arrive, far, resident, traveller
 __all__ = ["arrive", "far", "traveller"]
 
 BRIEF: dict[str, Any] = {"insecure": True, "peer_timeout": 2.0}
-"""Arguments of both calls: a lost peer is noticed soon."""
+"""Arguments of both calls, with a short timeout for a lost peer."""
 
 
 class _Interrupted(Exception):
-    """What a signal's handler raises, as Ctrl-C does."""
+    """The exception of a signal handler, like KeyboardInterrupt."""
 
 
 def _is_whole(target: Target, checksum: str) -> None:
-    """The source's process runs, with its memory."""
+    """The source's process runs, with all of its memory."""
     assert is_alive(target.pid)
     assert target.ask("checksum") == checksum
     assert target.runs_on()
@@ -59,7 +59,7 @@ def _is_clean(there: Destination) -> None:
 
 
 def _never_both(leaving: Leaving, source: int, copy: int) -> None:
-    """While it is under way: when the source's process runs, the copy does not."""
+    """During the migration: when the source's process runs, the copy does not."""
     while leaving.under_way:
         if state(source) in ("R", "S", "D"):
             assert state(copy) in ("", "T", "Z"), "both of them run"
@@ -73,14 +73,14 @@ def _until(there: Destination, action: str) -> None:
 
 @pytest.fixture
 def slow(far: tuple[Host, str]) -> Iterator[None]:
-    """The cable to the destination carries little."""
+    """Limit the bandwidth of the connection to the destination."""
     with shaped(far[1], "40mbit"):
         yield
 
 
 @pytest.fixture
 def cut(far: tuple[Host, str]) -> Iterator[Callable[[], None]]:
-    """Cut the cable at the far end; it is mended after the test."""
+    """Interrupt the connection at the other host; it is restored after the test."""
     there, _ = far
     link = there.run("ip", "-o", "link", "show", "type", "veth").split()[1].partition("@")[0]
 
@@ -104,10 +104,12 @@ def _is_reachable(address: str) -> bool:
 
 @BOTH
 def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: MigrationMode) -> None:
-    """The destination lacks a file that the process has open: its error is told here."""
+    """A file of the process is missing at the destination: the source reports the destination's
+    error.
+    """
     checksum = traveller.ask("checksum")
     there = arrive(hide=str(traveller.directory))
-    with pytest.raises(MigrationError, match=r"other side ended it: restore .* the source runs on"):
+    with pytest.raises(MigrationError, match=r"peer cancelled: restore .* continues at the source"):
         migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
     message = there.until("result", "error")
     assert message["error"] != "MigrationInDoubtError", message
@@ -124,7 +126,9 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
 def test_a_hook_there_that_refuses(
     arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
 ) -> None:
-    """The copy is undone before the source is told, which then runs on at once."""
+    """The copy is ended before the source is notified; the source's process then
+    continues at once.
+    """
     checksum = traveller.ask("checksum")
     there = arrive(raise_at=action)
     with pytest.raises(MigrationError, match="the hook refuses") as caught:
@@ -147,10 +151,10 @@ def test_a_hook_there_that_refuses(
 def test_a_destination_that_is_killed(
     arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
 ) -> None:
-    """Its guard ends what it has left; after ``post-restore`` the source gives it the time."""
+    """Its watchdog cleans up; after ``post-restore`` the source waits for that."""
     checksum = traveller.ask("checksum")
     there = arrive(die_at=action, arguments=BRIEF)
-    with pytest.raises(PeerLostError, match="the source runs on"):
+    with pytest.raises(PeerLostError, match="the process continues at the source"):
         migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
     _is_clean(there)
     _is_whole(traveller, checksum)
@@ -163,7 +167,7 @@ def test_a_destination_that_is_killed(
 def test_somebody_is_killed_while_pages_come(
     arrive: Arrive, traveller: Target, slow: None, who: str
 ) -> None:
-    """The copy that ran there is ended, and the source goes on from where it stood."""
+    """The running copy is ended, and the source's process continues from where it was frozen."""
     checksum = traveller.ask("checksum")
     there = arrive(arguments=BRIEF)
     leaving = Leaving(traveller, there, mode=MigrationMode.POST_COPY, **BRIEF)
@@ -176,7 +180,7 @@ def test_somebody_is_killed_while_pages_come(
         kill(next(pid for pid in there.pids() if _is_lazy_daemon(pid)))
     else:
         kill(next(pid for pid in children() if b"criu: dump" in _command(pid)))
-    if who != "source's CRIU":  # which lets its process run on at once
+    if who != "source's CRIU":  # which resumes its process at once
         _never_both(leaving, traveller.pid, copy)
     error = leaving.join()
     assert isinstance(error, Exception), leaving.result
@@ -187,13 +191,15 @@ def test_somebody_is_killed_while_pages_come(
 
 @needs_lazy_pages
 def test_no_zeros_for_the_daemons_end(arrive: Arrive, traveller: Target, slow: None) -> None:
-    """The kernel fills no page of a copy whose daemon is dead: it waits for its own end."""
+    """The kernel does not fill pages of a copy whose daemon was killed; the copy is blocked until
+    it is ended.
+    """
     checksum = traveller.ask("checksum")
     there = arrive(arguments=BRIEF)
     leaving = Leaving(traveller, there, mode=MigrationMode.POST_COPY, **BRIEF)
     _until(there, "post-resume")
     copy = there.inside(traveller.pid)
-    os.kill(there.pid, signal.SIGSTOP)  # or it would end the copy before one can look
+    os.kill(there.pid, signal.SIGSTOP)  # otherwise it would end the copy before the check
     kill(next(pid for pid in there.pids() if _is_lazy_daemon(pid)))
     time.sleep(0.3)
     before = resident(copy)
@@ -231,7 +237,7 @@ def test_a_source_that_is_killed(
     action: str,
     orphans: None,
 ) -> None:
-    """Its guard has the process run on, once the destination has ended its copy."""
+    """Its watchdog resumes the process after the destination has ended its copy."""
     checksum = traveller.ask("checksum")
     there = arrive(arguments=BRIEF, wait_at=action)
     words = json.dumps([traveller.pid, *there.place, str(mode)])
@@ -264,7 +270,7 @@ def test_the_network_goes(
     mode: MigrationMode,
     when: str,
 ) -> None:
-    """Both sides notice by themselves, and only one of the two processes is left."""
+    """Both sides detect it, and only one of the two processes remains."""
     checksum = traveller.ask("checksum")
 
     def hook(notification: Notification) -> None:
@@ -290,7 +296,7 @@ def test_the_network_goes(
         assert message["error"] != "MigrationInDoubtError", message
         _is_clean(there)
     elif "result" not in message and message["error"] == "MigrationInDoubtError":
-        # It had said that it runs, into a cable that was cut: it is stopped, and says so.
+        # Its final message was lost: the copy is stopped, and the call reports it.
         assert state(there.inside(traveller.pid)) == "T"
         assert f"kill -KILL {traveller.pid}" in message["message"]
     else:
@@ -300,7 +306,7 @@ def test_the_network_goes(
 
 @needs_lazy_pages
 def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
-    """Ctrl-C asks the destination back: its copy is ended before ours runs on."""
+    """After Ctrl-C the destination's copy is ended before the source's process continues."""
     checksum = traveller.ask("checksum")
     there = arrive(arguments=BRIEF)
 
@@ -330,7 +336,7 @@ def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slo
 @pytest.mark.long
 @needs_lazy_pages
 def test_a_deadline_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
-    """The deadline is for the whole; the process then runs on here."""
+    """The deadline applies to the whole migration; the process then continues at the source."""
     checksum = traveller.ask("checksum")
     there = arrive(arguments=BRIEF)
     with pytest.raises(DeadlineError):

@@ -1,10 +1,10 @@
-"""root, skip_mnts, enable_fs and mntns_compat_mode: how a container's mounts come back.
+"""root, skip_mnts, enable_fs and mntns_compat_mode: how the mounts of a container are restored.
 
-``root`` is the directory that a restored mount namespace has as its root: it must be a mount
-point (``mount --bind``), and hold every place that something is mounted on. ``skip_mnts`` leaves
-mounts out of a dump; they are not there after the restore. ``enable_fs`` names file systems
-that CRIU does not know how to save, and that it is to mount anew, empty. ``mntns_compat_mode``
-restores with CRIU's old mount engine, the one before 3.17.
+``root`` is the root directory of a restored mount namespace: it must be a mount point (``mount
+--bind``) with all directories that are mount points in the images. ``skip_mnts`` leaves mounts out
+of a dump; they are missing after the restore. ``enable_fs`` names file systems that CRIU cannot
+save, and that it mounts again without contents. ``mntns_compat_mode`` restores with CRIU's old
+mount engine, from before 3.17.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def odd_box(tmp_path: Path) -> Iterator[Container]:
 
 
 def _opts(box: Container, images: Path) -> tuple[CriuOpts, CriuOpts]:
-    """What every dump and every restore of a container says."""
+    """The options of each dump and restore of a container."""
     return (
         CriuOpts(images_directory=images, external=box.given_on_dump),
         CriuOpts(images_directory=images, external=box.given_on_restore, root=box.root),
@@ -60,7 +60,7 @@ def _opts(box: Container, images: Path) -> tuple[CriuOpts, CriuOpts]:
 
 
 def test_root(box: Container, images: Path, tmp_path: Path) -> None:
-    """The container comes back in its old root, or in another with the same mount points."""
+    """The container is restored in its old root, or in another one with the same mount points."""
     saving, restoring = _opts(box, images)
     dump(box.pid, saving)
     box.reap()
@@ -76,6 +76,7 @@ def test_root(box: Container, images: Path, tmp_path: Path) -> None:
             box.end()
 
 
+@pytest.mark.cures("root-option")
 @pytest.mark.parametrize("compat", [None, True], ids=["new engine", "old engine"])
 def test_a_restore_without_root(box: Container, images: Path, compat: bool | None) -> None:
     """It is refused, by either mount engine, and the message names root."""
@@ -89,6 +90,7 @@ def test_a_restore_without_root(box: Container, images: Path, compat: bool | Non
     assert box.runs_on()
 
 
+@pytest.mark.cures("root-incomplete")
 def test_a_root_without_the_mount_points(box: Container, images: Path, tmp_path: Path) -> None:
     """A root that lacks a directory to mount on is refused, and the message names root."""
     saving, restoring = _opts(box, images)
@@ -105,7 +107,7 @@ def test_a_root_without_the_mount_points(box: Container, images: Path, tmp_path:
 
 
 def test_skip_mnts(box: Container, images: Path) -> None:
-    """A mount that is skipped is not there after the restore; otherwise it is, with its files."""
+    """A skipped mount is missing after the restore; otherwise it is restored with its files."""
     saving, restoring = _opts(box, images)
     dump(box.pid, replace(saving, leave_running=True))
     skipping = images.with_name("skipping")
@@ -124,7 +126,7 @@ def test_skip_mnts(box: Container, images: Path) -> None:
 
 @pytest.mark.parametrize("word", ["ramfs", "all"])
 def test_enable_fs(odd_box: Container, images: Path, word: str) -> None:
-    """A file system that CRIU does not know is mounted anew, without what was in it."""
+    """A file system that CRIU does not support is mounted again, without its contents."""
     saving, restoring = _opts(odd_box, images)
     dump(odd_box.pid, replace(saving, enable_fs=[word]))
     odd_box.reap()
@@ -135,7 +137,7 @@ def test_enable_fs(odd_box: Container, images: Path, word: str) -> None:
 
 
 def test_a_file_system_that_criu_does_not_know(odd_box: Container, images: Path) -> None:
-    """The dump is refused and names skip_mnts and enable_fs; skipping it lets the dump pass."""
+    """The dump is refused and names skip_mnts and enable_fs; with skip_mnts it works."""
     saving, restoring = _opts(odd_box, images)
     with pytest.raises(CriuError, match=r"skip_mnts=.*enable_fs=") as caught:
         dump(odd_box.pid, saving)
@@ -155,8 +157,8 @@ def test_a_file_system_that_criu_does_not_know(odd_box: Container, images: Path)
 
 
 def test_mntns_compat_mode(tmp_path: Path, images: Path) -> None:
-    """The engines differ in a mount that is shared with the host: the old one joins the host's
-    peer group again, so that what is mounted there is seen; the new one makes a new group.
+    """The engines differ for a mount that is shared with the host: the old one joins the host's
+    peer group, and propagates mounts; the new one creates a new group.
     """
     with mount_point(tmp_path / "data") as data:
         subprocess.run(["mount", "--make-shared", data], check=True)

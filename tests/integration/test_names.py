@@ -1,4 +1,6 @@
-"""Processes whose names are not UTF-8, as the kernel makes them when it cuts a name at 15 bytes."""
+"""Processes with names that are not UTF-8, which result when the kernel truncates a name to 15
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ NARROW = (
 
 
 def test_every_verb(spawn: Spawn, images: Path) -> None:
-    """Preflight, dump, the check of images, and the error of a restore that finds the pid taken."""
+    """Preflight, dump, the check of images, and the error of a restore with a pid in use."""
     target = spawn(NAMED + "    serve()\n")
     assert not preflight(target.pid).findings
     opts = preflight(target.pid, CriuOpts(images_directory=images, leave_running=True)).require()
@@ -38,7 +40,7 @@ def test_every_verb(spawn: Spawn, images: Path) -> None:
 
 
 def test_the_cause_of_a_failed_dump(spawn: Spawn, images: Path) -> None:
-    """It is CRIU's, not that of a name that cannot be decoded."""
+    """It is the cause from CRIU's log, not an error of decoding the name."""
     target = spawn(NAMED + CONNECTED)
     with pytest.raises(CriuError) as caught:
         dump(target.pid, CriuOpts(images_directory=images))
@@ -48,7 +50,7 @@ def test_the_cause_of_a_failed_dump(spawn: Spawn, images: Path) -> None:
 
 @pytest.mark.parametrize("encoding", NARROW, ids=["ascii", "latin-1", "c-locale"])
 def test_the_command_line(encoding: dict[str, str], spawn: Spawn, tmp_path: Path) -> None:
-    """An output that cannot hold a name shows it with escapes; the exit code is the result's."""
+    """A name that the output's encoding lacks is escaped; the exit code is that of the result."""
     target = spawn(NAMED + "    serve()\n")
     directory = tmp_path / "образы"
     dump_it = ("dump", target.pid, "-D", directory, "--leave-running")

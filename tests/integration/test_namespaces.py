@@ -1,10 +1,9 @@
-"""join_ns and external namespaces: going on in namespaces that somebody else has made.
+"""join_ns and external namespaces: a process continues in existing namespaces.
 
-``join_ns`` is a matter of the restore alone: the tree, which was in no namespace of its own,
-comes back in existing ones, each given by its file. A container's own network namespace can be
-kept out of the images instead: ``external=["net[inode]:key"]`` on dump names it, and the
-restore gets a descriptor of the namespace to use in ``inherit_fds=[(fd, "key")]``; what is in
-it, devices and addresses, stays as it is.
+``join_ns`` affects the restore only: a tree that had no separate namespace is restored into
+existing ones, each given by its file. To leave a container's network namespace out of the images,
+``external=["net[inode]:key"]`` names it in the dump, and the restore gets a descriptor of the
+namespace to use in ``inherit_fds=[(fd, "key")]``; its devices and addresses are not changed.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ SEES = """
 
 @dataclass
 class Namespaces:
-    """Network and uts namespaces, held by a process in them."""
+    """Network and UTS namespaces, held by a process in them."""
 
     pid: int
 
     def file(self, kind: str) -> str:
-        """The file that stands for one."""
+        """The path of a namespace."""
         return f"/proc/{self.pid}/ns/{kind}"
 
     def identity(self, kind: str) -> str:
-        """What tells it from others."""
+        """The inode of a namespace."""
         return os.readlink(self.file(kind))
 
     def run(self, *command: str) -> None:
-        """Run a command in them."""
+        """Run a command in the namespaces."""
         words = ["nsenter", f"--target={self.pid}", "--net", "--uts", *command]
         subprocess.run(words, check=True)
 
@@ -78,7 +77,7 @@ def elsewhere() -> Iterator[Namespaces]:
 
 @pytest.mark.parametrize("kinds", [("net",), ("uts",), ("net", "uts")], ids="+".join)
 def test_join_ns(spawn: Spawn, images: Path, elsewhere: Namespaces, kinds: tuple[str, ...]) -> None:
-    """The process goes on in the namespaces named, and in its old ones otherwise."""
+    """The process continues in the named namespaces, and otherwise in its old ones."""
     target = spawn(SEES)
     before = {kind: target.ask("namespace", kind) for kind in ("net", "uts")}
     assert before == {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in before}
@@ -109,7 +108,9 @@ def test_without_join_ns(spawn: Spawn, images: Path, elsewhere: Namespaces) -> N
 def test_a_namespace_that_is_not_there(
     orphans: None, spawn: Spawn, images: Path, tmp_path: Path
 ) -> None:
-    """A file that is none is refused before anything is touched, another file by CRIU."""
+    """A file that is not a namespace is refused before anything is touched; one of another type is
+    refused by CRIU.
+    """
     target = spawn(SEES)
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -146,7 +147,7 @@ def _network(pid: int, owned: ExitStack) -> tuple[int, int]:
 
 
 def test_an_external_network_namespace(box: Container, images: Path, elsewhere: Namespaces) -> None:
-    """It outlives the container, untouched; the restore takes that one, or another, as told."""
+    """It continues to exist after the dump, unchanged; the restore uses it, or another one."""
     with ExitStack() as owned:
         fd, inode = _network(box.pid, owned)
         other, other_inode = _network(elsewhere.pid, owned)
@@ -171,7 +172,7 @@ def test_an_external_network_namespace(box: Container, images: Path, elsewhere: 
 
 
 def test_an_external_namespace_without_a_descriptor(box: Container, images: Path) -> None:
-    """The message names inherit_fds; with an own namespace in the images none is needed."""
+    """The message names inherit_fds, which is not needed if the images have the namespace."""
     with ExitStack() as owned:
         _, inode = _network(box.pid, owned)
         opts = CriuOpts(

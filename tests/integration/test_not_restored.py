@@ -1,4 +1,4 @@
-"""``docs/not_restored.md``: what a process has after a restore, property by property."""
+"""``docs/not_restored.md``: the state of a process after a restore, by property."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEPT = {
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in which each property is set, as far as this kernel has it."""
+    """A process in which each property is set, if this kernel supports it."""
     null = subprocess.DEVNULL
     (tmp_path / "out").touch()
     (tmp_path / "denied").touch()
@@ -60,7 +60,9 @@ def _look(directory: Path, count: int) -> dict[str, Any]:
 
 
 def test_the_list_is_true(process: subprocess.Popen[bytes], images: Path, tmp_path: Path) -> None:
-    """What is lost is lost, what is kept is kept, and preflight names what it can see."""
+    """Lost properties are lost, kept ones are kept, and preflight reports the ones that it can
+    detect.
+    """
     before = _look(tmp_path, 0)
     findings = {finding.id for finding in preflight(process.pid).findings}
     dump(process.pid, CriuOpts(images_directory=images))
@@ -72,7 +74,7 @@ def test_the_list_is_true(process: subprocess.Popen[bytes], images: Path, tmp_pa
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     changed = {name for name in before if before[name] != after[name]}
-    could_not = set(before["not_set"])  # this kernel or these rights do without
+    could_not = set(before["not_set"])  # not possible with this kernel or these rights
     assert changed - could_not == LOST - could_not
     assert set(before) - {"not_set"} == LOST | KEPT
     seen = {"affinity": "cpu-affinity", "io_priority": "io-priority", "timer_slack": "timer-slack"}
@@ -122,7 +124,7 @@ NOTICES = {
 
 @pytest.mark.parametrize("kind", NOTICES)
 def test_watches(kind: str, spawn: Spawn, images: Path) -> None:
-    """Events that were not read are gone, and so are marks of whole file systems."""
+    """Unread events are lost, and so are marks of whole file systems."""
     start, mark, ids, marks = NOTICES[kind]
     target = spawn(WATCHES.format(start=start, mark=mark))
     assert target.ask("queued") > 0

@@ -1,4 +1,4 @@
-"""What CRIU says while it works reaches a Python closure, on the caller's thread."""
+"""Notifications of CRIU are passed to a Python hook, on the caller's thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .support.processes import eventually, state
 
 
 def test_a_closure_hears_a_dump(spawn: Spawn, images: Path) -> None:
-    """In CRIU's order, with the process running before the dump and stopped after it."""
+    """They have CRIU's order; the process runs before the dump and is stopped after it."""
     target = spawn()
     heard: list[tuple[Notification, str, int]] = []
     dump(
@@ -34,7 +34,7 @@ def test_a_closure_hears_a_dump(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_restore_tells_the_pid(spawn: Spawn, images: Path) -> None:
-    """post-restore carries the pid of the root task, which does not run yet."""
+    """post-restore has the pid of the root task, which does not run yet."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
@@ -62,7 +62,7 @@ def test_a_restore_tells_the_pid(spawn: Spawn, images: Path) -> None:
 
 
 def test_the_hook_may_use_the_library(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """A hook may make calls of its own: nothing is shared between two calls."""
+    """A hook can make other calls, since calls share no state."""
     first, second = spawn(), spawn()
     opts = CriuOpts(images_directory=images, leave_running=True)
 
@@ -78,7 +78,7 @@ def test_the_hook_may_use_the_library(spawn: Spawn, images: Path, tmp_path: Path
 
 @pytest.mark.parametrize("action", [Notify.PRE_DUMP, Notify.POST_DUMP])
 def test_what_a_hook_raises_undoes_the_dump(spawn: Spawn, images: Path, action: Notify) -> None:
-    """It comes back as itself, when the process runs again and nothing of CRIU is left."""
+    """The same exception is raised when the process runs again and CRIU has ended."""
     target = spawn()
     refusal = ZeroDivisionError("not today")
 
@@ -95,7 +95,7 @@ def test_what_a_hook_raises_undoes_the_dump(spawn: Spawn, images: Path, action: 
 
 
 def test_what_a_hook_raises_undoes_the_restore(spawn: Spawn, images: Path) -> None:
-    """No process is left of the refused restore, and the images restore after it."""
+    """No process of the refused restore remains, and the images can be restored after it."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
@@ -114,7 +114,7 @@ def test_what_a_hook_raises_undoes_the_restore(spawn: Spawn, images: Path) -> No
 
 
 def test_a_coroutine_function_is_no_hook(spawn: Spawn, images: Path) -> None:
-    """Nobody would await it: the dump is undone, and the error says where such a hook belongs."""
+    """It would not be awaited: the dump is undone, and the error names the calls that accept it."""
     target = spawn()
 
     async def hook(notification: Notification) -> None:

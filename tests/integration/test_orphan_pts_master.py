@@ -1,11 +1,10 @@
-"""orphan_pts_master: a container on a terminal whose master end is held outside.
+"""orphan_pts_master: a container on a terminal whose master is held outside of it.
 
-That is how a runtime gives a container its console: the pty is of the container's own devpts,
-its slave end is the first process's controlling terminal, and its master end is with the
-runtime. With ``orphan_pts_master=True``, on dump and on restore, the slave is saved alone, and
-the restore makes a new pty, of the same number, and hands over its master: the
-``orphan-pts-master`` notification carries it in ``Notification.fd``, which then is the hook's
-to keep and to close.
+A runtime gives a container its console in this way: the pty is in the container's own devpts, its
+slave is the controlling terminal of the first process, and the runtime has the master. With
+``orphan_pts_master=True`` in dump and restore, only the slave is saved. The restore creates a new
+pty with the same number, and passes its master to the hook: the ``orphan-pts-master`` notification
+has it in ``Notification.fd``, which the hook then owns and closes.
 """
 
 from __future__ import annotations
@@ -43,20 +42,20 @@ ON_A_TERMINAL = """
 
 
 class Holder:
-    """What holds the master end: a runtime."""
+    """A runtime, which holds the master end."""
 
     def __init__(self) -> None:
         self.owned = contextlib.ExitStack()
         self.terminal: Terminal | None = None
 
     def hold(self, master: int) -> Terminal:
-        """Own a master end."""
+        """Take ownership of a master end."""
         self.owned.callback(os.close, master)
         self.terminal = Terminal(master)
         return self.terminal
 
     def __call__(self, notification: Notification) -> None:
-        """Take the master that CRIU hands over."""
+        """Take the master of CRIU's notification."""
         if notification.action is Notify.ORPHAN_PTS_MASTER:
             assert notification.fd is not None
             self.hold(notification.fd)
@@ -66,7 +65,7 @@ class Holder:
 
 @pytest.fixture
 def holder() -> Iterator[Holder]:
-    """Its masters are closed in the end."""
+    """A runtime whose masters are closed after the test."""
     holder = Holder()
     with holder.owned:
         yield holder
@@ -84,7 +83,9 @@ def box(tmp_path: Path, holder: Holder) -> Iterator[Container]:
 
 
 def test_the_hook_gets_the_new_master(box: Container, images: Path, holder: Holder) -> None:
-    """What the container writes is read from Notification.fd, and what is typed there it reads."""
+    """Output of the container can be read from Notification.fd, and it reads what is
+    written there.
+    """
     tty = box.ask("tty")
     dump(
         box.pid,
@@ -112,7 +113,7 @@ def test_the_hook_gets_the_new_master(box: Container, images: Path, holder: Hold
 
 
 def test_without_it_the_dump_is_refused(box: Container, images: Path, holder: Holder) -> None:
-    """The message names orphan_pts_master; the container and its terminal go on."""
+    """The message names orphan_pts_master; the container and its terminal continue."""
     with pytest.raises(CriuError, match="orphan_pts_master=True") as caught:
         dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
     assert "orphan_pts_master" in caught.value.options
@@ -121,8 +122,15 @@ def test_without_it_the_dump_is_refused(box: Container, images: Path, holder: Ho
     holder.terminal.expect("^still here$")
 
 
+def _drop(notification: Notification) -> None:
+    """Do not keep the master."""
+    if notification.fd is not None:
+        os.close(notification.fd)
+
+
+@pytest.mark.cures("pts-master-lost")
 def test_without_it_the_restore_is_refused(box: Container, images: Path, holder: Holder) -> None:
-    """Nor is it possible without a hook that takes the master; the images are left whole."""
+    """It also requires a hook that takes the master; the images are unchanged."""
     dump(
         box.pid,
         CriuOpts(images_directory=images, external=box.given_on_dump, orphan_pts_master=True),
@@ -132,7 +140,10 @@ def test_without_it_the_restore_is_refused(box: Container, images: Path, holder:
     with pytest.raises(CriuError, match="orphan_pts_master=True"):
         restore(opts, on_notify=holder)
     with pytest.raises(OptionError, match="on_notify"):
-        restore(replace(opts, orphan_pts_master=True))  # nobody there to take it
+        restore(replace(opts, orphan_pts_master=True))  # without a hook
+    with pytest.raises(CriuError, match=r"keeps Notification\.fd") as caught:
+        restore(replace(opts, orphan_pts_master=True), on_notify=_drop)
+    assert caught.value.options == ("orphan_pts_master",)
     assert not is_alive(box.pid)
     box.pid = restore(replace(opts, orphan_pts_master=True), on_notify=holder).pid
     assert box.runs_on()

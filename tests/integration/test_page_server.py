@@ -1,17 +1,17 @@
-"""``page_server``: the memory of a dump goes to another host and never touches our disk.
+"""``page_server``: the memory of a dump is sent to another host, and not stored on this one.
 
 A ``criu page-server`` on the other host listens for one dump and writes ``pages-*.img`` and
-``pagemap-*.img`` into its own directory; all other images stay here. A restore needs both
-sets in one directory. The server is named by address and port, or handed over as a connected
-socket (``PageServer(fd=...)``), which may lead anywhere, through a tunnel for one.
+``pagemap-*.img`` into its directory; all other images remain on this host. A restore needs both
+sets in one directory. The server is given by address and port, or as a connected socket
+(``PageServer(fd=...)``), such as that of a tunnel.
 
-With ``tls`` both sides show certificates. ``tls_cacert`` is whom we trust, ``tls_cert`` and
-``tls_key`` are who we are, ``tls_cacrl`` lists whom we trust no longer, and unless
-``tls_no_cn_verify`` is set the server's certificate must be for the address that we called.
-Whatever goes wrong, the process lives on.
+With ``tls`` both sides need certificates. ``tls_cacert`` has the trusted authority, ``tls_cert``
+and ``tls_key`` are the certificate of this side, ``tls_cacrl`` lists revoked ones, and unless
+``tls_no_cn_verify`` is set the server's certificate must match the address. After any failure the
+process continues.
 
-(A CRIU that refuses the server's certificate ends itself with SIGABRT, seen with 4.2.1; so the
-error is a ``WorkerDiedError``. With a socket handed over, CRIU up to 4.2 does no handshake.)
+(A CRIU that refuses the server's certificate ends with SIGABRT, observed with 4.2.1, so the
+exception is a ``WorkerDiedError``. With a connected socket, CRIU up to 4.2 does no handshake.)
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Server:
 
     @property
     def name(self) -> PageServer:
-        """What a dump is given."""
+        """The value of the field for a dump."""
         return PageServer(self.address, self.port, clear_text=True)
 
     def finish(self) -> int:
-        """Its exit status, once it has served one dump."""
+        """Wait until the server has served one dump; returns its exit status."""
         return self.process.wait(20)
 
 
@@ -77,7 +77,7 @@ def far() -> Iterator[tuple[Host, str]]:
 
 @pytest.fixture
 def serve(far: tuple[Host, str], tmp_path: Path) -> Iterator[Serve]:
-    """Start page servers there, each with a directory of its own, ready to be connected to."""
+    """Start page servers on the other host, each with a separate directory."""
     other, address = far
 
     def start(*flags: str | Path) -> Server:
@@ -112,16 +112,17 @@ def _pages(directory: Path) -> int:
 
 
 def _together(images: Path, server: Server) -> Path:
-    """All images on the other host, as one would send the rest after the pages."""
+    """Copy all images to the other host."""
     for path in images.iterdir():
         shutil.copy(path, server.directory)
     return server.directory
 
 
+@pytest.mark.cures("pagemap-missing")
 def test_pages_land_on_another_host(
     orphans: None, spawn: Spawn, images: Path, serve: Serve
 ) -> None:
-    """Not a page is on our side; with both sides' images the process comes back whole."""
+    """This host has no page; with the images of both hosts the process is restored completely."""
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
     server = serve()
@@ -137,14 +138,14 @@ def test_pages_land_on_another_host(
     with pytest.raises(ImagesError, match=r"the images have no memory pages") as caught:
         restore(CriuOpts(images_directory=images, log_level=3))
     assert caught.value.options[0] == "page_server"
-    target.end()  # reaps what the failed restore has left us
+    target.end()  # reaps processes of the failed restore
     restore(CriuOpts(images_directory=_together(images, server)))
     assert target.ask("checksum") == checksum
     assert target.runs_on()
 
 
 def test_without_it_pages_are_here(spawn: Spawn, images: Path) -> None:
-    """A dump without the field has its pages with the other images."""
+    """Without the field the pages are in the images directory."""
     target = spawn(WITH_MEMORY)
     dump(target.pid, CriuOpts(images_directory=images))
     assert _pages(images) > MEMORY
@@ -171,7 +172,7 @@ def test_forms(spawn: Spawn, images: Path, serve: Serve, form: str) -> None:
 def test_a_socket_that_is_handed_over(
     orphans: None, spawn: Spawn, images: Path, serve: Serve
 ) -> None:
-    """CRIU gets the caller's connection, and the caller's own descriptor stays open."""
+    """CRIU uses the caller's connection, and the caller's descriptor remains open."""
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
     server = serve()
@@ -191,7 +192,9 @@ def test_a_socket_that_is_handed_over(
 def test_nobody_listens(
     far: tuple[Host, str], spawn: Spawn, images: Path, log_level: int | None
 ) -> None:
-    """The error names the field (CRIU says why at ``log_level=3`` only); the process lives on."""
+    """The error names the field (CRIU logs the reason at ``log_level=3`` only); the process
+    continues.
+    """
     target = spawn()
     opts = CriuOpts(
         images_directory=images,
@@ -209,7 +212,7 @@ def test_nobody_listens(
 
 @dataclass(frozen=True)
 class Trust:
-    """Who there is: an authority that both sides trust, and one that they do not."""
+    """Two certificate authorities, of which both sides trust one."""
 
     authority: Authority
     stranger: Authority
@@ -237,7 +240,7 @@ def trust(far: tuple[Host, str], tmp_path: Path) -> Trust:
         authority=authority,
         stranger=Authority.make(tmp_path / "stranger"),
         server=authority.sign("server", far[1]),
-        # A page server that was given an address holds the client's certificate against it too.
+        # A page server with an address also compares it with the client's certificate.
         client=authority.sign("client", far[1]),
     )
 
@@ -248,7 +251,7 @@ def _dump(pid: int, images: Path, server: Server, **fields: Any) -> None:
 
 
 def test_tls(orphans: None, spawn: Spawn, images: Path, serve: Serve, trust: Trust) -> None:
-    """With certificates that both sides trust the pages arrive, and the process comes back."""
+    """With trusted certificates the pages arrive, and the process can be restored."""
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
     server = serve(*trust.of_server())
@@ -260,10 +263,11 @@ def test_tls(orphans: None, spawn: Spawn, images: Path, serve: Serve, trust: Tru
     assert target.ask("checksum") == checksum
 
 
+@pytest.mark.cures("tls")
 def test_the_servers_certificate_is_wrong(
     spawn: Spawn, images: Path, serve: Serve, trust: Trust
 ) -> None:
-    """A server that somebody else vouches for gets no page; the error names tls."""
+    """A server with an untrusted certificate receives no page; the error names tls."""
     target = spawn(WITH_MEMORY)
     server = serve(*trust.of_server(trust.stranger.sign("server", "192.0.2.1")))
     with pytest.raises(CriuError, match="tls") as caught:
@@ -278,7 +282,7 @@ def test_the_servers_certificate_is_wrong(
 def test_our_certificate_is_wrong(
     spawn: Spawn, images: Path, serve: Serve, trust: Trust, far: tuple[Host, str]
 ) -> None:
-    """The server hangs up on us, which is all that we learn; the error names tls too."""
+    """The server closes the connection without a reason; the error names tls."""
     target = spawn(WITH_MEMORY)
     server = serve(*trust.of_server())
     with pytest.raises(CriuError, match="tls") as caught:
@@ -293,7 +297,7 @@ def test_our_certificate_is_wrong(
 def test_one_side_without_tls(
     spawn: Spawn, images: Path, serve: Serve, trust: Trust, encrypted: str
 ) -> None:
-    """Both sides must agree on tls; where they do not, the error says so."""
+    """Both sides must use tls; otherwise the error names it."""
     target = spawn(WITH_MEMORY)
     server = serve(*(trust.of_server() if encrypted == "them" else []))
     with pytest.raises(CriuError, match="tls") as caught:
@@ -306,7 +310,7 @@ def test_one_side_without_tls(
 def test_tls_no_cn_verify(
     spawn: Spawn, images: Path, tmp_path: Path, serve: Serve, trust: Trust
 ) -> None:
-    """A trusted certificate for another address is refused, unless the name is left unchecked."""
+    """A trusted certificate for another address is refused, unless the name is not verified."""
     target = spawn(WITH_MEMORY)
     elsewhere = trust.authority.sign("elsewhere", "192.0.2.1")
     with pytest.raises(CriuError, match="tls_no_cn_verify") as caught:

@@ -1,14 +1,16 @@
-"""The page server as a verb: detached, and as a child that is waited for."""
+"""The page server as a call: detached, and as a child."""
 
 from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pycriu_native import (
+    CriuError,
     CriuOpts,
     OptionError,
     cpuinfo_check,
@@ -27,7 +29,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def test_a_child_that_is_waited_for(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """The pages of a dump land in the server's directory, none in ours; then the server ends."""
+    """The pages of a dump are written to the server's directory only; then the server ends."""
     target = spawn("memory = bytearray(b'x' * 2**20)\nserve(total=lambda: sum(memory))")
     total = target.ask("total")
     there = tmp_path / "there"
@@ -52,7 +54,7 @@ def test_a_child_that_is_waited_for(spawn: Spawn, images: Path, tmp_path: Path) 
 
 
 def test_closing_ends_the_server(tmp_path: Path) -> None:
-    """A server that nobody came to is ended by close, and its port is free."""
+    """``close`` ends a server without a client, and its port is free."""
     opts = CriuOpts(images_directory=tmp_path / "there", page_server=(LOOPBACK, 0))
     with page_server_child(opts) as server:
         assert is_alive(server.result.pid)
@@ -63,7 +65,7 @@ def test_closing_ends_the_server(tmp_path: Path) -> None:
 
 
 def test_detached(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """A detached server serves one dump by itself, and ends."""
+    """A detached server serves one dump, and ends."""
     target = spawn()
     there = tmp_path / "there"
     server = page_server(CriuOpts(images_directory=there, page_server=f"{LOOPBACK}:0"))
@@ -76,7 +78,9 @@ def test_detached(spawn: Spawn, images: Path, tmp_path: Path) -> None:
 
 
 def test_only_the_address_asked_for(tmp_path: Path) -> None:
-    """Without an address CRIU would listen on all of them: that is refused, and so is a name."""
+    """Without an address CRIU would listen on all of them: this is refused, and so is a
+    host name.
+    """
     for where in [("", 0), ("localhost", 0)]:
         with pytest.raises(OptionError, match="page_server"):
             page_server(CriuOpts(images_directory=tmp_path / "there", page_server=where))
@@ -97,9 +101,22 @@ def test_only_the_address_asked_for(tmp_path: Path) -> None:
         assert listening == [f"0100007F:{server.result.port:04X}"]
 
 
+@pytest.mark.cures("page-server-bind")
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """The error says so; on another port the server starts."""
+    opts = CriuOpts(images_directory=tmp_path / "there", page_server=(LOOPBACK, 0))
+    with socket.create_server((LOOPBACK, 0)) as other:
+        taken = replace(opts, page_server=other.getsockname())
+        with pytest.raises(CriuError, match="choose another port") as caught:
+            page_server(taken)
+        assert caught.value.options == ("page_server",)
+    with page_server_child(opts) as server:
+        assert is_alive(server.result.pid)
+
+
 @needs_cpuinfo
 def test_cpuinfo(images: Path) -> None:
-    """What this processor can do is written, and fits this processor."""
+    """The features of this processor are written, and match it."""
     opts = CriuOpts(images_directory=images)
     assert cpuinfo_dump(opts).images == str(images)
     assert (images / "cpuinfo.img").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""Archives of Podman's checkpoints are restored without Podman, and Podman restores ours."""
+"""Archives of Podman are restored without Podman, and Podman restores archives of this library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def engine(tmp_path: Path) -> Iterator[Podman]:
 
 @contextmanager
 def restored(checkpoint: ContainerCheckpoint, streams: Streams) -> Iterator[int]:
-    """The container of an archive, restored here; its pid."""
+    """Restore the container of an archive; returns its pid."""
     with checkpoint.restoring(stdio=(None, *streams.theirs)) as opts:
         pid = restore(opts).pid
     try:
@@ -41,13 +41,13 @@ def restored(checkpoint: ContainerCheckpoint, streams: Streams) -> Iterator[int]
 
 
 def numbers(streams: Streams) -> list[int]:
-    """What it has counted since its restore, once that is something."""
+    """The numbers that it has counted since its restore, if there are any."""
     eventually(lambda: len(streams.numbers()[0]) > 3, "counting")
     return streams.numbers()[0]
 
 
 def follows(before: Sequence[int], after: Sequence[int]) -> bool:
-    """Whether no number is lost or comes twice."""
+    """Whether no number is lost or repeated."""
     whole = [*before, *after]
     return whole == list(range(whole[0], whole[0] + len(whole)))
 
@@ -58,7 +58,9 @@ def inside(pid: int, path: str) -> Path:
 
 
 def test_from_podman_to_here_and_back(engine: Podman, tmp_path: Path) -> None:
-    """Exported by Podman, restored and dumped here, imported by Podman: it counts on."""
+    """Exported by Podman, restored and dumped here, imported by Podman: the container continues to
+    count.
+    """
     name = engine.run()
     engine.counts(name)
     engine("container", "checkpoint", f"--export={tmp_path / 'theirs.tar.gz'}", name)
@@ -93,7 +95,7 @@ def test_from_podman_to_here_and_back(engine: Podman, tmp_path: Path) -> None:
 
 
 def test_what_podman_runs_is_dumped_here(engine: Podman, tmp_path: Path) -> None:
-    """Name and image are those in Podman's storage; Podman restores it under its own name."""
+    """Name and image are taken from Podman's storage; Podman restores it under its name."""
     name = engine.run()
     engine.counts(name)
     archive = tmp_path / "ours.tar.gz"
@@ -107,7 +109,7 @@ def test_what_podman_runs_is_dumped_here(engine: Podman, tmp_path: Path) -> None
 
 
 def test_what_runc_runs_goes_to_podman(engine: Podman, tmp_path: Path) -> None:
-    """A container that Podman has never seen, of an image that it has."""
+    """A container that Podman does not know, of an image that it has."""
     (tmp_path / "runc").mkdir()
     with counting(tmp_path / "runc", runtime("runc", tmp_path / "runc")) as box:
         box.run()
@@ -131,7 +133,7 @@ def test_what_runc_runs_goes_to_podman(engine: Podman, tmp_path: Path) -> None:
 
 
 def test_an_overlay_is_compared_with_what_is_below(tmp_path: Path) -> None:
-    """Where the root is an overlay, what the container changed is known without ``base``."""
+    """If the root is an overlay, the changes of the container are determined without ``base``."""
     with counting(tmp_path, runtime("runc", tmp_path)) as box:
         root, lower = box.bundle / "rootfs", box.bundle / "lower"
         root.rename(lower)
@@ -154,14 +156,20 @@ def test_an_overlay_is_compared_with_what_is_below(tmp_path: Path) -> None:
         finally:
             box.remove()
             subprocess.run(["umount", root], check=True)
+    with tarfile.open(tmp_path / "ours.tar.gz") as tar:
+        changes = tar.extractfile("rootfs-diff.tar")
+        assert changes is not None
+        with tarfile.open(fileobj=changes) as inner:
+            assert inner.getmember("bin/mv").isreg()  # Podman would delete the link's target
     archive = archive_contents(tmp_path / "ours.tar.gz")
     assert archive.deleted == ("/bin/mv",)
     assert "/tmp/note" in [name for name, _ in archive.changed]
+    assert "/bin/mv" not in [name for name, _ in archive.changed]
     assert "/bin/busybox" not in [name for name, _ in archive.changed]
 
 
 def test_a_dump_that_fails(engine: Podman, tmp_path: Path) -> None:
-    """The container runs on, and nothing is left of the archive."""
+    """The container continues, and there is no archive."""
     name = engine.run()
     first = engine.counts(name)
     archive = tmp_path / "there" / "ours.tar.gz"
@@ -176,7 +184,7 @@ def test_a_dump_that_fails(engine: Podman, tmp_path: Path) -> None:
 
 
 def test_shared_memory_and_volumes(engine: Podman, tmp_path: Path) -> None:
-    """What is in /dev/shm and in a named volume comes back, in both directions."""
+    """The contents of /dev/shm and of a named volume are restored in both directions."""
     # Some programs named sleep end when their wait is interrupted, as it is by a restore.
     command = "echo shared > /dev/shm/note; echo kept > /data/note; while :; do sleep 1; done"
     name = engine.run("--volume=box:/data", command=command)
@@ -198,7 +206,7 @@ def test_shared_memory_and_volumes(engine: Podman, tmp_path: Path) -> None:
 
 
 def test_a_bind_mount_is_given_by_an_argument(engine: Podman, tmp_path: Path) -> None:
-    """An archive gives nothing of this host to its container by itself."""
+    """A container gets files of this host only by an argument."""
     for place in ("secret", "data"):
         (tmp_path / place).mkdir()
     name = engine.run(f"--volume={tmp_path / 'secret'}:/data")
@@ -221,7 +229,9 @@ def test_a_bind_mount_is_given_by_an_argument(engine: Podman, tmp_path: Path) ->
 
 
 def test_archives_are_checked(engine: Podman, tmp_path: Path) -> None:
-    """``check-images`` reads an archive; mounts of the engine are no obstacle, a host's is one."""
+    """``check-images`` reads an archive; mounts of the engine are not reported, one of
+    the host is.
+    """
     (tmp_path / "data").mkdir()
     for volume in (False, True):
         name = engine.run(*([f"--volume={tmp_path / 'data'}:/data"] if volume else []))
@@ -245,7 +255,7 @@ def test_archives_are_checked(engine: Podman, tmp_path: Path) -> None:
 
 
 def test_namespaces_of_a_pod(engine: Podman, tmp_path: Path) -> None:
-    """Namespaces of a pod have to be named: one to join, or a new one."""
+    """Namespaces of a pod have to be named: an existing one, or a new one."""
     name = engine.run()
     engine.counts(name)
     engine.export(name, tmp_path / "theirs.tar.gz", "--compress=gzip")
@@ -281,7 +291,7 @@ def test_forms_of_an_image(engine: Podman, tmp_path: Path, form: str) -> None:
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
-    """An archive without a container is refused, and nothing is left of it."""
+    """An archive without a container is refused, and no file remains."""
     (tmp_path / "inventory.img").write_text("x")
     subprocess.run(
         ["tar", "-C", str(tmp_path), "-cf", str(tmp_path / "plain.tar"), "inventory.img"],

@@ -1,4 +1,4 @@
-"""Warm workers: used where they are no different from fresh ones, and only there."""
+"""Pools of workers: they are used if their workers equal new ones, and only then."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REPO = Path(__file__).parents[2]
 
 
 def taken(pool: WorkerPool) -> bool:
-    """Whether a call from here would get a warm worker; it is ended again."""
+    """Whether a call would use a worker of the pool; the worker is then ended."""
     assert pool.wait_until_ready(20)
     ready = {idle.connection.pid for idle in pool._stock.idle}
     line = pool.connect(spawn_options=SAVING)
@@ -57,14 +57,14 @@ def taken(pool: WorkerPool) -> bool:
 
 @pytest.fixture
 def pool() -> Iterator[WorkerPool]:
-    """One that is ready."""
+    """A pool that is ready."""
     with WorkerPool(1) as made:
         assert made.wait_until_ready(20)
         yield made
 
 
 def test_dumps_and_restores(spawn: Spawn, images: Path) -> None:
-    """A process goes and comes back by warm workers, each is replaced, and all end at the close."""
+    """Dump and restore use workers of the pool, each is replaced, and all end with ``close``."""
     target = spawn()
     before = children()
     opts = CriuOpts(images_directory=images)
@@ -79,19 +79,19 @@ def test_dumps_and_restores(spawn: Spawn, images: Path) -> None:
         assert pool.wait_until_ready(20)
         second = {idle.connection.pid for idle in pool._stock.idle}
         assert len(first & second) == 1  # the dump has taken one, the restore one of its own
-    assert children() == before  # the target and its copy have one number
+    assert children() == before  # the target and its copy have the same pid
     os.kill(restored.pid, signal.SIGKILL)
     os.waitpid(restored.pid, 0)
 
 
 def test_a_call_gets_one(pool: WorkerPool) -> None:
-    """The next call's worker is one that was there before, and answers."""
+    """The worker of the next call existed before it."""
     assert taken(pool)
     assert version(via=pool) == version()
 
 
 def test_what_goes_past_it(pool: WorkerPool) -> None:
-    """Calls that hand over descriptors or standard input, and self-dumps, get a fresh worker."""
+    """Calls that pass descriptors or standard input, and self-dumps, use a new worker."""
     ready = {idle.connection.pid for idle in pool._stock.idle}
     with open(os.devnull) as null:
         outside = replace(SAVING, detached=True)
@@ -104,7 +104,7 @@ def test_what_goes_past_it(pool: WorkerPool) -> None:
 
 
 def _in_thread(body: Callable[[], None]) -> None:
-    """Do it on a thread that ends with its changes."""
+    """Call a function on a thread, with whose end its changes are undone."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -182,14 +182,14 @@ PROCESS_WIDE = {
 
 @pytest.mark.parametrize("what", PROCESS_WIDE)
 def test_the_process_has_changed(pool: WorkerPool, what: str) -> None:
-    """A worker that was started before the change is not used after it, and is after its end."""
+    """A worker from before the change is not used during it, but afterwards."""
     with PROCESS_WIDE[what]():
         assert not taken(pool)
     assert taken(pool)
 
 
 def test_another_cgroup(pool: WorkerPool) -> None:
-    """A worker of the old cgroup is not used: restored processes could stay in it."""
+    """A worker of the old cgroup is not used, since restored processes could remain in it."""
     hierarchy = cgroups.required("freezer")
     with contextlib.contextmanager(cgroups.maker)() as make:
         made = make(hierarchy)
@@ -203,7 +203,7 @@ def test_another_cgroup(pool: WorkerPool) -> None:
 
 
 def test_another_network(pool: WorkerPool) -> None:
-    """A thread that has moved to another network namespace gets a worker that is in it."""
+    """A thread in another network namespace gets a worker of that namespace."""
     with host() as other:
         with other.entered():
             assert not taken(pool)
@@ -211,7 +211,9 @@ def test_another_network(pool: WorkerPool) -> None:
 
 
 def test_the_pool_moves(pool: WorkerPool) -> None:
-    """After two calls from elsewhere the workers are started there; ours get fresh ones then."""
+    """After two calls from another namespace the workers are started there; calls from the old one
+    use new ones.
+    """
     with host() as other, other.entered():
         assert not taken(pool)
         assert not taken(pool)
@@ -242,7 +244,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_cannot_be_taken_back(what: str) -> None:
-    """The same for what a process cannot undo, in a process of its own."""
+    """The same for changes that cannot be undone, in a separate process."""
     code = f"""
         import ctypes, os
         from pycriu_native._transport.inherited_state import inherited_state
@@ -258,7 +260,7 @@ def test_what_cannot_be_taken_back(what: str) -> None:
 
 
 def test_a_configuration_file(tmp_path: Path) -> None:
-    """CRIU reads its configuration as it starts: one that came since makes a worker stale."""
+    """CRIU reads its configuration at its start, so a new file makes a worker stale."""
     configuration = tmp_path / ".criu" / "default.conf"
     with WorkerPool(1, env={"HOME": str(tmp_path)}) as pool:
         assert taken(pool)
@@ -269,7 +271,7 @@ def test_a_configuration_file(tmp_path: Path) -> None:
 
 
 def test_another_program(tmp_path: Path) -> None:
-    """A ``criu`` that was replaced is not the one that the waiting workers run."""
+    """After the ``criu`` program was replaced, waiting workers are not used."""
     program = tmp_path / "criu"
     program.write_text(f'#!/bin/sh\nexec {find_program()} "$@"\n')
     program.chmod(0o755)
@@ -283,7 +285,7 @@ def test_another_program(tmp_path: Path) -> None:
 
 
 def test_a_waiting_worker_that_died(pool: WorkerPool) -> None:
-    """It is not handed out."""
+    """It is not used."""
     pid = pool._stock.idle[0].connection.pid
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid), "the worker's end")
@@ -292,7 +294,9 @@ def test_a_waiting_worker_that_died(pool: WorkerPool) -> None:
 
 
 def test_more_calls_than_workers(spawn: Spawn, tmp_path: Path) -> None:
-    """Threads share it; who finds none ready starts one, and all dumps are whole."""
+    """Threads share the pool; a call without a ready worker starts one, and all dumps
+    are complete.
+    """
     target = spawn()
     errors: list[BaseException] = []
 
@@ -318,7 +322,9 @@ def test_more_calls_than_workers(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_fork(pool: WorkerPool) -> None:
-    """A forked child has workers of its own; ours end with us though the child lives on."""
+    """A forked child has a separate pool; the workers end with the parent although the child
+    continues.
+    """
     ours = pool._stock.idle[0].connection.pid
     pid = os.fork()
     if pid == 0:
@@ -356,7 +362,7 @@ time.sleep(600)
 
 
 def test_they_die_with_us() -> None:
-    """Also when we are killed, and a forked child of ours lives on."""
+    """Also after SIGKILL, while a forked child continues."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, cwd=REPO, start_new_session=True
     )
@@ -377,14 +383,16 @@ def test_they_die_with_us() -> None:
 
 
 def fork_server_of(pool: WorkerPool) -> ForkServer:
-    """The process that its workers come from."""
+    """The process from which its workers are forked."""
     assert pool.idle
     [server] = [each for each in _servers if each._connection.fd >= 0]
     return server
 
 
 def test_workers_are_forked_from_a_server(pool: WorkerPool) -> None:
-    """They are children of ours, each in a group of its own, and hold nothing of the server's."""
+    """They are children of this process, in separate process groups, without descriptors of the
+    server.
+    """
     server = fork_server_of(pool)
     line = pool._stock.idle[0].connection
     stat = Path(f"/proc/{line.pid}/stat").read_text().rpartition(")")[2].split()
@@ -399,7 +407,7 @@ def test_workers_are_forked_from_a_server(pool: WorkerPool) -> None:
 
 
 def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
-    """The environment of CRIU's own children is that of a worker without a fork server."""
+    """Programs that CRIU starts have the same environment as without a fork server."""
     response = tmp_path / "said"
     script = tmp_path / "script"
     script.write_text(f"#!/bin/sh\nenv >> {response}\n")
@@ -425,7 +433,7 @@ def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_fork_server_that_died(pool: WorkerPool) -> None:
-    """Another takes its place, and no call notices."""
+    """It is replaced, without an effect on calls."""
     first = fork_server_of(pool).pid
     os.kill(first, signal.SIGKILL)
     for _ in range(4):
@@ -436,9 +444,9 @@ def test_a_fork_server_that_died(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize("what", ["preloaded by others", "preloads nothing"])
 def test_programs_that_grow_no_workers(tmp_path: Path, what: str) -> None:
-    """Each of their workers is started on its own, and warm all the same."""
+    """Each of their workers is started separately, in advance."""
     program, env = find_program(), {}
-    if what == "preloads nothing":  # as a program with capabilities of its own does
+    if what == "preloads nothing":  # such as a program with file capabilities
         script = tmp_path / "criu"
         script.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {program} "$@"\n')
         script.chmod(0o755)
@@ -455,7 +463,7 @@ def test_programs_that_grow_no_workers(tmp_path: Path, what: str) -> None:
 
 
 def test_ends_with_its_owner() -> None:
-    """One that is dropped without a close ends its workers and its thread."""
+    """A pool that is deleted without ``close`` ends its workers and its thread."""
     before = children()
     threads = threading.active_count()
     pool = WorkerPool(2)
@@ -468,7 +476,7 @@ def test_ends_with_its_owner() -> None:
 
 
 def test_closed(pool: WorkerPool) -> None:
-    """A closed one says so, and may be closed again."""
+    """A closed pool raises an exception, and can be closed again."""
     pool.close()
     pool.close()
     assert repr(pool) == "<WorkerPool: closed>"
@@ -479,13 +487,13 @@ def test_closed(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, True, 1.5, 100000])
 def test_its_size(size: int) -> None:
-    """Is a number that makes sense."""
+    """It is a positive number."""
     with pytest.raises(ValueError, match="size="):
         WorkerPool(size)
 
 
 def test_idle_workers_cost_nothing(pool: WorkerPool) -> None:
-    """They wait without running: not one switch of context in a while."""
+    """They wait without running: no context switch for some time."""
 
     def switches() -> str:
         status = Path(f"/proc/{pool._stock.idle[0].connection.pid}/status").read_text()
@@ -500,7 +508,7 @@ def test_idle_workers_cost_nothing(pool: WorkerPool) -> None:
 
 
 def test_restore_with_the_callers_input(spawn: Spawn, images: Path) -> None:
-    """A restore that needs our standard input works through a pool as well: by a fresh worker."""
+    """A restore that needs the caller's standard input works with a pool, by a new worker."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     with WorkerPool(1) as pool:
@@ -511,7 +519,7 @@ def test_restore_with_the_callers_input(spawn: Spawn, images: Path) -> None:
 
 
 def test_surroundings_are_steady() -> None:
-    """What is compared does not change by itself."""
+    """The compared state does not change without a reason."""
     assert inherited_state({}) is not None
     assert inherited_state({}) == inherited_state({})
     _in_thread(lambda: None)

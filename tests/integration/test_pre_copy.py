@@ -1,10 +1,10 @@
 """Pre-copy: ``pre_dump``, ``parent_image``, ``auto_dedup``, ``track_mem``, ``pre_dump_mode``.
 
-A pre-dump saves the memory of a process that runs on, and has the kernel track what changes.
-The next one, or the dump, names these images as its parent and saves what has changed only, so
-that the process stands still for a short time at the end. A restore reads the whole chain.
+A pre-dump saves the memory of a process that continues to run, and lets the kernel track changes.
+The next pre-dump, or the dump, names these images as its parent and saves only changed pages, so
+that the process is frozen for a short time at the end. A restore reads the whole chain.
 
-The process writes some of its memory all the time, and can check all of it.
+The process in these tests writes some of its memory all the time, and can verify all of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pytestmark = needs_soft_dirty
 
 PAGE = mmap.PAGESIZE
 OTHERS = 500
-"""Pages that can change beside those that a test asks for: the busy ones and Python's own."""
+"""Pages that can change in addition to the requested ones: busy pages, and Python's own."""
 
 
 def _numbers(result: DumpResult) -> DumpStatistics:
@@ -48,7 +48,7 @@ def _numbers(result: DumpResult) -> DumpStatistics:
 
 
 def _round(base: Path, number: int) -> CriuOpts:
-    """Options of a round: each has the one before as its parent."""
+    """Options of a round, with the previous one as parent."""
     parent = f"../{number - 1}" if number > 1 else None
     base.mkdir(exist_ok=True)
     return CriuOpts(images_directory=base / str(number), parent_image=parent, track_mem=True)
@@ -60,25 +60,25 @@ def _writes_on(target: Target) -> None:
 
 
 def _is_intact(target: Target) -> None:
-    """It goes on writing, and every page is what it has written."""
+    """It continues to write, and every page has the written contents."""
     _writes_on(target)
     assert target.ask("wrong") == []
 
 
 def _blocks(directory: Path) -> int:
-    """Bytes that the pages of these images take on the disk."""
+    """Bytes of disk space of the pages in these images."""
     return sum(path.stat().st_blocks * 512 for path in directory.glob("pages-*.img"))
 
 
 def _size(directory: Path) -> int:
-    """Bytes that they would take without holes."""
+    """Their bytes including holes."""
     return sum(path.stat().st_size for path in directory.glob("pages-*.img"))
 
 
 def test_the_final_dump_is_small(
     spawn: Spawn, images: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Two rounds while it writes; the dump then saves a small part of what a plain one saves."""
+    """After two rounds the dump saves a small part of the memory."""
     target = spawn(f"import os\nballast = bytearray(os.urandom(2**20) * 48)\n{dedent(WRITER)}")
     plain = dump(target.pid, CriuOpts(images_directory=tmp_path / "plain", leave_running=True))
     for number in (1, 2):
@@ -103,7 +103,7 @@ def test_the_final_dump_is_small(
 
 
 def test_a_chain_of_three(spawn: Spawn, images: Path) -> None:
-    """Each image has a part that the others have not; the restore takes the newest of each."""
+    """Each image has a different part; the restore uses the newest of each page."""
     target = spawn(WRITER)
     pre_dump(target.pid, _round(images, 1))
     target.ask("touch", 1000, 2000)
@@ -122,7 +122,7 @@ def test_a_chain_of_three(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_chain_can_be_moved_but_not_broken(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """Parents are named relative to the images; without one the restore fails and says so."""
+    """Parents are relative to the images; if one is missing, the restore reports it."""
     target = spawn(WRITER)
     for number in (1, 2):
         pre_dump(target.pid, _round(images, number))
@@ -142,7 +142,7 @@ def test_a_chain_can_be_moved_but_not_broken(spawn: Spawn, images: Path, tmp_pat
 
 
 def test_auto_dedup(spawn: Spawn, images: Path) -> None:
-    """What a later image has again goes out of its parents' files: blocks, not size."""
+    """Pages in a later image are removed from the files of its parents: disk space, not size."""
     target = spawn(WRITER)
     pre_dump(target.pid, _round(images, 1))
     size, blocks = _size(images / "1"), _blocks(images / "1")
@@ -158,7 +158,7 @@ def test_auto_dedup(spawn: Spawn, images: Path) -> None:
 
 
 def test_no_auto_dedup(spawn: Spawn, images: Path) -> None:
-    """Without it the parents stay as they are."""
+    """Without it the parents are unchanged."""
     target = spawn(WRITER)
     pre_dump(target.pid, _round(images, 1))
     blocks = _blocks(images / "1")
@@ -169,7 +169,9 @@ def test_no_auto_dedup(spawn: Spawn, images: Path) -> None:
 
 
 def test_auto_dedup_on_restore(spawn: Spawn, images: Path) -> None:
-    """What has been read goes out of the images, in parents too: they are good for one restore."""
+    """Pages are removed from the images and parents when they are read, so these can be restored
+    once.
+    """
     target = spawn(WRITER)
     pre_dump(target.pid, _round(images, 1))
     dump(target.pid, _round(images, 2))
@@ -182,7 +184,7 @@ def test_auto_dedup_on_restore(spawn: Spawn, images: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["splice", "read"])
 def test_pre_dump_mode(spawn: Spawn, images: Path, mode: str) -> None:
-    """However the memory is taken, it is all there in the end."""
+    """With each mode all memory is saved."""
     target = spawn(WRITER)
     first = pre_dump(target.pid, replace(_round(images, 1), pre_dump_mode=mode))
     assert _numbers(first).pages_written > PAGES - BUSY
@@ -195,7 +197,7 @@ def test_pre_dump_mode(spawn: Spawn, images: Path, mode: str) -> None:
 
 
 def test_track_mem(spawn: Spawn, images: Path) -> None:
-    """A dump that tracks can be a parent itself; one that does not leaves nothing to build on."""
+    """A dump with tracking can be a parent; one without cannot."""
     target, other = spawn(WRITER), spawn(WRITER)
     images.mkdir()
     first = CriuOpts(images_directory=images / "1", leave_running=True, track_mem=True)
@@ -204,13 +206,13 @@ def test_track_mem(spawn: Spawn, images: Path) -> None:
     assert _numbers(tracked).pages_skipped_parent > PAGES - OTHERS
 
     dump(other.pid, CriuOpts(images_directory=images / "3", leave_running=True))
-    with pytest.raises(CriuError):  # CRIU wants to know when the parent was made
+    with pytest.raises(CriuError):  # CRIU reads the time of the parent
         dump(other.pid, _round(images, 4))
     _is_intact(other)
 
 
 def test_pre_dump_leaves_it_alone(spawn: Spawn, images: Path) -> None:
-    """It takes the options of the dump after it, and never asks a hook, in any release."""
+    """It accepts the options of the dump, and calls no hook, in any release."""
     target = spawn(WRITER)
     asked: list[object] = []
     opts = replace(_round(images, 1), tcp_established=True, file_locks=True)
@@ -222,7 +224,9 @@ def test_pre_dump_leaves_it_alone(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_parent_that_is_refused(spawn: Spawn, images: Path) -> None:
-    """Absolute, missing, without images, of another process: before the process is touched."""
+    """An absolute, missing or empty one, or one of another process, is refused before the process
+    is touched.
+    """
     target, other = spawn(WRITER), spawn()
     pre_dump(target.pid, _round(images, 1))
     (images / "empty").mkdir()

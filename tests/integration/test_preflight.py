@@ -1,10 +1,10 @@
-"""What preflight says before a dump, held against what CRIU then does.
+"""Verdicts of preflight, compared with the results of CRIU.
 
-The failing situations are those of ``test_failures.py``, which asks preflight about each. Here
-are the others: processes that can be dumped as they are, processes that can be with options
-which preflight names, and a few more that cannot. The last test looks at all situations of the
-run: at least 95 in 100 must have been told rightly. Those that cannot be are named in
-``foretold.py`` and in ``docs/preflight.md``.
+``test_failures.py`` also runs preflight for each of its failures. The other situations are here:
+processes that can be dumped without options, processes that can be dumped with the options that
+preflight names, and some that cannot. The last test requires that at least 95 % of the verdicts of
+the run were right. Situations that cannot be predicted are in ``foretold.py`` and in
+``docs/preflight.md``.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from .support.predictions import enter, ledger, works
 from .support.processes import OWN_STDIO, Target, eventually, reap_all, user_namespace
 
 FEWEST = 40
-"""Situations that make a share worth looking at."""
+"""Number of situations from which the proportion is meaningful."""
 
 Build = Callable[[Site], Target]
 situations: dict[str, tuple[Build, Verdict]] = {}
 
 
 def situation(verdict: Verdict = Verdict.WORKS) -> Callable[[Build], Build]:
-    """A situation, and what CRIU does with it."""
+    """A situation, and the result of CRIU."""
 
     def add(build: Build) -> Build:
         situations[build.__name__] = (build, verdict)
@@ -68,7 +68,7 @@ def situation(verdict: Verdict = Verdict.WORKS) -> Callable[[Build], Build]:
 
 
 def plainly(name: str, scenario: str, verdict: Verdict = Verdict.WORKS, **options: Any) -> None:
-    """A situation that a scenario makes by itself."""
+    """A situation that a scenario creates."""
 
     def build(at: Site) -> Target:
         at.options |= options
@@ -127,7 +127,7 @@ def a_network_of_its_own(at: Site) -> Target:
 
 @situation(Verdict.FAILS)
 def children_of_another_time(at: Site) -> Target:
-    """``unshare`` itself stays where it was."""
+    """``unshare`` itself remains in the old time namespace."""
     return at.spawn(prefix=["unshare", "--time", "--fork", "--kill-child"])
 
 
@@ -145,7 +145,7 @@ DEEP = """
         os.mkdir("d" * 200)
         os.chdir("d" * 200)
 """
-"""The path of its directory is longer than the kernel gives to any reader."""
+"""The path of its directory is longer than the kernel can return."""
 
 plainly("a_directory_of_a_long_path", DEEP + "    serve()", Verdict.FAILS)
 plainly(
@@ -169,7 +169,7 @@ plainly(
 
 
 def test_a_long_path_is_named_as_the_cause(spawn: Spawn) -> None:
-    """Before the dump and by it."""
+    """Before the dump, and by the error of the dump."""
     target = spawn(DEEP + "    serve()")
     (finding,) = preflight(target.pid).findings
     assert (finding.id, finding.failure) == ("path-too-long", "path-too-long")
@@ -208,7 +208,7 @@ def frozen_in_a_cgroup(at: Site) -> Target:
 
 @situation()
 def a_worker_without_rights_to_the_network(at: Site) -> Target:
-    """A process without connections has no need of them."""
+    """A process without connections does not need them."""
     at.via = wrapped(at, "setpriv", "--bounding-set=-net_admin")
     return at.spawn()
 
@@ -218,7 +218,7 @@ def a_worker_without_rights_to_the_network(at: Site) -> Target:
 
 @situation(NEEDS)
 def a_container(at: Site) -> Target:
-    """With many mounts from outside, each of which must be named."""
+    """It has many external mounts, each of which must be named."""
     return at.held.enter_context(container(at.directory / "box"))
 
 
@@ -322,7 +322,7 @@ plainly("a_pipe_whose_end_is_closed", "import os\np, q = os.pipe()\nos.close(q)\
 
 @situation()
 def the_pipe_of_autofs(at: Site) -> Target:
-    """The kernel makes it a packet pipe, and CRIU saves it nevertheless."""
+    """The kernel makes it a packet pipe, which CRIU saves nevertheless."""
     if "\tautofs\n" not in Path("/proc/filesystems").read_text():
         pytest.skip("this kernel has no autofs")
     place = at.directory / "auto"
@@ -630,7 +630,7 @@ def a_cgroup_yard_that_is_not_there(at: Site) -> Target:
 
 @situation()
 def a_cgroup_yard_that_is_not_needed(at: Site) -> Target:
-    """CRIU saves no cgroups of a process that is in CRIU's own."""
+    """CRIU saves no cgroups of a process that is in the cgroup of CRIU."""
     at.options["cg_yard"] = at.directory / "yard"
     return at.spawn()
 
@@ -640,7 +640,7 @@ def a_cgroup_yard_that_is_not_needed(at: Site) -> Target:
 
 @pytest.fixture
 def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """A place for a situation."""
+    """The context of a situation."""
     with ExitStack() as held:
         yield Site(spawn, tmp_path, images, held)
 
@@ -649,12 +649,12 @@ OTHERWISE = {
     "a_large_deleted_file_with_holes": ("3.18", NEEDS),
     "a_pidfd_of_a_child": ("4.1", Verdict.FAILS),
 }
-"""What comes of situations with a CRIU before this release."""
+"""The results of situations with a CRIU before this release."""
 
 
 @pytest.mark.parametrize("name", situations)
 def test_a_situation(name: str, site: Site) -> None:
-    """CRIU does what preflight has said, and with preflight's options if it named any."""
+    """CRIU's result is that of preflight, with and without the options that preflight named."""
     build, expected = situations[name]
     since, before = OTHERWISE.get(name, ("", expected))
     expected = before if since and not releases.has(since) else expected
@@ -705,7 +705,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_size_to_expect(name: str, site: Site, spawn: Spawn) -> None:
-    """The images are as large as was told, give or take a fifth and 300 KB."""
+    """The images have the expected size, within a fifth and 300 KB."""
     target = spawn(SIZES[name])
     site.options |= {"ghost_limit": 64 << 20, "tcp_established": True}
     message = preflight(target.pid, site.opts).size.total
@@ -742,7 +742,7 @@ HUGE = """
 @pytest.mark.usefixtures("huge_pages")
 @pytest.mark.parametrize("kind", [1, 2], ids=["shared", "private"])
 def test_the_size_of_huge_pages(kind: int, site: Site, spawn: Spawn) -> None:
-    """Huge pages are in the size to expect; those that processes share once."""
+    """The expected size includes huge pages; shared ones are counted once."""
     size = 2 * int(re.findall(r"Hugepagesize: *(\d+)", Path("/proc/meminfo").read_text())[0]) << 10
     target = spawn(HUGE.format(size=size, kind=kind))
     message = preflight(target.pid, site.opts).size.total
@@ -755,8 +755,9 @@ def test_the_size_of_huge_pages(kind: int, site: Site, spawn: Spawn) -> None:
     assert abs(message - took) < took / 5
 
 
+@pytest.mark.cures("tmpfs-content")
 def test_a_tmpfs_that_others_write_to(spawn: Spawn, tmp_path: Path) -> None:
-    """A mount namespace that is a copy of the host's has the host's tmpfs mounts."""
+    """A copy of the host's mount namespace has the tmpfs mounts of the host."""
     place = tmp_path / "shared"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "shared", place], check=True)
@@ -772,17 +773,18 @@ def test_a_tmpfs_that_others_write_to(spawn: Spawn, tmp_path: Path) -> None:
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.cures("child-overmount")
 def test_a_tmpfs_below_another_in_a_user_namespace(
     spawn: Spawn, images: Path, tmp_path: Path
 ) -> None:
-    """Both are from outside of the user namespace; without the place the dump works."""
+    """Both are inherited by the user namespace; without the mount the dump works."""
     place = tmp_path / "twice"
     place.mkdir()
     with ExitStack() as mounted:
         for name in ("lower", "upper"):
             subprocess.run(["mount", "-t", "tmpfs", name, place], check=True)
             mounted.callback(run, "umount", "--lazy", str(place))
-        # Where the machine itself has such a pair, it is left out as well.
+        # Pairs of the machine itself are left out as well.
         places = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         others = sorted({p for p in places if places.count(p) > 1} - {str(place)})
         target = spawn(OWN_STDIO, prefix=user_namespace("--map-root-user", "--mount"))
@@ -838,7 +840,7 @@ CHANGES = """
 
 
 def test_a_tree_that_changes_all_the_time(spawn: Spawn) -> None:
-    """Each reading is of another moment, and all of them give the same verdict."""
+    """Each reading has another state, and all give the same verdict."""
     target = spawn(CHANGES)
     findings = [preflight(target.pid) for _ in range(25)]
     assert {finding for each in findings for finding in (*each.stops, *each.needs)} == set()
@@ -864,7 +866,7 @@ def test_an_obstacle_is_confirmed(
     spawn: Spawn,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the same one in the next reading, or by one of its kind in all six."""
+    """By the same finding in the next reading, or by one of its kind in all six."""
     import pycriu_native.diagnostics.preflight.looks as module
 
     left = iter(readings)
@@ -876,7 +878,7 @@ def test_an_obstacle_is_confirmed(
 
 
 def test_options_for_a_process(site: Site) -> None:
-    """What ``require`` returns dumps the process, and restores it."""
+    """The options of ``require`` dump and restore the process."""
     target = site.spawn(
         CONNECTED.replace("serve()", 'import fcntl; f = open(HERE / "f", "w"); fcntl.flock(f, 2)\n'
         "    serve(same=lambda: client.getpeername() == server.getsockname())")
@@ -893,7 +895,7 @@ def test_options_for_a_process(site: Site) -> None:
 
 
 def test_every_obstacle_at_once(site: Site) -> None:
-    """One error names all that stops a dump, each with its process and its cure."""
+    """One error lists all obstacles of a dump, each with its process and cure."""
     target = site.spawn("""
         import os, socket
         inside = os.pidfd_open(1)
@@ -917,7 +919,7 @@ def test_every_obstacle_at_once(site: Site) -> None:
 
 
 def test_no_process() -> None:
-    """A pid that nobody has is an error of its own class, which is the builtin's too."""
+    """An unused pid raises NoSuchProcessError, which is also a ProcessLookupError."""
     pid = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
     assert preflight(pid).verdict is Verdict.FAILS
     with pytest.raises(NoSuchProcessError, match="there is no process"):
@@ -926,19 +928,19 @@ def test_no_process() -> None:
 
 @pytest.mark.parametrize("pid", [0, -1, True, "1", None])
 def test_what_is_no_pid(pid: Any) -> None:
-    """Refused with the argument's name."""
+    """It is refused with the name of the argument."""
     with pytest.raises(OptionError, match="pid="):
         preflight(pid)
 
 
 def test_options_that_no_dump_takes(spawn: Spawn) -> None:
-    """Refused as the dump would refuse them."""
+    """They are refused as by a dump."""
     with pytest.raises(OptionError, match="tcp_close"):
         preflight(spawn().pid, CriuOpts(tcp_close=True, tcp_established=True))
 
 
 def test_nothing_is_touched(spawn: Spawn) -> None:
-    """The process is not stopped, has the same things open, and its progress goes on."""
+    """The process is not stopped, has the same open files, and continues to work."""
     target = spawn(OBJECTS)
     before = sorted(os.listdir(f"/proc/{target.pid}/fd"))
     for _ in range(3):
@@ -949,7 +951,7 @@ def test_nothing_is_touched(spawn: Spawn) -> None:
 
 
 def test_as_data_and_as_text(spawn: Spawn) -> None:
-    """A preflight goes through JSON, and reads as text."""
+    """A preflight can be converted to JSON and text."""
     result = preflight(spawn(CONNECTED).pid)
     message = json.loads(json.dumps(result.to_dict()))
     assert message["verdict"] == "needs options"
@@ -990,12 +992,12 @@ def test_the_worst_comes_first(spawn: Spawn) -> None:
     ],
 )
 def test_addresses_of_the_kernel(words: str, address: tuple[str, int]) -> None:
-    """An address of /proc/net/tcp is read in the processor's order."""
+    """Addresses of /proc/net/tcp are in the byte order of the processor."""
     assert address_of(words) == address
 
 
 def test_lines_of_mountinfo() -> None:
-    """Escapes, several marks, and blanks in the name of the file system's source."""
+    """Escapes, several optional fields, and blanks in the source of the file system."""
     line = "36 35 98:0 /m\\040t1 /mnt\\0112 rw shared:1 master:7 unbindable - ext3 /dev/root rw"
     mount = parse(line, "mnt:[1]")
     assert (mount.number, mount.parent, mount.device) == (36, 35, "98:0")
@@ -1004,7 +1006,7 @@ def test_lines_of_mountinfo() -> None:
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:
-    """Importing the package does not bring it along."""
+    """``import pycriu_native`` does not import it."""
     code = (
         "import sys, pycriu_native\n"
         "assert not any('diagnostics.preflight' in name for name in sys.modules)\n"
@@ -1015,7 +1017,7 @@ def test_it_is_loaded_when_it_is_asked_for() -> None:
 
 
 def test_findings_name_failures_that_there_are() -> None:
-    """What a finding links to is an entry of ``known_failures.json``."""
+    """Each failure that a finding names is an entry of ``known_failures.json``."""
     known = {failure.id for failure in failures()}
     source = Path(pycriu_native.__file__).parent / "diagnostics" / "preflight"
     named = set()
@@ -1028,7 +1030,7 @@ def test_findings_name_failures_that_there_are() -> None:
 
 
 def test_how_often_it_was_right() -> None:
-    """Of all situations of this run, at least 95 in 100 were told rightly."""
+    """At least 95 % of the verdicts of this run are right."""
     if len(ledger) < FEWEST:
         pytest.skip(f"only {len(ledger)} situations ran: run test_failures.py too")
     right = [name for name, result in ledger.items() if result.right]

@@ -85,7 +85,7 @@ def test_a_dump_and_a_restore(spawn: Spawn, images: Path) -> None:
 def test_what_the_callback_raises(
     spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The exception is logged, the call goes on, and the callback is not called again."""
+    """The exception is logged, the call continues, and the callback is not called again."""
     target = spawn()
     calls = []
 
@@ -162,7 +162,7 @@ def test_memory_that_comes_after_the_process(spawn: Spawn, images: Path) -> None
     with LazyPages(opts) as daemon:
         with pytest.raises(TimeoutError):
             daemon.wait(0.6, on_progress=message.append)
-        assert message[0].done < 8 * MIB  # so far it has read only descriptions
+        assert message[0].done < 8 * MIB  # it has read only page maps so far
         assert all(one.left != 0 for one in message)
         message.clear()
         restore(CriuOpts(images_directory=images, lazy_pages=True))
@@ -210,7 +210,7 @@ def test_a_server_that_ends_badly(images: Path) -> None:
 def test_what_there_is_to_come_is_what_comes(
     arrive: Arrive, traveller: Target, tmp_path: Path
 ) -> None:
-    """The page maps of a lazy dump give the bytes that the destination will receive."""
+    """The page maps of a lazy dump have the number of bytes that the destination will receive."""
     images = tmp_path / "there"
     there = arrive(opts={"images_directory": str(images)})
     result = migrate_out(

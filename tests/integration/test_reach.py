@@ -1,4 +1,4 @@
-"""The ways to reach CRIU: a worker of our own, a running service, a descriptor of the caller's."""
+"""Connections to CRIU: a worker, a running service, a descriptor of the caller."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .support.processes import eventually, kill
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    """A ``criu service`` of this test's own."""
+    """A ``criu service`` of this test."""
     address = tmp_path / "service.socket"
     process = subprocess.Popen(
         [find_program(), "service", "--address", str(address), "-W", str(tmp_path), "-o", "log"],
@@ -48,7 +48,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def test_a_service(service: Service, spawn: Spawn, images: Path) -> None:
-    """Every verb works over a running service."""
+    """Every call works with a running service."""
     assert version(via=service) == version()
     assert feature_check(via=service) == feature_check()
     check(via=service)
@@ -63,7 +63,7 @@ def test_a_service(service: Service, spawn: Spawn, images: Path) -> None:
 
 
 def test_what_a_service_cannot_do(service: Service, images: Path) -> None:
-    """Children of ours and inherited descriptors are refused by name, before anything is sent."""
+    """Child processes and inherited descriptors are refused by name, before a request is sent."""
     images.mkdir()
     opts = CriuOpts(images_directory=images)
     with pytest.raises(OptionError, match="cannot restore the caller"):
@@ -73,7 +73,7 @@ def test_what_a_service_cannot_do(service: Service, images: Path) -> None:
 
 
 def test_no_service(tmp_path: Path) -> None:
-    """Nobody there, and a socket that nobody listens on, are said to be so."""
+    """A missing socket, and one without a listener, are reported."""
     with pytest.raises(ProgramNotFoundError, match="no criu service"):
         version(via=Service(tmp_path / "nothing"))
     dead = tmp_path / "dead"
@@ -84,7 +84,7 @@ def test_no_service(tmp_path: Path) -> None:
 
 
 def test_a_descriptor_of_the_callers(spawn: Spawn, images: Path) -> None:
-    """A worker that the caller has started serves one request; its descriptor stays open."""
+    """A worker of the caller serves one request; its descriptor remains open."""
     target = spawn()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:

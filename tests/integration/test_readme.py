@@ -1,4 +1,4 @@
-"""The README's first lines, and the examples of pages in docs/, run as they stand."""
+"""The examples of the README and of pages in docs/, run unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_first_lines_run(tmp_path: Path) -> None:
-    """A reader who types them in sees statistics and a pid, and leaves nothing running."""
+    """They print statistics and a pid, and leave no process."""
     code = re.search(r"```python\n(.*?)```", README.read_text(), flags=re.S)
     assert code is not None
     script = tmp_path / "first.py"
@@ -48,7 +48,7 @@ def test_the_other_lines_are_python() -> None:
 
 
 def test_coming_from_elsewhere(spawn: Spawn, tmp_path: Path) -> None:
-    """Our side of each comparison runs as it stands, on a real process."""
+    """The examples of this library in each comparison run unchanged, on a real process."""
     target = spawn()
     page = README.with_name("docs") / "coming-from.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
@@ -65,7 +65,7 @@ def test_coming_from_elsewhere(spawn: Spawn, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["images.md", "preflight.md"])
 def test_examples_of_a_page(page: str, spawn: Spawn, tmp_path: Path) -> None:
-    """One after the other, with the pid and an address of a process that there is."""
+    """They run in order, with the pid and an address of a real process."""
     target = spawn()
     for directory in ("ckpt", "monday", "tuesday"):
         opts = CriuOpts(images_directory=tmp_path / directory, leave_running=True)

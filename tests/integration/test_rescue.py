@@ -1,8 +1,8 @@
-"""After a CRIU that was killed in mid-dump: the lock is lifted, connections and cgroups go on.
+"""After CRIU was killed during a dump: the lock is removed, connections and cgroups continue.
 
-The kernel frees a process whose tracer dies. What it does not undo, the library does: the lock
-on the network goes (CRIU's own and nobody else's), connections leave the repair mode, a cgroup
-is frozen or not as it was before. What cannot be undone, the error says.
+The kernel resumes a process whose tracer has ended. The library undoes the rest: it removes the
+network lock (CRIU's only), ends the repair mode of connections, and freezes or thaws a cgroup as
+before. The exception reports what cannot be undone.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from .support.workers import the_worker
 
 @pytest.fixture
 def stream(spawn: Spawn) -> Iterator[Stream]:
-    """A connection in mid-stream between two hosts."""
+    """A connection between two hosts, with data in transit."""
     with host() as home, host() as far, cable(home, far) as (address, _):
         yield start_stream((home, far, address), spawn)
 
 
 @pytest.fixture
 def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are gone after the test."""
+    """Cgroups that are removed after the test."""
     yield from cgroups.maker()
 
 
 def lose_criu(stream: Stream, opts: CriuOpts, moment: Notify, number: int) -> WorkerDiedError:
-    """The error of a dump whose CRIU gets a deadly signal at this notification."""
+    """The error of a dump whose CRIU is killed at this notification."""
 
     def strike(notification: Notification) -> None:
         if notification.action is moment:
@@ -70,9 +70,8 @@ def lose_criu(stream: Stream, opts: CriuOpts, moment: Notify, number: int) -> Wo
 @each_lock
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_connections_go_on(stream: Stream, images: Path, lock: str, number: int) -> None:
-    """Killed when all is saved and locked: not a byte of the stream is lost, no lock is left.
-
-    SO_REUSEADDR, which the repair mode takes away, is as it was.
+    """CRIU is killed after all is saved and locked: no byte of the stream is lost, and no lock
+    remains. SO_REUSEADDR, which the repair mode changes, has its old value.
     """
     home = stream.home
     home.run("nft", "add", "table", "inet", "CRIU-00000000-0000-0000-00")
@@ -95,7 +94,7 @@ def test_connections_go_on(stream: Stream, images: Path, lock: str, number: int)
 @needs_both
 @each_lock
 def test_a_namespace_that_is_locked_as_a_whole(stream: Stream, images: Path, lock: str) -> None:
-    """CRIU is outside of the namespace, and the lock inside; it goes with CRIU."""
+    """CRIU is outside of the namespace with the lock, which is removed after its end."""
     with open(stream.home.path) as namespace:
         inode = os.fstat(namespace.fileno()).st_ino
         external = [f"net[{inode}]:home"]
@@ -110,7 +109,9 @@ def test_a_namespace_that_is_locked_as_a_whole(stream: Stream, images: Path, loc
 
 @needs_both
 def test_a_chain_that_was_there_before(stream: Stream, images: Path) -> None:
-    """The chain CRIU has no owner's name: one that was there stays, and the error says so."""
+    """The chain CRIU does not identify its owner: an existing one remains, and the error reports
+    it.
+    """
     for words in ("-N CRIU", "-A CRIU -j RETURN"):
         stream.home.run("iptables", *words.split())
     with open(stream.home.path) as namespace:
@@ -132,7 +133,7 @@ def test_a_chain_that_was_there_before(stream: Stream, images: Path) -> None:
 
 @needs_both
 def test_a_connection_that_is_lost_is_named(stream: Stream, images: Path) -> None:
-    """The other end gives up while the process stands still: the error says which connection."""
+    """The peer closes while the process is frozen: the error names the connection."""
     releases.required("3.19", "query-ext-files")
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
 
@@ -153,7 +154,7 @@ def test_a_connection_that_is_lost_is_named(stream: Stream, images: Path) -> Non
 
 @needs_both
 def test_a_deadline_while_criu_stands_still(stream: Stream, images: Path) -> None:
-    """Somebody has stopped CRIU: the deadline wakes it, and it undoes its work by itself."""
+    """CRIU is stopped: at the deadline it is continued, and undoes its work."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
 
     def stop(notification: Notification) -> None:
@@ -171,7 +172,7 @@ def test_a_deadline_while_criu_stands_still(stream: Stream, images: Path) -> Non
 def test_a_criu_that_does_not_come_back(
     make_cgroup: Make, stream: Stream, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CRIU itself is frozen: it is killed after the grace period, and the lock is lifted."""
+    """CRIU is frozen: it is killed after the grace period, and the lock is removed."""
     monkeypatch.setattr(exchange, "GRACE", 0.5)
     cgroup = make_cgroup(cgroups.required(""))
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
@@ -195,16 +196,15 @@ def test_a_criu_that_does_not_come_back(
 
 
 def test_code_of_criu_that_stays_is_named(spawn: Spawn, images: Path) -> None:
-    """Killed while its code is in the process: that stays mapped, the error says where.
-
-    The process runs on; a later dump that fails in the same way still names it.
+    """CRIU is killed while its parasite is in the process: the mapping remains, and the error has
+    its address. The process continues; a later dump that fails in the same way also reports it.
     """
     target = spawn("memory = bytearray(b'x') * (1 << 26)\nserve()")
     over = threading.Event()
 
     def strike() -> None:
         while not over.is_set():
-            if (images / "pages-1.img").exists():  # CRIU's code is sending memory
+            if (images / "pages-1.img").exists():  # the parasite is sending memory
                 os.kill(the_worker(), signal.SIGKILL)
                 return
 
@@ -239,9 +239,9 @@ def test_code_of_criu_that_stays_is_named(spawn: Spawn, images: Path) -> None:
 def test_the_freezer_is_as_before(
     make_cgroup: Make, spawn: Spawn, images: Path, controller: str, paused: bool
 ) -> None:
-    """A paused tree, which CRIU sets going for the dump, is paused again; a running one runs.
+    """A frozen cgroup, which CRIU thaws for the dump, is frozen again; a running one runs.
 
-    (CRIU's own freezing is over within a blink; here the test does it in its place.)
+    (CRIU's own freezing is too short; the test does it instead.)
     """
     if paused:
         releases.required("3.19", "query-ext-files")
@@ -283,10 +283,10 @@ def test_the_run_id(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What is read from CRIU's memory is what CRIU writes into its log.
+    """The value from CRIU's memory equals that in its log.
 
-    The second CRIU is another process: where to look is known by then, and what is there differs.
-    Those that grow from one seed even have it at the same address.
+    The second CRIU is another process: the address is known by then, and the value differs. Workers
+    of one fork server have it at the same address.
     """
     releases.required("3.19", "a run id that no other run on this machine has")
     target = spawn()
@@ -306,7 +306,7 @@ def test_the_run_id(
             assert f"CRIU run id = {result[-1]}\n" in (images / "dump.log").read_text()
     assert len(set(result)) == len(result) == 5
     assert len(run_id_module._offsets) == 1
-    assert run_id(target.pid) is None  # no CRIU
+    assert run_id(target.pid) is None  # not a CRIU
     assert not caplog.records
     monkeypatch.setattr(run_id_module, "_warned", set())
     monkeypatch.setattr(run_id_module, "_text_at", lambda *_: None)

@@ -1,4 +1,6 @@
-"""What a caller lacks for a restore is said before the dump, and the cure that is named works."""
+"""Missing rights of the caller for a restore are reported before the dump, and the named cure
+works.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="setp
 
 
 def probe(prefix: list[str], images: Path, program: str, **options: Any) -> dict[str, Any]:
-    """Preflight, dump, check and restore a process under limits of its own."""
+    """Preflight, dump, check and restore of a process with separate limits."""
     done = subprocess.run(
         [*prefix, sys.executable, "-c", PROBE, str(images), program, json.dumps(options)],
         capture_output=True,
@@ -96,13 +98,14 @@ def probe(prefix: list[str], images: Path, program: str, **options: Any) -> dict
     return result
 
 
+@pytest.mark.cures("timens-offset", "net-buffers", "chroot")
 @needs_setpriv
 @pytest.mark.parametrize(
     ("capability", "finding"),
     [("sys_time", "rights"), ("net_admin", "rights"), ("sys_chroot", "rights")],
 )
 def test_a_capability_that_a_restore_needs(capability: str, finding: str, images: Path) -> None:
-    """Preflight, the check of images and the error agree; unprivileged=True cures it."""
+    """Preflight, the check of images and the error agree; unprivileged=True is the cure."""
     prefix = ["setpriv", "--bounding-set", f"-{capability}"]
     result = probe(prefix, images, SLEEPS, unprivileged=True)
     kill(result["pid"])
@@ -115,9 +118,10 @@ def test_a_capability_that_a_restore_needs(capability: str, finding: str, images
     enter(f"restore_without_{capability}", Verdict(result["verdict"]), Verdict.NO_RESTORE)
 
 
+@pytest.mark.cures("bounding-set")
 @needs_setpriv
 def test_the_bounding_set(images: Path) -> None:
-    """Without CAP_SETPCAP, a bounding set that lacks something cannot be restored."""
+    """Without CAP_SETPCAP, a reduced bounding set cannot be restored."""
     result = probe(["setpriv", "--bounding-set", "-setpcap"], images, SLEEPS)
     assert "bounding-set" in result["ids"]
     assert "no_new_privs" in result["restore"]
@@ -125,9 +129,10 @@ def test_the_bounding_set(images: Path) -> None:
     enter("restore_without_setpcap", Verdict(result["verdict"]), Verdict.NO_RESTORE)
 
 
+@pytest.mark.cures("service-fds")
 @needs_setpriv
 def test_descriptors_near_the_limit(images: Path) -> None:
-    """A restore by a caller with a higher limit, as the cure says, works."""
+    """A restore by a caller with a higher limit works, as the cure describes."""
     prefix = ["prlimit", "--nofile=1024:1024", "setpriv", "--bounding-set", "-sys_resource"]
     result = probe(prefix, images, MANY)
     assert "descriptors-near-limit" in result["ids"]
@@ -141,7 +146,7 @@ def test_descriptors_near_the_limit(images: Path) -> None:
 @needs_setpriv
 @pytest.mark.parametrize(("highest", "verdict"), [(993, "no restore"), (992, "works")])
 def test_where_the_limit_is(highest: int, verdict: str, images: Path) -> None:
-    """The rule is CRIU's to the descriptor: 992, 16 of CRIU's own and 16 to spare are 1024."""
+    """The rule equals CRIU's exactly: 992, 16 descriptors of CRIU and a margin of 16 are 1024."""
     prefix = ["prlimit", "--nofile=1024:1024", "setpriv", "--bounding-set", "-sys_resource"]
     program = f"import os\nos.dup2(os.open('/dev/null', 0), {highest})\n{SLEEPS}"
     result = probe(prefix, images, program)
@@ -151,9 +156,10 @@ def test_where_the_limit_is(highest: int, verdict: str, images: Path) -> None:
         kill(int(next(images.glob("core-*.img")).name[5:-4]))
 
 
+@pytest.mark.cures("address-space")
 @pytest.mark.parametrize(("option", "limit"), [("as", "RLIMIT_AS"), ("data", "RLIMIT_DATA")])
 def test_memory_above_the_limit_of_the_caller(option: str, limit: str, images: Path) -> None:
-    """CRIU makes the memory under the caller's limit; a caller without it restores."""
+    """CRIU allocates the memory with the caller's limit; a caller without a limit can restore."""
     program = (
         f"import resource; resource.setrlimit(resource.{limit}, (-1, -1))\n"
         f"memory = bytes(range(256)) * 1_200_000\n{SLEEPS}"
@@ -166,8 +172,9 @@ def test_memory_above_the_limit_of_the_caller(option: str, limit: str, images: P
     kill(restore(CriuOpts(images_directory=images)).pid)
 
 
+@pytest.mark.cures("capabilities")
 def test_fewer_capabilities_than_the_process(spawn: Spawn, images: Path) -> None:
-    """Images of a process that had more than the caller are refused by the check."""
+    """The check refuses images of a process with more capabilities than the caller."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -187,7 +194,7 @@ def test_fewer_capabilities_than_the_process(spawn: Spawn, images: Path) -> None
 
 
 def test_a_soft_limit_of_file_sizes(images: Path) -> None:
-    """The worker raises it to the hard one: images larger than the soft limit are written."""
+    """The worker raises it to the hard limit: larger images are written."""
     program = f"data = b'x' * 8_000_000\n{SLEEPS}"
     result = probe(["prlimit", "--fsize=1000000:"], images, program)
     assert "images-too-large" not in result["ids"]
@@ -196,7 +203,7 @@ def test_a_soft_limit_of_file_sizes(images: Path) -> None:
 
 
 def test_a_hard_limit_of_file_sizes(spawn: Spawn) -> None:
-    """Preflight says that the largest image cannot be written."""
+    """Preflight reports that the largest image cannot be written."""
     target = spawn("    data = b'x' * 8_000_000\n    serve()\n")
     code = (
         "import sys; from pycriu_native import preflight\n"
@@ -225,12 +232,14 @@ SESSION = """
 
 
 def test_a_number_that_is_a_session(spawn: Spawn, images: Path) -> None:
-    """Who holds it is named before the dump, by the check and by the error; then it works."""
+    """Preflight, the check and the error name the process in the session; after its end the restore
+    works.
+    """
     target = spawn(SESSION)
     opts = CriuOpts(images_directory=images)
 
     def leader_alone() -> int | None:
-        """The leader, once it has ended and its child is no descendant."""
+        """The leader, after it has ended and its child is no longer a descendant."""
         [leader, *others] = [pid for pid in target.descendants() if pid != target.pid] or [0]
         return leader if not others and state(leader) == "Z" else None
 
@@ -267,6 +276,7 @@ STOPPED = """
 """A child in a background group of its parent's session, where SIGTTIN stops it."""
 
 
+@pytest.mark.cures("stop-signal")
 def test_a_stop_signal_that_criu_does_not_know(spawn: Spawn, images: Path) -> None:
     """Preflight warns, the error names the cure, and the cure works."""
     target = spawn(STOPPED)
@@ -287,7 +297,7 @@ def test_a_stop_signal_that_criu_does_not_know(spawn: Spawn, images: Path) -> No
 
 
 def reap_all_but(pid: int) -> None:
-    """Collect what has ended, and leave the one that lives."""
+    """Reap ended processes, except the running one."""
     while True:
         try:
             result, _ = os.waitpid(-1, os.WNOHANG)
@@ -298,7 +308,7 @@ def reap_all_but(pid: int) -> None:
 
 
 def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
-    """``require`` reports it: the restored process would write into a pipe that nobody reads."""
+    """``require`` reports it: the restored process would write into a pipe without a reader."""
     reading, writing = os.pipe()
     try:
         target = spawn(stdin=reading)
@@ -310,7 +320,7 @@ def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, images: Path) -> None:
-    """It may not mount /proc, which a restore needs: said before the dump, and by the restore."""
+    """It cannot mount /proc, which a restore needs: preflight and the restore report it."""
     target = spawn(prefix=user_namespace("--map-root-user"))
     before = preflight(target.pid)
     assert [finding.id for finding in before.no_restore] == ["proc-of-user-namespace"]
@@ -324,12 +334,13 @@ def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, image
 
 
 def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
-    """With the namespaces that the cure names, nothing of that is said."""
+    """With the namespaces of the cure, there is no such finding."""
     target = spawn(prefix=user_namespace("-rmpf", "--kill-child"))
     (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
     assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}
 
 
+@pytest.mark.cures("user-namespace-root", "user-namespace-mount", "proc-of-user-namespace")
 def test_a_user_namespace_with_a_copy_of_the_hosts_mounts(
     spawn: Spawn, images: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,6 @@
-"""restore_child: the restored root is our child, so its exit status is ours to collect."""
+"""restore_child: the restored root process is a child of the caller, which can read its exit
+status.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ Verb = Callable[..., RestoreResult]
 
 
 def _ask_to_exit(target: Target) -> None:
-    """No answer will come."""
+    """Request the exit, to which there is no response."""
     partial = target.directory / "question.partial"
     partial.write_text('[0, "exit"]')
     partial.rename(target.directory / "question")
@@ -63,7 +65,7 @@ def _parent(pid: int) -> int:
 
 
 def test_the_exit_status_reaches_us(spawn: Spawn, images: Path) -> None:
-    """The restored process is a child of ours, and waitpid gives the status it exits with."""
+    """The restored process is a child of the caller, and waitpid returns its exit status."""
     target = spawn(EXITS)
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
@@ -78,7 +80,7 @@ def test_the_exit_status_reaches_us(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
-    """Without it the restored process belongs to the system's reaper."""
+    """With ``restore`` the restored process is a child of init."""
     target = spawn(EXITS)
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
@@ -94,8 +96,8 @@ def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
 
 @pytest.fixture
 def saved(spawn: Spawn, images: Path, orphans: None) -> tuple[Target, CriuOpts]:
-    """Images of a family, whose processes are gone; the caller is a subreaper, so all that a
-    restore leaves is its child.
+    """Images of a family of processes, which have ended; the caller is a subreaper, so remaining
+    processes of a restore become its children.
     """
     target = spawn(FAMILY)
     eventually(lambda: len(target.descendants()) == 5, "the family")
@@ -106,7 +108,7 @@ def saved(spawn: Spawn, images: Path, orphans: None) -> tuple[Target, CriuOpts]:
 
 
 def _can_be_restored(target: Target, opts: CriuOpts) -> None:
-    """A retry works: no pid is held any more."""
+    """A retry works: all pids are free."""
     result = restore_child(opts)
     assert target.runs_on()
     for pid in reversed(target.descendants()):
@@ -121,7 +123,7 @@ def _can_be_restored(target: Target, opts: CriuOpts) -> None:
 def test_a_failure_leaves_no_child(
     saved: tuple[Target, CriuOpts], verb: Verb, moment: Notify, way: str
 ) -> None:
-    """What the call has made is reaped when it raises, a child of the caller's own is not."""
+    """When the call raises, its processes are reaped, but not another child of the caller."""
     target, opts = saved
     others = children()
     made: list[int] = []
@@ -157,7 +159,7 @@ def test_a_failure_leaves_no_child(
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_taken_pid_leaves_no_child(saved: tuple[Target, CriuOpts], warm: bool) -> None:
-    """CRIU gives up when it cannot make the last process; those before it are reaped."""
+    """If CRIU cannot create the last process, the earlier ones are reaped."""
     target, opts = saved
     assert opts.images_directory is not None
     last = max(int(core.stem[5:]) for core in Path(str(opts.images_directory)).glob("core-*.img"))
@@ -174,7 +176,7 @@ def test_a_taken_pid_leaves_no_child(saved: tuple[Target, CriuOpts], warm: bool)
             pytest.skip("the pid could not be had: other processes start all the time")
         if warm:
             assert isinstance(via, WorkerPool)
-            with pytest.raises(CriuError):  # from now on there are warm ones for restores
+            with pytest.raises(CriuError):  # from now on the pool has workers for restores
                 restore_child(opts, via=via)
             eventually(lambda: via._restoring.idle, "a warm worker")
         before = children()

@@ -1,7 +1,7 @@
-"""What a user learns from a restore that fails: the cause in plain words, and what cures it.
+"""Failed restores: the exception has the cause, and the cure works.
 
-As in ``test_failures.py``: each case is a real failure; the error names the cause and the cure,
-and with the cure the same restore succeeds. Before that, no process is left of the failed one.
+As in ``test_failures.py``, each case is a real failure; the exception names the cause and the cure,
+and with the cure the same restore succeeds. Before that, no process of the failed restore remains.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def pid_of_the_shell(at: Site) -> Target:
 
 
 def spoilt(at: Site, pattern: str, change: Callable[[Path], object]) -> Target:
-    """A dump some of whose images are changed; the cure is to have them as they were."""
+    """A dump with changed images; the cure is to restore the originals."""
     target = at.dumped()
     saved = at.directory / "saved"
     shutil.copytree(at.images, saved)
@@ -113,7 +113,7 @@ def spoilt(at: Site, pattern: str, change: Callable[[Path], object]) -> Target:
 
 
 def cut(image: Path) -> None:
-    """Leave what a copy that broke off leaves."""
+    """Truncate a file, as an interrupted copy does."""
     os.truncate(image, 20)
 
 
@@ -222,7 +222,7 @@ def directory_that_is_gone(at: Site) -> Target:
 
 
 NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
-"""How the note with the build id of an ELF file starts."""
+"""The beginning of the note with the build id of an ELF file."""
 
 
 @restore_fails("another build than at the dump", "install that build", "config_file")
@@ -364,13 +364,13 @@ def program_too_old_for_the_images(at: Site) -> Target:
 
 @pytest.fixture
 def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """A place for a case; what it holds is given back before its processes end."""
+    """The context of a case, which is cleaned up before its processes end."""
     with ExitStack() as held:
         yield Site(spawn, tmp_path, images, held)
 
 
 def reaped(target: Target) -> bool:
-    """Whether the pid is free; what a failed restore made became our child."""
+    """Whether the pid is free, after processes of a failed restore were reaped."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(target.pid, os.WNOHANG)
     return not state(target.pid)
@@ -381,7 +381,7 @@ def reaped(target: Target) -> bool:
 def test_a_restore_that_fails(
     case: Case, log_level: int | None, site: Site, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The error names cause and cure, no process is left, and after the cure the restore works."""
+    """The error names cause and cure, no process remains, and with the cure the restore works."""
     target = case.build(site)
     assert isinstance(target, Target)
     site.options["log_level"] = log_level
@@ -404,7 +404,7 @@ def test_a_restore_that_fails(
 
 
 def test_pages_cut_short(site: Site) -> None:
-    """They are refused: CRIU up to 4.2 would wait for the missing memory for ever."""
+    """They are refused, since CRIU up to 4.2 would wait endlessly for the missing memory."""
     target = site.dumped()
     for pages in site.images.glob("pages-*.img"):
         os.truncate(pages, 100)

@@ -1,4 +1,6 @@
-"""``Preflight.restore_needs`` and ``for_restore``: what a restore needs besides the options."""
+"""``Preflight.restore_needs`` and ``for_restore``: resources that a restore needs in addition to
+options.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ def connected(spawn: Spawn, images: Path) -> Iterator[tuple[Target, Preflight]]:
 
 
 def test_a_connection_to_outside(connected: tuple[Target, Preflight]) -> None:
-    """What preflight names is enough: the restore works with a new connection under that key."""
+    """The reported need is sufficient: the restore works with a new connection for its key."""
     target, result = connected
     [need] = result.restore_needs
     assert (need.option, need.required) == ("inherit_fds", True)
@@ -67,8 +69,9 @@ def test_a_connection_to_outside(connected: tuple[Target, Preflight]) -> None:
         assert ours.recv(100) == b"restored"
 
 
+@pytest.mark.cures("preflight:pipe-outside")
 def test_a_pipe_may_be_left_out(spawn: Spawn, images: Path) -> None:
-    """Without a pipe the process gets one that is closed; with one, the caller reads it."""
+    """Without a pipe the process gets a closed one; with one, the caller reads it."""
     reader, writer = os.pipe()
     target = spawn(SPEAKS, stdout=writer)
     result = preflight(target.pid, CriuOpts(images_directory=images))
@@ -85,7 +88,7 @@ def test_a_pipe_may_be_left_out(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_container(tmp_path: Path, images: Path) -> None:
-    """Its root, and each mount from outside by the name that the dump gives it."""
+    """Its root, and each external mount by the name in the dump."""
     (tmp_path / "data").mkdir()
     (tmp_path / "other").mkdir()
     for name in ("data", "other"):
@@ -108,8 +111,9 @@ def test_a_container(tmp_path: Path, images: Path) -> None:
         assert box.ask("read") == "other"
 
 
+@pytest.mark.cures("ctty")
 def test_a_terminal_that_a_process_has_open(spawn: Spawn, images: Path) -> None:
-    """/dev/tty is given by the key that the dump was given."""
+    """/dev/tty is passed with the key of the dump."""
     target = spawn("""
         import os, pty, signal
         child, master = pty.fork()
@@ -136,8 +140,9 @@ def test_a_terminal_that_a_process_has_open(spawn: Spawn, images: Path) -> None:
     os.close(slave)
 
 
+@pytest.mark.cures("preflight:message-queue")
 def test_a_message_queue(spawn: Spawn, images: Path) -> None:
-    """CRIU cannot save it; with external, as the cure says, the caller gives another one."""
+    """CRIU cannot save it; with external, as in the cure, the caller passes another one."""
     rt = ctypes.CDLL("librt.so.1", use_errno=True)
     name = f"/pycriu-native-{os.getpid()}".encode()
     queue = rt.mq_open(name, os.O_RDWR | os.O_CREAT, 0o600, None)
@@ -167,7 +172,7 @@ def test_a_message_queue(spawn: Spawn, images: Path) -> None:
 
 
 def test_as_text_and_as_data(spawn: Spawn, images: Path) -> None:
-    """A report has the needs, in the form of the options, and goes through JSON."""
+    """A report has the needs in the form of options, and can be converted to JSON."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         result = preflight(spawn(SPEAKS, stdin=theirs.fileno()).pid)
@@ -191,7 +196,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("entry", OPTIONS)
 def test_what_the_caller_has_named(entry: str, spawn: Spawn) -> None:
-    """Each kind of ``external`` is a need, and no option of the restore."""
+    """Each kind of ``external`` is a need, not an option of the restore."""
     opts = CriuOpts(external=[entry, "mnt[]"], tcp_established=True)
     result = preflight(spawn().pid, opts)
     [need] = result.restore_needs
@@ -201,7 +206,7 @@ def test_what_the_caller_has_named(entry: str, spawn: Spawn) -> None:
 
 
 def test_keys_that_are_no_need() -> None:
-    """All that is wrong is named at once, and needs of one option are joined."""
+    """All wrong keys are reported at once, and needs of one option are combined."""
     needs = (
         RestoreNeed(option="inherit_fds", key="socket:[1]", message="one"),
         RestoreNeed(option="inherit_fds", key="socket:[2]", message="two"),
@@ -217,10 +222,11 @@ def test_keys_that_are_no_need() -> None:
     assert opts == CriuOpts(inherit_fds=[(1, "socket:[1]"), (2, "socket:[2]")], root="/")
 
 
+@pytest.mark.cures("crash")
 def test_half_of_a_connection_by_its_name(
     connected: tuple[Target, Preflight], images: Path
 ) -> None:
-    """CRIU crashes where a restore is to find the name of one of a pair; the cure is followed."""
+    """CRIU crashes if a restore has to find one of a pair by name; the cure works."""
     target, result = connected
     dump(target.pid, result.opts)
     target.reap()

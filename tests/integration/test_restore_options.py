@@ -1,11 +1,11 @@
-"""Options for the state in which processes are left, and for what restore insists on.
+"""Options for the state of processes after a call, and for checks of the restore.
 
-``leave_stopped`` leaves a dumped or restored process stopped, until somebody sends SIGCONT.
-``exec_cmd`` is a command that CRIU becomes after a restore, which makes it the parent of the
-restored process: a supervisor, for one. ``skip_file_rwx_check`` and ``evasive_devices`` are for
-files that are not what they were. ``lsm_profile`` needs a kernel that runs that security module.
-``unprivileged`` is for a CRIU with CAP_CHECKPOINT_RESTORE only; root may set it too, and then
-gets the smaller images. ``log_to_stderr`` is for those who want no log file.
+``leave_stopped`` leaves a dumped or restored process stopped until it receives SIGCONT. With
+``exec_cmd`` CRIU executes a command after a restore, which becomes the parent of the restored
+process: for example a supervisor. ``skip_file_rwx_check`` and ``evasive_devices`` are for files
+that have changed. ``lsm_profile`` needs a kernel with that security module. ``unprivileged`` is for
+a CRIU with CAP_CHECKPOINT_RESTORE only; root can set it too, and then gets smaller images.
+``log_to_stderr`` writes no log file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _dumped(spawn: Spawn, images: Path, scenario: str = "serve()") -> Target:
 
 
 def test_a_dump_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> None:
-    """It is neither gone nor running; SIGCONT has it go on, with no step lost."""
+    """It has not ended and does not run; after SIGCONT it continues without a lost step."""
     target = spawn()
     ticks = target.ask("ticks")
     result = dump(target.pid, CriuOpts(images_directory=images, leave_stopped=True))
@@ -59,7 +59,7 @@ def test_a_dump_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> Non
 
 
 def test_a_restore_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> None:
-    """The restored process waits for SIGCONT; without the field it runs at once."""
+    """The restored process is stopped until SIGCONT; without the field it runs at once."""
     target = _dumped(spawn, images)
     opts = CriuOpts(images_directory=images, leave_stopped=True)
     restore(opts)
@@ -71,7 +71,7 @@ def test_a_restore_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> 
 
 
 def test_leave_stopped_and_running(spawn: Spawn, images: Path) -> None:
-    """It cannot be left stopped and running: refused by name before anything is touched."""
+    """Both together are refused by name before anything is touched."""
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_stopped=True, leave_running=True)
     with pytest.raises(OptionError, match="leave_running") as caught:
@@ -86,7 +86,7 @@ def test_leave_stopped_and_running(spawn: Spawn, images: Path) -> None:
 
 @pytest.fixture
 def supervised() -> Iterator[list[RestoreResult]]:
-    """Restores whose commands are children of ours, ended after the test."""
+    """Restores whose commands are children of this process, ended after the test."""
     made: list[RestoreResult] = []
     yield made
     for result in made:
@@ -101,7 +101,9 @@ def _parent(pid: int) -> int:
 def test_criu_becomes_a_command(
     orphans: None, spawn: Spawn, images: Path, supervised: list[RestoreResult]
 ) -> None:
-    """The command is our child and the restored process's parent, and writes into the log."""
+    """The command is a child of the caller and the parent of the restored process, and writes into
+    the log.
+    """
     target = _dumped(spawn, images)
     script = 'echo "command of $PPID"; echo to stderr >&2; read line <"$0"; exit 7'
     gate = images.parent / "gate"
@@ -125,17 +127,19 @@ def test_criu_becomes_a_command(
 
 
 def test_without_a_command_criu_ends(orphans: None, spawn: Spawn, images: Path) -> None:
-    """A plain restore leaves no process of CRIU's: the restored one is handed to the reaper."""
+    """A plain restore leaves no process of CRIU: init is the parent of the restored one."""
     target = _dumped(spawn, images)
     result = restore(CriuOpts(images_directory=images))
     assert result.exec_pid is None
-    assert _parent(target.pid) == os.getpid()  # who is the reaper in this test
+    assert _parent(target.pid) == os.getpid()  # this test is the reaper
 
 
 def test_a_command_that_cannot_run(
     orphans: None, spawn: Spawn, images: Path, supervised: list[RestoreResult]
 ) -> None:
-    """CRIU finds out after it has said yes: the process is restored, and only the log tells."""
+    """CRIU detects it after its response: the process is restored, and only the log has
+    the error.
+    """
     target = _dumped(spawn, images)
     result = restore(CriuOpts(images_directory=images, exec_cmd=["/does/not/exist"]))
     supervised.append(result)
@@ -150,7 +154,7 @@ def test_a_command_that_cannot_run(
 
 
 def test_skip_file_rwx_check(orphans: None, spawn: Spawn, images: Path) -> None:
-    """A file with other permissions than at the dump is refused by name, or taken as it is."""
+    """A file with changed permissions is refused by name, or accepted."""
     target = _dumped(spawn, images, "file = open(HERE / 'data', 'w')\nserve()")
     data = target.directory / "data"
     before = stat.S_IMODE(data.stat().st_mode)
@@ -159,7 +163,7 @@ def test_skip_file_rwx_check(orphans: None, spawn: Spawn, images: Path) -> None:
         restore(CriuOpts(images_directory=images))
     assert caught.value.options == ("skip_file_rwx_check",)
     assert any(str(data)[1:] in line for line in caught.value.lines)
-    target.end()  # reaps what the failed restore has left us
+    target.end()  # reaps processes of the failed restore
 
     restore(CriuOpts(images_directory=images, skip_file_rwx_check=True))
     assert target.runs_on()
@@ -167,7 +171,7 @@ def test_skip_file_rwx_check(orphans: None, spawn: Spawn, images: Path) -> None:
 
 
 def test_other_changes_are_still_refused(orphans: None, spawn: Spawn, images: Path) -> None:
-    """The check that is skipped is the one of r, w and x only: a file made set-uid is refused."""
+    """Only the check of r, w and x is skipped: a file with a new set-uid bit is refused."""
     releases.required("3.18", "skip_file_rwx_check")
     target = _dumped(spawn, images, "file = open(HERE / 'data', 'w')\nserve()")
     (target.directory / "data").chmod(0o4755)
@@ -177,7 +181,7 @@ def test_other_changes_are_still_refused(orphans: None, spawn: Spawn, images: Pa
 
 @pytest.fixture
 def device(tmp_path: Path) -> Path:
-    """A device node like /dev/null, over which others may be mounted."""
+    """A device node like /dev/null, over which others can be mounted."""
     node = tmp_path / "device"
     try:
         os.mknod(node, stat.S_IFCHR, os.stat("/dev/null").st_rdev)
@@ -201,8 +205,9 @@ OPEN_DEVICE = (
 )
 
 
+@pytest.mark.cures("evasive")
 def test_evasive_devices(spawn: Spawn, images: Path, device: Path) -> None:
-    """A device whose name has come to mean another node of the same device is found by number."""
+    """If the name belongs to another node of the same device now, the device is found by number."""
     target = spawn(OPEN_DEVICE.format(str(device)))
     which = target.ask("which")
     with _mounted_over(device, "/dev/null"):
@@ -219,7 +224,7 @@ def test_evasive_devices(spawn: Spawn, images: Path, device: Path) -> None:
 
 
 def test_evasive_devices_is_not_blind(spawn: Spawn, images: Path, device: Path) -> None:
-    """Another device under that name is refused all the same, and the process runs on."""
+    """Another device under that name is refused nevertheless, and the process continues."""
     target = spawn(OPEN_DEVICE.format(str(device)))
     with _mounted_over(device, "/dev/zero"):
         with pytest.raises(CriuError, match="Unaccessible path"):
@@ -232,7 +237,7 @@ def test_evasive_devices_is_not_blind(spawn: Spawn, images: Path, device: Path) 
 
 
 def test_lsm_profile_has_a_form(images: Path) -> None:
-    """``KIND:NAME`` with a kind that CRIU knows; anything else is refused by name."""
+    """``KIND:NAME`` with a kind that CRIU supports; anything else is refused by name."""
     for wrong in ("unconfined", "smack:label", "AppArmor:x"):
         with pytest.raises(OptionError, match="lsm_profile"):
             dump(os.getppid(), CriuOpts(images_directory=images, lsm_profile=wrong))
@@ -240,7 +245,7 @@ def test_lsm_profile_has_a_form(images: Path) -> None:
 
 
 def test_lsm_profile_of_a_module_that_does_not_run(spawn: Spawn, images: Path) -> None:
-    """The error names the field, and the process runs on."""
+    """The error names the field, and the process continues."""
     modules = Path("/sys/kernel/security/lsm")
     running = modules.read_text().split(",") if modules.exists() else []
     absent = [kind for kind in ("apparmor", "selinux") if kind not in running]
@@ -256,14 +261,16 @@ def test_lsm_profile_of_a_module_that_does_not_run(spawn: Spawn, images: Path) -
 
 @pytest.fixture
 def make_cgroup() -> Iterator[cgroups.Make]:
-    """Make cgroups that are removed after the test, and after its processes (ask for it first)."""
+    """Make cgroups that are removed after the test, after its processes have ended (request this
+    fixture first).
+    """
     yield from cgroups.maker()
 
 
 def test_unprivileged_saves_no_cgroups(
     make_cgroup: cgroups.Make, spawn: Spawn, images: Path, tmp_path: Path
 ) -> None:
-    """Root may set it too: then cgroups are left out, and the rest comes back."""
+    """Root can set it too: then cgroups are not saved, and the rest is restored."""
     target = spawn()
     hierarchy = cgroups.find("pids") or cgroups.required("")
     cgroups.enter(make_cgroup(hierarchy), target.pid)
@@ -282,7 +289,7 @@ def test_unprivileged_saves_no_cgroups(
 
 @pytest.mark.parametrize("fields", [{}, {"log_to_stderr": True}], ids=["file", "stderr"])
 def test_log_to_stderr(spawn: Spawn, images: Path, fields: dict[str, Any]) -> None:
-    """No log file is written, and what went wrong is still told, from CRIU's standard error."""
+    """No log file is written, and errors are read from CRIU's standard error."""
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_running=True, **fields)
     result = dump(target.pid, opts)

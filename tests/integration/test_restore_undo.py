@@ -1,8 +1,8 @@
-"""After a restore that fails the file system is as it was before, and the next restore works.
+"""After a failed restore the file system is unchanged, and the next restore works.
 
-CRIU makes names for what has none: deleted files, directories, pipes and sockets, and files under
-another name. The process here has all of these, a connection, and a cgroup that the restore makes
-again; it is harmed at each notification, and at random instants.
+CRIU creates names for deleted files, directories, pipes and sockets, and for files under another
+name. The process here has all of these, a connection, and a cgroup that the restore creates again;
+the restore is interrupted at each notification, and at random times.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .support.streams import Stream, each_lock, needs_both, start_stream
 from .support.workers import the_worker, workers
 
 INSTANTS = int(os.environ.get("PYCRIU_NATIVE_INSTANTS", "12"))
-"""How many random instants."""
+"""The number of random times."""
 SEED = int(os.environ.get("PYCRIU_NATIVE_SEED", "6"))
 
 RESTORE = (
@@ -110,7 +110,7 @@ NAMELESS = """
 
 
 def entries(place: Path) -> dict[str, tuple[int, int, int]]:
-    """What there is below a directory: type and permissions, owner, and size of each."""
+    """The entries below a directory: type and permissions, owner, and size of each."""
     result = {}
     for directory, names, files in os.walk(place):
         for name in (*names, *files):
@@ -132,7 +132,7 @@ def temporary() -> set[str]:
 
 
 class Nameless:
-    """The process, saved, and its surroundings as they are before a restore."""
+    """The dumped process, and the state of its files before a restore."""
 
     def __init__(self, target: Target, opts: CriuOpts, restoring: CriuOpts, place: Path) -> None:
         self.target = target
@@ -146,22 +146,24 @@ class Nameless:
         self.images = sorted(os.listdir(str(opts.images_directory)))
 
     def look(self) -> object:
-        """Files, and how many mounts of CRIU's there are."""
+        """Files, and the number of CRIU's mounts."""
         mounts = Path("/proc/self/mountinfo").read_text().count("/.criu.")
         return entries(self.place), mounts
 
     def is_clean(self) -> bool:
-        """Whether all is as before; CRIU of others have temporary directories for a moment."""
+        """Whether the state is as before; other CRIU processes have temporary directories for a
+        short time.
+        """
         return self.look() == self.before and temporary() <= self.temporary
 
     def is_as_before(self) -> None:
-        """Nothing of a failed restore is left."""
+        """Nothing of a failed restore remains."""
         assert not workers()
         eventually(self.is_clean, "the state before")
         assert "pycriu-native.links" not in os.listdir(str(self.restoring.images_directory))
 
     def restores(self) -> None:
-        """The images restore; then the process ends."""
+        """The images can be restored; then the process ends."""
         self.target.pid = restore(self.restoring).pid
         self.ends()
 
@@ -173,7 +175,7 @@ class Nameless:
 
 @pytest.fixture
 def nameless(spawn: Spawn, images: Path, orphans: None) -> Nameless:
-    """A process in our namespaces."""
+    """A process in the namespaces of the test."""
     target = spawn(NAMELESS)
     opts = CriuOpts(
         images_directory=images, link_remap=True, tcp_established=True, network_lock="nftables"
@@ -183,7 +185,7 @@ def nameless(spawn: Spawn, images: Path, orphans: None) -> Nameless:
 
 @pytest.fixture
 def in_container(tmp_path: Path, images: Path) -> Iterator[Nameless]:
-    """The same process in namespaces of its own."""
+    """The same process in separate namespaces."""
     with container(tmp_path / "box", NAMELESS) as box:
         opts = CriuOpts(images_directory=images, link_remap=True, tcp_established=True, log_level=4)
         saving = replace(opts, external=box.given_on_dump)
@@ -193,19 +195,19 @@ def in_container(tmp_path: Path, images: Path) -> Iterator[Nameless]:
 
 @pytest.fixture
 def stream(spawn: Spawn, orphans: None) -> Iterator[Stream]:
-    """A connection in mid-stream between two hosts."""
+    """A connection between two hosts, with data in transit."""
     with host() as home, host() as far, cable(home, far) as (address, _):
         yield start_stream((home, far, address), spawn)
 
 
 @pytest.fixture
 def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are gone after the test."""
+    """Cgroups that are removed after the test."""
     yield from cgroups.maker()
 
 
 class Refused(Exception):
-    """What a hook raises."""
+    """The exception of a hook."""
 
 
 def _refuse() -> None:
@@ -216,7 +218,7 @@ DONE = {**FAULTS, "the hook refuses": _refuse}
 
 
 def _harmed(subject: Nameless, what: str, moment: Notify) -> BaseException | None:
-    """What a restore raises to which this is done at a notification."""
+    """The exception of a restore with this action at a notification."""
 
     def strike(notification: Notification) -> None:
         if notification.action is moment:
@@ -237,7 +239,7 @@ def _harmed(subject: Nameless, what: str, moment: Notify) -> BaseException | Non
 @pytest.mark.parametrize("moment", RESTORE)
 @pytest.mark.parametrize("what", DONE)
 def test_at_a_notification(nameless: Nameless, what: str, moment: Notify) -> None:
-    """As before, and the images restore, twice."""
+    """The state is as before, and the images can be restored, twice."""
     if _harmed(nameless, what, moment) is None:
         nameless.ends()
     else:
@@ -249,7 +251,7 @@ def test_at_a_notification(nameless: Nameless, what: str, moment: Notify) -> Non
 @pytest.mark.parametrize("moment", RESTORE)
 @pytest.mark.parametrize("what", ["CRIU gets SIGKILL", "the hook refuses"])
 def test_in_namespaces(in_container: Nameless, what: str, moment: Notify) -> None:
-    """The same below the root of a container, whose files are in a mount from outside."""
+    """The same below the root of a container, with files in an external mount."""
     if _harmed(in_container, what, moment) is None:
         in_container.ends()
     else:
@@ -259,7 +261,9 @@ def test_in_namespaces(in_container: Nameless, what: str, moment: Notify) -> Non
 
 
 def test_at_random_instants(nameless: Nameless) -> None:
-    """Killed anywhere in a restore: as before, and the images restore."""
+    """CRIU is killed at any time of a restore: the state is as before, and the images can be
+    restored.
+    """
     chance = random.Random(SEED)
     opts = nameless.restoring = replace(nameless.restoring, log_level=4)
     log = Path(str(opts.images_directory)) / "restore.log"
@@ -305,7 +309,9 @@ def _links(target: Target) -> list[str]:
 
 
 def test_images_of_a_process_that_runs_on(spawn: Spawn, images: Path, orphans: None) -> None:
-    """CRIU removes its link from beside the process; the images restore all the same, twice."""
+    """CRIU removes its link next to the process's file; the images can be restored nevertheless,
+    twice.
+    """
     target = spawn(LINKED)
     opts = CriuOpts(images_directory=images, link_remap=True)
     dump(target.pid, replace(opts, leave_running=True))
@@ -320,10 +326,11 @@ def test_images_of_a_process_that_runs_on(spawn: Spawn, images: Path, orphans: N
         reap_all()
 
 
+@pytest.mark.cures("link-remap-gone")
 def test_a_copy_of_images_whose_link_is_gone(
     spawn: Spawn, images: Path, tmp_path: Path, orphans: None
 ) -> None:
-    """A copy has no link to the file: that is said before, by the error, and its cure works."""
+    """A copy has no link to the file: the check and the error report it, and the cure works."""
     target = spawn(LINKED)
     opts = CriuOpts(images_directory=images, link_remap=True)
     dump(target.pid, opts)
@@ -347,7 +354,7 @@ def test_a_copy_of_images_whose_link_is_gone(
 
 
 def test_a_dump_that_is_killed(spawn: Spawn, images: Path) -> None:
-    """The link that it has made goes; one of an earlier dump stays."""
+    """Its link is removed; one of an earlier dump remains."""
     target = spawn("memory = bytearray(b'x') * (1 << 27)\n" + textwrap.dedent(LINKED))
     os.link(target.directory / "second", target.directory / "link_remap.7777")
     over = threading.Event()
@@ -371,7 +378,7 @@ def test_a_dump_that_is_killed(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_dump_that_is_killed_when_all_is_saved(spawn: Spawn, images: Path) -> None:
-    """The images are whole, and need the link: the error names it."""
+    """The images are complete and need the link, which the error names."""
     target = spawn(LINKED)
 
     def strike(notification: Notification) -> None:
@@ -388,8 +395,9 @@ def test_a_dump_that_is_killed_when_all_is_saved(spawn: Spawn, images: Path) -> 
 # ---- what was there before ----
 
 
+@pytest.mark.cures("cr-link-exists")
 def test_what_is_in_the_way(spawn: Spawn, images: Path, tmp_path: Path, orphans: None) -> None:
-    """What was there before is not removed by us; the error and check_images name it."""
+    """Existing files are not removed; the error and check_images name them."""
     target = spawn(
         "(HERE / 'file').touch()\nfile = open(HERE / 'file')\n(HERE / 'file').unlink()\nserve()"
     )
@@ -411,8 +419,9 @@ def test_what_is_in_the_way(spawn: Spawn, images: Path, tmp_path: Path, orphans:
     assert target.runs_on()
 
 
+@pytest.mark.cures("ghost-exists")
 def test_a_ghost_in_the_way(spawn: Spawn, images: Path, orphans: None) -> None:
-    """CRIU gives up, and removes what it has not made: the cure, a second restore, works."""
+    """CRIU fails, and removes a file that it did not create: the cure, a second restore, works."""
     target = spawn(
         "(HERE / 'file').touch()\nfile = open(HERE / 'file')\n(HERE / 'file').unlink()\nserve()"
     )
@@ -433,8 +442,9 @@ def test_a_ghost_in_the_way(spawn: Spawn, images: Path, orphans: None) -> None:
     assert target.runs_on()
 
 
+@pytest.mark.cures("link-remap-exists")
 def test_a_link_in_the_way_of_a_dump(spawn: Spawn, images: Path, orphans: None) -> None:
-    """The process lives on; without the link of that name the dump works."""
+    """The process continues; after the link was removed the dump works."""
     target = spawn(LINKED)
     opts = CriuOpts(images_directory=images, link_remap=True)
     dump(target.pid, replace(opts, leave_running=True))
@@ -453,7 +463,7 @@ def test_a_link_in_the_way_of_a_dump(spawn: Spawn, images: Path, orphans: None) 
 def test_cgroups(
     make_cgroup: Make, spawn: Spawn, images: Path, orphans: None, controller: str
 ) -> None:
-    """Those that CRIU has made for a restore that then fails are gone; that of others stays."""
+    """Cgroups that CRIU created for a failed restore are removed; existing ones remain."""
     outer = make_cgroup(cgroups.required(controller))
     (outer / "inner").mkdir()
     target = spawn()
@@ -483,7 +493,7 @@ def test_cgroups(
 @needs_both
 @each_lock
 def test_the_lock_of_the_dump_is_named(stream: Stream, images: Path, lock: str) -> None:
-    """The connection is locked until a restore succeeds: an error says so."""
+    """The connection is locked until a restore succeeds, as the error reports."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock=lock)
     with stream.home.entered():
         dump(stream.server.pid, opts)

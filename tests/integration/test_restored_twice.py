@@ -1,8 +1,8 @@
-"""One image set restored twice: what is the same in both, and a hook that makes it differ.
+"""One image set restored twice: the same state in both, and a hook that makes it differ.
 
-Two processes out of one set have the same keys, tokens and random numbers to come. A program that
-takes a signal as "you are a copy" can be told before it runs: a signal sent at ``post-restore``,
-which knows the pid, is the first thing that happens to it.
+Two processes from one set have the same keys, tokens and future random numbers. If a program
+handles a signal as the message that it is a copy, a hook can send the signal at ``post-restore``,
+whose notification has the pid, before the process runs.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ SCENARIO = """
 
 
 def reseed(notification: Notification) -> None:
-    """The hook for the documentation: tell the process that it is a copy."""
+    """The hook for the documentation: send the process a signal, by which it detects that it is a
+    copy.
+    """
     if notification.action is Notify.POST_RESTORE and notification.pid is not None:
         os.kill(notification.pid, signal.SIGUSR1)
 
 
 def _next_token(target: Target, opts: CriuOpts, tell: bool) -> float:
-    """What the process says first in another life."""
+    """The next output of the process after a restore."""
     restore(opts, on_notify=reseed if tell else None)
     try:
         return float(target.ask("token"))
@@ -44,7 +46,7 @@ def _next_token(target: Target, opts: CriuOpts, tell: bool) -> float:
 
 
 def test_the_same_and_not_the_same(spawn: Spawn, orphans: None, images: Path) -> None:
-    """Without the hook each life has the same token next; with it each has its own."""
+    """Without the hook both have the same next token; with it each has a different one."""
     target = spawn(SCENARIO)
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)

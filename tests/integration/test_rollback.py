@@ -1,4 +1,4 @@
-"""``files="rollback"``: files fit the memory again after a restore, whatever was done to them."""
+"""``files="rollback"``: after a restore the files match the memory, after any changes of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _until(place: Path, number: int) -> None:
 
 
 def _contents(place: Path) -> dict[str, object]:
-    """All that was written: names, modes and contents; of the database, its rows."""
+    """All written files: names, modes and contents; of the database, its rows."""
     result: dict[str, object] = {}
     for path in sorted((place / "out").iterdir()):
         with contextlib.closing(sqlite3.connect(path)) as database:
@@ -90,7 +90,7 @@ def _contents(place: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What the writer leaves if nothing happens."""
+    """The files of the writer without an interruption."""
     place = _place(tmp_path_factory.mktemp("rollback"), "uninterrupted")
     (place / "go-1").touch()
     (place / "go-2").touch()
@@ -100,7 +100,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]
 
 
 def _dumped_and_gone_on(place: Path, images: Path, process: subprocess.Popen[bytes]) -> None:
-    """A dump in the middle; the process runs on to its second pause, and is killed there."""
+    """A dump in the middle; the process continues to its second pause, and is killed there."""
     _until(place, 1)
     dump(process.pid, _opts(images, leave_running=True), files=_files(place))
     (place / "go-1").touch()
@@ -110,8 +110,8 @@ def _dumped_and_gone_on(place: Path, images: Path, process: subprocess.Popen[byt
 
 
 def test_exact(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
-    """Written, appended, cut, mapped, sparse, renamed, deleted, replaced, linked files and a
-    database in a transaction are as if nothing had happened; twice from the same images.
+    """Written, appended, truncated, mapped, sparse, renamed, deleted, replaced and linked files,
+    and a database in a transaction, are restored exactly; twice from the same images.
     """
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
@@ -129,7 +129,7 @@ def test_exact(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
 
 
 def test_what_happens_without(tmp_path: Path) -> None:
-    """Why it is there: CRIU refuses a file that has grown."""
+    """Without it CRIU refuses a file that has grown."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _dumped_and_gone_on(place, images, process)
@@ -138,7 +138,7 @@ def test_what_happens_without(tmp_path: Path) -> None:
 
 
 def test_given_back(tmp_path: Path) -> None:
-    """A restore that fails leaves every file as it was, those to be made or moved as well."""
+    """After a failed restore every file is as before, including created and moved ones."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _dumped_and_gone_on(place, images, process)
@@ -165,7 +165,7 @@ def _contents_raw(place: Path) -> dict[str, object]:
 
 
 def test_a_pid_that_is_taken(tmp_path: Path) -> None:
-    """The usual failure: the process still runs. Its files are given back to it."""
+    """The most common failure: the process still runs. Its files are as before."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _until(place, 1)
@@ -180,8 +180,8 @@ def test_a_pid_that_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", ["cut", "gone"])
 def test_a_large_file_that_was_appended_to(tmp_path: Path, spoil: str) -> None:
-    """Only its length is saved where no reflink can be made; if what was before that is no longer
-    there, the restore is refused, and nothing is changed.
+    """Only its length is saved if no reflink can be made; if the earlier contents have changed, the
+    restore is refused, and nothing is changed.
     """
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
@@ -200,7 +200,9 @@ def test_a_large_file_that_was_appended_to(tmp_path: Path, spoil: str) -> None:
 
 
 def test_another_name_that_is_lost(tmp_path: Path) -> None:
-    """A file with two names whose name is gone is refused: the other one is not known."""
+    """A file with two names whose own name was removed is refused, since the other one
+    is unknown.
+    """
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _dumped_and_gone_on(place, images, process)
@@ -212,7 +214,7 @@ def test_another_name_that_is_lost(tmp_path: Path) -> None:
 
 
 def test_through_an_archive(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
-    """An archive carries the files, and another directory of images does as well."""
+    """An archive includes the files, and so does a copy of the directory."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _dumped_and_gone_on(place, images, process)
@@ -226,7 +228,7 @@ def test_through_an_archive(tmp_path: Path, uninterrupted: dict[str, object]) ->
 
 
 def test_images_without_files(tmp_path: Path) -> None:
-    """A restore that is to put files back needs a dump that has saved some."""
+    """A restore with rollback needs a dump with saved files."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _until(place, 1)
@@ -237,7 +239,7 @@ def test_images_without_files(tmp_path: Path) -> None:
 
 
 def test_the_images_of_an_earlier_dump(tmp_path: Path) -> None:
-    """A dump that fails brings the earlier set back, with its files, and saves none."""
+    """After a failed dump the earlier set is complete with its files, without new ones."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _until(place, 1)
@@ -277,7 +279,7 @@ def test_another_mount_namespace(tmp_path: Path) -> None:
 
 
 def test_preflight(tmp_path: Path) -> None:
-    """Preflight names each file, its size, its file system and what is done with it."""
+    """Preflight lists each file with its size, its file system and how it is saved."""
     place = _place(tmp_path, "job")
     with _writer(place) as process:
         _until(place, 1)

@@ -1,9 +1,8 @@
-"""Interchange with runc: what it checkpoints is restored here, what is dumped here it restores.
+"""Interchange with runc: its checkpoints are restored here, and it restores dumps of this library.
 
-A container comes back as it was, in both directions: it counts on from its memory, with its bind
-mounts, its masked and read-only paths, its cgroups with their limits, its host name, and with its
-standard streams on the pipes that whoever restores it has for it. ``pycriu_native.oci`` knows what
-CRIU has to be told for that.
+In both directions the container continues from its memory, with its bind mounts, its masked and
+read-only paths, its cgroups with their limits, its host name, and with its standard streams
+connected to new pipes. ``pycriu_native.oci`` determines the options for that.
 """
 
 from __future__ import annotations
@@ -42,24 +41,24 @@ from .support.processes import PATIENCE, eventually, kill
 
 @pytest.fixture
 def runc(tmp_path: Path) -> Runtime:
-    """The runtime."""
+    """The runc runtime."""
     return runtime("runc", tmp_path)
 
 
 @pytest.fixture
 def box(runc: Runtime, tmp_path: Path) -> Iterator[Counting]:
-    """A container that it can run."""
+    """A container of runc."""
     with counting(tmp_path, runc) as container:
         yield container
 
 
 def asked(box: Counting) -> Container:
-    """The container, as its runtime knows it."""
+    """The container, from the state of its runtime."""
     return Container.from_runtime(box.id, "runc", root=box.runtime.state)
 
 
 def dumped(box: Counting, images: Path, **more: Any) -> int:
-    """Dump it so that it can be restored with its streams; how far it got."""
+    """Dump it with replaceable streams; returns its last number."""
     container = asked(box)
     container.write_descriptors(images)
     assert dump(container.pid, container.dump_opts(images, **more), reap_timeout=PATIENCE).pid_free
@@ -67,7 +66,7 @@ def dumped(box: Counting, images: Path, **more: Any) -> int:
 
 
 def test_what_runc_checkpointed_is_restored_here(box: Counting, images: Path) -> None:
-    """A checkpoint of runc's goes on here, with nothing lost and nothing said twice."""
+    """A checkpoint of runc is restored here, without lost or repeated output."""
     seen = box.run()
     stopped_at = box.checkpoint(images)
     box.prepare_cgroup()
@@ -78,7 +77,7 @@ def test_what_runc_checkpointed_is_restored_here(box: Counting, images: Path) ->
 
 
 def test_what_is_dumped_here_runc_restores(box: Counting, images: Path) -> None:
-    """A dump of ours goes on with runc, which knows it as its own container again."""
+    """runc restores a dump of this library, and manages the container again."""
     seen = box.run()
     container = asked(box)
     assert container.pid == box.pid
@@ -93,7 +92,7 @@ def test_what_is_dumped_here_runc_restores(box: Counting, images: Path) -> None:
 
 
 def test_both_by_turns(box: Counting, images: Path, tmp_path: Path) -> None:
-    """Dumped here, restored by runc, checkpointed by runc, restored here: it counts on."""
+    """Dumped here, restored by runc, checkpointed by runc, restored here: it continues to count."""
     box.run()
     stopped_at = dumped(box, images)
     box.restored_by_runtime(images)
@@ -109,7 +108,7 @@ def test_both_by_turns(box: Counting, images: Path, tmp_path: Path) -> None:
 
 
 def test_without_the_helper_a_dump_is_refused(box: Counting, images: Path) -> None:
-    """CRIU has to be told of each mount from outside: its refusal names the option."""
+    """Each external mount needs an option, which the error of CRIU names."""
     box.run()
     with pytest.raises(CriuError, match="external") as caught:
         dump(box.pid, CriuOpts(images_directory=images))
@@ -118,7 +117,7 @@ def test_without_the_helper_a_dump_is_refused(box: Counting, images: Path) -> No
 
 
 def test_without_the_helper_a_restore_is_refused(box: Counting, images: Path) -> None:
-    """The same on restore, and the images stay good."""
+    """The same for the restore, and the images are unchanged."""
     box.run()
     stopped_at = dumped(box, images)
     with mount_point(box.bundle / "rootfs") as root, pytest.raises(CriuError) as caught:
@@ -130,7 +129,7 @@ def test_without_the_helper_a_restore_is_refused(box: Counting, images: Path) ->
 
 
 def test_a_bundle_on_another_place(box: Counting, images: Path, tmp_path: Path) -> None:
-    """A bundle may move, and its root be new: missing places to mount on are made again."""
+    """A bundle can be moved, and its root be new: missing mount points are created."""
     seen = box.run()
     stopped_at = dumped(box, images)
     moved = tmp_path / "elsewhere"
@@ -148,18 +147,20 @@ def test_a_bundle_on_another_place(box: Counting, images: Path, tmp_path: Path) 
 
 
 def test_a_stream_that_nobody_gets(box: Counting, images: Path) -> None:
-    """Without a descriptor for a stream it comes back as a pipe that nobody reads."""
+    """A stream without a descriptor is restored as a pipe without a reader."""
     box.run()
     dumped(box, images)
     with Bundle.load(box.bundle).restoring(images, stdio=(None, None, box.after.theirs[1])) as opts:
         box.restored_here(restore(opts).pid)
-    assert box.runs_on()  # a container's first process is not killed for writing to it
+    assert box.runs_on()  # SIGPIPE does not kill the first process of a pid namespace
     eventually(lambda: "Broken pipe" in box.after.read()[1], "the error of a write to it")
     assert not box.after.read()[0]
 
 
 def test_the_network_is_left_to_a_hook(box: Counting, images: Path) -> None:
-    """As with runc, nothing of the network namespace is saved; a hook fills the empty one."""
+    """As with runc, the network namespace is saved without contents; a hook configures the empty
+    one.
+    """
     box.run()
     assert "UP" in loopback(box)
     dumped(box, images)
@@ -179,7 +180,7 @@ def test_the_network_is_left_to_a_hook(box: Counting, images: Path) -> None:
 
 
 def test_the_network_can_be_saved(box: Counting, images: Path) -> None:
-    """With empty_ns=None its contents are saved, and come back when it is restored here."""
+    """With empty_ns=None its contents are saved, and restored by this library."""
     box.run()
     dumped(box, images, empty_ns=None)
     assert list(images.glob("netdev-*"))
@@ -197,7 +198,7 @@ def loopback(box: Counting) -> str:
 
 @pytest.mark.parametrize("by", ["us", "runc"])
 def test_a_network_namespace_that_exists(box: Counting, images: Path, by: str) -> None:
-    """A namespace that config.json names by its path is not saved, but joined again."""
+    """A namespace that config.json names by path is not saved, but joined again."""
     with host() as there:
         config = box.config
         for namespace in config["linux"]["namespaces"]:
@@ -232,7 +233,7 @@ while True:
 
 @contextlib.contextmanager
 def pod(kind: str) -> Iterator[Path]:
-    """A namespace that exists for as long as its first process does."""
+    """A namespace that exists until its first process ends."""
     process = subprocess.Popen(
         ["unshare", f"--{kind}", "--fork", sys.executable, "-c", FIRST],
         stdout=subprocess.PIPE,
@@ -253,7 +254,7 @@ def pod(kind: str) -> Iterator[Path]:
 @pytest.mark.parametrize("by", ["us", "runc"])
 @pytest.mark.parametrize("kind", ["ipc", "uts", "pid"])
 def test_a_namespace_of_others(box: Counting, images: Path, kind: str, by: str) -> None:
-    """The container of a pod, which shares a namespace with others, comes back into it."""
+    """The container of a pod, which shares a namespace, is restored into it."""
     with pod(kind) as there:
         config = box.config
         for namespace in config["linux"]["namespaces"]:
@@ -275,7 +276,7 @@ def test_a_namespace_of_others(box: Counting, images: Path, kind: str, by: str) 
 
 
 def test_a_terminal(box: Counting, images: Path, tmp_path: Path) -> None:
-    """A container with a terminal gets a new one, whose other end the hook is given."""
+    """A container with a terminal gets a new one, whose master the hook receives."""
     config = box.config
     config["process"]["terminal"] = True
     box.config = config
@@ -309,7 +310,9 @@ def test_a_terminal(box: Counting, images: Path, tmp_path: Path) -> None:
 
 
 def test_more_options(box: Counting, images: Path) -> None:
-    """Further options go along: lists are added to the bundle's, other values win."""
+    """Further options are merged: lists are added to those of the bundle, other values replace
+    them.
+    """
     box.run()
     container = asked(box)
     opts = container.dump_opts(
@@ -324,7 +327,7 @@ def test_more_options(box: Counting, images: Path) -> None:
 
 
 def test_a_mount_that_the_bundle_lacks(box: Counting, images: Path) -> None:
-    """What the images need and config.json does not have is asked for by its key."""
+    """The error names the key of a mount that the images need and config.json lacks."""
     box.run()
     stopped_at = dumped(box, images)
     config = box.config
@@ -343,7 +346,7 @@ def test_a_mount_that_the_bundle_lacks(box: Counting, images: Path) -> None:
 
 
 def test_a_restore_that_fails(box: Counting, images: Path) -> None:
-    """After a restore that failed nothing is mounted, and the images are whole."""
+    """After a failed restore nothing is mounted, and the images are unchanged."""
     box.run()
     stopped_at = dumped(box, images)
     bundle = Bundle.load(box.bundle)
@@ -358,7 +361,7 @@ def test_a_restore_that_fails(box: Counting, images: Path) -> None:
 
 
 def test_images_without_descriptors(box: Counting, images: Path) -> None:
-    """What the streams were has to be in the images, for runc as for us."""
+    """The images need the targets of the streams, for runc and for this library."""
     box.run()
     container = asked(box)
     dump(container.pid, container.dump_opts(images))
@@ -368,7 +371,7 @@ def test_images_without_descriptors(box: Counting, images: Path) -> None:
         pass
     with pytest.raises(AssertionError, match=r"descriptors\.json"):
         box.restored_by_runtime(images)
-    container.write_descriptors(images)  # what is known of the container is still known
+    container.write_descriptors(images)  # the stored state of the container
     with bundle.restoring(images, stdio=(None, *box.after.theirs)) as opts:
         box.restored_here(restore(opts).pid)
     assert box.runs_on()
@@ -382,5 +385,5 @@ def test_a_container_that_is_unknown_or_gone(box: Counting) -> None:
         Container.from_runtime("never", "docker")
     box.run()
     kill(box.pid)
-    with pytest.raises(ProcessLookupError, match=f"its process {box.pid} has ended"):
+    with pytest.raises(ProcessLookupError, match=f"process {box.pid} has ended"):
         asked(box)

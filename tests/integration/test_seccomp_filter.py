@@ -1,4 +1,4 @@
-"""Processes under a seccomp filter, and a caller that is under one as well, as in a container."""
+"""Processes under a seccomp filter, with a caller that is also under one, as in a container."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from pycriu_native import CriuOpts, Verdict, dump, preflight, restore
 
@@ -43,7 +45,7 @@ print(json.dumps([str(before.verdict), stops, error, str(severity)]))
 
 
 def as_filtered_caller(pid: int, images: Path) -> tuple[str, list[str], list[str] | None, str]:
-    """Verdict, obstacles, error of a dump and doctor's severity, for a caller under a filter."""
+    """Verdict, findings, error of a dump and doctor's severity, for a caller under a filter."""
     done = subprocess.run(
         [sys.executable, "-c", CALLER, str(pid), str(images)],
         capture_output=True,
@@ -54,8 +56,11 @@ def as_filtered_caller(pid: int, images: Path) -> tuple[str, list[str], list[str
     return verdict, stops, error, severity
 
 
+@pytest.mark.cures("seccomp-suspend")
 def test_a_filter_that_criu_may_not_suspend(orphans: None, spawn: Spawn, images: Path) -> None:
-    """Refused before and by the dump; a caller without a filter dumps and restores the process."""
+    """Preflight and the dump refuse it; a caller without a filter dumps and restores
+    the process.
+    """
     target = spawn(FILTER + "serve()")
     verdict, stops, error, severity = as_filtered_caller(target.pid, images)
     assert (verdict, stops) == ("fails", ["seccomp-suspend"])

@@ -1,7 +1,7 @@
-"""What another user of this machine, or of the network, gets out of a CRIU that runs as root.
+"""Protection of a CRIU that runs as root against other users of the machine and of the network.
 
-The other user is real here: files belong to uid 65534. What modes and links alone can show is in
-``tests/unit/test_trust.py``; images that are cut off, in ``test_security_whole.py``.
+The other user is real: files belong to uid 65534. Tests that need only modes and links are in
+``tests/unit/test_trust.py``; those of incomplete images, in ``test_security_whole.py``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ANOTHER = 65534
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """A directory of another user's, closed to all the rest."""
+    """A directory of another user, to which no one else has access."""
     directory = tmp_path / "theirs"
     directory.mkdir(0o700)
     os.chown(directory, ANOTHER, ANOTHER)
@@ -57,7 +57,9 @@ def theirs(tmp_path: Path) -> Path:
 def test_a_directory_of_the_user_behind_sudo(
     spawn: Spawn, theirs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who became root by sudo may use a directory of his own: it could do all that anyway."""
+    """A user who became root by sudo can use a directory of that user, who has the same rights
+    anyway.
+    """
     target = spawn()
     opts = CriuOpts(images_directory=theirs / "images", leave_running=True)
     monkeypatch.setenv("SUDO_UID", str(ANOTHER - 1))
@@ -81,7 +83,7 @@ def test_a_directory_of_the_user_behind_sudo(
 def test_a_directory_of_another_user(
     spawn: Spawn, tmp_path: Path, theirs: Path, field: str, place: str
 ) -> None:
-    """It is refused, and so is one of ours below it: they could swap that for another."""
+    """It is refused, and so is a directory of root below it, which its owner could replace."""
     target = spawn()
     directory = theirs / place
     if place == "below":
@@ -96,7 +98,7 @@ def test_a_directory_of_another_user(
 
 
 def test_a_sticky_directory_with_an_entry_of_theirs(spawn: Spawn, tmp_path: Path) -> None:
-    """In /tmp and its like what they have made first under our name is not taken for ours."""
+    """In /tmp and similar directories an existing entry of another user is refused."""
     target = spawn()
     shared = tmp_path / "tmp"
     shared.mkdir()
@@ -114,9 +116,8 @@ def test_a_sticky_directory_with_an_entry_of_theirs(spawn: Spawn, tmp_path: Path
 
 
 def test_why(spawn: Spawn, tmp_path: Path) -> None:
-    """What a directory that others can write is good for: root writes where their link points.
-
-    This is CRIU's doing, with the word that has it so; without the word nothing is touched.
+    """The reason: in a directory that others can write to, root would write through a symbolic
+    link. CRIU does so with allow_untrusted; without it nothing is touched.
     """
     target = spawn()
     shared = tmp_path / "shared"
@@ -135,7 +136,7 @@ def test_why(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_images_are_for_their_user_only(spawn: Spawn, tmp_path: Path) -> None:
-    """Whatever the umask, and in a directory that everybody can read: they hold the memory."""
+    """With any umask, and in a directory that all users can read, since they contain memory."""
     target = spawn("secret = b'precious'\nserve()")
     images = tmp_path / "images"
     images.mkdir()
@@ -153,7 +154,7 @@ def test_images_are_for_their_user_only(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_the_umask_of_the_restored(orphans: None, spawn: Spawn, images: Path) -> None:
-    """It is the process's own: that of the worker that saved it is not taken along."""
+    """It is that of the process, not of the worker that saved it."""
     target = spawn("import os\nos.umask(0o027)\nserve(umask=lambda: os.umask(0o027))")
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -166,7 +167,7 @@ def test_the_umask_of_the_restored(orphans: None, spawn: Spawn, images: Path) ->
 
 @pytest.mark.parametrize("what", ["the program", "its directory"])
 def test_a_program_of_another_user(spawn: Spawn, tmp_path: Path, theirs: Path, what: str) -> None:
-    """Root does not run it."""
+    """It is not run by root."""
     target = spawn()
     directory = theirs if what == "its directory" else tmp_path
     program = directory / "criu"
@@ -186,7 +187,7 @@ def test_a_program_of_another_user(spawn: Spawn, tmp_path: Path, theirs: Path, w
 def test_files_of_another_user_that_steer(
     spawn: Spawn, tmp_path: Path, theirs: Path, kind: str
 ) -> None:
-    """A configuration file of theirs would have CRIU run their program as root; a plugin too."""
+    """A configuration file of another user could run a program as root; so could a plugin."""
     target = spawn()
     script = theirs / "script"
     script.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
@@ -213,13 +214,13 @@ def test_files_of_another_user_that_steer(
 
 @pytest.fixture
 def far() -> Iterator[tuple[str, str]]:
-    """An address of ours on a network, and that of another host there."""
+    """A network address of this host, and that of another host."""
     with host() as other, cable(OURS, other) as addresses:
         yield addresses
 
 
 def test_a_server_off_loopback_needs_the_word(tmp_path: Path, far: tuple[str, str]) -> None:
-    """Without TLS memory would be anybody's; nothing listens before the word is said."""
+    """Without TLS any host could read the memory; without clear_text the server does not listen."""
     ours, _ = far
     opts = CriuOpts(images_directory=tmp_path / "pages", page_server=(ours, 0))
     for serve in (page_server, page_server_child):
@@ -237,7 +238,7 @@ def test_a_server_off_loopback_needs_the_word(tmp_path: Path, far: tuple[str, st
 def test_a_dump_to_another_host_needs_the_word(
     spawn: Spawn, images: Path, far: tuple[str, str], lazily: bool | None
 ) -> None:
-    """So does one that serves its pages there; also over a connection that is handed over."""
+    """A dump that sends or serves pages there is refused, also over a given connection."""
     target = spawn()
     ours, other = far
     opts = CriuOpts(
@@ -251,7 +252,7 @@ def test_a_dump_to_another_host_needs_the_word(
 
 
 def test_a_connection_that_is_handed_over(spawn: Spawn, images: Path) -> None:
-    """It leads where it leads: off loopback it takes the word as well."""
+    """A connection to an address other than loopback needs clear_text as well."""
     target = spawn()
     with host() as other, cable(OURS, other) as (_, address):
         with other.entered():
@@ -265,7 +266,9 @@ def test_a_connection_that_is_handed_over(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_service_of_another_user(spawn: Spawn, tmp_path: Path, images: Path) -> None:
-    """Whoever listens where a ``criu service`` should is asked only if it is root's or ours."""
+    """A socket at the path of a ``criu service`` is used only if it belongs to root or
+    the caller.
+    """
     target = spawn()
     path = str(tmp_path / "socket")
     ready, message = os.pipe()
@@ -273,7 +276,7 @@ def test_a_service_of_another_user(spawn: Spawn, tmp_path: Path, images: Path) -
     if pid == 0:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(path)
-            os.setresuid(-1, ANOTHER, -1)  # the kernel notes who listens
+            os.setresuid(-1, ANOTHER, -1)  # the kernel stores the listener's owner
             listener.listen()
             os.write(message, b".")
             signal.pause()
@@ -290,7 +293,7 @@ def test_a_service_of_another_user(spawn: Spawn, tmp_path: Path, images: Path) -
 
 
 def _as_another(work: Callable[[], object]) -> int:
-    """A process of another user that does some work, and waits to be killed."""
+    """A process of another user that runs a function, and then waits to be killed."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -309,7 +312,9 @@ def _family(address: str) -> socket.AddressFamily:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 def test_a_source_of_another_user(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Who sends a process to root has it run anything: over loopback only root may, or we."""
+    """A source can run any program at the destination: over loopback only root and the caller are
+    accepted.
+    """
     host = "::1" if address == "::1" else "127.0.0.1"
 
     def speak() -> socket.socket:
@@ -322,14 +327,14 @@ def test_a_source_of_another_user(address: str, caplog: pytest.LogCaptureFixture
         port = listener.getsockname()[1]
         pid = _as_another(speak)
         try:
-            with pytest.raises(MigrationError, match="no source came before the deadline"):
+            with pytest.raises(MigrationError, match="no source connected before the deadline"):
                 accept(listener, CriuOpts(), MigrationDeadline(1.0), False)
             assert f"belongs to user {ANOTHER}" in caplog.text
             theirs = _as_another(speak)
             try:
                 accept(
                     listener, CriuOpts(), MigrationDeadline(5.0), True
-                ).close()  # the word takes anybody
+                ).close()  # insecure=True accepts every user
             finally:
                 kill(theirs)
             with speak():
@@ -339,7 +344,7 @@ def test_a_source_of_another_user(address: str, caplog: pytest.LogCaptureFixture
 
 
 def test_a_destination_of_another_user() -> None:
-    """Who has made a socket where the destination should listen gets nothing of the process."""
+    """A listener of another user at the destination's address receives nothing of the process."""
 
     def listen() -> tuple[socket.socket, socket.socket]:
         sock, _ = listener.accept()

@@ -1,10 +1,10 @@
 """``unprivileged``: a user who is not root saves and restores a process with one capability.
 
-That is CAP_CHECKPOINT_RESTORE, and nothing else: no root, no CAP_SYS_ADMIN, no CAP_SYS_PTRACE.
-Shown for a process of that user's, in no namespace of its own, without sockets. What it needs:
-a ``criu`` that the user can read and run, images that are the user's, and either the full
-bounding set or ``no_new_privs`` on the process: CRIU drops on restore what the process lacked in
-its bounding set, and without CAP_SETPCAP can do that for a process with ``no_new_privs`` only.
+The capability is CAP_CHECKPOINT_RESTORE: no root, no CAP_SYS_ADMIN, no CAP_SYS_PTRACE. It is tested
+for a process of that user without separate namespaces and sockets. Requirements: a ``criu`` that
+the user can read and run, images that belong to the user, and either the full bounding set or
+``no_new_privs`` on the process. CRIU reduces the bounding set on restore to that of the process,
+which without CAP_SETPCAP is possible only for a process with ``no_new_privs``.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main(place, *words):
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory of that user's, which pytest's own are closed to."""
+    """A directory of that user, since those of pytest are not accessible."""
     releases.required("3.18", "unprivileged")
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
@@ -116,33 +116,34 @@ def _as_user(place: Path, capability: int, *words: str) -> str:
 
 
 def test_with_the_one_capability(place: Path) -> None:
-    """Dumped and restored by the user alone: its memory is there, and it is the user's still."""
+    """The user dumps and restores the process: it has its memory and its user."""
     message = _as_user(place, CAP_CHECKPOINT_RESTORE, "asked").splitlines()
     assert message[0] == f"user {(USER, USER, USER)} {1 << CAP_CHECKPOINT_RESTORE:016x}"
     assert message[1] == f"restored True 3 {USER}"
     assert message[2] == f"owner {{{USER}}}"
 
 
+@pytest.mark.cures("nonroot-needs-unprivileged")
 @pytest.mark.parametrize(
     ("capability", "words"),
     [(-1, ("asked",)), (CAP_CHECKPOINT_RESTORE, ())],
     ids=["without the capability", "without the option"],
 )
 def test_what_it_takes(place: Path, capability: int, words: tuple[str, ...]) -> None:
-    """Without the capability, or without the option, it is refused, and the process runs on."""
+    """Without the capability, or without the option, it is refused, and the process continues."""
     message = _as_user(place, capability, *words)
     assert "PermissionDeniedError" in message
     assert "unprivileged" in message
 
 
 def test_a_bounding_set_that_is_not_full(place: Path) -> None:
-    """As in most containers: the error says what helps, and the images stay."""
+    """As in most containers: the error has a cure, and the images are kept."""
     message = _as_user(place, CAP_CHECKPOINT_RESTORE, "asked", "may gain").splitlines()[1]
     limit = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     status = Path("/proc/self/status").read_text()
     bounding = int(status.partition("CapBnd:\t")[2].split()[0], 16)
     if bounding == 2 ** (limit + 1) - 1:
-        assert message == f"restored True 3 {USER}"  # there is nothing to take away
+        assert message == f"restored True 3 {USER}"  # the set is empty already
     else:
         assert message.startswith("PermissionDeniedError restore")
         assert "no_new_privs" in message

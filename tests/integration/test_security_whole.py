@@ -1,8 +1,8 @@
-"""A dump that was cut off is never taken for a whole one, and a whole one is never refused.
+"""An incomplete dump is never accepted as complete, and a complete one is never refused.
 
-CRIU is killed at every notification and at random instants, with us and alone. Whatever it
-leaves: a restore either names what is missing before it starts CRIU, or brings the process back
-with its memory. Images of an earlier dump in the same directory survive.
+CRIU is killed at every notification and at random times, with and without this process. Then a
+restore either reports the missing parts before it starts CRIU, or restores the process with its
+memory. Images of an earlier dump in the same directory are kept.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _workers() -> list[int]:
 
 
 def _restored(images: Path) -> RestoreResult | ImagesError:
-    """What comes of a restore; any error but the refusal is one."""
+    """The result of a restore; any exception but the refusal fails the test."""
     try:
         return restore(CriuOpts(images_directory=images))
     except ImagesError as refused:
@@ -73,7 +73,7 @@ def _restored(images: Path) -> RestoreResult | ImagesError:
 
 
 def _gone(target: Target) -> None:
-    """Have its pid free, whatever has become of it."""
+    """Free its pid, in any state of the process."""
     kill(target.pid)
     target.reap()
 
@@ -82,7 +82,7 @@ def _gone(target: Target) -> None:
 def test_criu_is_killed_at_a_notification(
     orphans: None, spawn: Spawn, images: Path, moment: Notify
 ) -> None:
-    """Before ``post-dump`` the set is refused, from then on it is whole and restores."""
+    """Before ``post-dump`` the set is refused; from then on it is complete and can be restored."""
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
 
@@ -104,7 +104,7 @@ def test_criu_is_killed_at_a_notification(
 
 
 def test_criu_is_killed_at_any_instant(orphans: None, spawn: Spawn, tmp_path: Path) -> None:
-    """Refused or restored with its memory, and nothing between the two."""
+    """The set is refused, or restored with its memory."""
     chance = random.Random(11)
     target = spawn(WITH_MEMORY)
     started = time.monotonic()
@@ -158,7 +158,7 @@ KILLED = textwrap.dedent("""
 
 
 def test_we_are_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
-    """The mark says so to whoever comes next, whose dump clears what is there away."""
+    """The marker reports it to the next call, whose dump removes the files."""
     releases.required("3.19", "query-ext-files")
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
@@ -181,7 +181,7 @@ def test_we_are_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
 
 
 def test_the_images_of_an_earlier_dump(orphans: None, spawn: Spawn, images: Path) -> None:
-    """A second dump to the same directory that fails leaves the first as it was."""
+    """After a failed second dump into the same directory, the first one is unchanged."""
     releases.required("3.19", "query-ext-files")
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
@@ -203,7 +203,7 @@ def test_the_images_of_an_earlier_dump(orphans: None, spawn: Spawn, images: Path
 
 
 def test_a_hook_finds_the_images_whole(spawn: Spawn, images: Path) -> None:
-    """At ``post-dump`` they may be sent away, or sealed; if it refuses then, they are removed."""
+    """At ``post-dump`` they can be sent or sealed; if the hook then refuses, they are removed."""
     target = spawn(WITH_MEMORY)
     sealed: list[str] = []
 
@@ -221,7 +221,7 @@ def test_a_hook_finds_the_images_whole(spawn: Spawn, images: Path) -> None:
 
 
 def test_two_dumps_to_one_directory(spawn: Spawn, images: Path) -> None:
-    """The second is refused while the first is under way, and its process runs on."""
+    """The second one is refused during the first one, and its process continues."""
     first, second = spawn(), spawn()
     refused: list[str] = []
 
@@ -239,7 +239,9 @@ def test_two_dumps_to_one_directory(spawn: Spawn, images: Path) -> None:
 
 
 def test_images_that_criu_has_made_by_itself(orphans: None, spawn: Spawn, images: Path) -> None:
-    """They carry no mark, hold no statistics where the work directory is another, and restore."""
+    """They have no marker, and no statistics if the work directory is another one, and can be
+    restored.
+    """
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
     images.mkdir()
@@ -254,7 +256,7 @@ def test_images_that_criu_has_made_by_itself(orphans: None, spawn: Spawn, images
 
 
 def test_sealed_images(orphans: None, spawn: Spawn, images: Path) -> None:
-    """A page that was changed on disk restores without a word; ``verify`` finds it before."""
+    """CRIU restores a page that was changed on disk without an error; ``verify`` detects it."""
     target = spawn(WITH_MEMORY)
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()

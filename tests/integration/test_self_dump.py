@@ -1,4 +1,4 @@
-"""A process that checkpoints itself: the call returns once in each of its lives."""
+"""A process that checkpoints itself: the call returns in the original and in the restored copy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ while not result.restored or not (here / "end").exists():
 
 
 def test_a_hook_is_refused(images: Path) -> None:
-    """Who is frozen cannot answer a notification: the hook is refused, and nothing happens."""
+    """The frozen caller cannot run a hook: it is refused, and nothing is touched."""
     with pytest.raises(OptionError, match="on_notify"):
         dump(None, CriuOpts(images_directory=images), on_notify=print)
     assert not images.exists()
@@ -42,7 +42,9 @@ def test_a_hook_is_refused(images: Path) -> None:
 @pytest.mark.parametrize("own_pid", [False, True], ids=["None", "os.getpid()"])
 @pytest.mark.parametrize("leave_running", [False, True])
 def test_self_dump(tmp_path: Path, leave_running: bool, own_pid: bool) -> None:
-    """The restored copy learns that it is one; the original goes on only with leave_running."""
+    """The result is different in the restored copy; the original continues only with
+    leave_running.
+    """
     with open(tmp_path / "stderr", "wb") as errors:
         process = subprocess.Popen(
             [
@@ -86,7 +88,7 @@ def test_self_dump(tmp_path: Path, leave_running: bool, own_pid: bool) -> None:
 
 
 def test_a_tree_that_we_are_in(orphans: None, tmp_path: Path) -> None:
-    """A process may dump its own parent, and itself with it, where it says so."""
+    """With include_caller a process can dump its parent, and itself with it."""
     inner = (
         "import os, sys, time; from pathlib import Path; from pycriu_native import CriuOpts, dump\n"
         "here = Path(sys.argv[1])\n"
@@ -107,7 +109,7 @@ def test_a_tree_that_we_are_in(orphans: None, tmp_path: Path) -> None:
     children: list[int] = []
     try:
         process.wait()
-        reap_all()  # the inner one, and CRIU itself
+        reap_all()  # the caller, and CRIU
         assert not (tmp_path / "copy").exists(), (tmp_path / "stderr").read_text()
         restore(CriuOpts(images_directory=tmp_path / "images"))
         eventually((tmp_path / "copy").exists, "the copy's return")

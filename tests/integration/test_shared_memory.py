@@ -1,4 +1,6 @@
-"""Copies of one saved program share its memory, and each has all of its own all the same."""
+"""Copies of a snapshot share its memory, and each has the same contents as after a
+plain restore.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,7 @@ for line in sys.stdin:
 
 
 def _library(name: str) -> str:
-    """Its path; skips where it is not installed."""
+    """The path of a library; skips if it is not installed."""
     for directory in ("/usr/lib", "/usr/lib64", f"/usr/lib/{os.uname().machine}-linux-gnu"):
         if (path := Path(directory, name)).exists():
             return str(path)
@@ -110,7 +112,7 @@ def churning(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Saved:
-    """A saved Python with threads, and numpy where that is installed."""
+    """A saved Python with threads, and numpy if that is installed."""
     return save([sys.executable, "-c", PYTHON], tmp_path / "images")
 
 
@@ -133,7 +135,9 @@ def shared(tmp_path: Path) -> Iterator[Callable[[Saved], SharedTemplate]]:
 def test_memory_of_each_kind(
     churning: Path, tmp_path: Path, shared: Callable[[Saved], SharedTemplate], allocator: str
 ) -> None:
-    """It is as after a plain restore, and behaves as memory of its own, in two copies at once."""
+    """It has the same contents as after a plain restore, and two copies can change it
+    independently.
+    """
     name, variables = ALLOCATORS[allocator]
     env = {**variables, "LD_PRELOAD": _library(name)} if name else variables
     saved = save([str(churning)], tmp_path / "images", env=env)
@@ -158,7 +162,7 @@ def test_memory_of_each_kind(
 def test_every_byte(
     churning: Path, tmp_path: Path, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """The mappings, their protection and contents are those of a plain restore."""
+    """The mappings, their protection and contents equal those of a plain restore."""
     saved = save([str(churning)], tmp_path / "images")
     _compare(saved, shared(saved))
 
@@ -166,7 +170,7 @@ def test_every_byte(
 def test_every_byte_of_several_processes(
     tmp_path: Path, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """Each has its own, although they have been forked from each other."""
+    """Each has its own contents, although they are forked from each other."""
     saved = save([sys.executable, "-c", PYTHON, "family"], tmp_path / "images")
     assert len(list(saved.images.glob("mm-*.img"))) == 4
     _compare(saved, shared(saved))
@@ -182,7 +186,9 @@ def _compare(saved: Saved, via: SharedTemplate) -> None:
 
 
 def test_python(python: Saved, shared: Callable[[Saved], SharedTemplate]) -> None:
-    """Its objects grow, and those of another copy do not change; both hold little of their own."""
+    """Its objects grow, and those of another copy do not change; both have little
+    private memory.
+    """
     via = shared(python)
     with copy(python) as plain:
         expected = plain.ask("hash_all()")
@@ -200,7 +206,7 @@ def test_python(python: Saved, shared: Callable[[Saved], SharedTemplate]) -> Non
 
 
 def _private(pid: int) -> int:
-    """Bytes of anonymous memory that a process has for itself."""
+    """Bytes of private anonymous memory of a process."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     numbers = {words[0]: int(words[1]) for words in map(str.split, lines[1:])}
     return 1024 * numbers["Private_Dirty:"]
@@ -212,7 +218,7 @@ def _stored(directory: Path) -> int:
 
 
 def _tool(name: str) -> str:
-    """The path of a program; skips where it is not installed."""
+    """The path of a program; skips if it is not installed."""
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"{name} is not installed")
@@ -220,13 +226,13 @@ def _tool(name: str) -> str:
 
 
 def test_node(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
-    """V8's heap, with forced collections; its code is in mappings that are not writable."""
+    """The heap of V8, with forced garbage collections; its code is in read-only mappings."""
     program = [_tool("node"), "--expose-gc", str(PROGRAMS / "memory_churn.js")]
     _check_runtime(save(program, tmp_path / "images"), shared)
 
 
 def test_go(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
-    """Go's heap, collected and returned to the system, by several threads."""
+    """The heap of Go, collected and returned to the system, by several threads."""
     program = tmp_path / "churn"
     env = {**os.environ, "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"}
     source = PROGRAMS / "memory_churn.go"
@@ -235,7 +241,7 @@ def test_go(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
 
 
 def test_redis(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
-    """A server with jemalloc (Debian's) and its client: the digest of all data stays the same."""
+    """A server with jemalloc (of Debian) and its client: the digest of all data is the same."""
     program = [sys.executable, str(PROGRAMS / "redis_churn.py"), _tool("redis-server")]
     saved = save([*program, str(tmp_path / "socket")], tmp_path / "images")
     assert len(list(saved.images.glob("mm-*.img"))) == 2
@@ -274,7 +280,9 @@ for line in sys.stdin:
 
 
 def test_torch(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
-    """A model of PyTorch on the processor, with its threads: trained, and as it was before."""
+    """A model of PyTorch on the processor, with its threads: it is trained, and unchanged in
+    another copy.
+    """
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
     _check_runtime(save([sys.executable, "-c", TORCH], tmp_path / "images"), shared)
@@ -312,8 +320,8 @@ def _check_runtime(saved: Saved, shared: Callable[[Saved], SharedTemplate]) -> N
 def test_copies_outlive_the_fork_server(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """Killed or closed, it takes nothing along; the next start gets another one."""
-    before = children()  # earlier tests can have started some for good
+    """Copies continue after it was killed or closed; the next start uses a new one."""
+    before = children()  # earlier tests can have started fork servers
     via = shared(python)
     with copy(python, via.directory, via) as first:
         expected = first.ask("hash_all()")
@@ -331,8 +339,9 @@ def test_copies_outlive_the_fork_server(
             copy(python, via.directory, via).__enter__()
 
 
+@pytest.mark.cures("template-missing")
 def test_without_the_template(python: Saved, tmp_path: Path) -> None:
-    """CRIU alone, or with another template, refuses the images before anything runs."""
+    """CRIU alone, or with another template, refuses the images before a process runs."""
     prepare(python.images, tmp_path / "shared")
     prepare(python.images, tmp_path / "other")
     before = children()
@@ -369,7 +378,7 @@ def test_a_template_that_is_not_whole(python: Saved, tmp_path: Path) -> None:
             SharedTemplate(directory)
         assert children() == before
 
-    refused("is no set with a template")
+    refused("is not an image set with a template")
     prepare(python.images, directory)
     (pages,) = directory.glob("*.pages")
     whole = pages.read_bytes()
@@ -393,7 +402,7 @@ def test_a_template_that_is_not_whole(python: Saved, tmp_path: Path) -> None:
 def test_where_criu_cannot_be_preloaded(
     python: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error tells why."""
+    """The error has the reason."""
     prepare(python.images, tmp_path / "shared")
     program = tmp_path / "criu"
     shutil.copy(find_program(), program)
@@ -408,7 +417,9 @@ def test_where_criu_cannot_be_preloaded(
 def test_a_worker_ends_with_its_caller(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """With the sockets that it is bound to: CRIU can wait for ever for a copy that was killed."""
+    """By the sockets that it is bound to, since CRIU can wait endlessly for a copy that
+    was killed.
+    """
     via = shared(python)
     with LifetimeSockets() as sockets:
         connection = via.connect((), replace(RESTORING, lifetime_sockets=sockets.ends))
@@ -422,7 +433,7 @@ def test_a_worker_ends_with_its_caller(
 
 
 def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
-    """Nothing is left of the attempt."""
+    """Nothing remains of the attempt."""
     target = tmp_path / "shared"
 
     def refused(why: str, smallest: int = 65536) -> None:
@@ -430,7 +441,7 @@ def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
             prepare(python.images, target, smallest=smallest)
         assert not target.exists()
 
-    refused("nothing to share", smallest=2**40)
+    refused("no memory can be shared", smallest=2**40)
     pages = max(python.images.glob("pages-*.img"), key=lambda file: file.stat().st_size)
     os.truncate(pages, pages.stat().st_size - 4096)
     refused("too short")
@@ -446,7 +457,7 @@ def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
 def test_the_images_of_the_dump_may_go(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """The prepared set has what it needs."""
+    """The prepared set is complete without them."""
     via = shared(python)
     with copy(python) as plain:
         expected = plain.ask("hash_all()")
@@ -470,7 +481,7 @@ def snapshot(tmp_path: Path) -> Iterator[Snapshot]:
 
 
 def reason(snapshot: Snapshot, **options: Any) -> str | None:
-    """Why one more copy shares no memory; it answers first."""
+    """Start one more copy, which responds; returns why it does not share memory."""
     with snapshot.start(stdin=PIPE, stdout=PIPE, text=True, **options) as process:
         answer, _ = process.communicate('["identity"]\n', timeout=PATIENCE)
         assert json.loads(answer)[0] == process.number
@@ -479,7 +490,9 @@ def reason(snapshot: Snapshot, **options: Any) -> str | None:
 
 
 def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
-    """From the second copy on, which has the same bytes as the first; all is gone with close."""
+    """From the second copy on, which has the same contents as the first; ``close`` ends the
+    template.
+    """
     before = children()
     with subprocess.Popen(
         [str(churning)],
@@ -509,7 +522,7 @@ def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
 
 
 def test_sharing_is_chosen(snapshot: Snapshot) -> None:
-    """At once, never, or not with a pool; a closed snapshot begins again."""
+    """At once, never, or not with a pool; a closed snapshot starts again."""
     assert reason(snapshot, share_memory=True) is None
     assert reason(snapshot) is None
     assert reason(snapshot, via=Worker()) is None
@@ -518,7 +531,7 @@ def test_sharing_is_chosen(snapshot: Snapshot) -> None:
     snapshot.close()
     assert reason(snapshot) == FIRST
     with WorkerPool(1) as pool:
-        assert "no Worker" in str(reason(snapshot, via=pool))
+        assert "not a Worker" in str(reason(snapshot, via=pool))
         with pytest.raises(OptionError, match="a Worker without stdin"):
             snapshot.start(share_memory=True, via=pool)
     with snapshot.share() as template, pytest.raises(OptionError, match="is a SharedTemplate"):
@@ -527,8 +540,25 @@ def test_sharing_is_chosen(snapshot: Snapshot) -> None:
         snapshot.start(share_memory=1)  # type: ignore[arg-type]
 
 
+def test_plain_starts_are_forked(snapshot: Snapshot) -> None:
+    """From the second one on, from a CRIU that has no template; all is gone with close."""
+    before = children()
+    assert reason(snapshot, share_memory=False) == "share_memory=False"
+    assert children() == before
+    for _ in range(2):
+        assert reason(snapshot, share_memory=False) == "share_memory=False"
+        (server,) = children() - before
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: not is_alive(server), "its end")
+    for _ in range(4):
+        assert reason(snapshot, share_memory=False) == "share_memory=False"
+    assert children() - before - {server}
+    snapshot.close()
+    assert children() == before
+
+
 def test_threads_wait_for_the_template(snapshot: Snapshot) -> None:
-    """Of many starts at once, one is not shared."""
+    """Of many concurrent starts, one does not share memory."""
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         reasons = list(pool.map(lambda _: reason(snapshot, deadline=PATIENCE), range(6)))
     assert sorted(map(str, reasons)) == sorted([FIRST, *["None"] * 5])
@@ -537,7 +567,7 @@ def test_threads_wait_for_the_template(snapshot: Snapshot) -> None:
 def test_where_memory_cannot_be_shared(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy is restored plainly, and tells why; it is an error where sharing is required."""
+    """A copy is restored plainly and has the reason; if sharing is required, this is an error."""
     program = tmp_path / "criu"
     shutil.copy(find_program(), program)
     program.chmod(0o4755)
@@ -550,13 +580,13 @@ def test_where_memory_cannot_be_shared(
     assert reason(snapshot) == FIRST
     with monkeypatch.context() as patched:
         patched.setattr("pycriu_native.snapshots.sharing.memory_room", lambda: 2**20)
-        assert "1048576 bytes can be taken" in str(reason(snapshot))
-        assert "1048576 bytes can be taken" in str(reason(snapshot))
+        assert "1048576 bytes are available" in str(reason(snapshot))
+        assert "1048576 bytes are available" in str(reason(snapshot))
     assert [reason(snapshot) for _ in range(3)][-1] is None
 
 
 def test_a_template_that_was_killed(snapshot: Snapshot) -> None:
-    """Copies are restored plainly for a few starts; then it is read again."""
+    """Some copies are restored plainly; then the template is read again."""
     before = children()
     assert [reason(snapshot), reason(snapshot)] == [FIRST, None]
     (server,) = children() - before
@@ -570,7 +600,7 @@ def test_a_template_that_was_killed(snapshot: Snapshot) -> None:
 
 
 def test_a_template_that_was_changed(snapshot: Snapshot) -> None:
-    """It is refused by default as well: its memory may be wrong. A plain restore has its own."""
+    """It is refused by default as well, since its memory can be wrong. A plain restore works."""
     snapshot.share().close()
     (pages,) = (snapshot.directory / "shared").glob("*.pages")
     data = bytearray(pages.read_bytes())
@@ -585,7 +615,7 @@ def test_a_template_that_was_changed(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("end", ["exit", "collected", "kill"])
 def test_the_template_ends_with_its_owner(snapshot: Snapshot, orphans: None, end: str) -> None:
-    """However that ends: the interpreter, the object, or the process."""
+    """With the interpreter, the object, or the process."""
     before = children()
     code = (
         "import gc, os, signal, sys\n"
@@ -610,7 +640,7 @@ def test_the_template_ends_with_its_owner(snapshot: Snapshot, orphans: None, end
 
 
 def test_a_snapshot_that_shares(snapshot: Snapshot, tmp_path: Path) -> None:
-    """Its copies run at the same time, in namespaces of their own, on one template."""
+    """Its copies run at the same time, in separate namespaces, on one template."""
     size = snapshot.size()
     with snapshot.share() as template, contextlib.ExitStack() as stack:
         assert snapshot.size() < size * 1.5
@@ -626,7 +656,7 @@ def test_a_snapshot_that_shares(snapshot: Snapshot, tmp_path: Path) -> None:
             assert json.loads(answer)[1]["arguments"] == [str(number)]
             assert each.returncode == 0
         other = Snapshot.take(PROGRAM, tmp_path / "other", env=ENVIRONMENT)
-        with pytest.raises(OptionError, match="of another snapshot"):
+        with pytest.raises(OptionError, match="belongs to another snapshot"):
             other.start(via=template)
     with snapshot.share() as again:
         assert again.directory == template.directory

@@ -1,11 +1,11 @@
-"""shell_job: a job of a shell, saved on one terminal and going on at another.
+"""shell_job: the job of a shell is saved on one terminal and continues on another one.
 
-What is started from a shell shares that shell's session and terminal, which are not part of
-the dumped tree, so CRIU refuses it. With ``shell_job=True``, on dump and on restore, the tree
-is saved without them and takes those of the restoring side: the session, and as terminal the
-standard input of CRIU's worker. That is the caller's own standard input, or ``Worker(stdin=...)``;
-it must be open for reading and writing, and the controlling terminal of the caller's session.
-``restore_child`` makes the job a child of the caller's, which can so wait for it as a shell does.
+A job shares the session and the terminal of its shell, which are not part of the dumped tree, so
+CRIU refuses it. With ``shell_job=True`` in dump and restore, the tree is saved without them and
+gets those of the restoring side: the session, and as terminal the standard input of CRIU's worker.
+That is the caller's standard input, or ``Worker(stdin=...)``; it must be open for reading and
+writing, and be the controlling terminal of the caller's session. With ``restore_child`` the job is
+a child of the caller, which can wait for it like a shell.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROMPT = r"^ready> $"
 
 
 def _command(on: Session, line: str, answer: str = "") -> str:
-    """Type a command; the first group of what it answers."""
+    """Type a command; returns the first group of its output."""
     on.terminal.type(line + "\n")
     result = on.terminal.expect(answer).group(1) if answer else ""
     on.terminal.expect(PROMPT)
@@ -38,7 +38,7 @@ def _command(on: Session, line: str, answer: str = "") -> str:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Session]:
-    """An interactive bash as a job of another shell, with a variable and a job of its own."""
+    """An interactive bash as a job of another shell, with a variable and a job."""
     with session(*BASH) as result:
         assert result.told()["pid"]
         result.terminal.expect(r"# $")
@@ -50,13 +50,13 @@ def shell(tmp_path: Path) -> Iterator[Session]:
 
 
 def _restoring(images: Path, stdin: str = "/proc/self/fd/0", **options: object) -> tuple[str, ...]:
-    """What makes a session's leader restore."""
+    """A function for the leader of a session that restores."""
     options = {"images_directory": str(images), "shell_job": True, **options}
     return ("restore", json.dumps(options), stdin)
 
 
 def test_a_shell_goes_on_at_another_terminal(shell: Session, images: Path, tmp_path: Path) -> None:
-    """The shell answers on the new terminal, with its variable, its job and job control."""
+    """The shell responds on the new terminal, with its variable, its job and job control."""
     ticks = tmp_path / "ticks"
     assert dump(
         shell.job, CriuOpts(images_directory=images, shell_job=True), reap_timeout=PATIENCE
@@ -94,7 +94,7 @@ def test_a_shell_goes_on_at_another_terminal(shell: Session, images: Path, tmp_p
 
 
 def test_a_dump_without_it_is_refused(shell: Session, images: Path, tmp_path: Path) -> None:
-    """The message names shell_job, and the shell and its job go on."""
+    """The message names shell_job, and the shell and its job continue."""
     with pytest.raises(CriuError, match="shell_job=True") as caught:
         dump(shell.job, CriuOpts(images_directory=images))
     assert "shell_job" in caught.value.options
@@ -103,6 +103,7 @@ def test_a_dump_without_it_is_refused(shell: Session, images: Path, tmp_path: Pa
     eventually(lambda: (tmp_path / "ticks").read_text() > before, "progress of the background job")
 
 
+@pytest.mark.cures("tty-inherit")
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"shell_job": None}, "shell_job=True"), ({"stdin": "/dev/null"}, "Worker(stdin=terminal)")],
@@ -112,7 +113,8 @@ def test_a_restore_needs_it_and_a_terminal(
     orphans: None, shell: Session, images: Path, changed: dict[str, str], message: str
 ) -> None:
     """A restore without the option, or without a terminal, is refused and leaves the images."""
-    dump(shell.job, CriuOpts(images_directory=images, shell_job=True))
+    opts = CriuOpts(images_directory=images, shell_job=True)
+    dump(shell.job, opts, reap_timeout=PATIENCE)
     reap_all()
     with session(*_restoring(images, **changed)) as new:
         reported = new.told()
@@ -135,11 +137,12 @@ sys.exit(7)
 
 
 def test_the_command_leaves_the_screen_to_the_job(images: Path) -> None:
-    """``restore --shell-job --wait`` writes no summary, and the job draws its screen again."""
+    """``restore --shell-job --wait`` prints no summary, and the job redraws its screen."""
     with session("run", sys.executable, "-c", DRAWS) as old:
         old.told()
         old.terminal.expect("^drawn$")
-        dump(old.job, CriuOpts(images_directory=images, shell_job=True))
+        opts = CriuOpts(images_directory=images, shell_job=True)
+        assert dump(old.job, opts, reap_timeout=PATIENCE).pid_free
     words = ["restore", "-D", str(images), "--shell-job", "--wait", "--restore-detached"]
     with session("run", *PROGRAM, *words) as new:
         new.told()

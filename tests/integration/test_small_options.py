@@ -1,13 +1,13 @@
-"""Options that take one sentence each.
+"""Options with a short description.
 
-* ``ghost_limit``: a file that is deleted but still open exists nowhere else, so the images keep
-  its content; up to 1 MiB, unless a larger limit is given.
-* ``link_remap``: an open file whose name is gone but that has another name is found again by a
-  link that the dump makes beside it, ``link_remap.N``. A dump that ends the process leaves that
-  link in place, and the restore removes it.
-* ``log_file``, ``log_level``: the log's name in the work directory, and how much is in it.
-* ``timeout``: how many seconds the processes may take to stand still; CRIU's default is 10.
-* ``config_file``: CRIU's own options, which win over the fields.
+* ``ghost_limit``: the images contain deleted files that are still open; up to 1 MiB, unless a
+  larger limit is set.
+* ``link_remap``: for an open file whose name was deleted but that has another name, the dump
+  creates a link in the same directory, ``link_remap.N``. A dump that ends the process leaves the
+  link, and the restore removes it.
+* ``log_file``, ``log_level``: the name of the log in the work directory, and its verbosity.
+* ``timeout``: seconds until all processes must be frozen; CRIU's default is 10.
+* ``config_file``: a configuration file of CRIU, whose options replace the fields.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ GHOST = f"""
 
 @pytest.mark.parametrize("limit", [None, 0, 2 * MIB - 1])
 def test_a_deleted_file_above_the_limit(spawn: Spawn, images: Path, limit: int | None) -> None:
-    """The dump is refused and names the field; the process lives on."""
+    """The dump is refused and names the field; the process continues."""
     target = spawn(GHOST)
     with pytest.raises(CriuError, match="give a ghost_limit") as caught:
         dump(target.pid, CriuOpts(images_directory=images, ghost_limit=limit))
@@ -57,7 +57,9 @@ def test_a_deleted_file_above_the_limit(spawn: Spawn, images: Path, limit: int |
 
 
 def test_a_deleted_file_within_the_limit(spawn: Spawn, images: Path) -> None:
-    """Its content is in the images, and comes back as a deleted file, at the same position."""
+    """Its contents are in the images, and it is restored as a deleted file with the
+    same position.
+    """
     target = spawn(GHOST)
     checksum = target.ask("checksum")
     opts = CriuOpts(images_directory=images, ghost_limit=2 * MIB)
@@ -72,7 +74,7 @@ def test_a_deleted_file_within_the_limit(spawn: Spawn, images: Path) -> None:
 
 
 def test_holes_do_not_count(spawn: Spawn, images: Path) -> None:
-    """The limit is about the blocks that a file takes, not about its length."""
+    """The limit applies to the allocated blocks of a file, not to its length."""
     releases.required("3.18", "a ghost_limit that does not count holes")
     target = spawn(f"""
         import os
@@ -109,7 +111,7 @@ def remaps(target: Target) -> list[str]:
 
 @pytest.mark.parametrize("given", [None, False])
 def test_a_file_under_another_name_only(spawn: Spawn, images: Path, given: bool | None) -> None:
-    """Without link_remap the dump is refused and names it; the process lives on."""
+    """Without link_remap the dump is refused and names it; the process continues."""
     target = spawn(REMAPPED)
     with pytest.raises(CriuError, match="link_remap=True") as caught:
         dump(target.pid, CriuOpts(images_directory=images, link_remap=given))
@@ -119,7 +121,7 @@ def test_a_file_under_another_name_only(spawn: Spawn, images: Path, given: bool 
 
 
 def test_a_file_by_a_link_of_criu(spawn: Spawn, images: Path) -> None:
-    """The restored process has the same file open, not a copy, and the link is gone."""
+    """The restored process has the same file open, not a copy, and the link is removed."""
     target = spawn(REMAPPED)
     second = target.directory / "second"
     opts = CriuOpts(images_directory=images, link_remap=True)
@@ -135,7 +137,7 @@ def test_a_file_by_a_link_of_criu(spawn: Spawn, images: Path) -> None:
 
 
 def test_the_link_is_removed_where_the_process_runs_on(spawn: Spawn, images: Path) -> None:
-    """A dump that leaves the process running leaves nothing else behind."""
+    """A dump that leaves the process running leaves no link."""
     target = spawn(REMAPPED)
     dump(target.pid, CriuOpts(images_directory=images, link_remap=True, leave_running=True))
     assert remaps(target) == []
@@ -146,7 +148,7 @@ def test_the_link_is_removed_where_the_process_runs_on(spawn: Spawn, images: Pat
 
 
 def test_log_file(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """The log has the name given, in the work directory, instead of dump.log and restore.log."""
+    """The log has the given name, in the work directory, instead of dump.log and restore.log."""
     target = spawn()
     (tmp_path / "work").mkdir()
     opts = CriuOpts(images_directory=images, work_directory=tmp_path / "work", log_level=4)
@@ -158,7 +160,7 @@ def test_log_file(spawn: Spawn, images: Path, tmp_path: Path) -> None:
 
 
 def test_errors_are_read_from_the_log_with_that_name(spawn: Spawn, images: Path) -> None:
-    """An error knows its cause whatever the log is called."""
+    """An error has its cause with any name of the log."""
     target = spawn(GHOST)
     with pytest.raises(CriuError, match="give a ghost_limit") as caught:
         dump(target.pid, CriuOpts(images_directory=images, log_file="my log"))
@@ -168,7 +170,7 @@ def test_errors_are_read_from_the_log_with_that_name(spawn: Spawn, images: Path)
 
 @pytest.mark.parametrize("name", ["sub/log", "", "..", "-", "x" * 256])
 def test_what_is_no_name_of_a_log(spawn: Spawn, images: Path, name: str) -> None:
-    """A path and what cannot be a file are refused by name, before anything is touched."""
+    """A path, and a name that cannot be a file, are refused by name before anything is touched."""
     target = spawn()
     with pytest.raises(OptionError, match="log_file="):
         dump(target.pid, CriuOpts(images_directory=images, log_file=name))
@@ -177,7 +179,7 @@ def test_what_is_no_name_of_a_log(spawn: Spawn, images: Path, name: str) -> None
 
 
 def test_log_level(spawn: Spawn, images: Path) -> None:
-    """Each level says more than the one below it: nothing, errors, ..., debugging."""
+    """Each level logs more than the one below it: nothing, errors, ..., debugging."""
     target = spawn()
     sizes = []
     for level in (1, 3, 4):
@@ -191,7 +193,7 @@ def test_log_level(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_failure_at_level_0(spawn: Spawn, images: Path) -> None:
-    """A log that is told to say nothing cannot tell the cause."""
+    """Without lines in the log the cause is unknown."""
     target = spawn(GHOST)
     with pytest.raises(CriuError, match="CRIU reports no cause") as caught:
         dump(target.pid, CriuOpts(images_directory=images, log_level=0))
@@ -229,12 +231,14 @@ def stuck(spawn: Spawn) -> Iterator[Target]:
 
 
 def let_go(target: Target) -> None:
-    """Open the gate that the child waits for."""
+    """Open the FIFO that the child waits for."""
     os.close(os.open(target.directory / "gate", os.O_WRONLY))
 
 
 def test_a_process_that_does_not_stand_still(stuck: Target, images: Path) -> None:
-    """A dump gives up after that many seconds, not after CRIU's ten, and the process lives on."""
+    """The dump fails after this number of seconds, not after CRIU's ten, and the
+    process continues.
+    """
     started = time.monotonic()
     with pytest.raises(CriuError, match="give a larger timeout") as caught:
         dump(stuck.pid, CriuOpts(images_directory=images, timeout=1))
@@ -244,7 +248,7 @@ def test_a_process_that_does_not_stand_still(stuck: Target, images: Path) -> Non
 
 
 def test_a_longer_timeout_waits(stuck: Target, images: Path) -> None:
-    """The dump is done once all processes stand still."""
+    """The dump is done when all processes are frozen."""
     results: list[DumpResult] = []
     opts = CriuOpts(images_directory=images, timeout=60)
     dumping = threading.Thread(target=lambda: results.append(dump(stuck.pid, opts)))
@@ -265,7 +269,9 @@ def test_a_longer_timeout_waits(stuck: Target, images: Path) -> None:
 
 
 def test_a_setting_in_the_file_wins(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """The file's ghost-limit is used, not the field's; without the file the field's is."""
+    """The ghost-limit of the file is used, not that of the field; without the file the field is
+    used.
+    """
     target = spawn(GHOST)
     checksum = target.ask("checksum")
     (tmp_path / "criu.conf").write_text("# large files\nghost-limit 4M\n")
@@ -279,7 +285,7 @@ def test_a_setting_in_the_file_wins(spawn: Spawn, images: Path, tmp_path: Path) 
 
 
 def test_a_file_that_is_wrong(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """A missing file, which CRIU would ignore, and an unknown option in one are errors."""
+    """A missing file, which CRIU would ignore, and one with an unknown option are errors."""
     target = spawn()
     opts = CriuOpts(images_directory=images, config_file=tmp_path / "criu.conf")
     with pytest.raises(OptionError, match=r"config_file=.*an existing file"):

@@ -1,4 +1,4 @@
-"""Snapshots of copies: a started copy parks again, and is saved again."""
+"""Snapshots of copies: a started copy calls guest.wait() again, and is saved again."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, DeadlineError, OptionError
+from pycriu_native import CriuError, CriuOpts, DeadlineError, OptionError, Worker, restore
 from pycriu_native.archive.pack import pack, unpack
 from pycriu_native.images import check_images
 from pycriu_native.images.build import parents_of
@@ -55,7 +56,7 @@ def snapshot(tmp_path: Path) -> Iterator[Snapshot]:
 
 
 def started(snapshot: Snapshot, *args: str, **options: Any) -> Process[str]:
-    """A copy that may be saved."""
+    """A copy that can be saved."""
     streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, "text": True, "savable": True}
     return snapshot.start(args, **{**streams, **options})
 
@@ -68,7 +69,7 @@ def say(process: Process[str], line: str) -> None:
 
 
 def state_of(process: Process[str]) -> list[Any]:
-    """The history of a copy, a random number, its pids, and whether its memory is whole."""
+    """The history of a copy, a random number, its pids, and whether its memory is intact."""
     say(process, "state")
     assert process.stdout is not None
     result: list[Any] = json.loads(process.stdout.readline())
@@ -76,14 +77,16 @@ def state_of(process: Process[str]) -> list[Any]:
 
 
 def taken(process: Process[str], directory: Path, **options: Any) -> Snapshot:
-    """A snapshot of a copy, which parks."""
+    """A snapshot of a copy that calls guest.wait()."""
     say(process, "park")
     return Snapshot.take(process, directory, deadline=PATIENCE, **options)
 
 
 @pytest.mark.parametrize("share_memory", [False, True])
 def test_generations(snapshot: Snapshot, tmp_path: Path, share_memory: bool) -> None:
-    """Each goes on where its parent was, with its memory; the parents can be started as before."""
+    """Each continues where its parent was saved, with its memory; the parents can still
+    be started.
+    """
     with started(snapshot, "a", share_memory=share_memory) as first:
         state_of(first)
         with taken(first, tmp_path / "second") as second:
@@ -107,7 +110,7 @@ def test_generations(snapshot: Snapshot, tmp_path: Path, share_memory: bool) -> 
 
 
 def test_it_goes_on(snapshot: Snapshot, tmp_path: Path) -> None:
-    """With leave_running, with its own /proc, and can be saved once more."""
+    """With leave_running it continues with its own /proc, and can be saved once more."""
     with started(snapshot, "a") as process:
         second = taken(process, tmp_path / "second", leave_running=True)
         assert state_of(process)[0] == [[1, ["a"]], [0, ["a"]]]
@@ -119,7 +122,7 @@ def test_it_goes_on(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_streams(snapshot: Snapshot, tmp_path: Path) -> None:
-    """Files and sockets that a copy had are replaced in the copies of it; it can be a zygote."""
+    """Files and sockets of a copy are replaced in copies of it; it can be a zygote."""
     ours, theirs = socket.socketpair()
     with (
         ours,
@@ -146,18 +149,18 @@ def test_streams(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_copies_that_cannot_be_saved(snapshot: Snapshot, tmp_path: Path) -> None:
-    """They run on, with their own /proc; nothing is left."""
+    """They continue with their own /proc; nothing remains."""
     target = tmp_path / "second"
     with started(snapshot, savable=False) as process:
         with pytest.raises(OptionError, match="started with savable=True"):
             Snapshot.take(process, target)
         state_of(process)
     with started(snapshot, hostname="other") as process:
-        with pytest.raises(OptionError, match="a host name or a network"):
+        with pytest.raises(OptionError, match="a separate host name or network"):
             Snapshot.take(process, target)
         state_of(process)
     with started(snapshot) as process:
-        with pytest.raises(OptionError, match="where it calls"):
+        with pytest.raises(OptionError, match="in its next call"):
             Snapshot.take(process, target, without_guest=True)
         with pytest.raises(OptionError, match="accepted with a command only"):
             Snapshot.take(process, target, env={})
@@ -173,7 +176,7 @@ def test_copies_that_cannot_be_saved(snapshot: Snapshot, tmp_path: Path) -> None
 
 
 def test_a_dump_that_fails(snapshot: Snapshot, tmp_path: Path) -> None:
-    """The copy stays parked with its own /proc, and can be saved without what was wrong."""
+    """The copy stays in guest.wait() with its own /proc, and can be saved without the cause."""
     with started(snapshot) as process:
         say(process, "park")
         (tmp_path / "file").touch()
@@ -188,7 +191,7 @@ def test_a_dump_that_fails(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_an_error_in_the_block(snapshot: Snapshot, tmp_path: Path) -> None:
-    """The copy does not wait to be saved for ever: guest.wait() ends it."""
+    """The copy does not wait endlessly to be saved: guest.wait() ends it."""
     (tmp_path / "file").touch()
     with pytest.raises(CriuError), started(snapshot) as process:
         taken(process, tmp_path / "file" / "below")
@@ -199,7 +202,7 @@ def test_an_error_in_the_block(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def memory_in(directory: Path) -> dict[str, list[tuple[int, bytes | None]]]:
-    """The pages of each process in an image set and its parents, one by one."""
+    """The pages of each process in an image set and its parents."""
     result = {}
     for path in sorted(directory.glob("pagemap-[0-9]*.img")):
         layers = Layers(parents_of(str(directory))[1], path.name, PAGE)
@@ -214,12 +217,12 @@ def memory_in(directory: Path) -> dict[str, list[tuple[int, bytes | None]]]:
 def test_a_generation_stores_what_differs(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its parents it has the pages of a full dump, and the copies of it have that memory."""
+    """With its parents it has the pages of a full dump, and its copies have that memory."""
     full = tmp_path / "full"
 
-    def both(directory: Path, parent: Path) -> None:
+    def both(directory: Path, parent: Path, until: float | None) -> None:
         shutil.copytree(directory, full / directory.name)
-        share_with_parent(directory, parent)
+        share_with_parent(directory, parent, until)
 
     monkeypatch.setattr(saving, "share_with_parent", both)
     whole = snapshot.size()
@@ -240,11 +243,11 @@ def test_a_generation_stores_what_differs(
             history, _, _, blocks_are_whole = state_of(process)
             assert [args for _, args in history] == [["second"], ["third"], ["x"]]
             assert blocks_are_whole
-    assert current.size() < whole * 3  # the pages are links in the images for sharing, too
+    assert current.size() < whole * 3  # the prepared images also have links to the pages
 
 
 def test_a_generation_by_itself(snapshot: Snapshot, tmp_path: Path) -> None:
-    """It can be packed, moved, and started when all before it are removed."""
+    """It can be packed, moved, and started after all its parents were removed."""
     with started(snapshot, "a") as process:
         second = taken(process, tmp_path / "second")
     with started(second, "b") as process:
@@ -268,13 +271,21 @@ def test_a_generation_by_itself(snapshot: Snapshot, tmp_path: Path) -> None:
             assert blocks_are_whole
 
 
-@pytest.mark.parametrize("obstacle", ["removed", "damaged", "another file system"])
-def test_a_parent_that_cannot_be_used(
-    snapshot: Snapshot, tmp_path: Path, obstacle: str, other_file_system: Path
+OBSTACLES = ("removed", "damaged", "another file system", "the deadline", "not incremental")
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_a_parent_that_is_not_used(
+    snapshot: Snapshot,
+    tmp_path: Path,
+    obstacle: str,
+    other_file_system: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The snapshot stores all of its memory, and starts."""
     whole = snapshot.size(parents=False)
     target = tmp_path / "second"
+    options: dict[str, Any] = {}
     with started(snapshot, "a") as process:
         state_of(process)
         if obstacle == "removed":
@@ -282,9 +293,18 @@ def test_a_parent_that_cannot_be_used(
         elif obstacle == "damaged":
             for path in snapshot.directory.glob("pages-*.img"):
                 os.truncate(path, path.stat().st_size - PAGE)
-        else:
+        elif obstacle == "another file system":
             target = other_file_system / "second"
-        second = taken(process, target)
+        elif obstacle == "not incremental":
+            options["incremental"] = False
+        else:
+
+            def late(directory: Path, parent: Path, until: float | None) -> None:
+                assert until is not None
+                share_with_parent(directory, parent, until - PATIENCE)
+
+            monkeypatch.setattr(saving, "share_with_parent", late)
+        second = taken(process, target, **options)
     assert not (target / PARENT).exists()
     assert not list(target.glob("*.partial"))
     assert second.size() > whole * 0.9
@@ -300,10 +320,42 @@ def other_file_system(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.parametrize("source", ["field", "config_file", "CRIU_CONFIG_FILE"])
+def test_auto_dedup_of_linked_pages(snapshot: Snapshot, tmp_path: Path, source: str) -> None:
+    """A restore that would free the pages of another generation is refused, whoever sets that."""
+    with started(snapshot, "a") as process:
+        second = taken(process, tmp_path / "second")
+    file = tmp_path / "criu.conf"
+    file.write_text("# pages\nauto-dedup\n")
+    opts, via = CriuOpts(images_directory=second.directory), Worker()
+    if source == "field":
+        opts = replace(opts, auto_dedup=True)
+    elif source == "config_file":
+        opts = replace(opts, config_file=file)
+    else:
+        via = Worker(env={source: str(file)})
+    with pytest.raises(OptionError, match="a hard link") as caught:
+        restore(opts, via=via)
+    field = "config_file" if source == "config_file" else "auto_dedup"
+    assert [problem.field for problem in caught.value.problems] == [field]
+    if source == "CRIU_CONFIG_FILE":  # a start overrides it
+        before = allocated(second.directory)
+        with started(second, "b", via=via, share_memory=False) as process:
+            assert state_of(process)[3]
+        assert allocated(second.directory) == before
+
+
+def allocated(directory: Path) -> int:
+    """Bytes that the pages in a directory and those below take on the disk."""
+    return sum(path.stat().st_blocks for path in directory.rglob("pages-*.img")) * 512
+
+
 def test_generations_end(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After some of them one stores all of its memory, since CRIU opens the files of each."""
+    """After a number of generations one stores all of its memory, since CRIU opens the files of
+    each.
+    """
     monkeypatch.setattr(parent_pages, "MOST_PARENTS", 1)
     with started(snapshot, "a") as process:
         second = taken(process, tmp_path / "second")

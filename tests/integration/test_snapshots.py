@@ -1,7 +1,10 @@
-"""Snapshots: taken of a parked program, started many times, each copy a child of ours."""
+"""Snapshots: a program is saved in guest.wait() and started many times; each copy is a child of the
+caller.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -60,7 +63,7 @@ def started(snapshot: Snapshot, *args: str, **options: Any) -> Process[str]:
 
 
 def ask(process: Process[str], *question: Any) -> Any:
-    """Send a question to a copy, and return the number of the start and the answer."""
+    """Send a request to a copy; returns the number of the start and the response."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(question) + "\n")
@@ -69,7 +72,7 @@ def ask(process: Process[str], *question: Any) -> Any:
 
 
 def identity(process: Process[str]) -> Any:
-    """What a copy knows of itself."""
+    """The state that a copy reports."""
     return ask(process, "identity")[1]
 
 
@@ -77,7 +80,9 @@ def identity(process: Process[str]) -> Any:
 
 
 def test_a_copy_is_told(snapshot: Snapshot, tmp_path: Path) -> None:
-    """Arguments, environment, working directory and number; it is a child of ours."""
+    """It receives arguments, environment, working directory and number, and is a child of the
+    caller.
+    """
     variables = {"SNAPSHOT_TEST": "given"}
     with started(snapshot, "a", "b c", env=variables, cwd=tmp_path) as process:
         number, seen = ask(process, "identity")
@@ -90,7 +95,9 @@ def test_a_copy_is_told(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_what_is_not_given_stays(snapshot: Snapshot) -> None:
-    """Arguments, environment and working directory of the snapshot; variables can be added."""
+    """Arguments, environment and working directory are those of the snapshot; variables can be
+    added.
+    """
     with started(snapshot) as process:
         seen = identity(process)
     assert (seen["arguments"], seen["variable"]) == (["saved"], "saved")
@@ -100,7 +107,9 @@ def test_what_is_not_given_stays(snapshot: Snapshot) -> None:
 
 
 def test_many_at_once(snapshot: Snapshot) -> None:
-    """Copies live at the same time, each with its own processes, /proc, numbers and randomness."""
+    """Copies run at the same time, each with separate processes, /proc, numbers and
+    random numbers.
+    """
     copies: list[Process[str]] = []
     threads = [threading.Thread(target=lambda: copies.append(started(snapshot))) for _ in range(4)]
     for thread in threads:
@@ -127,7 +136,7 @@ def test_many_at_once(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_exit_statuses(snapshot: Snapshot, pooled: bool) -> None:
-    """Of an exit, a signal to itself, one of ours, and a handler's."""
+    """Of an exit, a signal to itself, one of the caller, and one of a handler."""
     with WorkerPool(1) as pool:
         via = pool if pooled else None
         for question, status in (
@@ -144,16 +153,21 @@ def test_exit_statuses(snapshot: Snapshot, pooled: bool) -> None:
         with started(snapshot, via=via) as process:
             process.terminate()
             assert process.wait(PATIENCE) == -signal.SIGTERM
-            process.terminate()  # nothing happens
+            process.terminate()  # ignored
 
 
 def test_timeouts(snapshot: Snapshot) -> None:
-    """wait and communicate raise TimeoutExpired, and lose nothing."""
+    """wait and communicate raise TimeoutExpired, without loss of data."""
     with started(snapshot) as process:
         with pytest.raises(TimeoutExpired):
             process.wait(0.01)
         assert process.poll() is None
-        question = json.dumps(["sleep", 0.5]) + "\n" + json.dumps(["random"]) + "\n"
+        with pytest.raises(TimeoutExpired) as caught:
+            process.communicate(json.dumps(["sleep", PATIENCE]) + "\n", timeout=0.01)
+        assert (caught.value.output, caught.value.stderr) == (None, None)
+        process.kill()
+    with started(snapshot) as process:
+        question = json.dumps(["sleep", 1.0]) + "\n" + json.dumps(["random"]) + "\n"
         with pytest.raises(TimeoutExpired):
             process.communicate(question, timeout=0.05)
         out, errors = process.communicate(timeout=PATIENCE)
@@ -162,8 +176,39 @@ def test_timeouts(snapshot: Snapshot) -> None:
         assert process.poll() == 0
 
 
+def test_threads_that_wait(snapshot: Snapshot) -> None:
+    """Each gets the status, however many wait, ask and send signals at the same time."""
+    for _ in range(3):
+        with snapshot.start(stdin=PIPE, stdout=PIPE) as process:
+
+            def end(number: int, process: Process[bytes] = process) -> int:
+                if number == 5:
+                    process.kill()
+                while number % 2 and process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
+                return process.wait(PATIENCE)
+
+            with concurrent.futures.ThreadPoolExecutor(8) as threads:
+                assert set(threads.map(end, range(8))) == {-signal.SIGKILL}
+            assert process.pidfd == -1
+
+
+def test_input_of_the_other_kind(snapshot: Snapshot) -> None:
+    """Refused as by subprocess, before anything is written."""
+    with started(snapshot) as process:
+        with pytest.raises(AttributeError):
+            process.communicate(b"bytes")  # type: ignore[arg-type]
+        process.kill()
+    with snapshot.start(stdin=PIPE, stdout=PIPE) as binary:
+        with pytest.raises(TypeError):
+            binary.communicate("text")
+        binary.kill()
+
+
 def test_a_lot_of_data(snapshot: Snapshot) -> None:
-    """communicate neither blocks nor cuts: more than pipes hold, in both directions."""
+    """communicate neither blocks nor truncates data that is larger than pipes, in both
+    directions.
+    """
     text = "x" * 300_000
     questions = "".join(json.dumps(["errors", text]) + "\n" for _ in range(3))
     with started(snapshot, stderr=PIPE) as process:
@@ -180,7 +225,7 @@ def test_bytes(snapshot: Snapshot) -> None:
 
 
 def test_a_copy_is_not_saved_again(snapshot: Snapshot) -> None:
-    """A second wait() ends it with a message: it was not started to be saved."""
+    """A second wait() ends it with a message, since it was not started as savable."""
     with started(snapshot, stderr=PIPE) as process:
         out, errors = process.communicate(json.dumps(["wait"]) + "\n", timeout=PATIENCE)
         assert (out, process.returncode) == ("", 1)
@@ -191,7 +236,7 @@ def test_a_copy_is_not_saved_again(snapshot: Snapshot) -> None:
 
 
 def check_files(copies: Snapshot | Zygote, tmp_path: Path) -> None:
-    """A stream may be a file, or the other output."""
+    """A stream can be a file, or the other output."""
     (tmp_path / "in").write_text(json.dumps(["errors", "said"]) + "\n")
     with (
         open(tmp_path / "in") as given,
@@ -203,7 +248,7 @@ def check_files(copies: Snapshot | Zygote, tmp_path: Path) -> None:
 
 
 def check_socket(copies: Snapshot | Zygote) -> None:
-    """A stream may be a socket."""
+    """A stream can be a socket."""
     ours, theirs = socket.socketpair()
     with ours, theirs, copies.start(stdin=theirs, stdout=theirs.fileno()) as process:
         theirs.close()
@@ -212,19 +257,19 @@ def check_socket(copies: Snapshot | Zygote) -> None:
 
 
 def test_files_and_null(snapshot: Snapshot, tmp_path: Path) -> None:
-    """Also /dev/null."""
+    """A stream can be a file or /dev/null."""
     check_files(snapshot, tmp_path)
     with snapshot.start(stdin=DEVNULL, stdout=PIPE) as process:
         assert process.communicate(timeout=PATIENCE) == (b"", None)
 
 
 def test_a_socket(snapshot: Snapshot) -> None:
-    """In the place of a pipe."""
+    """A socket can replace a pipe."""
     check_socket(snapshot)
 
 
 def test_the_streams_of_this_process(snapshot: Snapshot, capfd: pytest.CaptureFixture[str]) -> None:
-    """Without arguments they are ours."""
+    """Without arguments they are those of this process."""
     with snapshot.start(stdin=PIPE, text=True) as process:
         process.communicate(json.dumps(["errors", "said"]) + "\n", timeout=PATIENCE)
     assert capfd.readouterr() == (f"[{process.number}, null]\n", "said\n")
@@ -234,7 +279,7 @@ def test_the_streams_of_this_process(snapshot: Snapshot, capfd: pytest.CaptureFi
 
 
 def test_host_name(snapshot: Snapshot) -> None:
-    """Only in the copy."""
+    """It is set in the copy only."""
     before = socket.gethostname()
     with started(snapshot, hostname="copy-1") as process:
         assert identity(process)["hostname"] == "copy-1"
@@ -242,7 +287,7 @@ def test_host_name(snapshot: Snapshot) -> None:
 
 
 def test_network(snapshot: Snapshot) -> None:
-    """A network namespace of its own has the loopback interface, up; or it is a given one."""
+    """A new network namespace has the loopback interface, up; or an existing one is used."""
     with started(snapshot, network=True) as process:
         assert identity(process)["links"] == ["lo"]
         assert ask(process, "loopback")[1] is True
@@ -256,7 +301,7 @@ def test_network(snapshot: Snapshot) -> None:
 
 
 def test_the_end_of_a_copy_ends_what_it_has_started(snapshot: Snapshot) -> None:
-    """Its orphans too, and its namespaces."""
+    """Its orphans end too, and so do its namespaces."""
     with started(snapshot) as process:
         orphan = ask(process, "orphan")[1]
         inside = f"/proc/{process.pid}/root/proc/{orphan}/stat"
@@ -279,7 +324,7 @@ def in_namespace(namespace: str) -> list[int]:
 
 
 def test_a_copy_without_owner(snapshot: Snapshot) -> None:
-    """It goes on when its Process is dropped, as with subprocess; the next start reaps it."""
+    """It continues when its Process is deleted, as with subprocess; the next start reaps it."""
     process = started(snapshot)
     pid = process.pid
     assert process.stdin is not None
@@ -310,7 +355,7 @@ sys.stdin.read()
 
 
 def test_the_end_of_the_caller(snapshot: Snapshot) -> None:
-    """Killed, it takes its copies along, though a fork of it has its descriptors."""
+    """If it is killed, its copies end, although a fork of it has its descriptors."""
     reader, writer = os.pipe()
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, str(snapshot.directory)],
@@ -331,7 +376,7 @@ def test_the_end_of_the_caller(snapshot: Snapshot) -> None:
 
 
 def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:
-    """The copy of a killed namespace init ends by SIGKILL."""
+    """If the init process of its namespace is killed, the copy ends by SIGKILL."""
     with started(snapshot) as process:
         namespace = os.readlink(f"/proc/{process.pid}/ns/pid")
         (init,) = set(in_namespace(namespace)) - {process.pid}
@@ -341,14 +386,14 @@ def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """A new cgroup of whichever version there is."""
+    """A new cgroup of the mounted version."""
     hierarchy = cgroups.find("") or cgroups.required("pids")
     for make in cgroups.maker():
         yield make(hierarchy)
 
 
 def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
-    """The copy is in it, and what it starts; the caller stays where it is."""
+    """The copy and its children are in it; the caller stays in its own."""
     before = Path("/proc/self/cgroup").read_text()
     with started(snapshot, cgroup=cgroup) as process:
         orphan = ask(process, "orphan")[1]
@@ -387,7 +432,7 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
     ],
 )
 def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
-    """Each is named, with what is accepted, and nothing is started."""
+    """Each is named with the accepted values, and nothing is started."""
     before = children()
     with pytest.raises(OptionError) as caught:
         snapshot.start(**{field: value})
@@ -395,8 +440,19 @@ def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
     assert children() == before
 
 
+def test_a_configuration_file_with_auto_dedup(snapshot: Snapshot, tmp_path: Path) -> None:
+    """It would remove the pages of the snapshot: refused."""
+    file = tmp_path / "criu.conf"
+    file.write_text("auto-dedup\n")
+    with pytest.raises(OptionError, match="auto_dedup would remove"):
+        snapshot.start(opts=CriuOpts(config_file=file))
+    file.write_text("no-auto-dedup\n")
+    with started(snapshot, opts=CriuOpts(config_file=file)) as process:
+        identity(process)
+
+
 def test_too_large_arguments(snapshot: Snapshot) -> None:
-    """A large environment is sent whole; beyond what a socket holds it is refused."""
+    """A large environment is sent completely; one that exceeds the socket's buffer is refused."""
     with started(snapshot, extra_env={"SNAPSHOT_TEST": "x" * 500_000}) as process:
         assert len(identity(process)["variable"]) == 500_000
     with pytest.raises(OptionError, match="too large"):
@@ -404,7 +460,7 @@ def test_too_large_arguments(snapshot: Snapshot) -> None:
 
 
 def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
-    """CRIU refuses: no process, namespace or descriptor is left, and the snapshot is as before."""
+    """CRIU refuses: no process, namespace or descriptor remains, and the snapshot is unchanged."""
     with pytest.raises(CriuError):
         snapshot.start(opts=CriuOpts(lsm_profile="apparmor:none-such"))
     with pytest.raises(DeadlineError):
@@ -414,7 +470,7 @@ def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
 
 
 def test_bad_programs(tmp_path: Path) -> None:
-    """Nothing is made."""
+    """They are refused, and nothing is created."""
     directory = tmp_path / "snapshot"
     programs: list[Any] = [[], "text", True, 1.5]
     for program in programs:
@@ -442,7 +498,7 @@ def test_bad_programs(tmp_path: Path) -> None:
     ],
 )
 def test_a_program_that_does_not_park(tmp_path: Path, code: str, message: str) -> None:
-    """The error shows how it ended and what it printed; nothing is left."""
+    """The error has its exit status and its output; nothing remains."""
     with pytest.raises(CriuError, match=message):
         Snapshot.take([sys.executable, "-c", code], tmp_path / "snapshot")
     with pytest.raises(DeadlineError, match="has not called"):
@@ -451,7 +507,7 @@ def test_a_program_that_does_not_park(tmp_path: Path, code: str, message: str) -
 
 
 def test_a_dump_that_fails(tmp_path: Path) -> None:
-    """The program's connection keeps CRIU from saving it: no directory is left."""
+    """The program's connection cannot be saved: no directory remains."""
     code = (
         "import socket\n"
         "server = socket.create_server(('127.0.0.1', 0))\n"
@@ -474,7 +530,9 @@ def test_a_dump_that_fails(tmp_path: Path) -> None:
 
 
 def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
-    """It is gone after the snapshot, or goes on with leave_running; copies go on where it was."""
+    """It has ended after the snapshot, or continues with leave_running; copies continue from the
+    same state.
+    """
     target = spawn(start_new_session=True)
     kept = Snapshot.take(target.pid, tmp_path / "kept", without_guest=True, leave_running=True)
     assert target.runs_on()
@@ -483,10 +541,10 @@ def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
     with kept.start() as process:
         assert target.runs_on()
         process.kill()
-    with pytest.raises(OptionError, match="without_guest, and keeps") as caught:
+    with pytest.raises(OptionError, match="without_guest: it cannot be changed") as caught:
         kept.start(["a"], env={}, cwd="/")
     assert len(caught.value.problems) == 3
-    with pytest.raises(OptionError, match="was no pipe"):
+    with pytest.raises(OptionError, match="was not a pipe"):
         kept.start(stdin=PIPE)
 
 
@@ -547,7 +605,7 @@ int main(void)
 
 
 def check_protocol(command: list[str], directory: Path, status: int) -> None:
-    """A program of another language gets its line in each copy."""
+    """A program in another language receives its line in each copy."""
     snapshot = Snapshot.take(command, directory)
     seeds = set()
     for number in (1, 2):
@@ -567,7 +625,7 @@ def check_protocol(command: list[str], directory: Path, status: int) -> None:
 
 
 def test_a_shell_script(tmp_path: Path) -> None:
-    """Two lines are enough to park."""
+    """Two lines implement the protocol."""
     check_protocol(["bash", "-c", SHELL], tmp_path / "shell", 0)
 
 
@@ -578,7 +636,7 @@ def test_a_c_program(tmp_path: Path) -> None:
     subprocess.run(["cc", "-w", "-o", program, str(tmp_path / "program.c")], check=True)
     check_protocol([program], tmp_path / "c", 4)
     snapshot = Snapshot(tmp_path / "c")
-    for _ in range(20):  # it ends before CRIU has answered
+    for _ in range(20):  # it ends before CRIU's response
         assert snapshot.start(stdout=DEVNULL).wait(PATIENCE) == 4
 
 
@@ -586,7 +644,7 @@ def test_a_c_program(tmp_path: Path) -> None:
 
 
 def test_the_directory(snapshot: Snapshot) -> None:
-    """It is for its owner only, and knows what it holds."""
+    """Only its owner can access it, and its record describes the contents."""
     assert stat.S_IMODE(snapshot.directory.stat().st_mode) == 0o700
     for path in snapshot.directory.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
@@ -601,7 +659,7 @@ def test_the_directory(snapshot: Snapshot) -> None:
 
 
 def test_progress_of_a_snapshot(tmp_path: Path) -> None:
-    """It is reported while memory is saved, and its last report has all bytes."""
+    """It is reported while memory is saved, and the last report has all bytes."""
     seen: list[Progress] = []
     snapshot = Snapshot.take(
         COMMAND, tmp_path / "snapshot", env=ENVIRONMENT, on_progress=seen.append
@@ -611,7 +669,7 @@ def test_progress_of_a_snapshot(tmp_path: Path) -> None:
 
 
 def test_timings(snapshot: Snapshot) -> None:
-    """Phases follow each other without gaps; CRIU's own part is in them."""
+    """Phases follow each other without gaps, and include CRIU's own time."""
     for share_memory in (False, True):
         with snapshot.start(stdin=PIPE, share_memory=share_memory) as process:
             timings = process.timings
@@ -628,7 +686,9 @@ def test_timings(snapshot: Snapshot) -> None:
 
 
 def test_remove(tmp_path: Path) -> None:
-    """The directory is gone, and a copy that runs goes on; a start says what is missing."""
+    """The directory is removed, and running copies continue; a start reports the
+    missing snapshot.
+    """
     snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
     with started(snapshot) as process:
         snapshot.remove()
@@ -636,13 +696,13 @@ def test_remove(tmp_path: Path) -> None:
         identity(process)
         with pytest.raises(ImagesError, match="no longer has a snapshot"):
             snapshot.start()
-    with pytest.raises(ImagesError, match="holds no whole snapshot"):
+    with pytest.raises(ImagesError, match="has no complete snapshot"):
         Snapshot(tmp_path / "snapshot")
 
 
 def test_records_that_are_none(tmp_path: Path) -> None:
-    """Each is refused with its path."""
+    """Each invalid record is refused with its path."""
     for text in ("", "[]", "{}", '{"format": 99}', '{"format": 1, "host": 3}'):
         (tmp_path / "snapshot.json").write_text(text)
-        with pytest.raises(ImagesError, match=r"snapshot\.json is no record"):
+        with pytest.raises(ImagesError, match=r"snapshot\.json is not a record"):
             Snapshot(tmp_path)

@@ -32,7 +32,7 @@ def snapshot(taken: Snapshot) -> Iterator[Snapshot]:
 
 
 async def ask(process: AsyncProcess, *question: object) -> object:
-    """Send a question to a copy; returns the answer."""
+    """Send a request to a copy; returns the response."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -41,7 +41,7 @@ async def ask(process: AsyncProcess, *question: object) -> object:
 
 
 def test_many_at_once(snapshot: Snapshot) -> None:
-    """Copies are started together, asked together, and end with their own statuses."""
+    """Copies are started and used concurrently, and end with different statuses."""
 
     async def one(status: int) -> int:
         async with snapshot.start_async([str(status)], stdin=PIPE, stdout=PIPE) as process:
@@ -79,7 +79,7 @@ def test_awaited(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.005, 0.05, 0.3])
 def test_a_cancelled_start_leaves_nothing(snapshot: Snapshot, seconds: float) -> None:
-    """Whenever the task is cancelled."""
+    """A task can be cancelled at any time."""
     before = children()
 
     async def main() -> None:
@@ -95,7 +95,7 @@ def test_a_cancelled_start_leaves_nothing(snapshot: Snapshot, seconds: float) ->
 
 
 def test_what_is_refused(snapshot: Snapshot) -> None:
-    """Text, and what start refuses."""
+    """Text mode, and arguments that start refuses."""
 
     async def main() -> None:
         with pytest.raises(OptionError, match="binary"):

@@ -38,7 +38,7 @@ def result(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 def test_from_a_snapshot_to_its_removal(tmp_path: Path) -> None:
-    """Each command does what it says, for people and as JSON."""
+    """Each command works, with text and JSON output."""
     directory = tmp_path / "app.snapshot"
     done = run("snapshot", directory, "--", *COMMAND, "saved")
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,9 @@ def test_from_a_snapshot_to_its_removal(tmp_path: Path) -> None:
 
 
 def test_timings(tmp_path: Path) -> None:
-    """Each start appends a line with its phases; a file that cannot be written stops it before."""
+    """Each start appends a line with its phases; a file that cannot be written prevents
+    the start.
+    """
     directory = tmp_path / "app.snapshot"
     path = tmp_path / "starts.jsonl"
     assert run("snapshot", directory, "--", *COMMAND).returncode == 0
@@ -89,7 +91,7 @@ def test_timings(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_does_not_fit(tmp_path: Path) -> None:
-    """Inspect ends with 11 and start with 2, both with what has changed; --no-check starts."""
+    """Inspect ends with 11 and start with 2, both with the differences; --no-check starts."""
     directory = tmp_path / "app.snapshot"
     assert run("snapshot", directory, "--", *COMMAND).returncode == 0
     path = directory / "snapshot.json"
@@ -104,7 +106,7 @@ def test_a_machine_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_signals_are_passed_on(tmp_path: Path) -> None:
-    """SIGTERM of the command ends the copy, and the command as the copy."""
+    """SIGTERM to the command ends the copy, and the command with the copy's status."""
     snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
     with subprocess.Popen(
         [*CLI, "start", str(snapshot.directory), "--json"],
@@ -120,7 +122,7 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
-    """Only with the explicit word."""
+    """It is accepted with the explicit option only."""
     target = spawn()
     done = run("snapshot", tmp_path / "s", "--pid", target.pid)
     assert done.returncode == Exit.REFUSED

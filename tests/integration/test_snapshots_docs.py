@@ -1,4 +1,4 @@
-"""The programs of docs/snapshots.md, run as they stand there."""
+"""The programs of docs/snapshots.md, run unchanged."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from pycriu_native.archive.pack import pack, unpack
+from pycriu_native.oci.image_layout import pack_image, unpack_image
 from pycriu_native.snapshots import Snapshot
 
 from .support.processes import PATIENCE, eventually
@@ -28,7 +29,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "snapshots.md"
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A directory with the programs that begin with their names; heavy imports are left out."""
+    """A directory with the programs of the page by their file names, without slow imports."""
     for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S):
         name = re.match(r"# (\w+\.py)\n", block)
         if name:
@@ -45,7 +46,7 @@ def taken(programs: Path, name: str) -> Snapshot:
 
 
 def test_the_first_program(programs: Path) -> None:
-    """Saved, started with arguments; by itself it goes on at once."""
+    """It is saved, and started with arguments; without a snapshot it continues at once."""
     with taken(programs, "app").start(["--n", "3"], stdout=PIPE, text=True) as process:
         assert process.communicate(timeout=PATIENCE)[0] == "0.5 --n 3\n"
     alone = [sys.executable, str(programs / "app.py"), "x"]
@@ -54,7 +55,7 @@ def test_the_first_program(programs: Path) -> None:
 
 
 def test_the_function_server(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests are answered at the same time, each by a copy."""
+    """Concurrent requests are handled, each by a copy."""
     taken(programs, "function")
     monkeypatch.chdir(programs)
     names: dict[str, Any] = {}
@@ -77,7 +78,7 @@ def test_copies_of_a_zygote_from_a_shell(programs: Path) -> None:
 
 
 def test_a_snapshot_of_a_copy(programs: Path) -> None:
-    """It has what the copy has loaded for its arguments."""
+    """It has the data that the copy loaded for its arguments."""
     (programs / "data.csv").write_text("1,2,3\n")
     streams: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
     data = [str(programs / "data.csv")]
@@ -89,7 +90,7 @@ def test_a_snapshot_of_a_copy(programs: Path) -> None:
 
 
 def test_a_warm_process_for_each_test(programs: Path) -> None:
-    """pytest runs in the copies, and its exit status comes out."""
+    """pytest runs in the copies, and its exit status is returned."""
     (programs / "test_one.py").write_text("def test_good(): pass\n")
     (programs / "test_two.py").write_text("def test_bad(): assert 0\n")
     snapshot = taken(programs, "warm")
@@ -101,8 +102,8 @@ def test_a_warm_process_for_each_test(programs: Path) -> None:
 
 
 def test_a_warm_process_on_the_command_line(programs: Path) -> None:
-    """The commands of the page, as they stand there."""
-    section = DOCUMENT.read_text().split("## A warm process for each test")[1]
+    """The commands of the page, unchanged."""
+    section = DOCUMENT.read_text().split("## A prepared process for each test")[1]
     lines = re.findall(r"^# (.*)", section.split("```console")[1].split("```")[0], re.M)
     assert len(lines) == 2
     tests = programs / "tests"
@@ -114,7 +115,7 @@ def test_a_warm_process_on_the_command_line(programs: Path) -> None:
 
 
 def run_commands(directory: Path, lines: str) -> subprocess.CompletedProcess[str]:
-    """Run lines of a shell in a directory, with this Python and this package."""
+    """Run shell commands in a directory, with this Python and this package."""
     for name, command in (("python3", ""), ("pycriu-native", " -m pycriu_native")):
         script = directory / "bin" / name
         script.parent.mkdir(exist_ok=True)
@@ -144,7 +145,7 @@ manager.shutdown_kernel()
 
 
 def test_a_jupyter_kernel(programs: Path) -> None:
-    """Started by the kernel.json of the page, it answers a client, and ends on request."""
+    """It is started by the kernel.json of the page, responds to a client, and ends on request."""
     for name in ("ipykernel", "jupyter_client"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
@@ -164,7 +165,7 @@ def test_a_jupyter_kernel(programs: Path) -> None:
         timeout=PATIENCE * 3,
         check=False,
     )
-    assert done.stdout.endswith("42 -f\n"), done.stderr  # after a note of IPython
+    assert done.stdout.endswith("42 -f\n"), done.stderr  # after a message of IPython
     assert done.returncode == 0
 
 
@@ -193,11 +194,18 @@ def test_web_servers(programs: Path) -> None:
             copy.wait()
 
 
-def test_an_archive(programs: Path) -> None:
+@pytest.mark.parametrize("kind", ["archive", "OCI image"])
+def test_an_archive(programs: Path, kind: str) -> None:
     """A snapshot that was packed and unpacked elsewhere starts."""
     snapshot = taken(programs, "app")
-    pack(snapshot.directory, programs / "app.tar")
+    if kind == "archive":
+        pack(snapshot.directory, programs / "app.tar")
+    else:
+        pack_image(snapshot.directory, programs / "app.image")
     snapshot.remove()
-    unpack(programs / "app.tar", programs / "elsewhere")
+    if kind == "archive":
+        unpack(programs / "app.tar", programs / "elsewhere")
+    else:
+        unpack_image(programs / "app.image", programs / "elsewhere")
     with Snapshot(programs / "elsewhere").start(["y"], stdout=PIPE, text=True) as process:
         assert process.communicate(timeout=PATIENCE)[0] == "0.5 y\n"

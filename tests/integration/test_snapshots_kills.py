@@ -1,4 +1,4 @@
-"""Each part of a started copy is killed at random instants: nothing of it is left.
+"""Each process of a started copy is killed at random times: nothing of it remains.
 
 ``make snapshot-kills`` kills a thousand times; the number is in ``PYCRIU_NATIVE_SNAPSHOT_KILLS``.
 """
@@ -54,16 +54,16 @@ class Owner:
         )
 
     def outcome(self) -> str:
-        """How its next copy has ended."""
+        """The end of its next copy."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the owner ended with {self.process.wait(PATIENCE)}"
         return line.strip()
 
     def strike(self, part: str) -> bool:
-        """Kill a part, if it is there at this instant."""
+        """Kill a process, if it exists now."""
         found = list(names_of_children(self.process.pid).items())
-        random.shuffle(found)  # the process that holds shared memory is a criu too
+        random.shuffle(found)  # the fork server with shared memory is a criu, too
         for pid, name in found:
             if name == part and state(pid) not in ("", "Z"):
                 try:
@@ -74,14 +74,14 @@ class Owner:
         return False
 
     def end(self) -> int:
-        """Let it end after its present copy."""
+        """End it after its present copy."""
         self.process.communicate("x", timeout=PATIENCE)
         return self.process.returncode
 
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """A new cgroup of whichever version there is."""
+    """A new cgroup of the mounted version."""
     hierarchy = cgroups.find("") or cgroups.required("pids")
     for make in cgroups.maker():
         yield make(hierarchy)
@@ -96,9 +96,9 @@ def test_parts_killed_at_random(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """The worker, the first process, the copy and the caller: no process, file or mount is left.
-
-    All orphans become children of this process, and the cgroup has all processes of the copies.
+    """The worker, the init process, the copy and the caller are killed: no process, file or mount
+    remains. All orphans become children of this process, and the cgroup has all processes of the
+    copies.
     """
     snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
     scratch = tmp_path / "scratch"
@@ -138,7 +138,7 @@ def test_parts_killed_at_random(
 
 
 def settled(before: set[int]) -> bool:
-    """Whether no child is left but those from before; zombies are reaped."""
+    """Whether only the earlier children remain; zombies are reaped."""
     remaining = children() - before
     for pid in remaining:
         if state(pid) == "Z":

@@ -1,4 +1,4 @@
-"""What SECURITY.md says about snapshots."""
+"""The statements of SECURITY.md about snapshots."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(secret.decode(), flush=True)
 
 
 def test_a_snapshot_of_another_user(tmp_path: Path) -> None:
-    """A directory that somebody else owns is refused, and nothing is started."""
+    """A directory of another user is refused, and nothing is started."""
     snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
     os.chown(snapshot.directory, NOBODY, NOBODY)
     with pytest.raises(OptionError, match="images_directory"):
@@ -51,9 +51,9 @@ def test_a_snapshot_of_another_user(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_kept_out(tmp_path: Path) -> None:
-    """What a function before the snapshot overwrites is not in the images; each copy gets its own.
-
-    Objects of Python leave traces in freed memory: a secret is read into one that is overwritten.
+    """A secret that a function before the snapshot overwrites is not in the images; each copy gets
+    its own. Python objects leave traces in freed memory, so the secret is read into a buffer that
+    is overwritten.
     """
     needle = b"-".join([b"hunter", b"two", b"and", b"more"])
     (tmp_path / "secret").write_bytes(needle)
@@ -64,3 +64,27 @@ def test_a_secret_is_kept_out(tmp_path: Path) -> None:
         assert any(needle in path.read_bytes() for path in images) is (word == "keep")
     with snapshot.start(extra_env={"SECRET": "another"}, stdout=PIPE, text=True) as process:
         assert process.communicate(timeout=PATIENCE)[0] == "another\n"
+
+
+def test_a_secret_that_a_copy_has_replaced(tmp_path: Path) -> None:
+    """Its snapshot has the pages of its parents too, unless it is not incremental."""
+    needle = b"-".join([b"hunter", b"three", b"and", b"more"])
+    (tmp_path / "secret").write_bytes(needle)
+    command = [sys.executable, "-c", SECRETIVE + "guest.wait()", str(tmp_path / "secret"), "keep"]
+    snapshot = Snapshot.take(command, tmp_path / "first", env=ENVIRONMENT)
+    for incremental in (True, False):
+        with snapshot.start(
+            extra_env={"SECRET": "another"},
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            savable=True,
+        ) as process:
+            child = Snapshot.take(
+                process,
+                tmp_path / str(incremental),
+                incremental=incremental,
+                deadline=PATIENCE,
+            )
+        files = [path for path in child.directory.rglob("*") if path.is_file()]
+        assert any(needle in path.read_bytes() for path in files) is incremental

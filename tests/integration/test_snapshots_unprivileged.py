@@ -1,4 +1,4 @@
-"""Snapshots of an ordinary user, in a user namespace of that user: taken, started, shared."""
+"""Snapshots of a user without root, in a user namespace: taken, started, shared."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ run = functools.partial(ordinary_user.run, module="pycriu_native.snapshots")
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory of the user's."""
+    """A directory of the user."""
     ordinary_user.python("pycriu_native.snapshots")
     with ordinary_user.directory_of() as result:
         yield result
@@ -79,7 +79,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def of_root() -> Iterator[Path]:
-    """The place of a snapshot that root takes."""
+    """The directory of a snapshot that root takes."""
     ordinary_user.python("pycriu_native.snapshots")
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         os.chmod(name, 0o755)
@@ -87,7 +87,7 @@ def of_root() -> Iterator[Path]:
 
 
 def started(directory: Path, *options: dict[str, Any], **how: Any) -> Any:
-    """What comes of each start."""
+    """The results of each start."""
     words = [directory, json.dumps(options), *how.pop("words", ())]
     done: CompletedProcess[str] = run(START, *words, **how)
     assert done.returncode == 0, done.stderr
@@ -95,7 +95,7 @@ def started(directory: Path, *options: dict[str, Any], **how: Any) -> Any:
 
 
 def test_a_snapshot_of_the_user(place: Path) -> None:
-    """It is taken and started, with memory, a host name and a network of its own, and a /proc."""
+    """It is taken and started, with shared memory, a host name, a network and a /proc."""
     directory = place / "snapshot"
     done = run(TAKE, directory, PROGRAM)
     assert done.returncode == 0, done.stderr
@@ -127,17 +127,17 @@ TREE = """
 
 
 def test_a_copy_cannot_be_saved(place: Path) -> None:
-    """CRIU cannot do that there: it is refused before anything is touched."""
+    """CRIU does not support that there: it is refused before anything is touched."""
     directory = place / "snapshot"
     assert run(TAKE, directory, PROGRAM).returncode == 0
     done = run(TREE, directory)
     assert done.returncode == 0, done.stderr
-    assert "root saves copies" in done.stdout
+    assert "only root can save copies" in done.stdout
     assert not (place / "snapshot-2").exists()
 
 
 def test_a_snapshot_of_root(of_root: Path) -> None:
-    """Another user starts it if root has opened its directory, and that user trusts it; memory is
+    """Another user can start it if root has made it readable, and the user trusts it; memory is
     shared if root has prepared that.
     """
     command = [ordinary_user.python("pycriu_native.snapshots"), "-c", PROGRAM]
@@ -164,13 +164,13 @@ def test_a_snapshot_of_root(of_root: Path) -> None:
 
 
 def allow(directory: Path) -> None:
-    """Give all users the right to read a snapshot."""
+    """Make a snapshot readable for all users."""
     for path in (directory, *directory.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def test_without_a_namespace(place: Path) -> None:
-    """The refusal says what is needed, and nothing is left."""
+    """The error has the requirements, and nothing remains."""
     directory = place / "snapshot"
     assert run(TAKE, directory, PROGRAM).returncode == 0
     ((refused,), user) = started(directory, {}, inside=False)

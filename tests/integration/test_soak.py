@@ -1,7 +1,7 @@
-"""Thousands of calls: no memory, descriptor, child or thread stays behind.
+"""Thousands of calls: no memory, descriptor, child or thread remains.
 
-Real dumps and restores, refused options, failures of CRIU and questions to it, over and over. A
-short run by default; ``make soak`` makes 10,000 calls. The counts are printed, and kept for
+Real dumps and restores, refused options, failures of CRIU and queries are repeated. By default the
+run is short; ``make soak`` makes 10,000 calls. The counts are printed, and stored for
 docs/reliability.md.
 """
 
@@ -24,7 +24,7 @@ from .support.processes import eventually, reap_all
 
 CALLS = int(os.environ.get("PYCRIU_NATIVE_SOAK", "60"))
 BOUND = 2 * 2**20
-"""Bytes that the resident memory may grow after a third of the calls, whatever their number."""
+"""Bytes that the resident memory can grow after a third of the calls, for any number of calls."""
 
 
 def _resident() -> int:
@@ -35,7 +35,9 @@ def _resident() -> int:
 
 @pytest.mark.timeout(7200)
 def test_nothing_grows(spawn: Spawn, images: Path, orphans: None) -> None:
-    """Memory within a bound after a warm-up; descriptors, children and threads exactly."""
+    """Memory is bounded after a warm-up; the numbers of descriptors, children and threads are
+    constant.
+    """
     target = spawn()
     for_good = CriuOpts(images_directory=images)
 
@@ -75,7 +77,7 @@ def test_nothing_grows(spawn: Spawn, images: Path, orphans: None) -> None:
             now = Snapshot.take()
             counted = (len(now.descriptors), len(now.children), now.threads)
             table.append(Count(number + 1, _resident(), *counted))
-            # A worker that is done is waited for on a thread of its own.
+            # A separate thread waits for an ended worker.
             eventually(lambda: Snapshot.take().grown_since(before) == {}, "nothing that grows")
     assert table[-1].resident - table[len(table) // 3].resident < BOUND
     assert target.runs_on()

@@ -1,9 +1,9 @@
-"""Statistics: CRIU's own account of a dump or restore, in the result.
+"""Statistics: CRIU's numbers of a dump or restore, in the result.
 
-CRIU leaves its numbers in ``stats-dump`` and ``stats-restore`` in the work directory, and prints
-some of them with ``display_stats`` (to its standard output, which only a worker of the caller's
-own shows). Here the numbers of a result are held against both, the file being decoded by
-Google's protobuf, and against what the process really has in memory.
+CRIU writes its numbers to ``stats-dump`` and ``stats-restore`` in the work directory, and with
+``display_stats`` prints some of them (to its standard output, which only a worker of the caller
+has). The numbers of a result are compared with both, where the file is decoded by Google's
+protobuf, and with the memory of the process.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ DUMP = [
     "shpages_written",
 ]
 RESTORE = ["pages_compared", "pages_skipped_cow", "forking_time", "restore_time", "pages_restored"]
-"""The fields of ``stats.proto`` in the order of their numbers, as CRIU names them."""
+"""The fields of ``stats.proto`` in the order of their numbers, by CRIU's names."""
 
 DISPLAYED = {
     "Freezing time": "freezing_time",
@@ -73,11 +73,11 @@ DISPLAYED = {
     "Restore time": "restore_time",
     "Forking time": "forking_time",
 }
-"""What CRIU prints, and the fields that it is."""
+"""The texts that CRIU prints, and their fields."""
 
 
 def _decoded(path: Path, which: int, names: list[str]) -> dict[str, int]:
-    """The numbers of a statistics image, by Google's protobuf."""
+    """The numbers of a statistics image, decoded by Google's protobuf."""
     protobuf = pytest.importorskip("google.protobuf.descriptor_pb2", reason="needs protobuf")
     from google.protobuf import descriptor_pool, message_factory, unknown_fields
 
@@ -104,7 +104,7 @@ def _decoded(path: Path, which: int, names: list[str]) -> dict[str, int]:
 
 @contextmanager
 def _talkative_worker() -> Iterator[tuple[Socket, subprocess.Popen[bytes]]]:
-    """A worker of the caller's own, whose standard output is a pipe."""
+    """A worker of the caller, whose standard output is a pipe."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
@@ -123,7 +123,7 @@ def _talkative_worker() -> Iterator[tuple[Socket, subprocess.Popen[bytes]]]:
 
 
 def _displayed(process: subprocess.Popen[bytes]) -> dict[str, int]:
-    """What a worker has printed, once it has ended."""
+    """The output of a worker, after it has ended."""
     assert process.stdout is not None
     text = process.stdout.read().decode()
     result = re.findall(r"^([A-Z][\w ]+): (\d+)", text, re.M)
@@ -131,7 +131,7 @@ def _displayed(process: subprocess.Popen[bytes]) -> dict[str, int]:
 
 
 def _resident(target: Target) -> int:
-    """Pages of memory that a process has to itself or shares with others, but files."""
+    """Pages of anonymous and shared memory of a process, without files."""
     text = Path(f"/proc/{target.pid}/status").read_text()
     return sum(
         int(kilobytes) * 1024 // PAGE
@@ -140,7 +140,7 @@ def _resident(target: Target) -> int:
 
 
 def test_the_numbers_are_those_of_the_files(spawn: Spawn, images: Path) -> None:
-    """Every field of both results is the number that CRIU has written."""
+    """Every field of both results has the number in CRIU's file."""
     target = spawn(WITH_MEMORY)
     dumped = dump(target.pid, CriuOpts(images_directory=images)).statistics
     target.reap()
@@ -152,7 +152,7 @@ def test_the_numbers_are_those_of_the_files(spawn: Spawn, images: Path) -> None:
 
 
 def test_the_numbers_are_those_that_criu_displays(spawn: Spawn, images: Path) -> None:
-    """``display_stats`` has CRIU print them too; without it it prints nothing."""
+    """With ``display_stats`` CRIU prints them, too; without it nothing."""
     target = spawn(WITH_MEMORY)
     with _talkative_worker() as (via, process):
         opts = CriuOpts(images_directory=images, display_stats=True)
@@ -176,7 +176,7 @@ def test_the_numbers_are_those_that_criu_displays(spawn: Spawn, images: Path) ->
 
 
 def test_the_numbers_are_plausible(spawn: Spawn, images: Path) -> None:
-    """As many pages as the process has, all of them in the images, and times within the call's."""
+    """All pages of the process are in the images, and times are within that of the call."""
     target = spawn(WITH_MEMORY)
     resident = _resident(target)
     result = dump(target.pid, CriuOpts(images_directory=images))
@@ -199,7 +199,7 @@ def test_the_numbers_are_plausible(spawn: Spawn, images: Path) -> None:
 
 
 def test_more_memory_more_pages(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """A process with so much more memory has so many more pages written."""
+    """For a process with more memory, the corresponding number of pages is written."""
     small = spawn()
     large = spawn(WITH_MEMORY)
     counts = []
@@ -212,7 +212,7 @@ def test_more_memory_more_pages(spawn: Spawn, images: Path, tmp_path: Path) -> N
 
 
 def test_they_are_in_the_work_directory(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """The files, and so the numbers, go where the log goes."""
+    """The files are written to the directory of the log."""
     target = spawn()
     work = tmp_path / "work"
     work.mkdir()

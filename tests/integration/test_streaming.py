@@ -1,8 +1,7 @@
-"""``stream``: images go through a stream and never touch a disk
-(``pycriu_native.archive.streaming``).
+"""``stream``: images are written to a stream instead of a disk (``archive.streaming``).
 
-Over RPC CRIU can do that since 4.3, so a process with that libcriu and that ``criu`` makes the
-calls, whatever the rest of the tests run with.
+CRIU supports this by RPC since 4.3, so a process with that libcriu and that ``criu`` makes the
+calls, independent of the CRIU of the other tests.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ assert sorted(os.listdir("/proc/self/fd")) == before
 
 @pytest.fixture(scope="module")
 def newest() -> Library:
-    """A libcriu that can do it, with the ``criu`` beside it."""
+    """A libcriu that supports it, with the ``criu`` of its release."""
     library = found().get("4.3")
     if library is None or not (library.path.parents[1] / "bin" / "criu").exists():
         pytest.skip("there is no CRIU 4.3 here")
@@ -66,7 +65,7 @@ def newest() -> Library:
 
 
 def call(library: Library, verb: str, pid: int, data: bytes = b"", room: int = 0) -> bytes:
-    """What the process that makes the call prints."""
+    """The output of the process that makes the call."""
     program = str(library.path.parents[1] / "bin" / "criu")
     with tempfile.TemporaryDirectory() as directory:
         run = subprocess.run(
@@ -94,7 +93,7 @@ SCENARIO = """
 
 
 def test_out_and_back(newest: Library, spawn: Spawn, orphans: None, tmp_path: Path) -> None:
-    """A tree with 20 MiB of memory goes out through one pipe and comes back through another."""
+    """A tree with 20 MiB of memory is written to one pipe and restored from another."""
     target = spawn(SCENARIO)
     digest = target.ask("digest")
     stream = call(newest, "dump", target.pid)
@@ -112,8 +111,8 @@ def test_out_and_back(newest: Library, spawn: Spawn, orphans: None, tmp_path: Pa
 
 @pytest.mark.parametrize("room", [0, 1000, 10 << 20, 1 << 30])
 def test_a_stream_that_breaks(newest: Library, spawn: Spawn, room: int) -> None:
-    """At its start, in the middle, or at the very end: what it raised comes out, and the process
-    runs on.
+    """At its start, in the middle, or at the end: its exception is raised, and the process
+    continues.
     """
     target = spawn(SCENARIO)
     digest = target.ask("digest")
@@ -124,7 +123,7 @@ def test_a_stream_that_breaks(newest: Library, spawn: Spawn, room: int) -> None:
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
 def test_rules_of_nftables(newest: Library, spawn: Spawn, orphans: None) -> None:
-    """A restore from the stream would lose them: the dump is refused, and the process runs on."""
+    """A restore from the stream would lose them: the dump is refused, and the process continues."""
     target = spawn(prefix=["unshare", "--net"])
     enter = ["nsenter", f"--target={target.pid}", "--net"]
     rules = (
@@ -142,7 +141,7 @@ def test_rules_of_nftables(newest: Library, spawn: Spawn, orphans: None) -> None
 
 
 def command(library: Library, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """``pycriu-native``, with that libcriu and that ``criu``."""
+    """``pycriu-native`` with that libcriu and that ``criu``."""
     program = str(library.path.parents[1] / "bin" / "criu")
     return subprocess.run(
         [sys.executable, "-m", "pycriu_native", words[0], "--criu", program, *words[1:]],
@@ -159,7 +158,7 @@ def command(library: Library, *words: str, data: bytes = b"") -> subprocess.Comp
 def test_on_the_command_line(
     newest: Library, spawn: Spawn, orphans: None, tmp_path: Path, where: str
 ) -> None:
-    """``dump --to`` and ``restore --from``, by a file and by standard output and input."""
+    """``dump --to`` and ``restore --from``, with a file and with standard output and input."""
     target = spawn(SCENARIO)
     digest = target.ask("digest")
     stream = tmp_path / "job.stream"
@@ -188,7 +187,7 @@ def test_on_the_command_line(
 def test_a_command_that_fails_leaves_no_stream(
     newest: Library, spawn: Spawn, tmp_path: Path
 ) -> None:
-    """No half of one is left to be taken for a whole; with standard output JSON has no place."""
+    """An incomplete stream is removed; with standard output ``--json`` is refused."""
     target = spawn("import os\nos.pidfd_open(1)\nheld = os.pidfd_open(os.getppid())\nserve()")
     stream = tmp_path / "job.stream"
     message = command(newest, "dump", str(target.pid), "--to", str(stream))

@@ -1,11 +1,12 @@
-"""Ports and addresses that the sockets of the images cannot have here.
+"""Ports and addresses that are not available for the sockets of the images.
 
-``check_images`` and the error of the restore name what has them; after the cure that they name the
-restore succeeds.
+``check_images`` and the error of the restore name what uses them; after the cure the restore
+succeeds.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -53,13 +54,13 @@ def scenario(
 
 
 def errors(images: Path) -> list[Finding]:
-    """What stands against a restore."""
+    """The errors of a check for a restore."""
     return [each for each in check_images(images) if each.severity is Severity.STOPS]
 
 
 @pytest.fixture
 def saved(spawn: Spawn, images: Path) -> Callable[[str], tuple[Target, int]]:
-    """Starts a process, and dumps it: the process and its port."""
+    """Start a process, and dump it; returns the process and its port."""
 
     def save(text: str, act: Callable[[int], object] | None = None) -> tuple[Target, int]:
         target = spawn(text)
@@ -74,7 +75,7 @@ def saved(spawn: Spawn, images: Path) -> Callable[[str], tuple[Target, int]]:
 
 
 def fails(images: Path, target: Target) -> CriuError:
-    """The error of a restore, which leaves nothing."""
+    """The error of a restore, after which no process remains."""
     with pytest.raises(CriuError) as caught:
         restore(CriuOpts(images_directory=images, work_directory=images.parent))
     reap_all()
@@ -83,7 +84,7 @@ def fails(images: Path, target: Target) -> CriuError:
 
 
 def works(images: Path, target: Target) -> None:
-    """No error is foretold, and the restore succeeds."""
+    """The check has no error, and the restore succeeds."""
     assert errors(images) == []
     restore(CriuOpts(images_directory=images))
     assert target.runs_on()
@@ -107,7 +108,7 @@ LISTENERS = {
 def test_connections_that_have_ended(
     name: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """They hold the port of a listener without SO_REUSEADDR, until the kernel forgets them."""
+    """They occupy the port of a listener without SO_REUSEADDR, until the kernel frees it."""
     target, port = saved(LISTENERS[name], end_a_connection)
     (found,) = errors(images)
     error = fails(images, target)
@@ -141,12 +142,13 @@ OTHERS = {
 }
 
 
+@pytest.mark.cures("tcp-bind")
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.usefixtures("orphans")
 def test_a_port_that_another_process_has(
     name: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """Whether it listens or not."""
+    """Listening or only bound."""
     text, kind, listens = OTHERS[name]
     target, port = saved(text)
     with socket.socket(socket.AF_INET, kind) as other:
@@ -165,7 +167,7 @@ def test_a_port_that_another_process_has(
 def test_a_port_that_two_share(
     kind: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """Another process may have the port as well, with SO_REUSEPORT at both."""
+    """Another process can have the port as well, with SO_REUSEPORT on both sockets."""
     more = "sock.listen()" if kind == "STREAM" else ""
     target, port = saved(scenario(kind, more, SHARED.format("PORT")))
     with socket.socket(socket.AF_INET, getattr(socket, f"SOCK_{kind}")) as other:
@@ -176,9 +178,59 @@ def test_a_port_that_two_share(
         works(images, target)
 
 
+ONLY_IPV6 = "sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)"
+BESIDE = {
+    "beside one of IPv4": (scenario("{}", "{}", ONLY_IPV6, "6", "::"), socket.AF_INET, "0.0.0.0"),
+    "beside one of IPv6": (scenario("{}", "{}", address="0.0.0.0"), socket.AF_INET6, "::"),
+}
+
+
+def opened(family: int, kind: str, address: str, port: int) -> socket.socket:
+    """A socket here, of IPv6 only if it is of that."""
+    sock = socket.socket(family, getattr(socket, f"SOCK_{kind}"))
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((address, port))
+    if kind == "STREAM":
+        sock.listen()
+    return sock
+
+
+@pytest.mark.parametrize("kind", ["STREAM", "DGRAM"])
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.usefixtures("orphans")
+def test_a_port_of_the_other_family(
+    name: str, kind: str, saved: Callable[..., tuple[Target, int]], images: Path
+) -> None:
+    """With IPV6_V6ONLY it is another one: no obstacle, and not what an error names."""
+    text, family, address = BESIDE[name]
+    target, port = saved(text.format(kind, "sock.listen()" if kind == "STREAM" else ""))
+    with opened(family, kind, address, port):
+        own = socket.AF_INET if family == socket.AF_INET6 else socket.AF_INET6
+        with opened(own, kind, "0.0.0.0" if own == socket.AF_INET else "::", port):
+            (found,) = errors(images)
+            error = fails(images, target)
+            assert f"pid {os.getpid()}, " in found.message
+            assert f"pid {os.getpid()} " in str(error.cause)
+        works(images, target)
+
+
+@pytest.mark.parametrize("option", ["ADDR", "PORT"])
+@pytest.mark.usefixtures("orphans")
+def test_a_port_of_udp_that_the_other_shares(
+    option: str, saved: Callable[..., tuple[Target, int]], images: Path
+) -> None:
+    """What the other socket has decides, not what that of the images had: CRIU sets both."""
+    target, port = saved(scenario("DGRAM"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, getattr(socket, f"SO_REUSE{option}"), 1)
+        other.bind(("127.0.0.1", port))
+        works(images, target)
+
+
 @pytest.mark.usefixtures("orphans")
 def test_an_address_that_is_not_here(spawn: Spawn, images: Path) -> None:
-    """The error gives the command that adds it."""
+    """The error has the command that adds it."""
     address, text = "10.77.0.1", scenario(more="sock.listen()", address="10.77.0.1")
     with host() as home, home.entered():
         home.run("ip", "address", "add", f"{address}/32", "dev", "lo")

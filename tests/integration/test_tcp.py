@@ -1,21 +1,20 @@
-"""``tcp_established``, ``network_lock``, ``tcp_close`` and ``tcp_skip_in_flight``: what becomes
-of TCP connections.
+"""``tcp_established``, ``network_lock``, ``tcp_close`` and ``tcp_skip_in_flight``: TCP connections.
 
-A connection is state at both ends, and the other end is not asked. So CRIU refuses a process
-that has one, until it is told what to do:
+A connection has state at both ends, and the peer is not involved in a dump. So CRIU refuses a
+process with a connection, unless an option is set:
 
-* ``tcp_established`` saves the connection: numbers, windows, and what waits in its queues. While
-  the process is gone, packets of the other end must not be answered, or the kernel would
-  tell it that there is no such connection. So CRIU drops them: with a table of nftables or with
-  rules of iptables, as ``network_lock`` says. The lock stays from the dump to the restore, which
-  needs the field too, the same addresses, and the same network namespace to find the lock in.
-* ``tcp_close`` drops the connection: the process comes back and finds it closed.
-* ``tcp_skip_in_flight`` drops those that the process has not accepted yet, and saves its
+* ``tcp_established`` saves the connection: sequence numbers, windows, and its queues. Until the
+  restore, the kernel must not answer packets of the peer, since it would reset the connection. So
+  CRIU drops them: with a table of nftables or with rules of iptables, as ``network_lock`` selects.
+  The lock remains from the dump to the restore, which needs the field too, the same addresses, and
+  the same network namespace.
+* ``tcp_close`` drops the connection: the process is restored with a closed connection.
+* ``tcp_skip_in_flight`` drops connections that the process has not accepted yet, and saves its
   listening socket.
 
-CRIU locks where it works. Run it where the process's addresses are (here the test's thread
-enters the server's network namespace), and it locks each connection. Or run it outside with the
-namespace named as ``external``, and it locks the namespace as a whole.
+CRIU locks in its own network namespace. If that is the namespace of the process (here the test's
+thread enters it), it locks each connection. If CRIU runs outside of a namespace that is named as
+``external``, it locks the namespace as a whole.
 """
 
 from __future__ import annotations
@@ -39,23 +38,23 @@ from .support.streams import Stream, each_lock, locks, needs_both, start_stream
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host, str]]:
-    """The server's host, the client's, and the server's address on the cable between them."""
+    """The server's host, the client's host, and the server's address."""
     with host() as home, host() as far, cable(home, far) as (address, _):
         yield home, far, address
 
 
 @pytest.fixture
 def stream(hosts: tuple[Host, Host, str], spawn: Spawn) -> Stream:
-    """A stream with more than a megabyte in the queues of either direction."""
+    """A stream with more than a megabyte in the queues of both directions."""
     return start_stream(hosts, spawn)
 
 
 @needs_both
 @each_lock
 def test_not_a_byte_is_lost_or_doubled(stream: Stream, images: Path, lock: str) -> None:
-    """A server is saved in mid-stream and comes back; each end gets all that the other sent.
+    """A server is saved and restored during a transfer; each end receives all data of the other.
 
-    While it is gone the client goes on sending, and reads what had arrived.
+    Meanwhile the client sends, and reads data that had arrived.
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock=lock)
     assert locks(stream.home) == (False, False)
@@ -65,7 +64,7 @@ def test_not_a_byte_is_lost_or_doubled(stream: Stream, images: Path, lock: str) 
     assert locks(stream.home) == (lock == "nftables", lock == "iptables")
     stream.client.ask("let")
     with stream.home.entered():
-        restore(opts.only_for("restore"))  # the images know which lock it is
+        restore(opts.only_for("restore"))  # the images have the type of the lock
     assert locks(stream.home) == (False, False)
     stream.goes_on()
 
@@ -73,9 +72,9 @@ def test_not_a_byte_is_lost_or_doubled(stream: Stream, images: Path, lock: str) 
 @needs_both
 @each_lock
 def test_a_namespace_is_locked_as_a_whole(stream: Stream, images: Path, lock: str) -> None:
-    """CRIU outside of the server's namespace, which is given to it and not saved.
+    """CRIU is outside of the server's namespace, which is external and not saved.
 
-    Only here the notifications about the network come: its lock is one step.
+    Only then notifications about the network are sent, since the lock is a separate step.
     """
     opts = CriuOpts(images_directory=images, tcp_established=True)
     message: list[object] = []
@@ -103,7 +102,7 @@ def test_a_namespace_is_locked_as_a_whole(stream: Stream, images: Path, lock: st
 @needs_both
 @each_lock
 def test_a_copy_of_a_server_that_runs_on(stream: Stream, images: Path, lock: str) -> None:
-    """With leave_running the lock is gone after the dump, and the stream goes on."""
+    """With leave_running the lock is removed after the dump, and the stream continues."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock=lock)
     with stream.home.entered():
         dump(stream.server.pid, replace(opts, leave_running=True))
@@ -113,7 +112,7 @@ def test_a_copy_of_a_server_that_runs_on(stream: Stream, images: Path, lock: str
 
 @pytest.mark.parametrize("given", [None, False])
 def test_without_it_the_dump_is_refused(stream: Stream, images: Path, given: bool | None) -> None:
-    """The error names the field; the process and its connection live on."""
+    """The error names the field; the process and its connection are unchanged."""
     with stream.home.entered(), pytest.raises(CriuError, match="tcp_established=True") as caught:
         dump(stream.server.pid, CriuOpts(images_directory=images, tcp_established=given))
     assert caught.value.options == ("tcp_established", "tcp_close")
@@ -123,7 +122,9 @@ def test_without_it_the_dump_is_refused(stream: Stream, images: Path, given: boo
 
 
 def test_the_restore_needs_it_too(stream: Stream, images: Path) -> None:
-    """A restore without it is refused by the field's name, and the lock stays for the next try."""
+    """A restore without it is refused with the name of the field, and the lock remains for the next
+    attempt.
+    """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     with stream.home.entered():
         dump(stream.server.pid, opts)
@@ -146,7 +147,7 @@ table inet mine {
 
 
 def test_skip_with_a_lock_of_ones_own(stream: Stream, images: Path, tmp_path: Path) -> None:
-    """Who keeps the packets away needs none of CRIU's: on another router, or as here."""
+    """With another packet filter, such as on a router, CRIU's lock is not needed."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="skip")
     (tmp_path / "lock").write_text(OWN_LOCK)
     stream.home.run("nft", "-f", str(tmp_path / "lock"))
@@ -181,7 +182,7 @@ TALKER = """
 
 @pytest.fixture
 def talker(hosts: tuple[Host, Host, str], spawn: Spawn) -> Target:
-    """A server that says nothing unasked."""
+    """A server that sends data only after a request."""
     home, _, address = hosts
     with home.entered():
         return spawn(TALKER.format(address=address))
@@ -189,7 +190,7 @@ def talker(hosts: tuple[Host, Host, str], spawn: Spawn) -> Target:
 
 @contextlib.contextmanager
 def caller(hosts: tuple[Host, Host, str]) -> Iterator[socket.socket]:
-    """A connection of this process, from the client's host to the server."""
+    """A connection from the client's host to the server."""
     _, far, address = hosts
     with far.entered():
         connection = socket.create_connection((address, 7000), PATIENCE)
@@ -201,8 +202,8 @@ def caller(hosts: tuple[Host, Host, str]) -> Iterator[socket.socket]:
 def test_skip_without_a_lock_of_ones_own(
     talker: Target, hosts: tuple[Host, Host, str], images: Path, quiet: bool
 ) -> None:
-    """Without any lock a connection survives only if nothing comes: the first packet that finds
-    the process gone is answered with a reset. (One that comes in mid-dump may fail the dump.)
+    """Without any lock a connection survives only if no packet arrives: the first packet without a
+    process is answered with a reset. (A packet during the dump can fail the dump.)
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="skip")
     with caller(hosts) as connection, hosts[0].entered():
@@ -221,9 +222,8 @@ def test_skip_without_a_lock_of_ones_own(
 
 
 def test_tcp_close(talker: Target, hosts: tuple[Host, Host, str], images: Path) -> None:
-    """The other end is told with the dump, and the process comes back with a closed connection.
-
-    The listening socket is as before, for new ones.
+    """The dump closes the connection at the peer, and the process is restored with a closed
+    connection. The listening socket accepts new ones.
     """
     opts = CriuOpts(images_directory=images, tcp_close=True)
     with caller(hosts) as connection, hosts[0].entered():
@@ -245,10 +245,9 @@ def test_tcp_close(talker: Target, hosts: tuple[Host, Host, str], images: Path) 
 def test_saved_and_then_dropped(
     talker: Target, hosts: tuple[Host, Host, str], images: Path
 ) -> None:
-    """A connection that was saved can be dropped by the restore: the other end hears of it when
-    it sends next.
+    """The restore can drop a saved connection: the peer gets a reset when it sends next.
 
-    (With iptables CRIU up to 4.2 forgets its lock here; the table of nftables goes.)
+    (With iptables CRIU up to 4.2 leaves its lock; the table of nftables is removed.)
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     with caller(hosts) as connection, hosts[0].entered():
@@ -266,7 +265,9 @@ def test_saved_and_then_dropped(
 def test_tcp_close_on_the_restore_too(
     talker: Target, hosts: tuple[Host, Host, str], images: Path
 ) -> None:
-    """Images without their connections say so: a restore without the field is refused."""
+    """Images without their connections need the field in the restore, which is refused
+    without it.
+    """
     with caller(hosts), hosts[0].entered():
         talker.ask("accept")
         dump(talker.pid, CriuOpts(images_directory=images, tcp_close=True))
@@ -280,7 +281,7 @@ def test_tcp_close_on_the_restore_too(
 
 
 def test_established_and_close_contradict(talker: Target, images: Path) -> None:
-    """CRIU would drop the connections without a word; here it is refused."""
+    """CRIU would drop the connections without an error; the library refuses both together."""
     with pytest.raises(OptionError, match="not together with tcp_close"):
         dump(talker.pid, CriuOpts(images_directory=images, tcp_established=True, tcp_close=True))
     assert talker.runs_on()
@@ -290,9 +291,8 @@ def test_established_and_close_contradict(talker: Target, images: Path) -> None:
 def test_a_connection_in_flight_is_refused(
     talker: Target, hosts: tuple[Host, Host, str], images: Path, given: bool | None
 ) -> None:
-    """A connection that waits in the listening socket's queue, not accepted yet, cannot be saved.
-
-    Not even with tcp_established. It lives on, and can be accepted.
+    """A connection in the queue of a listening socket, not accepted yet, cannot be saved, not even
+    with tcp_established. It continues, and can be accepted.
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, tcp_skip_in_flight=given)
     with caller(hosts) as connection:
@@ -308,7 +308,7 @@ def test_a_connection_in_flight_is_refused(
 
 
 def test_tcp_skip_in_flight(talker: Target, hosts: tuple[Host, Host, str], images: Path) -> None:
-    """The connection in flight is dropped, one that was accepted is kept, new ones are taken."""
+    """The connection in flight is dropped, an accepted one is kept, new ones can be made."""
     opts = CriuOpts(images_directory=images, tcp_established=True, tcp_skip_in_flight=True)
     with caller(hosts) as accepted:
         talker.ask("accept")

@@ -1,7 +1,7 @@
-"""``docs/tutorial.md``: every example in it runs as it stands, and prints what stands below it.
+"""``docs/tutorial.md``: every example runs unchanged, and prints the output that the page shows.
 
-An example is a program; its first line names its file. The ones that print nothing are modules,
-which the others use.
+An example is a program whose first line has its file name. Examples without output are modules of
+the others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PORT = "127.0.0.1:7000"
 
 @pytest.fixture
 def lesson(tmp_path: Path) -> Iterator[Path]:
-    """A directory with all examples; what still runs there in the end is ended."""
+    """A directory with all examples; remaining processes are ended."""
     for name, code in EXAMPLES.items():
         (tmp_path / name).write_text(code)
     yield tmp_path
@@ -62,12 +62,12 @@ def run(lesson: Path, name: str) -> subprocess.CompletedProcess[str]:
 
 
 def as_told(want: str, got: str) -> bool:
-    """Whether it printed what the tutorial says; three dots stand for anything."""
+    """Whether the output is that of the tutorial; three dots stand for any text."""
     return doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS)
 
 
 def test_no_example_is_left_out() -> None:
-    """Each block of Python has a name, and what it prints, unless another test looks at it."""
+    """Each Python block has a name and an output, unless another test covers it."""
     assert len(EXAMPLES) == TUTORIAL.read_text().count("```python")
     assert sorted(EXAMPLES) == sorted([*PRINTS, *HOSTS, *MODULES])
 
@@ -77,14 +77,14 @@ def test_no_example_is_left_out() -> None:
     [pytest.param(name, marks=needs_soft_dirty if name == "rounds.py" else ()) for name in PRINTS],
 )
 def test_an_example(lesson: Path, name: str) -> None:
-    """It succeeds, prints what stands below it, and leaves nothing running."""
+    """It succeeds, prints the text below it, and leaves no process."""
     message = run(lesson, name)
     assert message.returncode == 0, message.stderr
     assert as_told(PRINTS[name], message.stdout), f"{message.stdout}\nis not\n{PRINTS[name]}"
 
 
 def listens(pid: int, port: int) -> bool:
-    """Whether someone listens at a port, where a process is."""
+    """Whether a process listens on a port, in the network namespace of a process."""
     rows = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "0A" for row in rows)
 

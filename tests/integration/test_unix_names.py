@@ -47,8 +47,9 @@ def _connects(path: Path) -> bool:
         return True
 
 
+@pytest.mark.cures("preflight:unix-renamed")
 def test_a_listener_that_was_renamed(spawn: Spawn, images: Path) -> None:
-    """Clients do not reach it after a restore, and do when the file is renamed again."""
+    """Clients cannot reach it after a restore, but can after the file is renamed again."""
     target = spawn(SERVER.format(name='str(HERE / "new")', then=RENAMED))
     new, final = target.directory / "new", target.directory / "final"
     [finding] = preflight(target.pid).lost
@@ -65,16 +66,19 @@ def test_a_listener_that_was_renamed(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_listener_that_has_another_link(spawn: Spawn) -> None:
-    """The name that is left is not bound again."""
+    """The remaining name is not bound again."""
     target = spawn(
         SERVER.format(name='str(HERE / "new")', then='os.link("new", "final"); os.unlink("new")')
     )
     assert [finding.id for finding in preflight(target.pid).lost] == ["unix-renamed"]
 
 
+@pytest.mark.cures("unix-relative")
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_relative_name_that_is_not_found(case: str, spawn: Spawn, images: Path) -> None:
-    """CRIU cannot cut the name from the path of the file; preflight has the same cause and cure."""
+    """CRIU cannot separate the name from the path of the file; preflight has the same cause and
+    cure.
+    """
     name, then = REFUSED[case]
     target = spawn(SERVER.format(name=name, then=then))
     foretold = preflight(target.pid)
@@ -89,7 +93,7 @@ def test_a_relative_name_that_is_not_found(case: str, spawn: Spawn, images: Path
 
 @pytest.mark.parametrize("case", GOOD)
 def test_a_name_that_leads_to_the_socket(case: str, spawn: Spawn, images: Path) -> None:
-    """However the path is written, or if the socket had no name before either."""
+    """With any form of the path, and for a socket without a name."""
     name, then = GOOD[case]
     target = spawn(SERVER.format(name=name, then=then))
     foretold = preflight(target.pid)

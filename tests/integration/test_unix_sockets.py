@@ -1,17 +1,16 @@
-"""``external_unix_connections``, ``external=["unix[inode]"]`` and ``unix_sks``: a unix socket
-whose other end is outside of what is dumped.
+"""``external_unix_connections``, ``external=["unix[inode]"]``, ``unix_sks``: external unix sockets.
 
-Two cases, two cures:
+There are two cases of a unix socket whose peer is outside of the tree:
 
-* A *datagram* socket that is connected to a named socket of a daemon (the system's log, for
-  one). Nothing of the connection is state, so the restored process is connected to that name
-  again: ``external_unix_connections`` on the dump. (The restore needs no permission.)
-* *Half of a stream connection*, or of a pair of them. What the other end has seen cannot be
-  known, so CRIU refuses it. If the process can go on with a new connection, name its own socket
-  by inode with ``external=["unix[inode]"]`` on the dump. The restore then gives it a connection
-  with ``inherit_fds``, or connects it to the old name with ``external_unix_connections``.
-  ``unix_sks`` is the older form, without the ``unix[]``. (A *datagram* socket whose other end
-  has no name has no cure.)
+* A *datagram* socket that is connected to a named socket, such as that of the system's log. The
+  connection has no state, so the restored process is connected to the name again:
+  ``external_unix_connections`` in the dump. (The restore does not need it.)
+* *One end of a stream connection*, or of a socketpair. The data that the peer has received is
+  unknown, so CRIU refuses it. If the process can continue with a new connection, name its socket by
+  inode with ``external=["unix[inode]"]`` in the dump. The restore then gives it a connection with
+  ``inherit_fds``, or connects it to the old name with ``external_unix_connections``. ``unix_sks``
+  is the older form, without the ``unix[]``. (A *datagram* socket whose peer has no name cannot be
+  saved.)
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def log(address: str) -> Iterator[socket.socket]:
-    """A daemon that takes datagrams."""
+    """A daemon that receives datagrams."""
     with a_daemon(socket.SOCK_DGRAM, address) as daemon:
         yield daemon
 
@@ -88,7 +87,7 @@ def sender(spawn: Spawn, log: socket.socket, address: str) -> Target:
 
 
 def arrives(sender: Target, log: socket.socket) -> bool:
-    """Whether the daemon gets what the process sends."""
+    """Whether the daemon receives a datagram of the process."""
     text = f"message {sender.ask('ticks')}"
     sender.ask("send", text)
     return log.recv(100).decode() == text
@@ -97,7 +96,7 @@ def arrives(sender: Target, log: socket.socket) -> bool:
 def test_messages_arrive_after_the_restore(
     sender: Target, log: socket.socket, address: str, images: Path
 ) -> None:
-    """The restored process is connected to the daemon's name as before."""
+    """The restored process is connected to the daemon's name."""
     opts = CriuOpts(images_directory=images, external_unix_connections=True)
     peer = sender.ask("peer")
     sender.ask("send", "sent before the dump")
@@ -110,7 +109,7 @@ def test_messages_arrive_after_the_restore(
 
 
 def test_another_daemon_of_that_name(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """The name is what counts: a daemon that was restarted meanwhile gets the messages."""
+    """A daemon that was restarted with the same name receives the messages."""
     address = str(tmp_path / "log")
     opts = CriuOpts(images_directory=images, external_unix_connections=True)
     with a_daemon(socket.SOCK_DGRAM, address) as log:
@@ -131,7 +130,7 @@ def test_another_daemon_of_that_name(spawn: Spawn, images: Path, tmp_path: Path)
 def test_without_it_the_dump_is_refused(
     sender: Target, log: socket.socket, images: Path, given: bool | None
 ) -> None:
-    """The error names the field; the process lives on, and its messages arrive."""
+    """The error names the field; the process continues, and its messages arrive."""
     with pytest.raises(CriuError, match="external_unix_connections=True") as caught:
         dump(sender.pid, CriuOpts(images_directory=images, external_unix_connections=given))
     assert caught.value.options[0] == "external_unix_connections"
@@ -140,7 +139,7 @@ def test_without_it_the_dump_is_refused(
 
 
 def test_the_restore_does_without_it(sender: Target, log: socket.socket, images: Path) -> None:
-    """The images know that the socket is connected by name: a restore asks for no permission."""
+    """The images have the name of the peer: a restore does not need the field."""
     dump(sender.pid, CriuOpts(images_directory=images, external_unix_connections=True))
     sender.reap()
     restore(CriuOpts(images_directory=images))
@@ -149,7 +148,7 @@ def test_the_restore_does_without_it(sender: Target, log: socket.socket, images:
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[socket.socket]:
-    """A daemon that takes connections."""
+    """A daemon that accepts connections."""
     with a_daemon(socket.SOCK_STREAM, str(tmp_path / "daemon")) as listening:
         listening.listen()
         yield listening
@@ -169,7 +168,7 @@ def stream(
 
 
 def talk(client: Target, end: socket.socket) -> bool:
-    """Whether both ends hear each other."""
+    """Whether data arrives in both directions."""
     client.ask("send", "question")
     asked = end.recv(100)
     end.send(b"answer")
@@ -177,7 +176,9 @@ def talk(client: Target, end: socket.socket) -> bool:
 
 
 def test_half_of_a_stream_connection(stream: tuple[Target, socket.socket], images: Path) -> None:
-    """It is refused, the field or not, and the error says what helps; the connection lives on."""
+    """It is refused with and without the field, and the error has the cure; the
+    connection is kept.
+    """
     client, end = stream
     opts = CriuOpts(images_directory=images, external_unix_connections=True)
     with pytest.raises(CriuError, match=r'external="unix\[ino\]".*inherit_fds') as caught:
@@ -192,7 +193,9 @@ def test_half_of_a_stream_connection(stream: tuple[Target, socket.socket], image
 def test_a_connection_named_when_criu_asks(
     stream: tuple[Target, socket.socket], images: Path
 ) -> None:
-    """The hook can name it too, while the process stands still: no connection comes in between."""
+    """The hook can name it, too, while the process is frozen, so that no new connection can be made
+    before.
+    """
     releases.required("3.19", "query-ext-files")
     client, end = stream
     inode = client.ask("inode")
@@ -218,8 +221,9 @@ def test_a_connection_named_when_criu_asks(
 def test_a_connection_given_to_the_restore(
     stream: tuple[Target, socket.socket], images: Path, form: str
 ) -> None:
-    """A socket named by its inode is saved without its connection. The restored process finds
-    under the same descriptor the connection that the restore was given.
+    """A socket named by its inode is saved without its connection.
+
+    The restored process has the connection of the restore's argument under the same descriptor.
     """
     client, end = stream
     inode = client.ask("inode")
@@ -246,7 +250,7 @@ def test_a_connection_given_to_the_restore(
 def test_a_connection_made_by_the_restore(
     stream: tuple[Target, socket.socket], daemon: socket.socket, images: Path
 ) -> None:
-    """Or the restore connects to the old name, and the daemon sees a new client."""
+    """The restore connects to the old name, and the daemon accepts a new client."""
     client, _ = stream
     opts = CriuOpts(images_directory=images, external_unix_connections=True)
     dump(client.pid, replace(opts, external=[f"unix[{client.ask('inode')}]"]))
@@ -259,7 +263,7 @@ def test_a_connection_made_by_the_restore(
 
 
 def test_another_inode_does_not_help(stream: tuple[Target, socket.socket], images: Path) -> None:
-    """Only the socket that is named is let through."""
+    """Only the named socket is accepted."""
     client, end = stream
     inode = client.ask("inode")
     with pytest.raises(CriuError):
@@ -268,7 +272,7 @@ def test_another_inode_does_not_help(stream: tuple[Target, socket.socket], image
 
 
 def test_unix_sks_needs_the_field(stream: tuple[Target, socket.socket], images: Path) -> None:
-    """CRIU would ignore ``unix_sks`` alone without a word, so it is refused before."""
+    """CRIU would ignore ``unix_sks`` alone without an error, so it is refused."""
     client, end = stream
     with pytest.raises(OptionError, match=r"unix_sks=.*needs external_unix_connections"):
         dump(client.pid, CriuOpts(images_directory=images, unix_sks=[client.ask("inode")]))
@@ -276,7 +280,7 @@ def test_unix_sks_needs_the_field(stream: tuple[Target, socket.socket], images: 
 
 
 def test_a_datagram_socket_whose_other_end_has_no_name(spawn: Spawn, images: Path) -> None:
-    """It is refused: without a name nothing could connect it again. The socket works on."""
+    """It is refused, since it could not be connected again. The socket continues to work."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours:
         ours.settimeout(PATIENCE)

@@ -1,11 +1,11 @@
-"""Our rules against CRIU's own verdict: refused is what CRIU would refuse, cut or ignore, no more.
+"""The library's rules compared with CRIU: it refuses only values that CRIU refuses or ignores.
 
-A request to dump a pid that nobody has, or to restore from an empty directory, is sent past the
-rules. CRIU looks at the options first: it says EBADRQC where it refuses one, and another error
-where it does not. So each verdict takes some 30 ms and touches no process.
+A request to dump an unused pid, or to restore from an empty directory, is sent without the rules.
+CRIU checks the options first: it responds with EBADRQC if it refuses one, and with another error
+otherwise. So each verdict takes some 30 ms and touches no process.
 
-Where CRIU takes what we refuse, ``TAKEN`` says what it does with it. Left out: options that
-would reach over the network, need a kernel feature, or send CRIU to a file of options.
+For values that CRIU accepts although the library refuses them, ``TAKEN`` has their effect. Options
+that use the network, need a kernel feature, or name a file of options are left out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ..unit.test_refusals import REFUSED
 from .conftest import WHY_NOT
 
 NOBODY = 2**22 + 1
-"""Above the highest pid that there can be."""
+"""Above the highest possible pid."""
 
 RELEASE = Version.parse("0.0") if WHY_NOT else pycriu_native.version()
 
@@ -113,7 +113,7 @@ TRIED = [name for name in BY_FIELD if _is_tried(name)]
 
 
 def thoroughly(examples: int) -> settings:
-    """So many examples, however long each takes."""
+    """Run this number of examples, without a time limit."""
     return settings(
         max_examples=examples,
         deadline=None,
@@ -123,7 +123,7 @@ def thoroughly(examples: int) -> settings:
 
 
 def criu_refuses(verb: Verb, opts: CriuOpts, images: Path) -> bool:
-    """Whether CRIU refuses to begin with these options, or ends over them."""
+    """Whether CRIU refuses these options, or crashes with them."""
     wire = {**expected.message(opts, verb), "log_file": opts.log_file or "log"}
     keep = [item.fd for item in opts.inherit_fds or () if _is_open(item.fd)]  # type: ignore[union-attr]
     return is_refused(verb, wire, images, keep)  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def criu_refuses(verb: Verb, opts: CriuOpts, images: Path) -> bool:
 def is_refused(
     verb: Verb, wire: dict[str, WireValue], images: Path, keep: Sequence[int] = ()
 ) -> bool:
-    """The same for fields of the wire."""
+    """The same for fields of the wire format."""
     wire = {"log_file": "log", **wire, "notify_scripts": False}
     if verb is Verb.DUMP:
         wire["pid"] = NOBODY
@@ -158,7 +158,7 @@ def _is_open(fd: Any) -> bool:
 
 
 def taken(field: str, rule: str) -> str | None:
-    """What CRIU does with what this rule refuses; None: it refuses it too."""
+    """The effect in CRIU of a value that this rule refuses; None: CRIU refuses it too."""
     for name, reason, what in TAKEN:
         if re.fullmatch(name, field) and reason in rule:
             return what
@@ -167,7 +167,7 @@ def taken(field: str, rule: str) -> str | None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """Things that exist."""
+    """Existing files and directories."""
     result = World(tmp_path)
     yield result
     result.close()
@@ -185,7 +185,7 @@ CASES = [
 
 @pytest.mark.parametrize(("verb", "fields", "culprit"), CASES)
 def test_what_we_refuse(verb: Verb, fields: dict[str, Any], culprit: str, images: Path) -> None:
-    """CRIU refuses it too, or takes it and loses it as written down here."""
+    """CRIU refuses it too, or accepts it with the documented loss."""
     images.mkdir()
     opts = CriuOpts(**fields)
     with pytest.raises(OptionError) as caught:
@@ -223,13 +223,13 @@ RAW: list[tuple[str, WireValue, bool]] = [
 
 @pytest.mark.parametrize(("field", "value", "refuses"), RAW)
 def test_values_at_their_limits(field: str, value: WireValue, refuses: bool, images: Path) -> None:
-    """Bounds of the table's kinds are CRIU's, or narrower where CRIU takes two values for one."""
+    """The bounds in the table are CRIU's, or narrower if CRIU treats two values as one."""
     images.mkdir()
     assert is_refused(Verb.DUMP, {field: value}, images) == refuses
 
 
 def judge(world: World, verb: Verb, fields: dict[str, Any]) -> None:
-    """Ask CRIU, and compare with our rules."""
+    """Run CRIU, and compare its result with the rules."""
     refuses = criu_refuses(verb, CriuOpts(**fields), world.images)
     try:
         option_rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
@@ -243,7 +243,7 @@ def judge(world: World, verb: Verb, fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", TRIED)
 def test_each_option_by_itself(world: World, name: str) -> None:
-    """With values of a sensible form, and with others."""
+    """With values of a valid form, and with others."""
     for verb in (Verb.DUMP, Verb.RESTORE):
 
         @thoroughly(10)
@@ -256,7 +256,7 @@ def test_each_option_by_itself(world: World, name: str) -> None:
 
 
 def test_what_does_not_go_together(world: World) -> None:
-    """Of all pairs of options, those that we refuse: CRIU refuses or loses one of them too."""
+    """All pairs of options that the library refuses: CRIU refuses or ignores one of them, too."""
 
     @thoroughly(1)
     @given(values=st.fixed_dictionaries({name: _plainly(world, name) for name in TRIED}))
@@ -272,7 +272,7 @@ def test_what_does_not_go_together(world: World) -> None:
 
 
 def _plainly(world: World, name: str) -> st.SearchStrategy[Any]:
-    """A value of an option that says something: True, or a list that is not empty."""
+    """An effective value of an option: True, or a list that is not empty."""
     if isinstance(BY_FIELD[name].kind, Flag):
         return st.just(True)
     return world.forms.get(name, values_of(BY_FIELD[name])).filter(lambda value: value != [])
@@ -287,7 +287,9 @@ def _is_accepted(world: World, verb: Verb, fields: dict[str, Any]) -> bool:
 
 
 def test_generated_options(world: World) -> None:
-    """Many at once: whatever CRIU takes and keeps, we take; whatever it refuses, we refuse."""
+    """Many options together: the library accepts all that CRIU accepts and uses, and refuses all
+    that CRIU refuses.
+    """
 
     @thoroughly(150)
     @given(data=st.data())
@@ -297,7 +299,7 @@ def test_generated_options(world: World) -> None:
         fields = {row.name: value for row, value in drawn.items() if _is_tried(row.name)}
         wild = [row for row in rows_for(verb) if _is_tried(row.name)]
         for row in data.draw(st.lists(st.sampled_from(wild), max_size=3)):
-            # Past the rules, which have formed what was drawn before.
+            # Without the rules, with which the values were generated.
             fields[row.name] = data.draw(world.forms.get(row.name, st.nothing()) | values_of(row))
         judge(world, verb, fields)
 

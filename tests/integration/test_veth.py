@@ -1,11 +1,11 @@
-"""veth_pairs: a container's network comes back, and its other end under the name asked for.
+"""veth_pairs: the network of a container is restored, with a chosen name for its outer end.
 
 A veth device is one end of a pair. The end in the container is saved with its name, hardware
-address, MTU, addresses and routes; the other end belongs to the host and is not. On restore
-CRIU makes a new pair, and has to be told what to call the outer end:
-``veth_pairs=[("eth0", "outer")]``, or the same as ``external=["veth[eth0]:outer"]``, the form
-that CRIU now prefers. ``"outer@bridge"`` also puts it on a bridge and up; without a bridge it
-stays down and has no address: that is the host's part.
+address, MTU, addresses and routes; the other end belongs to the host and is not saved. The restore
+creates a new pair, and needs a name for the outer end: ``veth_pairs=[("eth0", "outer")]``, or the
+same as ``external=["veth[eth0]:outer"]``, the form that CRIU prefers now. ``"outer@bridge"`` also
+adds it to a bridge and sets it up; without a bridge the host has to set it up and assign an
+address.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def _ip(*words: str) -> None:
 
 
 def _link(name: str) -> dict[str, Any]:
-    """A network device of the host's; empty where there is none."""
+    """A network device of the host; empty if it does not exist."""
     message = subprocess.run(["ip", "-json", "link", "show", name], capture_output=True)
     return json.loads(message.stdout)[0] if message.returncode == 0 else {}
 
 
 def _served() -> int:
-    """The answer of the server in the container, over the pair."""
+    """The response of the server in the container, over the pair."""
     with socket.create_connection((INNER, PORT), timeout=10) as connection:
         return int(connection.recv(100))
 
@@ -77,7 +77,7 @@ def _network(box: Container) -> dict[str, object]:
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Container]:
-    """A container with a server, reached over a veth pair from OUTER to eth0."""
+    """A container with a server, connected by a veth pair from OUTER to eth0."""
     with container(tmp_path / "box", SERVER) as box, contextlib.ExitStack() as undo:
         _ip("link", "add", OUTER, "type", "veth", "peer", "name", "eth0", "netns", str(box.pid))
         for link in (OUTER, OTHER):
@@ -92,7 +92,7 @@ def box(tmp_path: Path) -> Iterator[Container]:
 
 @pytest.fixture
 def bridge() -> Iterator[str]:
-    """A bridge that has the host's address."""
+    """A bridge with the host's address."""
     _ip("link", "add", BRIDGE, "type", "bridge")
     try:
         yield BRIDGE
@@ -101,12 +101,12 @@ def bridge() -> Iterator[str]:
 
 
 def _dumped(box: Container, images: Path) -> dict[str, object]:
-    """Dump the container; what its network was."""
+    """Dump the container; returns the state of its network."""
     before = _network(box)
     assert _served() == 1
     dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
     box.reap()
-    # The kernel takes a namespace's devices, and so the outer end, away a moment later.
+    # The kernel removes a namespace's devices, and so the outer end, a moment later.
     eventually(lambda: not _link(OUTER), "the end of the pair")
     return before
 
@@ -119,7 +119,9 @@ def _expect_connected(box: Container, before: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("form", ["veth_pairs", "external"])
 def test_the_outer_end_gets_the_name_asked_for(box: Container, images: Path, form: str) -> None:
-    """Inner device, address and routes are as before; the host addresses the new outer end."""
+    """Inner device, address and routes are restored; the host assigns an address to the new outer
+    end.
+    """
     before = _dumped(box, images)
     given = {
         "veth_pairs": CriuOpts(
@@ -164,8 +166,11 @@ def test_the_outer_end_goes_on_a_bridge(
     _expect_connected(box, before)
 
 
+@pytest.mark.cures("veth-peer")
 def test_a_restore_without_a_name_is_refused(box: Container, images: Path) -> None:
-    """CRIU makes up no name; the message says what to give, and the images stay whole."""
+    """CRIU does not invent a name; the message has the required value, and the images are
+    unchanged.
+    """
     before = _dumped(box, images)
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
     with pytest.raises(CriuError, match=r"veth_pairs=\[") as caught:

@@ -1,9 +1,9 @@
-"""weak_sysctls: restoring where the kernel lacks a network setting that the images hold.
+"""weak_sysctls: a restore on a kernel that lacks a network setting of the images.
 
-A container's network namespace is saved with its settings of /proc/sys/net. Another kernel may
-not have one of them, and then CRIU refuses the restore; with ``weak_sysctls=True`` it goes on
-without. This kernel has all that it has saved, so these tests restore with a CRIU that cannot
-see one: a small library, loaded into it, says that the file does not exist.
+A container's network namespace is saved with its settings of /proc/sys/net. If another kernel lacks
+one of them, CRIU refuses the restore; with ``weak_sysctls=True`` it ignores the setting. This
+kernel has all saved settings, so these tests restore with a CRIU for which a small preloaded
+library hides one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ pytestmark = pytest.mark.skipif(CC is None, reason="needs a C compiler")
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Container]:
-    """A container in which one setting is not the usual one."""
+    """A container in which one setting has an unusual value."""
     with container(tmp_path / "box") as box:
         box.run("sh", "-c", f"echo 321 > {SETTING}")
         yield box
@@ -62,7 +62,7 @@ def box(tmp_path: Path) -> Iterator[Container]:
 
 @pytest.fixture
 def lacking(tmp_path: Path) -> Worker:
-    """A CRIU on a kernel that has no such setting, as far as it can see."""
+    """A CRIU for which the setting does not exist."""
     (tmp_path / "hide.c").write_text(HIDE)
     assert CC is not None
     library = tmp_path / "hide.so"
@@ -70,8 +70,11 @@ def lacking(tmp_path: Path) -> Worker:
     return Worker(env={"LD_PRELOAD": str(library), "HIDDEN": SETTING.removeprefix("/proc/")})
 
 
+@pytest.mark.cures("sysctl")
 def test_a_missing_setting_is_left_out(box: Container, images: Path, lacking: Worker) -> None:
-    """Without the option the restore is refused and names it; with it the container runs."""
+    """Without the option the restore is refused with the setting's name; with it the container
+    runs.
+    """
     dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
     box.reap()
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
@@ -85,7 +88,7 @@ def test_a_missing_setting_is_left_out(box: Container, images: Path, lacking: Wo
 
 
 def test_a_setting_that_exists_comes_back(box: Container, images: Path) -> None:
-    """The option drops nothing that the kernel has."""
+    """The option does not affect existing settings."""
     dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
     box.reap()
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)

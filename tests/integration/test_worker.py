@@ -1,10 +1,10 @@
 """The worker: the ``criu swrk`` process that each call starts, watches and reaps.
 
-Which program runs, and how it is told apart that there is none, that it is no program, that it
-ends at once, that it cannot work on this kernel, or that it is killed in mid-dump. What the
-program gets from us: its descriptors, environment, signals, group and session. What it costs
-us: nothing that stays, in any kind of failure. And the calls of many threads run side by side,
-also in a program that ignores SIGCHLD or reaps all children itself.
+The tests cover the choice of the program; the errors for a missing program, a file that is no
+program, one that ends at once, one that does not work on this kernel, and one that is killed during
+a dump; the state that the program inherits: descriptors, environment, signals, group and session;
+resources after failures; and concurrent calls of many threads, also in a program that ignores
+SIGCHLD or reaps all children itself.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _program(path: Path, text: str, mode: int = 0o755) -> Path:
 
 
 def _refused(target: Target, images: Path, program: str | Path, kind: type[CriuError]) -> CriuError:
-    """The error of a dump with this program; the process has not noticed."""
+    """The error of a dump with this program; the process is unchanged."""
     opts = CriuOpts(images_directory=images)
     with pytest.raises(kind) as caught:
         dump(target.pid, opts, via=Worker(program=program))
@@ -73,14 +73,14 @@ def _refused(target: Target, images: Path, program: str | Path, kind: type[CriuE
 
 @pytest.mark.parametrize("program", ["/does/not/exist/criu", "no-such-criu"])
 def test_no_program(spawn: Spawn, images: Path, program: str) -> None:
-    """A missing program is FileNotFoundError, with the way to install one."""
+    """A missing program raises FileNotFoundError, with a command that installs one."""
     error = _refused(spawn(), images, program, ProgramNotFoundError)
     assert isinstance(error, FileNotFoundError)
     assert "install" in str(error)
 
 
 def test_no_executable(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """A file that may not be executed, and a directory, are PermissionError."""
+    """A file that cannot be executed, and a directory, raise PermissionError."""
     target = spawn()
     plain = _program(tmp_path / "plain", "#!/bin/sh\n", mode=0o644)
     for program in (plain, tmp_path):
@@ -89,7 +89,7 @@ def test_no_executable(spawn: Spawn, images: Path, tmp_path: Path) -> None:
 
 
 def test_a_program_that_cannot_be_started(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """What the kernel will not execute is an OSError that says why."""
+    """A program that the kernel cannot execute raises an OSError with the reason."""
     target = spawn()
     _refused(target, images, _program(tmp_path / "text", "no program"), ProgramError)
     script = _program(tmp_path / "script", "#!/does/not/exist\n")
@@ -121,7 +121,7 @@ def test_a_program_that_ends_at_once(
 
 
 def test_what_it_says_is_told(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """The error lines that a program leaves on its standard error are in the error."""
+    """The error lines on a program's standard error are in the exception."""
     text = "#!/bin/sh\necho 'Error (criu/x.c:1): it went wrong' >&2\nexit 1\n"
     error = _refused(spawn(), images, _program(tmp_path / "program", text), WorkerDiedError)
     assert error.lines == ("Error (criu/x.c:1): it went wrong",)
@@ -129,11 +129,11 @@ def test_what_it_says_is_told(spawn: Spawn, images: Path, tmp_path: Path) -> Non
 
 
 OLD = Path("/opt/pycriu-native-3.17/bin/criu")
-"""A CRIU 3.17, where ``tools/install-criu`` puts it."""
+"""A CRIU 3.17 that ``tools/install-criu`` has installed."""
 
 
 def test_a_program_that_cannot_run_on_this_kernel(spawn: Spawn, images: Path) -> None:
-    """A CRIU that is too old for the kernel is ProgramError, and its cause names the kernel."""
+    """A CRIU that is too old for the kernel raises ProgramError with the kernel in its cause."""
     if not OLD.exists():
         pytest.skip(f"no CRIU 3.17 is installed as {OLD}")
     if subprocess.run([OLD, "check"], capture_output=True, check=False).returncode == 0:
@@ -150,7 +150,7 @@ def test_a_program_that_cannot_run_on_this_kernel(spawn: Spawn, images: Path) ->
 
 
 def _workers() -> list[int]:
-    """Our children that are CRIU."""
+    """The child processes that are CRIU."""
     result = []
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
@@ -162,7 +162,9 @@ def _workers() -> list[int]:
 
 @pytest.mark.parametrize("moment", [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP])
 def test_a_worker_that_is_killed(spawn: Spawn, images: Path, moment: Notify) -> None:
-    """SIGKILL in mid-dump, while the process stands still too: an error, and it runs on."""
+    """SIGKILL during a dump, also while the process is frozen: an error, and the
+    process continues.
+    """
     target = spawn()
     killed = []
 
@@ -199,7 +201,7 @@ echo "$@" >$here/arguments
 
 @dataclass(frozen=True)
 class Spied:
-    """What a worker had when it started."""
+    """The state of a worker at its start."""
 
     here: Path
 
@@ -221,12 +223,12 @@ class Spied:
         return dict(line.split("=", 1) for line in lines)
 
     def descriptors(self) -> dict[int, str]:
-        """Its descriptors, without the one from which a shell reads its script."""
+        """Its descriptors, without that of a shell's script."""
         result = re.findall(r" (\d+) -> (.*)", (self.here / "fds").read_text())
         return {int(number): what for number, what in result if what != str(self.here / "spy")}
 
     def socket(self) -> int:
-        """The descriptor that it was told to speak over."""
+        """The descriptor for its requests."""
         verb, number = (self.here / "arguments").read_text().split()
         assert verb == "swrk"
         return int(number)
@@ -234,7 +236,7 @@ class Spied:
 
 @pytest.fixture
 def spy(tmp_path: Path) -> Callable[..., Spied]:
-    """Start a worker that only looks at itself, and tell what it saw."""
+    """Start a worker that only reports its state."""
 
     def look(opts: CriuOpts | None = None, **worker: Any) -> Spied:
         program = tmp_path / "spy"
@@ -249,7 +251,7 @@ def spy(tmp_path: Path) -> Callable[..., Spied]:
 
 
 def test_its_descriptors(spy: Callable[..., Spied]) -> None:
-    """Standard input, output, error and its socket: not one of ours, inheritable or not."""
+    """Standard input, output, error and its socket, but no other descriptor, inheritable or not."""
     with contextlib.ExitStack() as owned:
         for _ in range(5):
             fd = os.open("/dev/null", os.O_RDONLY)
@@ -264,7 +266,9 @@ def test_its_descriptors(spy: Callable[..., Spied]) -> None:
 
 
 def test_descriptors_that_are_kept(spy: Callable[..., Spied], tmp_path: Path) -> None:
-    """Those that an option hands over have the same number there, and stay as they are here."""
+    """Descriptors of an option have the same number in the worker, and are unchanged in
+    the caller.
+    """
     with socket.socket() as connection, open(tmp_path / "input", "w+") as stdin:
         opts = CriuOpts(
             images_directory=tmp_path / "images", page_server=PageServer(fd=connection.fileno())
@@ -278,7 +282,9 @@ def test_descriptors_that_are_kept(spy: Callable[..., Spied], tmp_path: Path) ->
 
 
 def test_its_environment(spy: Callable[..., Spied], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed PATH and HOME and what ``env`` adds; nothing of ours, which could lead it astray."""
+    """A fixed PATH and HOME, and the variables of ``env``; none of the caller's, which could change
+    its behaviour.
+    """
     monkeypatch.setenv("CRIU_CONFIG_FILE", "/tmp/evil.conf")
     monkeypatch.setenv("LD_PRELOAD", "")
     environment = spy(env={"CRIU_LIBS_DIR": "/plugins"}).environment()
@@ -306,9 +312,8 @@ def _blocking(*signals: signal.Signals) -> Iterator[None]:
 
 
 def test_its_signals(spy: Callable[..., Spied]) -> None:
-    """Only SIGXFSZ is ignored, whatever the caller ignores: CRIU cannot work with SIGCHLD ignored.
-
-    A dump's worker blocks what asks it to end, which in the middle can cost the process its life.
+    """Only SIGXFSZ is ignored, whatever the caller ignores, since CRIU does not work with SIGCHLD
+    ignored. A dump's worker blocks termination signals, which could kill the process during a dump.
     """
     ignored = (signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGTSTP)
     with _ignoring(*ignored), _blocking(signal.SIGTERM, signal.SIGALRM, signal.SIGUSR2):
@@ -316,7 +321,7 @@ def test_its_signals(spy: Callable[..., Spied]) -> None:
     assert spied.signals("SigIgn") == {signal.SIGXFSZ}
     to_end = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
     assert spied.signals("SigBlk") == to_end
-    # Once it serves its pages, a lazy dump is called off by SIGTERM.
+    # While it serves pages, SIGTERM cancels a lazy dump.
     lazy = CriuOpts(
         images_directory=spied.here / "images",
         lazy_pages=True,
@@ -327,14 +332,14 @@ def test_its_signals(spy: Callable[..., Spied]) -> None:
 
 
 def test_its_group_and_session(spy: Callable[..., Spied]) -> None:
-    """A process group of its own, which Ctrl-C does not reach, in our session."""
+    """A separate process group, which Ctrl-C does not reach, in the same session."""
     own, group, session = spy().group_and_session()
     assert group == own
     assert session == os.getsid(0) != own
 
 
 def test_a_dump_while_signals_are_ignored(spawn: Spawn, images: Path) -> None:
-    """With SIGCHLD ignored, when the kernel keeps no zombie for anybody, dumps work as ever."""
+    """With SIGCHLD ignored, so that the kernel keeps no zombies, dumps work."""
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_running=True)
     with _ignoring(signal.SIGCHLD), _blocking(signal.SIGTERM, signal.SIGUSR1):
@@ -351,7 +356,7 @@ def test_a_dump_while_signals_are_ignored(spawn: Spawn, images: Path) -> None:
 
 @contextlib.contextmanager
 def _reaping_in_a_handler() -> Iterator[list[int]]:
-    """A SIGCHLD handler that reaps whatever there is, as many programs have one."""
+    """A SIGCHLD handler that reaps all children, as in many programs."""
     reaped: list[int] = []
 
     def reap(*_: object) -> None:
@@ -368,7 +373,7 @@ def _reaping_in_a_handler() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _reaping_in_a_thread() -> Iterator[list[int]]:
-    """A thread that waits for any child, all the time."""
+    """A thread that waits for any child all the time."""
     reaped: list[int] = []
     over = threading.Event()
 
@@ -394,7 +399,9 @@ def test_somebody_else_reaps_our_worker(
     images: Path,
     reaping: Callable[[], contextlib.AbstractContextManager[list[int]]],
 ) -> None:
-    """Dumps succeed and failures are told, though the worker's exit status is gone at times."""
+    """Dumps succeed and failures are reported, although the worker's exit status is
+    sometimes lost.
+    """
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_running=True)
     with reaping() as reaped:
@@ -408,7 +415,7 @@ def test_somebody_else_reaps_our_worker(
 
 
 def test_calls_of_many_threads_run_side_by_side(spawn: Spawn, tmp_path: Path) -> None:
-    """Eight threads dump eight processes; all eight are in mid-dump at the same moment."""
+    """Eight threads dump eight processes; all eight dumps are in progress at the same time."""
     targets = [spawn() for _ in range(8)]
     together = threading.Barrier(len(targets))
 
@@ -417,7 +424,7 @@ def test_calls_of_many_threads_run_side_by_side(spawn: Spawn, tmp_path: Path) ->
 
         def meet(notification: Notification) -> None:
             if notification.action is Notify.POST_DUMP:
-                together.wait(PATIENCE)  # breaks, and fails the test, if they do not all come
+                together.wait(PATIENCE)  # breaks, and fails the test, unless all arrive
 
         dump(targets[number].pid, CriuOpts(images_directory=images), on_notify=meet)
         return images
@@ -430,7 +437,7 @@ def test_calls_of_many_threads_run_side_by_side(spawn: Spawn, tmp_path: Path) ->
 
 
 def test_errors_of_many_threads_are_their_own(spawn: Spawn, tmp_path: Path) -> None:
-    """Of calls that run side by side, each has its own result or its own error."""
+    """Concurrent calls have their own results and errors."""
     target = spawn()
 
     def call(number: int) -> object:
@@ -454,7 +461,7 @@ def test_errors_of_many_threads_are_their_own(spawn: Spawn, tmp_path: Path) -> N
 
 
 def _nobody() -> int:
-    """A pid that no process has."""
+    """An unused pid."""
     return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
 
 
@@ -476,7 +483,7 @@ FAILURES: dict[str, Callable[[int, CriuOpts], object]] = {
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_failure_leaves_nothing(spawn: Spawn, images: Path, kind: str) -> None:
-    """No descriptor, thread or child is left by ten failures of any kind; the process runs on."""
+    """Ten failures of any kind leave no descriptor, thread or child; the process continues."""
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_running=True)
     before = Snapshot.take()
@@ -517,7 +524,7 @@ except CriuError as error:
 
 
 def _without(target: Target, images: Path, drop: tuple[int, ...] = (), uid: int = 0) -> str:
-    """What a dump says in a program that lacks these capabilities, or root's uid."""
+    """The result of a dump in a program without these capabilities, or without root's uid."""
     words = [str(target.pid), str(images), repr(drop), str(uid)]
     command = [sys.executable, "-c", WITHOUT, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -527,7 +534,7 @@ def _without(target: Target, images: Path, drop: tuple[int, ...] = (), uid: int 
 
 
 def test_missing_capabilities(spawn: Spawn, tmp_path: Path) -> None:
-    """Root without the capabilities that CRIU needs: PermissionError, and the process runs on."""
+    """Root without the capabilities that CRIU needs: PermissionError, and the process continues."""
     releases.required("3.18", "looking at its own capabilities")
     target = spawn()
     assert _without(target, tmp_path / "with") == "done"
@@ -537,20 +544,20 @@ def test_missing_capabilities(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_missing_ptrace(spawn: Spawn, tmp_path: Path) -> None:
-    """Who may not trace the process may not dump it: PermissionError too."""
+    """A caller that cannot trace the process cannot dump it: PermissionError."""
     target = spawn()
     message = _without(target, tmp_path / "without", (CAP_SYS_PTRACE,))
     assert message.startswith("PermissionDeniedError True"), message
 
 
 def test_another_user(spawn: Spawn) -> None:
-    """An ordinary user without capabilities is refused in the same way."""
+    """A user without capabilities is refused in the same way."""
     releases.required("3.18", "looking at its own capabilities")
     package = Path(pycriu_native.__file__)
     if not all(parent.stat().st_mode & 0o001 for parent in package.parents):
         pytest.skip("the checkout is closed to other users")
     target = spawn()
-    with tempfile.TemporaryDirectory() as directory:  # pytest's own are closed to other users
+    with tempfile.TemporaryDirectory() as directory:  # pytest's are private
         os.chmod(directory, 0o755)
         images = Path(directory, "images")
         images.mkdir()
@@ -578,7 +585,7 @@ except CriuError as error:
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_where_nothing_can_be_loaded(images: Path, loaded: bool) -> None:
-    """A failure is CRIU's and no failed import, and it is explained where preload was called."""
+    """A failure is CRIU's and not a failed import, and it has its cause if preload was called."""
     words = [str(images), *(["loaded"] if loaded else [])]
     command = [sys.executable, "-c", NOTHING_TO_LOAD, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -50,7 +50,9 @@ def started(zygote: Zygote, *args: str, **options: Any) -> Process[str]:
 
 
 def test_a_copy_is_told(zygote: Zygote, tmp_path: Path) -> None:
-    """Arguments, environment, working directory and number; it is a child of ours."""
+    """It receives arguments, environment, working directory and number, and is a child of the
+    caller.
+    """
     with started(zygote, "a", "b c", env={"SNAPSHOT_TEST": "given"}, cwd=tmp_path) as process:
         number, seen = ask(process, "identity")
         assert number == process.number
@@ -66,7 +68,7 @@ def test_a_copy_is_told(zygote: Zygote, tmp_path: Path) -> None:
 
 
 def test_many_at_once(zygote: Zygote) -> None:
-    """Started by threads, each has its own number, pid, session and randomness."""
+    """Copies started by threads have different numbers, pids, sessions and random numbers."""
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         copies = list(pool.map(lambda _: started(zygote), range(12)))
     try:
@@ -87,7 +89,7 @@ def test_many_at_once(zygote: Zygote) -> None:
 
 
 def test_exit_statuses(zygote: Zygote) -> None:
-    """Of an exit, a signal to itself, one of ours, a handler's, and for the system's own wait."""
+    """Of an exit, a signal to itself, one of the caller, one of a handler, and with os.waitpid."""
     for question, status in ((["exit", 42], 42), (["kill", signal.SIGTERM], -signal.SIGTERM)):
         with started(zygote) as process:
             out, _ = process.communicate(json.dumps(question) + "\n", timeout=PATIENCE)
@@ -105,7 +107,7 @@ def test_exit_statuses(zygote: Zygote) -> None:
 
 
 def test_a_second_wait_ends_a_copy(zygote: Zygote) -> None:
-    """As in other copies."""
+    """As for other copies."""
     with started(zygote, stderr=PIPE) as process:
         out, errors = process.communicate(json.dumps(["wait"]) + "\n", timeout=PATIENCE)
     assert (out, process.returncode) == ("", 1)
@@ -144,7 +146,7 @@ def test_state_of_the_program(tmp_path: Path) -> None:
 
 
 def test_where_it_runs(snapshot: Snapshot) -> None:
-    """Host name and network are the zygote's; so is the way to CRIU."""
+    """Host name, network and worker are those of the zygote."""
     with (
         WorkerPool(1) as pool,
         snapshot.zygote(hostname="z", network=True, via=pool) as zygote,
@@ -179,7 +181,7 @@ def test_asyncio(zygote: Zygote) -> None:
 
 
 def test_close(snapshot: Snapshot) -> None:
-    """It takes all copies along, whose exit statuses say so; nothing is left."""
+    """It ends all copies, with the exit status of a signal; nothing remains."""
     before = children()
     zygote = snapshot.zygote()
     copies = [zygote.start(stdin=PIPE) for _ in range(3)]
@@ -194,7 +196,7 @@ def test_close(snapshot: Snapshot) -> None:
 
 
 def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
-    """It is not collected as garbage while a copy is in use."""
+    """It is not deleted while a copy is in use."""
     before = children()
     with started(snapshot.zygote()) as process:
         identity(process)
@@ -204,7 +206,7 @@ def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
 
 
 def test_a_zygote_that_was_killed(zygote: Zygote) -> None:
-    """Its copies end, and a start says so."""
+    """Its copies end, and a start reports it."""
     with started(zygote) as process:
         identity(process)
         os.kill(zygote.pid, signal.SIGKILL)
@@ -214,7 +216,7 @@ def test_a_zygote_that_was_killed(zygote: Zygote) -> None:
 
 
 def test_a_zygote_that_is_late(snapshot: Snapshot) -> None:
-    """The deadline holds; the copy that is forked later ends, and others are started."""
+    """The deadline applies; the copy that is forked later ends, and others are started."""
     before = children()
     with snapshot.zygote(deadline=PATIENCE) as zygote:
         os.kill(zygote.pid, signal.SIGSTOP)
@@ -229,7 +231,7 @@ def test_a_zygote_that_is_late(snapshot: Snapshot) -> None:
 
 
 def test_a_zygote_that_cannot_fork(snapshot: Snapshot) -> None:
-    """The error has the reason, and the zygote goes on."""
+    """The error has the reason, and the zygote continues."""
     hierarchy = cgroups.required("pids")
     for make in cgroups.maker():
         cgroup = make(hierarchy)
@@ -260,7 +262,7 @@ while True:
 
 @pytest.mark.parametrize("part", ["caller", "zygote"])
 def test_parts_killed_at_random(snapshot: Snapshot, orphans: None, part: str) -> None:
-    """Nothing of the zygote and its copies is left."""
+    """Nothing of the zygote and its copies remains."""
     before = children()
     for _ in range(6):
         with subprocess.Popen(
@@ -286,7 +288,7 @@ def test_parts_killed_at_random(snapshot: Snapshot, orphans: None, part: str) ->
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    """Other languages, threads, child processes: before anything is started."""
+    """Other languages, threads and child processes are refused before anything is started."""
     threads = (
         "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     )

@@ -71,6 +71,14 @@ class BatchJob:
             error.add_note(self.story())
             raise
 
+    def until_event(self, name: str) -> None:
+        """Wait until there is such an event."""
+        try:
+            eventually(lambda: name in self.events(), name)
+        except AssertionError as error:
+            error.add_note(self.story())
+            raise
+
     def until_resumed(self, times: int) -> None:
         """Wait until it was resumed so often."""
         try:

@@ -1,4 +1,6 @@
-"""A cluster of SLURM with one node: munged, slurmctld and slurmd in a directory of their own.
+"""A cluster of SLURM: munged, slurmctld and slurmd in a directory of their own.
+
+It has one node, and a second one while a test has it (``second_node``).
 
 The programs are those of Debian's packages, unpacked below one directory and not installed.
 """
@@ -20,6 +22,9 @@ from ..integration.support.processes import PATIENCE, eventually
 
 CLIENTS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue")
 USER = 65534
+SECOND = "second"
+NODE_TIMEOUT = 20
+"""Seconds until a node that does not respond is lost for SLURM."""
 GRACE = 40
 """Seconds between SIGUSR1 and SIGTERM for a job that is preempted in the partition ``low``."""
 
@@ -29,11 +34,11 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthInfo=socket={directory}/sockets/munge,cred_expire=5
 StateSaveLocation={directory}/state
-SlurmdSpoolDir={directory}/spool
+SlurmdSpoolDir={directory}/spool-%n
 SlurmctldPidFile={directory}/slurmctld.pid
-SlurmdPidFile={directory}/slurmd.pid
+SlurmdPidFile={directory}/slurmd-%n.pid
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
+SlurmdTimeout={timeout}
 PluginDir={plugins}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -50,10 +55,12 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 SchedulerParameters=batch_sched_delay=1,sched_interval=2
 MailProg=/bin/true
-NodeName={host} NodeAddr=127.0.0.1 CPUs=1 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
+NodeName={second} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime={grace}
 PartitionName=lowest Nodes={host} PriorityTier=1 GraceTime=0
 PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF
+PartitionName=both Nodes={host},{second} PriorityTier=1
 """
 
 
@@ -80,7 +87,7 @@ class Cluster:
         self.directory.chmod(0o755)
         for name, mode in (("bin", 0o755), ("sockets", 0o755), ("munge", 0o700)):
             (self.directory / name).mkdir(mode=mode)
-        for name in ("state", "spool"):
+        for name in ("state", f"spool-{_host()}", f"spool-{SECOND}"):
             (self.directory / name).mkdir()
         self._configure()
         for name in CLIENTS:
@@ -94,16 +101,55 @@ class Cluster:
         options += [f"--seed-file={munge / 'seed'}", f"--log-file={munge / 'log'}"]
         self._daemon("munged", "--foreground", "--force", *options)
         eventually(endpoint.is_socket, "the socket of munged")
-        configuration = ["-D", "-f", str(self.directory / "slurm.conf")]
-        self._daemon("slurmctld-wlm", *configuration)
-        stepd = self._usr / "sbin" / "slurmstepd-wlm"
-        self._daemon("slurmd-wlm", *configuration, "-N", _host(), "-d", str(stepd))
+        self._daemon("slurmctld-wlm", *self._foreground)
+        self._daemon(*self._slurmd(_host()))
         try:
-            eventually(lambda: self.client("sinfo", "-h", "-o", "%T") == "idle", "an idle node")
+            eventually(lambda: self.state_of_node(_host()) == "idle", "an idle node")
         except BaseException as error:
             error.add_note(self.logs())
             self.stop()
             raise
+
+    @property
+    def _foreground(self) -> list[str]:
+        return ["-D", "-f", str(self.directory / "slurm.conf")]
+
+    def _slurmd(self, node: str) -> list[str]:
+        stepd = self._usr / "sbin" / "slurmstepd-wlm"
+        return ["slurmd-wlm", *self._foreground, "-N", node, "-d", str(stepd)]
+
+    @contextlib.contextmanager
+    def second_node(self, local: Path, common: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A second node while the first one takes no jobs: its slurmd.
+
+        It is the first process of a pid namespace, whose end is that of the node and its jobs. The
+        node has the directory ``local`` at the path ``common``.
+        """
+        own = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        mounted = ("sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', local, common)
+        self._daemon(*self._slurmd(SECOND), prefix=[*own, *map(str, mounted)])
+        daemon = self.daemons[-1]
+        try:
+            eventually(lambda: self.state_of_node(SECOND) == "idle", "an idle second node")
+            self._update_node(_host(), "State=DRAIN", "Reason=test")
+            yield daemon
+        finally:
+            self.resume_node()
+            self.daemons.remove(daemon)
+            daemon.kill()
+            daemon.wait()
+
+    def resume_node(self) -> None:
+        """Have the first node take jobs again."""
+        if "drain" in self.state_of_node(_host()):
+            self._update_node(_host(), "State=RESUME")
+
+    def _update_node(self, node: str, *words: str) -> None:
+        self.client("scontrol", "update", f"NodeName={node}", *words)
+
+    def state_of_node(self, node: str) -> str:
+        """The state of a node, such as ``idle``."""
+        return self.client("sinfo", "-h", "-n", node, "-o", "%T", "-p", "both")
 
     def stop(self) -> None:
         """End the daemons, by pid."""
@@ -167,9 +213,11 @@ class Cluster:
         )
 
     def _configure(self) -> None:
-        with _free_ports(2) as ports:
+        with _free_ports(3) as ports:
             text = CONFIGURATION.format(
                 host=_host(),
+                second=SECOND,
+                timeout=NODE_TIMEOUT,
                 directory=self.directory,
                 ports=ports,
                 plugins=self._plugins,
@@ -186,11 +234,11 @@ class Cluster:
         libraries = os.pathsep.join(map(str, (self._plugins, self._libraries)))
         return {**os.environ, "LD_LIBRARY_PATH": libraries}
 
-    def _daemon(self, name: str, *words: str) -> None:
-        with open(self.directory / f"{name}.log", "wb") as log:
+    def _daemon(self, name: str, *words: str, prefix: Sequence[str] = ()) -> None:
+        with open(self.directory / f"{name}{len(self.daemons)}.log", "wb") as log:
             self.daemons.append(
                 subprocess.Popen(
-                    [str(self._usr / "sbin" / name), *words],
+                    [*prefix, str(self._usr / "sbin" / name), *words],
                     env=self._environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
-from pycriu_native.jobs import State
+import pytest
 
+from pycriu_native.jobs import State
+from pycriu_native.jobs.directory import JobDirectory
+
+from ..integration.support.job_hosts import never_two
 from ..integration.support.processes import eventually
 from .batch import BatchJob
 from .cluster import Cluster
@@ -23,7 +29,7 @@ def test_time_limit(batch: BatchJob, tmp_path: Path) -> None:
     steps = batch.finish(tmp_path / "reference")
     assert steps > 0
     assert batch.events().count("requeued") == 2
-    assert f"SLURM queues job {number} again" in batch.output()
+    assert f"SLURM requeues job {number}" in batch.output()
     assert "Restarts=2" in batch.cluster.job(number)
 
 
@@ -81,7 +87,7 @@ def test_requeued_by_hand(batch: BatchJob, tmp_path: Path) -> None:
 
 
 def test_cancelled(batch: BatchJob, tmp_path: Path) -> None:
-    """``scancel`` ends it, and it is not queued again; the next job goes on where it was."""
+    """``scancel`` ends it, and it is not requeued; the next job goes on where it was."""
     where = str(batch.place / "job")
     number = batch.submit("--time=10", AT_ONCE.replace("59", "1"), run=("--dir", where))
     batch.until_checkpoints()
@@ -97,12 +103,12 @@ def test_cancelled(batch: BatchJob, tmp_path: Path) -> None:
 
 
 def test_without_a_checkpoint(batch: BatchJob) -> None:
-    """A run that has come no further is not queued again: that would never end."""
+    """A run that has taken no checkpoint is not requeued, since this could repeat endlessly."""
     number = batch.submit("--time=10", run=("--every", "1h", "--grace", "0s"))
     eventually(lambda: batch.job.directory.status().state is State.RUNNING, "its start")
     batch.cluster.client("scancel", "--batch", "--signal=USR1", number, user=batch.user)
     batch.until_state("FAILED")
-    assert "is not queued again: this run has taken no checkpoint" in batch.output()
+    assert "is not requeued: this run has taken no checkpoint" in batch.output()
     assert "ExitCode=75:0" in batch.cluster.job(number)
 
 
@@ -110,8 +116,36 @@ def test_that_cannot_be_requeued(batch: BatchJob) -> None:
     """It is refused before anything is started."""
     batch.submit("--time=1", "--no-requeue")
     batch.until_state("FAILED")
-    assert "cannot be queued again: submit it with --requeue" in batch.output()
+    assert "cannot be requeued: submit it with --requeue" in batch.output()
     assert not batch.job.directory.path.exists()
+
+
+@pytest.mark.parametrize("what", ["lost", "cut off"])
+def test_a_node(batch: BatchJob, tmp_path: Path, what: str) -> None:
+    """SLURM queues the job of a lost node again, and the other node resumes it from the storage.
+    That of a node which SLURM only takes for lost runs on, and is not started a second time.
+    """
+    here, there = batch.place / "here", batch.place / "there"
+    for each in (here, there, batch.place / "storage"):
+        each.mkdir()
+        os.chown(each, batch.user, batch.user)
+    storage = ("--storage", str(batch.place / "storage"), "--lease", "15", "--dir", str(here))
+    with batch.cluster.second_node(there, here) as slurmd, never_two(batch.job.place):
+        number = batch.submit("--time=10", "--partition=both", run=storage)
+        batch.job.directory = JobDirectory(there)
+        batch.until_checkpoints(3)
+        batch.cluster.resume_node()
+        batch.job.directory = JobDirectory(here)
+        if what == "lost":
+            slurmd.kill()
+            batch.until_resumed(1)
+        else:
+            first = Path(f"/proc/{slurmd.pid}/task/{slurmd.pid}/children").read_text()
+            os.kill(int(first), signal.SIGSTOP)
+            batch.until_event("busy")
+            batch.job.directory = JobDirectory(there)
+        batch.finish(tmp_path / "reference")
+        assert "Restarts=1" in batch.cluster.job(number)
 
 
 def test_the_cluster_is_a_real_one(cluster: Cluster) -> None:

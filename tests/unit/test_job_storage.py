@@ -1,4 +1,4 @@
-"""The storage of jobs: complete checkpoints and one holder, whatever fails and when."""
+"""The storage of jobs: complete checkpoints and one holder, with faults at each step."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
 from pycriu_native.jobs.storage import Storage
 from pycriu_native.jobs.uploads import Uploads
 
+from ..gcs_server import gcs_server
 from ..s3_server import s3_server
 from ..ssh_server import ssh_server
 
@@ -34,12 +35,12 @@ numbers = itertools.count()
 
 
 class Fault(Exception):
-    """What a faulty file system raises."""
+    """The exception of a faulty file system."""
 
 
 @dataclass
 class Faulty(Storage):
-    """A storage that fails at a place of one's choice."""
+    """A storage that fails at a selected step."""
 
     url: str
     fails: Callable[[str, int], bool] = lambda name, written: False
@@ -48,6 +49,7 @@ class Faulty(Storage):
 
     def __post_init__(self) -> None:
         super().__init__(self.url)
+        self._has_conditional_put = False
 
     @contextmanager
     def opened(self, name: str, mode: Literal["rb", "wb", "xb"]) -> Iterator[BinaryIO]:
@@ -82,7 +84,7 @@ class _Stream:
 
 
 class Clock:
-    """A clock that waiting moves."""
+    """A clock that waiting advances."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -101,9 +103,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-@pytest.fixture(params=["memory", "local", "s3", "ssh"])
+@pytest.fixture(params=["memory", "local", "s3", "gcs", "ssh"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty storage."""
+    """A storage that is empty."""
     if request.param == "memory":
         return f"memory://job-{next(numbers)}"
     if request.param == "local":
@@ -115,6 +117,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def s3() -> Iterator[str]:
     """A bucket of moto's server."""
     with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[str]:
+    """A bucket of a server of GCS."""
+    with gcs_server() as url:
         yield url
 
 
@@ -131,7 +140,7 @@ def _directory(path: Path) -> JobDirectory:
 
 
 def _taken(directory: JobDirectory, number: int, token: int = 1) -> Checkpoint:
-    """A sealed set of images, as a checkpoint."""
+    """A sealed image set, as a checkpoint."""
     place = directory.checkpoints / str(number)
     place.mkdir(parents=True)
     (place / "inventory.img").write_bytes(b"inventory")
@@ -161,7 +170,7 @@ def _upload(storage: Storage, lease: Lease, checkpoint: Checkpoint, **more: Any)
 
 
 def _fetched(storage: Storage, directory: JobDirectory, **more: Any) -> int | None:
-    """The number of what was fetched."""
+    """The number of the fetched checkpoint."""
     options = {
         "decrypt_with": (),
         "check": lambda: None,
@@ -173,7 +182,7 @@ def _fetched(storage: Storage, directory: JobDirectory, **more: Any) -> int | No
 
 
 def test_uploaded_and_fetched(url: str, clock: Clock, tmp_path: Path) -> None:
-    """The newest comes back as it was, in an empty directory; older ones go; once is enough."""
+    """The newest one is fetched unchanged; older ones are removed; an upload is not repeated."""
     storage = Storage(url)
     here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
     lease = _held(storage, clock, "here")
@@ -190,7 +199,9 @@ def test_uploaded_and_fetched(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> None:
-    """As archives are; without the key, and with another one, nothing is taken."""
+    """Encrypted and compressed like archives; without the key, or with another one, none is
+    fetched.
+    """
     x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
     key, other = x25519.Identity.generate(), x25519.Identity.generate()
     storage = Storage(url)
@@ -201,7 +212,7 @@ def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> Non
     assert b"inventory" not in (storage.read(f"checkpoints/{name}") or b"")
     with pytest.raises(OptionError, match="decrypt_with"):
         _fetched(storage, there)
-    with pytest.raises(ImagesError, match="none of 1 checkpoints"):
+    with pytest.raises(ImagesError, match="none of the checkpoints"):
         _fetched(storage, there, decrypt_with=[str(other)])
     assert not there.all_checkpoints()
     assert _fetched(storage, there, decrypt_with=[str(key)]) == 1
@@ -209,7 +220,7 @@ def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("part", ["start", "middle", "record", "record written"])
 def test_a_fault_in_an_upload(url: str, clock: Clock, tmp_path: Path, part: str) -> None:
-    """An upload that failed is never taken; the one before stays, and the next attempt works."""
+    """A failed upload is not fetched; the previous one stays, and the next attempt succeeds."""
     storage = Faulty(url)
     here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
     lease = _held(storage, clock, "here")
@@ -234,7 +245,7 @@ def test_a_fault_in_an_upload(url: str, clock: Clock, tmp_path: Path, part: str)
 
 
 def test_what_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A checkpoint that is cut, changed or missing is reported, and the one before is taken."""
+    """A truncated, changed or missing checkpoint is reported, and the previous one is fetched."""
     storage = Storage(url)
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
@@ -262,7 +273,7 @@ def test_what_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_an_older_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
-    """What another host has continued replaces what this one did not upload; and not before."""
+    """A checkpoint of a later holder replaces local ones that were not uploaded."""
     storage = Storage(url)
     here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
     first = _held(storage, clock, "here")
@@ -281,8 +292,8 @@ def test_an_older_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_one_holder(url: str, clock: Clock) -> None:
-    """A lease that is renewed is not taken over; one that is not renewed, given back or of the
-    same holder is, with the next token. The former holder sees that.
+    """A lease that is renewed is not taken over; one that is not renewed, released or of the same
+    holder is, with the next token. The former holder detects that.
     """
     storage = Storage(url)
     first = _held(storage, clock, "here")
@@ -312,8 +323,8 @@ def test_one_holder(url: str, clock: Clock) -> None:
 
 
 def test_a_stale_holder_cannot_commit(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A commit after a takeover does not count, also for those that come later; nor does the former
-    holder remove what counts.
+    """A commit after a takeover does not count, also for later holders; the former holder does not
+    remove checkpoints that count.
     """
     storage = Storage(url)
     here = _directory(tmp_path / "here")
@@ -343,7 +354,7 @@ def test_a_stale_holder_cannot_commit(url: str, clock: Clock, tmp_path: Path) ->
 
 
 def test_a_late_removal(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A holder that was stopped in the middle of a removal leaves what the next one has made."""
+    """A holder that was stopped during a removal does not remove checkpoints of the next one."""
     storage = Storage(url)
     here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
     first = _held(storage, clock, "here")
@@ -366,7 +377,7 @@ def test_a_late_removal(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_a_listing_that_is_late(clock: Clock, tmp_path: Path) -> None:
-    """Where a file system does not list a record yet, nothing is removed."""
+    """If a file system does not list a record yet, nothing is removed."""
     storage = Storage(f"memory://job-{next(numbers)}")
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
@@ -383,8 +394,65 @@ def test_a_listing_that_is_late(clock: Clock, tmp_path: Path) -> None:
     assert _fetched(storage, _directory(tmp_path / "there")) == 2
 
 
+class LateListings(Storage):
+    """A storage that lists what was there at a former time; files are read as they are."""
+
+    listed: dict[str, list[str]]
+
+    def stop(self) -> None:
+        folders = ("leases", "commits", "checkpoints")
+        self.listed = {folder: super(LateListings, self).names(folder) for folder in folders}
+
+    def names(self, folder: str) -> list[str]:
+        return self.listed[folder]
+
+
+def test_listings_that_are_late(url: str, clock: Clock, tmp_path: Path) -> None:
+    """The newest commit and the newest lease are found by their names: nothing is lost, and no
+    token is used twice.
+    """
+    storage, late = Storage(url), LateListings(url)
+    here = _directory(tmp_path / "here")
+    first = _held(storage, clock, "here")
+    for number in (1, 2):
+        _upload(storage, first, _taken(here, number))
+    late.stop()
+    for number in (3, 4):
+        _upload(storage, first, _taken(here, number))
+    assert _fetched(late, _directory(tmp_path / "there")) == 4
+    clock.wait(LENGTH)
+    second = _held(late, clock, "there")
+    assert _fetched(storage, _directory(tmp_path / "new")) == 4
+    stale = Lease(late, first.token, b"", 0.0, exclusive=True)
+    with pytest.raises(LeaseLost, match="was lost to 2"):
+        stale.check()
+    second.give_back()
+    _held(storage, clock, "elsewhere").give_back()
+    assert last_lease(late).token == 3
+    assert _held(late, clock, "there").token == 4
+
+
+def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> None:
+    """A job of which no commit can be read is not started from the beginning; one whose first
+    commit was cut off is.
+    """
+    storage, late = Storage(url), LateListings(url)
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(here, 1))
+    late.stop()
+    _upload(storage, lease, _taken(here, 2))
+    for name in storage.names("commits"):
+        storage.remove(f"commits/{name}")
+    with pytest.raises(ImagesError, match="none of the checkpoints on"):
+        _fetched(late, _directory(tmp_path / "there"))
+    storage.write(f"commits/{lease.token:08}-00000001.json", b'{"obj')
+    storage.write(f"commits/{lease.token:08}-00000002.json", b"")
+    assert _fetched(late, _directory(tmp_path / "new")) is None
+
+
 def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A holder that died before it began, or while it wrote, changes nothing."""
+    """A holder that ended before or during its first write changes nothing."""
     storage = Storage(url)
     here = _directory(tmp_path / "here")
     _upload(storage, _held(storage, clock, "here"), _taken(here, 1))
@@ -398,7 +466,7 @@ def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Pat
 
 
 def test_the_lease_before_is_looked_at(clock: Clock) -> None:
-    """An objection to the lease before leaves everything as it is."""
+    """An exception of ``check``, which receives the last lease, leaves the leases unchanged."""
     storage = Storage(f"memory://job-{next(numbers)}")
     _held(storage, clock, "here").give_back(exit_code=0)
 
@@ -412,7 +480,7 @@ def test_the_lease_before_is_looked_at(clock: Clock) -> None:
 
 
 def test_two_at_the_same_time(url: str, clock: Clock) -> None:
-    """Of two that find it free at the same time, one gets the token."""
+    """If two acquire a free lease at the same time, one gets the token."""
     storage = Storage(url)
     other: list[Lease | None] = []
 
@@ -429,7 +497,7 @@ def test_two_at_the_same_time(url: str, clock: Clock) -> None:
 
 
 def test_without_exclusive_creation(url: str, clock: Clock) -> None:
-    """That is found out; two at the same time are told apart after a pause."""
+    """Without exclusive creation, one of two with the same token loses the lease after a pause."""
     storage = Faulty(url, exclusive=False)
     other: list[Lease | None] = []
 
@@ -452,7 +520,7 @@ def test_without_exclusive_creation(url: str, clock: Clock) -> None:
 
 
 def test_a_token_is_used_once(clock: Clock) -> None:
-    """Who wanted a token that was taken and removed meanwhile does not get it."""
+    """Of a late one, that has seen an older lease, the token is refused."""
     storage = Storage(f"memory://job-{next(numbers)}")
     _held(storage, clock, "a").give_back()
 
@@ -461,7 +529,6 @@ def test_a_token_is_used_once(clock: Clock) -> None:
             if last_lease(storage).token == 1:
                 _held(storage, clock, "b").give_back()
                 _held(storage, clock, "c")
-                assert name.rpartition("/")[2] not in storage.names("leases")
             return super().create(name, data)
 
     assert _acquired(Late(storage.url), clock, "late") is None
@@ -469,7 +536,7 @@ def test_a_token_is_used_once(clock: Clock) -> None:
 
 
 def test_other_files_in_a_storage(url: str, clock: Clock, tmp_path: Path) -> None:
-    """What NFS and object stores leave in a folder is nothing of the job's."""
+    """Files that NFS and object stores create in a directory are ignored."""
     storage = Storage(url)
     lease = _held(storage, clock, "here")
     _upload(storage, lease, _taken(_directory(tmp_path / "here"), 1))
@@ -487,7 +554,7 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_are_not_shown() -> None:
-    """A job that is printed does not tell the keys; keys without a storage are refused."""
+    """The text of a job does not contain its keys; keys without a storage are refused."""
     secret = "AGE-SECRET-KEY-1"
     assert secret not in repr(Job("/job", ["true"], storage="x", decrypt_with=[secret]))
     with pytest.raises(OptionError) as caught:
@@ -499,19 +566,27 @@ def test_keys_are_not_shown() -> None:
     ("field", "value"), [("lease", 0), ("lease", "60"), ("compress", "xz"), ("encrypt_to", "age1")]
 )
 def test_values_that_are_refused(field: str, value: Any) -> None:
-    """They are named."""
+    """Invalid arguments are named."""
     with pytest.raises(OptionError, match=field):
         Job("/job", ["true"], **{field: value})
 
 
+def test_a_parent_that_is_missing(tmp_path: Path) -> None:
+    """No directory is made below a mount point of what is not mounted."""
+    storage = Storage(str(tmp_path / "mount" / "job"))
+    with pytest.raises(FileNotFoundError, match="mount does not exist: is its"):
+        storage.make("leases")
+    assert not (tmp_path / "mount").exists()
+
+
 def test_urls_that_are_refused() -> None:
-    """A URL of no file system is named."""
+    """A URL of an unknown file system is refused."""
     with pytest.raises(OptionError, match=r"storage.*nothing://x"):
         Storage("nothing://x")
 
 
 def test_uploads_behind(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are tried again, with pauses that grow to a limit; the newest is what counts."""
+    """Uploads are repeated, with pauses that grow to a limit; the newest checkpoint is uploaded."""
     monkeypatch.setattr(uploads, "LOOK", 0.001)
     monkeypatch.setattr(uploads, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(uploads, "LONGEST_PAUSE", 0.004)
@@ -537,7 +612,7 @@ def test_uploads_behind(clock: Clock, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
-    """The end does not wait for ever, and the local checkpoint is still there."""
+    """The end of a job does not wait forever, and the local checkpoint stays."""
     storage = Faulty(f"memory://job-{next(numbers)}")
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
@@ -561,7 +636,7 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_uploaded_is_not_pruned(tmp_path: Path) -> None:
-    """It goes with the next pruning."""
+    """It is removed by the next pruning."""
     here = _directory(tmp_path / "here")
     first = _taken(here, 1)
     _taken(here, 2)
@@ -577,7 +652,7 @@ def test_a_checkpoint_that_is_uploaded_is_not_pruned(tmp_path: Path) -> None:
 def test_a_lease_that_another_host_holds_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``Job.run(wait=...)`` tries again until the time is over."""
+    """``Job.run(wait=...)`` repeats until the time is over."""
     codes = [BUSY] * 3
     tried: list[int] = []
 

@@ -1,4 +1,4 @@
-"""What a job does in a batch script of SLURM, with a program in the place of ``scontrol``."""
+"""Jobs in batch scripts of SLURM, with a program that replaces ``scontrol``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from pycriu_native import CriuError, OptionError
 from pycriu_native.jobs import Job, JobResult, JobStatus, State
 from pycriu_native.jobs.directory import JobDirectory
+from pycriu_native.jobs.job import UNTIL_FREE
 from pycriu_native.jobs.slurm import SlurmJob, run_in_slurm
 
 FAKE = """#!/bin/sh
@@ -24,7 +25,7 @@ esac
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of a batch script; the file has the calls of ``scontrol``, a line each."""
+    """The environment of a batch script; the file has one line for each call of ``scontrol``."""
     for name in [name for name in os.environ if name.startswith("SLURM")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
@@ -46,7 +47,7 @@ def _lines(calls: Path) -> list[str]:
 
 
 def test_the_environment(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number, the restarts and the directory of a job."""
+    """Number, restarts and directory of a job."""
     job = SlurmJob.current()
     assert (job.id, job.restarts, job.submitted_from) == ("7", 0, str(tmp_path))
     assert job.default_directory() == str(tmp_path / "pycriu-native-7")
@@ -59,14 +60,14 @@ REFUSED: dict[str, dict[str, str | None]] = {
     "no SLURM_JOB_ID": {"SLURM_JOB_ID": None},
     "SLURM_JOB_NUM_NODES='2'": {"SLURM_JOB_NUM_NODES": "2"},
     "SLURM_RESTART_COUNT='x'": {"SLURM_RESTART_COUNT": "x"},
-    "no program scontrol": {"PATH": "/nowhere"},
+    "the program scontrol": {"PATH": "/nowhere"},
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 @pytest.mark.usefixtures("calls")
 def test_environments_that_are_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names what is wrong."""
+    """The error names the problem."""
     for name, value in REFUSED[what].items():
         if value is None:
             monkeypatch.delenv(name)
@@ -78,7 +79,7 @@ def test_environments_that_are_refused(what: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("calls")
 def test_a_number_that_was_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory that is there before the first restart is that of another job."""
+    """A directory that exists before the first restart belongs to another job."""
     (tmp_path / "pycriu-native-7").mkdir()
     with pytest.raises(OptionError, match="belongs to another job"):
         SlurmJob.current().default_directory()
@@ -87,7 +88,7 @@ def test_a_number_that_was_used_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class _Interrupted:
-    """A run that was interrupted, instead of one with CRIU."""
+    """An interrupted run, without CRIU."""
 
     def __init__(self, place: Path, stopped_by: str | None, checkpoints: int) -> None:
         self.job = Job(place / "job", ["true"])
@@ -99,7 +100,8 @@ class _Interrupted:
         )
         self.directory = directory
 
-    def run(self) -> JobResult:
+    def run(self, *, wait: float | None) -> JobResult:
+        self.waited = wait
         self.directory.keep(self.after)
         return JobResult(state=State.INTERRUPTED, exit_code=75, message="interrupted")
 
@@ -112,6 +114,7 @@ class _Interrupted:
         ("SIGTERM", 1, False),
         (None, 1, False),
         ("SIGUSR1", 0, False),
+        ("storage", 0, True),
     ],
 )
 def test_what_is_queued_again(
@@ -122,27 +125,38 @@ def test_what_is_queued_again(
     checkpoints: int,
     again: bool,
 ) -> None:
-    """SIGUSR1 and notices; not what was cancelled or killed, nor what comes no further."""
+    """SIGUSR1 and notices requeue; cancelled, killed and stuck jobs do not."""
     run = _Interrupted(tmp_path, stopped_by, checkpoints)
     monkeypatch.setattr(Job, "run", run.run)
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)]
     result = run_in_slurm(run.job)
+    assert run.waited == UNTIL_FREE
     assert result.exit_code == 75
     assert _lines(calls)[1:] == (["requeue 7"] if again else [])
-    assert ("SLURM queues job 7 again" in result.message) == again
-    assert ("taken no checkpoint" in result.message) == (not checkpoints)
+    assert ("SLURM requeues job 7" in result.message) == again
+    assert ("taken no checkpoint" in result.message) == (not again and not checkpoints)
     assert [event["event"] for event in run.directory.events()] == (["requeued"] if again else [])
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == handlers
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_run_that_is_lost_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one waits, since the former one can run on."""
+    run = _Interrupted(tmp_path, "SIGTERM", 0)
+    monkeypatch.setattr(Job, "run", run.run)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run_in_slurm(run.job)
+    assert run.waited is None
+
+
 def test_slurm_refuses(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its reason is in the message of the result, which is an interrupted one all the same."""
+    """The reason is in the message of the result, which is an interrupted one."""
     _scontrol(tmp_path, requeue="echo 'Invalid job id specified' >&2; exit 1")
     run = _Interrupted(tmp_path, "SIGUSR1", 1)
     monkeypatch.setattr(Job, "run", run.run)
     result = run_in_slurm(run.job)
     assert result.exit_code == 75
-    assert "does not queue job 7 again: Invalid job id specified" in result.message
+    assert "does not requeue job 7: Invalid job id specified" in result.message
     assert not list(run.directory.events())
     with pytest.raises(CriuError, match="Invalid job id"):
         SlurmJob.current().requeue()

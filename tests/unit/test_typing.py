@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +23,13 @@ IGNORED = re.compile(r"  # type: ignore\[([\w, -]+)\]")
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mypy's, of this module's own."""
+    """mypy's options in this module."""
     pytest.importorskip("mypy", reason="mypy is not installed")
     return tmp_path_factory.mktemp("mypy")
 
 
 def complaints(source: Path, cache: Path) -> list[str]:
-    """What strict mypy says to a user's file: none of the project's settings apply."""
+    """The output of strict mypy for a user's file, without the project's settings."""
     command = [
         *(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"),
         *(f"--cache-dir={cache}", "--no-error-summary", "--hide-error-context", source.name),
@@ -44,7 +47,7 @@ def complaints(source: Path, cache: Path) -> list[str]:
 
 
 def test_the_package_says_that_it_is_typed() -> None:
-    """Without ``py.typed`` beside it, and in what is installed, checkers would not look."""
+    """Without ``py.typed`` in the installed package, type checkers would ignore its types."""
     assert Path(pycriu_native.__file__).with_name("py.typed").exists()
     assert '"py.typed"' in (ROOT / "pyproject.toml").read_text()
 
@@ -57,7 +60,7 @@ def test_what_a_user_writes(tmp_path: Path, cache: Path) -> None:
 
 
 def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
-    """Without the comments, mypy complains of exactly those lines, and as they say."""
+    """Without the comments, mypy reports exactly those lines, with those errors."""
     text = CHECKS.read_text()
     expected = {
         number: set(result[1].replace(" ", "").split(","))
@@ -72,3 +75,23 @@ def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
         number, code = re.search(r":(\d+): error: .*\[([\w-]+)\]$", line).groups()  # type: ignore[union-attr]
         message.setdefault(int(number), set()).add(code)
     assert message == expected
+
+
+def _functions(name: str) -> Iterator[object]:
+    """A public callable, and the public methods of a class."""
+    value = getattr(pycriu_native, name)
+    if callable(value):
+        yield value
+    for attribute, member in vars(value).items() if inspect.isclass(value) else ():
+        function = getattr(member, "__func__", getattr(member, "fget", member))
+        if inspect.isfunction(function) and not attribute.startswith("_"):
+            yield function
+
+
+@pytest.mark.parametrize("name", pycriu_native.__all__)
+def test_hints_are_evaluated(name: str) -> None:
+    """``typing.get_type_hints``, as frameworks of command lines and of services call it."""
+    for function in _functions(name):
+        hints = typing.get_type_hints(function)
+        if name == "dump":
+            assert hints["return"] is pycriu_native.DumpResult

@@ -10,7 +10,7 @@ from .sources import SiteError
 
 
 def main() -> None:
-    """Write them, or say what is broken."""
+    """Write the pages, or print the errors."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tools.docs_site DIRECTORY")
     try:

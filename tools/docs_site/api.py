@@ -1,6 +1,6 @@
-"""The API reference: one page for each public module, made by mkdocstrings from the source.
+"""The API reference: one page for each public module, written by mkdocstrings from the source.
 
-griffe reads the source without importing it, so the reference needs nothing built.
+griffe reads the source without importing it, so that the extension need not be built.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from .sources import ROOT, SiteError
 MODULES = {
     "pycriu_native": "calls, options, results and exceptions",
     "pycriu_native.aio": "the calls for asyncio",
-    "pycriu_native.jobs": "jobs that are checkpointed at intervals and resumed",
+    "pycriu_native.jobs": "commands with checkpoints at intervals, which can be resumed",
     "pycriu_native.jobs.slurm": "jobs in batch scripts of SLURM",
     "pycriu_native.jobs.dask": "jobs as tasks of Dask",
-    "pycriu_native.snapshots": "programs that are saved once and started many times",
-    "pycriu_native.guest": "parks a program for a snapshot",
+    "pycriu_native.snapshots": "save a program once and start copies of it",
+    "pycriu_native.guest": "the point of a program at which a snapshot is taken",
     "pycriu_native.images": "reading, comparing and checking image sets",
     "pycriu_native.archive": "image sets as archives",
     "pycriu_native.archive.streaming": "dumps into a stream, restores from a stream",
     "pycriu_native.oci": "containers of runc and crun",
     "pycriu_native.oci.image_layout": "image sets as OCI images",
-    "pycriu_native.testing": "a scripted CRIU for the tests of other programs",
+    "pycriu_native.testing": "a simulated CRIU for the tests of other programs",
     "pycriu_native.lib": "the functions of libcriu",
 }
 """The public modules, each with its subject."""
@@ -63,6 +63,7 @@ def plugin() -> dict[str, Any]:
         "allow_inspection": False,
         # Some docstrings describe several parameters in one entry.
         "docstring_options": {"warnings": False},
+        "filters": ["!^_"],
         "heading_level": 2,
         "members_order": "source",
         "merge_init_into_class": True,

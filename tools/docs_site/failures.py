@@ -1,6 +1,4 @@
-"""The page of errors: what CRIU's messages come down to, from
-``pycriu_native/_failures/known_failures.json``.
-"""
+"""The page of errors, with the causes of CRIU's messages in ``_failures/known_failures.json``."""
 
 from __future__ import annotations
 
@@ -21,16 +19,16 @@ PHASES = {
 HEAD = """\
 # Errors and their cures
 
-What CRIU says, and what it comes down to. An exception has the same words as `cause`, `cure` and
+CRIU's error messages, with their causes. An exception has the same texts as `cause`, `cure` and
 `options`. The heading is the entry's `id` in `known_failures.json`; a finding of
-[preflight](preflight.md) names it as `failure`. Where CRIU's message fits several entries, the
-most precise one is taken.
+[preflight](preflight.md) names it as `failure`. If CRIU's message matches several entries, the most
+precise one is used.
 """
 
 
 @cache
 def known() -> tuple[dict[str, Any], ...]:
-    """Every failure; messages that are none are left out."""
+    """Every failure, without the entries for harmless messages."""
     result = json.loads((ROOT / "pycriu_native/_failures/known_failures.json").read_text("utf-8"))
     return tuple(one for one in result if not one.get("benign"))
 
@@ -41,14 +39,14 @@ def naming(field: str) -> list[dict[str, Any]]:
 
 
 def plain(text: str) -> str:
-    """Text in which nothing is Markdown."""
+    """Escape the characters that are special in Markdown."""
     for special in "\\`*_<{[":
         text = text.replace(special, f"&#{ord(special)};")
     return text
 
 
 def entry(failure: Mapping[str, Any]) -> str:
-    """One failure, under an anchor of its own."""
+    """One failure, with an anchor."""
     links = ", ".join(f"[`{one}`](howto/{one}.md)" for one in failure["options"])
     pattern = failure["pattern"].replace("\n", " ")
     lines = [
@@ -57,19 +55,19 @@ def entry(failure: Mapping[str, Any]) -> str:
         f"*Cure:* {plain(failure['cure'])}.",
         *([f"*Options:* {links}"] if links else []),
         *([f"*Raised as* `{failure['error']}`"] if "error" in failure else []),
-        f"CRIU's words:\n\n````text\n{pattern}\n````",
+        f"CRIU's message:\n\n````text\n{pattern}\n````",
     ]
     return "\n\n".join(lines) + "\n"
 
 
 def page() -> str:
-    """The whole page, phase by phase."""
+    """The whole page, by phase."""
     for one in known():
         if one["phase"] not in PHASES:
             raise SiteError(f"known_failures.json: {one['id']} has the new phase {one['phase']!r}")
         if unknown := [field for field in one["options"] if field not in options()]:
             raise SiteError(
-                f"known_failures.json: {one['id']} names {unknown}, which are no options"
+                f"known_failures.json: {one['id']} names {unknown}, which are not options"
             )
     parts = [HEAD]
     for phase, title in PHASES.items():

@@ -1,4 +1,4 @@
-"""The how-to pages: one for each field, from the tests in which a real process needs it.
+"""The how-to pages: one for each field, from the tests that use it on a real process.
 
 The table in ``docs/scenarios.md`` has the test files of each field. A page has the field's
 docstring, its names, the docstring of the test file, and the source of the tests that use it.
@@ -34,7 +34,7 @@ class Scenario:
 
     title: str
     names: tuple[str, ...]
-    """The options, or other public names, that it is about; may be none."""
+    """The options, or other public names, that it covers; can be empty."""
     files: tuple[str, ...]
     """The files of tests, from the root of the repository."""
 
@@ -64,13 +64,13 @@ def scenarios() -> tuple[Scenario, ...]:
 
 
 def subjects() -> list[str]:
-    """What has a page: every option in the table's order, then other names of scenarios."""
+    """The names with a page: every option in the table's order, then other names of scenarios."""
     others = {name for scenario in scenarios() for name in scenario.names} - set(options())
     return [*options(), *sorted(others)]
 
 
 def relevant(tests: Module, name: str) -> tuple[Test, ...]:
-    """The tests that name it; all of them where its use is in what they share."""
+    """The tests that contain the name; all of them if only shared functions do."""
     word = re.compile(rf"\b{name}\b")
     return tuple(one for one in tests.tests if word.search(one.source)) or tests.tests
 
@@ -82,9 +82,9 @@ def _names(option: Option) -> str:
         "`rpc.proto`": option.wire,
         "`criu`": option.flag,
     }
-    rows = [f"| {who} | `{name}` |" for who, name in cells.items() if name]
+    rows = [f"| {interface} | `{name}` |" for interface, name in cells.items() if name]
     rows += [f"| since | CRIU {option.since} |", f"| verbs | {option.verbs} |"]
-    return "\n".join(["| its names | |", "|---|---|", *rows]) + "\n"
+    return "\n".join(["| interface | name |", "|---|---|", *rows]) + "\n"
 
 
 def _shown(scenario: Scenario, path: str, name: str) -> Iterator[str]:
@@ -115,7 +115,7 @@ def page(name: str) -> str:
             for path in scenario.files:
                 parts += _shown(scenario, path, name)
     if option is not None and (known := failures.naming(name)):
-        parts.append("## Errors that it has to do with\n")
+        parts.append("## Errors that this option cures\n")
         parts += [
             f"* [{one['id']}](../errors.md#{one['id']}): {failures.plain(one['cause'])}"
             for one in known
@@ -135,7 +135,7 @@ def first_sentence(text: str) -> str:
 
 
 def index() -> str:
-    """The list of all pages, and the scenarios that are about no one field."""
+    """The list of all pages, and the scenarios that cover no single field."""
     lines = []
     for name in subjects():
         meaning = meanings()[name] if name in options() else exported()[name]

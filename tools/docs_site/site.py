@@ -1,7 +1,8 @@
-"""All pages of the site under their names, with links that stay within it, and its contents.
+"""All pages of the site by name, with relative links, and its table of contents.
 
-A link of README.md, or of a page in ``docs/``, to another page leads to that page of the site; one
-to a file of the repository leads to a page with its source. A link to nothing is an error.
+A link of README.md, or of a page in ``docs/``, to another page becomes a link to that page of the
+site; one to a file of the repository becomes a link to a page with its source. A broken link is an
+error.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "CHANGELOG.md",
     ),
 }
-"""The chapters, beside the start page, the tutorial, the API reference and the how-tos. A page in
-``docs/`` that is not named here goes to the last one."""
+"""The chapters, without the start page, the tutorial, the API reference and the how-tos. A page in
+``docs/`` that is not listed here is added to the last one."""
 
 FIRST = ("index.md", "tutorial.md", "tasks.md")
 """The pages above the chapters."""
@@ -51,7 +52,7 @@ LINK = re.compile(r"(\]\()([^)\s#]*)((?:#[^)\s]*)?\))")
 
 
 def originals() -> dict[str, str]:
-    """The files of the repository that are pages, each with its name in the site."""
+    """The files of the repository that are pages, with their names in the site."""
     result = {"README.md": "index.md", "SECURITY.md": "SECURITY.md", "CHANGELOG.md": "CHANGELOG.md"}
     for path in sorted((ROOT / "docs").glob("*.md")):
         result[f"docs/{path.name}"] = path.name
@@ -59,7 +60,7 @@ def originals() -> dict[str, str]:
 
 
 def relinked(text: str, original: str, needed: set[str], broken: list[str]) -> str:
-    """A page with links that fit the site; notes the sources that it ``needed``, what is broken."""
+    """Change the links of a page for the site; adds to ``needed`` sources and ``broken`` links."""
     pages = originals()
 
     def lead(match: re.Match[str]) -> str:
@@ -70,7 +71,7 @@ def relinked(text: str, original: str, needed: set[str], broken: list[str]) -> s
         if path in pages:
             return before + pages[path] + after
         if path.startswith("..") or not (ROOT / path).is_file():
-            broken.append(f"{original} links to {target}, which is no file")
+            broken.append(f"{original} links to {target}, which is not a file")
             return match[0]
         needed.add(path)
         return f"{before}source/{path}.md{after}"
@@ -85,14 +86,14 @@ def relinked(text: str, original: str, needed: set[str], broken: list[str]) -> s
 
 
 def source(path: str) -> str:
-    """A page with a file of the repository, as it is."""
+    """A page with the source of a file of the repository."""
     kind = "python" if path.endswith(".py") else "text"
     text = (ROOT / path).read_text("utf-8")
     return f"# {path}\n\n````{kind}\n{text.rstrip()}\n````\n"
 
 
 def pages() -> dict[str, str]:
-    """Every page by its name. Raises ``SiteError`` with all that is broken or missing."""
+    """Every page by its name. Raises ``SiteError`` with all broken links and missing pages."""
     broken: list[str] = []
     needed = {path for one in howto.scenarios() for path in one.files}
     made = {
@@ -130,7 +131,7 @@ def configuration(made: dict[str, str]) -> dict[str, Any]:
             {"How-tos by task": "tasks.md"},
             *chapters,
             {"API reference": ["api/index.md", *map(api.name, api.MODULES)]},
-            # Last: there are ninety of them, and all else would be below.
+            # Last, since there are ninety of them.
             {"How-tos by field": ["howto/index.md", *fields]},
         ],
         "extra_css": [STYLE],
@@ -158,7 +159,7 @@ def configuration(made: dict[str, str]) -> dict[str, Any]:
 
 
 def write(directory: Path) -> None:
-    """The pages into ``directory/pages``, and ``directory/mkdocs.yml`` (JSON is YAML)."""
+    """Write the pages into ``directory/pages``, and ``directory/mkdocs.yml`` (JSON is YAML)."""
     made = pages()
     old = directory / "pages"
     for path in sorted(old.rglob("*.md")):

@@ -1,4 +1,4 @@
-"""What the repository's Python files say of themselves, read without importing them."""
+"""The docstrings, tests and options in the Python files, read without importing them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class SiteError(Exception):
-    """The repository does not hold what a page is made from."""
+    """A file of the repository lacks the source of a page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Test:
-    """One test: its claim, and how it is shown."""
+    """One test: its docstring and its source."""
 
     name: str
     claim: str
@@ -61,7 +61,7 @@ def _tests(tree: ast.Module, lines: list[str]) -> Iterator[Test]:
 
 @cache
 def module(path: Path) -> Module:
-    """A file of tests. Raises ``SiteError`` if it is missing, or tells no story."""
+    """A file of tests. Raises ``SiteError`` if it is missing, or has no docstring."""
     if not path.is_file():
         raise SiteError(f"there is no {path.relative_to(ROOT)}")
     text = path.read_text()
@@ -90,7 +90,7 @@ def meanings() -> dict[str, str]:
 
 @cache
 def exported() -> dict[str, str]:
-    """The names that ``pycriu_native`` exports, but its options, each with its docstring."""
+    """The names that ``pycriu_native`` exports, except options, with their docstrings."""
     result: dict[str, str] = {}
     for path in sorted((ROOT / "pycriu_native").rglob("[a-z]*.py")):
         for node in ast.parse(path.read_text()).body:
@@ -101,7 +101,7 @@ def exported() -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """One option, by each of its names; empty where it has none."""
+    """The names of one option in each interface; empty if it has none there."""
 
     field: str
     runc: str

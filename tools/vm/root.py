@@ -2,9 +2,7 @@
 
 ``mmdebstrap`` installs the suite's packages into a directory, Python's packages are laid beside
 them by pip, and ``mke2fs`` makes a disk of it. The kernel is unpacked, not installed: nothing
-of what its scripts do (boot loader, initramfs) is needed. Packages of another architecture are
-unpacked too, since their scripts take half an hour under emulation; ``_configure`` does what a
-guest needs of them.
+of what its scripts do (boot loader, initramfs) is needed.
 """
 
 from __future__ import annotations
@@ -46,18 +44,6 @@ SOURCES = (
     "root.py",
 )
 """The files of this directory that say what a guest is made of."""
-
-LINKS = {
-    "usr/bin/awk": "mawk",
-    "usr/bin/cc": "gcc",
-    "usr/bin/which": "which.debianutils",
-    **{
-        f"usr/sbin/{family}tables{action}": "xtables-nft-multi"
-        for family in ("ip", "ip6")
-        for action in ("", "-restore", "-save")
-    },
-}
-"""The links that scripts of packages make, in Debian's table of alternatives."""
 
 NETWORK = r"Acquire::(https?|ftp|Check-|Retries|Force)"
 """What of the system's settings of apt the guest's apt gets while the root is made."""
@@ -149,46 +135,27 @@ def _install(guest: Guest, tree: Path) -> None:
         sys.exit("the system's apt sources name no Debian mirror")
     # The way to the mirror: proxies and the like.
     network = [line for line in _told("apt-config", "dump") if re.match(NETWORK, line)]
-    if guest.is_foreign:
-        essential = "?or(?essential, ?priority(required))"
-        variant = ["--variant=extract", f"--architectures={guest.machine.architecture}"]
-        variant.append(f"--include={essential}")
-    else:
-        variant = ["--variant=minbase"]
-    words = [
-        "mmdebstrap",
-        "--quiet",
-        "--mode=root",
-        *variant,
-        f"--include={','.join(guest.packages)}",
-        "--aptopt=APT::Install-Recommends false",
-        "--dpkgopt=force-unsafe-io",
-        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in OMITTED),
-        *(f"--aptopt={line}" for line in network),
-        f"--customize-hook={HERE / 'fetch-kernel'}",
-        guest.suite,
-        str(tree),
-        f"deb {mirrors[0]} {guest.suite} main",
-    ]
+    foreign_only = [f"--architectures={guest.machine.architecture}"] if guest.is_foreign else []
+    words = foreign.command(
+        guest,
+        *(
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=minbase",
+            *foreign_only,
+            f"--include={','.join(guest.packages)}",
+            "--aptopt=APT::Install-Recommends false",
+            "--dpkgopt=force-unsafe-io",
+            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in OMITTED),
+            *(f"--aptopt={line}" for line in network),
+            f"--customize-hook={HERE / 'fetch-kernel'}",
+            guest.suite,
+            str(tree),
+            f"deb {mirrors[0]} {guest.suite} main",
+        ),
+    )
     subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, "KERNEL": guest.kernel})
-    if guest.is_foreign:
-        _configure(guest, tree)
-
-
-def _configure(guest: Guest, tree: Path) -> None:
-    """What a guest needs of the scripts of packages that are unpacked only."""
-    for name in ("passwd", "group"):
-        shutil.copy(tree / f"usr/share/base-passwd/{name}.master", tree / "etc" / name)
-    for link, target in LINKS.items():
-        (tree / link).unlink(missing_ok=True)
-        (tree / link).symlink_to(target)
-    _inside(guest, tree, "ldconfig")
-
-
-def _inside(guest: Guest, tree: Path, *command: str) -> None:
-    """Run a program of the guest in its root."""
-    words = foreign.command(guest, "chroot", str(tree), *command)
-    subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def _told(*command: str) -> list[str]:
@@ -221,12 +188,10 @@ def _install_python_packages(guest: Guest, tree: Path) -> None:
         ],
         check=True,
     )
-    # By the guest's own Python, here: under emulation of the whole machine it takes minutes. Its
-    # own library was compiled when it was installed, unless it is only unpacked.
-    places = [f"/{place.relative_to(tree)}"]
-    if guest.is_foreign:
-        places += ["/usr/lib/python3", f"/usr/lib/{python}"]
-    _inside(guest, tree, "python3", "-m", "compileall", "-q", "-j", "0", *places)
+    # By the guest's own Python, here: under emulation it takes minutes.
+    inside = ["python3", "-m", "compileall", "-q", f"/{place.relative_to(tree)}"]
+    words = foreign.command(guest, "chroot", str(tree), *inside)
+    subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def _make_initrd(tree: Path, place: Path) -> None:

@@ -1,4 +1,4 @@
-"""CRIU is killed, stopped or cut off at each of its notifications: nothing is lost.
+"""CRIU is killed, stopped or disconnected at each of its notifications: nothing is lost.
 
 The cells of docs/reliability.md. In each, the process that was to be dumped runs on with its
 memory, files, threads and connection, and can be dumped then; what was to be restored is gone,
@@ -54,7 +54,7 @@ def at(moment: Notify, what: str) -> Callable[[Notification], None]:
 
 
 def deadline_for(what: str) -> float | None:
-    """A CRIU that stands still is given up by the deadline only."""
+    """The deadline, at which a stopped CRIU is given up."""
     return DEADLINE if "SIGSTOP" in what else None
 
 
@@ -93,9 +93,11 @@ def test_in_a_lazy_dump(
     what: str,
     moment: Notify,
 ) -> None:
-    """The same where CRIU stays to serve the memory, which nobody ever asks it for."""
+    """The same while CRIU serves the memory, without a client."""
     if moment is Notify.STATUS_READY:
-        monkeypatch.setattr(exchange, "GRACE", 1.0)  # it serves, and hears of no deadline
+        monkeypatch.setattr(
+            exchange, "GRACE", 1.0
+        )  # it serves pages, and the deadline does not apply
     patient = Patient.start(spawn)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -152,7 +154,7 @@ def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, mome
 
 
 def _lazily(images: Path, work: Path) -> tuple[CriuOpts, CriuOpts]:
-    """Options of a restore whose memory comes from a daemon, and the daemon's."""
+    """Options of a restore with memory from a daemon, and those of the daemon."""
     work.mkdir()
     daemon = CriuOpts(images_directory=images, work_directory=work)
     return replace(daemon, lazy_pages=True, tcp_established=True), daemon
@@ -164,7 +166,7 @@ def _lazily(images: Path, work: Path) -> tuple[CriuOpts, CriuOpts]:
 def test_in_a_lazy_restore(
     spawn: Spawn, images: Path, tmp_path: Path, orphans: None, what: str, moment: Notify
 ) -> None:
-    """The same while memory comes from a daemon, which ends too."""
+    """The same during a restore with memory from a daemon, which ends too."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     patient = _dumped(spawn, opts)
     lazily, daemon_opts = _lazily(images, tmp_path / "work")
@@ -192,10 +194,9 @@ def test_in_a_lazy_restore(
 def test_the_lazy_daemon_is_killed(
     spawn: Spawn, images: Path, tmp_path: Path, orphans: None, moment: Notify
 ) -> None:
-    """Without its daemon a restore with lazy pages fails, leaves nothing, and can be repeated.
-
-    The daemon's exit status tells. (Killed later, when the restore has returned, it costs the
-    process its life: docs/reliability.md.)
+    """Without its daemon a restore with lazy pages fails, no process remains, and it can be
+    repeated. The daemon's exit status is reported. (If the daemon is killed after the restore has
+    returned, the process dies: docs/reliability.md.)
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     patient = _dumped(spawn, opts)
@@ -222,7 +223,7 @@ def test_the_lazy_daemon_is_killed(
 
 
 def test_the_worker_is_reaped(spawn: Spawn, images: Path) -> None:
-    """An error that comes of a killed CRIU tells which signal it was."""
+    """The exception for a killed CRIU has the number of the signal."""
     patient = Patient.start(spawn)
     opts = CriuOpts(images_directory=images, tcp_established=True)
     with pytest.raises(WorkerDiedError, match="killed by SIGKILL") as caught:

@@ -1,4 +1,4 @@
-"""What a deadline, or a cancel, does to the process that is being dumped, in each phase.
+"""Effects of a deadline, or of a cancellation, on the dumped process in each phase.
 
 The rows of a table of docs/reliability.md: how the call ends, what became of the process, and
 how long after the deadline the call came back, with the process untraced by then.
@@ -52,7 +52,7 @@ def _record(when: str, error: BaseException, patient: Patient, opts: CriuOpts, l
 def test_a_deadline_at(
     spawn: Spawn, images: Path, orphans: None, moment: Notify, stopped: bool
 ) -> None:
-    """It passes while the hook is busy, or while CRIU stands still after the notification."""
+    """It passes during the hook, or while CRIU is stopped after the notification."""
     patient = Patient.start(spawn)
     over = time.monotonic() + DEADLINE
 
@@ -79,7 +79,9 @@ def test_a_deadline_at(
 
 
 def test_deadlines_at_random_instants(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
-    """Whenever it passes: undone and the process runs on, or saved and the result is there."""
+    """At any time: the dump is undone and the process continues, or it is complete with
+    a result.
+    """
     chance = random.Random(SEED)
     patient = Patient.start(spawn)
     started = time.monotonic()

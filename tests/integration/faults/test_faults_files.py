@@ -1,4 +1,4 @@
-"""The place for the images fails in the middle of a dump: the process loses nothing.
+"""The images directory fails during a dump: the process is unchanged.
 
 A disk that fills up, a file system that becomes read-only, a directory that is removed: CRIU
 notices most of it. A directory that somebody removes after the last file was written it does not
@@ -51,7 +51,7 @@ def _empty(where: Path) -> None:
 
 
 def _freeze(where: Path, flags: int = 0x10) -> None:
-    """Nothing can be made in the directory any more (FS_IOC_SETFLAGS, FS_IMMUTABLE_FL)."""
+    """Make the directory immutable (FS_IOC_SETFLAGS, FS_IMMUTABLE_FL)."""
     fd = os.open(where / "images", os.O_RDONLY)
     try:
         fcntl.ioctl(fd, 0x40086602, struct.pack("l", flags))
@@ -73,7 +73,7 @@ CELLS = [
     (what, moment)
     for what in HARMS
     for moment in (Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP)
-    # A hook may take the images away when all is said; then they are its own to keep.
+    # A hook may move the images after the last notification.
     if moment is not Notify.POST_DUMP or "removed" not in what
 ]
 
@@ -110,7 +110,9 @@ def test_the_place_fails(
 
 @pytest.mark.parametrize("there", [True, False], ids=["a directory", "none yet"])
 def test_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None, there: bool) -> None:
-    """An error that says so; the process runs, intact, and is dumped when one can write."""
+    """The error reports it; the process is unchanged, and can be dumped when the file system is
+    writable.
+    """
     patient = Patient.start(spawn)
     with tmpfs(tmp_path / "disk") as disk:
         opts = CriuOpts(images_directory=disk / "images", tcp_established=True)

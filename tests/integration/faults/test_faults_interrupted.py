@@ -71,7 +71,7 @@ SIZES = {
 
 
 class Subject:
-    """The process, and what it was like."""
+    """The process, and its state before."""
 
     def __init__(self, spawn: Spawn, name: str) -> None:
         self.size = SIZES[name]
@@ -82,14 +82,14 @@ class Subject:
         self.maps = self._maps()
 
     def _maps(self) -> list[list[str]]:
-        """What is mapped in each process; the heap of the one that answers moves by itself."""
+        """The mappings of each process; the heap of the responding one moves."""
         return [
             [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "fd:" in line]
             for pid in self.tree
         ]
 
     def is_intact(self) -> bool:
-        """Whether all run, untraced, with what they had and no more."""
+        """Whether all run untraced, with their state and nothing more."""
         for pid in self.tree:
             assert state(pid) in ("R", "S", "D"), pid
             assert "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text()
@@ -122,7 +122,7 @@ def alarm() -> Iterator[None]:
 @pytest.mark.parametrize("how", ["a deadline", "Ctrl-C"])
 @pytest.mark.parametrize("name", SIZES)
 def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) -> None:
-    """Undone at once and nothing is left of it, or done."""
+    """It is undone at once and nothing remains, or it is complete."""
     chance = random.Random(f"{SEED} {name} {how}")
     subject = Subject(spawn, name)
     opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
@@ -197,7 +197,7 @@ def test_a_pre_dump(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_dump_to_a_page_server(spawn: Spawn, tmp_path: Path) -> None:
-    """Pages are no file: their connection is shut down."""
+    """Pages are sent over a connection, which is shut down."""
     chance = random.Random(SEED)
     subject = Subject(spawn, "256 MiB, 3 processes")
     opts = CriuOpts(leave_running=True)
@@ -264,7 +264,9 @@ def test_a_restore(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
 
 
 def test_a_refusal_at_the_end(spawn: Spawn, tmp_path: Path) -> None:
-    """All is written by then, and all of it goes; the images of an earlier dump come back."""
+    """All images are written by then, and all are removed; those of an earlier dump are
+    restored.
+    """
     subject = Subject(spawn, "4 MiB")
     opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
 

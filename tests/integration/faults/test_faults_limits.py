@@ -51,12 +51,12 @@ print(json.dumps(outcomes))
 
 @pytest.fixture
 def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are gone after the test."""
+    """Cgroups that are removed after the test."""
     yield from cgroups.maker()
 
 
 def test_no_more_processes(make_cgroup: Make, spawn: Spawn, images: Path) -> None:
-    """At each limit the call fails with an error or succeeds; the process runs on with all."""
+    """At each limit the call fails with an error or succeeds; the process is unchanged."""
     cgroup = make_cgroup(cgroups.find("pids") or cgroups.required(""))
     if not (cgroup / "pids.max").exists():
         pytest.skip("no cgroup here limits the number of processes")

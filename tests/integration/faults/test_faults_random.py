@@ -1,4 +1,4 @@
-"""CRIU is killed at random instants of a dump and of a restore.
+"""CRIU is killed at random times of a dump and of a restore.
 
 The instant is a share of CRIU's log, so that a slow machine is hit in the same places. What is
 promised is tested at each: the error, no worker, no lock, no process that stands still, images
@@ -85,7 +85,7 @@ def kill_workers(number: int) -> None:
 
 
 def phase_of(log: Path) -> str:
-    """What the last lines of a dump's log say that CRIU was doing."""
+    """The phase of a dump, by the last lines of its log."""
     for line in reversed(log.read_text(errors="replace").splitlines()):
         for words, phase in PHASES:
             if words in line:

@@ -27,7 +27,7 @@ PATIENCE = float(os.environ.get("PYCRIU_NATIVE_TEST_PATIENCE", "60"))
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait until a condition holds; what it returned."""
+    """Wait until a condition holds; returns its value."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         result = condition()

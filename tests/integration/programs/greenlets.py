@@ -210,13 +210,13 @@ def cooperative() -> None:
 
         eventlet.spawn(tick, eventlet.sleep)
         tpool.execute(criu.dump, pid, opts)
-        tpool.killall()  # it has sockets of its own
+        tpool.killall()  # it has separate sockets
     started.pop().wait()
     assert ticks
 
 
 def lazy_pages() -> None:
-    """A restore whose memory a daemon provides."""
+    """A restore with memory from a daemon."""
     opts = _dumped()
     with criu.LazyPages(opts) as daemon:
         pid = criu.restore(replace(opts, lazy_pages=True)).pid
@@ -297,7 +297,7 @@ def snapshot() -> None:
 
 
 def jobs() -> None:
-    """A job that ends, and one that is stopped for a checkpoint and goes on."""
+    """A job that ends, and one that is stopped for a checkpoint and resumed."""
     from pycriu_native.jobs import Job
 
     work = Path(DIRECTORY, "job")
@@ -315,7 +315,7 @@ def _with_tls(name: str) -> CriuOpts:
 
 
 def migrate() -> None:
-    """To a patched destination in a pid namespace of its own, in two modes."""
+    """To a patched destination in a separate pid namespace, in two modes."""
     for mode in ("stop-and-copy", "post-copy"):
         command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command += ["--propagation", "private", sys.executable, __file__]
@@ -361,7 +361,7 @@ def _mask() -> str:
 
 
 def _open() -> list[str]:
-    """What is open, but for what an event loop has opened for itself."""
+    """The open descriptors, without those of an event loop."""
     links = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the directory itself
@@ -375,7 +375,9 @@ opened = _open()
 try:
     globals()[FAMILY]()
     assert _mask() == before, "the signal mask has changed"
-    time.sleep(0.01)  # the loop closes what the standard library has closed
+    until = time.monotonic() + 60
+    while _open() != opened and time.monotonic() < until:
+        time.sleep(0.01)  # the loop closes what the standard library has closed
     assert _open() == opened, (_open(), opened)
 finally:
     for process in started:

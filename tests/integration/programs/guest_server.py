@@ -1,4 +1,4 @@
-"""A program for snapshots: it answers each line of its input with what it knows of itself."""
+"""A program for snapshots, which responds to each line of its input with its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that is saved once, in a pid namespace of its own, and restored several times."""
+"""A program that is saved once, in a separate pid namespace, and restored several times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts for jobs: mount namespaces that have each a directory of their own at one common path."""
+"""Hosts for jobs: mount namespaces with separate directories at one common path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOUNT = 'mount --bind "$0" "$1" && shift && exec "$@"'
 
 @dataclass
 class HostedJob(RunningJob):
-    """A job on one host. ``place`` is shared, what the command writes is there."""
+    """A job on one host. ``place`` is shared, and has the files of the command."""
 
     host: str = "a"
     storage: str = ""
@@ -47,7 +47,7 @@ class HostedJob(RunningJob):
         return status is not None and status.uploads >= number
 
     def lose(self) -> None:
-        """Kill all of it at once, as with a host that is lost."""
+        """Kill all of its processes at once, as with a lost host."""
         assert self.process is not None
         self.process.kill()
         self.wait()
@@ -82,7 +82,7 @@ def commands(place: Path) -> list[int]:
 
 @contextlib.contextmanager
 def never_two(place: Path) -> Iterator[None]:
-    """Look all the time, meanwhile, that at most one process of the command is there."""
+    """Check all the time that at most one process of the command exists."""
     over = threading.Event()
     most: list[list[int]] = [[]]
 

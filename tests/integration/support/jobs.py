@@ -25,7 +25,7 @@ OURS = ("command line", "in between", "supervisor")
 
 @dataclass
 class RunningJob:
-    """One job in a directory of its own."""
+    """A job in a separate directory."""
 
     place: Path
     prefix: Sequence[str] = ()
@@ -65,7 +65,7 @@ class RunningJob:
         return (self.place / "messages").read_text()
 
     def wait(self) -> int:
-        """The exit code of the command line, when nothing of the job runs any more."""
+        """The exit code of the command line, after all processes of the job have ended."""
         assert self.process is not None
         code = self.process.wait(PATIENCE * 2)
         eventually(lambda: not self.directory.is_busy(), "the end of the supervisor")

@@ -31,7 +31,7 @@ def _mounts() -> frozenset[str]:
 
 
 RUN = os.urandom(3).hex()
-"""Part of the name of every object that other programs can see, to tell it from theirs."""
+"""Part of the name of every object that other programs can see, to distinguish it from theirs."""
 
 
 def _cgroups() -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Source and destination of migrations: hosts of their own and a process to migrate."""
+"""Source and destination of migrations: separate hosts and a process to migrate."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def shaped(address: str, rate: str) -> Iterator[None]:
 
 
 class Leaving:
-    """A ``migrate_out`` in a thread of its own."""
+    """A ``migrate_out`` in a separate thread."""
 
     def __init__(self, target: Target, there: Destination, **given: Any) -> None:
         self.error: BaseException | None = None

@@ -142,7 +142,7 @@ class Podman:
         return int(self("inspect", "--format={{.State.Pid}}", name))
 
     def numbers(self, name: str) -> list[int]:
-        """What it has counted since its start or restore here."""
+        """The numbers that it has counted since its start or restore here."""
         return [int(line) for line in self("logs", name).splitlines()]
 
     def counts(self, name: str) -> list[int]:
@@ -151,7 +151,7 @@ class Podman:
         return self.numbers(name)
 
     def end(self) -> None:
-        """Remove the containers and what is left of them."""
+        """Remove the containers and their remains."""
         for name in self.names:
             self.attempt("rm", "--force", "--time=0", name)
         for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
@@ -166,7 +166,7 @@ def podman(directory: Path) -> Iterator[Podman]:
         pytest.skip("no podman is installed")
     (directory / "containers.conf").write_text(CONFIGURATION)
     by = runtime("runc", directory)
-    by.state = None  # where Podman has it
+    by.state = None  # the path in Podman's storage
     make_root(directory / "image")
     archive = directory / "image.tar"
     subprocess.run(["tar", "-C", str(directory / "image"), "-cf", str(archive), "."], check=True)

@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 
 def eventually(condition: Callable[[], object], what: str) -> Any:
-    """Wait until the condition holds, and return what it returned."""
+    """Wait until the condition holds, and return its value."""
     until = time.monotonic() + PATIENCE
     while True:
         result = condition()
@@ -39,7 +39,7 @@ def eventually(condition: Callable[[], object], what: str) -> Any:
 
 
 def state(pid: int) -> str:
-    """The state letter of a process, or an empty string where there is none."""
+    """The state letter of a process, or an empty string if it does not exist."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     except (FileNotFoundError, ProcessLookupError):
@@ -47,7 +47,7 @@ def state(pid: int) -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """Whether a process exists and is not a zombie."""
     return state(pid) not in ("", "Z", "X")
 
 
@@ -61,10 +61,10 @@ def kill(pid: int) -> None:
 
 
 def adopt_orphans(yes: bool) -> None:
-    """Become the parent of processes that lose theirs (PR_SET_CHILD_SUBREAPER), or stop that.
+    """Become the parent of orphaned processes (PR_SET_CHILD_SUBREAPER), or stop that.
 
-    A restored process is an orphan and so becomes a child of this process; tests need not wait
-    for an init that reaps slowly.
+    A restored process is an orphan and so becomes a child of this process; tests need not wait for
+    an init that reaps slowly.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(36, int(yes), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
@@ -117,7 +117,7 @@ class Target:
     tree: list[int] = field(default_factory=list)
 
     def put(self, question: str, *arguments: object) -> Path:
-        """Send a question without waiting; returns the file that will hold the answer."""
+        """Send a request without waiting; returns the file for the response."""
         number = next(_numbers)
         partial = self.directory / "question.partial"
         partial.write_text(json.dumps([number, question, *arguments]))

@@ -1,4 +1,4 @@
-"""Numbers of system calls that neither Python nor the C library has a function for."""
+"""Numbers of system calls without a function in Python and the C library."""
 
 from __future__ import annotations
 

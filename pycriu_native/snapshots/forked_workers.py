@@ -1,0 +1,186 @@
+"""A way to reach CRIU whose workers are forked from one fork server."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from .._support.closing import Closing
+from .._support.frozen_dataclass import replace
+from .._support.unpatched import Lock
+from .._transport.connection import Connection
+from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
+from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
+from .._transport.worker import Worker, connect_worker
+from .._transport.worker_factory import fingerprint, start_fork_server
+from ..errors import Problem, ProgramError
+
+PATIENCE = 30.0
+"""Seconds that CRIU gets to be loaded."""
+
+F_SETSIG = 10
+"""fcntl(2); Python's module has no name for it."""
+
+
+class ForkedWorkers(Closing):
+    """Workers for restores, each forked from a CRIU that has been loaded once. Owned.
+
+    The fork server is started anew if it has ended, and if what a worker takes over from the caller
+    (user, namespaces, cgroup, limits) has changed. Whatever else than a restore is done with it
+    gets an ordinary worker.
+
+    Synchronization: any number of threads may use it. A forked child starts its own fork server.
+    """
+
+    ours: ClassVar[bool] = True
+
+    def __init__(self, worker: Worker, *, patience: float | None = None) -> None:
+        """Start the fork server.
+
+        Args:
+            worker: which CRIU; one without stdin.
+            patience: seconds that CRIU gets to be loaded; None: 30.
+
+        Raises:
+            ProgramError: CRIU cannot be started, or not be preloaded.
+        """
+        self.worker = worker
+        self._patience = PATIENCE if patience is None else patience
+        self._lock = Lock()
+        self._server: ForkServer | None = None
+        self._like: object = None
+        self._closed = False
+        self.renew()
+
+    @property
+    def allow_untrusted(self) -> bool:
+        """As the worker's."""
+        return self.worker.allow_untrusted
+
+    @property
+    def pid(self) -> int:
+        """The pid of the fork server."""
+        return 0 if self._server is None else self._server.pid
+
+    def identity(self) -> tuple[object, ...] | None:
+        """As the worker's."""
+        return self.worker.identity()
+
+    def name(self) -> str:
+        """As the worker's."""
+        return self.worker.name()
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """Nothing."""
+        return iter(())
+
+    def connect(
+        self,
+        keep: Sequence[int] = (),
+        spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
+        ready: ForkServer | None = None,
+    ) -> Connection:
+        """A worker, of the fork server that :meth:`ready` has returned if that is given.
+
+        Raises as :meth:`Worker.connect`.
+        """
+        lifetime_sockets = spawn_options.lifetime_sockets
+        if replace(spawn_options, lifetime_sockets=()) != RESTORING:
+            return self.worker.connect(keep, spawn_options)
+        inherited = [*keep, *lifetime_sockets]
+        if len(inherited) > MAX_INHERITED:
+            why = f"at most {MAX_INHERITED} descriptors can be inherited, not {len(inherited)}"
+            return self._connect_unforked(keep, spawn_options, why)
+        with contextlib.suppress(ForkServerUnavailableError):  # it was killed
+            return _fork(ready or self._current(), inherited, lifetime_sockets)
+        try:
+            return _fork(self._current(), inherited, lifetime_sockets)
+        except ForkServerUnavailableError as error:
+            why = str(error)
+        return self._connect_unforked(keep, spawn_options, why)
+
+    def _connect_unforked(
+        self, keep: Sequence[int], spawn_options: SpawnOptions, why: str
+    ) -> Connection:
+        """A worker where none can be forked."""
+        return self.worker.connect(keep, spawn_options)
+
+    def ready(self) -> ForkServer | None:
+        """The fork server, if its workers are as one that this thread would start."""
+        like = fingerprint(self.worker)
+        with self._lock:
+            return self._ready(like)
+
+    def _ready(self, like: object) -> ForkServer | None:
+        server = self._server
+        return server if server is not None and server.is_open and self._like == like else None
+
+    def renew(self) -> None:
+        """Start the fork server anew if it is not ready. Raises as when this was made."""
+        try:
+            self._current()
+        except ForkServerUnavailableError as error:
+            raise ProgramError(f"no worker can be forked: {error}") from None
+
+    def _current(self) -> ForkServer:
+        """A fork server that runs, and whose workers are as one that is started now.
+
+        Raises ``ForkServerUnavailableError``, as starting a worker, and as :meth:`_prepare`.
+        """
+        like = fingerprint(self.worker)
+        if like is None:
+            raise ForkServerUnavailableError("/proc does not show what workers inherit")
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"the {type(self).__name__} is closed")
+            if (ready := self._ready(like)) is not None:
+                return ready
+            self._end()
+            self._server = start_fork_server(self.worker, RESTORING, like, patience=self._patience)
+            if self._server is None:
+                why = "another thread has changed what workers inherit"
+                raise ForkServerUnavailableError(why)
+            try:
+                self._prepare(self._server)
+            except BaseException:
+                self._end()
+                raise
+            self._like = like
+            return self._server
+
+    def _prepare(self, server: ForkServer) -> None:
+        """Done with each new fork server before its first worker."""
+
+    def _end(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def close(self) -> None:
+        """End the fork server; copies run on. A second time does nothing."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+
+def _fork(
+    server: ForkServer, inherited: Sequence[int], lifetime_sockets: Sequence[int]
+) -> Connection:
+    result = connect_worker(server.program, lambda ends: server.fork_worker(ends, inherited))
+    _bind(lifetime_sockets, result.pid)
+    return result
+
+
+def _bind(sockets: Sequence[int], pid: int) -> None:
+    """Have the process group of a worker killed each time that the other end of one is closed."""
+    with contextlib.suppress(OSError):  # it has ended
+        os.setpgid(pid, pid)  # it does this, too, but may not have done it yet
+    for each in sockets:
+        with contextlib.suppress(ProcessLookupError):
+            fcntl.fcntl(each, fcntl.F_SETOWN, -pid)
+            fcntl.fcntl(each, F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(each, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)

@@ -1,0 +1,63 @@
+"""Directories for CRIU's log and statistics, which no path leads to."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from .._native.ffi import native
+from .._support.closing import Closing
+from .._support.unpatched import Lock, close
+
+
+class WorkDirectories(Closing):
+    """A directory for each start, in one file system without a name. Owned.
+
+    The file system ends with this object and with this process, however that ends. It is kept
+    between starts, since its end takes the kernel longer than all of the work in it. May be used on
+    any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._root = -1
+        self._numbers = itertools.count(1)
+
+    @contextlib.contextmanager
+    def new(self) -> Iterator[int]:
+        """The descriptor of an empty directory, which is removed at the end."""
+        with self._lock:
+            if self._root < 0:
+                self._root = native.pn_unnamed_directory()
+            # A start may go on after close() and in a forked child.
+            root = os.dup(self._root) if self._root >= 0 else -1
+        if root < 0:  # before Linux 5.2, or without the right to mount
+            with tempfile.TemporaryDirectory(prefix="pycriu-native-start-") as scratch:
+                fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    yield fd
+                finally:
+                    close(fd)
+            return
+        name = f"{os.getpid()}-{next(self._numbers)}"
+        try:
+            os.mkdir(name, 0o700, dir_fd=root)
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+            try:
+                yield fd
+            finally:
+                close(fd)
+                shutil.rmtree(name, dir_fd=root, ignore_errors=True)
+        finally:
+            close(root)
+
+    def close(self) -> None:
+        """Give the file system up; the next start gets another one."""
+        with self._lock:
+            if self._root >= 0:
+                close(self._root)
+            self._root = -1
