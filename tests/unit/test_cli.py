@@ -162,7 +162,9 @@ def test_every_option_of_the_table(verb: Verb) -> None:
 def test_what_help_says_of_an_option() -> None:
     """Help has the first sentence of the option's docstring, its default and its CRIU release."""
     shown = " ".join(tell("dump", "--help-all").out.split())
-    assert "Largest deleted but open file that is kept in the images, in bytes; " in shown
+    assert (
+        "Maximum size of a deleted but open file that is stored in the images, in bytes; " in shown
+    )
     assert "[default: 1048576]" in shown
     assert "Leave the process stopped after the dump or the restore [since CRIU 3.19]" in shown
     for row in TABLE:
