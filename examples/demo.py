@@ -13,7 +13,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from pycriu_native import CriuError, CriuOpts, dump, libcriu_version, restore, version
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    dump,
+    feature_cache,
+    libcriu_version,
+    restore,
+    version,
+)
 
 # The counter's memory holds the count; its file only shows it. Nothing but the memory can tell a
 # restored process where it stopped.
@@ -96,6 +104,9 @@ def main() -> None:
             if restored.statistics is not None:
                 tell("restore", restored.statistics.restore_time, "from the first fork on")
             print(f"   whole call {restored.duration * 1000:8.2f} ms")
+            cache = feature_cache()
+            if cache.cure is not None:
+                print(f"\nCRIU's feature cache {cache}")
         finally:
             if runs(pid):
                 os.kill(pid, signal.SIGKILL)

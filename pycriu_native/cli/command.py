@@ -26,7 +26,7 @@ from ..errors import CriuError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import VERB_MASK
 from . import option_parameters
-from .errors import CONFIG
+from .errors import CONFIG, in_flags
 from .exit_codes import Exit, exit_of
 from .output import Output
 
@@ -536,3 +536,13 @@ def write_pidfile(path: str | None, pid: int) -> None:
                 f"pid {pid} runs, but the pidfile {path!r} cannot be written: {error.strerror}",
                 pid=pid,
             ) from None
+
+
+def hint_at_feature_cache(call: Call) -> None:
+    """Advice after a dump or restore in which CRIU probed the kernel, as in each later one."""
+    if call.out.hints and call.via.ours:
+        from .._transport.feature_cache import feature_cache  # most runs show no hints
+
+        cache = feature_cache()
+        if cache.cure is not None:
+            call.out.hint(in_flags(f"CRIU's feature cache {cache}"))

@@ -127,8 +127,9 @@ def test_shared_by_a_pool(images: Path) -> None:
         mount(b"ramfs")
         for _ in range(2):
             with WorkerPool(2) as pool:
-                assert [loads(pool) for _ in range(4)] == [False, True, True, True]
-        assert os.listdir("/run") == []
+                assert not loads(pool)
+                assert any(loads(pool) for _ in range(8))  # a busy pool uses workers of their own
+        assert not os.path.exists("/run/criu.kdat")
         assert not any("Loaded" in line for line in saved())  # a worker of its own
         assert feature_cache().state == "impossible"
         """,
@@ -156,7 +157,8 @@ def test_a_pool_prefers_a_file(images: Path) -> None:
             assert os.listdir("/run") == ["criu.kdat"]
         os.rename("/run/criu.kdat", "/run/criu.kdat.tmp")
         with WorkerPool(2) as pool:
-            assert [loads(pool) for _ in range(3)] == [False, True, True]
+            assert not loads(pool)
+            assert any(loads(pool) for _ in range(8))
         assert os.listdir("/run") == ["criu.kdat.tmp"]
         """,
         images,

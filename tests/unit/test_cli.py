@@ -598,15 +598,21 @@ def test_the_import_does_not_load_it() -> None:
     assert message.stdout == "[]\n"
 
 
-def test_a_cache_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line after a dump offers the command that keeps it, to those who read hints."""
+@pytest.mark.parametrize("verb", ["dump", "restore"])
+def test_a_cache_that_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """One line after a call offers the command that keeps it, to those who read hints."""
     from pycriu_native._transport import feature_cache as module
 
     monkeypatch.setattr(module, "filesystem_of", lambda path: "ext4")
     monkeypatch.setattr(module, "RUN", str(tmp_path))
     images = tmp_path / "images"
     images.mkdir()
-    words = ("dump", PID, "-D", images, "--leave-running")
+    if verb == "restore":
+        write_images(images)
+    target = [PID, "--leave-running"] if verb == "dump" else []
+    words: list[str | Path] = [verb, *target, "-D", images]
     lines = [line for line in tell(*words, "--verbose").err.splitlines() if "cache" in line]
     assert len(lines) == 1
     assert "pycriu-native keep-cache, or mount a tmpfs" in lines[0]

@@ -16,7 +16,6 @@ from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
 from .. import command, image_summary, json_form, progress, streams
 from ..command import Call, Command
-from ..errors import in_flags
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, count, micro, pids, safe, size, time
 
@@ -192,12 +191,7 @@ def _numbers(statistics: DumpStatistics) -> list[tuple[str, str]]:
 def _hint(call: Call, result: DumpResult) -> None:
     """Print advice: the pid is still in use, or CRIU probes the kernel for each call."""
     _hint_at_parent(call, result)
-    if call.out.hints and call.via.ours:
-        from ..._transport.feature_cache import feature_cache
-
-        cache = feature_cache()
-        if cache.cure is not None:
-            call.out.hint(in_flags(f"CRIU's feature cache {cache}"))
+    command.hint_at_feature_cache(call)
 
 
 def _hint_at_parent(call: Call, result: DumpResult) -> None:

@@ -61,7 +61,9 @@ def _restore(
     if result.exec_pid is not None:
         call.out.event("running", shape(result), text(result))
         return _until_end(call, result, result.exec_pid)
-    return call.out.result(lambda: shape(result), text(result))
+    done = call.out.result(lambda: shape(result), text(result))
+    command_module.hint_at_feature_cache(call)
+    return done
 
 
 def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
