@@ -1,12 +1,12 @@
 """The CFFI build (API mode): the headers in include/ in, one extension module out.
 
-Importing this module needs no compiler; setup.py hands its ``ffibuilder`` to cffi. Three
-variables of the environment say which CRIU the build is for; ``tools/install-criu
---record`` writes them, and unset ones mean the system's:
+Importing this module needs no compiler; setup.py passes its ``ffibuilder`` to cffi. Three
+environment variables select the CRIU of the build; ``tools/install-criu --record`` writes them, and
+the default is the system's:
 
-* ``CRIU_PROGRAM``: the ``criu`` that workers run unless told otherwise,
-* ``CRIU_LIBDIR``: where ``libcriu.so.2`` is (becomes the run path),
-* ``CRIU_INCLUDEDIR``: where ``criu/criu.h`` and ``protobuf-c/protobuf-c.h`` are.
+* ``CRIU_PROGRAM``: the default ``criu`` of workers,
+* ``CRIU_LIBDIR``: the directory of ``libcriu.so.2`` (becomes the run path),
+* ``CRIU_INCLUDEDIR``: the directory of ``criu/criu.h`` and ``protobuf-c/protobuf-c.h``.
 
 ``PYCRIU_NATIVE_SANITIZE=address,undefined`` builds with those sanitizers.
 """
@@ -53,7 +53,7 @@ A libcriu outside the system's directories is named by CRIU_LIBDIR and CRIU_INCL
 
 
 def declaration(name: str) -> str:
-    """A header of include/ as cffi reads it (it knows no preprocessor)."""
+    """A header of include/ for cffi, which has no preprocessor."""
     lines = (INCLUDE / name).read_text().splitlines()
     return "\n".join(line for line in lines if not line.startswith("#"))
 
@@ -64,10 +64,10 @@ def function_names() -> list[str]:
 
 
 def preamble() -> str:
-    """The C that cffi's generated code is compiled after.
+    """The C code before cffi's generated code.
 
-    Weak: the loader leaves the address of a function that the library lacks at NULL, where a
-    strong reference would refuse to load at all.
+    Weak references: the address of a function that the library lacks is NULL; with a strong
+    reference the loader would fail.
     """
     names = function_names()
     weak = "\n".join(f"#pragma weak {name}" for name in names)
@@ -106,7 +106,7 @@ const char *pn_built_program(void)
 
 
 def compiles(code: str, include_dirs: list[str]) -> bool:
-    """Whether the C compiler accepts this, so that optional headers can be asked for."""
+    """Whether the C compiler accepts this code; for optional headers."""
     return _compiler_accepts(code, ["-fsyntax-only", *(f"-I{path}" for path in include_dirs)])
 
 
@@ -129,7 +129,7 @@ def _compiler_accepts(code: str, flags: list[str]) -> bool:
 
 
 def enumerators_to_check(include_dirs: list[str]) -> list[str]:
-    """The constants of ours that this criu.h has too; older headers lack the newest ones."""
+    """Our constants that this criu.h has, too; older headers lack the newest ones."""
     names = re.findall(r"\b(CRIU_[A-Z_]+) = ", declaration("libcriu_types.h"))
     return [
         name
@@ -178,7 +178,7 @@ def ffibuilder() -> FFI:
     ffi.cdef(declaration("libcriu_types.h"))
     ffi.cdef(declaration("libcriu.h"))
     ffi.cdef(declaration("pycriu_native.h"))
-    # For those who port C: hooks of libcriu's own, to be filled with @ffi.def_extern().
+    # For ports of C programs: libcriu's callbacks, to be defined with @ffi.def_extern().
     ffi.cdef(
         """
         extern "Python" int on_notify(char *action, criu_notify_arg_t argument);

@@ -8,8 +8,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-# Neither has the stable ABI that the extension uses, and pip's metadata cannot name them: a wheel
-# does not match them, so pip builds from source, and here is where that ends.
+# Neither has the stable ABI that the extension uses, and pip's metadata cannot exclude them: no
+# wheel matches them, so pip builds from source, which is refused here.
 if platform.python_implementation() != "CPython":
     sys.exit(
         f"pycriu_native needs CPython 3.11 or later, and this is {platform.python_implementation()}"

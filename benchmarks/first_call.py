@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pycriu_native._transport.program import find_program
+from pycriu_native._wire.messages import REQUEST_TYPES, encode
+from pycriu_native.options.values import WireValue
 
 from .common import Row, Target, adopt, in_turns, main, row, scratch
 
@@ -18,6 +20,26 @@ EMPTY, CRIU = "an empty interpreter", "the criu program"
 LIBRARY, STAR = "from pycriu_native import dump", "from pycriu_native import *"
 STAR_ALONE = "from pycriu_native import *, no call"
 COMMAND_ALONE = "pycriu-native --version"
+
+# Lower bounds: what no program of this kind can do without.
+NEEDED = "an interpreter with the modules that calls need"
+NEEDED_MODULES = "import _cffi_backend, contextlib, enum, functools, threading"
+CLICK = "an interpreter with click"
+BARE = "a script without this package"
+IMAGES_FD = 9
+BARE_CALL = """
+import os, socket
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+os.dup2(os.open({images!r}, os.O_RDONLY), {fd})
+os.set_inheritable(theirs.fileno(), True)
+pid = os.posix_spawn({criu!r}, [{criu!r}, "swrk", str(theirs.fileno())], {{}})
+theirs.close()
+ours.send({request!r})
+assert ours.recv(65536).startswith({success!r})
+ours.close()
+os.waitpid(pid, 0)
+"""
+"""One dump by a request that is encoded beforehand, without a check, a hook or an error message."""
 
 
 def measure(quick: bool) -> list[Row]:
@@ -41,13 +63,33 @@ def _programs(pid: int, directory: Path) -> dict[str, list[str]]:
     criu = [find_program(), "dump", "-t", str(pid), "-D", images["criu"], "-o", "dump.log", "-R"]
     return {
         EMPTY: [*python, ""],
+        NEEDED: [*python, NEEDED_MODULES],
+        CLICK: [*python, "import click"],
         CRIU: criu,
+        BARE: [*python, _bare(pid, images["ours"])],
         LIBRARY: [*python, f"from pycriu_native import CriuOpts, dump; {call}"],
         STAR: [*python, f"from pycriu_native import *; {call}"],
         "pycriu-native dump": [*command, "dump", str(pid), "-D", images["ours"], "-R"],
         STAR_ALONE: [*python, "from pycriu_native import *"],
         COMMAND_ALONE: [*command, "--version"],
     }
+
+
+def _bare(pid: int, images: str) -> str:
+    opts: WireValue = {
+        "images_dir_fd": IMAGES_FD,
+        "pid": pid,
+        "leave_running": True,
+        "log_file": "dump.log",
+    }
+    kind = REQUEST_TYPES["dump"]
+    return BARE_CALL.format(
+        images=images,
+        fd=IMAGES_FD,
+        criu=find_program(),
+        request=encode("request", {"type": kind, "opts": opts}),
+        success=encode("response", {"type": kind, "success": True}),
+    )
 
 
 def _rows(programs: Mapping[str, list[str]], times: int) -> list[Row]:
@@ -77,12 +119,16 @@ def _rows(programs: Mapping[str, list[str]], times: int) -> list[Row]:
     taken = in_turns({name: (lambda name=name: run(name)) for name in programs}, times)  # type: ignore[misc]
     rows = [row("start to end", "ms", samples, by=name) for name, samples in taken.items()]
     rows += [row("processor time", "ms", samples, by=name) for name, samples in used.items()]
-    sums = [sum(pair) for pair in zip(taken[EMPTY], taken[CRIU], strict=True)]
-    for name in (LIBRARY, STAR):
-        ratio = [one / both for one, both in zip(taken[name], sums, strict=True)]
-        rows.append(row("of criu and an empty interpreter", "x", ratio, by=name))
-    over = [one - base for one, base in zip(taken["pycriu-native dump"], taken[CRIU], strict=True)]
-    rows.append(row("over the criu program", "ms", over, by="pycriu-native dump"))
+    for base in (EMPTY, NEEDED):
+        sums = [sum(pair) for pair in zip(taken[base], taken[CRIU], strict=True)]
+        for name in (BARE, LIBRARY, STAR):
+            ratio = [one / both for one, both in zip(taken[name], sums, strict=True)]
+            rows.append(row(f"of criu and {base}", "x", ratio, by=name))
+    command = taken["pycriu-native dump"]
+    sums = [sum(pair) for pair in zip(taken[CLICK], taken[CRIU], strict=True)]
+    for what, base_times in ((f"over {CRIU}", taken[CRIU]), (f"over criu and {CLICK}", sums)):
+        over = [one - base for one, base in zip(command, base_times, strict=True)]
+        rows.append(row(what, "ms", over, by="pycriu-native dump"))
     return rows
 
 

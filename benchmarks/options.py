@@ -67,12 +67,12 @@ def _measure(images: int, status: int, times: int) -> list[Row]:
 
     def checked(opts: CriuOpts) -> None:
         if Verb.DUMP not in opts._remembered.sound_for:
-            if problems := option_rules.found(others, opts, Verb.DUMP):
+            if problems := option_rules.problems_of(others, opts, Verb.DUMP):
                 raise AssertionError(problems)
             opts._remembered.sound_for.add(Verb.DUMP)
 
     def touched(opts: CriuOpts) -> None:
-        option_rules.found(touching, opts, Verb.DUMP)
+        option_rules.problems_of(touching, opts, Verb.DUMP)
 
     def applied(opts: CriuOpts) -> None:
         request: Any = SimpleNamespace(

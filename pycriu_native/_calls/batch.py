@@ -36,15 +36,6 @@ if TYPE_CHECKING:
 else:
     Job = Generic  # for hints: its module is slow to import
 
-__all__ = [
-    "DumpJob",
-    "JobOutcome",
-    "RestoreJob",
-    "dump_many",
-    "restore_many",
-    "run_many",
-]
-
 Progress = Callable[[int, int], object]
 """Called on the caller's thread with the number of jobs that have ended, and of all."""
 
@@ -151,9 +142,8 @@ class RestoreJob:
 
     def __call__(self) -> RestoreResult:
         """Run it; raises as :func:`pycriu_native.restore`, and ``RestoreClaimedError``."""
-        verbs.restore_request(
-            self.opts, self.via, None, self.deadline, files=self.files
-        )  # nothing is touched yet
+        # Checked before the claim file is created.
+        verbs.restore_request(self.opts, self.via, None, self.deadline, files=self.files)
         from .._integrity.restore_claim import claimed  # slow to import
 
         with claimed(self.opts, self.token) if self.fence else contextlib.nullcontext():

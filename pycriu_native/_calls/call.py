@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .run import Connect
 
 MOST_INTERRUPTIONS = 100
-"""Interruptions of an interruption, after which something else must be wrong."""
+"""Maximum number of interruptions while one is handled."""
 
 
 class CallRunner(Protocol):
@@ -49,7 +49,7 @@ CALL_RUNNER: ContextVar[CallRunner | None] = ContextVar("CALL_RUNNER", default=N
 
 
 class Call:
-    """A call on its own thread, and the meeting point with the thread that waits for it."""
+    """A call on its own thread, and its synchronization with the thread that waits for it."""
 
     def __init__(self, request: Request) -> None:
         self.request = self._request = request
@@ -66,8 +66,8 @@ class Call:
         self.wake: Callable[[], None] = self._turn.set
         """Called, on the call's thread, when there is a question or the end."""
         self._begins = Lock()
-        """Is acquired once: by the call's thread, which then works, or by the caller, which was
-        interrupted before that. ``Thread.start`` can be interrupted when the thread runs already.
+        """Acquired once: by the call's thread, which then works, or by the caller, if it is
+        interrupted before. (``Thread.start`` can be interrupted after the thread has started.)
         """
         self._thread = Thread(target=self._body, name=f"criu {request.verb}")
 
@@ -97,7 +97,7 @@ class Call:
                 break
             except BaseException as interruption:
                 if self._begins.acquire(blocking=False):
-                    raise  # nothing has begun, and nothing will
+                    raise  # the call has not begun, and will not
                 self._cancel_surely(interruption)
         return self.conclude()
 

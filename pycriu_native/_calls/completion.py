@@ -41,7 +41,7 @@ def statistics_of(
     if directory is None:
         return None
     if verb is Verb.DUMP and request.opts.lazy_pages:
-        return None  # CRIU counts anew when it serves pages, and then writes wrong numbers
+        return None  # CRIU resets the counters when it serves pages, and writes wrong numbers
     if verb in (Verb.DUMP, Verb.PRE_DUMP):
         return statistics.read_dump(directory)
     return statistics.read_restore(directory) if verb is Verb.RESTORE else None

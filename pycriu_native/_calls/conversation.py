@@ -37,7 +37,7 @@ def converse(
 
 
 def _result_of(answer: dict[str, WireValue]) -> int:
-    """What libcriu's function returns for a response of success."""
+    """The result of libcriu's function for a successful response."""
     for part, value in (("restore", "pid"), ("dump", "restored")):
         body = answer.get(part)
         if isinstance(body, dict):

@@ -32,7 +32,7 @@ def failure_of(
         except (ImportError, OSError):
             # The caller has changed its root or its user since: see preload().
             return _unexplained(request, outcome, mark, lost)
-    how = "undone" if lost is None else "given up"
+    how = "undone" if lost is None else "aborted"
     of = "" if request.pid is None else f" of pid {request.pid}"
     message = f"{request.verb}{of} {how} after {outcome.duration:.1f} s"
     if exchange.deadline_passed:
@@ -56,7 +56,7 @@ def _unexplained(
     why = str(lost) if lost is not None else lines[0] if lines else os.strerror(errno)
     kind = type(lost) if lost is not None else BY_ERRNO.get(errno, CriuError)
     return kind(
-        f"{request.verb} failed: {why} (what is known of it cannot be loaded any more: see "
+        f"{request.verb} failed: {why} (its explanation cannot be loaded any more: see "
         "pycriu_native.preload)",
         verb=str(request.verb),
         pid=request.pid,

@@ -1,11 +1,11 @@
 """Interrupts CRIU between two notifications, so that it undoes its work.
 
 For a large process, notifications are many seconds apart, and CRIU cannot be interrupted in
-between. But it checks the result of each write. So its writes are made to fail: those to files by
+between. But it checks the result of each write, so its writes are made to fail: those to files by
 a file size limit that is set from outside (a worker ignores SIGXFSZ, and write(2) returns EFBIG),
-those of pages to another host by a shutdown of their connection (CRIU ignores SIGPIPE). Neither has
-an effect while CRIU's code runs in a process, since it writes nothing then: so they are safe. A
-restore writes little; its half-restored processes are killed instead, and CRIU gets SIGCHLD.
+those of pages to another host by a shutdown of their connection (CRIU ignores SIGPIPE). Both are
+safe: while CRIU's code runs in a process, it does not write. A restore writes little; its
+half-restored processes are killed instead, and CRIU receives SIGCHLD.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ XFSZ = 1 << (signal.SIGXFSZ - 1)
 def fail_writes(worker: int, dumped: int | None) -> None:
     """Make the next write of a worker that dumps fail, to a file or to a page server.
 
-    Its descendants are limited too: a pre-dump is made by a child. A process that does not ignore
+    Its descendants are limited too, since a child makes a pre-dump. A process that does not ignore
     SIGXFSZ is not limited.
     """
     _limit(worker)  # first: children that it forks from now on inherit the limit
@@ -44,7 +44,7 @@ def fail_writes(worker: int, dumped: int | None) -> None:
 
 
 def end_restored(worker: int, images: str, since: float, known: list[int]) -> list[int]:
-    """End the processes that a worker is restoring; their pids.
+    """End the processes that a worker is restoring; returns their pids.
 
     They have a pid of the images; in a pid namespace of their own, ``known`` has the first one.
     """
@@ -71,7 +71,7 @@ def _sockets(pids: list[int]) -> set[int]:
 
 
 def _disconnect(pid: int, spared: set[int]) -> None:
-    """Shut down the connections of a process, but for those of others."""
+    """Shut down the connections of a process, except for those in ``spared``."""
     for fd in descriptors_of(pid, "socket:"):
         with of_another(fd) as copy:
             kind = copy.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)

@@ -1,9 +1,9 @@
 """Dump in rounds: pre-dumps while the process runs, then a short final dump.
 
-Each round writes the memory that has changed since the round before, into a new directory, which
-has that of the round before as its parent. The final dump freezes the process and writes the rest.
-(libcriu's loop passes nothing to its callback and can free a response twice; this one consists of
-single calls.)
+Each round writes the memory that has changed since the previous round to a new directory, whose
+parent is the directory of the previous round. The final dump freezes the process and writes the
+rest. (libcriu's loop passes nothing to its callback and can free a response twice; this one
+consists of single calls.)
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from . import verbs
 from .notification import Hook
 from .progress_state import OnProgress
 
-__all__ = ["DumpItersResult", "Round", "ShrinkingRounds", "dump_iters"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """One pre-dump that is done."""
+    """One completed pre-dump."""
 
     number: int
     """1 for the first."""
@@ -57,9 +55,9 @@ More = Callable[[Round], bool]
 class ShrinkingRounds:
     """The default policy: continue while rounds shrink.
 
-    There is another round if the last one wrote less than ``shrink`` times the bytes of the one
-    before, and more than ``enough`` bytes, and if there were fewer than ``most`` rounds. An object
-    is for one dump.
+    There is another round if the last one wrote less than ``shrink`` times the bytes of the
+    previous one, and more than ``enough`` bytes, and if there were fewer than ``most`` rounds. Each
+    dump needs a new object.
     """
 
     def __init__(self, *, most: int = 8, shrink: float = 0.8, enough: int = 2**20) -> None:
@@ -108,12 +106,12 @@ def dump_iters(
     """Pre-dump a process until ``should_continue`` returns False, then dump it.
 
     ``opts.images_directory`` is a path. The rounds are written to ``1``, ``2``, … in it, each with
-    the one before as its parent, and the final dump to the next number. The default of
+    the previous one as its parent, and the final dump to the next number. The default of
     ``should_continue`` is :class:`ShrinkingRounds`. ``deadline`` bounds each round.
     ``on_progress`` gets each round as a phase, ``round 1`` and so on, and the final one as
     ``dump``; the total is all memory in the first round, and unknown after it. ``opts`` can have
     options of pre-dumps and of the final dump; each is used where it applies. A round that fails
-    leaves the process running, and the rounds before it on disk.
+    leaves the process running, and the previous rounds on disk.
 
     A tree that contains the caller is refused: it cannot be pre-dumped. All rounds are of the
     process that had the pid when this was called.

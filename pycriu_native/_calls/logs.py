@@ -7,8 +7,8 @@ lines of CRIU's log, with their levels, and its standard output and error (for e
 
     logging.getLogger("pycriu_native.criu").setLevel(logging.DEBUG)
 
-(With ``log_level=4`` CRIU logs most.) Nothing is printed by default. ``logging`` is not imported in
-a program that has not imported it, since that has no handlers.
+(CRIU logs most with ``log_level=4``.) Nothing is printed by default. ``logging`` is not imported if
+the program has not imported it, since there are no handlers then.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _advised = False
 
 
 def advise() -> None:
-    """Log once what would make calls faster, if ``pycriu_native.advice`` is enabled for INFO."""
+    """Log once how to make calls faster, if ``pycriu_native.advice`` is enabled for INFO."""
     global _advised
     logger = None if _advised else _logger(NAME + ".advice")
     if logger is None or not logger.isEnabledFor(20):  # INFO

@@ -13,9 +13,9 @@ class Notification:
     """A notification of CRIU during a call; :class:`Notify` documents the frozen processes."""
 
     action: Notify | str
-    """The action; a name that this release does not know stays a string."""
+    """The action; a name that is unknown to this release is a string."""
     verb: Verb
-    """The call that it belongs to."""
+    """The verb of the call."""
     pid: int | None = None
     """The root task's pid; only with ``setup-namespaces`` and ``post-restore``."""
     fd: int | None = None

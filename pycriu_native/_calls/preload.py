@@ -1,20 +1,20 @@
-"""Load at once every module that the library otherwise loads when it is needed."""
+"""Imports all modules of the library that are otherwise imported on first use."""
 
 from __future__ import annotations
 
 from .._support.light_typing import Any
 
 NOT_LOADED = ("__main__", "_native", "cli", "images", "plots")
-"""Modules of the package: the extras, the program, and the extension, which is loaded already."""
+"""Modules that are not imported: the extras, the program, and the extension (loaded already)."""
 
 
 def preload() -> None:
-    """Load all modules of the library, and what it knows of CRIU's failures.
+    """Import all modules of the library, and load its explanations of CRIU's failures.
 
-    ``import pycriu_native`` loads only what a successful call needs. A program that changes its
-    root (to one with a /proc) or its user, or that may not open files later, calls this before:
-    without it, a failure whose explanation cannot be loaded is reported in CRIU's own words alone.
-    The extras (``images``, ``cli``, ``plots``) are not loaded.
+    Other calls import only the modules that they need. A program that changes its root (to one with
+    a /proc) or its user, or that cannot open files later, calls this before: otherwise a failure
+    whose explanation cannot be loaded is reported with CRIU's own messages only. The extras
+    (``images``, ``cli``, ``plots``) are not imported.
     """
     import importlib
 

@@ -1,4 +1,4 @@
-"""From options to a filled handle: the directories opened, each row applied, descriptors kept."""
+"""Opens the directories of a call, and puts its options into a handle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Directories:
         self, opts: CriuOpts, verb: Verb, owned: ExitStack, *, allow_untrusted: bool = False
     ) -> None:
         self._owned = owned
-        self._trusting = allow_untrusted
+        self._allow_untrusted = allow_untrusted
         serves_saved = bool(opts.lazy_pages) and verb in SERVERS
         self._make = "images_directory" if verb in CREATING and not serves_saved else None
         self.opened = {
@@ -53,14 +53,14 @@ class Directories:
         self.images = self.opened.get("images_directory")
         self.work = self.opened.get("work_directory")
         self.log = self.images if self.work is None else self.work
-        """Where CRIU puts its log and statistics; None with ``images_dir`` alone."""
+        """The directory of CRIU's log and statistics; None with ``images_dir`` only."""
 
     def _open(self, directory: object, field: str) -> int:
         if not isinstance(directory, str):
             return descriptor_number(directory)
         try:
             fd = trusted_path.open_directory(
-                directory, make=field == self._make, allow_untrusted=self._trusting
+                directory, make=field == self._make, allow_untrusted=self._allow_untrusted
             )
         except OSError as error:
             from .._system.host import lack_of  # few directories are missing
@@ -75,17 +75,17 @@ class Directories:
 
 
 def fill(handle: Handle, request: Request, directories: Directories, owned: ExitStack) -> list[int]:
-    """Put the options into libcriu's handle; which descriptors CRIU inherits for them."""
+    """Put the options into libcriu's handle; returns the descriptors that CRIU must inherit."""
     keep: list[int] = []
 
     def inherited(value: WireValue) -> WireValue:
-        """The value, with each descriptor in it under a number that CRIU can inherit."""
+        """The value, with numbers of descriptors that CRIU can inherit."""
         if isinstance(value, list):
             return [inherited(item) for item in value]
         if not isinstance(value, dict) or "fd" not in value:
             return value
         fd = cast(int, value["fd"])
-        # 0 to 2 are its own stdio there; it closes each once it has it, also if named again.
+        # 0 to 2 are CRIU's stdio; and it closes each descriptor after its first use.
         if request.via.ours and (fd <= 2 or fd in keep):
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
             owned.callback(close, fd)
@@ -106,9 +106,9 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
             if row.wire is None or isinstance(kind, Directory):
                 continue
             if config is not None and row.wire == "config_file":
-                continue  # it is in there
+                continue  # it was copied into the added file
             if row.wire == "log_file" and log_path(opts):
-                continue  # as well
+                continue  # it is in the added file
             wire = kind.wire(value)
             if isinstance(wire, (list, dict)):
                 wire = inherited(wire)
@@ -132,16 +132,16 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
 
 
 def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | None:
-    """A configuration file with what the request has no field for; None if there is nothing.
+    """A configuration file with the options without a field in requests; None if there are none.
 
-    It is read after a file of the caller's, which is copied in before it.
+    A file of the caller is copied to its beginning.
     """
     text = config_of(request.opts) + _lazy_address(request, owned, keep)
     if not text:
         return None
     before = ""
     if request.opts.config_file is not None:
-        # One that is missing CRIU would skip; the rules have seen to that.
+        # CRIU would skip a missing one; the option rules refuse that.
         with contextlib.suppress(OSError), open(request.opts.config_file, "rb") as file:
             before = os.fsdecode(file.read().rstrip(b"\n") + b"\n")
     fd = os.memfd_create("criu-config", os.MFD_CLOEXEC)
@@ -151,7 +151,7 @@ def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | N
 
 
 def config_of(opts: CriuOpts) -> str:
-    """The lines for the options that no request has a field for."""
+    """The lines for the options without a field in requests."""
     filed = {row.name: value for row, value in opts.items() if row.in_config}
     if log_path(opts):
         filed["log_file"] = opts.log_file  # a request takes no path (criu/cr-service.c)
@@ -161,9 +161,9 @@ def config_of(opts: CriuOpts) -> str:
 def _lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str:
     """The address on which a lazy dump, or a server of saved pages, serves its pages.
 
-    CRIU up to 4.2 ignores that address in the request, and would listen on every address of the
-    machine; in the request's configuration file it is honoured, and so is a connected socket
-    in place of an address, which CRIU inherits. A port of 0 is refused there, and needless.
+    CRIU up to 4.2 ignores the address in the request, and would listen on all addresses of the
+    machine; it uses an address, or an inherited connected socket, in a configuration file. A port
+    of 0 is refused there, and not needed.
     """
     server = request.opts.page_server
     lazily = request.verb in (Verb.DUMP, *SERVERS) and request.opts.lazy_pages
@@ -176,5 +176,5 @@ def _lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str:
     if socket <= 2:
         socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
         owned.callback(close, socket)
-        keep.append(socket)  # under its own number the request names it already
+        keep.append(socket)  # other numbers are in the request already
     return f"ps-socket {socket}\n"

@@ -1,4 +1,4 @@
-"""Progress of long calls, measured from outside by a thread beside the call.
+"""Progress of long calls, measured from outside by another thread.
 
 Each verb that moves memory, a migration, and waiting for a page server or a lazy-pages daemon take
 ``on_progress``: a function that is called with a :class:`Progress` at the beginning, four times a
@@ -26,6 +26,7 @@ from .._support.sockets import of_another
 from .._support.unpatched import Event, Thread
 from .._system import mappings
 from .._system.descriptors import descriptors_of
+from .._system.process import bytes_read
 from .._system.process_tree import process_tree
 from .._system.regular_file import open_regular
 from ..enums import Verb
@@ -133,12 +134,8 @@ class Feeding:
     def __call__(self) -> tuple[str, int, int | None]:
         """Phase, bytes done, bytes to do; after the end of the daemon, the last values."""
         with contextlib.suppress(OSError, ValueError, struct.error):
-            if self._from_elsewhere:
-                result = received_by(self._pid)
-            else:
-                with open(f"/proc/{self._pid}/io") as file:
-                    result = int(file.readline().split()[1])  # rchar
-            self._done = max(self._done, result)
+            count = received_by if self._from_elsewhere else bytes_read
+            self._done = max(self._done, count(self._pid))
         return str(Verb.LAZY_PAGES), min(self._done, self._total), self._total
 
 
@@ -177,7 +174,7 @@ class _Teller:
         self._seen, self._at = done, now
         remaining: float | None = None
         if last:
-            # What is restored runs by now, and is nobody's to measure; a daemon has ended.
+            # Restored processes run now and are not measured; a daemon has ended.
             if phase in (str(Verb.RESTORE), str(Verb.LAZY_PAGES)):
                 done = total or 0
             total = done

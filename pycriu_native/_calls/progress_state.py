@@ -1,4 +1,4 @@
-"""What ``on_progress`` receives."""
+"""The argument of ``on_progress``."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Request:
     rollback: Rollback | None = None
     """Save the files that the tree writes, or put them back."""
     keep_line: bool = False
-    """Leave the line open for the next request."""
+    """Leave the connection open for the next request."""
     abort: Callable[[], object] | None = None
     """Called when the call is cancelled: it stops the program that receives CRIU's images."""
 
@@ -73,7 +73,7 @@ class Request:
     def spawn_options(self) -> SpawnOptions:
         """How its worker is started."""
         if self.verb is Verb.RESTORE:
-            # A program that takes CRIU's place inherits the signals that CRIU ignores.
+            # A program that CRIU executes in its place inherits the signals that CRIU ignores.
             return RESTORING if self.opts.exec_cmd is None else DEFAULT_SPAWN_OPTIONS
         if self.inside:
             return replace(SAVING, detached=True)
@@ -84,24 +84,24 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The outcome."""
+    """The outcome of a call."""
 
     result: int
-    """What libcriu's verb returned."""
+    """The return value of libcriu's verb."""
     answer: dict[str, WireValue]
-    """CRIU's final answer."""
+    """CRIU's final response."""
     duration: float
-    """Seconds, until CRIU had ended."""
+    """Seconds until CRIU had ended."""
     images: str
     """Path of the images directory, or an empty string."""
     log: str | None
     """Path of the log that this call has written."""
     statistics: DumpStatistics | RestoreStatistics | None
-    """CRIU's own numbers."""
+    """CRIU's statistics."""
     stderr_text: str
-    """What CRIU wrote to its standard output and error."""
+    """CRIU's standard output and error."""
     line: Connection
-    """The line to CRIU: still open with ``keep_line``, else closed."""
+    """The connection to CRIU: still open with ``keep_line``, else closed."""
     tree: list[int]
     """The processes that were dumped."""
     interrupted_by: BaseException | None
@@ -109,7 +109,7 @@ class Outcome:
     pid_free: bool = False
     """Whether the processes that were dumped have left their pids."""
     reap_wait: float = 0.0
-    """Seconds, after that, of waiting for their parents to reap them."""
+    """Seconds of waiting after that for their parents to reap them."""
 
 
 def log_path(opts: CriuOpts) -> str | None:

@@ -1,4 +1,4 @@
-"""What a call needs of this libcriu, this ``criu`` and this kernel, checked before it starts.
+"""Checks that libcriu, ``criu`` and the kernel support a call, before it starts.
 
 The library's fields are checked in each call; the program's release once for each file, the
 kernel's features once for each program, and only if an option needs them.
@@ -40,7 +40,7 @@ _FEATURES_NEEDED = {
 }
 """Fields that need a feature of the kernel, by its name in ``Features``."""
 
-_WHAT_IT_IS = {
+_FEATURE_NAMES = {
     "lazy_pages": "userfaultfd (CONFIG_USERFAULTFD, vm.unprivileged_userfaultfd)",
     "pidfd_store": "pidfd_getfd (kernel 5.6)",
 }
@@ -52,7 +52,7 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 
 
 def check(request: Request) -> None:
-    """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
+    """Refuse a call that cannot succeed; the ``OptionError`` or ``UnsupportedError`` lists all."""
     option_rules.check(request.opts, request.verb, request.pid)
     refused = [
         *by_arguments(request),
@@ -77,7 +77,7 @@ def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Reque
 
 
 def by_arguments(request: Request) -> Iterator[Problem]:
-    """Arguments of the verb itself: CRIU would be at work already when their use fails."""
+    """Arguments of the verb itself, whose use would fail when CRIU works already."""
     if request.deadline is not None and not _is_seconds(request.deadline):
         yield Problem("deadline", request.deadline, "a number of seconds is accepted")
     if not _is_seconds(request.reap_timeout) or request.reap_timeout < 0:
@@ -93,7 +93,7 @@ def _is_seconds(value: object) -> bool:
         return False
     try:
         seconds = float(cast(float, value))
-        return seconds == seconds  # NaN does not
+        return seconds == seconds  # false for NaN
     except OverflowError:
         return False
 
@@ -149,14 +149,14 @@ def by_files(request: Request) -> Iterator[Problem]:
 def caller_frozen(opts: CriuOpts) -> str | None:
     """Why this freezer cgroup cannot be frozen, and the cure; None: it can be.
 
-    CRIU freezes all of it and then waits for answers of the caller. A worker is in the caller's
+    CRIU freezes all of it and then waits for responses of the caller. A worker is in the caller's
     cgroup, so it stops as well.
     """
     cgroup = opts.freeze_cgroup
     if cgroup is None or not is_in_cgroup(os.getpid(), os.fsdecode(cgroup)):
         return None
     return (
-        f"the caller, pid {os.getpid()}, is in this cgroup, and would be frozen with it for ever: "
+        f"the caller, pid {os.getpid()}, is in this cgroup, and would be frozen with it forever: "
         "call from a process outside of the cgroup"
     )
 
@@ -174,13 +174,13 @@ def caller_inside(pid: int, verb: Verb, include_caller: bool) -> str | None:
     if include_caller:
         return None
     return (
-        f"{us}, and would be dumped and gone with it: call from a process outside of the tree, or "
-        "set include_caller=True"
+        f"{us}, and would be dumped and killed with it: call from a process outside of the tree, "
+        "or set include_caller=True"
     )
 
 
 def by_trust(request: Request) -> Iterator[Problem]:
-    """What another user of this machine could change: directories, and files that steer CRIU."""
+    """Directories and files of CRIU that another user of this machine could change."""
     via = request.via
     if via.allow_untrusted:
         return
@@ -221,7 +221,7 @@ def _log_by_trust(opts: CriuOpts) -> Iterator[Problem]:
         rule = f"{reason.strerror}, so other users can change it; {ALLOW_UNTRUSTED}"
         yield Problem("log_file", opts.log_file, rule)
     except OSError:
-        return  # other checks say that it is missing
+        return  # other checks report that it is missing
 
 
 def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
@@ -239,7 +239,7 @@ def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
 
 
 def by_images(request: Request) -> Iterator[Problem]:
-    """Images whose pages a page server would overwrite; or their lack, if it is to serve them."""
+    """Images whose pages a page server would overwrite, or that it lacks to serve them."""
     directory = request.opts.images_directory
     if request.verb not in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD) or directory is None:
         return
@@ -257,7 +257,7 @@ def by_images(request: Request) -> Iterator[Problem]:
 
 def by_position(request: Request) -> Iterator[Problem]:
     if request.inside:
-        rule = "not in a dump of a tree that the caller is in: it is frozen and cannot answer"
+        rule = "not in a dump of a tree that the caller is in: it is frozen and cannot respond"
         for name in ("on_notify", "deadline"):
             if getattr(request, name) is not None:
                 yield Problem(name, getattr(request, name), rule)
@@ -265,12 +265,12 @@ def by_position(request: Request) -> Iterator[Problem]:
         cgroup = None if request.pid is None else frozen_cgroup(request.pid)
         if cgroup is not None:
             rule = (
-                f"pid {request.pid} is in the frozen cgroup {cgroup}, where CRIU would wait for "
-                "ever: give that, or thaw it"
+                f"pid {request.pid} is in the frozen cgroup {cgroup}, where CRIU would wait "
+                "forever: set freeze_cgroup to it, or thaw it"
             )
             yield Problem("freeze_cgroup", None, rule)
     if request.verb is Verb.RESTORE and request.opts.orphan_pts_master and not request.on_notify:
-        rule = "orphan_pts_master hands the pty's master to a hook: without one it would be lost"
+        rule = "orphan_pts_master passes the pty's master to a hook: without one it would be lost"
         yield Problem("on_notify", None, rule)
     inherits = (
         bool(request.opts.inherit_fds) or getattr(request.opts.page_server, "fd", None) is not None
@@ -279,10 +279,10 @@ def by_position(request: Request) -> Iterator[Problem]:
 
 
 def by_limits(request: Request) -> Iterator[Problem]:
-    """Pages are served through a pipe, which the kernel must allow to be large enough.
+    """The size limit of pipes: pages are served through one.
 
-    CRIU ignores that it cannot (``criu/page-pipe.c``, ``pipe_read_dest_init``), and later fails
-    to serve with ``page-pipe: tee``, when the destination runs already.
+    If it is too low, CRIU ignores that (``criu/page-pipe.c``, ``pipe_read_dest_init``) and later,
+    when the destination runs already, fails to serve with ``page-pipe: tee``.
     """
     serves = request.verb in (Verb.DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
     if not serves or not request.opts.lazy_pages or not request.via.ours:
@@ -357,13 +357,13 @@ def by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
     for field, name in needed.items():
         if not getattr(result, name):
             value = getattr(opts, field)
-            lack = _memory_tracking() if name == "mem_track" else _WHAT_IT_IS[name]
+            lack = _memory_tracking() if name == "mem_track" else _FEATURE_NAMES[name]
             yield Problem(field, value, f"this kernel or CRIU lacks {lack}")
 
 
 def _memory_tracking() -> str:
-    """What soft-dirty tracking is, and whether it can be had."""
-    from .._system.processor import can_track_memory  # few calls lack it
+    """The name of soft-dirty tracking, and whether Linux has it for this architecture."""
+    from .._system.processor import can_track_memory  # needed for a failure only
 
     if can_track_memory():
         return "tracking of changed memory (soft-dirty, CONFIG_MEM_SOFT_DIRTY)"
@@ -379,7 +379,7 @@ def program_version(via: Via) -> Version:
 
 
 def pointer_authentication(program: Version) -> str | None:
-    """What is wrong with this CRIU on this processor; None if nothing is.
+    """The defect of this CRIU on this processor; None if there is none.
 
     Seen with Debian's CRIU 4.1.1 for arm64 under QEMU; 4.2.1 restores there.
     """

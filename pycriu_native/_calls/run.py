@@ -1,6 +1,6 @@
 """The steps of one call, on its own thread: prepare, start the worker, converse, end.
 
-What only the steps after the worker's start need is in ``conversation.py``.
+The steps after the worker's start are in ``conversation.py`` and ``completion.py``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 STDIN = 0
 
 UNTIL_STOPPED = 5.0
-"""Seconds that the processes of a restore with ``leave_stopped`` get to stop: CRIU sends the signal
-and does not wait."""
+"""Seconds to wait until the processes of a restore with ``leave_stopped`` are stopped: CRIU sends
+the signal and does not wait."""
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore may take to end after CRIU has killed them."""
@@ -72,7 +72,7 @@ class Run:
         self._deadline = None if request.deadline is None else self._started + request.deadline
 
     def run(self) -> Outcome:
-        """Take all steps. Raises what the call raises, when everything is undone."""
+        """Take all steps. Errors are raised when everything is undone."""
         request = self._request
         with ExitStack() as owned:
             directories = Directories(
@@ -86,7 +86,7 @@ class Run:
             log = directories.log
             mark = None if log is None else LogMark(log, log_name(request))
             if request.opts.shell_job or request.opts.exec_cmd is not None:
-                keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
+                keep.append(STDIN)  # restored processes, or a program of exec_cmd, read from it
 
             connection = self._connect(keep, request.spawn_options)
             ending = owned.enter_context(ExitStack())
@@ -154,7 +154,7 @@ class Run:
     # ---- before ----
 
     def _check_wanted(self) -> None:
-        """Raise if the call is cancelled or late before CRIU takes part in it."""
+        """Raise if the call is cancelled or late before CRIU has the request."""
         request = self._request
         if self._cancelled() is not None:
             raise CriuError("interrupted", verb=str(request.verb), pid=request.pid)
@@ -170,7 +170,7 @@ class Run:
 
     @contextmanager
     def _its_turn(self) -> Iterator[None]:
-        """Hold the turn, if the call has one. Waiting for it is no time of the call."""
+        """Hold the turn, if the call has one. Waiting for it does not count as time of the call."""
         if self._turn is None:
             yield
             return
@@ -274,7 +274,7 @@ def _collected(errors: list[Exception]) -> Iterator[None]:
 
 
 def _requested(safeguards: Safeguards) -> Recovery | None:
-    """Load what is needed after CRIU's response: CRIU works meanwhile."""
+    """Import the modules for the time after CRIU's response, while CRIU works."""
     recovery = safeguards.requested() if safeguards.can_recover else None
     with no_fork:
         from . import completion  # noqa: F401
@@ -283,7 +283,7 @@ def _requested(safeguards: Safeguards) -> Recovery | None:
 
 
 def _check_outputs(request: Request, directories: Directories) -> None:
-    """Refuse what CRIU would open for writing and block on: a FIFO in the place of a file."""
+    """Refuse a FIFO instead of an output file: CRIU would block when it opens it."""
     if directories.log is None:
         return
     for name in (log_name(request), "stats-dump", "stats-restore"):

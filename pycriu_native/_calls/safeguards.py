@@ -1,7 +1,6 @@
-"""What makes a failed call leave everything as it was: marks, files, links, connections.
+"""Undo of a failed call: marks, files, links, connections.
 
-CRIU undoes most of its own work. The parts here undo the rest, and everything where CRIU was
-killed.
+CRIU undoes most of its own work. This module undoes the rest, and all of it if CRIU was killed.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class Safeguards:
             self._owned.callback(self._marker.close)
 
     def start(self) -> None:
-        """Read, and put back from the images, what the call will change. The worker waits."""
+        """Read the state that the call will change, and put saved files back. The worker waits."""
         request = self._request
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and request.pid is not None:
             with no_fork:
@@ -115,9 +114,9 @@ class Safeguards:
         return self._before is not None
 
     def requested(self) -> Recovery | None:
-        """Load what a dump needs from now on: CRIU begins meanwhile, and does not wait for it.
+        """Import the modules that a dump needs from now on, while CRIU begins.
 
-        Returns what recovers the dump.
+        Returns the recovery of the dump.
         """
         pid = self._request.pid
         assert self._before is not None
@@ -171,7 +170,7 @@ class Safeguards:
                 part.succeeded()
 
     def failed(self, failure: BaseException, *, killed: bool) -> None:
-        """Undo what CRIU did not, and add to the error what remains. ``killed``: CRIU was."""
+        """Undo what CRIU did not, and add the remains to the error. ``killed``: CRIU was."""
         request = self._request
         for link in self._links:
             link.forget()
@@ -193,7 +192,7 @@ class Safeguards:
 
 
 def _add_recovery(failure: BaseException, result: RecoveryResult) -> None:
-    """Add to an error what a CRIU that was killed has cost the process."""
+    """Add the result of a recovery to an error."""
     if isinstance(failure, CriuError):
         failure.lost_connections = result.lost_connections
         failure.left_behind = result.left_behind

@@ -54,19 +54,6 @@ from .notification import Hook
 from .progress_state import OnProgress
 from .request import REAP_TIMEOUT, Outcome, Request
 
-__all__ = [
-    "check",
-    "cpuinfo_check",
-    "cpuinfo_dump",
-    "dump",
-    "feature_check",
-    "libcriu_version",
-    "pre_dump",
-    "restore",
-    "restore_child",
-    "version",
-]
-
 _CPUINFO_ON = ("x86_64", "s390x", "ppc64le")
 """Architectures, as uname(2) names them."""
 
@@ -238,8 +225,8 @@ def restore(
     any verb raises. Needs CRIU 3.17.
 
     ``files="rollback"`` puts the files back that a dump with this argument has saved, before
-    CRIU starts; if the restore fails, they are given back as they were. ``ImagesError`` where one
-    cannot be put back, or none were saved; nothing is changed then.
+    CRIU starts; if the restore fails, the changes are undone. ``ImagesError`` if one cannot be put
+    back, or none were saved; nothing is changed then.
     """
     request = restore_request(opts, via, on_notify, deadline, files=files)
     call = Call(request)
@@ -427,7 +414,7 @@ def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
 
 
 def too_late(interruption: BaseException, verb: str, result: object) -> BaseException:
-    """An interruption after the end of the work: it gets the attribute ``result``."""
+    """Add the attribute ``result`` to an interruption after the end of the work."""
     interruption.add_note(f"the {verb} was complete by then: {result}")
     interruption.result = result  # type: ignore[attr-defined]
     return interruption

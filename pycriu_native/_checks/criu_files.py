@@ -1,4 +1,4 @@
-"""Refuses files that CRIU reads or loads, besides the request, if another user can write them.
+"""Refuses files that CRIU reads or loads, besides the request, if another user can write to them.
 
 CRIU reads configuration files, loads every plugin of a directory, and trusts its cache of kernel
 features. A user who can write or create such a file gets CRIU's privileges: the call is refused,

@@ -1,9 +1,9 @@
-"""``auto_dedup`` frees pages in files; those that another set or snapshot has as well are refused.
+"""Refuses ``auto_dedup`` if it would free pages of a file that another set or snapshot has, too.
 
-The pages files of a snapshot's parents are hard links, and a set may be copied by links: CRIU would
-make holes in the one file that all of them have. CRIU also reads the option from configuration
-files (``criu/config.c``): the request is put over those of the worker, and its own file is put over
-the request.
+The pages files of a snapshot's parents are hard links, and a set can be copied by links: CRIU would
+punch holes in the file that they share. CRIU also reads the option from configuration files
+(``criu/config.c``): the request overrides those of the worker, and its own file overrides the
+request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHORTEST = b"auto-d"
 """The shortest abbreviation of the option that CRIU accepts."""
 
 LARGEST_FILE = 2**20
-"""Most bytes that are read of a configuration file."""
+"""Maximum bytes that are read of a configuration file."""
 
 _VERBS = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
 

@@ -1,9 +1,9 @@
-"""Checks the options of a verb before anything is touched.
+"""Checks the options of a verb before anything is changed.
 
 Each rule reads the options, or a file that they name, and yields a :class:`Problem`. CRIU would
-refuse, ignore or misread what is refused here, mostly without a message. Rules of runc that are
-stricter than CRIU's are marked. Sources: CRIU's ``criu/cr-service.c``, ``criu/config.c`` and the
-parser of each option.
+refuse, ignore or misread such values, mostly without a message. Rules of runc that are stricter
+than CRIU's are marked. Sources: CRIU's ``criu/cr-service.c``, ``criu/config.c`` and the parser of
+each option.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ONE_PROCESS = "the number of a process, 1 to 2147483647, a Pidfd or a ProcessIde
 
 def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
     """Raise ``OptionError`` with all problems of these options for this verb."""
-    problems = found(_TOUCHING if verb in opts._remembered.sound_for else _RULES, opts, verb)
+    problems = problems_of(_TOUCHING if verb in opts._remembered.sound_for else _RULES, opts, verb)
     if not problems and verb in (Verb.DUMP, Verb.PRE_DUMP):
         problems = list(_parent_of_another(opts, os.getpid() if pid is None else pid))
     if pid is not None and not is_pid(pid):
@@ -498,7 +498,7 @@ _ABOUT: dict[Rule, frozenset[str] | None] = {
     ),
     _forms: frozenset(["lsm_profile", "plugin_options", "veth_pairs"]),
 }
-"""All rules, in the order in which problems are reported. Each has the options that it is about: it
+"""All rules, in the order in which problems are reported. Each has the options that it checks, and
 is skipped if none of them is set. None: it is never skipped."""
 
 _RULES = tuple(_ABOUT)
@@ -516,7 +516,7 @@ _TOUCHING: tuple[Rule, ...] = (
 """The rules that read files and descriptors, which can change between calls."""
 
 
-def found(rules: Iterable[Rule], opts: CriuOpts, verb: Verb) -> list[Problem]:
+def problems_of(rules: Iterable[Rule], opts: CriuOpts, verb: Verb) -> list[Problem]:
     """The problems that these rules find. Most are skipped, since few options are set."""
     are_set = vars(opts)
     problems: list[Problem] = []

@@ -1,4 +1,4 @@
-"""Makes the exception of a failed call: what failed, on which process or images, why, the cure."""
+"""Makes the exception of a failed call: verb, process or images, cause, cure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FailedCall(Protocol):
 
     @property
     def stderr_text(self) -> str:
-        """What CRIU wrote to its standard output and error."""
+        """CRIU's standard output and error."""
 
 
 def explain_failure(
@@ -67,56 +67,38 @@ def explain_failure(
     lost: CriuError | None = None,
 ) -> CriuError:
     """The error for a negative response, or for a missing one (``lost``)."""
-    text = mark.text() if mark is not None else ""
-    lines = error_lines(text, pid) or stderr_lines(outcome.stderr_text)
-    message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
-    if message and not any(message in known for known in lines):
-        lines += stderr_lines(message)
-    if verb is Verb.CHECK and not any("Error" in known for known in lines):
-        lines = [known for known in text.splitlines() if "Warn" in known] + lines
+    lines = _evidence(verb, pid, outcome, mark)
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     result = diagnose(lines, verb, errno)
-    if (
-        lost is None
-        and result.cause is None
-        and lines
-        and all(_SUMMARY.search(reported) for reported in lines)
-    ):
+    if lost is None and result.cause is None and lines and all(map(_SUMMARY.search, lines)):
         result = _without_cause(opts, result, lines)
     result = _refined(result, pid, outcome.images)
     if _KERNEL_UNKNOWN.search(result.line or "") and not opts.unprivileged:
         result = _without_admin(result)
-    cause, cure = result.cause, result.cure
+    cure = result.cure
     if verb is Verb.CHECK and cure is None:
         cure = "the kernel, a sandbox or the rights of the caller lack this: see doctor()"
     proof = result.line or next(iter(lines), "")
-
-    what = (
-        f"{verb} of pid {pid}"
-        if pid is not None
-        else f"{verb} from {outcome.images}"
-        if verb is Verb.RESTORE
-        else str(verb)
-    )
+    cause = result.cause
     if lost is not None:
         ending = str(lost) + _how_it_ended(line)
         cause = ending if cause is None else f"{ending}: {cause}"
     elif cause is None:
-        if proof:
-            cause = "CRIU reports: " + proof
-        elif errno == EBADRQC:
-            cause = "CRIU refuses an option and does not name it"
-        else:
-            cause = os.strerror(errno) if errno else NO_CAUSE
-    reported = f"{what} failed: {cause}"
+        cause = _reported_cause(proof, errno)
+    what = str(verb)
+    if pid is not None:
+        what = f"{verb} of pid {pid}"
+    elif verb is Verb.RESTORE:
+        what = f"{verb} from {outcome.images}"
+    message = f"{what} failed: {cause}"
     if outcome.log:
-        reported += f" ({outcome.log}{': ' + proof if proof else ''})"
-    elif proof not in reported:
-        reported += f" ({proof})"
+        message += f" ({outcome.log}{': ' + proof if proof else ''})"
+    elif proof not in message:
+        message += f" ({proof})"
     if cure:
-        reported += f"; {cure}"
+        message += f"; {cure}"
     error = (result.kind if lost is None else type(lost))(
-        reported,
+        message,
         verb=str(verb),
         pid=pid,
         code=outcome.result,
@@ -132,12 +114,33 @@ def explain_failure(
     return error
 
 
-def _without_admin(found: Diagnosis) -> Diagnosis:
-    """What CRIU cannot find out about the kernel without CAP_SYS_ADMIN."""
+def _evidence(verb: Verb, pid: int | None, outcome: FailedCall, mark: LogMark | None) -> list[str]:
+    """The lines that report the failure: of the log, else of standard error; of the response."""
+    text = mark.text() if mark is not None else ""
+    lines = error_lines(text, pid) or stderr_lines(outcome.stderr_text)
+    message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
+    if message and not any(message in line for line in lines):
+        lines += stderr_lines(message)
+    if verb is Verb.CHECK and not any("Error" in line for line in lines):
+        lines = [line for line in text.splitlines() if "Warn" in line] + lines
+    return lines
+
+
+def _reported_cause(proof: str, errno: int) -> str:
+    """The cause of a failure without a diagnosis."""
+    if proof:
+        return "CRIU reports: " + proof
+    if errno == EBADRQC:
+        return "CRIU refuses an option and does not name it"
+    return os.strerror(errno) if errno else NO_CAUSE
+
+
+def _without_admin(diagnosis: Diagnosis) -> Diagnosis:
+    """The failure of CRIU's detection of kernel features without CAP_SYS_ADMIN."""
     if has_capability(CAP_SYS_ADMIN):
-        return found
+        return diagnosis
     return replace(
-        found,
+        diagnosis,
         cause="CRIU lacks CAP_SYS_ADMIN, which it needs to find out what this kernel can do",
         cure="give CRIU CAP_SYS_ADMIN, or set unprivileged=True",
         options=("unprivileged",),
@@ -153,12 +156,12 @@ def _how_it_ended(line: Connection) -> str:
     return f", with exit status {line.status}"
 
 
-def _without_cause(opts: CriuOpts, found: Diagnosis, lines: list[str]) -> Diagnosis:
-    """The likely cause of a failure that CRIU reports without one, or at ``log_level=3`` only."""
+def _without_cause(opts: CriuOpts, diagnosis: Diagnosis, lines: list[str]) -> Diagnosis:
+    """The likely cause of a failure for which CRIU logs none, or at ``log_level=3`` only."""
     server = opts.page_server
     if isinstance(server, PageServer) and not opts.lazy_pages:
         return Diagnosis(
-            found.kind,
+            diagnosis.kind,
             f"{NO_CAUSE}, which is so when the page server "
             f"{server.address}:{server.port} cannot be reached",
             f"start it before the dump, and check page_server's address and port; {LOG_MORE}",
@@ -166,42 +169,42 @@ def _without_cause(opts: CriuOpts, found: Diagnosis, lines: list[str]) -> Diagno
         )
     if "killed by signal 9" in lines[0]:
         return Diagnosis(
-            found.kind,
+            diagnosis.kind,
             "a process was killed during its restore, perhaps because memory ran out",
             f"check the memory limit of the cgroup in which the restore runs; {LOG_MORE}",
         )
-    return Diagnosis(found.kind, NO_CAUSE, LOG_MORE, ())
+    return Diagnosis(diagnosis.kind, NO_CAUSE, LOG_MORE, ())
 
 
-def _refined(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
-    """The diagnosis, made more precise with what /proc shows of the process that it is about."""
-    line = found.line or ""
+def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:
+    """The diagnosis, with the state of the process from /proc."""
+    line = diagnosis.line or ""
     if match := re.search(r"fork for (\d+): File exists", line):
-        return _pid_in_use(found, int(match[1]), images)
+        return _pid_in_use(diagnosis, int(match[1]), images)
     if match := re.search(r"(?:Unable to interrupt task:|Unseizable non-zombie) (\d+)", line):
-        return _why_not_stopped(found, int(match[1]))
+        return _why_not_stopped(diagnosis, int(match[1]))
     if match := re.search(r"Can't bind inet socket \(id (\d+)\): (.*)", line):
-        return unbound_socket.look_closer(found, images, int(match[1]), match[2])
+        return unbound_socket.look_closer(diagnosis, images, int(match[1]), match[2])
     if match := re.search(r"Can't open (\d+): No such file or directory", line):
         if pid is not None and int(match[1]) != pid and status_of(pid):
             return replace(
-                found,
+                diagnosis,
                 kind=CriuError,
                 cause=f"thread or process {match[1]} of the tree ended while CRIU was reading it",
                 cure="repeat the call; with freeze_cgroup, the cgroup of the process, no thread or "
                 "process can start or end during it",
                 options=("freeze_cgroup",),
             )
-        return found
+        return diagnosis
     if pid is not None and (leader := int(status_of(pid).get("Tgid", pid))) != pid:
         # CRIU stops with a BUG.
         cause = f"{pid} is the number of a thread of process {leader}"
-        return replace(found, cause=cause, cure=f"dump pid {leader}")
-    return found
+        return replace(diagnosis, cause=cause, cure=f"dump pid {leader}")
+    return diagnosis
 
 
-def _pid_in_use(found: Diagnosis, taken: int, images: str) -> Diagnosis:
-    """Which running process, zombie, session or process group uses a pid that the images need."""
+def _pid_in_use(diagnosis: Diagnosis, taken: int, images: str) -> Diagnosis:
+    """The process, zombie, session or process group that uses a pid of the images."""
     seen = stat_of(taken)
     if seen is None:
         holder = holders().get(taken)
@@ -219,7 +222,7 @@ def _pid_in_use(found: Diagnosis, taken: int, images: str) -> Diagnosis:
                     if ended.parent == os.getpid()
                     else f"have pid {ended.parent} reap it, and others of that {kind}"
                 )
-        return replace(found, cause=cause, cure=cure)
+        return replace(diagnosis, cause=cause, cure=cure)
     parent = seen.parent
     if seen.state != "Z":
         process = int(status_of(taken).get("Tgid", taken))
@@ -227,7 +230,7 @@ def _pid_in_use(found: Diagnosis, taken: int, images: str) -> Diagnosis:
         cause = f"pid {taken} is taken by {what}, which is {name_of(process)}"
         if is_above(os.getpid(), process):
             cause += " and was started by this process"
-        running = replace(found, cause=cause)
+        running = replace(diagnosis, cause=cause)
         if not images or os.path.exists(os.path.join(images, f"core-{taken}.img")):
             return running
         # CRIU makes a process with the number of a leader that was not dumped.
@@ -240,21 +243,21 @@ def _pid_in_use(found: Diagnosis, taken: int, images: str) -> Diagnosis:
         )
     if parent == os.getpid():
         return replace(
-            found,
+            diagnosis,
             cause=f"pid {taken} is a zombie child of this process",
             cure=f"reap it with os.waitpid({taken}, 0) before the restore",
         )
     return replace(
-        found,
+        diagnosis,
         cause=f"pid {taken} is a zombie that its parent, pid {parent}, has not reaped",
         cure=f"make pid {parent} reap it, or end pid {parent}",
     )
 
 
-def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
-    """Why the kernel does not let CRIU stop a process."""
+def _why_not_stopped(diagnosis: Diagnosis, pid: int) -> Diagnosis:
+    """Why CRIU cannot stop a process."""
     status = status_of(pid)
-    kind, cause, cure = found.kind, found.cause, found.cure
+    kind, cause, cure = diagnosis.kind, diagnosis.cause, diagnosis.cure
     if not status:
         kind, cause = NoSuchProcessError, f"there is no process {pid}"
     elif status["State"].startswith("Z") and int(status.get("Threads", 1)) > 1:
@@ -275,5 +278,5 @@ def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
         cause = f"process {pid} is a thread of the kernel"
         cure = "check the pid: a kernel thread cannot be dumped"
     else:
-        return found
-    return replace(found, kind=kind, cause=cause, cure=cure, options=())
+        return diagnosis
+    return replace(diagnosis, kind=kind, cause=cause, cure=cure, options=())

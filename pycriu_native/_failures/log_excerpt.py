@@ -76,7 +76,7 @@ class Failure:
     phase: str
     """``dump``, ``restore``, ``any``, or another name, which counts as ``dump``."""
     pattern: re.Pattern[str]
-    """What CRIU prints."""
+    """CRIU's message."""
     cause: str = ""
     cure: str = ""
     options: Sequence[str] = ()
@@ -84,12 +84,12 @@ class Failure:
     error: type[CriuError] | None = None
     """The class of the exception, if there is a more precise one than ``CriuError``."""
     consequence: bool = False
-    """CRIU prints this also after a line with a more precise cause."""
+    """Whether CRIU prints this also after a line with a more precise cause."""
     quiet: bool = False
     """The cause of an error that CRIU logs as a warning or as information. A group ``pid`` in the
     pattern is the process that the line is about."""
     benign: bool = False
-    """Runs that succeed print this too."""
+    """Whether successful calls print this too."""
 
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> Failure:

@@ -1,11 +1,11 @@
-"""Images that are changed after a dump: read into the fields of their messages, and rewritten."""
+"""Reads and rewrites images that are changed after a dump."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
-from .._wire.protobuf import image
+from .._wire.fields import message_fields
+from .._wire.protobuf import image, message
 
 Fields = list[tuple[int, int | bytes]]
 """The fields of a message, in order."""
@@ -25,46 +25,9 @@ def replace_image(directory: int, name: str, head: bytes, entries: list[bytes]) 
         raise
 
 
-def messages_of(data: bytes) -> Iterator[bytes]:
-    """The messages of an image, behind its two magic numbers, each after its length.
-
-    ``ValueError``: it is cut short.
-    """
-    at = 8
-    while at < len(data):
-        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-        if end > len(data):
-            raise ValueError("cut short")
-        yield data[at + 4 : end]
-        at = end
-
-
 def fields_of(data: bytes) -> Fields:
-    """The fields of a message, in order. ``ValueError``: it has others than numbers and bytes."""
-    result: Fields = []
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        if key & 7 == 0:
-            number, at = _varint(data, at)
-            result.append((key >> 3, number))
-        elif key & 7 == 2:
-            size, at = _varint(data, at)
-            if at + size > len(data):
-                raise ValueError("cut short")
-            result.append((key >> 3, data[at : at + size]))
-            at += size
-        else:
-            raise ValueError(f"a field of another kind: {key & 7}")
+    """The fields of a message. ``ValueError`` if a rewritten message would differ."""
+    result = list(message_fields(data))
+    if message(*result) != data:
+        raise ValueError("fields of other types")
     return result
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7

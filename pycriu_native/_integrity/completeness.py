@@ -1,12 +1,12 @@
-"""What an image set must hold, derived from what its images refer to.
+"""Checks that an image set has all images to which its images refer.
 
-``problems`` gives each gap. A restore refuses a set at the first; ``images.inspect`` lists all.
-CRIU takes a missing image for an empty one (``criu/image.c``, ``do_open_image``, 4.2), so that
-memory, files and queues come back empty without an error.
+``problems`` yields each missing image. A restore refuses a set at the first; ``images.inspect``
+lists all. CRIU treats a missing image as an empty one (``criu/image.c``, ``do_open_image``, 4.2),
+so that memory, files and queues would be restored empty, without an error.
 
 Not derivable from CRIU's images: queues of sockets (``sk-queues.img``) and of terminals, file
-locks, System V queues and semaphores, and firewall rules, which CRIU writes only where there are
-some and nothing refers to. The record of a dump covers these (``dump_record.py``).
+locks, System V queues and semaphores, and firewall rules, which CRIU writes only if there are some
+and to which no image refers. The record of a dump covers these (``dump_record.py``).
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ _WITH_DATA = (
 """Kinds of file with an entry in another image: the image, and the column that has its number."""
 
 _OF_NAMESPACE = {_IPC: "ipcns-var", _UTS: "utsns", _MNT: "mountpoints", _USER: "userns"}
-"""The image that each namespace of a kind has."""
+"""The image of each namespace, by kind."""
 
 _NEVER_EMPTY = frozenset(
     ["CORE", "MM", "FS", "IDS", "PSTREE", "UTSNS", "GHOST_FILE", "TCP_STREAM", "MNTS", "TIMENS"]
 )
-"""Kinds of image that have a message, if CRIU made them."""
+"""Kinds of image that have at least one message."""
 
 
 def is_pre_dump(files: ImageFiles) -> bool:
-    """Whether a set has what a pre-dump has: memory, and nothing of the processes."""
+    """Whether a set is that of a pre-dump: memory, and no other state of the processes."""
     if "pstree.img" in files.names:
         return False
     try:
@@ -83,7 +83,7 @@ _PRE_DUMP = ("inventory.img", "pagemap", "pages", "cpuinfo.img")
 def problems(
     files: ImageFiles, parents: list[ImageFiles], *, broken: bool = False
 ) -> Iterator[Problem]:
-    """What a set lacks, the worst first; nothing for a complete one.
+    """The problems of a set, the worst first; none for a complete one.
 
     ``broken``: not all parents could be opened, which the caller has reported.
     """
@@ -97,7 +97,7 @@ def problems(
 
 
 class _Set:
-    """The images of a set, followed from its inventory to what they refer to."""
+    """The images of a set, checked by the references from its inventory on."""
 
     def __init__(self, files: ImageFiles, parents: list[ImageFiles], broken: bool) -> None:
         self.files = files
@@ -194,7 +194,7 @@ class _Set:
         yield from files.missing(f"core-{pid}.img")
         core = files.first(f"core-{pid}.img")
         if core is None or core[1] == _DEAD:
-            return  # a zombie has no other image, and the numbers of its threads mean nothing
+            return  # a zombie has no other image, and its thread ids are not initialized
         for name in (f"mm-{pid}.img", f"fs-{pid}.img"):
             yield from files.missing(name)
         for tid in filter(None, threads):
@@ -257,8 +257,8 @@ class _Set:
     def _unused(self, used: set[int], processes: Iterable[int]) -> bool:
         """Whether there is a file that no image refers to.
 
-        CRIU makes no image of a table without descriptors: a table that is absent is missing
-        only if its files are there.
+        CRIU writes no image of a table without descriptors: an absent table is missing only if its
+        files exist.
         """
         used.update(row[2] for row in self.files.rows("remap-fpath.img"))
         used.update(right for _, right in self.files.rows("sk-queues.img"))
@@ -334,7 +334,7 @@ class _Set:
     def _network(self, space: int) -> Iterator[Problem]:
         conf = self.files.first(f"netns-{space}.img")
         needed = {f"{stem}-{space}.img" for stem in ("netns", "netdev", "ifaddr", "route")}
-        # One that is external has its name alone, one that was left out has nothing.
+        # An external one has its name only, one that was not saved has no contents.
         if not (conf and conf[1]) and needed & self.files.names:
             for name in sorted(needed):
                 yield from self.files.missing(name)
@@ -357,7 +357,7 @@ class _Set:
 
 
 def _check_netlink(name: str, data: bytes) -> None:
-    """What ``ip save`` writes: a magic number, then netlink messages."""
+    """The output of ``ip save``: a magic number, then netlink messages."""
     at = 4
     while at + 4 <= len(data):
         length = int.from_bytes(data[at : at + 4], "little")
@@ -367,7 +367,7 @@ def _check_netlink(name: str, data: bytes) -> None:
 
 
 _LAST_LINE = {"nftables": b"}", "iptables": b"COMMIT", "ip6tables": b"COMMIT"}
-"""What the texts of ``nft list ruleset`` and ``iptables-save`` end with, comments aside."""
+"""The ends of the texts of ``nft list ruleset`` and ``iptables-save``, without comments."""
 
 
 def _check_rules(name: str, data: bytes, end: bytes) -> None:
@@ -378,7 +378,7 @@ def _check_rules(name: str, data: bytes, end: bytes) -> None:
 
 
 def _check_gzip(name: str, pieces: Iterator[bytes]) -> None:
-    """An archive of a tmpfs must be whole: tar unpacks what there is of one that is cut."""
+    """An archive of a tmpfs must be complete: tar would unpack a truncated one in part."""
     import zlib  # few sets have one
 
     inflate = zlib.decompressobj(31)

@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import os
 
+from .._wire.fields import messages_of
 from .._wire.protobuf import message
-from .changed_image import fields_of, messages_of, replace_image
+from .changed_image import fields_of, replace_image
 
 NAME = "files.img"
 
 _TYPE, _TIMERFD, _ENTRY = 1, 17, 12
 """Of ``fdinfo.proto``: the field with a file's type, that of a timerfd, and its field."""
 _IS_TIMERFD = message((_TYPE, _TIMERFD))
-"""How the entry of a timerfd begins: CRIU writes fields in the order of their numbers."""
+"""The beginning of a timerfd's entry: CRIU writes fields in the order of their numbers."""
 _TICKS, _VALUE, _INTERVAL = 5, (7, 8), (9, 10)
 """Of ``timerfd.proto``: expiries that were not read; seconds and nanoseconds."""
 
 
 def rearm(directory: int) -> None:
-    """Have the periodic timerfds of a dump that were due fire again after the restore.
+    """Rearm the periodic timerfds of a dump that were due.
 
-    An image of another form than expected is left as it is.
+    An image of an unexpected form is not changed.
     """
     try:
         fd = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -49,7 +50,7 @@ def rearm(directory: int) -> None:
 
 
 def _rearmed(entry: bytes) -> bytes | None:
-    """The entry of a timerfd with one that is armed; None: it needs no change."""
+    """The entry of the rearmed timer; None: it needs no change."""
     fields = fields_of(entry)
     timer = next((value for number, value in fields if number == _ENTRY), None)
     if not isinstance(timer, bytes):

@@ -6,8 +6,8 @@ the work directory and is written after the dumped processes were killed (``criu
 So a mark is in the images directory during a dump. It is removed at the notification ``post-dump``,
 when all images are written and no process has been killed; else after CRIU's response. If CRIU has
 undone the dump, its images and the mark are removed. A dump that ends in another way, for example
-because CRIU and the caller were killed, leaves the mark. Sets of other programs have no mark, and
-are judged by their files. A complete dump gets a record of its images (``dump_record.py``).
+because CRIU and the caller were killed, leaves the mark. Sets of other programs have no mark; their
+files are checked. A complete dump gets a record of its images (``dump_record.py``).
 
 CRIU does not sync to disk. Only a manifest can show what a set has lost in a power failure
 (``manifest.py``).
@@ -146,7 +146,7 @@ def holds_dump(directory: int | str) -> bool:
 
 
 def unfinished(path: str) -> str | None:
-    """The first of these images and their parents whose dump did not finish; None: all did."""
+    """The first of these images and their parents whose dump is unfinished; None: no one."""
     for _ in range(DEEPEST):
         if os.path.lexists(f"{path}/{UNFINISHED}"):
             return path

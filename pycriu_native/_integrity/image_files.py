@@ -1,4 +1,4 @@
-"""The files of an image set: their names, and the fields of their messages that a check needs.
+"""The files of an image set: their names, and the fields of messages for the check of a set.
 
 Each image is read once, in C (``native/image_scan.c``), which also checks that it has the magic of
 its kind and is complete.
@@ -128,13 +128,13 @@ def _format(kind: str, columns: str) -> _Format:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that a set lacks."""
+    """A missing or damaged part of a set."""
 
     cause: str
     cure: str = "give the images_directory of a complete dump"
     options: tuple[str, ...] = ("images_directory",)
     served: bool = False
-    """A page server can have what is missing, as that of a lazy dump does."""
+    """The missing part may be in the directory of a page server, or served by a lazy dump."""
 
 
 class DamagedError(Exception):
@@ -152,7 +152,7 @@ def short(name: str) -> DamagedError:
 
 @dataclass(frozen=True, slots=True)
 class PageMap:
-    """What a page map has in sum."""
+    """The sums of a page map."""
 
     pages: str
     """Name of the file that holds its pages."""

@@ -1,8 +1,8 @@
 """A manifest of an image set: the size and checksum of each file, to verify the set later.
 
 A restore detects missing and truncated files (``completeness.py``), but not pages that a disk, a
-copy or another user has changed: it would run them. So a set that is kept or moved is sealed, and
-verified before it is restored::
+copy or another user has changed. So seal a set that is stored or moved, and verify it before it is
+restored::
 
     dump(pid, opts)
     digest = seal("ckpt")
@@ -32,8 +32,6 @@ from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
 from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
 
-__all__ = ["MANIFEST", "seal", "verify"]
-
 MANIFEST = "pycriu-native.manifest"
 """The manifest's name in the images directory."""
 
@@ -45,7 +43,7 @@ StrPath = str | os.PathLike[str]
 
 
 def seal(directory: StrPath | Descriptor) -> str:
-    """Write the manifest of a whole image set, and return its SHA-256, in hexadecimal digits.
+    """Write the manifest of a complete image set, and return its SHA-256 in hexadecimal digits.
 
     The files are synced to disk before the manifest is written: a set with a manifest was complete
     on disk, which CRIU does not ensure. Of parent images the link is listed; seal each set of a
@@ -77,11 +75,11 @@ def seal(directory: StrPath | Descriptor) -> str:
 
 
 def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
-    """Hold an image set against its manifest, and the manifest against ``seal``'s digest.
+    """Compare an image set with its manifest, and the manifest with ``seal``'s digest.
 
-    Raises ``ImagesError`` that names every file that was added, is missing, is cut short or
-    longer, or was changed; or where there is no manifest, or it is another one than the digest's.
-    Without a digest, accidents are found, but not whoever has changed the manifest as well.
+    Raises ``ImagesError`` that names every added, missing, truncated, longer or changed file; also
+    if there is no manifest, or if its digest differs. Without a digest, accidental changes are
+    found, but not those of a user who changes the manifest as well.
     """
     with opened_directory(directory) as at:
         expected = _manifest(at, digest)

@@ -1,4 +1,4 @@
-"""The page size of an image set, which another host can have made."""
+"""The page size of an image set, which can be of another host."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ _AT_PAGESZ = 6  # elf.h
 
 
 def page_size(auxv: Sequence[int]) -> int:
-    """Bytes of a page where a process was dumped, by its auxiliary vector; without one, here."""
+    """The page size of a dumped process, from its auxiliary vector; without one, of this host."""
     return dict(zip(auxv[::2], auxv[1::2], strict=False)).get(_AT_PAGESZ) or HOST_PAGE

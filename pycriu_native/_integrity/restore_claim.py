@@ -1,4 +1,4 @@
-"""The claim of a restore job: a file beside the images, which only one run of the job can create.
+"""The claim of a restore job: a file in the images directory that only one run can create.
 
 It is created with O_EXCL, which is atomic also on file systems that hosts share (open(2); NFS from
 version 3 on), and named after the job. It stays if the job has restored the processes, or may have.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._system.regular_file import open_regular
+from .._wire.fields import message_fields, messages_of
 from ..errors import ImagesError
-from .statistics import message_fields
 
 COMMON_MAGIC, MOUNTS_MAGIC = 0x54564319, 0x55563928
 CGROUP_V1 = 12
@@ -25,12 +25,12 @@ class SavedMount:
     """The type of the file system, by CRIU's number."""
     number: int
     parent: int
-    """Which mount it is mounted on."""
+    """The mount on which it is mounted."""
     root: str
     place: str
     options: str
     key: str
-    """Under which it is given from outside; empty for what is saved."""
+    """The key of an external mount; empty for others."""
 
 
 def saved_mounts(images: str) -> list[SavedMount]:
@@ -49,15 +49,10 @@ def saved_mounts(images: str) -> list[SavedMount]:
 
 
 def _read(data: bytes) -> Iterator[SavedMount]:
-    """Two magic numbers, then each message after its length."""
     if struct.unpack_from("<II", data) != (COMMON_MAGIC, MOUNTS_MAGIC):
         raise ValueError("other magic numbers")
-    at = 8
-    while at < len(data):
-        (size,) = struct.unpack_from("<I", data, at)
-        at += 4
-        fields = dict(message_fields(data[at : at + size]))
-        at += size
+    for entry in messages_of(data):
+        fields = dict(message_fields(entry))
         text = {n: os.fsdecode(v) for n, v in fields.items() if isinstance(v, bytes)}
         number = {n: v for n, v in fields.items() if isinstance(v, int)}
         yield SavedMount(

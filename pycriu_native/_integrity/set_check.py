@@ -1,4 +1,4 @@
-"""What an image set and its parents lack: for restores, which refuse it, and for inspections.
+"""Problems of an image set and its parents: for restores, which refuse it, and for inspections.
 
 Three sources: the mark of a dump that did not finish (``dump_marker.py``), what the images refer to
 (``completeness.py``), and the record of the dump (``dump_record.py``).
@@ -26,7 +26,7 @@ _checked = Unchanged[bool]()
 
 
 def check(directory: int, opts: CriuOpts) -> None:
-    """Raise ``ImagesError`` if these images cannot be all of a dump's; cheap, no page is read."""
+    """Raise ``ImagesError`` if the images of a dump are incomplete. Fast: no page is read."""
     _checked.result(directory, bool(opts.lazy_pages), lambda: _check(directory, opts))
 
 
@@ -41,18 +41,18 @@ def _check(directory: int, opts: CriuOpts) -> bool:
     return True
 
 
-def _refusal(directory: int, found: Problem) -> ImagesError:
+def _refusal(directory: int, problem: Problem) -> ImagesError:
     return ImagesError(
-        f"restore from {where(directory)} failed: {found.cause}; {found.cure}",
+        f"restore from {where(directory)} failed: {problem.cause}; {problem.cure}",
         verb=str(Verb.RESTORE),
-        cause=found.cause,
-        cure=found.cure,
-        options=found.options,
+        cause=problem.cause,
+        cure=problem.cure,
+        options=problem.options,
     )
 
 
 def problems(directory: int, files: ImageFiles | None = None) -> Iterator[Problem]:
-    """What an image set and its parents lack, the worst first: for restores and for inspections."""
+    """The problems of an image set and its parents, the worst first."""
     files = ImageFiles(directory) if files is None else files
     mark = _mark_in(directory, files.names)
     if mark is not None:
@@ -84,9 +84,9 @@ def _mark_in(directory: int, names: set[str]) -> Problem | None:
 
 
 def _parents(
-    directory: int, found: list[ImageFiles], opened: contextlib.ExitStack
+    directory: int, chain: list[ImageFiles], opened: contextlib.ExitStack
 ) -> Iterator[Problem]:
-    """The images of each parent, the nearest first, into ``found``; a problem ends the chain."""
+    """The images of each parent, the nearest first, into ``chain``; a problem ends the chain."""
     at = directory
     for _ in range(DEEPEST):
         link = f"/proc/self/fd/{at}/parent"
@@ -104,8 +104,8 @@ def _parents(
             )
             return
         opened.callback(close, below)
-        found.append(ImageFiles(below))
-        mark = _mark_in(below, found[-1].names)
+        chain.append(ImageFiles(below))
+        mark = _mark_in(below, chain[-1].names)
         if mark is not None:
             yield mark
         at = below

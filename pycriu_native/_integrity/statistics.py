@@ -7,11 +7,10 @@ fields that it holds are varints.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
-from .._native.ffi import ffi, native
 from .._support.unpatched import close
 from .._system.regular_file import open_regular
+from .._wire.fields import message_fields
 from ..results import DumpStatistics, RestoreStatistics
 
 SERVICE_MAGIC = 0x55105940
@@ -19,9 +18,6 @@ STATS_MAGIC = 0x57093306
 _BEGIN = SERVICE_MAGIC.to_bytes(4, "little") + STATS_MAGIC.to_bytes(4, "little")
 LARGEST = 4096
 """Bytes: a statistics image is about 100."""
-
-AT_ONCE = 16
-"""Fields that are read at once; most messages have fewer."""
 
 _DUMP = {
     1: "freezing_time",
@@ -76,7 +72,7 @@ def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
 
 
 def parse(data: bytes, number: int) -> dict[int, int] | None:
-    """The numbers of an image's entry for dumps (1) or restores (2); None if these bytes are none.
+    """The numbers of an image's entry for dumps (1) or restores (2); None for invalid bytes.
 
     The file can have been made by any user: its content is not trusted.
     """
@@ -90,21 +86,3 @@ def parse(data: bytes, number: int) -> dict[int, int] | None:
     except ValueError:
         pass
     return None
-
-
-def message_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field number and value of each varint and each length-delimited field.
-
-    ``ValueError`` where the bytes stop to be a message.
-    """
-    values = ffi.new("struct pn_value[]", AT_ONCE)
-    at = ffi.new("size_t *")
-    given = ffi.from_buffer(data)
-    while count := native.pn_read_fields(given, len(data), at, values, AT_ONCE):
-        if count < 0:
-            raise ValueError("these bytes are no message")
-        for value in values[0:count]:
-            if value.is_bytes:
-                yield value.field, data[value.start : value.start + value.number]
-            else:
-                yield value.field, value.number

@@ -1,4 +1,4 @@
-"""Whether the pages that a page map names are there: in its pages file, or in a parent."""
+"""Checks that the pages of a page map exist: in its pages file, or in a parent."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _BRING_PARENTS = "bring the images of the pre-dumps along, in the same places"
 
 
 def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Problem]:
-    """What is missing of the pages of a page map.
+    """Problems of the pages of a page map.
 
     ``layers`` are the set and its parents, the nearest first; ``broken``: not all parents could be
     opened, which the caller has reported.
     """
     files, *parents = layers
     try:
-        found = files.page_map(name)
-        size = files.size(found.pages) if found.pages in files.names else None
+        pagemap = files.page_map(name)
+        size = files.size(pagemap.pages) if pagemap.pages in files.names else None
     except DamagedError as damaged:
         yield damaged.problem
         return
-    if found.lazy:
-        # CRIU would wait for them for ever (seen with 4.2.1).
+    if pagemap.lazy:
+        # CRIU would wait for them forever (seen with 4.2.1).
         yield Problem(
             f"the images lack memory, which the lazy dump that made them kept to serve ({name})",
             "set lazy_pages, with a LazyPages daemon that is connected to the dump while it "
@@ -33,27 +33,27 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
             served=True,
         )
     if size is None:
-        if found.size:
+        if pagemap.size:
             yield Problem(
-                f"there is no {found.pages}, which holds contents of memory",
+                f"there is no {pagemap.pages}, which holds contents of memory",
                 "give an images_directory that is complete; pages that went to a page_server are "
                 "in its directory",
                 ("images_directory", "page_server"),
                 served=True,
             )
-    elif size > found.size:
+    elif size > pagemap.size:
         yield short(name).problem  # entries are missing, and their pages are there
-    elif size < found.size:
-        cause = f"{found.pages} is {found.size - size} bytes shorter than according to {name}"
+    elif size < pagemap.size:
+        cause = f"{pagemap.pages} is {pagemap.size - size} bytes shorter than according to {name}"
         yield Problem(cause, COPY_AGAIN)
-    if found.in_parent:
-        yield from _in_parents(name, found.in_parent, files, parents, broken)
+    if pagemap.in_parent:
+        yield from _in_parents(name, pagemap.in_parent, files, parents, broken)
 
 
 def _in_parents(
     name: str, in_parent: int, files: ImageFiles, parents: list[ImageFiles], broken: bool
 ) -> Iterator[Problem]:
-    """What the parents lack of the pages that a set has there."""
+    """Problems of the pages that a set has in its parents."""
     lack = f"{name} has pages in a parent, and "
     if not parents:
         if not broken:

@@ -64,9 +64,9 @@ def files_of(directory: int) -> list[File]:
             names = os.listdir(at)
             for name in names:
                 if name.endswith((".img", ".gz")) or name.startswith("pycriu-native."):
-                    found = os.stat(name, dir_fd=at, follow_symlinks=False)
-                    times = found.st_ctime_ns, found.st_mtime_ns
-                    result.append((name, found.st_ino, found.st_size, *times))
+                    status = os.stat(name, dir_fd=at, follow_symlinks=False)
+                    times = status.st_ctime_ns, status.st_mtime_ns
+                    result.append((name, status.st_ino, status.st_size, *times))
             if "parent" not in names:
                 return result
             at = os.open("parent", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)

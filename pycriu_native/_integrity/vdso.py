@@ -1,16 +1,17 @@
 """Processes without a vDSO whose data of the vDSO ([vvar]) is still mapped, as under valgrind.
 
 CRIU saves them, and refuses to restore them: "Can't find vDSO area in image" (``vdso_proxify`` of
-``criu/pie/parasite-vdso.c``, 4.2). Nothing uses that data without the vDSO: here it is taken out of
-``mm-PID.img``, while the dumped processes still stand frozen.
+``criu/pie/parasite-vdso.c``, 4.2). The data is not used without the vDSO, so this module removes it
+from ``mm-PID.img`` while the dumped processes are frozen.
 """
 
 from __future__ import annotations
 
 import os
 
+from .._wire.fields import messages_of
 from .._wire.protobuf import message
-from .changed_image import fields_of, messages_of, replace_image
+from .changed_image import fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, kind_of
 
 _VMA, _STATUS = 14, 7
@@ -22,9 +23,9 @@ _COLUMN = 2
 
 
 def leave_out_lone_vvar(directory: int) -> None:
-    """Take [vvar] out of the images of processes that have no vDSO.
+    """Remove [vvar] from the images of processes that have no vDSO.
 
-    An image of another form than expected is left as it is.
+    An image of an unexpected form is not changed.
     """
     files = ImageFiles(directory)
     for name in sorted(files.names):

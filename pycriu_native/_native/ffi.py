@@ -23,6 +23,16 @@ if sys.byteorder != "little":
         f"pycriu_native works on little-endian machines only, and this one ({os.uname().machine}) "
         "is big-endian"
     )
+if sys.implementation.name != "cpython" or "t" in sys.abiflags:
+    # Both lack the stable ABI of the extension.
+    raise ImportError(
+        "pycriu_native needs a CPython with the global interpreter lock, and this is "
+        + (
+            "a free-threaded build"
+            if sys.implementation.name == "cpython"
+            else sys.implementation.name
+        )
+    )
 
 try:
     from .extension import ffi as ffi

@@ -19,10 +19,8 @@ from ..errors import DeadlineError, ImagesError
 from ..options.criu_opts import CriuOpts
 from ..results import DedupResult
 
-__all__ = ["dedup"]
-
 UNTIL_STOPPED = 5.0
-"""Seconds that a killed process gets to end."""
+"""Seconds to wait for the end of a killed process."""
 
 
 def dedup(

@@ -1,10 +1,10 @@
-"""The ``criu lazy-pages`` daemon: it feeds memory to processes that already run.
+"""The ``criu lazy-pages`` daemon, which provides memory to processes that already run.
 
-A restore with ``lazy_pages`` gives its processes no memory; they get each page when they touch
-it, and the rest in the background, from this daemon. It takes the pages from the images, or
-from a lazy dump on another host (``page_server``). It must listen before the restore starts, in
-the same work directory, and ends when all memory has arrived. It is not a request over CRIU's
-socket but a separate program, which is started, watched and stopped here as a process::
+A restore with ``lazy_pages`` loads no memory: the daemon provides each page on its first access,
+and the other pages in the background. It reads them from the images, or from a lazy dump on another
+host (``page_server``). It must listen before the restore starts, in the same work directory, and
+ends when all memory is loaded. It is not a request over CRIU's socket but a separate process, which
+this module starts, watches and stops::
 
     with LazyPages(CriuOpts(images_directory="ckpt")) as daemon:
         restore(CriuOpts(images_directory="ckpt", lazy_pages=True))
@@ -32,17 +32,15 @@ from ..errors import DeadlineError
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
 
-__all__ = ["LazyPages"]
-
 UNTIL_READY = 30.0
-"""Default seconds within which the daemon must listen."""
+"""Default timeout in seconds until the daemon listens."""
 
 UNTIL_STOPPED = 5.0
-"""Seconds that it gets to end after SIGTERM."""
+"""Seconds to wait for its end after SIGTERM."""
 
 
 class LazyPages(Closing):
-    """A daemon that listens: made when it is ready, owned until it is closed.
+    """A running daemon. The constructor returns when it listens; owned until it is closed.
 
     ``opts`` takes ``images_directory``, ``work_directory``, ``page_server`` (the source's
     address and port), ``tls`` and its files, ``status_fd``, ``pidfile``, and the options of the
@@ -50,7 +48,7 @@ class LazyPages(Closing):
     userfaultfd, ``ProgramNotFoundError``, ``DeadlineError``, and ``CriuError`` if the daemon ends
     before it listens. Needs CRIU 3.17.
 
-    Closing it while processes still lack memory leaves them without: wait first.
+    If it is closed before all memory is loaded, the processes cannot access the rest: wait first.
     Synchronization: not to be shared between threads.
     """
 
@@ -85,7 +83,7 @@ class LazyPages(Closing):
                 raise
 
     def _report_ready(self) -> None:
-        """What ``criu lazy-pages`` does: the pid to ``pidfile``, a zero byte to ``status_fd``."""
+        """As ``criu lazy-pages``: write the pid to ``pidfile``, a zero byte to ``status_fd``."""
         opts = self._opts
         if opts.pidfile is not None:
             path = from_work_directory(opts, opts.pidfile)
@@ -102,7 +100,7 @@ class LazyPages(Closing):
     def wait(
         self, timeout: float | None = None, *, on_progress: OnProgress | None = None
     ) -> int | None:
-        """Wait until all memory has arrived; the daemon's exit code (negative: a signal).
+        """Wait until all memory is loaded; returns the daemon's exit code (negative: a signal).
 
         ``timeout`` is in seconds; ``TimeoutError`` after it. ``on_progress`` is called with a
         :class:`Progress` during the wait, on a separate thread. None if another part of the program
@@ -127,7 +125,7 @@ class LazyPages(Closing):
         return self._process.status
 
     def close(self) -> None:
-        """End the daemon if it still serves, and give everything back. Twice does nothing."""
+        """End the daemon if it still serves, and release all resources. May be called again."""
         if not self._process.closed:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(UNTIL_STOPPED)

@@ -1,11 +1,11 @@
-"""The page server: where dumps on other hosts send their memory pages, or restores get them.
+"""The page server, which receives the memory pages of dumps on other hosts, or serves them.
 
 ``page_server`` starts one that runs in the background; ``page_server_child`` starts one whose end
 can be waited for. Each serves one dump or pre-dump, and ends with it. With ``lazy_pages`` it sends
-the pages of a complete image set to one ``LazyPages`` on another host. Without TLS everyone who
-reaches the address can write or read images. It is therefore served on loopback or with ``tls``,
-unless ``PageServer(..., clear_text=True)`` allows more. The server listens when the call returns;
-there is no other notification of that.
+the pages of a complete image set to one ``LazyPages`` on another host. Without TLS, all users who
+can connect to the address can write or read images. It is therefore served on loopback or with
+``tls``, unless ``PageServer(..., clear_text=True)`` allows more. The server listens when the call
+returns; there is no other notification of that.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from ..errors import CriuError, ProtocolError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
 from ..results import PageServerResult
-
-__all__ = ["PageServerChild", "page_server", "page_server_child"]
 
 LARGEST_ANSWER = 64 * 1024
 UNTIL_FOUND = 2.0
@@ -78,7 +76,7 @@ def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) 
     requirements.check(request)
     outcome = Call(request).wait()
     if outcome.interrupted_by is not None:
-        # Too late to undo by a refusal: it is undone by ending what was started.
+        # Too late for CRIU to undo it: the started server is ended.
         with contextlib.suppress(ProcessLookupError):
             os.kill(_told(outcome).pid, signal.SIGTERM)
         outcome.line.wait()
@@ -112,11 +110,11 @@ class PageServerChild(Closing):
         self._status: int | None = None
 
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> int:
-        """Wait until it has served its dump; its exit code (negative: the signal that ended it).
+        """Wait until it has served its dump; returns its exit code (negative: a signal).
 
-        ``timeout`` is in seconds; ``TimeoutError`` after it, and it can be waited for again.
-        ``on_progress`` is called with a :class:`Progress` during the wait, on a separate thread; it
-        has no total, which only the other side has. May be called again after the end.
+        ``timeout`` is in seconds; after a ``TimeoutError`` it can be called again. ``on_progress``
+        is called with a :class:`Progress` during the wait, on a separate thread; the total is not
+        known. May be called again after the end.
         """
         if on_progress is None or self._status is not None:
             return self._wait(timeout)
@@ -154,13 +152,13 @@ class PageServerChild(Closing):
             raise WorkerDiedError(f"{line.program} ended before the page server")
         answer = decode_response(data)
         if answer is None or answer["type"] != REQUEST_TYPES["wait-pid"]:
-            raise ProtocolError(f"{line.program} answered something else")
+            raise ProtocolError(f"{line.program} sent another response")
         if not answer["success"]:
             raise CriuError(f"CRIU could not wait for the page server, pid {self.result.pid}")
         return os.waitstatus_to_exitcode(cast(int, answer.get("status", 0)))
 
     def close(self) -> None:
-        """End it if it still serves, and give everything back. A second time does nothing."""
+        """End it if it still serves, and release all resources. May be called again."""
         line, self._line = self._line, None
         if line is None:
             return

@@ -1,4 +1,4 @@
-"""A command of the ``criu`` program that is no request: started as a process, and its failure."""
+"""Starts commands of the ``criu`` program that are no requests, and explains their failures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def start(
 
 
 def _by_descriptor(fd: int | None) -> str | None:
-    """The path under which the process finds a directory that we have open and it inherits."""
+    """The path of an open directory that the process inherits."""
     return None if fd is None else f"/proc/self/fd/{fd}"
 
 

@@ -11,10 +11,10 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 
-from .._integrity.statistics import message_fields
 from .._support.light_typing import cast
 from .._support.unpatched import sleep
 from .._system.mountinfo import cgroup_hierarchies
+from .._wire.fields import message_fields
 from ..enums import CgroupMode
 from ..options.criu_opts import CriuOpts
 from ..options.values import CgroupRoot

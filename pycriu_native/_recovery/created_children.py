@@ -14,10 +14,10 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 
-from .._integrity.statistics import message_fields
 from .._support import unpatched
 from .._support.unpatched import close
 from .._system.process import children_of, read_small, stat_of, status_of
+from .._wire.fields import message_fields
 from .half_restored import pids_in
 
 TASK_CORE, COMM = 3, 6

@@ -19,10 +19,10 @@ import os
 import stat
 from collections.abc import Iterator
 
-from .._integrity.statistics import message_fields
 from .._integrity.unchanged import Unchanged
 from .._support.frozen_dataclass import dataclass
 from .._support.unpatched import close
+from .._wire.fields import HEAD, message_fields, messages_of
 from ..options.criu_opts import CriuOpts
 
 LARGEST = 16 * 2**20
@@ -30,9 +30,6 @@ LARGEST = 16 * 2**20
 
 SMALL = 2**16
 """Bytes that are read at first: few images have more."""
-
-HEAD = 8
-"""Bytes before the first message: two magic numbers."""
 
 REG, UNIX = 3, 16
 """Fields of ``fdinfo.proto``, ``file_entry``."""
@@ -68,10 +65,10 @@ class Ghost:
         """The name under which CRIU creates it."""
         return self.path if self.is_directory else f"{self.path}.cr.{self.number:x}.ghost"
 
-    def is_like(self, found: os.stat_result) -> bool:
+    def is_like(self, status: os.stat_result) -> bool:
         """Whether a file may be this one: CRIU sets its attributes before it renames it."""
-        same = (self.mode, self.uid, self.gid) == (found.st_mode, found.st_uid, found.st_gid)
-        return same and self.mtime in (None, int(found.st_mtime))
+        same = (self.mode, self.uid, self.gid) == (status.st_mode, status.st_uid, status.st_gid)
+        return same and self.mtime in (None, int(status.st_mtime))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +280,8 @@ def _read(images: int, name: str) -> bytes:
 
 
 def _split(data: bytes) -> Iterator[bytes]:
-    at = HEAD
-    while at + 4 <= len(data):
-        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-        if end > len(data):
-            return  # cut off, or contents of a ghost file
-        yield data[at + 4 : end]
-        at = end
+    with contextlib.suppress(ValueError):  # it is truncated, or has the contents of a ghost file
+        yield from messages_of(data)
 
 
 def fields_of(message: bytes) -> dict[int, int | bytes]:

@@ -6,8 +6,8 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from .._integrity.statistics import message_fields
 from .._system.tcp_connections import Ends
+from .._wire.fields import message_fields
 from . import network_lock
 from .created_names import fields_of, messages, number_in, run_of_dump
 

@@ -174,12 +174,12 @@ class RestoreUndo:
         except OSError as error:
             yield f"{made.name.path} ({error.strerror})"
 
-    def _is_ours(self, made: _Made, found: os.stat_result) -> bool:
+    def _is_ours(self, made: _Made, status: os.stat_result) -> bool:
         if made.ghost is not None:
-            return made.ghost.is_like(found)
+            return made.ghost.is_like(status)
         if made.link is not None:
             files = [each.file for each in self._links if each.path == made.link.link]
-            return any(file is not None and os.path.samestat(file, found) for file in files)
+            return any(file is not None and os.path.samestat(file, status) for file in files)
         return True
 
 

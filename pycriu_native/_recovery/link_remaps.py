@@ -1,9 +1,9 @@
-"""Links that a dump with ``link_remap`` makes to files that have another name only.
+"""The links that a dump with ``link_remap`` creates for files whose opened name was removed.
 
-``link_remap.<id>`` is a hard link beside the file's former name. A restore that succeeds removes
+``link_remap.<id>`` is a hard link in the directory of the former name. A successful restore removes
 it, and so does a dump that leaves the process running; the images could then not be restored
-(again). It is kept as one more hard link among the images, where that is the same file system, and
-put back for a restore. A dump that is killed leaves it.
+(again). So another hard link is kept in the images directory, if that is on the same file system,
+and the link is created again for a restore. A killed dump leaves it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from .._integrity.dump_marker import LINKS
+from .._system.descriptors import files_of
 from .._system.paths_below import Name, Tree
 from .created_names import LinkRemap, identity, made_names
 
 KEPT = ".kept"
-"""Behind the name of such a link: another one to the same file, while a restore is under way."""
+"""Suffix of a second link to the same file, which exists during a restore."""
 
 LINK_REMAP = re.compile(r"link_remap\.\d+")
 
 
 class KeptLink:
-    """A link of ``link_remap`` that is to be there before a restore and after it."""
+    """A link of ``link_remap`` that must exist before and after a restore."""
 
     def __init__(self, name: Name, link: LinkRemap, images: int) -> None:
         self.path = link.link
@@ -35,7 +36,7 @@ class KeptLink:
         self._link = link
         self._made: str | None = None
         self.file = name.before or self._put()
-        """What the link leads to; None: it is not there and was not kept."""
+        """The file of the link; None: it does not exist and was not kept."""
         if self.file is not None:
             self._keep(self.file)
 
@@ -72,14 +73,14 @@ class KeptLink:
         return done
 
     def forget(self) -> None:
-        """Remove what this call has put among the images."""
+        """Remove the link that this call has created in the images directory."""
         if self._made is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._made, dir_fd=self._images)
                 os.rmdir(LINKS, dir_fd=self._images)
 
     def detach(self) -> None:
-        """After a restore that succeeded: what is kept among the images stays."""
+        """After a successful restore: the link in the images directory stays."""
         with contextlib.suppress(OSError):
             self._beside.remove()
 
@@ -94,7 +95,7 @@ def has_link(images: int, link: LinkRemap) -> bool:
 def _kept(images: int, link: LinkRemap) -> str | None:
     """The hard link that is kept for it, below the images directory.
 
-    Its name ends in its inode's number, so that a copy, which is another file, is not taken for it.
+    Its name ends with its inode number, by which a copy (another file) is recognized.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/self/fd/{images}/{LINKS}"):
@@ -110,7 +111,7 @@ def _kept_name(images: int, link: LinkRemap, inode: int) -> str:
 
 
 def keep_links(images: int, root: str) -> list[KeptLink]:
-    """Keep those of a dump that leaves its process running; ``root`` is where the process has /."""
+    """Keep the links of a dump that leaves its process running; ``root``: a path of its root."""
     tree = Tree(root)
     try:
         kept = []
@@ -130,7 +131,7 @@ class DumpLinks:
     def __init__(self) -> None:
         self._trees: list[Tree] = []
         self._files: dict[int, set[tuple[int, int]]] = {}
-        """Device and inode of each file that gets one, by the directory that it comes into."""
+        """Device and inode of each file that gets a link, by the directory of the link."""
         self._paths: dict[int, str] = {}
         self._before: dict[int, set[str]] = {}
 
@@ -140,7 +141,7 @@ class DumpLinks:
             tree.close()
 
     def look(self, pids: Iterable[int]) -> None:
-        """Find the files of processes that have no name where they were opened, but another."""
+        """Find the files of processes whose opened name was removed and that have another one."""
         for pid in pids:
             tree = Tree(f"/proc/{pid}/root")
             self._trees.append(tree)
@@ -151,8 +152,8 @@ class DumpLinks:
                     self._paths[directory] = base.removeprefix(f"/proc/{pid}/root") or "/"
                     self._before.setdefault(directory, set(self._links_in(directory)))
 
-    def remove(self, *, wanted: bool) -> Iterator[str]:
-        """Remove the new links, unless the images need them; yields those that stay."""
+    def remove(self, *, needed: bool) -> Iterator[str]:
+        """Remove the new links unless the images need them; yields those that stay."""
         for directory, files in self._files.items():
             for name in self._links_in(directory):
                 path = f"{self._paths[directory].rstrip('/')}/{name}"
@@ -163,7 +164,7 @@ class DumpLinks:
                         or (result.st_dev, result.st_ino) not in files
                     ):
                         continue
-                    if wanted:
+                    if needed:
                         yield f"{path}, which a restore of the images needs"
                     else:
                         os.unlink(name, dir_fd=directory)
@@ -178,17 +179,11 @@ class DumpLinks:
 
 def _nameless(pid: int) -> Iterator[tuple[os.stat_result, str]]:
     """Files that a process has open or mapped, and their former paths in its root."""
-    for kind in ("fd", "map_files"):
+    for link, path in files_of(pid):
         with contextlib.suppress(OSError):
-            for number in os.listdir(f"/proc/{pid}/{kind}"):
-                link = f"/proc/{pid}/{kind}/{number}"
-                with contextlib.suppress(OSError):
-                    path = os.readlink(link)
-                    if path.startswith("/"):
-                        file = os.stat(link)
-                        path = path.removesuffix(" (deleted)")
-                        if file.st_nlink and not _is_at(file, f"/proc/{pid}/root{path}"):
-                            yield file, path
+            file = os.stat(link)
+            if file.st_nlink and not _is_at(file, f"/proc/{pid}/root{path}"):
+                yield file, path
 
 
 def _is_at(file: os.stat_result, path: str) -> bool:

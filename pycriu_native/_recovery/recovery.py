@@ -44,7 +44,7 @@ class RecoveryResult:
     lost_connections: tuple[str, ...] = ()
     """TCP connections that have ended or do not work, as ``address:port - address:port``."""
     left_behind: tuple[str, ...] = ()
-    """What remains of CRIU on this host, to be removed by hand if the text has no other cure."""
+    """Remains of CRIU on this host, which the user has to remove unless the text says otherwise."""
 
     def __str__(self) -> str:
         message = []
@@ -103,8 +103,8 @@ class Recovery:
             if action is Notify.NETWORK_LOCK and not self._by_table:
                 with in_network_of(self._pid):
                     self._chain_before = network_lock.has_chain()
-            # The tree is frozen at query-ext-files (CRIU 3.19). At both, CRIU has not changed a
-            # connection.
+            # The tree is frozen at query-ext-files (CRIU 3.19). At both notifications CRIU has not
+            # changed a connection yet.
             established = self._opts.tcp_established
             if action is Notify.QUERY_EXT_FILES or (established and action is Notify.PRE_DUMP):
                 self._tree = process_tree(self._pid)
@@ -140,17 +140,17 @@ class Recovery:
         if not (self._before.was_there or self._saved):
             ended = ()  # not by this call
         if ended and self._saved:
-            # Only the images have the connections now, and a restore lifts the lock.
-            remaining += ["CRIU's lock on the network, until the restore"] if connections else []
+            # The connections exist only in the images now, and a restore removes the lock.
+            remaining += ["CRIU's network lock, until the restore"] if connections else []
             return RecoveryResult(ended=ended, saved=True, left_behind=tuple(remaining))
         if self._links is not None:
-            remaining += self._links.remove(wanted=self._written)
+            remaining += self._links.remove(needed=self._written)
         for where in self._namespaces():
             try:
                 with where:
                     remaining += self._unlock(set(connections.values()))
             except OSError as error:
-                remaining.append(f"CRIU's lock on the network, perhaps ({error})")
+                remaining.append(f"perhaps CRIU's network lock ({error})")
         remaining += left_in(tree)
         failed = end_repair(tree, self._reuse)
         working = connections_of(tree).keys() - failed
@@ -173,10 +173,10 @@ class Recovery:
         if self._run is not None:
             network_lock.delete_table(self._run)
         elif self._may_lock and self._by_table:
-            yield "a table inet CRIU-... of nftables, perhaps: this CRIU's run id is not known"
+            yield "perhaps a table inet CRIU-... of nftables: this CRIU's run id is not known"
         if connections and not self._by_table:
             network_lock.delete_rules(connections)
         if self._chain_before is False:
             network_lock.delete_chain()
         elif self._chain_before:
-            yield "the chain CRIU of iptables, which was there before"
+            yield "the chain CRIU of iptables, which existed before"

@@ -1,18 +1,18 @@
 """The run id of a running CRIU, read from its memory.
 
-CRIU makes a UUID when it starts (3.19 and later) and names its nftables table after it (4.1 and
-later), but puts it in no notification. Its data segment contains the text twice: in CRIU and in
-its library compel. The run id of the dump that this one builds on is there once.
+CRIU creates a UUID when it starts (3.19 and later) and names its nftables table after it (4.1 and
+later), but no notification has it. Its data segment contains the text twice: in CRIU and in its
+library compel. The run id of the parent dump is there once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from .._support.unpatched import close
-from .._system.process import read_small
+from .._system.mappings import data_of
 
 UUID_LENGTH = 36
 
@@ -77,9 +77,7 @@ def _warn(program: str, cause: str) -> None:
 def _addresses(pid: int, program: str, memory: int) -> Iterator[int]:
     """The addresses of the run id in a CRIU."""
     file = os.stat(f"/proc/{pid}/exe")
-    # One read is enough: the program comes before its libraries.
-    maps = os.fsdecode(read_small(f"/proc/{pid}/maps", once=True))
-    data = list(_data_of(program, maps.splitlines()))
+    data = list(data_of(pid, program))
     key = (file.st_dev, file.st_ino, file.st_mtime_ns)
     if not _offsets.get(key):
         everything = b"".join(os.pread(memory, end - start, start) for start, end in data)
@@ -121,16 +119,3 @@ def _offsets_in(data: bytes) -> list[int]:
         at = data.find(b"-", at + 1)
     repeated = [offsets for offsets in result.values() if len(offsets) > 1]
     return repeated[0] if len(repeated) == 1 else []
-
-
-def _data_of(program: str, lines: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Start and end of a program's data: its writable mappings and the anonymous ones after."""
-    is_own = False
-    for line in lines:
-        where, access, _, _, _, *path = line.split(None, 5)
-        was_own, is_own = is_own, path == [program] or (is_own and not path)
-        if was_own and not is_own:
-            return
-        if is_own and "w" in access:
-            start, _, end = where.partition("-")
-            yield int(start, 16), int(end, 16)

@@ -59,35 +59,35 @@ def written_files(pids: Iterable[int], also: Iterable[str] = ()) -> list[Written
     that cannot be saved.
     """
     mounts = {mount.number: mount for mount in mounts_of("self")}
-    found: dict[tuple[int, int], WrittenFile] = {}
+    by_identity: dict[tuple[int, int], WrittenFile] = {}
     problems: list[Problem] = []
     ours = Process(os.getpid()).namespace("mnt")
     for pid in pids:
         process = Process(pid)
         for use in _uses(process, mounts):
-            known = found.get(use.identity)
+            known = by_identity.get(use.identity)
             if known is not None:
                 if known.appended and not use.appended:
-                    found[use.identity] = use
+                    by_identity[use.identity] = use
                 continue
-            found[use.identity] = use
+            by_identity[use.identity] = use
             elsewhere = process.namespace("mnt") != ours
             why = "is in another mount namespace than the caller" if elsewhere else _refusal(use)
             if why and not _has_changed(use):
                 problems.append(_problem(use.path, f"which pid {pid} can write, {why}"))
     if problems:
         raise OptionError(problems, verb="dump")
-    named = [name for use in found.values() for name in patterns_for(use.path)]
+    named = [name for use in by_identity.values() for name in patterns_for(use.path)]
     for pattern in (*named, *also):
         for path in glob.iglob(pattern, include_hidden=True):
             with contextlib.suppress(FileNotFoundError):
                 seen = os.stat(path, follow_symlinks=False)
-                if stat.S_ISREG(seen.st_mode) and (seen.st_dev, seen.st_ino) not in found:
+                if stat.S_ISREG(seen.st_mode) and (seen.st_dev, seen.st_ino) not in by_identity:
                     use = WrittenFile(
                         path=path, opened=path, stat=seen, appended=False, pid=0, kind=""
                     )
-                    found[use.identity] = use
-    return list(found.values())
+                    by_identity[use.identity] = use
+    return list(by_identity.values())
 
 
 def patterns_for(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is owned until it is closed, at the latest at the end of a ``with`` statement."""
+"""Objects that own resources until they are closed, at the latest by a ``with`` statement."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .light_typing import Self
 
 
 class Closing:
-    """Base of everything that has to be given back; ``close`` may be called again."""
+    """Base of the classes with a ``close`` method, which may be called again."""
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the resources."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

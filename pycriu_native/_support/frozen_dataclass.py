@@ -1,15 +1,14 @@
-"""Frozen dataclasses, without the time that it takes to import ``dataclasses``.
+"""Frozen dataclasses without the import time of ``dataclasses``.
 
-That module brings ``inspect`` along, and writes and compiles source text for each class: half
-of the time that ``import pycriu_native`` took. The classes made here keep what they were given
-in their ``__dict__``, so that an unset field costs nothing, and are dataclasses to whoever asks:
-``dataclasses.fields``, ``replace``, ``asdict``, ``copy.replace``, ``match``, ``pprint`` and
-``inspect.signature`` work, since what they look for is made when they look. To type checkers
-they are dataclasses of the standard library. ``functools.cached_property`` works too, and is no
-part of the value.
+That module imports ``inspect``, and compiles source text for each class: half of the time of
+``import pycriu_native``. The classes of this module store the given values in ``__dict__``, so that
+an unset field takes no memory. ``dataclasses.fields``, ``replace``, ``asdict``, ``copy.replace``,
+``match``, ``pprint`` and ``inspect.signature`` work with them: the attributes that these need are
+created on first use. For type checkers they are dataclasses of the standard library.
+``functools.cached_property`` works too, and is not part of the value.
 
-Only what this package uses is here: classes are frozen, and all of their fields or none are
-keyword-only.
+Only the features that this package uses are implemented: classes are frozen, and all or none of
+their fields are keyword-only.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ if TYPE_CHECKING:
 else:
 
     class field:
-        """A default that is made for each value, or a field that is left out of something.
-
-        One without ``init`` is set by ``__post_init__``.
-        """
+        """As ``dataclasses.field``. A field without ``init`` is set by ``__post_init__``."""
 
         def __init__(
             self,
@@ -55,9 +51,9 @@ else:
     def dataclass(
         *, frozen: bool, kw_only: bool = False, slots: bool = False, repr: bool = True
     ) -> Any:
-        """As ``dataclasses.dataclass``; ``slots`` only has type checkers look closer."""
+        """As ``dataclasses.dataclass``; ``slots`` is only for type checkers."""
         if not frozen:
-            raise TypeError("only frozen classes are made here")
+            raise TypeError("only frozen classes are supported")
 
         return lambda cls: _made(cls, kw_only, repr)
 
@@ -149,7 +145,7 @@ def _hash(self: Any) -> int:
 
 
 def _getstate(self: Any) -> dict[str, Any]:
-    """The fields that are set: what was worked out from them since is no part of the value."""
+    """The fields that are set, without cached properties."""
     fields = self._fields
     return {name: value for name, value in self.__dict__.items() if name in fields}
 
@@ -174,14 +170,14 @@ def _delattr(self: Any, name: str) -> None:
 
 
 class _Later:
-    """An attribute of a class that only the standard library's tools look for."""
+    """A class attribute that only functions of the standard library use."""
 
     def __init__(self, name: str, kw_only: bool) -> None:
         self._name = name
         self._kw_only = kw_only
 
     def __get__(self, instance: object, owner: Any) -> Any:
-        """Have ``dataclasses`` make a class with the same fields, and take it from there."""
+        """Create a class with the same fields by ``dataclasses``, and copy its attribute."""
         import dataclasses
         import inspect
 

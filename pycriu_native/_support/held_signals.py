@@ -1,4 +1,4 @@
-"""Signals to a job that are kept until there is a process to pass them on to.
+"""Signals to a job that are held until there is a process to which they are passed on.
 
 The handlers are installed before anything of the job is started. Processes in between are started
 with these signals blocked, and unblock them after they have installed their own handlers: no signal
@@ -36,7 +36,7 @@ class HeldSignals:
         self._child: int | None = None
 
     def install(self) -> dict[int, Any]:
-        """Install the handlers, but for signals that are ignored; the handlers before."""
+        """Install the handlers, except for ignored signals; returns the previous handlers."""
         return {
             number: signal.signal(number, self._handle)
             for number in ALL
@@ -50,20 +50,20 @@ class HeldSignals:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        # A handler may run in the middle of this, and leave nothing to do.
+        # A handler may run in the middle of this, and pass on all of them.
         with contextlib.suppress(IndexError, ProcessLookupError):
             while self._child is not None:
                 signal.pidfd_send_signal(self._child, self._received.popleft()[0])
 
     def take(self) -> Iterator[tuple[int, float]]:
-        """Those that were received and not taken, each with its time on the monotonic clock."""
+        """Remove and return the received signals, each with its time on the monotonic clock."""
         with contextlib.suppress(IndexError):
             while True:
                 yield self._received.popleft()
 
     @contextlib.contextmanager
     def passed_on(self, child: int) -> Iterator[int]:
-        """Pass on those that were received, and those to come, to a child; a pidfd of it."""
+        """Pass on the received and all later signals to a child; yields a pidfd of it."""
         pidfd = os.pidfd_open(child)
         try:
             self._child = pidfd
@@ -78,14 +78,14 @@ _held: HeldSignals | None = None
 
 
 def are_held() -> bool:
-    """Whether ``held`` or ``hold`` is in force."""
+    """Whether ``held`` or ``hold`` is active."""
     return _held is not None
 
 
 def hold() -> None:
-    """Hold the signals for the rest of this process, which is about to run a job.
+    """Hold the signals until the end of this process, which is about to run a job.
 
-    Its exit code is that of the job, whatever signal comes in its last moments.
+    Its exit code is that of the job, even if a signal arrives at the end.
     """
     global _held
     _held = HeldSignals()
@@ -94,9 +94,9 @@ def hold() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[HeldSignals]:
-    """Hold the signals meanwhile: those of ``hold``, or of the outer one, if there is one.
+    """Hold the signals meanwhile; nested in ``hold`` or ``held``, yields the outer object.
 
-    Outside of the main thread none is received.
+    No signals are received in other threads than the main thread.
     """
     global _held
     if threading.current_thread() is not threading.main_thread():
@@ -116,7 +116,7 @@ def held() -> Iterator[HeldSignals]:
 
 
 def ignore() -> None:
-    """Ignore the signals from now on: this process ends, and its exit code is known."""
+    """Ignore the signals from now on: this process ends, and its exit code is fixed."""
     for number in ALL:
         signal.signal(number, signal.SIG_IGN)
 
@@ -132,7 +132,7 @@ def blocked() -> Iterator[None]:
 
 
 def unblock() -> None:
-    """Undo ``blocked`` in a process that was started with it, when its handlers stand."""
+    """Undo ``blocked`` in a process that was started with it, when its handlers are installed."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL)
 
 

@@ -1,7 +1,7 @@
-"""What is loaded when it is first used: a module that only calls need, names of a package.
+"""Modules and names of a package that are imported on first use.
 
-``socket`` makes enumerations of its constants and brings ``selectors`` along: a seventh of what
-``import pycriu_native`` took. A program that only makes options does without. ``signal`` makes
+``socket`` creates enumerations of its constants and imports ``selectors``: a seventh of the time of
+``import pycriu_native``. Programs that only create options do not need it. ``signal`` creates
 enumerations too.
 """
 
@@ -32,8 +32,8 @@ else:
 
 
 def fetch(names: dict[str, Any], modules: Mapping[str, str], name: str) -> Any:
-    """For a package's ``__getattr__``: a name out of the module that has it, kept in ``names``,
-    the package's own.
+    """For a package's ``__getattr__``: import a name from its module, and store it in ``names``,
+    the globals of the package.
     """
     package = names["__name__"]
     if name not in modules:

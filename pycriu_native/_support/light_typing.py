@@ -1,8 +1,8 @@
-"""What the modules that every import loads need of ``typing``: its own import takes too long.
+"""The names of ``typing`` that the core modules use: importing ``typing`` takes too long.
 
-Type checkers see the names themselves; at run time annotations are text, and only what is
-called or inherited from has to be there. ``typing.get_type_hints`` evaluates that text all the
-same: ``Any`` is ``object`` for it.
+Type checkers see the names of ``typing``; at run time annotations are text, and only names that are
+called or inherited from must exist. ``typing.get_type_hints`` evaluates the text: ``Any`` is
+``object`` for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ else:
             return cls if cls is Generic else GenericAlias(cls, item)
 
     def cast(kind: object, value: object) -> object:
-        """The value: only a type checker learns something."""
+        """The value; the type is for type checkers."""
         return value
 
     class TypeVar:

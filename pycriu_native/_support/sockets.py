@@ -1,6 +1,6 @@
-"""Sockets that block, whatever ``socket.setdefaulttimeout`` says or gevent or eventlet replace.
+"""Blocking sockets, despite ``socket.setdefaulttimeout``, gevent and eventlet.
 
-Each of the three makes the open files of new socket objects non-blocking: for all processes that
+Each of the three makes the open files of new socket objects non-blocking, for all processes that
 have a descriptor of them.
 """
 
@@ -13,9 +13,9 @@ from .unpatched import close
 
 
 def blocking(sock: socket.socket) -> socket.socket:
-    """The socket, which is ours alone, as one that blocks.
+    """Make a socket that no other process has blocking.
 
-    ``accept`` and ``socketpair`` make sockets of gevent's class, also where the original is called.
+    ``accept`` and ``socketpair`` return sockets of gevent's class, even if the original is called.
     """
     if type(sock) is not socket.socket:
         sock = socket.socket(fileno=sock.detach())
@@ -32,8 +32,8 @@ def pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
 def of_another(fd: int) -> socket.socket:
     """A socket object that owns ``fd``, a copy of another process's descriptor.
 
-    How that process's socket blocks does not change. The attributes ``family``, ``type`` and
-    ``proto`` are not those of the socket: ``getsockopt`` returns these.
+    The blocking mode of that process's socket does not change. The attributes ``family``, ``type``
+    and ``proto`` are wrong: ``getsockopt`` returns the right ones.
     """
     try:
         result = socket.socket(socket.AF_UNIX)

@@ -1,9 +1,9 @@
-"""Threads, locks and waits of the interpreter, whatever gevent or eventlet have replaced.
+"""Threads, locks and waits of the interpreter, also if gevent or eventlet have replaced them.
 
-``monkey.patch_all()`` turns threads into greenlets of the calling thread: a call that blocks the
-signals of "its own thread" would then block those of the caller for good. Everything here is made
-of ``_thread``'s functions as they were before; it waits in the system, as a C library does.
-``gevent.monkey.get_original`` and ``eventlet.patcher.original`` give what has been replaced.
+``monkey.patch_all()`` replaces threads by greenlets of the calling thread: a call that blocks the
+signals of its thread would then block those of the caller. This module uses the original functions
+of ``_thread``, from ``gevent.monkey.get_original`` and ``eventlet.patcher.original``; waits block
+the thread, as in a C library.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ def original(module: str, name: str) -> Any:
 Lock: Callable[[], Any] = original("_thread", "allocate_lock")
 """``threading.Lock``."""
 
+RLock: Callable[[], Any] = original("_thread", "RLock")
+"""``threading.RLock``: a signal's handler can take what its thread holds."""
+
 get_ident: Callable[[], int] = original("_thread", "get_ident")
 sleep: Callable[[float], None] = original("time", "sleep")
 
@@ -33,7 +36,7 @@ close: Callable[[int], None] = original("os", "close")
 """``os.close``. That of gevent waits for its loop, which some threads never run."""
 
 UNTIL_SIGNALS = 0.2
-"""Seconds after which a wait for a condition begins anew. A signal that arrives just before CPython
+"""Seconds after which a wait for a condition is repeated. A signal that arrives just before CPython
 starts to wait does not end the wait, and its handler runs only after it."""
 
 
@@ -61,7 +64,7 @@ def _threads_are_replaced() -> bool:
 
 
 class RawThread:
-    """The part of ``threading.Thread`` that is used here, on a thread of the system's own.
+    """The part of ``threading.Thread`` that this package uses, on a thread of the system.
 
     ``start`` does not wait until it runs.
     """
@@ -119,7 +122,7 @@ def Thread(
     args: tuple[object, ...] = (),
     daemon: bool | None = None,
 ) -> Any:
-    """A ``threading.Thread``, or what takes its place where that is a greenlet.
+    """A ``threading.Thread``, or a replacement with a real thread if that is a greenlet.
 
     Without ``daemon`` it is a daemon thread if the calling thread is one.
     """
@@ -157,9 +160,9 @@ class Condition:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
 
-    def wait_for(self, is_so: Callable[[], bool]) -> None:
-        """Wait until it is so."""
-        while not is_so():
+    def wait_for(self, predicate: Callable[[], bool]) -> None:
+        """Wait until ``predicate`` returns true."""
+        while not predicate():
             self.wait(UNTIL_SIGNALS)
 
     def notify_all(self) -> None:
@@ -187,7 +190,7 @@ class Event:
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Have waits wait again."""
+        """Reset it, so that waits block."""
         self._set = False
 
     def wait(self, timeout: float | None = None) -> bool:

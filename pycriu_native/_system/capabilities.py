@@ -26,7 +26,7 @@ _ALL_USERS = ["0", "0", str(2**32 - 1)]
 """The line of ``uid_map`` in the first user namespace (user_namespaces(7))."""
 
 ALL = (1 << len(CAPABILITIES)) - 1
-"""All capabilities of Linux 5.9 and later."""
+"""The mask of all capabilities of Linux 5.9 and later."""
 
 
 def has_capability(number: int) -> bool:

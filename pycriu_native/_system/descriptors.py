@@ -15,8 +15,8 @@ from .._support.unpatched import close
 def above_stdio(fd: int) -> int:
     """The same file on a descriptor above 2; a descriptor of 0 to 2 is closed.
 
-    If the caller has closed one of 0 to 2, the next file that is opened gets its number. libcriu
-    prints to 2, and the standard descriptors of a worker replace all three.
+    If the caller has closed one of 0 to 2, the next opened file gets its number. libcriu prints to
+    2, and the standard descriptors of a worker replace all three.
     """
     if fd > 2:
         return fd
@@ -39,6 +39,21 @@ def link_of(pid: int | str, fd: int) -> str:
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/{pid}/fd/{fd}")
     return ""
+
+
+def files_of(pid: int) -> Iterator[tuple[str, str]]:
+    """The link in /proc and the path of each file that a process has open or mapped.
+
+    A deleted file has its former path. Files without a path and unreadable ones are left out.
+    """
+    for kind in ("fd", "map_files"):
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{pid}/{kind}"):
+                link = f"/proc/{pid}/{kind}/{number}"
+                with contextlib.suppress(OSError):
+                    path = os.readlink(link)
+                    if path.startswith("/"):
+                        yield link, path.removesuffix(" (deleted)")
 
 
 def sockets_of(pid: int) -> dict[int, int]:
@@ -94,7 +109,8 @@ def descriptors_of(pid: int, kind: str) -> list[int]:
 def copied(pid: int, number: int) -> Iterator[int]:
     """A copy of one descriptor of another process, which shares its open file; closed at the end.
 
-    Raises ``OSError``: the descriptor or the process is gone, or the caller may not trace it.
+    Raises ``OSError``: the descriptor is closed, the process has ended, or the caller may not
+    trace it.
     """
     pidfd = os.pidfd_open(pid)
     try:

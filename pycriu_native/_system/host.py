@@ -1,4 +1,7 @@
-"""Properties of this host, from ``/proc``."""
+"""Properties of this host, from ``/proc``.
+
+For single settings, such as those of sysctl, callers pass the path, which their findings name.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def boot_id() -> str:
 
 
 def boot_time() -> float:
-    """When the system was started, in seconds since 1970; 0 if it cannot be read."""
+    """The time of the system's start, in seconds since 1970; 0 if it cannot be read."""
     return next((float(each[6:]) for each in lines("/proc/stat") if each.startswith("btime ")), 0.0)
 
 
@@ -55,7 +58,7 @@ def type_of(mode: int) -> str:
 
 
 def lack_of(directory: str) -> str:
-    """Why a path is no directory that exists; names the first part that is missing."""
+    """Why a path is not an existing directory; names the first missing part."""
     if os.path.lexists(directory):
         return "it is no directory"
     try:

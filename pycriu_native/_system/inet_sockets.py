@@ -32,7 +32,7 @@ class InetSocket:
     remote_words: str
     state: int
     unsent: int
-    """Bytes that the other end has not confirmed."""
+    """Bytes that the other end has not acknowledged."""
     unread: int
     """Bytes in the receive queue; of a listening socket, connections not yet accepted."""
     uid: int
@@ -90,7 +90,7 @@ def address_of(words: str) -> tuple[str, int]:
 
 
 def unmapped(host: str) -> str:
-    """An address; an IPv4 address that is mapped into IPv6 in its own notation."""
+    """An address; an IPv4 address that is mapped into IPv6 in the notation of IPv4."""
     return host.removeprefix("::ffff:") if "." in host else host
 
 

@@ -1,4 +1,4 @@
-"""How much memory can still be taken: of the machine, and of the limits of cgroups."""
+"""The memory that is available: of the machine, and within the limits of cgroups."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FORMS = (
     ("cgroup", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """Kind of hierarchy, controller, files of limit and usage, and the line of ``memory.stat`` with the
-page cache that the kernel takes back first."""
+page cache that the kernel reclaims first."""
 
 
 def memory_room() -> int:
-    """Bytes that this process can take before the machine or a cgroup of it has none left.
+    """Bytes that this process can allocate before the machine or one of its cgroups has no more.
 
-    Counts what the kernel can take back, and no swap.
+    Includes memory that the kernel can reclaim, without swap.
     """
     available = (
         1024 * int(line.split()[1])
@@ -31,7 +31,7 @@ def memory_room() -> int:
 
 
 def _cgroups() -> Iterator[int]:
-    """The room in each cgroup of this process that has a limit."""
+    """The bytes that are available in each cgroup of this process with a limit."""
     try:
         own = cgroups_of("self")
     except OSError:

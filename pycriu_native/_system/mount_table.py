@@ -61,7 +61,7 @@ class MountTable:
         return f"/proc/{self._visible_process(self.owners[mount.namespace])}/root"
 
     def covered(self, mount: Mount) -> bool:
-        """Whether another mount lies over it."""
+        """Whether another mount covers it."""
         at = mount
         while at.parent in self.by_number and at.parent != at.number:
             for other in self._below(at.parent):
@@ -83,10 +83,10 @@ class MountTable:
 
     @cached_property
     def checked(self) -> bool:
-        """Whether CRIU checks the mounts: a namespace is not its own."""
+        """Whether CRIU checks the mounts: if a namespace is not the caller's."""
         return set(self.owners) != {self.tree.ours.namespaces["mnt"]}
 
 
 def is_below(path: str, above: str) -> bool:
-    """Whether a path is a directory or below it; both have one form."""
+    """Whether a path is this directory or below it; both are normalized."""
     return path == above or path.startswith(above.rstrip("/") + "/")

@@ -1,4 +1,4 @@
-"""Makes and removes mounts, and resolves a path below another root."""
+"""Mounts and unmounts, and resolves a path below another root."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def mount_point(directory: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def overlay_of(lower: Sequence[str]) -> Iterator[str]:
-    """Directories over each other, read-only, the uppermost first: a temporary overlay mount."""
+    """A temporary read-only overlay mount of directories, the uppermost first."""
     if len(lower) == 1:  # the kernel refuses an overlay of one directory
         yield lower[0]
         return

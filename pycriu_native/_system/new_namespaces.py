@@ -1,4 +1,4 @@
-"""Enter new namespaces, and end with the parent. For single-threaded processes of this package."""
+"""Enters new namespaces, and ends with the parent. For single-threaded processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def unshare(flags: int) -> None:
 
 
 def map_to_root(uid: int, gid: int) -> None:
-    """In a new user namespace: be its root. ``uid`` and ``gid`` are those outside of it."""
+    """In a new user namespace: map root to ``uid`` and ``gid`` outside of it."""
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"0 {uid} 1"),
@@ -27,13 +27,13 @@ def map_to_root(uid: int, gid: int) -> None:
 
 
 def mount_proc() -> None:
-    """In new pid and mount namespaces: mount /proc, which no other namespace gets. ``OSError``."""
+    """In new pid and mount namespaces: mount /proc in these only. ``OSError``."""
     mounts.make_private()
     mounts.mount_proc()
 
 
 def end_with_parent() -> None:
-    """Receive SIGKILL when the thread ends that has started this process. ``OSError``."""
+    """Receive SIGKILL when the thread that started this process ends. ``OSError``."""
     _check(native.pn_end_with_parent(), "prctl")
 
 

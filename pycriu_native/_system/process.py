@@ -104,6 +104,11 @@ def children_of(pid: int) -> Iterator[int]:
             yield from map(int, read_small(f"/proc/{pid}/task/{thread}/children").split())
 
 
+def bytes_read(pid: int) -> int:
+    """Bytes that a process has read (``rchar`` of ``/proc/PID/io``); ``OSError``."""
+    return int(read_text(f"/proc/{pid}/io").split()[1])
+
+
 def all_pids() -> Iterator[int]:
     """The pids of all processes in the caller's pid namespace."""
     return map(int, filter(str.isdigit, os.listdir("/proc")))

@@ -12,8 +12,6 @@ from ..options.values import Descriptor, descriptor_number
 from .host import boot_id
 from .process import read_small, stat_of
 
-__all__ = ["Pidfd", "ProcessIdentity", "Target"]
-
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:

@@ -1,4 +1,4 @@
-"""A process tree, each of whose properties is read from /proc once and kept.
+"""A process tree whose properties are read from /proc once and kept.
 
 The processes run meanwhile. Readers return an empty value for a process that has ended.
 """
@@ -21,7 +21,7 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
 PATH_TOO_LONG = "/(a path of more than 4095 bytes)"
-"""In place of a path that the kernel gives to no reader of /proc (``do_proc_readlink``)."""
+"""Instead of a path that is too long for a link of /proc (``do_proc_readlink``)."""
 
 
 def link(path: str) -> str:
@@ -58,7 +58,7 @@ class Descriptor:
         return f"/proc/{self.pid}/fd/{self.number}"
 
     def read_again(self) -> dict[str, list[str]]:
-        """``info`` as it is by now."""
+        """``info`` as it is now."""
         return _info(self.pid, self.number)
 
     def value(self, name: str) -> str:
@@ -67,7 +67,7 @@ class Descriptor:
 
     @property
     def flags(self) -> int:
-        """The flags that it was opened with."""
+        """The flags with which it was opened."""
         return int(self.value("flags") or "0", 8)
 
     @property

@@ -1,4 +1,4 @@
-"""A tree of processes: its pids, its ancestors, and the end of it."""
+"""A tree of processes: its pids, its ancestors, and waiting for its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this processor, and Linux for its architecture, can do."""
+"""Features of this processor, and of Linux for its architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def authenticates_pointers() -> bool:
-    """Whether the processor is an Arm with pointer authentication, which the kernel uses."""
+    """Whether this is an Arm processor with pointer authentication that the kernel uses."""
     return bool({"paca", "pacg"} & cpu_flags())
 
 

@@ -1,4 +1,4 @@
-"""Files in the directories of images, which anybody may have made: regular files only."""
+"""Opens files in images directories, which are not trusted: regular files only."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def open_regular(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> 
 
 
 def check_writable(directory: int, name: str) -> None:
-    """Raise ``OSError`` where CRIU's open for writing would block or write elsewhere.
+    """Raise ``OSError`` if CRIU's open for writing would block or write to another type of file.
 
-    CRIU opens its log and its statistics without ``O_NONBLOCK``: a FIFO blocks it for ever.
+    CRIU opens its log and its statistics without ``O_NONBLOCK``: a FIFO blocks it forever.
     """
     try:
         result = os.stat(name, dir_fd=directory)
@@ -40,10 +40,10 @@ def check_writable(directory: int, name: str) -> None:
 
 
 class LogMark:
-    """What a log looked like before a call: only one that the call has written speaks of it."""
+    """The state of a log before a call, to recognize a log that the call has written."""
 
     def __init__(self, directory: int, name: str) -> None:
-        """Remember the log ``name`` in an open directory, or that there is none."""
+        """Read the state of the log ``name`` in an open directory; it need not exist."""
         self.directory = directory
         self.name = name
         self._before = _identity(directory, name)
@@ -54,7 +54,7 @@ class LogMark:
         return now is not None and now != self._before
 
     def text(self) -> str:
-        """The end of the log if the call has written it, else nothing."""
+        """The end of the log if the call has written it; else empty."""
         if not self.written():
             return ""
         try:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from .._support.lazy import socket
 from .._support.unpatched import Thread
-from . import network_namespace
+from .network_namespace import in_network_of
 from .process_snapshot import Process
 
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
@@ -28,8 +27,6 @@ SHOW = 0x01 | 0x02 | 0x04 | 0x08 | 0x10
 NAME, _, PEER, ICONS, QUEUES, _, SHUTDOWN = range(7)
 IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 18, 1
 
-Answer = TypeVar("Answer")
-
 
 @dataclass(frozen=True, slots=True)
 class UnixSocket:
@@ -39,11 +36,11 @@ class UnixSocket:
     type: int
     state: int
     name: bytes
-    """Empty for one that is bound to no name."""
+    """Empty for a socket that is not bound."""
     peer: int
     """The inode of the other end; 0 for none."""
     waiting: tuple[int, ...]
-    """The other ends of connections that were not yet accepted; 0 for one that was closed."""
+    """The other ends of connections that are not accepted yet; 0 for a closed one."""
     unread: int
     """Bytes that its owner has not read; of a datagram socket those of the first datagram."""
     unsent: int
@@ -71,14 +68,14 @@ class Link:
 def unix_sockets(process: Process) -> dict[int, UnixSocket]:
     """The unix sockets of a process's network namespace by inode; none without permission."""
     request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0, SHOW, 0, 0)
-    answers = _request(process, NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, request)
-    return {result.inode: result for result in map(_unix_socket, answers or ())}
+    responses = _request(process, NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, request)
+    return {result.inode: result for result in map(_unix_socket, responses)}
 
 
 def links(process: Process) -> list[Link]:
     """The devices of a process's network namespace; none without permission."""
-    answers = _request(process, NETLINK_ROUTE, RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
-    return [_link(answer) for answer in answers or ()]
+    responses = _request(process, NETLINK_ROUTE, RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
+    return [_link(response) for response in responses]
 
 
 def _unix_socket(data: bytes) -> UnixSocket:
@@ -120,36 +117,32 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (size + 3) & ~3
 
 
-def _request(process: Process, family: int, kind: int, request: bytes) -> list[bytes] | None:
-    return in_network_of(process, lambda: _dump(family, kind, request))
+def _request(process: Process, family: int, kind: int, request: bytes) -> list[bytes]:
+    """All responses in a process's network namespace; none if it cannot be entered."""
+    responses: list[bytes] = []
+
+    def there() -> None:
+        with contextlib.suppress(OSError), in_network_of(process.pid):
+            responses.extend(_dump(family, kind, request))
+
+    thread = Thread(there, "sock_diag")
+    thread.start()
+    thread.join()
+    return responses
 
 
 def _dump(family: int, kind: int, request: bytes) -> list[bytes]:
     """All responses to a dump request."""
     result: list[bytes] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as line:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as sock:
         head = struct.pack("=IHHII", 16 + len(request), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
-        line.send(head + request)
+        sock.send(head + request)
         while True:
-            data = line.recv(1 << 18)
+            data = sock.recv(1 << 18)
             at = 0
             while at + 16 <= len(data):
-                size, answer = struct.unpack_from("=IH", data, at)
-                if answer in (NLMSG_DONE, NLMSG_ERROR):
+                size, response = struct.unpack_from("=IH", data, at)
+                if response in (NLMSG_DONE, NLMSG_ERROR):
                     return result
                 result.append(data[at + 16 : at + size])
                 at += (size + 3) & ~3
-
-
-def in_network_of(process: Process, ask: Callable[[], Answer]) -> Answer | None:
-    """Call a function in a process's network namespace; None if it cannot be entered."""
-    answers: list[Answer] = []
-
-    def there() -> None:
-        with contextlib.suppress(OSError), network_namespace.in_network_of(process.pid):
-            answers.append(ask())
-
-    thread = Thread(there, "sock_diag")
-    thread.start()
-    thread.join()
-    return answers[0] if answers else None

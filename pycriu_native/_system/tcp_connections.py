@@ -29,7 +29,7 @@ belongs to no process."""
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """A TCP connection: address and port here, address and port there."""
+    """A TCP connection: local address and port, remote address and port."""
 
     host: str
     port: int

@@ -13,9 +13,9 @@ The walk itself is ``native/trusted_path.c``.
 
 The mask of an access control list is part of the mode: it is in the bits of the group.
 
-In a user namespace in which root is not mapped, root's files belong to the overflow user, as do
-those of all unmapped users. Such a file or component is accepted, but not in a directory that
-others can write, and not as the images directory.
+In a user namespace in which root is not mapped, the files of root and of all other unmapped users
+belong to the overflow user. Such a file or component is accepted, but not in a directory that
+others can write to, and not as the images directory.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def unmapped_root() -> int:
     """The uid of root's files in a user namespace in which root is not mapped; else ``NO_USER``.
 
     All unmapped users have that uid (user_namespaces(7)), so that root cannot be distinguished
-    from them. The owner of ``/`` is taken for root.
+    from them. The owner of ``/`` is assumed to be root.
     """
     owner = os.stat("/").st_uid
     if owner == 0:

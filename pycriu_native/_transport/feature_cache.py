@@ -24,8 +24,6 @@ from ..errors import CriuError, PermissionDeniedError, ProgramError
 from .spawn import FIXED_ENVIRONMENT
 from .worker import Worker
 
-__all__ = ["CacheState", "FeatureCache", "feature_cache", "keep_feature_cache"]
-
 RUN = "/run"
 NAME = "criu.kdat"
 SHARED_MEMORY = "/dev/shm"

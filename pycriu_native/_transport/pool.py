@@ -34,8 +34,6 @@ from .worker import PATIENCE, Worker, WorkerConnection
 if TYPE_CHECKING:
     from .worker_factory import WorkerFingerprint
 
-__all__ = ["WorkerPool"]
-
 LARGEST_POOL = 1024
 
 DURING_A_CALL = 0.05

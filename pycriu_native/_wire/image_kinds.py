@@ -9,7 +9,7 @@ INVENTORY = 0x58313116
 COMMON = 0x54564319
 """The first word of an image, since CRIU 1.6; the kind's own magic number is the second."""
 SERVICE = 0x55105940
-"""The same for what is no part of the process: statistics, and the cache of inode paths."""
+"""The same for images that do not describe processes: statistics, cache of inode paths."""
 
 FORMATS: tuple[tuple[str, int, str] | tuple[str, int, str, str], ...] = (
     ("INVENTORY", 0x58313116, "inventory_entry"),

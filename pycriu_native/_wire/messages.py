@@ -33,10 +33,10 @@ REQUEST_TYPES = {
     "page-server-child": 12,
     "pre-dump": 13,
 }
-"""``criu_req_type``: requests, and the answers that carry the same number."""
+"""``criu_req_type`` of requests and their responses."""
 
 SHORT = 256
-"""Bytes of an answer that is kept once it was read: most of CRIU's, the same in each call."""
+"""Maximum size in bytes of a response that is cached: most are short, and the same in each call."""
 
 NOTIFY = REQUEST_TYPES["notify"]
 EMPTY = REQUEST_TYPES["empty"]
@@ -48,7 +48,7 @@ def no_memory(status: int) -> bool:
 
 
 class Handle(Closing):
-    """A ``criu_opts`` of libcriu's, owned: freed once, and never used again after that."""
+    """An owned ``criu_opts`` of libcriu: freed once, and not used after that."""
 
     def __init__(self) -> None:
         out = ffi.new("criu_opts **")
@@ -59,8 +59,8 @@ class Handle(Closing):
         if self._message == ffi.NULL:
             self.close()
             raise CriuError(
-                f"libcriu {LIBCRIU_VERSION} has its options in a form that this release of "
-                "pycriu_native does not support; nothing was sent"
+                f"this release of pycriu_native does not support the options' layout of libcriu "
+                f"{LIBCRIU_VERSION}; nothing was sent"
             )
         # A required field, which libcriu up to 3.18 leaves at 0: standard input.
         self.set_wire("images_dir_fd", -1)
@@ -87,7 +87,7 @@ class Handle(Closing):
             self.set_wire(row.wire, value)
 
     def load(self, packed: bytes) -> None:
-        """Replace the options by those that were :meth:`packed` before."""
+        """Replace the options by a result of :meth:`packed`."""
         if native.pn_load_opts(self.pointer, len(packed), packed):
             raise MemoryError("no memory for the options")
         self._message = native.pn_opts_message(self._opts)
@@ -199,7 +199,7 @@ def set_field(message: Any, field: str, value: WireValue) -> None:
 
 
 def read(message: Any) -> dict[str, WireValue]:
-    """Every field that is present in a message, by its wire name."""
+    """All fields that are present in a message, by wire name."""
     result: dict[str, WireValue] = {}
     field = ffi.new("struct pn_field *")
     index = 0
@@ -222,7 +222,7 @@ def _read_item(message: Any, index: int, item: int, kind: int) -> WireValue:
 
 
 def decode_response(data: bytes) -> dict[str, WireValue] | None:
-    """A ``CriuResp`` as a mapping, not to be changed; None if the bytes cannot be decoded."""
+    """A ``CriuResp`` as a mapping (do not change it); None if the bytes cannot be decoded."""
     return _decode_short(data) if len(data) <= SHORT else _decode(native.PN_RESPONSE, data)
 
 

@@ -1,4 +1,4 @@
-"""What an archive of a container's checkpoint holds beside the images.
+"""Reads the files of a container's checkpoint archive that are no images.
 
 Podman, CRI-O and containerd put JSON files above the directory ``checkpoint``: ``config.dump``
 (the container) and ``spec.dump`` (its OCI specification), and changes of its root file system:
@@ -31,7 +31,7 @@ _MANAGERS = {"libpod": "Podman", "cri-o": "CRI-O"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchiveContents:
-    """An archive: where its images are, and what is known of the container."""
+    """The contents of an archive: its images, and properties of the container."""
 
     inside: str
     """The directory of the images in the archive, empty for its top."""
@@ -96,7 +96,7 @@ def archive_contents(source: Place, *, decrypt_with: Sequence[str] = ()) -> Arch
 
 
 def described(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, str | None]:
-    """The fields of ``ArchiveContents`` that ``config.dump`` and ``spec.dump`` give."""
+    """The fields of ``ArchiveContents`` from ``config.dump`` and ``spec.dump``."""
     manager = str(_part(spec, "annotations").get("io.container.manager", ""))
     engine = _MANAGERS.get(manager, manager or None)
     if engine is None and "io.kubernetes.cri.container-type" in _part(spec, "annotations"):
@@ -148,7 +148,7 @@ def _part(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _text(value: Mapping[str, Any], *keys: str) -> str | None:
-    """The first of these that is there and is text."""
+    """The first of these that exists and is text."""
     return next(
         (value[key] for key in keys if isinstance(value.get(key), str) and value[key]), None
     )

@@ -45,21 +45,20 @@ def pack(
 ) -> int:
     """Write the image set in ``directory`` as an archive; returns the bytes of its files.
 
-    A chain of parents is packed by giving the directory that holds all of it: a parent outside
-    of ``directory`` is refused, since the set would not be whole.
+    For a chain of parents, ``directory`` is one that contains all of them: a parent outside of it
+    is refused, since the set would be incomplete.
 
     Args:
-        to: a path (written beside it first, so that a half archive never has its name), or a
-            binary stream, which is left open.
+        to: a path, which never has an incomplete archive, or a binary stream, which is left open.
         inside: the directory of the archive that the images get; Podman's is ``checkpoint``.
         more: other files for the archive, by their names in it.
         compress: ``"gzip"``, ``"zstd"`` (faster and smaller) or ``"none"`` (fastest).
-        encrypt_to: age recipients (``age1…``, or an ssh public key); whoever has the key of one
-            of them can read it. Needs the extra ``pycriu-native[archive]``.
+        encrypt_to: age recipients (``age1…``, or an ssh public key); the key of one of them
+            decrypts it. Needs the extra ``pycriu-native[archive]``.
 
     Raises:
-        OptionError: an argument that will not do.
-        ImagesError: the set is not whole, or not readable.
+        OptionError: an argument is invalid.
+        ImagesError: the set is incomplete or not readable.
     """
     source = Path(directory)
     members = list(_members(source))
@@ -98,12 +97,11 @@ def unpack(
     decrypt_with: Sequence[str] = (),
     limit: int | None = None,
 ) -> int:
-    """Read an archive into ``directory``, which it makes (0700); returns the bytes of its files.
+    """Read an archive into a new ``directory`` (mode 0700); returns the bytes of its files.
 
-    Compression and encryption are recognised. The directory appears when all is there; after a
-    failure nothing is left. Files become 0600 and the caller's, whatever the archive says, and
-    nothing but plain files, other names of those (hard links), directories and the links of a chain
-    of parents is accepted.
+    Compression and encryption are detected. The directory is created when all files are complete;
+    after a failure nothing is left. Files get mode 0600 and belong to the caller. Only regular
+    files, hard links of these, directories and the links of a chain of parents are accepted.
 
     Args:
         source: a path, or a binary stream.
@@ -214,7 +212,7 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
 def _same_file(
     info: tarfile.TarInfo, inside: PurePosixPath, files: Collection[PurePosixPath]
 ) -> PurePosixPath | None:
-    """The file that a hard link is another name of, if it is one that was read before."""
+    """The file to which a hard link leads, if it was read before."""
     target = PurePosixPath(info.linkname)
     if not info.islnk() or not _is_plain(target) or not target.is_relative_to(inside):
         return None
@@ -223,7 +221,7 @@ def _same_file(
 
 
 def _put(path: Path, info: tarfile.TarInfo, content: Content | None, same: Path | None) -> None:
-    """A member where it belongs: a file, a link, or a directory."""
+    """Create a member: a file, a link, or a directory."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     if same is not None:
         path.hardlink_to(same)

@@ -45,8 +45,6 @@ from ..errors import ImagesError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..results import DumpResult, RestoreResult
 
-__all__ = ["dump_stream", "restore_stream"]
-
 MAGIC = b"pycriu_native images 1\n"
 """The first bytes of a stream."""
 
@@ -127,9 +125,8 @@ def restore_stream(
 
     All of ``source`` is read into memory, and checked for its end, before CRIU is started.
 
-    Raises as ``restore``, and ``ImagesError`` for what is no stream, not all of one, or one with
-    rules of nftables, which CRIU would leave out. Needs
-    CRIU 4.3 and its libcriu.
+    Raises as ``restore``, and ``ImagesError`` for an invalid or incomplete stream, and for one with
+    rules of nftables, which CRIU would not restore. Needs CRIU 4.3 and its libcriu.
     """
     with _Beside(opts, SERVE) as beside, Images(source) as images, _Serve(beside.listener, images):
         result = verbs.restore(beside.opts, via=via, on_notify=on_notify, deadline=deadline)
@@ -167,12 +164,12 @@ class _Beside:
 
 
 class _Selector:
-    """What ``selectors.DefaultSelector`` does, also where gevent or eventlet have replaced that."""
+    """As ``selectors.DefaultSelector``, also if gevent or eventlet have replaced that."""
 
     def __init__(self) -> None:
         self._poll = poll()
         self.waiting: dict[int, Any] = {}
-        """The values of the descriptors that are waited for."""
+        """The values of the registered descriptors."""
 
     def add(self, fd: int, events: int, data: object) -> None:
         """Wait for events of a descriptor as well."""
@@ -264,7 +261,7 @@ class _Streamer:
 
 
 class _Capture(_Streamer):
-    """Writes what CRIU dumps as a stream."""
+    """Writes the images of a dump as a stream."""
 
     def __init__(self, listener: socket.socket, to: BinaryIO) -> None:
         super().__init__(listener)
@@ -403,7 +400,7 @@ class _Serve(_Streamer):
 
 
 def _check_rules(verb: str, names: Iterable[str], rules: Collection[bytes]) -> None:
-    """Raise ``ImagesError`` for rules that a restore from a stream needs, and would not have."""
+    """Raise ``ImagesError`` for rules that CRIU does not restore from a stream."""
     others = (LOCK.sub(b"", text) for text in rules)
     if not all(NO_RULE.fullmatch(line.strip()) for text in others for line in text.splitlines()):
         what = "rules of nftables"

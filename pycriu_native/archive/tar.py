@@ -64,7 +64,7 @@ class Content:
 def members(stream: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, Content | None]]:
     """Each member with its content, if it is a file; to be read before the next one is fetched.
 
-    Raises ``TarError`` for a damaged archive, and for the oddest headers ``ValueError``.
+    Raises ``TarError`` for a damaged archive, and for some invalid headers ``ValueError``.
     """
     of_all: dict[str, bytes] = {}
     count = 0

@@ -17,7 +17,7 @@ import click
 from .._calls.notification import Hook, Notification
 from .._rollback.option import Files, Rollback
 from .._support.frozen_dataclass import dataclass
-from .._system.process import comm_of
+from .._system.process import all_pids, comm_of
 from .._system.process_identity import is_pid
 from .._transport.base import DEFAULT_SERVICE, Service, Via
 from .._transport.worker import Worker
@@ -371,9 +371,9 @@ class Pid(option_parameters.ParamType):
         from click.shell_completion import CompletionItem  # needed for completion only
 
         return [
-            CompletionItem(pid, help=comm_of(int(pid)))
-            for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int)
-            if pid.startswith(incomplete)
+            CompletionItem(str(pid), help=comm_of(pid))
+            for pid in sorted(all_pids())
+            if str(pid).startswith(incomplete)
         ]
 
 

@@ -6,8 +6,8 @@ import os
 import struct
 from typing import NamedTuple
 
-from .._integrity.statistics import message_fields
 from .._system.regular_file import open_regular
+from .._wire.fields import message_fields
 
 MAGIC = (0x54564319, 0x50273030)
 """The first two numbers of ``pstree.img`` (CRIU's ``criu/include/magic.h``)."""

@@ -142,6 +142,6 @@ def _command(request: Request) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
     foreign = {problem.field for problem in foreign_options(request.opts, request.verb)}
     server = request.opts.page_server
     if isinstance(server, PageServer) and server.clear_text:
-        rule = "criu has no option for clear_text: it needs no consent to clear text"
+        rule = "criu has no option for clear_text: it does not require a permission"
         not_expressed = [*not_expressed, Problem("page_server", server, rule)]
     return tuple(words), tuple(p for p in not_expressed if p.field not in foreign)

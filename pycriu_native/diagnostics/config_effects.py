@@ -4,8 +4,8 @@ CRIU reads configuration files in addition to the request. The precedence in CRI
 ``criu/config.c`` and
 ``criu/cr-service.c`` (4.2; the effects on ``leave_running``, ``log_level`` and ``log_file`` seen
 in 3.17.1, 4.1.1, 4.2.1 and 4.3): ``/etc/criu/default.conf``, ``$HOME/.criu/default.conf`` and the
-file that the environment names in ``CRIU_CONFIG_FILE`` are read first, and the request is put
-over them; the request's own ``config_file`` is read after that, and is put over the request.
+file that the environment names in ``CRIU_CONFIG_FILE`` are read first, and the request overrides
+them; the request's own ``config_file`` is read after that, and overrides the request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..results import Version
 from .explanation import ConfigurationFile, Setting
 
 LARGEST_FILE = 2**20
-"""Most bytes that are read of a configuration file."""
+"""Maximum bytes that are read of a configuration file."""
 
 DEAF_TO_FALSE = frozenset(
     ("leave_running", "leave_stopped", "tls", "tls_no_cn_verify", "mntns_compat_mode")
@@ -38,7 +38,7 @@ ALWAYS_ASKED = {
     "log_file": "the request always sets it",
     "images_directory": "the request always names the directory",
 }
-"""Options that a file read before the request does not decide, and the reason."""
+"""Options without effect in a file that is read before the request, and the reason."""
 
 
 def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]:

@@ -15,7 +15,7 @@ def explain(
 ) -> Explanation:
     """Compute the effect of ``verb`` with these options. Raises only for a verb without options.
 
-    ``pid`` and ``via`` as for the verb. Shown are also calls that would be refused, with why.
+    ``pid`` and ``via`` as for the verb. For a call that would be refused, the reasons are shown.
     """
     from .call_effects import effects_of  # loaded at the first call
 

@@ -8,8 +8,6 @@ from ..enums import Verb
 from ..errors import Problem
 from ..options.values import WireValue
 
-__all__ = ["ConfigurationFile", "Explanation", "Sent", "Setting"]
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -60,7 +58,7 @@ class Sent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """The effect of a call. ``str()`` is for people."""
+    """The effect of a call. ``str()`` returns a text of several lines."""
 
     verb: Verb
     """The verb; a dump with ``pre_dump`` set is a pre-dump."""

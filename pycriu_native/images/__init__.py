@@ -17,6 +17,7 @@ from .._support.lazy import fetch
 from .._support.light_typing import TYPE_CHECKING
 from .build import inspect
 from .memory import Match, Memory
+from .memory_mapping import MemoryMapping, VmaKind
 from .model import (
     Cgroup,
     Credentials,
@@ -26,7 +27,6 @@ from .model import (
     Image,
     ImageSet,
     InetSocket,
-    MemoryMapping,
     Mount,
     Namespace,
     NetworkDevice,
@@ -39,7 +39,6 @@ from .model import (
     Thread,
     Timer,
     UnixSocket,
-    VmaKind,
 )
 
 if TYPE_CHECKING:
@@ -110,25 +109,14 @@ __all__ = [
 ]
 
 # Names that ``inspect`` does not need are imported at first use: it shortens the start.
-_LATER = {
-    "Change": "difference",
-    "DescriptorChange": "difference",
-    "Difference": "difference",
-    "MappingChange": "difference",
-    "PageChange": "difference",
-    "ProcessChange": "difference",
-    "check_images": "check",
-    "decode": "codec",
-    "diff": "difference",
-    "encode": "codec",
-    "render_diff": "render",
-    "render_files": "render",
-    "render_memory": "render",
-    "render_processes": "render",
-    "render_summary": "render",
-    "render_table": "render",
-    "render_tree": "render",
+_NAMES = {
+    "check": "check_images",
+    "codec": "decode encode",
+    "difference": "Change DescriptorChange Difference MappingChange PageChange ProcessChange diff",
+    "render": "render_diff render_files render_memory render_processes render_summary render_table "
+    "render_tree",
 }
+_LATER = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 if not TYPE_CHECKING:  # a checker of types would accept any name

@@ -23,6 +23,7 @@ from . import kernel_names as names
 from .files import Files
 from .formats import category
 from .json_messages import to_dict
+from .memory_mapping import MemoryMapping, VmaKind
 from .model import (
     Cgroup,
     Credentials,
@@ -30,7 +31,6 @@ from .model import (
     FileLock,
     Image,
     ImageSet,
-    MemoryMapping,
     Mount,
     Namespace,
     NetworkDevice,
@@ -40,11 +40,10 @@ from .model import (
     RegularFile,
     Thread,
     Timer,
-    VmaKind,
 )
 from .pages import Counts, Layers
 from .reader import damaged, expect
-from .schema import table
+from .schema import enum_name
 from .trailers import entries
 
 LONGEST_CHAIN = 10_000
@@ -254,7 +253,7 @@ class _Builder:
             kernel=kernel,
             run_id=os.fsdecode(inventory.dump_criu_run_id) or None,
             architecture=next((each.architecture for each in processes), ""),
-            lsm=_enum("lsmtype", inventory.lsmtype),
+            lsm=enum_name("lsmtype", inventory.lsmtype),
             compressed=bool(inventory.compress),
             network_lock=(
                 inventory.network_lock_method if inventory.HasField("network_lock_method") else None
@@ -333,7 +332,7 @@ class _Builder:
             state=state,
             exit_code=task.exit_code if task else 0,
             children=tuple(self.children.get(pid, ())),
-            architecture=_enum("core_entry.march", core.mtype) if core is not None else "",
+            architecture=enum_name("core_entry.march", core.mtype) if core is not None else "",
             # For a zombie, CRIU saves thread ids that it has not initialized.
             threads=tuple(self._threads(entry, core, task)) if known else (),
             pointer_authentication=core is not None and core.ti_aarch64.HasField("pac_keys"),
@@ -520,7 +519,7 @@ class _Builder:
                     nice=part.sched_nice if part else 0,
                     policy=part.sched_policy if part else 0,
                     credentials=self._credentials(part),
-                    seccomp=_enum("seccomp_mode", part.seccomp_mode) if part else "disabled",
+                    seccomp=enum_name("seccomp_mode", part.seccomp_mode) if part else "disabled",
                     instruction=at,
                     stack=stack,
                     cpu_state=own.thread_info.fpregs.xsave.xstate_bv if own is not None else 0,
@@ -610,7 +609,7 @@ class _Builder:
                     key: os.fsdecode(getattr(each, key)) for key in ("source", "root", "options")
                 }
                 outside = each.HasField("ext_key") or each.ext_mount
-                type_ = _enum("fstype", each.fstype).lower().replace("overlayfs", "overlay")
+                type_ = enum_name("fstype", each.fstype).lower().replace("overlayfs", "overlay")
                 result.append(
                     Mount(
                         id=each.mnt_id,
@@ -630,7 +629,7 @@ class _Builder:
                 namespace=space.id,
                 index=each.ifindex,
                 name=os.fsdecode(each.name),
-                type=_enum("nd_type", each.type),
+                type=enum_name("nd_type", each.type),
                 mtu=each.mtu,
                 address=each.address.hex(":"),
                 peer=each.peer_ifindex if each.HasField("peer_ifindex") else None,
@@ -674,11 +673,6 @@ class _Builder:
             )
             for each in self.entries("filelocks.img")
         ]
-
-
-@functools.lru_cache(256)
-def _enum(name: str, number: int) -> str:
-    return next((key for key, value in table()[1][name].items() if value == number), str(number))
 
 
 @functools.lru_cache(4096)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import os
 import platform
 import socket
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
     from .._transport.base import Via
     from ..options.criu_opts import CriuOpts
     from ..results import Version
-
-__all__ = ["check_images"]
 
 _MACHINES = {
     "X86_64": ("x86_64", "amd64"),
@@ -656,13 +655,12 @@ class _Check:
         if mount.external in ("", _AUTODETECTED):
             automatic = any(each.startswith("mnt[]") for each in self._external())
             return bool(self.opts.auto_ext_mnt) or automatic
-        if mount.external == _EXTERNAL_DEVICE or self._ext_mount(mount.external or ""):
+        if mount.external == _EXTERNAL_DEVICE or any(
+            getattr(each, "key", None) == mount.external for each in self.opts.ext_mounts or ()
+        ):
             return True
         expected = f"mnt[{mount.external}]"
         return any(each == expected or each.startswith(f"{expected}:") for each in self._external())
-
-    def _ext_mount(self, key: str) -> bool:
-        return any(getattr(each, "key", None) == key for each in self.opts.ext_mounts or ())
 
     def _external(self) -> tuple[str, ...]:
         return tuple(self.opts.external or ())
@@ -751,20 +749,8 @@ def _binding(sock: InetSocket) -> Binding:
     return Binding(family, protocol, address.strip("[]"), int(port), sock.only_ipv6)
 
 
-def _error(subject: str | int, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.STOPS, subject, message, cure, options)
-
-
-def _warning(subject: str, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.WARNING, subject, message, cure, options)
-
-
-def _note(subject: str, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.NOTE, subject, message, cure, options)
-
-
 def _finding(
-    severity: Severity, subject: str | int, message: str, cure: str, options: tuple[str, ...]
+    severity: Severity, subject: str | int, message: str, cure: str, *options: str
 ) -> Finding:
     """A finding on a pid, a path or another subject; ``_Check.all`` sets the id."""
     about: dict[str, Any] = {"subject": subject}
@@ -773,6 +759,11 @@ def _finding(
     elif subject.startswith("/"):
         about = {"path": subject}
     return Finding(id="", severity=severity, message=message, cure=cure, options=options, **about)
+
+
+_error = functools.partial(_finding, Severity.STOPS)
+_warning = functools.partial(_finding, Severity.WARNING)
+_note = functools.partial(_finding, Severity.NOTE)
 
 
 def _joins(opts: CriuOpts, kind: str) -> bool:

@@ -13,16 +13,6 @@ from .memory import Memory
 from .memory_mapping import MemoryMapping, Value, VmaKind
 from .model import File, ImageSet, Process
 
-__all__ = [
-    "Change",
-    "DescriptorChange",
-    "Difference",
-    "MappingChange",
-    "PageChange",
-    "ProcessChange",
-    "diff",
-]
-
 _COMPARED = (
     "parent", "group", "session", "name", "state", "exit_code", "command", "executable", "cwd",
     "root", "umask", "credentials", "timers", "cgroups", "limits", "pending_signals",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from .._support.lazy import socket
@@ -19,7 +19,7 @@ from .model import (
     Terminal,
     UnixSocket,
 )
-from .schema import table
+from .schema import enum_name
 
 Read = Callable[[str], list[Any]]
 """Returns the entries of an image by name; none if it does not exist."""
@@ -72,10 +72,9 @@ class Files:
     def load(self, sessions: frozenset[int]) -> tuple[File, ...]:
         """All files, in the order of their ids."""
         self.sessions = sessions
-        types = _types()
         later = []
         for entry in self._read("files.img"):
-            type_ = types.get(entry.type, str(entry.type))
+            type_ = enum_name("fd_types", entry.type)
             member = _MEMBERS.get(type_)
             if member is None or not entry.HasField(member):
                 self.by_id[entry.id] = OtherFile(id=entry.id, type=type_, details={})
@@ -190,7 +189,7 @@ class Files:
             id=entry.id,
             type="TTY",
             flags=entry.flags,
-            kind=_terminal_kinds().get(info.type, str(info.type)) if info else "UNKNOWN",
+            kind=enum_name("TtyType", info.type) if info else "UNKNOWN",
             index=info.pty.index if info and info.HasField("pty") else None,
             session=session,
             group=info.pgrp if info else 0,
@@ -208,14 +207,6 @@ class Files:
             shared: int | None = result.details.get("shmid")
             return shared
         return None
-
-
-def _types() -> Mapping[int, str]:
-    return {number: name for name, number in table()[1]["fd_types"].items()}
-
-
-def _terminal_kinds() -> Mapping[int, str]:
-    return {number: name for name, number in table()[1]["TtyType"].items()}
 
 
 def _address(family: int, words: Any, port: int) -> str:

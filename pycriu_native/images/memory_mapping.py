@@ -9,8 +9,6 @@ from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import Any, ClassVar
 from ..results import DumpStatistics, RestoreStatistics
 
-__all__ = ["MemoryMapping", "Value", "VmaKind"]
-
 
 class Value:
     """Base class of all values of an image set."""

@@ -14,33 +14,7 @@ from .._support.light_typing import Any
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
 from .memory import Memory
-from .memory_mapping import MemoryMapping, Value, VmaKind
-
-__all__ = [
-    "Cgroup",
-    "Credentials",
-    "Descriptor",
-    "File",
-    "FileLock",
-    "Image",
-    "ImageSet",
-    "InetSocket",
-    "MemoryMapping",
-    "Mount",
-    "Namespace",
-    "NetworkDevice",
-    "OtherFile",
-    "Parent",
-    "Pipe",
-    "Process",
-    "RegularFile",
-    "Terminal",
-    "Thread",
-    "Timer",
-    "UnixSocket",
-    "VmaKind",
-]
-
+from .memory_mapping import MemoryMapping, Value
 
 # --- Files --------------------------------------------------------------------------
 

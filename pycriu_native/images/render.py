@@ -13,16 +13,6 @@ from .difference import Difference, ProcessChange
 from .memory_mapping import Value
 from .model import File, ImageSet, Process
 
-__all__ = [
-    "render_diff",
-    "render_files",
-    "render_memory",
-    "render_processes",
-    "render_summary",
-    "render_table",
-    "render_tree",
-]
-
 
 def human(size: float) -> str:
     """Bytes in a few characters: ``4.0 KiB``, ``17 B``."""

@@ -78,6 +78,13 @@ def table() -> tuple[dict[str, tuple[Row, ...]], dict[str, dict[str, int]]]:
     return {name: tuple(rows) for name, rows in messages.items()}, enums
 
 
+@functools.lru_cache(256)
+def enum_name(enum: str, number: int) -> str:
+    """The name of a value of an enum; a number without a name as text."""
+    values = table()[1][enum].items()
+    return next((name for name, value in values if value == number), str(number))
+
+
 def _is_pretty(word: str) -> bool:
     return word.partition(":")[0] in ("hex", "ip", "dev", "odev", "flags", "dict")
 

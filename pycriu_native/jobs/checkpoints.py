@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from .._calls.verbs import dump, restore_child
 from .._integrity.manifest import seal, verify
+from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
-from .._system.process import name_of, stat_of
+from .._system.process import all_pids, is_running, name_of
 from .._system.process_tree import process_tree
 from ..diagnostics.preflight import PreflightError, preflight
 from ..enums import CgroupMode
@@ -58,7 +58,7 @@ def take(
         frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
         bytes=sum(each.stat().st_size for each in os.scandir(new)),
         options=_restore_options(looked.opts),
-        last_pid=max(_pids(new), default=pid),
+        last_pid=max(pids_in(str(new)), default=pid),
         token=token,
     )
     (new / META).write_text(json.dumps(asdict(made)) + "\n")
@@ -83,22 +83,13 @@ def _restore_options(opts: CriuOpts) -> dict[str, object]:
     return kept
 
 
-def _pids(images: os.PathLike[str]) -> Iterator[int]:
-    for name in os.listdir(images):
-        stem = name.removeprefix("core-").removesuffix(".img")
-        if stem.isdecimal() and name == f"core-{stem}.img":
-            yield int(stem)
-
-
 def check_strays(pid: int) -> None:
     """Raise ``CriuError`` if processes that the command started are not its descendants."""
     inside = {os.getpid(), *process_tree(pid)}
     strays = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) not in inside:
-            seen = stat_of(int(name))
-            if seen is not None and not seen.has_ended and not is_helper(int(name)):
-                strays.append(f"{name} ({name_of(int(name))})")
+    for other in all_pids():
+        if other not in inside and is_running(other) and not is_helper(other):
+            strays.append(f"{other} ({name_of(other)})")
     if strays:
         raise CriuError(
             f"the command has started processes that are not its descendants and would not be "

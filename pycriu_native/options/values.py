@@ -14,18 +14,6 @@ from collections.abc import Mapping, Sequence
 from .._support.frozen_dataclass import dataclass, field
 from .._support.light_typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
-__all__ = [
-    "CgroupRoot",
-    "Descriptor",
-    "ExtMount",
-    "HasFileno",
-    "InheritFd",
-    "JoinNamespace",
-    "PageServer",
-    "VethPair",
-    "WireValue",
-]
-
 WireValue = bool | int | str | dict[str, "WireValue"] | list["WireValue"]
 """The value of a message field, as it is written and read."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
-from .._support.unpatched import readable
+from .._support.unpatched import RLock, readable
 from .guest_socket import GuestSocket
 from .record import Record
 from .streams import ParentEnds, TextMode
@@ -45,6 +45,8 @@ class Process(subprocess.Popen[AnyStr]):
 
     ``pid`` is its pid in the namespace of this process; in its own pid namespace it has the saved
     pid. It is a child of this process. When it or this process ends, its descendants end too.
+
+    Synchronization: any number of threads may wait for it and send signals to it.
     """
 
     def __init__(
@@ -81,6 +83,10 @@ class Process(subprocess.Popen[AnyStr]):
         self.text_mode = mode.text
         self.pipesize = -1
         self._child = child
+        self._lock = RLock()
+        self._waiting = 0
+        """Threads that wait for its pidfd, which stays open meanwhile."""
+        self._closing = False
         self._input: memoryview | None = None
         self._output: dict[Any, list[bytes]] | None = None
         self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.stdin, "w"))
@@ -99,26 +105,33 @@ class Process(subprocess.Popen[AnyStr]):
         return self._poll(wait=False)
 
     def _poll(self, *, wait: bool) -> int | None:
-        if self.returncode is None:
-            status = self._child.status()
-            if status is not None:
-                self.returncode = status
-        if self.returncode is not None:
-            if self.guest is not None:
-                self.guest.close()
-            if self._child.close(wait=wait):
-                with contextlib.suppress(ValueError):
-                    _unowned.remove(self._child)
-            elif self._child not in _unowned:
-                _unowned.append(self._child)
-        return self.returncode
+        with self._lock:
+            if self.returncode is None:
+                self.returncode = self._child.status()
+            # A signal's handler may call this within the same.
+            if self.returncode is not None and not (self._waiting or self._closing):
+                self._closing = True
+                try:
+                    self._close(wait=wait)
+                finally:
+                    self._closing = False
+            return self.returncode
+
+    def _close(self, *, wait: bool) -> None:
+        if self.guest is not None:
+            self.guest.close()
+        if self._child.close(wait=wait):
+            with contextlib.suppress(ValueError):
+                _unowned.remove(self._child)
+        elif self._child not in _unowned:
+            _unowned.append(self._child)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until the copy ends; return its exit status.
 
         Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds.
         """
-        if self.returncode is None and not self._has_ended(timeout):
+        if not self._has_ended(timeout):
             assert timeout is not None
             raise subprocess.TimeoutExpired(self.args, timeout)
         result = self._poll(wait=True)
@@ -126,13 +139,22 @@ class Process(subprocess.Popen[AnyStr]):
         return result
 
     def _has_ended(self, timeout: float | None) -> bool:
-        return readable(self._child.pidfd, seconds=timeout)
+        with self._lock:
+            if self.returncode is not None:
+                return True
+            self._waiting += 1
+        try:
+            return readable(self._child.pidfd, seconds=timeout)
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the copy; ignored if it has ended."""
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._child.pidfd, sig)
+        with self._lock:
+            if self.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._child.pidfd, sig)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -174,16 +196,14 @@ class Process(subprocess.Popen[AnyStr]):
         self.wait(None if until is None else max(0.0, until - time.monotonic()))
         return self._decoded(self.stdout), self._decoded(self.stderr)
 
-    def _encoded(self, data: AnyStr | None) -> bytes:
+    def _encoded(self, data: Any) -> Any:
         if data is None:
             return b""
-        if isinstance(data, str):
-            if not self.text_mode:
-                raise TypeError("memoryview: a bytes-like object is required, not 'str'")
+        if self.text_mode:
             stream = cast("io.TextIOWrapper", self.stdin)
             encoding = "utf-8" if self.stdin is None else stream.encoding
             return data.encode(encoding, self.errors or "strict")
-        return data
+        return data  # memoryview() refuses a str as subprocess does
 
     def _exchange(self, timeout: float | None, until: float | None) -> None:
         assert self._output is not None
@@ -202,7 +222,7 @@ class Process(subprocess.Popen[AnyStr]):
                 if remaining is not None and remaining <= 0:
                     assert timeout is not None
                     raise subprocess.TimeoutExpired(
-                        self.args, timeout, *(self._so_far(each) for each in self._both())
+                        self.args, timeout, *(self._so_far(each) or None for each in self._both())
                     )
                 for key, _ in selector.select(remaining):
                     if key.fileobj is self.stdin:

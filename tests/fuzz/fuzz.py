@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing of all that reads bytes from outside, by libFuzzer through atheris.
+"""Coverage-guided fuzzing of all parsers of external bytes, by libFuzzer through atheris.
 
 ``python -m tests.fuzz.fuzz TARGET REAL [libFuzzer's options]``; ``make fuzz`` runs each target of
-``targets.py`` for a while. ``REAL`` is a directory with a real dump (``real.py``), or one that is
-not there. No corpus of bytes is kept.
+``targets.py`` for a while. ``REAL`` is a directory with a real dump (``real.py``); it need not
+exist. No corpus of bytes is stored.
 """
 
 from __future__ import annotations

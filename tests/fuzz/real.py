@@ -1,7 +1,7 @@
-"""Make a real dump to begin with: ``python -m tests.fuzz.real DIRECTORY``.
+"""Make a real dump as a seed: ``python -m tests.fuzz.real DIRECTORY``.
 
-A process with a bit of everything is dumped. In the directory are then its images, CRIU's log and
-statistics. Exit status 3: CRIU cannot work here, and the fuzzer begins with what is made by hand.
+A process with many kinds of resources is dumped. The directory then has its images, and CRIU's log
+and statistics. Exit status 3: CRIU does not work here, and the fuzzer starts with generated seeds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is fuzzed: each parser of bytes from outside, with its claim in its docstring.
+"""The fuzzed parsers of external bytes, with their claims in their docstrings.
 
-Whatever else a target raises is a finding. The seeds that are made here are small and in words;
-``real.py`` brings those of a real dump.
+Any other exception is a finding. The seeds in this file are small and readable; ``real.py`` adds
+those of a real dump.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LARGE = 2**16
 
 @dataclass(frozen=True)
 class Target:
-    """A parser, and what to begin with."""
+    """A parser and its seeds."""
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
@@ -62,7 +62,7 @@ class Place:
         self.path = Path(self._owner.name)
 
     def fresh(self) -> Path:
-        """The directory, with nothing in it."""
+        """The directory, empty."""
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -85,7 +85,7 @@ def fresh() -> Path:
 
 
 def answers(data: bytes) -> None:
-    """Any bytes are an answer, or none; one that libcriu may see has what it promises."""
+    """Any bytes are a response or none; one that libcriu may receive has its required parts."""
     verbs = list(Verb)
     verb = verbs[data[0] % len(verbs)] if data else Verb.DUMP
     answer = decode_response(data[1:])
@@ -116,7 +116,7 @@ def _answer_seeds() -> list[bytes]:
 
 
 def logs(data: bytes) -> None:
-    """Any log has error lines that stand in it, and a diagnosis."""
+    """Any log has error lines that are in it, and a diagnosis."""
     text = data.decode(errors="replace")
     lines = log_excerpt.error_lines(text, 42) or log_excerpt.stderr_lines(text)
     assert all(line.strip() in text or line in text for line in lines)
@@ -144,7 +144,7 @@ def _real_logs(place: Path) -> list[bytes]:
 
 
 def statistics(data: bytes) -> None:
-    """Any file has statistics or none; numbers are numbers."""
+    """Any file has statistics or none; the values are numbers."""
     for number in (1, 2):
         result = statistics_module.parse(data, number)
         assert result is None or all(0 <= value < 2**70 for value in result.values())
@@ -161,7 +161,9 @@ def _statistics_seeds() -> list[bytes]:
 
 
 def images(data: bytes) -> None:
-    """Any file is an image, whose dict is JSON and makes an image of the same dict, or refused."""
+    """Any file is an image, whose dict is JSON and is encoded to an image of the same dict, or
+    refused.
+    """
     path = fresh() / "some.img"
     path.write_bytes(data)
     try:
@@ -189,7 +191,7 @@ def _real_images(place: Path) -> list[bytes]:
 
 
 def sets(data: bytes) -> None:
-    """A set with any one file in the place of its own is whole, or refused, whoever reads it."""
+    """A set with any replaced file is complete or refused, by all readers alike."""
     directory = _hand_made()
     names = sorted(os.listdir(directory))
     name = names[data[0] % len(names)] if data else names[0]
@@ -216,7 +218,7 @@ def _set_seeds() -> list[bytes]:
 
 
 def _real_sets(place: Path) -> list[bytes]:
-    """A real image in the place of the one of its kind."""
+    """A real image that replaces the one of its kind."""
     result = []
     for number, path in enumerate(sorted(_hand_made().iterdir())):
         kind = path.name.partition(".")[0].partition("-")[0]
@@ -230,7 +232,7 @@ def _real_sets(place: Path) -> list[bytes]:
 
 
 def pagemaps(data: bytes) -> None:
-    """Any bytes are runs of pages or none: what protobuf reads out of them."""
+    """Any bytes are runs of pages or none, with protobuf's result."""
     pagemaps_module.check(
         pagemaps_module.frame(data)
     )  # one whole entry, which mutations rarely keep
@@ -262,7 +264,7 @@ def _pagemap_seeds() -> list[bytes]:
 
 
 def archives(data: bytes) -> None:
-    """Any stream is an archive, whose files are in the directory and nowhere else, or refused."""
+    """Any stream is an archive, whose files are all in the directory, or refused."""
     place = fresh()
     try:
         unpack(io.BytesIO(data), place / "set", limit=2**24)
@@ -287,7 +289,7 @@ def _archive_seeds() -> list[bytes]:
 
 
 def manifests(data: bytes) -> None:
-    """Any bytes are a manifest that the set is held against, or refused."""
+    """Any bytes are a manifest with which the set is compared, or refused."""
     directory = fresh() / "set"
     directory.mkdir()
     (directory / "inventory.img").write_bytes(b"x")
@@ -311,7 +313,7 @@ def _manifest_seeds() -> list[bytes]:
 
 
 def shipments(data: bytes) -> None:
-    """Whatever a peer sends as its images: they land in their directory, or it is refused."""
+    """Any stream of a peer: the files are in their directory, or it is refused."""
     place = fresh()
     ours, theirs = socket.socketpair()
     channel = Channel(ours, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
@@ -349,7 +351,7 @@ def _shipment_seeds() -> list[bytes]:
 
 
 def configuration(data: bytes) -> None:
-    """Any text is options, which written out are read back as the same, or it is refused."""
+    """Any text is options, which are written and read back unchanged, or refused."""
     text = data.decode(errors="surrogateescape")
     for lazy in (False, True):
         config_file.read_config(text, lazy=lazy)
@@ -367,7 +369,7 @@ def _configuration_seeds() -> list[bytes]:
 
 
 def runc(data: bytes) -> None:
-    """Any JSON is options, which written out are read back as the same, or it is refused."""
+    """Any JSON is options, which are written and read back unchanged, or refused."""
     try:
         struct = json.loads(data)
     except (ValueError, RecursionError):

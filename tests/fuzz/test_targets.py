@@ -1,4 +1,4 @@
-"""The fuzzer's claims hold for what it begins with, and for nothing at all."""
+"""The fuzzer's claims hold for its seeds, and for no bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .targets import TARGETS
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds(name: str) -> None:
-    """Each seed, cut short and with a byte changed, too."""
+    """Each seed, also truncated and with one byte changed."""
     target = TARGETS[name]
     seeds = target.seeds()
     assert seeds

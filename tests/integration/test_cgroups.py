@@ -37,7 +37,15 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CgroupMode, CgroupRoot, CriuError, CriuOpts, dump, restore
+from pycriu_native import (
+    CgroupMode,
+    CgroupRoot,
+    CriuError,
+    CriuOpts,
+    dump,
+    preflight,
+    restore,
+)
 
 from .conftest import Spawn
 from .support import cgroups
@@ -103,6 +111,7 @@ def _outcome(
     return OUTSIDE, ""
 
 
+@pytest.mark.cures("cg-exists", "cg-missing")
 @pytest.mark.parametrize(("controller", "name"), PROPERTIES)
 @pytest.mark.parametrize(
     ("mode", "existing", "missing"), MODES, ids=[str(mode) for mode, _, _ in MODES]
@@ -286,6 +295,45 @@ def test_cg_props_that_cannot_be_read(spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
 
 
+@pytest.fixture
+def yard(tmp_path: Path) -> Iterator[Path]:
+    """The directory of ``cg_yard``; what is mounted in it is unmounted."""
+    place = tmp_path / "yard"
+    place.mkdir()
+    yield place
+    for each in place.iterdir():
+        subprocess.run(["umount", each], check=False)
+
+
+@pytest.mark.cures("cg-yard")
+def test_cg_yard(orphans: None, make_cgroup: Make, spawn: Spawn, images: Path, yard: Path) -> None:
+    """A yard without the hierarchies fails; with each of them at its name CRIU works in it."""
+    hierarchy = cgroups.required("pids")
+    cgroup = make_cgroup(hierarchy)
+    target = spawn()
+    enter(cgroup, target.pid)
+    opts = CriuOpts(images_directory=images, cg_yard=yard)
+    (finding,) = preflight(target.pid, opts).stops
+    with pytest.raises(CriuError, match="cg_yard lacks a directory") as caught:
+        dump(target.pid, opts)
+    assert caught.value.cure == finding.cure
+    assert "/proc/PID/cgroup" in finding.cure
+    for line in Path(f"/proc/{target.pid}/cgroup").read_text().splitlines():
+        _, name, _ = line.split(":", 2)
+        place = yard / (name.removeprefix("name=") or "unified")
+        place.mkdir()
+        options = ["-o", f"none,{name}" if name.startswith("name=") else name] if name else []
+        kind = "cgroup" if name else "cgroup2"
+        subprocess.run(["mount", "-t", kind, *options, "none", place], check=True)
+    assert not preflight(target.pid, opts).stops
+    dump(target.pid, opts)
+    target.reap()
+    remove(cgroup)
+    restore(opts)
+    assert hierarchy.path_of(target.pid) == hierarchy.name_of(cgroup)
+    assert target.runs_on()
+
+
 @contextmanager
 def _frozen(cgroup: Path, controller: str) -> Iterator[None]:
     """Freeze the cgroup in this context."""
@@ -301,6 +349,7 @@ def _frozen(cgroup: Path, controller: str) -> Iterator[None]:
         (cgroup / name).write_text(thawed)
 
 
+@pytest.mark.cures("preflight:frozen")
 @pytest.mark.parametrize("controller", FREEZERS, ids=["v1", "v2"])
 def test_freeze_cgroup(make_cgroup: Make, spawn: Spawn, images: Path, controller: str) -> None:
     """A frozen process is dumped with ``freeze_cgroup``, and remains frozen with

@@ -359,6 +359,7 @@ def doctor_in(*words: str, setup: str = "true") -> dict[str, dict[str, Any]]:
     return {"": result, **{finding["id"]: finding for finding in result["findings"]}}
 
 
+@pytest.mark.cures("check-last-pid")
 def test_sysctls_that_are_read_only(spawn: Spawn, images: Path) -> None:
     """CRIU's check fails with a read-only /proc/sys, but calls work."""
     own = ("unshare", "--mount", "--propagation=private")

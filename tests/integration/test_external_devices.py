@@ -103,6 +103,7 @@ def test_a_disk(tmp_path: Path, images: Path, disks: Disks) -> None:
             box.end()
 
 
+@pytest.mark.cures("dev-mapping", "fs-unsupported")
 def test_a_disk_that_is_not_named(tmp_path: Path, images: Path, disks: Disks) -> None:
     """Dump and restore are refused, and each message has the required value."""
     disk = disks.attach("disk")

@@ -88,6 +88,7 @@ def test_ext_mounts(box: Container, images: Path) -> None:
     assert box.runs_on()
 
 
+@pytest.mark.cures("mnt-auto")
 @pytest.mark.parametrize("form", ["auto_ext_mnt", "external"])
 def test_auto_ext_mnt(box: Container, images: Path, form: str) -> None:
     """Without names the mounts are detected, and mounted again from the same paths."""
@@ -106,6 +107,7 @@ def test_auto_ext_mnt(box: Container, images: Path, form: str) -> None:
     assert box.runs_on()
 
 
+@pytest.mark.cures("root-mount")
 def test_a_dump_that_does_not_know_the_mount(box: Container, images: Path) -> None:
     """It is refused, the message names the options, and the container continues."""
     with pytest.raises(CriuError, match=r"external=.*auto_ext_mnt=True") as caught:
@@ -115,6 +117,7 @@ def test_a_dump_that_does_not_know_the_mount(box: Container, images: Path) -> No
     assert box.runs_on()
 
 
+@pytest.mark.cures("mnt-mapping")
 def test_a_restore_that_does_not_know_the_mount(box: Container, images: Path) -> None:
     """It is refused; the images are unchanged."""
     dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
@@ -131,6 +134,7 @@ def test_a_restore_that_does_not_know_the_mount(box: Container, images: Path) ->
 # ---- mounts that share with the host ----
 
 
+@pytest.mark.cures("unreachable-sharing")
 @pytest.mark.parametrize("found", [{"auto_ext_mnt": True}, {"external": ["mnt[]"]}])
 @pytest.mark.parametrize(
     ("propagation", "mark", "field"),

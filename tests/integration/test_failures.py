@@ -307,6 +307,20 @@ def sysv_shared_memory(at: Site) -> Target:
     return target
 
 
+@dump_fails("longer than the 4095 bytes", "make the process leave that directory")
+def directory_with_a_long_path(at: Site) -> Target:
+    target = at.spawn("""
+        import os
+        os.chdir(HERE)
+        for _ in range(30):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+        serve(leave=lambda: os.chdir("/"))
+    """)
+    at.cure = lambda: target.ask("leave")
+    return target
+
+
 # ---- terminals and sessions ----
 
 
@@ -615,6 +629,31 @@ def netlink_with_messages(at: Site) -> Target:
         line.send(struct.pack("=IHHIIB3x12x", 32, 18, 0x301, 1, 0, 0))  # all links, please
         serve(close=line.close)
     """)
+
+
+@dump_fails("multicast group above 32", "NETLINK_DROP_MEMBERSHIP")
+def netlink_group_above_32(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        line.bind((0, 0))
+        line.setsockopt(270, 1, 35)  # NETLINK_ADD_MEMBERSHIP
+        serve(leave=lambda: line.setsockopt(270, 2, 35))
+    """)
+    at.cure = lambda: target.ask("leave")
+    return target
+
+
+@dump_fails("group without being bound", "make the program bind the socket")
+def netlink_group_of_an_unbound_socket(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        line.setsockopt(270, 1, 5)
+        serve(bind=lambda: line.bind((0, 0)))
+    """)
+    at.cure = lambda: target.ask("bind")
+    return target
 
 
 @dump_fails("has data, or", "make the program accept it", since="4.1")

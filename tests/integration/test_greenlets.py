@@ -14,6 +14,7 @@ from tests.unit.support.libraries import newest
 
 from .support.certificates import Authority
 from .support.features import needs_lazy_pages
+from .support.processes import PATIENCE
 
 PROGRAM = Path(__file__).parents[0] / "programs" / "greenlets.py"
 FAMILIES = (
@@ -61,6 +62,6 @@ def test_a_patched_program(patcher: str, when: str, family: str, tmp_path: Path)
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=5 * PATIENCE,
     )
     assert done.stdout.endswith("fine\n"), done.stderr

@@ -82,6 +82,7 @@ print(json.dumps([found, os.path.exists(sys.argv[1])]))
 """
 
 
+@pytest.mark.cures("criu-in-tree")
 def test_a_tree_that_contains_the_caller(images: Path) -> None:
     """Every call refuses it before anything is touched."""
     ran = subprocess.run(

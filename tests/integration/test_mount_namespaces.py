@@ -76,6 +76,7 @@ def test_root(box: Container, images: Path, tmp_path: Path) -> None:
             box.end()
 
 
+@pytest.mark.cures("root-option")
 @pytest.mark.parametrize("compat", [None, True], ids=["new engine", "old engine"])
 def test_a_restore_without_root(box: Container, images: Path, compat: bool | None) -> None:
     """It is refused, by either mount engine, and the message names root."""
@@ -89,6 +90,7 @@ def test_a_restore_without_root(box: Container, images: Path, compat: bool | Non
     assert box.runs_on()
 
 
+@pytest.mark.cures("root-incomplete")
 def test_a_root_without_the_mount_points(box: Container, images: Path, tmp_path: Path) -> None:
     """A root that lacks a directory to mount on is refused, and the message names root."""
     saving, restoring = _opts(box, images)

@@ -122,6 +122,13 @@ def test_without_it_the_dump_is_refused(box: Container, images: Path, holder: Ho
     holder.terminal.expect("^still here$")
 
 
+def _drop(notification: Notification) -> None:
+    """Do not keep the master."""
+    if notification.fd is not None:
+        os.close(notification.fd)
+
+
+@pytest.mark.cures("pts-master-lost")
 def test_without_it_the_restore_is_refused(box: Container, images: Path, holder: Holder) -> None:
     """It also requires a hook that takes the master; the images are unchanged."""
     dump(
@@ -134,6 +141,9 @@ def test_without_it_the_restore_is_refused(box: Container, images: Path, holder:
         restore(opts, on_notify=holder)
     with pytest.raises(OptionError, match="on_notify"):
         restore(replace(opts, orphan_pts_master=True))  # without a hook
+    with pytest.raises(CriuError, match=r"keeps Notification\.fd") as caught:
+        restore(replace(opts, orphan_pts_master=True), on_notify=_drop)
+    assert caught.value.options == ("orphan_pts_master",)
     assert not is_alive(box.pid)
     box.pid = restore(replace(opts, orphan_pts_master=True), on_notify=holder).pid
     assert box.runs_on()

@@ -118,6 +118,7 @@ def _together(images: Path, server: Server) -> Path:
     return server.directory
 
 
+@pytest.mark.cures("pagemap-missing")
 def test_pages_land_on_another_host(
     orphans: None, spawn: Spawn, images: Path, serve: Serve
 ) -> None:
@@ -262,6 +263,7 @@ def test_tls(orphans: None, spawn: Spawn, images: Path, serve: Serve, trust: Tru
     assert target.ask("checksum") == checksum
 
 
+@pytest.mark.cures("tls")
 def test_the_servers_certificate_is_wrong(
     spawn: Spawn, images: Path, serve: Serve, trust: Trust
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pycriu_native import (
+    CriuError,
     CriuOpts,
     OptionError,
     cpuinfo_check,
@@ -97,6 +99,19 @@ def test_only_the_address_asked_for(tmp_path: Path) -> None:
             if line.split()[3] == "0A" and f"socket:[{line.split()[9]}]" in inodes
         ]
         assert listening == [f"0100007F:{server.result.port:04X}"]
+
+
+@pytest.mark.cures("page-server-bind")
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """The error says so; on another port the server starts."""
+    opts = CriuOpts(images_directory=tmp_path / "there", page_server=(LOOPBACK, 0))
+    with socket.create_server((LOOPBACK, 0)) as other:
+        taken = replace(opts, page_server=other.getsockname())
+        with pytest.raises(CriuError, match="choose another port") as caught:
+            page_server(taken)
+        assert caught.value.options == ("page_server",)
+    with page_server_child(opts) as server:
+        assert is_alive(server.result.pid)
 
 
 @needs_cpuinfo

@@ -755,6 +755,7 @@ def test_the_size_of_huge_pages(kind: int, site: Site, spawn: Spawn) -> None:
     assert abs(message - took) < took / 5
 
 
+@pytest.mark.cures("tmpfs-content")
 def test_a_tmpfs_that_others_write_to(spawn: Spawn, tmp_path: Path) -> None:
     """A copy of the host's mount namespace has the tmpfs mounts of the host."""
     place = tmp_path / "shared"
@@ -772,6 +773,7 @@ def test_a_tmpfs_that_others_write_to(spawn: Spawn, tmp_path: Path) -> None:
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.cures("child-overmount")
 def test_a_tmpfs_below_another_in_a_user_namespace(
     spawn: Spawn, images: Path, tmp_path: Path
 ) -> None:

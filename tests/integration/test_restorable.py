@@ -98,6 +98,7 @@ def probe(prefix: list[str], images: Path, program: str, **options: Any) -> dict
     return result
 
 
+@pytest.mark.cures("timens-offset", "net-buffers", "chroot")
 @needs_setpriv
 @pytest.mark.parametrize(
     ("capability", "finding"),
@@ -117,6 +118,7 @@ def test_a_capability_that_a_restore_needs(capability: str, finding: str, images
     enter(f"restore_without_{capability}", Verdict(result["verdict"]), Verdict.NO_RESTORE)
 
 
+@pytest.mark.cures("bounding-set")
 @needs_setpriv
 def test_the_bounding_set(images: Path) -> None:
     """Without CAP_SETPCAP, a reduced bounding set cannot be restored."""
@@ -127,6 +129,7 @@ def test_the_bounding_set(images: Path) -> None:
     enter("restore_without_setpcap", Verdict(result["verdict"]), Verdict.NO_RESTORE)
 
 
+@pytest.mark.cures("service-fds")
 @needs_setpriv
 def test_descriptors_near_the_limit(images: Path) -> None:
     """A restore by a caller with a higher limit works, as the cure describes."""
@@ -153,6 +156,7 @@ def test_where_the_limit_is(highest: int, verdict: str, images: Path) -> None:
         kill(int(next(images.glob("core-*.img")).name[5:-4]))
 
 
+@pytest.mark.cures("address-space")
 @pytest.mark.parametrize(("option", "limit"), [("as", "RLIMIT_AS"), ("data", "RLIMIT_DATA")])
 def test_memory_above_the_limit_of_the_caller(option: str, limit: str, images: Path) -> None:
     """CRIU allocates the memory with the caller's limit; a caller without a limit can restore."""
@@ -168,6 +172,7 @@ def test_memory_above_the_limit_of_the_caller(option: str, limit: str, images: P
     kill(restore(CriuOpts(images_directory=images)).pid)
 
 
+@pytest.mark.cures("capabilities")
 def test_fewer_capabilities_than_the_process(spawn: Spawn, images: Path) -> None:
     """The check refuses images of a process with more capabilities than the caller."""
     target = spawn()
@@ -271,6 +276,7 @@ STOPPED = """
 """A child in a background group of its parent's session, where SIGTTIN stops it."""
 
 
+@pytest.mark.cures("stop-signal")
 def test_a_stop_signal_that_criu_does_not_know(spawn: Spawn, images: Path) -> None:
     """Preflight warns, the error names the cure, and the cure works."""
     target = spawn(STOPPED)
@@ -334,6 +340,7 @@ def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
     assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}
 
 
+@pytest.mark.cures("user-namespace-root", "user-namespace-mount", "proc-of-user-namespace")
 def test_a_user_namespace_with_a_copy_of_the_hosts_mounts(
     spawn: Spawn, images: Path, tmp_path: Path
 ) -> None:

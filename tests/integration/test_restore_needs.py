@@ -69,6 +69,7 @@ def test_a_connection_to_outside(connected: tuple[Target, Preflight]) -> None:
         assert ours.recv(100) == b"restored"
 
 
+@pytest.mark.cures("preflight:pipe-outside")
 def test_a_pipe_may_be_left_out(spawn: Spawn, images: Path) -> None:
     """Without a pipe the process gets a closed one; with one, the caller reads it."""
     reader, writer = os.pipe()
@@ -110,6 +111,7 @@ def test_a_container(tmp_path: Path, images: Path) -> None:
         assert box.ask("read") == "other"
 
 
+@pytest.mark.cures("ctty")
 def test_a_terminal_that_a_process_has_open(spawn: Spawn, images: Path) -> None:
     """/dev/tty is passed with the key of the dump."""
     target = spawn("""
@@ -138,6 +140,7 @@ def test_a_terminal_that_a_process_has_open(spawn: Spawn, images: Path) -> None:
     os.close(slave)
 
 
+@pytest.mark.cures("preflight:message-queue")
 def test_a_message_queue(spawn: Spawn, images: Path) -> None:
     """CRIU cannot save it; with external, as in the cure, the caller passes another one."""
     rt = ctypes.CDLL("librt.so.1", use_errno=True)
@@ -219,6 +222,7 @@ def test_keys_that_are_no_need() -> None:
     assert opts == CriuOpts(inherit_fds=[(1, "socket:[1]"), (2, "socket:[2]")], root="/")
 
 
+@pytest.mark.cures("crash")
 def test_half_of_a_connection_by_its_name(
     connected: tuple[Target, Preflight], images: Path
 ) -> None:

@@ -205,6 +205,7 @@ OPEN_DEVICE = (
 )
 
 
+@pytest.mark.cures("evasive")
 def test_evasive_devices(spawn: Spawn, images: Path, device: Path) -> None:
     """If the name belongs to another node of the same device now, the device is found by number."""
     target = spawn(OPEN_DEVICE.format(str(device)))

@@ -326,6 +326,7 @@ def test_images_of_a_process_that_runs_on(spawn: Spawn, images: Path, orphans: N
         reap_all()
 
 
+@pytest.mark.cures("link-remap-gone")
 def test_a_copy_of_images_whose_link_is_gone(
     spawn: Spawn, images: Path, tmp_path: Path, orphans: None
 ) -> None:
@@ -394,6 +395,7 @@ def test_a_dump_that_is_killed_when_all_is_saved(spawn: Spawn, images: Path) -> 
 # ---- what was there before ----
 
 
+@pytest.mark.cures("cr-link-exists")
 def test_what_is_in_the_way(spawn: Spawn, images: Path, tmp_path: Path, orphans: None) -> None:
     """Existing files are not removed; the error and check_images name them."""
     target = spawn(
@@ -417,6 +419,7 @@ def test_what_is_in_the_way(spawn: Spawn, images: Path, tmp_path: Path, orphans:
     assert target.runs_on()
 
 
+@pytest.mark.cures("ghost-exists")
 def test_a_ghost_in_the_way(spawn: Spawn, images: Path, orphans: None) -> None:
     """CRIU fails, and removes a file that it did not create: the cure, a second restore, works."""
     target = spawn(
@@ -439,6 +442,7 @@ def test_a_ghost_in_the_way(spawn: Spawn, images: Path, orphans: None) -> None:
     assert target.runs_on()
 
 
+@pytest.mark.cures("link-remap-exists")
 def test_a_link_in_the_way_of_a_dump(spawn: Spawn, images: Path, orphans: None) -> None:
     """The process continues; after the link was removed the dump works."""
     target = spawn(LINKED)

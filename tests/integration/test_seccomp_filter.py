@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pycriu_native import CriuOpts, Verdict, dump, preflight, restore
 
 from .conftest import Spawn
@@ -54,6 +56,7 @@ def as_filtered_caller(pid: int, images: Path) -> tuple[str, list[str], list[str
     return verdict, stops, error, severity
 
 
+@pytest.mark.cures("seccomp-suspend")
 def test_a_filter_that_criu_may_not_suspend(orphans: None, spawn: Spawn, images: Path) -> None:
     """Preflight and the dump refuse it; a caller without a filter dumps and restores
     the process.

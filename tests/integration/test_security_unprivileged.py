@@ -123,6 +123,7 @@ def test_with_the_one_capability(place: Path) -> None:
     assert message[2] == f"owner {{{USER}}}"
 
 
+@pytest.mark.cures("nonroot-needs-unprivileged")
 @pytest.mark.parametrize(
     ("capability", "words"),
     [(-1, ("asked",)), (CAP_CHECKPOINT_RESTORE, ())],

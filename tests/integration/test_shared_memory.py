@@ -339,6 +339,7 @@ def test_copies_outlive_the_fork_server(
             copy(python, via.directory, via).__enter__()
 
 
+@pytest.mark.cures("template-missing")
 def test_without_the_template(python: Saved, tmp_path: Path) -> None:
     """CRIU alone, or with another template, refuses the images before a process runs."""
     prepare(python.images, tmp_path / "shared")

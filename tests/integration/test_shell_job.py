@@ -103,6 +103,7 @@ def test_a_dump_without_it_is_refused(shell: Session, images: Path, tmp_path: Pa
     eventually(lambda: (tmp_path / "ticks").read_text() > before, "progress of the background job")
 
 
+@pytest.mark.cures("tty-inherit")
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"shell_job": None}, "shell_job=True"), ({"stdin": "/dev/null"}, "Worker(stdin=terminal)")],
@@ -111,10 +112,9 @@ def test_a_dump_without_it_is_refused(shell: Session, images: Path, tmp_path: Pa
 def test_a_restore_needs_it_and_a_terminal(
     orphans: None, shell: Session, images: Path, changed: dict[str, str], message: str
 ) -> None:
-    """A restore without the option, or without a terminal, is refused, and the images are
-    unchanged.
-    """
-    dump(shell.job, CriuOpts(images_directory=images, shell_job=True))
+    """A restore without the option, or without a terminal, is refused and leaves the images."""
+    opts = CriuOpts(images_directory=images, shell_job=True)
+    dump(shell.job, opts, reap_timeout=PATIENCE)
     reap_all()
     with session(*_restoring(images, **changed)) as new:
         reported = new.told()
@@ -141,7 +141,8 @@ def test_the_command_leaves_the_screen_to_the_job(images: Path) -> None:
     with session("run", sys.executable, "-c", DRAWS) as old:
         old.told()
         old.terminal.expect("^drawn$")
-        dump(old.job, CriuOpts(images_directory=images, shell_job=True))
+        opts = CriuOpts(images_directory=images, shell_job=True)
+        assert dump(old.job, opts, reap_timeout=PATIENCE).pid_free
     words = ["restore", "-D", str(images), "--shell-job", "--wait", "--restore-detached"]
     with session("run", *PROGRAM, *words) as new:
         new.told()

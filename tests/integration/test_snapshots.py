@@ -4,6 +4,7 @@ caller.
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -161,13 +162,47 @@ def test_timeouts(snapshot: Snapshot) -> None:
         with pytest.raises(TimeoutExpired):
             process.wait(0.01)
         assert process.poll() is None
-        question = json.dumps(["sleep", 0.5]) + "\n" + json.dumps(["random"]) + "\n"
+        with pytest.raises(TimeoutExpired) as caught:
+            process.communicate(json.dumps(["sleep", PATIENCE]) + "\n", timeout=0.01)
+        assert (caught.value.output, caught.value.stderr) == (None, None)
+        process.kill()
+    with started(snapshot) as process:
+        question = json.dumps(["sleep", 1.0]) + "\n" + json.dumps(["random"]) + "\n"
         with pytest.raises(TimeoutExpired):
             process.communicate(question, timeout=0.05)
         out, errors = process.communicate(timeout=PATIENCE)
         assert [json.loads(line)[0] for line in out.splitlines()] == [process.number] * 2
         assert errors is None
         assert process.poll() == 0
+
+
+def test_threads_that_wait(snapshot: Snapshot) -> None:
+    """Each gets the status, however many wait, ask and send signals at the same time."""
+    for _ in range(3):
+        with snapshot.start(stdin=PIPE, stdout=PIPE) as process:
+
+            def end(number: int, process: Process[bytes] = process) -> int:
+                if number == 5:
+                    process.kill()
+                while number % 2 and process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
+                return process.wait(PATIENCE)
+
+            with concurrent.futures.ThreadPoolExecutor(8) as threads:
+                assert set(threads.map(end, range(8))) == {-signal.SIGKILL}
+            assert process.pidfd == -1
+
+
+def test_input_of_the_other_kind(snapshot: Snapshot) -> None:
+    """Refused as by subprocess, before anything is written."""
+    with started(snapshot) as process:
+        with pytest.raises(AttributeError):
+            process.communicate(b"bytes")  # type: ignore[arg-type]
+        process.kill()
+    with snapshot.start(stdin=PIPE, stdout=PIPE) as binary:
+        with pytest.raises(TypeError):
+            binary.communicate("text")
+        binary.kill()
 
 
 def test_a_lot_of_data(snapshot: Snapshot) -> None:
@@ -669,5 +704,5 @@ def test_records_that_are_none(tmp_path: Path) -> None:
     """Each invalid record is refused with its path."""
     for text in ("", "[]", "{}", '{"format": 99}', '{"format": 1, "host": 3}'):
         (tmp_path / "snapshot.json").write_text(text)
-        with pytest.raises(ImagesError, match=r"snapshot\.json is no record"):
+        with pytest.raises(ImagesError, match=r"snapshot\.json is not a record"):
             Snapshot(tmp_path)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from pycriu_native.archive.pack import pack, unpack
+from pycriu_native.oci.image_layout import pack_image, unpack_image
 from pycriu_native.snapshots import Snapshot
 
 from .support.processes import PATIENCE, eventually
@@ -193,11 +194,18 @@ def test_web_servers(programs: Path) -> None:
             copy.wait()
 
 
-def test_an_archive(programs: Path) -> None:
+@pytest.mark.parametrize("kind", ["archive", "OCI image"])
+def test_an_archive(programs: Path, kind: str) -> None:
     """A snapshot that was packed and unpacked elsewhere starts."""
     snapshot = taken(programs, "app")
-    pack(snapshot.directory, programs / "app.tar")
+    if kind == "archive":
+        pack(snapshot.directory, programs / "app.tar")
+    else:
+        pack_image(snapshot.directory, programs / "app.image")
     snapshot.remove()
-    unpack(programs / "app.tar", programs / "elsewhere")
+    if kind == "archive":
+        unpack(programs / "app.tar", programs / "elsewhere")
+    else:
+        unpack_image(programs / "app.image", programs / "elsewhere")
     with Snapshot(programs / "elsewhere").start(["y"], stdout=PIPE, text=True) as process:
         assert process.communicate(timeout=PATIENCE)[0] == "0.5 y\n"

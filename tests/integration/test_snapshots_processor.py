@@ -82,6 +82,7 @@ def test_a_processor_that_lacks_something(tmp_path: Path, processor: str | None)
         assert process.wait(PATIENCE) == 0
 
 
+@pytest.mark.cures("cpu-cap")
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="cpuinfo.img of x86 is changed")
 def test_cpu_cap(tmp_path: Path) -> None:
     """CRIU compares the processor with the recorded one if both calls have the option."""

@@ -142,6 +142,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.cures("tcp-bind")
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.usefixtures("orphans")
 def test_a_port_that_another_process_has(

@@ -47,6 +47,7 @@ def _connects(path: Path) -> bool:
         return True
 
 
+@pytest.mark.cures("preflight:unix-renamed")
 def test_a_listener_that_was_renamed(spawn: Spawn, images: Path) -> None:
     """Clients cannot reach it after a restore, but can after the file is renamed again."""
     target = spawn(SERVER.format(name='str(HERE / "new")', then=RENAMED))
@@ -72,6 +73,7 @@ def test_a_listener_that_has_another_link(spawn: Spawn) -> None:
     assert [finding.id for finding in preflight(target.pid).lost] == ["unix-renamed"]
 
 
+@pytest.mark.cures("unix-relative")
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_relative_name_that_is_not_found(case: str, spawn: Spawn, images: Path) -> None:
     """CRIU cannot separate the name from the path of the file; preflight has the same cause and

@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from pycriu_native import CriuOpts, dump, restore
 from pycriu_native.images import decode
 
@@ -33,6 +35,7 @@ def maps(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
+@pytest.mark.cures("lone-vvar")
 def test_a_process_without_a_vdso(orphans: None, spawn: Spawn, images: Path) -> None:
     """It is restored, and its images can be verified; CRIU alone dumps it but cannot restore it."""
     target = spawn(WITHOUT_VDSO)

@@ -166,6 +166,7 @@ def test_the_outer_end_goes_on_a_bridge(
     _expect_connected(box, before)
 
 
+@pytest.mark.cures("veth-peer")
 def test_a_restore_without_a_name_is_refused(box: Container, images: Path) -> None:
     """CRIU does not invent a name; the message has the required value, and the images are
     unchanged.

@@ -70,6 +70,7 @@ def lacking(tmp_path: Path) -> Worker:
     return Worker(env={"LD_PRELOAD": str(library), "HIDDEN": SETTING.removeprefix("/proc/")})
 
 
+@pytest.mark.cures("sysctl")
 def test_a_missing_setting_is_left_out(box: Container, images: Path, lacking: Worker) -> None:
     """Without the option the restore is refused with the setting's name; with it the container
     runs.

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need no privilege: each libcriu of this machine, and its judge."""
+"""Fixtures of the unit tests: each libcriu of this machine, and the reference for its requests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def newest_judge() -> Judge:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Things that exist, for options that must name some."""
+    """Existing files and objects, for options that must name some."""
     result = World(tmp_path_factory.mktemp("world"))
     yield result
     result.close()

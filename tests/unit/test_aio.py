@@ -1,4 +1,4 @@
-"""The verbs awaited: every one of them, and what a cancelled task does to those of many calls."""
+"""The verbs for asyncio: signatures, concurrency, hooks, and cancelled tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.support import bystander
 
 @pytest.fixture(autouse=True)
 def _images(tmp_path: Path) -> None:
-    """What a restore asks for."""
+    """Options of a restore."""
     write_images(tmp_path)
 
 
@@ -26,7 +26,7 @@ PARENT = bystander.PID
 
 
 def test_every_verb() -> None:
-    """Each has the arguments of the one that blocks, and is a coroutine function."""
+    """Each is a coroutine function with the arguments of the blocking verb."""
     assert set(aio.__all__) >= {str(verb).replace("-", "_") for verb in Verb} - {"lazy_pages"}
     for name in aio.__all__:
         awaited, verb = getattr(aio, name), getattr(pycriu_native, name)
@@ -35,7 +35,7 @@ def test_every_verb() -> None:
 
 
 def test_many_at_once(tmp_path: Path) -> None:
-    """Each has its own thread: none waits for the hook of another."""
+    """Each call has its own thread: none waits for the hook of another."""
     criu = ScriptedCriu(notify={"restore": ["pre-restore"]})
     together = asyncio.Barrier(40)
 
@@ -53,7 +53,7 @@ def test_many_at_once(tmp_path: Path) -> None:
 
 
 def test_the_hook_runs_in_the_task(tmp_path: Path) -> None:
-    """It sees the task that awaits the verb, and what a hook raises comes out of it."""
+    """The hook runs in the task that awaits the verb, and its exception is raised there."""
     criu = ScriptedCriu(notify={"restore": ["pre-restore"]})
     seen: list[object] = []
 
@@ -70,7 +70,7 @@ def test_the_hook_runs_in_the_task(tmp_path: Path) -> None:
 
 
 def test_a_cancel_between_the_rounds(tmp_path: Path) -> None:
-    """A verb of many calls begins no other; what was done stays."""
+    """After a cancel, a verb of many calls starts no further call; completed ones stay."""
     criu = ScriptedCriu()
     opts = CriuOpts(images_directory=tmp_path)
 
@@ -100,7 +100,7 @@ def test_a_cancel_between_the_rounds(tmp_path: Path) -> None:
 
 
 def test_a_cancel_that_is_too_late(tmp_path: Path) -> None:
-    """When all is done the cancellation comes out all the same, with the result."""
+    """If all calls are complete, the cancellation is raised with the result."""
     opts = CriuOpts(images_directory=tmp_path)
     criu = ScriptedCriu(restored_pid=7)
 

@@ -1,4 +1,4 @@
-"""Archives of image sets, on sets that are made up: what goes in comes out, or nothing does."""
+"""Archives of image sets: they are unpacked unchanged, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def chain(tmp_path: Path) -> Path:
 
 
 def content(top: Path) -> dict[str, object]:
-    """Everything below a directory."""
+    """All files below a directory."""
     return {
         str(path.relative_to(top)): os.readlink(path)
         if path.is_symlink()
@@ -50,7 +50,7 @@ def content(top: Path) -> dict[str, object]:
 
 
 def keys() -> tuple[str, str]:
-    """A recipient, and the identity that can read what is meant for it."""
+    """A recipient, and the identity that can decrypt for it."""
     pyrage = pytest.importorskip("pyrage", reason="pyrage is not installed")
     identity = pyrage.x25519.Identity.generate()
     return str(identity.to_public()), str(identity)
@@ -59,7 +59,7 @@ def keys() -> tuple[str, str]:
 @pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
 def test_there_and_back(chain: Path, tmp_path: Path, compress: Any, encrypt: bool) -> None:
-    """The same files, links of the chain included, private to the caller."""
+    """The unpacked files are the same, with the links of the chain, and have mode 0600."""
     if compress == "zstd":
         pytest.importorskip("zstandard", reason="zstandard is not installed")
     recipient, identity = keys() if encrypt else ("", "")
@@ -75,7 +75,7 @@ def test_there_and_back(chain: Path, tmp_path: Path, compress: Any, encrypt: boo
 
 
 def test_through_a_socket(chain: Path, tmp_path: Path) -> None:
-    """No file is needed between the two ends."""
+    """Packing and unpacking need no file in between."""
     ours, theirs = socket.socketpair()
 
     def send() -> None:
@@ -91,7 +91,7 @@ def test_through_a_socket(chain: Path, tmp_path: Path) -> None:
 
 
 def test_a_place_inside_of_the_archive(chain: Path, tmp_path: Path) -> None:
-    """As Podman's: the images in a directory of their own, and other files beside it."""
+    """As in Podman's archives: the images are in a subdirectory, with other files beside it."""
     (tmp_path / "config").write_text("{}")
     more = {"config.dump": tmp_path / "config"}
     pack(chain / "1", tmp_path / "a", inside="checkpoint", more=more)
@@ -104,7 +104,7 @@ def test_a_place_inside_of_the_archive(chain: Path, tmp_path: Path) -> None:
 
 
 def test_links_are_the_shortest(chain: Path, tmp_path: Path) -> None:
-    """However a link goes about, in the archive it leads straight to the parent, and unpacks."""
+    """A link to the parent, absolute or with detours, is direct in the archive, and unpacks."""
     link = chain / "3" / "parent"
     link.unlink()
     link.symlink_to("../2/../2")
@@ -115,7 +115,7 @@ def test_links_are_the_shortest(chain: Path, tmp_path: Path) -> None:
 
 
 def test_a_set_that_is_not_whole(chain: Path, tmp_path: Path) -> None:
-    """Its parent is elsewhere, or it is no image set at all: nothing is written."""
+    """A set whose parent is elsewhere, or without images, is refused; nothing is written."""
     with pytest.raises(ImagesError, match="the directory that has the whole chain"):
         pack(chain / "2", tmp_path / "a")
     (tmp_path / "empty").mkdir()
@@ -139,7 +139,7 @@ def test_a_set_that_is_not_whole(chain: Path, tmp_path: Path) -> None:
 def test_arguments_that_will_not_do(
     chain: Path, tmp_path: Path, arguments: dict[str, Any], field: str
 ) -> None:
-    """They are named, and nothing is left."""
+    """Invalid arguments are named, and nothing is left."""
     if field == "encrypt_to":
         keys()
     with pytest.raises(OptionError, match=field):
@@ -152,7 +152,7 @@ HARD = "hard:"
 
 
 def _archive(*members: tuple[str, bytes | str | None], **headers: str) -> bytes:
-    """``headers``: more that is said of the last member."""
+    """A tar archive with this member. ``headers``: extended headers of the last member."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for number, (name, body) in enumerate(members, 1):
@@ -173,7 +173,7 @@ def _archive(*members: tuple[str, bytes | str | None], **headers: str) -> bytes:
 
 
 def _bomb(kind: bytes) -> bytes:
-    """An archive that is small, and says in a header of 64 MiB what one of its files is called."""
+    """A small archive whose header of 64 MiB has the name of a file."""
     info = tarfile.TarInfo("header")
     info.type, info.size = kind, 64 << 20
     return gzip.compress(_archive(GOOD)[:1536] + info.tobuf() + b"a" * info.size, 1)
@@ -184,7 +184,7 @@ DATA = _archive(GOOD)
 
 
 def test_a_file_with_two_names(tmp_path: Path) -> None:
-    """It is in the archive once, and has both names again, also inside of a directory."""
+    """A file with two names is in the archive once, and has both names again."""
     images = tmp_path / "images"
     (images / "parent").mkdir(parents=True)
     (images / "inventory.img").write_bytes(os.urandom(100_000))
@@ -243,7 +243,7 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
     ],
 )
 def test_archives_of_others(tmp_path: Path, data: bytes, said: str) -> None:
-    """Whoever made it, nothing is written outside, nothing odd inside, and nothing is left."""
+    """An invalid archive is refused: nothing is written outside, and nothing is left."""
     with pytest.raises(CriuError, match=said):
         unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
@@ -253,7 +253,7 @@ def test_archives_of_others(tmp_path: Path, data: bytes, said: str) -> None:
     "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 )
 def test_a_header_that_would_take_all_memory(tmp_path: Path, kind: bytes) -> None:
-    """It is read as far as headers go: what a name is does not take more than an image."""
+    """Headers have a limit: a long name does not take more memory than an image."""
     data = _bomb(kind)
     tracemalloc.start()
     try:
@@ -268,7 +268,7 @@ def test_a_header_that_would_take_all_memory(tmp_path: Path, kind: bytes) -> Non
 
 
 def test_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is a file on the disk, however little is in it: there is a limit, and none is kept."""
+    """Many small files are refused by their number, and nothing is left."""
     data = _archive(GOOD, *((f"{number}.img", b"") for number in range(50)))
     monkeypatch.setattr(tar_module, "MOST_MEMBERS", 51)
     unpack(cast(Any, io.BytesIO(data)), tmp_path / "a")
@@ -280,7 +280,7 @@ def test_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names(tmp_path: Path, format: int) -> None:
-    """Each format has headers of its own for a path above 100 bytes; it need not be UTF-8."""
+    """Each format has other headers for a path above 100 bytes, which need not be UTF-8."""
     name = (
         "d" * 90 + "/" + "n" * 40 + ("" if format == tarfile.USTAR_FORMAT else "n" * 90 + "\udcff")
     )
@@ -295,14 +295,14 @@ def test_long_names(tmp_path: Path, format: int) -> None:
 
 
 def test_nothing_of_tarfile_is_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its readers do among themselves may change with any update of Python."""
+    """``unpack`` needs no method of ``TarFile``, which may change with any update of Python."""
     for name in ("next", "__init__"):
         monkeypatch.setattr(tarfile.TarFile, name, None)
     assert unpack(cast(Any, io.BytesIO(DATA)), tmp_path / "a") == 1000
 
 
 def test_a_file_that_others_have_made_first(chain: Path, tmp_path: Path) -> None:
-    """An archive holds secrets: it is never written into a file that was there before."""
+    """An archive contains secrets: it is never written to an existing file of another user."""
     theirs = {}
     for name in ("a.partial", "a"):
         (tmp_path / name).touch()
@@ -321,7 +321,7 @@ def test_a_file_that_others_have_made_first(chain: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
 def test_too_much(chain: Path, tmp_path: Path, compress: Any) -> None:
-    """The limit holds for what comes out, however small it went in."""
+    """The limit is that of the decompressed size."""
     if compress == "zstd":
         pytest.importorskip("zstandard", reason="zstandard is not installed")
     pack(chain, tmp_path / "a", compress=compress)
@@ -333,7 +333,7 @@ def test_too_much(chain: Path, tmp_path: Path, compress: Any) -> None:
 @pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
 def test_cut_short(chain: Path, tmp_path: Path, compress: Any, encrypt: bool) -> None:
-    """Wherever an archive ends too early, that is said, and nothing is left."""
+    """A truncated archive is reported at each length, and nothing is left."""
     if compress == "zstd":
         pytest.importorskip("zstandard", reason="zstandard is not installed")
     recipient, identity = keys() if encrypt else ("", "")
@@ -350,7 +350,7 @@ def test_cut_short(chain: Path, tmp_path: Path, compress: Any, encrypt: bool) ->
 
 
 def test_keys(chain: Path, tmp_path: Path) -> None:
-    """Without the right key there is nothing to see, and keys are not printed."""
+    """Without the right key an archive cannot be read, and keys are not printed."""
     recipient, identity = keys()
     _, other = keys()
     pack(chain, tmp_path / "a", encrypt_to=[recipient])
@@ -370,7 +370,7 @@ def test_keys(chain: Path, tmp_path: Path) -> None:
 
 
 class Full(io.RawIOBase):
-    """A disk that is full after a while."""
+    """A disk that becomes full."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -387,7 +387,7 @@ class Full(io.RawIOBase):
 
 @pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
 def test_a_full_disk(chain: Path, encrypt: bool) -> None:
-    """The reason is raised, not what follows from it."""
+    """The exception with the cause is raised, not its consequence."""
     recipient = keys()[0] if encrypt else ""
     with pytest.raises(Exception, match="No space left"):
         pack(chain, cast(Any, Full(50_000)), compress="none", encrypt_to=[recipient] * encrypt)
@@ -397,7 +397,7 @@ def test_a_full_disk(chain: Path, encrypt: bool) -> None:
 
 
 def test_an_oci_image(chain: Path, tmp_path: Path) -> None:
-    """Two images in one layout; what is asked for comes out, with its annotations."""
+    """Two images in one layout; the selected one is read, with its annotations."""
     layout = tmp_path / "layout"
     digest = pack_image(chain / "1", layout, name="one", annotations={"who": "me"})
     pack_image(chain, layout, name="all", compress="none")
@@ -423,7 +423,7 @@ def _spoil(blob: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_spoil, Path.unlink], ids=["changed", "missing"])
 def test_a_damaged_oci_image(chain: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    """Each blob is checked before anything is written."""
+    """Each blob is verified before a file is written."""
     layout = tmp_path / "layout"
     digest = pack_image(chain, layout).partition(":")[2]
     manifest = json.loads((layout / "blobs/sha256" / digest).read_text())
@@ -449,7 +449,7 @@ def test_a_damaged_oci_image(chain: Path, tmp_path: Path, damage: Callable[[Path
     ids=["text", "list", "empty", "number", "oddities", "path", "deep", "large"],
 )
 def test_a_layout_of_others(tmp_path: Path, text: str) -> None:
-    """Whatever its index says, it is refused in our words, and nothing is written."""
+    """An invalid index is refused with an error of this package; nothing is written."""
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(CriuError):
         unpack_image(tmp_path, tmp_path / "b")
@@ -459,7 +459,7 @@ def test_a_layout_of_others(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("what", ["index.json", "the manifest", "the layer"])
 @pytest.mark.parametrize("made", ["a link", "a pipe"])
 def test_a_layout_without_end(chain: Path, tmp_path: Path, what: str, made: str) -> None:
-    """A link to /dev/zero would be read for ever, a pipe be waited for: neither is opened."""
+    """A link to /dev/zero and a FIFO are refused: reading them would not end."""
     layout = tmp_path / "layout"
     digest = pack_image(chain, layout).partition(":")[2]
     path = layout / "blobs" / "sha256" / digest

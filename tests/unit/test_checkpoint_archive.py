@@ -49,7 +49,7 @@ ABOVE = "../" * 20
     ],
 )
 def test_destinations_of_mounts_lead_nowhere_else(tmp_path: Path, destinations: list[str]) -> None:
-    """Neither "..", nor a link in another volume."""
+    """Paths with "..", or through a link in another volume, are refused."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "hosts").write_text("as before")

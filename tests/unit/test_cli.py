@@ -890,3 +890,49 @@ def test_the_page_shows_options_that_exist() -> None:
         for word in words:
             if word.startswith("-") and word != "-":
                 assert word.partition("=")[0] in flags, line
+
+
+AT_EXIT = """
+import atexit, os, sys, threading, time
+import pycriu_native_main as program
+class Kept:
+    def __del__(self): print("taken apart")
+def body():
+    program.kept = Kept()
+    program.kept.itself = program.kept
+    atexit.register(print, "exit function")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    print("output")
+    sys.exit(code)
+code = {code!r}
+program._main = body
+program.main()
+"""
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (8, 8), (143, 143)])
+def test_the_end_of_the_program(code: int, status: int) -> None:
+    """It has the command's code, after threads and exit functions, and takes nothing apart."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT.format(code=code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.splitlines() == ["output", "thread", "exit function"]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "stderr"), [("text", 1, "text\n"), (None, 0, "")], ids=["text", "none"]
+)
+def test_other_ends_of_the_program(code: object, status: int, stderr: str) -> None:
+    """Another end than a command's is that of the interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT.format(code=code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, stderr)
+    assert done.stdout.splitlines()[-1] == "taken apart"

@@ -1,4 +1,4 @@
-"""The bar on a terminal, and the lines elsewhere."""
+"""The progress bar on a terminal, and the lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MIB = 2**20
 
 
 def state(done: int, total: int | None = 100 * MIB, rate: float = 0.0) -> Progress:
-    """A look at a dump."""
+    """A measurement during a dump."""
     remaining = None if total is None or not rate else (total - done) / rate
     return Progress(phase="dump", done=done, total=total, rate=rate, left=remaining)
 
 
 class Stream(io.StringIO):
-    """A standard error that is a terminal, or is none."""
+    """A standard error that is a terminal or not."""
 
     def __init__(self, terminal: bool) -> None:
         super().__init__()
@@ -42,13 +42,13 @@ def output(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, **how: bool) -> O
 
 
 def written() -> str:
-    """All that went to standard error."""
+    """The text that was written to standard error."""
     assert isinstance(sys.stderr, Stream)
     return sys.stderr.getvalue()
 
 
 def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phase, bytes done of the bytes to do, rate, time left; and it goes away at the end."""
+    """The bar has phase, bytes, rate and remaining time, and is removed at the end."""
     out = output(monkeypatch, terminal=True)
     with progress.shown(out) as message:
         assert message is not None
@@ -64,7 +64,7 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is over before the second look draws nothing."""
+    """A call that ends before the second measurement shows nothing."""
     out = output(monkeypatch, terminal=True)
     with progress.shown(out) as message:
         assert message is not None
@@ -76,13 +76,13 @@ def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_bar_for_those_who_want_none(
     how: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither with --quiet nor with --json; nor is the process looked at for it."""
+    """No bar with --quiet and --json; then the process is not measured."""
     with progress.shown(output(monkeypatch, terminal=True, **how)) as message:
         assert message is None
 
 
 def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing, unless it was asked for; then a line for each look, without colours."""
+    """Without a terminal: nothing by default; with --verbose one line for each measurement."""
     with progress.shown(output(monkeypatch, terminal=False)) as message:
         assert message is None
     out = output(monkeypatch, terminal=False, verbose=True)
@@ -97,5 +97,5 @@ def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_than_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that grows: the bar stays whole."""
+    """The bar is correct for a process whose memory grows."""
     assert progress.amount(state(120 * MIB)) == "120.0 MiB of 120.0 MiB"

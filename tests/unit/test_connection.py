@@ -22,7 +22,7 @@ ENDS = ["wait", "close_async", "detach"]
 
 @pytest.fixture
 def connection() -> Iterator[WorkerConnection]:
-    """One to a process that has written ``ready``."""
+    """A connection to a process that has written ``ready``."""
     ours, theirs = socket.socketpair()
     stderr = os.memfd_create("stderr")
     child = subprocess.Popen(
@@ -43,7 +43,7 @@ def connection() -> Iterator[WorkerConnection]:
 
 
 def exists(pid: int) -> bool:
-    """Whether the pid is taken, by a zombie too."""
+    """Whether a process or a zombie has the pid."""
     return os.path.exists(f"/proc/{pid}")
 
 
@@ -89,7 +89,7 @@ def test_close_async_leaves_the_reaping(connection: WorkerConnection) -> None:
 
 
 def test_close_async_without_a_pool_waits(connection: WorkerConnection) -> None:
-    """There is no other owner who could reap the process."""
+    """Without a pool, the process is reaped at once."""
     connection.close_async()
     assert connection.status == 3
 

@@ -1,4 +1,4 @@
-"""Pages that are made from the code say what the code says."""
+"""Generated pages and links of the documentation agree with the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_table_of_options() -> None:
-    """docs/options.md is what tools/options-table makes."""
+    """docs/options.md is the output of tools/options-table."""
     subprocess.run([sys.executable, ROOT / "tools" / "options-table", "--check"], check=True)
 
 
@@ -31,14 +31,14 @@ def test_the_unit(tmp_path: Path) -> None:
 
 
 def test_links() -> None:
-    """Every relative link of the README, of SECURITY.md and of docs/ leads somewhere."""
+    """Every relative link of the README, SECURITY.md and docs/ has a target."""
     for page in (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_the_tests_of_security() -> None:
-    """Each line of SECURITY.md's tables names a test file, and the tests that it names exist."""
+    """Each row of SECURITY.md's tables names a test file and tests that exist."""
     text = (ROOT / "SECURITY.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ") and "| test |" not in line]
     assert len(rows) > 30

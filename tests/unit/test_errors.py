@@ -1,6 +1,6 @@
-"""Errors are data: all that they know survives pickling and copying, and ``str`` is the message.
+"""Errors as data: attributes survive pickling and copying, and ``str`` is the message.
 
-A job that fails in another process, or on another machine, raises here what was raised there.
+An exception of a job in another process or on another machine is raised unchanged here.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ each = pytest.mark.parametrize("kind", BUILTINS, ids=lambda kind: kind.__name__)
 
 
 def an_error(kind: type[CriuError]) -> CriuError:
-    """An error with all attributes set to something of their own."""
+    """An error whose attributes all have values."""
     if issubclass(kind, OptionError):
         problems = [Problem("root", b"/x", "no"), Problem("timeout", -1, "0 or more")]
         return kind(problems, verb="dump", pid=17)
@@ -89,13 +89,13 @@ def an_error(kind: type[CriuError]) -> CriuError:
 
 
 def attributes(error: CriuError) -> dict[str, object]:
-    """All that an error knows."""
+    """All attributes of an error."""
     names = ("message", "verb", "pid", "code", "errno", "log", "lines", "cause", "cure", "options")
     return {name: getattr(error, name) for name in names} | vars(error) | {"args": error.args}
 
 
 def test_every_class_is_here() -> None:
-    """A new class of errors is added to this table."""
+    """Each class of errors is in this table."""
     result = {
         value
         for module in (errors, pycriu_native)
@@ -110,7 +110,7 @@ def test_every_class_is_here() -> None:
 
 @each
 def test_an_error_is_the_builtin_too(kind: type[CriuError]) -> None:
-    """Who knows nothing of CRIU can catch it."""
+    """Each error is also a builtin exception."""
     assert issubclass(kind, BUILTINS[kind])
     assert issubclass(kind, CriuError)
 
@@ -118,7 +118,7 @@ def test_an_error_is_the_builtin_too(kind: type[CriuError]) -> None:
 @each
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle(kind: type[CriuError], protocol: int) -> None:
-    """Class, message and all attributes come back, in every protocol."""
+    """Class, message and all attributes are unchanged with every pickle protocol."""
     error = an_error(kind)
     back = pickle.loads(pickle.dumps(error, protocol))
     assert type(back) is kind
@@ -129,7 +129,7 @@ def test_pickle(kind: type[CriuError], protocol: int) -> None:
 @each
 @pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy])
 def test_copy(kind: type[CriuError], copier: object) -> None:
-    """A copy is another error that knows the same."""
+    """A copy is another object with the same attributes."""
     error = an_error(kind)
     other = copier(error)  # type: ignore[operator]
     assert other is not error
@@ -139,7 +139,7 @@ def test_copy(kind: type[CriuError], copier: object) -> None:
 
 @each
 def test_str_is_the_message(kind: type[CriuError]) -> None:
-    """Not the form that ``OSError`` gives itself (``[Errno 3] ...``)."""
+    """The text is not that of ``OSError`` (``[Errno 3] ...``)."""
     error = an_error(kind)
     assert str(error) == error.message == error.args[0]
     assert repr(error).startswith(kind.__name__)
@@ -147,14 +147,14 @@ def test_str_is_the_message(kind: type[CriuError]) -> None:
 
 
 def test_notes_are_kept() -> None:
-    """What was added to an error while a call was undone goes with it."""
+    """Notes are pickled with the error."""
     error = DeadlineError("the deadline passed")
     error.add_note("CRIU did not undo it in time")
     assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
 
 
 def test_options_of_a_refusal() -> None:
-    """``OptionError`` tells of all that is wrong, by field."""
+    """``OptionError`` lists all problems, by field."""
     error = an_error(OptionError)
     assert isinstance(error, OptionError)
     assert error.options == ("root", "timeout")
@@ -163,12 +163,12 @@ def test_options_of_a_refusal() -> None:
 
 
 def fails(directory: str) -> None:
-    """A job that fails; module level, so that another process finds it."""
+    """A job that fails; on module level, so that another process can import it."""
     restore(CriuOpts(images_directory=directory))
 
 
 def test_from_another_process() -> None:
-    """What a job of an executor raises is raised to whoever waits for it."""
+    """The exception of a job in an executor is raised where its result is read."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         job = pool.submit(fails, "/nothing/here")
         with pytest.raises(OptionError, match="an existing directory is accepted") as caught:

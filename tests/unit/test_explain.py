@@ -1,5 +1,5 @@
-"""``explain`` shows what a call would do: what is sent and how, the command line, what is lacking,
-what is wrong, and which configuration files on this system have a say. It does none of it.
+"""``explain`` shows the effect of a call: request, command line, unsupported options, problems and
+configuration files. It makes no call.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ NOBODY = 2**22 + 1
 
 @dataclass(frozen=True)
 class Untouchable:
-    """A CRIU that must not be reached."""
+    """A CRIU that must not be started."""
 
     ours: ClassVar[bool] = True
     allow_untrusted: bool = False
 
     def identity(self) -> tuple[object, ...] | None:
-        """Unknown, as with a socket of the caller's."""
+        """None, as for a socket of the caller."""
         return None
 
     def name(self) -> str:
-        """What to call it."""
+        """The name in messages."""
         return "nobody"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Nothing."""
+        """No problems."""
         return iter(())
 
     def connect(
@@ -64,7 +64,7 @@ class Untouchable:
 
 @pytest.fixture(autouse=True)
 def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What this machine's administrator has configured is not the tests' matter."""
+    """Configuration files of this machine must not affect the tests."""
     monkeypatch.setattr(criu_files, "GLOBAL_FILE", str(tmp_path / "global.conf"))
 
 
@@ -76,7 +76,7 @@ def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 )
 @given(data=st.data(), verb=st.sampled_from([verb for verb in VERB_MASK if verb in expected.LOG]))
 def test_what_is_shown_is_what_is_sent(world: World, data: st.DataObject, verb: Verb) -> None:
-    """The same fields and values as a call sends, for any options, each with its way there."""
+    """The fields and values of the request of a call, for any options, with their setters."""
     opts = data.draw(criu_opts(world, verb))
     shown = explain(opts, verb, NOBODY if verb is not Verb.RESTORE else None, via=Untouchable())
     lacking = {problem.field for problem in shown.lacking}
@@ -108,7 +108,7 @@ def test_what_is_shown_is_what_is_sent(world: World, data: st.DataObject, verb: 
 
 
 def test_nothing_is_touched(tmp_path: Path) -> None:
-    """No directory is made, no descriptor stays open, nothing runs."""
+    """No directory is created, no descriptor stays open, no program runs."""
     before = os.listdir("/proc/self/fd")
     images = tmp_path / "images"
     shown = explain(CriuOpts(images_directory=images), "dump", 4242, via=Untouchable())
@@ -119,7 +119,7 @@ def test_nothing_is_touched(tmp_path: Path) -> None:
 
 
 def test_the_release_is_asked_once(tmp_path: Path) -> None:
-    """Only for options that are younger than the oldest CRIU, and once for each program."""
+    """The release is requested only for newer options, once for each program."""
     via = ScriptedCriu(version="3.18")
     explain(CriuOpts(images_directory=tmp_path, leave_running=True), "dump", 1, via=via)
     assert via.sent == []
@@ -132,7 +132,7 @@ def test_the_release_is_asked_once(tmp_path: Path) -> None:
 
 
 def test_what_this_libcriu_lacks(library: Library) -> None:
-    """Named with its release, and left out of what is sent; all else is shown."""
+    """Unsupported options are listed with their release and not in the request."""
     code = (
         "from pycriu_native import CriuOpts\n"
         "from pycriu_native.diagnostics.explain import explain\n"
@@ -153,7 +153,7 @@ def test_what_this_libcriu_lacks(library: Library) -> None:
 
 
 def test_a_call_that_would_be_refused(tmp_path: Path) -> None:
-    """All reasons are shown, of the verb and of the command line, and nothing is raised."""
+    """All problems of the verb and of the command line are listed, and nothing is raised."""
     opts = CriuOpts(
         images_directory=tmp_path / "missing",
         weak_sysctls=True,
@@ -170,14 +170,14 @@ def test_a_call_that_would_be_refused(tmp_path: Path) -> None:
 
 
 def test_descriptors_that_are_closed() -> None:
-    """A request that cannot be made is a problem, not an exception."""
+    """A request that cannot be encoded is a problem, not an exception."""
     opts = CriuOpts(images_directory="x", inherit_fds=[(2**31 - 1, "key")])
     shown = explain(opts, "restore", via=Untouchable())
     assert [problem.field for problem in shown.problems][-1] == "inherit_fds"
 
 
 def test_verbs_that_take_no_options() -> None:
-    """There is nothing to explain."""
+    """A verb without options is refused."""
     with pytest.raises(OptionError, match="is no request that has options"):
         explain(CriuOpts(), "version")
     with pytest.raises(ValueError):
@@ -188,7 +188,7 @@ def test_verbs_that_take_no_options() -> None:
 
 
 def settings_of(shown: Explanation, path: Path) -> dict[str, Setting]:
-    """What is shown of one file."""
+    """The lines on one file."""
     (file,) = [file for file in shown.configuration if file.path == str(path)]
     return {setting.option: setting for setting in file.settings}
 
@@ -201,7 +201,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def test_files_that_criu_reads_by_itself(tmp_path: Path) -> None:
-    """The system's, the one in the worker's HOME, the one its environment names: in this order."""
+    """The system's file, that in the worker's HOME and that of its environment, in this order."""
     first = write(tmp_path / "global.conf", "tcp-close")
     second = write(tmp_path / "home/.criu/default.conf", "shell-job")
     third = write(tmp_path / "named.conf", "file-locks")
@@ -235,7 +235,7 @@ def test_files_that_criu_reads_by_itself(tmp_path: Path) -> None:
 def test_what_a_file_means_that_is_read_before(
     tmp_path: Path, line: str, fields: dict[str, object], option: str, applies: bool, effect: str
 ) -> None:
-    """The request wins, but for what it does not set, lists, and the Falses that CRIU ignores."""
+    """The request overrides a file, except for unset fields, lists, and False values."""
     path = write(tmp_path / "global.conf", line)
     shown = explain(CriuOpts(**fields), "dump", 1, via=Untouchable())  # type: ignore[arg-type]
     setting = settings_of(shown, path)[option]
@@ -260,7 +260,7 @@ def test_what_a_file_means_that_is_read_before(
 def test_what_the_requests_own_file_means(
     tmp_path: Path, line: str, fields: dict[str, object], option: str, applies: bool, effect: str
 ) -> None:
-    """It overrides the request, but for the log level and the parent."""
+    """The request's own file overrides it, except for the log level and the parent."""
     path = write(tmp_path / "own.conf", line)
     opts = CriuOpts(config_file=path, **fields)  # type: ignore[arg-type]
     setting = settings_of(explain(opts, "dump", 1, via=Untouchable()), path)[option]
@@ -269,7 +269,7 @@ def test_what_the_requests_own_file_means(
 
 
 def test_a_network_lock_in_the_requests_file(tmp_path: Path) -> None:
-    """It would crash an older CRIU, which is a problem; in another file it would not."""
+    """In the request's own file it crashes an older CRIU, which is a problem; in others not."""
     path = write(tmp_path / "global.conf", "network-lock skip")
     harmless = explain(CriuOpts(images_directory=tmp_path), "dump", 1, via=Untouchable())
     assert harmless.problems == ()
@@ -280,7 +280,7 @@ def test_a_network_lock_in_the_requests_file(tmp_path: Path) -> None:
 
 
 def test_a_text_to_read(tmp_path: Path) -> None:
-    """One section for each question."""
+    """The text has one section for each part."""
     write(tmp_path / "global.conf", "tcp-close")
     opts = CriuOpts(images_directory="ck pt", leave_running=True, lazy_pages=False)
     shown = str(explain(opts, "dump", 4242, via=Untouchable()))
@@ -308,13 +308,13 @@ def newest_loaded() -> str:
 
 
 def lazy_setter() -> str:
-    """How this libcriu is told of lazy pages."""
+    """How this libcriu sets lazy pages."""
     name = "criu_local_set_lazy_pages"
     return name if lib.has(name) else "wire field"
 
 
 def test_clear_text_is_shown(tmp_path: Path) -> None:
-    """What lacks the consent is refused, and what has it says that no command line can."""
+    """Without the consent it is refused; with it, the command line cannot express it."""
     via = Untouchable()
     opts = CriuOpts(images_directory=tmp_path, page_server="10.0.0.2:27")
     shown = explain(opts, "dump", NOBODY, via=via)

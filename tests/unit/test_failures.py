@@ -1,8 +1,7 @@
-"""``known_failures.json``: what CRIU's messages come down to, in words and options that users know.
+"""``known_failures.json``: causes and cures of CRIU's messages, in the terms of this package.
 
-The table speaks of this package: the options in it are fields of ``CriuOpts``, its classes are
-ours, and a cure that says ``name=value`` can be written like that.
-``tests/integration/test_failures.py`` produces the failures.
+Its options are fields of ``CriuOpts``, its classes are those of this package, and ``name=value`` in
+a cure is valid Python. ``tests/integration/test_failures.py`` produces the failures.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ each = pytest.mark.parametrize("failure", known, ids=lambda failure: failure.id)
 
 
 def test_every_entry_has_a_name_of_its_own() -> None:
-    """No failure is told twice."""
+    """The ids are unique."""
     names = [failure.id for failure in failures()]
     assert len(names) == len(set(names))
 
 
 @each
 def test_a_failure_has_a_cause_and_a_cure(failure: Failure) -> None:
-    """Both are there, and neither is a sentence: the message is made of them."""
+    """Cause and cure are not empty, and have no period: they are parts of a message."""
     for words in (failure.cause, failure.cure):
         assert words == words.strip()
         assert words
@@ -58,7 +57,7 @@ def test_a_failure_has_a_cause_and_a_cure(failure: Failure) -> None:
 
 @each
 def test_options_are_fields(failure: Failure) -> None:
-    """What the table recommends can be set."""
+    """The recommended options exist."""
     assert set(failure.options) <= set(BY_FIELD)
 
 
@@ -71,14 +70,14 @@ def test_what_a_cure_sets_is_a_field(failure: Failure) -> None:
 
 @each
 def test_an_option_that_helps_is_named(failure: Failure) -> None:
-    """The best option stands in the words, so that they tell what to do with it."""
+    """The first option is in the text of the cure."""
     if failure.options:
         assert failure.options[0] in failure.cause + failure.cure
 
 
 @each
 def test_values_in_a_cure_are_accepted(failure: Failure) -> None:
-    """``name=True`` and ``name="text"`` can be written as they stand."""
+    """``name=True`` and ``name="text"`` are valid values."""
     for name, value in re.findall(r'(?<![\w.=])([a-z][a-z_]*)=(True|"[^"]*"|\d+)', failure.cure):
         if name in BY_FIELD:
             CriuOpts(**{name: json.loads(value.replace("True", "true"))})
@@ -86,13 +85,13 @@ def test_values_in_a_cure_are_accepted(failure: Failure) -> None:
 
 @each
 def test_words_are_those_of_this_package(failure: Failure) -> None:
-    """No option of the program, no wire field, no note to ourselves."""
+    """The text has no option of the program, no wire field and no internal note."""
     assert not SHORTHAND.search(failure.cause)
     assert not SHORTHAND.search(failure.cure)
 
 
 def test_phases() -> None:
-    """An entry belongs to verbs that there are."""
+    """The verbs of an entry exist."""
     assert {failure.phase for failure in failures()} <= {"any", "dump", "pre-dump", "restore"}
 
 
@@ -100,7 +99,7 @@ def test_phases() -> None:
 
 
 def test_the_first_known_line_is_the_cause() -> None:
-    """What CRIU prints after it is what comes of it."""
+    """The first matching line is the cause; later lines are its consequences."""
     lines = [
         "Error (criu/sk-inet.c:200): inet: Connected TCP socket, consider using --tcp-established",
         "Error (criu/files-reg.c:1122): Can't create link remap for /x. Use link-remap option.",
@@ -113,7 +112,7 @@ def test_the_first_known_line_is_the_cause() -> None:
 
 
 def test_a_consequence_comes_last() -> None:
-    """It is the cause only where nothing better is known."""
+    """An entry that can be a consequence is used only without a better one."""
     consequence = "Error (criu/proc_parse.c:738): Can't open 9's mapfile link 7f0: No such device"
     cause = "Error (criu/files-reg.c:1031): Can't dump ghost file /x of 9 size, increase limit"
     assert "mapped" in str(diagnose([consequence], Verb.DUMP).cause)
@@ -121,14 +120,14 @@ def test_a_consequence_comes_last() -> None:
 
 
 def test_a_failure_of_a_restore_is_none_of_a_dump() -> None:
-    """The same line in the log of another verb says something else, or nothing."""
+    """An entry of another verb is not used."""
     line = "Error (criu/cr-restore.c:1237): Can't fork for 7: File exists"
     assert diagnose([line], Verb.RESTORE).kind is not CriuError
     assert diagnose([line], Verb.DUMP).cause is None
 
 
 def test_errno_decides_where_the_log_is_silent() -> None:
-    """CRIU's errno is a hint, and yields to a line that is known."""
+    """CRIU's errno is used only if no line has an entry."""
     assert diagnose([], Verb.DUMP, 3).kind is NoSuchProcessError
     line = "Error (criu/page-xfer.c:263): page-xfer: Unable to spice data: No space left on device"
     assert diagnose([line], Verb.DUMP, 3).kind is ImagesError
@@ -145,19 +144,19 @@ def test_errno_decides_where_the_log_is_silent() -> None:
     ],
 )
 def test_lines_that_are_no_errors(line: str) -> None:
-    """What runs that succeed print is not told as an error."""
+    """A line that successful runs print is not reported as an error."""
     assert error_lines(line) == []
 
 
 def test_what_the_loader_says() -> None:
-    """Before CRIU has a log there is standard error, in other people's words."""
+    """Before CRIU opens its log, the error is read from standard error."""
     response = "/opt/criu: error while loading shared libraries: libnl-3.so.200: cannot open\n\n"
     assert stderr_lines(response) == [response.strip()]
     assert diagnose(stderr_lines(response), Verb.DUMP).kind is ProgramError
 
 
 def test_the_table_is_read_on_the_first_failure_only() -> None:
-    """Importing the package, and calls that succeed, cost nothing for it."""
+    """Importing the package and successful calls do not read the file."""
     code = (
         "import pycriu_native, sys\n"
         "from pycriu_native._failures import log_excerpt as _log\n"
@@ -169,14 +168,14 @@ def test_the_table_is_read_on_the_first_failure_only() -> None:
 
 
 def test_the_file_has_a_line_for_each_key() -> None:
-    """So that a changed key is a changed line: ``python -m json.tool`` writes the file so."""
+    """``python -m json.tool`` formats the file: each key has its own line, for diffs."""
     file = resources.files("pycriu_native._failures").joinpath("known_failures.json")
     text = file.read_text("utf-8")
     assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
 
 
 def test_a_package_that_cannot_be_read_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has given up its rights loses the explanation, not the failure."""
+    """After a change of root or user, a failure is raised without its explanation."""
     failures.cache_clear()
     monkeypatch.setattr("pycriu_native._failures.log_excerpt.__file__", "/nowhere/_log.py")
     try:
@@ -187,7 +186,7 @@ def test_a_package_that_cannot_be_read_any_more(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_line_without_an_end() -> None:
-    """A log that anybody can write costs no minutes: of a line, only the beginning is looked at.
+    """Long lines take bounded time: only the beginning of a line is searched.
 
     (Some patterns take time in proportion to the square of a line's length.)
     """

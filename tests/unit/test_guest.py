@@ -1,4 +1,4 @@
-"""pycriu_native.guest: what a program needs to be saved parked, without CRIU."""
+"""pycriu_native.guest without CRIU: a program that parks itself to be saved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START: dict[str, Any] = {
 
 
 class Parked:
-    """A program that runs ``code`` with the guest's socket; the test is who takes the snapshot."""
+    """A program that runs ``code`` with the guest's socket; the test has the other end."""
 
     def __init__(self, code: str, directory: Path, *words: str) -> None:
         self.socket, theirs = socket.socketpair()
@@ -44,15 +44,15 @@ class Parked:
             )
 
     def ready(self) -> bytes:
-        """What it writes when it is parked."""
+        """The text that it writes when it is parked."""
         return self.socket.recv(100)
 
     def start(self, **values: Any) -> None:
-        """Send what a copy is sent."""
+        """Send the start of a copy."""
         self.socket.sendall(json.dumps({**START, **values}).encode() + b"\n")
 
     def output(self) -> str:
-        """All that it has printed."""
+        """Its output."""
         out, errors = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, errors
         return out
@@ -101,12 +101,12 @@ def test_the_package_is_not_loaded_further() -> None:
 
 
 def test_without_a_snapshot_the_program_goes_on(alone: Path) -> None:
-    """wait() returns None at once."""
+    """Without the variable, wait() returns None at once."""
     assert run("import guest; print(guest.wait())", alone) == "None\n"
 
 
 def test_one_file_is_enough(alone: Path) -> None:
-    """It parks, and returns once with arguments, environment, directory and number set."""
+    """It parks; wait() returns once, with arguments, environment, directory and number."""
     (alone / "below").mkdir()
     code = (
         "import guest, os, sys\n"
@@ -129,7 +129,7 @@ def test_one_file_is_enough(alone: Path) -> None:
 
 
 def test_what_is_null_stays(alone: Path) -> None:
-    """Arguments, environment and directory; variables are added."""
+    """Arguments, environment and directory are set; variables are added."""
     code = (
         "import guest, os, sys\n"
         "guest.wait()\n"
@@ -145,7 +145,7 @@ def test_what_is_null_stays(alone: Path) -> None:
 
 
 def test_the_variable_is_not_inherited(alone: Path) -> None:
-    """Programs that the parked one runs have neither the variable nor the descriptor."""
+    """Programs that the parked one starts have neither the variable nor the descriptor."""
     code = (
         "import guest, os, subprocess, sys\n"
         "fd = os.environ[guest.VARIABLE]\n"
@@ -165,7 +165,7 @@ def test_the_variable_is_not_inherited(alone: Path) -> None:
 
 
 def test_hooks_in_order(alone: Path) -> None:
-    """Those before the snapshot before it is parked, those after with the start, all in order."""
+    """Callbacks before the snapshot run before parking, those after it at the start, in order."""
     code = (
         "import guest\n"
         "guest.before_snapshot(lambda: print('one'))\n"
@@ -191,7 +191,7 @@ def test_hooks_in_order(alone: Path) -> None:
 
 
 def test_garbage_is_collected_and_frozen(alone: Path) -> None:
-    """By default; not with collect=False."""
+    """Garbage is collected by default, not with collect=False."""
     code = (
         "import gc, guest\n"
         "guest.wait(collect=False)\nprint(gc.get_freeze_count())\n"
@@ -218,7 +218,7 @@ def test_garbage_is_collected_and_frozen(alone: Path) -> None:
     ids=["random", "numpy"],
 )
 def test_generators_are_seeded_anew(alone: Path, generator: str) -> None:
-    """Two starts give different numbers; the original, with number 0, goes on with its own."""
+    """Two starts have different random numbers; the original, number 0, keeps its state."""
     if "numpy" in generator:
         pytest.importorskip("numpy")
     code = f"import guest\n{generator}\nstart = guest.wait()\nprint(show())\n"
@@ -259,7 +259,7 @@ def test_openssl_is_given_new_bytes(alone: Path) -> None:
 
 @pytest.mark.parametrize("parked_first", [True, False])
 def test_the_end_of_who_takes_the_snapshot(alone: Path, parked_first: bool) -> None:
-    """The program ends with a message, and does not go on as if it were a copy."""
+    """If the snapshot fails, the program ends with a message and does not go on as a copy."""
     code = "import guest, sys\nsys.stdin.read()\nguest.wait()\nprint('on')\n"
     parked = Parked(code if not parked_first else code.replace("sys.stdin.read()", ""), alone)
     try:
@@ -291,7 +291,9 @@ sender.join()
 
 
 def test_a_copy_is_forked(alone: Path) -> None:
-    """It is a child of this process, reads its start from its socket, and knows its own thread."""
+    """A copy is a child of this process, reads its start from its socket, and has the right thread
+    id.
+    """
     parked = Parked(FORKING, alone)
     try:
         parked.ready()
@@ -317,7 +319,7 @@ def test_a_copy_is_forked(alone: Path) -> None:
 
 
 def test_a_program_with_threads_does_not_fork(alone: Path) -> None:
-    """It ends, and says why."""
+    """A program with other threads cannot be a zygote: it ends with the reason."""
     parked = Parked(FORKING, alone, "threads")
     try:
         parked.ready()

@@ -1,4 +1,4 @@
-"""Images from anywhere: whatever the bytes, a clear error, and no more memory than the file has."""
+"""Untrusted images: any bytes result in a clear error, with bounded memory."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_what_is_encoded_decodes_to_itself(
 
 
 def test_fields_to_come_are_kept(tmp_path: Path) -> None:
-    """A newer CRIU's fields come back as they were, of every wire type, nested ones too."""
+    """Unknown fields are preserved, of every wire type, nested ones too."""
     known = b"\x08\x02"  # img_version: 2
     added = b"\xa0\x1f\x07" + b"\xaa\x1f\x03abc" + b"\xb1\x1f" + b"8" * 8 + b"\xbd\x1f" + b"4444"
     nested = b"\x1a\x0c\x08\x01\x10\x01\x18\x01\x20\x01\xf8\x1f\x09\x00"[:-1]
@@ -118,7 +118,7 @@ def test_fields_to_come_are_kept(tmp_path: Path) -> None:
 @QUIET
 @given(data=st.binary(max_size=300), kind=st.sampled_from(FORMATS))
 def test_any_bytes_decode_or_are_refused(tmp_path: Path, data: bytes, kind: Format) -> None:
-    """Behind the right magic numbers, too; the error names the file."""
+    """Invalid bytes are refused, also behind valid magic numbers; the error names the file."""
     path = tmp_path / "some.img"
     for head in (b"", _head(kind)):
         path.write_bytes(head + data)
@@ -135,7 +135,7 @@ def test_any_bytes_decode_or_are_refused(tmp_path: Path, data: bytes, kind: Form
 def test_a_set_with_damage_anywhere(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Flip, cut or insert bytes in any image: a value or an ImagesError, nothing else."""
+    """Flipped, removed or inserted bytes in any image: a value or an ImagesError."""
     directory = tmp_path_factory.mktemp("damaged")
     image_set(directory, [(0, 2, PRESENT)], page("a") + page("b"))
     name = data.draw(st.sampled_from(sorted(os.listdir(directory))))
@@ -181,7 +181,7 @@ def test_a_set_with_damage_anywhere(
     ],
 )
 def test_errors_name_file_and_offset(tmp_path: Path, content: bytes, says: str) -> None:
-    """So that a person can look."""
+    """The error of an invalid image names the file, the offset and the reason."""
     path = tmp_path / "pstree.img"
     path.write_bytes(content)
     with pytest.raises(ImagesError) as caught:
@@ -191,7 +191,7 @@ def test_errors_name_file_and_offset(tmp_path: Path, content: bytes, says: str) 
 
 
 def test_links_pipes_and_directories_are_refused(tmp_path: Path) -> None:
-    """An image set cannot make its reader open another file, or wait for one."""
+    """An image set cannot make the reader open another file, or block."""
     directory = image_set(tmp_path / "set")
     for make, why in (
         (lambda path: path.symlink_to("/etc/passwd"), "a symbolic link"),
@@ -206,7 +206,7 @@ def test_links_pipes_and_directories_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_image_set(tmp_path: Path) -> None:
-    """A missing directory, an empty one, a file."""
+    """A missing directory, an empty one, a file are refused."""
     with pytest.raises(ImagesError, match="cannot be opened: No such file"):
         inspect(tmp_path / "nowhere")
     with pytest.raises(ImagesError, match=r"has no inventory\.img: it has no images"):
@@ -222,7 +222,7 @@ def test_what_is_no_image_set(tmp_path: Path) -> None:
 
 
 def test_hexadecimal_numbers() -> None:
-    """``crit decode --pretty`` prints flags so."""
+    """Flags are printed as by ``crit decode --pretty``."""
     entry = {"id": 1, "flags": 0x8002, "pos": 0, "fown": {}, "name": "/x"}
     entry["fown"] = {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0}
     pretty = {**entry, "id": "0x1", "flags": "0x8002"}
@@ -265,6 +265,6 @@ def test_a_file_that_claims_to_be_huge(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_encoded(image: dict[str, Any], says: str) -> None:
-    """The entry and the field are named."""
+    """The error names the entry and the field."""
     with pytest.raises(ImagesError, match=says):
         encode(image)

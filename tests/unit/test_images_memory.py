@@ -1,4 +1,4 @@
-"""Memory across parents: which page is read from where, and what is missing."""
+"""Memory across parents: the location of each page, and missing pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .support.image_sets import LAZY, PAGE, PARENT, PRESENT, START, image_set, p
 
 @pytest.fixture(params=[False, True], ids=["new", "old"])
 def chain(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """Three sets: pages a, b, c; then B over b; then a new page d and nothing else."""
+    """Three sets: pages a, b, c; then B over b; then a new page d only."""
     old = request.param
     image_set(tmp_path / "1", [(0, 3, PRESENT)], page("a") + page("b") + page("c"), old=old)
     image_set(tmp_path / "2", [(0, 1, PARENT), (1, 1, PRESENT), (2, 1, PARENT)], page("B"), old=old)
@@ -27,7 +27,7 @@ def chain(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def test_pages_come_from_the_nearest_set_that_has_them(chain: Path) -> None:
-    """Through two parents, with zeros where nothing was written."""
+    """Reads pages through two parents, and zeros where nothing was written."""
     result = inspect(chain / "3")
     assert result.complete, result.problems
     assert [each.directory for each in result.parents] == [str(chain / "2"), str(chain / "1")]
@@ -40,7 +40,7 @@ def test_pages_come_from_the_nearest_set_that_has_them(chain: Path) -> None:
 
 
 def test_searching_sees_adjacent_pages_as_one(chain: Path) -> None:
-    """Matches may lie across pages of different sets, not across a gap."""
+    """Matches may extend over pages of different sets, but not over a gap."""
     memory = inspect(chain / "3").process(10).memory
     assert list(memory.find(b"aB")) == [START + PAGE - 1]
     assert list(memory.find(re.compile(b"a{4}B+c"))) == [START + PAGE - 4]
@@ -54,7 +54,7 @@ def test_searching_sees_adjacent_pages_as_one(chain: Path) -> None:
 
 
 def test_a_parent_that_is_missing(chain: Path) -> None:
-    """Named as a problem; what is here can still be read, and the rest is refused."""
+    """A missing parent is a problem; other pages can be read."""
     (chain / "1").rename(chain / "elsewhere")
     result = inspect(chain / "3")
     assert [each.exists for each in result.parents] == [True, False]
@@ -68,14 +68,14 @@ def test_a_parent_that_is_missing(chain: Path) -> None:
 
 
 def test_parents_in_a_circle(chain: Path) -> None:
-    """Refused, and not followed for ever."""
+    """A cycle of parents is refused."""
     (chain / "1" / "parent").symlink_to("../3")
     with pytest.raises(ImagesError, match="whose parent it is itself"):
         inspect(chain / "3")
 
 
 def test_lazy_pages_are_in_no_image(tmp_path: Path) -> None:
-    """They are counted, and reading them is refused."""
+    """Lazy pages are counted, and reading them is refused."""
     image_set(tmp_path / "1", [(0, 2, LAZY), (2, 1, LAZY | PRESENT)], page("x"))
     result = inspect(tmp_path / "1").process(10)
     assert (result.mappings[0].lazy, result.mappings[0].stored) == (2 * PAGE, PAGE)
@@ -85,7 +85,7 @@ def test_lazy_pages_are_in_no_image(tmp_path: Path) -> None:
 
 
 def test_differences_page_by_page(tmp_path: Path) -> None:
-    """Changed, added, gone; a page of zeros is the same as one that was never written to."""
+    """Changed, added, removed; a page of zeros equals one that was never written to."""
     before = image_set(
         tmp_path / "1", [(0, 4, PRESENT)], page("a") + page("b") + page("c") + bytes(PAGE)
     )
@@ -101,7 +101,7 @@ def test_differences_page_by_page(tmp_path: Path) -> None:
 
 
 def test_pages_of_another_host(tmp_path: Path) -> None:
-    """The images tell their page size, whatever it is here."""
+    """Images have their own page size, whatever that of the host."""
     size = 4 * PAGE
     data = b"a" * size + b"b" * size
     images = image_set(tmp_path, [(0, 1, PRESENT), (2, 1, PRESENT)], data, page_size=size)

@@ -1,4 +1,4 @@
-"""The pretty form of images: what is shown is read back, and other text is refused."""
+"""The pretty form of images: its text is read back, and other text is refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_is_shown_is_read_back(row: Row) -> None:
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=4))
 def test_addresses(words: list[int]) -> None:
-    """One word or four are an address; two are none, and stay numbers."""
+    """One word or four are an address; two are not, and stay numbers."""
     for address in (words, words[:1]):
         (text,) = show_address(address)
         assert read_address(str(text)) == address
@@ -46,7 +46,7 @@ def test_addresses(words: list[int]) -> None:
 
 
 def test_numbers_inside_of_a_message_are_hexadecimal() -> None:
-    """Those of registers, where the message has the mark and its fields have none."""
+    """Registers, where the message has the mark and its fields have none."""
     registers = {row.name: 16 for row in table()[0]["user_riscv64_regs_entry"]}
     info: dict[str, Any] = {"clear_tid_addr": 7, "tls": 7}
     floats = table()[0]["user_riscv64_d_ext_entry"]
@@ -77,7 +77,7 @@ def test_text_that_is_no_number(fields: dict[str, Any], rule: str) -> None:
 
 
 def test_a_stopped_process_by_each_release_of_crit() -> None:
-    """Crit up to 4.2 calls it a zombie; no image has the state of a zombie."""
+    """Crit up to 4.2 prints it as a zombie; no image has the state of a zombie."""
     for text in ("Stopped", "Zombie"):
         assert read(text, "task_state", "dict:gen") == 3
     assert show(6, "task_state", "dict:gen") == 6

@@ -27,7 +27,7 @@ print(json.dumps([api_implementation.Type(), found]))
 
 
 def test_the_pure_implementation_reads_the_same(tmp_path: Path) -> None:
-    """It has its pools and classes elsewhere than the compiled one."""
+    """The pure-Python implementation has other pools and classes than the compiled one."""
     image_set(tmp_path, [(0, 2, PRESENT)], bytes(8192))
     paths = [path for path in sorted(tmp_path.glob("*.img")) if path.name[:6] != "pages-"]
     done = subprocess.run(
@@ -46,7 +46,7 @@ def test_the_pure_implementation_reads_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(api_implementation.Type() == "python", reason="protobuf is not compiled here")
 def test_descriptors_say_what_the_table_says() -> None:
-    """Read back by protobuf, each field is there with its number, label, default and packing."""
+    """protobuf reads back each field with its number, label, default and packing."""
     messages, enums = table()
     for name, rows in messages.items():
         reported = descriptor_pb2.DescriptorProto()

@@ -1,4 +1,4 @@
-"""What ``import pycriu_native`` loads, and that its own dataclasses are dataclasses."""
+"""The modules that ``import pycriu_native`` loads, and the package's own dataclasses."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_what_the_import_loads() -> None:
-    """Nothing that takes long, and none of our own modules that few programs use."""
+    """No slow module, and none of this package that few programs use."""
     result = loaded_by("from pycriu_native import CriuOpts, dump, restore; CriuOpts(timeout=1)")
     if sys.version_info[:2] == (3, 11):  # what others import by themselves differs
         assert not result & SLOW
@@ -96,7 +96,7 @@ def test_what_the_import_loads() -> None:
 
 
 def test_what_a_star_import_loads() -> None:
-    """Every public name, as its own self; and nothing that only a use of one of them needs."""
+    """Every public name resolves; modules that only its use needs are not loaded."""
     result = loaded_by(
         "from pycriu_native import *\n"
         "import pycriu_native; names = pycriu_native.__all__\n"
@@ -138,9 +138,9 @@ dump({pid}, CriuOpts(images_directory={images!r}), via=Recording(program="/bin/t
 
 
 def test_what_a_first_dump_loads_before_criu_starts(tmp_path: Path) -> None:
-    """Nothing that takes long, nothing that only recovery, restores or failures need.
+    """No slow module, and none that only recovery, restores or failures need.
 
-    The caller waits for these imports; those after the start cost nothing while CRIU begins.
+    The caller waits for these imports; those after the start run while CRIU begins.
     """
     result = loaded_by(UNTIL_CRIU_STARTS.format(pid=bystander.PID, images=str(tmp_path)))
     ours = {name.partition(".")[2] for name in result if name.startswith("pycriu_native.")}
@@ -160,7 +160,7 @@ def test_what_recovery_loads() -> None:
 
 
 def test_what_an_inspection_loads(tmp_path: Path) -> None:
-    """Nothing of ours that takes long, and no comparing or checking."""
+    """No slow module, and none that compares or checks images."""
     image_set(tmp_path)
     result = loaded_by(f"from pycriu_native.images import inspect; inspect({str(tmp_path)!r})")
     needed = {"re", "struct", "typing"}
@@ -171,7 +171,7 @@ def test_what_an_inspection_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", [pycriu_native, images])
 def test_every_name_is_there(module: ModuleType) -> None:
-    """What is loaded on demand is, and a name that is none is refused as ever."""
+    """Lazy names are loaded, and an unknown name is an AttributeError."""
     for name in module.__all__:
         assert getattr(module, name) is not None
         assert name in dir(module)
@@ -180,12 +180,12 @@ def test_every_name_is_there(module: ModuleType) -> None:
 
 
 def test_a_module_is_there_too() -> None:
-    """Also one that is loaded on demand."""
+    """A submodule of a private package can be reached by attributes, too."""
     assert pycriu_native._pages.page_server.page_server is pycriu_native.page_server
 
 
 def test_they_are_dataclasses() -> None:
-    """For whoever asks the standard library."""
+    """Functions of the standard library accept them."""
     features = Features(mem_track=True, lazy_pages=False, pidfd_store=True)
     assert dataclasses.is_dataclass(features)
     assert [f.name for f in dataclasses.fields(Features)][:2] == ["mem_track", "lazy_pages"]
@@ -203,7 +203,7 @@ def test_they_are_dataclasses() -> None:
 
 
 def test_their_values() -> None:
-    """They compare, hash, print, copy and pickle by their fields, and cannot be changed."""
+    """They compare, hash, print, copy and pickle by their fields, and are immutable."""
     one, same, other = VethPair("a", "b"), VethPair(inside="a", outside="b"), VethPair("a", "c")
     assert one == same
     assert one != other
@@ -232,13 +232,13 @@ def test_their_values() -> None:
     ],
 )
 def test_wrong_arguments(make: object, what: str) -> None:
-    """Are refused as by any function."""
+    """Invalid arguments are refused as by any function."""
     with pytest.raises(TypeError, match=what):
         make()  # type: ignore[operator]
 
 
 def test_what_is_worked_out_is_no_part_of_a_value() -> None:
-    """What a call remembers on its options is neither compared, copied nor pickled."""
+    """Cached results on options are neither compared, copied nor pickled."""
     used, fresh = CriuOpts(timeout=3), CriuOpts(timeout=3)
     list(used.items())
     used._remembered.packed = b"something"
@@ -249,7 +249,7 @@ def test_what_is_worked_out_is_no_part_of_a_value() -> None:
 
 
 def test_a_field_that_is_left_out() -> None:
-    """Of the text, of comparisons, or both; whoever asks is told so."""
+    """Fields can be excluded from text, comparisons, or both; the standard library sees that."""
 
     @dataclass(frozen=True, kw_only=True)
     class Value:
@@ -265,7 +265,7 @@ def test_a_field_that_is_left_out() -> None:
 
 
 def test_a_field_that_is_computed() -> None:
-    """It is no argument, and part of the value; a variant computes it anew."""
+    """It is no argument but part of the value; a variant computes it again."""
 
     @dataclass(frozen=True, kw_only=True)
     class Value:
@@ -285,7 +285,7 @@ def test_a_field_that_is_computed() -> None:
 
 
 def test_a_class_above_a_class() -> None:
-    """Fields come from both, in order, as the standard library has them."""
+    """Fields of base class and class are in the standard library's order."""
 
     @dataclass(frozen=True)
     class Base:
@@ -325,7 +325,7 @@ for call in (lambda: dump(int(sys.argv[2]), opts, via=bad), lambda: restore(opts
 
 
 def test_nothing_is_imported_after_preload(tmp_path: Path) -> None:
-    """Calls that succeed, and those that fail and are explained, find all that they need."""
+    """After preload, successful and failed calls need no further module."""
     words = [sys.executable, "-c", WITHOUT_IMPORTS, str(tmp_path), str(bystander.PID)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=REPO, check=False)
     assert done.returncode == 0, done.stderr
@@ -334,7 +334,7 @@ def test_nothing_is_imported_after_preload(tmp_path: Path) -> None:
 
 
 def test_modules_are_attributes() -> None:
-    """Without an import of their own; ``dir`` lists the public names, and these exist."""
+    """Submodules are attributes without an import; ``dir`` lists the public names, which exist."""
     code = (
         "import pycriu_native\n"
         "pycriu_native.oci.Bundle, pycriu_native.lib.has, pycriu_native.testing.ScriptedCriu\n"
@@ -347,7 +347,7 @@ def test_modules_are_attributes() -> None:
 
 
 def test_a_module_whose_extra_is_missing() -> None:
-    """It is an attribute that there is not, which says why."""
+    """It is a missing attribute, and the AttributeError names the extra."""
     code = (
         "import sys; sys.modules['google.protobuf'] = None\n"
         "import pycriu_native\n"

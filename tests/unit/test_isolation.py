@@ -1,4 +1,4 @@
-"""The tests run in namespaces of their own, and from the same state whatever the caller's is."""
+"""The tests run in their own namespaces, from the same state, whatever the caller's is."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ sys.exit(int(sys.argv[1]))
 
 
 def _hostile() -> None:
-    """What nohup, a careful user and a careless parent leave a program with."""
+    """In the caller: ignore and block signals."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
@@ -73,14 +73,14 @@ CLEAN = {"blocked": ["0" * 16], "umask": ["0022"], "orphan": False}
 
 @pytest.mark.skipif(not isolation.possible(), reason="no namespaces can be made here")
 def test_a_machine_of_its_own() -> None:
-    """Its own process ids and links; no signal is ignored or blocked, and the status comes back."""
+    """Own pids and links, no ignored or blocked signal; the exit status is passed on."""
     result = _look()
     assert result == {"pid": 2, "links": ["lo"], "ignored": [0]} | CLEAN
 
 
 @pytest.mark.skipif(not isolation.possible(), reason="no namespaces can be made here")
 def test_as_process_1() -> None:
-    """Somebody reaps, also where nothing but a process id's namespace was made."""
+    """Orphans are reaped, also if only a pid namespace could be created."""
     result = _look(isolation.IN_PLACE, prefix=("unshare", "--pid", "--fork", "--mount-proc"))
     assert result["pid"] == 2
     assert result.items() >= CLEAN.items()

@@ -1,7 +1,6 @@
 """Dump in rounds: the chain of directories, and the policy that ends it.
 
-Shown here with a scripted CRIU, because the rounds need soft-dirty tracking, which not every
-kernel has.
+With a scripted CRIU, since the rounds need soft-dirty tracking, which not every kernel has.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def _round(number: int, pages: int) -> Round:
 
 
 def test_the_chain(tmp_path: Path) -> None:
-    """Each round has a directory of its own, tracks memory, and names the one before."""
+    """Each round has its own directory, tracks memory, and has the previous one as its parent."""
     peer = ScriptedCriu()
     message: list[int] = []
 
@@ -50,7 +49,7 @@ def test_the_chain(tmp_path: Path) -> None:
 
 
 def test_its_progress(tmp_path: Path) -> None:
-    """Each round is a phase with its own bytes, and only the end of all is an end."""
+    """Each round is a phase with its own bytes, and only the last one is the end."""
     message: list[Progress] = []
 
     def should_continue(round: Round) -> bool:
@@ -73,7 +72,7 @@ def test_its_progress(tmp_path: Path) -> None:
 
 
 def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:
-    """The caller gives neither the parents nor a descriptor, which has no place beside it."""
+    """parent_image and a descriptor as images_directory are refused."""
     peer = ScriptedCriu()
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
@@ -85,7 +84,7 @@ def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:
 
 
 def test_each_option_goes_where_it_belongs(tmp_path: Path) -> None:
-    """One of pre-dumps to these, one of the dump to that, one of both to all."""
+    """Options of pre-dumps, of the final dump, and of both are used where they apply."""
     peer = ScriptedCriu()
 
     def should_continue(round: Round) -> bool:
@@ -104,7 +103,7 @@ def test_each_option_goes_where_it_belongs(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
-    """Before any round, and before anything is made."""
+    """Invalid options of the final dump are refused before the first round."""
     peer = ScriptedCriu()
     opts = CriuOpts(images_directory=tmp_path / "chain", tcp_close=True, tcp_established=True)
     with pytest.raises(OptionError, match="tcp_established"):
@@ -114,7 +113,7 @@ def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
 
 
 def test_until_steady() -> None:
-    """Rounds go on while they shrink, and end at the bound, at little, or when they do not."""
+    """Rounds continue while they shrink, and end at the limit, at few bytes, or if they do not."""
     policy = ShrinkingRounds(most=4, shrink=0.8, enough=100 * 4096)
     assert [policy(_round(n, pages)) for n, pages in ((1, 10000), (2, 5000), (3, 4500))] == [
         True,

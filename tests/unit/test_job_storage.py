@@ -1,4 +1,4 @@
-"""The storage of jobs: complete checkpoints and one holder, whatever fails and when."""
+"""The storage of jobs: complete checkpoints and one holder, with faults at each step."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ numbers = itertools.count()
 
 
 class Fault(Exception):
-    """What a faulty file system raises."""
+    """The exception of a faulty file system."""
 
 
 @dataclass
 class Faulty(Storage):
-    """A storage that fails at a place of one's choice."""
+    """A storage that fails at a selected step."""
 
     url: str
     fails: Callable[[str, int], bool] = lambda name, written: False
@@ -84,7 +84,7 @@ class _Stream:
 
 
 class Clock:
-    """A clock that waiting moves."""
+    """A clock that waiting advances."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -105,7 +105,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(params=["memory", "local", "s3", "gcs", "ssh"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty storage."""
+    """A storage that is empty."""
     if request.param == "memory":
         return f"memory://job-{next(numbers)}"
     if request.param == "local":
@@ -140,7 +140,7 @@ def _directory(path: Path) -> JobDirectory:
 
 
 def _taken(directory: JobDirectory, number: int, token: int = 1) -> Checkpoint:
-    """A sealed set of images, as a checkpoint."""
+    """A sealed image set, as a checkpoint."""
     place = directory.checkpoints / str(number)
     place.mkdir(parents=True)
     (place / "inventory.img").write_bytes(b"inventory")
@@ -170,7 +170,7 @@ def _upload(storage: Storage, lease: Lease, checkpoint: Checkpoint, **more: Any)
 
 
 def _fetched(storage: Storage, directory: JobDirectory, **more: Any) -> int | None:
-    """The number of what was fetched."""
+    """The number of the fetched checkpoint."""
     options = {
         "decrypt_with": (),
         "check": lambda: None,
@@ -182,7 +182,7 @@ def _fetched(storage: Storage, directory: JobDirectory, **more: Any) -> int | No
 
 
 def test_uploaded_and_fetched(url: str, clock: Clock, tmp_path: Path) -> None:
-    """The newest comes back as it was, in an empty directory; older ones go; once is enough."""
+    """The newest one is fetched unchanged; older ones are removed; an upload is not repeated."""
     storage = Storage(url)
     here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
     lease = _held(storage, clock, "here")
@@ -199,7 +199,9 @@ def test_uploaded_and_fetched(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> None:
-    """As archives are; without the key, and with another one, nothing is taken."""
+    """Encrypted and compressed like archives; without the key, or with another one, none is
+    fetched.
+    """
     x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
     key, other = x25519.Identity.generate(), x25519.Identity.generate()
     storage = Storage(url)
@@ -218,7 +220,7 @@ def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("part", ["start", "middle", "record", "record written"])
 def test_a_fault_in_an_upload(url: str, clock: Clock, tmp_path: Path, part: str) -> None:
-    """An upload that failed is never taken; the one before stays, and the next attempt works."""
+    """A failed upload is not fetched; the previous one stays, and the next attempt succeeds."""
     storage = Faulty(url)
     here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
     lease = _held(storage, clock, "here")
@@ -243,7 +245,7 @@ def test_a_fault_in_an_upload(url: str, clock: Clock, tmp_path: Path, part: str)
 
 
 def test_what_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A checkpoint that is cut, changed or missing is reported, and the one before is taken."""
+    """A truncated, changed or missing checkpoint is reported, and the previous one is fetched."""
     storage = Storage(url)
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
@@ -271,7 +273,7 @@ def test_what_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_an_older_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
-    """What another host has continued replaces what this one did not upload; and not before."""
+    """A checkpoint of a later holder replaces local ones that were not uploaded."""
     storage = Storage(url)
     here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
     first = _held(storage, clock, "here")
@@ -290,8 +292,8 @@ def test_an_older_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_one_holder(url: str, clock: Clock) -> None:
-    """A lease that is renewed is not taken over; one that is not renewed, given back or of the
-    same holder is, with the next token. The former holder sees that.
+    """A lease that is renewed is not taken over; one that is not renewed, released or of the same
+    holder is, with the next token. The former holder detects that.
     """
     storage = Storage(url)
     first = _held(storage, clock, "here")
@@ -321,8 +323,8 @@ def test_one_holder(url: str, clock: Clock) -> None:
 
 
 def test_a_stale_holder_cannot_commit(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A commit after a takeover does not count, also for those that come later; nor does the former
-    holder remove what counts.
+    """A commit after a takeover does not count, also for later holders; the former holder does not
+    remove checkpoints that count.
     """
     storage = Storage(url)
     here = _directory(tmp_path / "here")
@@ -352,7 +354,7 @@ def test_a_stale_holder_cannot_commit(url: str, clock: Clock, tmp_path: Path) ->
 
 
 def test_a_late_removal(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A holder that was stopped in the middle of a removal leaves what the next one has made."""
+    """A holder that was stopped during a removal does not remove checkpoints of the next one."""
     storage = Storage(url)
     here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
     first = _held(storage, clock, "here")
@@ -375,7 +377,7 @@ def test_a_late_removal(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_a_listing_that_is_late(clock: Clock, tmp_path: Path) -> None:
-    """Where a file system does not list a record yet, nothing is removed."""
+    """If a file system does not list a record yet, nothing is removed."""
     storage = Storage(f"memory://job-{next(numbers)}")
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
@@ -450,7 +452,7 @@ def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> 
 
 
 def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A holder that died before it began, or while it wrote, changes nothing."""
+    """A holder that ended before or during its first write changes nothing."""
     storage = Storage(url)
     here = _directory(tmp_path / "here")
     _upload(storage, _held(storage, clock, "here"), _taken(here, 1))
@@ -464,7 +466,7 @@ def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Pat
 
 
 def test_the_lease_before_is_looked_at(clock: Clock) -> None:
-    """An objection to the lease before leaves everything as it is."""
+    """An exception of ``check``, which receives the last lease, leaves the leases unchanged."""
     storage = Storage(f"memory://job-{next(numbers)}")
     _held(storage, clock, "here").give_back(exit_code=0)
 
@@ -478,7 +480,7 @@ def test_the_lease_before_is_looked_at(clock: Clock) -> None:
 
 
 def test_two_at_the_same_time(url: str, clock: Clock) -> None:
-    """Of two that find it free at the same time, one gets the token."""
+    """If two acquire a free lease at the same time, one gets the token."""
     storage = Storage(url)
     other: list[Lease | None] = []
 
@@ -495,7 +497,7 @@ def test_two_at_the_same_time(url: str, clock: Clock) -> None:
 
 
 def test_without_exclusive_creation(url: str, clock: Clock) -> None:
-    """That is found out; two at the same time are told apart after a pause."""
+    """Without exclusive creation, one of two with the same token loses the lease after a pause."""
     storage = Faulty(url, exclusive=False)
     other: list[Lease | None] = []
 
@@ -534,7 +536,7 @@ def test_a_token_is_used_once(clock: Clock) -> None:
 
 
 def test_other_files_in_a_storage(url: str, clock: Clock, tmp_path: Path) -> None:
-    """What NFS and object stores leave in a folder is nothing of the job's."""
+    """Files that NFS and object stores create in a directory are ignored."""
     storage = Storage(url)
     lease = _held(storage, clock, "here")
     _upload(storage, lease, _taken(_directory(tmp_path / "here"), 1))
@@ -552,7 +554,7 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_are_not_shown() -> None:
-    """A job that is printed does not tell the keys; keys without a storage are refused."""
+    """The text of a job does not contain its keys; keys without a storage are refused."""
     secret = "AGE-SECRET-KEY-1"
     assert secret not in repr(Job("/job", ["true"], storage="x", decrypt_with=[secret]))
     with pytest.raises(OptionError) as caught:
@@ -564,7 +566,7 @@ def test_keys_are_not_shown() -> None:
     ("field", "value"), [("lease", 0), ("lease", "60"), ("compress", "xz"), ("encrypt_to", "age1")]
 )
 def test_values_that_are_refused(field: str, value: Any) -> None:
-    """They are named."""
+    """Invalid arguments are named."""
     with pytest.raises(OptionError, match=field):
         Job("/job", ["true"], **{field: value})
 
@@ -578,13 +580,13 @@ def test_a_parent_that_is_missing(tmp_path: Path) -> None:
 
 
 def test_urls_that_are_refused() -> None:
-    """A URL of no file system is named."""
+    """A URL of an unknown file system is refused."""
     with pytest.raises(OptionError, match=r"storage.*nothing://x"):
         Storage("nothing://x")
 
 
 def test_uploads_behind(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are tried again, with pauses that grow to a limit; the newest is what counts."""
+    """Uploads are repeated, with pauses that grow to a limit; the newest checkpoint is uploaded."""
     monkeypatch.setattr(uploads, "LOOK", 0.001)
     monkeypatch.setattr(uploads, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(uploads, "LONGEST_PAUSE", 0.004)
@@ -610,7 +612,7 @@ def test_uploads_behind(clock: Clock, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
-    """The end does not wait for ever, and the local checkpoint is still there."""
+    """The end of a job does not wait forever, and the local checkpoint stays."""
     storage = Faulty(f"memory://job-{next(numbers)}")
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
@@ -634,7 +636,7 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_uploaded_is_not_pruned(tmp_path: Path) -> None:
-    """It goes with the next pruning."""
+    """It is removed by the next pruning."""
     here = _directory(tmp_path / "here")
     first = _taken(here, 1)
     _taken(here, 2)
@@ -650,7 +652,7 @@ def test_a_checkpoint_that_is_uploaded_is_not_pruned(tmp_path: Path) -> None:
 def test_a_lease_that_another_host_holds_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``Job.run(wait=...)`` tries again until the time is over."""
+    """``Job.run(wait=...)`` repeats until the time is over."""
     codes = [BUSY] * 3
     tried: list[int] = []
 

@@ -1,6 +1,6 @@
 """Imports go down only: between packages by a fixed order, between files without a cycle.
 
-The graph is drawn from the source, so it holds lazy imports and those for type checking too.
+The graph is made from the source, and includes lazy and type-checking imports.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def imports_of(name: str, path: Path) -> Iterator[Import]:
 
 @cache
 def imports() -> tuple[Import, ...]:
-    """All of them, but those of a file from itself, and of the compiled extension."""
+    """All imports, except of a file from itself and of the compiled extension."""
     return tuple(
         each
         for name, path in modules().items()
@@ -151,7 +151,7 @@ def layer(module: str) -> str:
 
 
 def is_upward(each: Import) -> bool:
-    """Whether an import goes from one layer to one above it."""
+    """Whether an import is of a higher layer."""
     importer, imported = layer(each.importer), layer(each.imported)
     if importer in EVERYWHERE or imported in EVERYWHERE or importer == imported:
         return False
@@ -183,7 +183,7 @@ def private_names() -> Iterator[str]:
 
 
 def listed(found: list[str]) -> str:
-    """One a line."""
+    """One import a line."""
     return "\n" + "\n".join(found)
 
 

@@ -1,6 +1,6 @@
-"""``pycriu_native.lib``: all of libcriu, whichever release is loaded, and what a lack of it says.
+"""``pycriu_native.lib``: the functions of any loaded libcriu, and the errors for missing ones.
 
-One build loads any release. The judge of what a library has is its own symbol table.
+The reference for the functions of a library is its symbol table.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COUNTS = {"3.17": 133, "4.1": 139, "4.2": 141, "4.3": 179}
 
 
 def test_the_same_build_loads_each_release(peer: Peer) -> None:
-    """Four releases, one extension: what a C program would write works with each."""
+    """One extension works with four releases: the calls of a C program succeed with each."""
     status, message = peer.ask(asked.ported_c)
     assert status == 0
     assert message == {
@@ -85,7 +85,7 @@ def test_the_release_that_brought_a_function_is_the_first_that_has_it() -> None:
 
 
 def test_a_name_of_no_release() -> None:
-    """What libcriu never had is an AttributeError, from ``lib`` and from ``has``."""
+    """A name that libcriu never had is an AttributeError of ``lib`` and ``has``."""
     from pycriu_native import lib
 
     with pytest.raises(AttributeError, match="criu_make_coffee"):
@@ -104,7 +104,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def _abi_check(library: Library, include: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the compiler says to our declarations beside this release's ``criu.h``."""
+    """The compiler's output for our declarations together with this release's ``criu.h``."""
     monkeypatch.setattr(build_ffi, "INCLUDE", include)
     macros = build_ffi.abi_check_macros([str(library.include)])
     assert macros, "criu.h was not found"
@@ -173,7 +173,7 @@ def test_a_wrong_declaration_cannot_build(
 
 
 def _build(**changed: str) -> subprocess.CompletedProcess[str]:
-    """Start a build, which must end before it compiles anything."""
+    """Start a build that must end before it compiles."""
     command = [sys.executable, "-c", "import build_ffi; build_ffi.ffibuilder()"]
     named = {**environment(), **changed}
     return subprocess.run(command, env=named, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -181,12 +181,12 @@ def _build(**changed: str) -> subprocess.CompletedProcess[str]:
 
 @needs_compiler
 def test_a_build_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
-    """Header, library or compiler missing: which, and the commands that install them."""
+    """A missing header, library or compiler is named, with the commands that install it."""
     library = any_library()
     compiler = tmp_path / "cc"
 
     def lacks(pattern: str) -> str:
-        """A compiler to which something is missing, whatever this machine has."""
+        """A compiler that lacks something, whatever this machine has."""
         compiler.write_text(
             f"#!/bin/sh\nfor a; do case $a in {pattern}) exit 1;; "
             f'*.c) grep -q {pattern} $a && exit 1;; esac; done\nexec cc "$@"\n'
@@ -241,7 +241,7 @@ def test_a_python_without_the_stable_abi(change: str, name: str) -> None:
 
 @pytest.fixture
 def without_libcriu(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run Python with the library, whose extension needs a libcriu that does not exist."""
+    """Run Python with an extension whose libcriu does not exist."""
     package = Path(pycriu_native.__file__).parent
     shutil.copytree(package, tmp_path / "pycriu_native")
     shutil.copy(package.with_name("pycriu_native_main.py"), tmp_path)
@@ -279,7 +279,7 @@ def test_an_import_without_libcriu_says_what_to_install(
 def test_the_command_line_without_libcriu(
     without_libcriu: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """A command ends with the cure and no traceback; doctor reports it, in the shape of others."""
+    """A command ends with the cure and without a traceback; doctor reports it in its usual form."""
     run = without_libcriu("-m", "pycriu_native_main", "dump", "1")
     assert run.returncode == Exit.NO_CRIU
     assert "libcriu.so.9" in run.stderr
@@ -300,8 +300,24 @@ def test_the_command_line_without_libcriu(
     assert set(finding) == set(Finding(id="", severity=Severity.STOPS, message="").to_dict())
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("sys.implementation.name = 'pypy'", "this is pypy"),
+        ("sys.abiflags = 'td'", "this is a free-threaded build"),
+    ],
+)
+def test_an_import_without_the_stable_abi(change: str, name: str) -> None:
+    """By name, before the extension is looked for: libcriu is no cure."""
+    code = f"import sys; {change}\nfrom pycriu_native import dump"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert name in run.stderr
+    assert "Install libcriu" not in run.stderr
+
+
 def test_a_big_endian_machine_is_refused() -> None:
-    """By name, before the extension is looked for."""
+    """It is named before the extension is loaded."""
     code = "import sys; sys.byteorder = 'big'\nfrom pycriu_native import dump"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1

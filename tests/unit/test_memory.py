@@ -1,9 +1,8 @@
-"""Memory runs out, at each allocation of our C and of libcriu in turn.
+"""Failed allocations: each one of our C code and of libcriu in turn.
 
-A malloc of the test's own, preloaded, lets the n-th allocation fail that our extension, libcriu or
-protobuf-c asks for; n goes from the first to the last of a call. The call fails with an exception
-or succeeds: nothing crashes, is believed that was not said, or stays open. What CRIU has done by
-then counts as done.
+A preloaded malloc makes the n-th allocation of our extension, libcriu or protobuf-c fail; n goes
+from the first to the last of a call. The call fails with an exception or succeeds: it does not
+crash, has no wrong result, and leaks nothing. CRIU's work counts as done.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ print(json.dumps([good, outcomes, [before, left()]]))
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The malloc of the test's own."""
+    """The preloaded malloc."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler is installed")
@@ -92,7 +91,7 @@ ANSWERS: dict[str, list[list[Step]]] = {
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="asan has its own malloc")
 @pytest.mark.parametrize("verb", ANSWERS)
 def test_memory_runs_out(shim: Path, tmp_path: Path, verb: str) -> None:
-    """At each allocation: the call's own result, or MemoryError, or no thread; nothing is left."""
+    """At each allocation: the call's result, MemoryError, or no thread; nothing is left."""
     program = tmp_path / "criu"
     program.write_text(f"#!{sys.executable} -SE\n" + FAKE.read_text())
     program.chmod(0o755)

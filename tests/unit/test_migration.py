@@ -1,7 +1,7 @@
-"""The control connection of a migration, against peers that do not keep to it.
+"""The control connection of a migration, with peers that violate the protocol.
 
-The destination writes files as root and runs what is in them, so nothing that a peer says is
-taken on trust: names, numbers, sizes, order. No CRIU is needed for that.
+The destination writes files as root and runs what is in them, so no input is trusted: names,
+numbers, sizes, order. The tests need no CRIU.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from pycriu_native.testing import ScriptedCriu
 
 
 class Peer:
-    """The other end, which says what it likes."""
+    """The other end, which sends any bytes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
 
     def say(self, kind: int, data: bytes, size: int | None = None) -> None:
-        """Send a frame; ``size`` to lie about its length."""
+        """Send a frame; ``size`` is a wrong size."""
         self.sock.sendall(HEADER.pack(kind, len(data) if size is None else size) + data)
 
     def send_message(self, word: str, **fields: Any) -> None:
@@ -90,7 +90,7 @@ BAD_NAMES = (
 def test_names_that_are_no_file_names(
     ends: tuple[Channel, Peer], tmp_path: Path, name: object
 ) -> None:
-    """Refused, and nothing is written outside of the directory, nor in it."""
+    """Invalid names are refused, and nothing is written outside of the directory or in it."""
     channel, peer = ends
     peer.send_message("file", name=name, size=1)
     peer.say(Kind.PIECE, b"x")
@@ -102,7 +102,7 @@ def test_names_that_are_no_file_names(
 
 @given(st.text(max_size=300))
 def test_a_name_that_is_taken_is_a_plain_one(name: str) -> None:
-    """Whatever passes stays in its directory, is not hidden, and is no option of a command."""
+    """Accepted names stay in their directory, are not hidden, and are no option of a command."""
     try:
         taken = image_transfer.checked_name(name)
     except PeerLostError:
@@ -137,14 +137,14 @@ def _receive(channel: Channel, root: Path, last: int = 0, **told: Any) -> int:
 def test_announcements_that_cannot_be(
     ends: tuple[Channel, Peer], tmp_path: Path, told: dict[str, Any]
 ) -> None:
-    """Rounds come in order, with numbers that are possible."""
+    """Rounds arrive in order, with valid numbers."""
     with pytest.raises(PeerLostError):
         _receive(ends[0], tmp_path, **told)
     assert os.listdir(tmp_path) == []
 
 
 def test_more_than_there_is_room_for(ends: tuple[Channel, Peer], tmp_path: Path) -> None:
-    """Said before a byte is written."""
+    """The lack of space is reported before a byte is written."""
     with pytest.raises(MigrationError, match="do not fit"):
         _receive(ends[0], tmp_path, files=1, bytes=2**61)
     assert os.listdir(tmp_path) == []
@@ -156,7 +156,7 @@ def test_more_than_there_is_room_for(ends: tuple[Channel, Peer], tmp_path: Path)
 def test_sizes_that_lie(
     ends: tuple[Channel, Peer], tmp_path: Path, size: int, pieces: list[bytes]
 ) -> None:
-    """More than was announced, more than the file's size, nothing at all."""
+    """More than was announced, more than the file's size, and an empty transfer are refused."""
     channel, peer = ends
     peer.send_message("file", name="core-1.img", size=size)
     for piece in pieces:
@@ -166,7 +166,7 @@ def test_sizes_that_lie(
 
 
 def test_a_file_twice(ends: tuple[Channel, Peer], tmp_path: Path) -> None:
-    """The second is no way to write over what is there."""
+    """A second file of the same name is refused: it could overwrite the first."""
     channel, peer = ends
     for _ in range(2):
         peer.send_message("file", name="core-1.img", size=1)
@@ -176,7 +176,7 @@ def test_a_file_twice(ends: tuple[Channel, Peer], tmp_path: Path) -> None:
 
 
 def test_what_is_whole_arrives(tmp_path: Path) -> None:
-    """Files as they were, the second directory with the first as its parent."""
+    """Files arrive unchanged; the second directory has the first as its parent."""
     sender, receiver = socket.socketpair()
     there = tmp_path / "there"
     here = tmp_path / "here"
@@ -228,7 +228,7 @@ def test_what_is_whole_arrives(tmp_path: Path) -> None:
 def test_frames_that_are_none(
     ends: tuple[Channel, Peer], kind: int, data: bytes, size: int | None
 ) -> None:
-    """The channel is lost at once, whatever would have followed; nothing is allocated for it."""
+    """The channel is closed at once, and no memory is allocated for the message."""
     channel, peer = ends
     peer.say(kind, data, size)
     with pytest.raises(PeerLostError):
@@ -239,7 +239,7 @@ def test_frames_that_are_none(
 
 
 def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
-    """It is raised as what it is, and known before its turn comes."""
+    """An error of the peer is raised with its class, also before its turn."""
     channel, peer = ends
     peer.send_message("failed", why="no room")
     with pytest.raises(MigrationError, match="no room") as caught:
@@ -250,7 +250,7 @@ def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
 
 
 def test_silence_and_its_end() -> None:
-    """A peer that says nothing is lost; one that only gives signs of life is not."""
+    """A silent peer is lost; one that sends signs of life is not."""
     ours, theirs = socket.socketpair()
     mute = Channel(ours, peer_timeout=0.4, until=MigrationDeadline(), on_pages=lambda data: None)
     with theirs, pytest.raises(PeerLostError, match=r"nothing was received .* for 0\.4 s"):
@@ -268,7 +268,7 @@ def test_silence_and_its_end() -> None:
 
 
 def test_a_deadline_leaves_the_channel(ends: tuple[Channel, Peer]) -> None:
-    """It is raised once; after it one can still say why, and hear the answer."""
+    """An error is raised once; after it a message can be sent, and its response received."""
     ours, theirs = socket.socketpair()
     channel = Channel(
         ours, peer_timeout=30, until=MigrationDeadline(0.1), on_pages=lambda data: None
@@ -282,7 +282,7 @@ def test_a_deadline_leaves_the_channel(ends: tuple[Channel, Peer]) -> None:
 
 
 def test_another_protocol() -> None:
-    """What does not begin as we do is no peer."""
+    """A peer with another greeting is refused."""
     for response in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2, MAGIC[:-2] + b"2\n", b""):
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -294,7 +294,7 @@ def test_another_protocol() -> None:
 
 
 def test_a_greeting_byte_by_byte() -> None:
-    """The time is for all of it: who says a little now and then keeps nobody else out."""
+    """The timeout is for the whole handshake: a slow peer does not block others."""
     ours, theirs = socket.socketpair()
     over = threading.Event()
 
@@ -319,7 +319,7 @@ def test_a_greeting_byte_by_byte() -> None:
 
 @pytest.mark.parametrize("size", [24, 32])
 def test_the_daemons_last_word_stays_here(size: int) -> None:
-    """It is answered by the relay, in the form of CRIU 4.1 and of 4.2; requests go through."""
+    """The relay responds in the form of CRIU 4.1 and 4.2; requests are passed on."""
     remaining, right = socket.socketpair()
     request = bytes([7]) + bytes(size - 2) + b"\1"
     came: list[bytes] = []
@@ -348,7 +348,7 @@ def test_the_daemons_last_word_stays_here(size: int) -> None:
 
 
 def test_errors_pickle() -> None:
-    """With what they know."""
+    """Errors are passed on with their attributes."""
     import pickle
 
     error: CriuError = MigrationError("no", phase="pages", by_peer=True)
@@ -381,7 +381,7 @@ def _source(channel: Channel, workspace: Workspace) -> Source:
 def test_a_silence_that_nobody_waits_for(
     ends: tuple[Channel, Peer], tmp_path: Path, peer_timeout: object
 ) -> None:
-    """The frozen process would wait for so long when the destination cannot be asked any more."""
+    """An invalid peer_timeout is refused: it bounds the wait of the frozen process."""
     channel, peer = ends
     peer.send_message("hello", peer_timeout=peer_timeout)
     source = _source(channel, Workspace(CriuOpts(images_directory=tmp_path / "images")))
@@ -391,7 +391,7 @@ def test_a_silence_that_nobody_waits_for(
 
 @pytest.mark.parametrize("told", [{}, {"pid": "x"}, {"pid": -1}, {"pid": 1.5}], ids=repr)
 def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) -> None:
-    """Refused in our words, before the destination is told to go ahead."""
+    """Refused with an error of this package, before the destination gets ``go``."""
     channel, peer = ends
     peer.send_message("prepared", **told)
     handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
@@ -403,7 +403,7 @@ def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) ->
 def test_a_report_that_never_comes(
     ends: tuple[Channel, Peer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All is done by then: a destination that lives, and says no more, holds nobody up."""
+    """The migration is complete then: a silent destination does not delay the end."""
     monkeypatch.setattr(source_module, "REPORT_TIMEOUT", 0.1)
     source = _source(ends[0], Workspace(CriuOpts(images_directory=tmp_path / "images")))
     began = time.monotonic()
@@ -447,7 +447,7 @@ HANDOVERS = {
 def test_transitions_of_the_source(
     ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch, name: str, state: State
 ) -> None:
-    """Each is possible in its states only, and sends its message."""
+    """Each step is possible in its states only, and sends its message."""
     channel, peer = ends
     sent: list[str] = []
     monkeypatch.setattr(channel, "send_message", lambda word, **_: sent.append(word))
@@ -486,7 +486,7 @@ COPIES = {
 @pytest.mark.parametrize("state", CopyState)
 @pytest.mark.parametrize("name", ["prepare", "finalize", "own"])
 def test_transitions_of_the_destination(name: str, state: CopyState) -> None:
-    """Each is possible in one state only, and sends the watchdog its cleanup."""
+    """Each step is possible in one state only, and sends its cleanup to the watchdog."""
     cleanups: list[dict[str, Any]] = []
     watchdog = SimpleNamespace(set_cleanup=lambda *_, **cleanup: cleanups.append(cleanup))
     copy = RestoredCopy(cast(Any, watchdog))
@@ -515,7 +515,7 @@ def test_transitions_of_the_destination(name: str, state: CopyState) -> None:
 def test_what_a_failure_does_to_the_copy(
     monkeypatch: pytest.MonkeyPatch, state: CopyState, refused: bool, effect: str
 ) -> None:
-    """A copy is stopped, not ended, only where the source may have given its process up."""
+    """A copy is stopped, not killed, only if the source may have given its process up."""
     effects: list[str] = []
     for name, result in (("end_tree", "ended"), ("stop_tree", "stopped")):
         monkeypatch.setattr(watchdog_process, name, lambda *_, e=result: effects.append(e))

@@ -1,4 +1,4 @@
-"""The reader of page maps, in C: the same as protobuf's reading, whatever the bytes."""
+"""The reader of page maps in C: the same result as protobuf's for any bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLAGS = (0, PARENT, LAZY, PRESENT, PRESENT | LAZY, PRESENT | ALIGNED, LAZY | PAR
 
 @st.composite
 def entries(draw: st.DrawFn) -> bytes:
-    """Entries as CRIU writes them, old and new, compressed or not, and some that it never would."""
+    """Valid entries, old and new, compressed or not, and some that CRIU does not write."""
     made, at = [], 0
     for _ in range(draw(st.integers(0, 12))):
         pages = draw(st.integers(0, 9))
@@ -58,7 +58,7 @@ def entries(draw: st.DrawFn) -> bytes:
     data=entries(), cut=st.integers(0, 40), flips=st.lists(st.tuples(*[st.integers(0, 255)] * 2))
 )
 def test_it_reads_what_protobuf_reads(data: bytes, cut: int, flips: list[tuple[int, int]]) -> None:
-    """Whole, cut short, and damaged."""
+    """Complete, truncated and damaged entries."""
     check(data)
     damaged = bytearray(data[: len(data) - cut])
     for at, value in flips[:3]:
@@ -70,7 +70,7 @@ def test_it_reads_what_protobuf_reads(data: bytes, cut: int, flips: list[tuple[i
 @settings(deadline=None, max_examples=100)
 @given(data=entries(), ranges=st.lists(st.tuples(*[st.integers(0, 200 * PAGE)] * 2), max_size=9))
 def test_what_is_in_a_range(data: bytes, ranges: list[tuple[int, int]]) -> None:
-    """Counted by differences of sums, and one run after the other."""
+    """The counts by differences of sums equal those of one run after the other."""
     runs = check(data)
     result = runs.count([each[0] for each in ranges], [each[1] for each in ranges])
     assert result == [
@@ -105,7 +105,7 @@ def test_what_is_in_a_range(data: bytes, ranges: list[tuple[int, int]]) -> None:
     ],
 )
 def test_what_is_refused(message_: bytes, tmp_path: Path) -> None:
-    """Each by its own check, and by protobuf too; the error names the offset of the message."""
+    """Each invalid entry is refused, by protobuf too; the error names the offset of the message."""
     runs = check(frame(message_))
     assert len(runs) == 0
     good = message("pagemap_entry")(vaddr=0, compat_nr_pages=0, flags=PRESENT).SerializeToString()
@@ -126,7 +126,7 @@ def _runs_of(count: int) -> bytes:
 
 
 def test_entries_across_windows(tmp_path: Path) -> None:
-    """A page map is read a window at a time, and nothing is lost where one ends."""
+    """A page map is read in windows, and nothing is lost at their ends."""
     image_set(tmp_path)
     path = tmp_path / "pagemap-10.img"
     data = _runs_of(40_000)
@@ -142,7 +142,7 @@ def test_entries_across_windows(tmp_path: Path) -> None:
 
 
 def test_block_sizes_across_windows() -> None:
-    """The sizes of compressed blocks are those of their own run."""
+    """The sizes of compressed blocks belong to their own run."""
     kind = message("pagemap_entry")
     data = b""
     for n in range(5):
@@ -161,7 +161,7 @@ def test_block_sizes_across_windows() -> None:
 
 
 def test_overlapping_mappings_of_many_runs_take_no_longer(tmp_path: Path) -> None:
-    """Images from strangers: as many mappings as runs, each over all of them, is no trap."""
+    """Untrusted images: many mappings that each cover many runs do not take quadratic time."""
     runs = Runs()
     runs.take(_runs_of(40_000))
     begin = time.process_time()
@@ -184,7 +184,7 @@ def test_no_more_memory_than_the_file_has(tmp_path: Path) -> None:
 
 
 def test_processes_that_share_have_their_own_where_they_differ(tmp_path: Path) -> None:
-    """Mappings that are equal are made once; with other pages they are others."""
+    """Equal mappings share one object; those with other pages do not."""
     for pid, stored in ((10, 2), (11, 2), (12, 1)):
         image_set(tmp_path, [(0, stored, PRESENT)], page("a") + page("b"), pid=pid)
     tree = [

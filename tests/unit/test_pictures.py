@@ -1,4 +1,4 @@
-"""Pictures: what they are drawn from, and that they are drawn."""
+"""Pictures: their data, and that they are drawn."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PRE_DUMP = """\
 
 
 def test_a_log_is_read(tmp_path: Path) -> None:
-    """Phases follow each other, processes have their memory, frozen is CRIU's number."""
+    """Phases are consecutive, processes have their memory, the frozen time is CRIU's."""
     (tmp_path / "dump.log").write_text(LOG)
     write_dump_statistics(tmp_path, frozen_time=39_000, pages_written=3)
     result = plots.read_timeline(tmp_path)
@@ -76,7 +76,7 @@ def test_a_log_of_an_old_criu(tmp_path: Path) -> None:
 
 
 def test_a_long_name_of_a_directory(tmp_path: Path) -> None:
-    """It is shortened."""
+    """A long name is shortened."""
     place = tmp_path / ("long" * 50 + "end")
     place.mkdir()
     write_dump_statistics(place, pages_written=3, frozen_time=2000)
@@ -85,7 +85,7 @@ def test_a_long_name_of_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_pre_dump_writes_when_it_has_let_go(tmp_path: Path) -> None:
-    """The processes stand still until their memory is taken, not until it is written."""
+    """The processes are frozen until their memory is read, not until it is written."""
     (tmp_path / "pre-dump.log").write_text(PRE_DUMP)
     result = plots.read_timeline(tmp_path)
     assert result.frozen == (0.02, 0.041)
@@ -94,7 +94,7 @@ def test_a_pre_dump_writes_when_it_has_let_go(tmp_path: Path) -> None:
 
 
 def test_a_log_without_times(tmp_path: Path) -> None:
-    """What is left are durations; without statistics too, there is nothing to draw."""
+    """Without phases in the log there are only durations; without statistics too, an error."""
     (tmp_path / "dump.log").write_text("Warn  (criu/x.c:1): nothing\n")
     with pytest.raises(ImagesError, match="log_level=4"):
         plots.timeline(tmp_path, tmp_path / "x.png")
@@ -105,7 +105,7 @@ def test_a_log_without_times(tmp_path: Path) -> None:
 
 
 def test_a_chain(tmp_path: Path) -> None:
-    """The oldest first, with what each wrote; a directory without statistics counts its pages."""
+    """The oldest first, each with its written bytes; without statistics, pages are counted."""
     for number, written in enumerate((100, 40, 5), 1):
         place = tmp_path / str(number)
         place.mkdir()
@@ -129,14 +129,14 @@ def test_a_chain(tmp_path: Path) -> None:
 
 
 def test_a_chain_in_a_circle(tmp_path: Path) -> None:
-    """It ends, with an error."""
+    """A cycle of parents is an error."""
     (tmp_path / "parent").symlink_to(".")
     with pytest.raises(ImagesError, match="cyclic"):
         plots.read_rounds(tmp_path)
 
 
 def test_the_picture_says_what_the_log_says(tmp_path: Path) -> None:
-    """The title, each process, the frozen time; the same file for the same dump."""
+    """It has the title, each process and the frozen time; the same dump gives the same file."""
     (tmp_path / "dump.log").write_text(LOG)
     write_dump_statistics(tmp_path, frozen_time=39_000)
     plots.timeline(tmp_path, tmp_path / "x.svg")
@@ -153,7 +153,7 @@ def test_the_picture_says_what_the_log_says(tmp_path: Path) -> None:
 
 
 def test_many_processes(tmp_path: Path) -> None:
-    """The longest have lanes of their own, the rest share one."""
+    """The longest processes have their own lanes, the others share one."""
     lines = [f"(00.{100 + n:03}000) Dumping task (pid: {n + 1} comm: p)" for n in range(40)]
     log = LOG.replace("(00.040000) Dumping task (pid: 9 comm: wor) ker)\n", "")
     head, tail = log.split("(00.050000)")
@@ -165,7 +165,7 @@ def test_many_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.jpg", "x", "png"])
 def test_another_kind_of_file(name: str, tmp_path: Path) -> None:
-    """It is refused by its name, before anything is read."""
+    """An unknown format is refused by name, before anything is read."""
     with pytest.raises(OptionError, match=r"\.png or \.svg"):
         plots.timeline(tmp_path / "none", tmp_path / name)
 
@@ -221,7 +221,7 @@ def test_starts(tmp_path: Path) -> None:
     ],
 )
 def test_no_timings(tmp_path: Path, text: str, why: str) -> None:
-    """A file with something else is refused."""
+    """An invalid file is refused."""
     path = tmp_path / "starts.jsonl"
     path.write_text(text)
     with pytest.raises(ImagesError, match=why):

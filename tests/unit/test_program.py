@@ -1,4 +1,4 @@
-"""Which criu program is taken: the order, and what names it."""
+"""The selection of the criu program: order and origin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_program(path: Path) -> str:
 
 @pytest.fixture
 def forget_companion() -> Iterator[None]:
-    """Each test looks for the package anew."""
+    """Each test searches the package again."""
     sys.modules.pop(COMPANION, None)
     program.companion.cache_clear()
     yield
@@ -37,7 +37,7 @@ def forget_companion() -> Iterator[None]:
 
 
 def hide_companion() -> None:
-    """Make its import fail, until the end of the test."""
+    """Make its import fail until the end of the test."""
     sys.modules[COMPANION] = None  # type: ignore[assignment]
     program.companion.cache_clear()
 
@@ -46,7 +46,7 @@ def hide_companion() -> None:
 def everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_companion: None
 ) -> dict[Source, str]:
-    """One program for each place."""
+    """One program in each place."""
     made = {source: make_program(tmp_path / source.name.lower() / "criu") for source in Source}
     package = tmp_path / "site" / "pycriu_native_criu.py"
     package.parent.mkdir()
@@ -89,7 +89,7 @@ def test_the_order(everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatc
 def test_a_variable_that_names_no_program(
     everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It is an error, not a reason to take another; a plain name is looked for."""
+    """A missing named program is an error, no reason for a search; a plain name is searched."""
     monkeypatch.setenv("CRIU_PROGRAM", str(tmp_path / "none"))
     with pytest.raises(ProgramNotFoundError, match="none"):
         find_program()
@@ -101,7 +101,7 @@ def test_a_variable_that_names_no_program(
 def test_each_is_checked(
     everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatch, source: Source
 ) -> None:
-    """A program that others could change is refused wherever it comes from, with the cure."""
+    """A program that others could change is refused wherever it is, with the cure."""
     if source is Source.COMPANION:
         monkeypatch.delenv("CRIU_PROGRAM")
         monkeypatch.setattr(program, "BUILT_PROGRAM", "")
@@ -113,7 +113,7 @@ def test_each_is_checked(
 def test_doctor_names_the_libraries_of_the_companion(
     everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those in its program, with their versions; of another program there is nothing to name."""
+    """The libraries in the package's program, with versions; other programs have none."""
     assert list(doctor.libraries(Worker())) == []
     monkeypatch.delenv("CRIU_PROGRAM")
     monkeypatch.setattr(program, "BUILT_PROGRAM", "")
@@ -122,6 +122,6 @@ def test_doctor_names_the_libraries_of_the_companion(
 
 
 def test_without_the_companion(forget_companion: None) -> None:
-    """It is optional."""
+    """The package is optional."""
     hide_companion()
     assert program.companion() is None

@@ -133,8 +133,8 @@ def test_what_is_sent_is_what_the_options_say(
 ) -> None:
     """Every field that is set with its value, the table's additions, and nothing else.
 
-    The bytes are those of an independent encoder, the message read back through libcriu's
-    descriptors is the same, doing it again gives the same bytes, and so does another order.
+    The bytes are those of an independent encoder; the message that is read back through libcriu's
+    descriptors is the same; a repetition and another order give the same bytes.
     """
     opts = without(opts, unknown_to(judge, opts))
     inherited = inherited_by_criu(opts)
@@ -162,7 +162,9 @@ def test_what_is_sent_is_what_the_options_say(
 
 
 def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
-    """libcriu's own free forgets fields: after a hundred handles, malloc has what it had."""
+    """libcriu's own free forgets fields: after a hundred handles, malloc has the same memory in
+    use.
+    """
 
     @settings(max_examples=5, deadline=None, phases=[Phase.generate])
     @given(opts=st.builds(CriuOpts, **fields()))
@@ -179,9 +181,9 @@ def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
 def test_a_call_sends_what_the_options_say(
     peer: Peer, judge: Judge, world: World, data: st.DataObject
 ) -> None:
-    """The same through a whole call, checks included, as CRIU at the end of the line hears it.
+    """The same through a whole call, checks included, as a CRIU receives it.
 
-    What the loaded libcriu does not know is refused with the release that has it.
+    Options that the loaded libcriu lacks are refused with their release.
     """
     verb = data.draw(verbs)
     opts = data.draw(criu_opts(world, verb))
@@ -205,7 +207,7 @@ def test_a_call_sends_what_the_options_say(
 
 @pytest.mark.parametrize("name", list(BY_FIELD))
 def test_each_option_at_its_limits(peer: Peer, judge: Judge, name: str) -> None:
-    """Each field by itself, so that none is left to chance; nothing that is unknown is dropped."""
+    """Each field alone; unknown fields are refused, not dropped."""
     row = BY_FIELD[name]
 
     @settings(max_examples=8, deadline=None, database=None)
@@ -259,7 +261,7 @@ def test_a_value_that_is_younger_than_its_option(peer: Peer) -> None:
 
 
 def test_a_program_that_is_older_than_libcriu(peer: Peer) -> None:
-    """An old ``criu`` would skip a field without a word: refused, with the program's release."""
+    """An old ``criu`` would ignore an unknown field: it is refused, with the program's release."""
     if release(peer.library.version) < (3, 19):
         return  # this library refuses it by itself
     with pytest.raises(UnsupportedError, match=r"display_stats.* needs CRIU 3\.19; .* is 3\.17"):
@@ -268,7 +270,7 @@ def test_a_program_that_is_older_than_libcriu(peer: Peer) -> None:
 
 
 def test_requests_without_options(peer: Peer, judge: Judge) -> None:
-    """``version`` and ``feature_check`` send no option of CRIU's."""
+    """``version`` and ``feature_check`` send no options."""
     for verb, features in ((Verb.VERSION, None), (Verb.FEATURE_CHECK, True)):
         sent = judge.decode(peer.ask(asked.filled, CriuOpts(), verb).request)
         assert sent.pop("type") == judge.request_types[expected.REQUEST_TYPE[verb]]
@@ -280,7 +282,7 @@ def test_requests_without_options(peer: Peer, judge: Judge) -> None:
 
 @pytest.mark.parametrize("size", [2**18, 2**20, 4 * 2**20 - 2**16])
 def test_requests_of_megabytes(peer: Peer, judge: Judge, world: World, size: int) -> None:
-    """What a socket can carry arrives whole; where it cannot be made wide enough, it is refused."""
+    """A large request arrives complete; if the buffer cannot be enlarged, it is refused."""
     opts = CriuOpts(images_directory=str(world.images), cg_props="x" * size)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         widen(sock)
@@ -294,14 +296,14 @@ def test_requests_of_megabytes(peer: Peer, judge: Judge, world: World, size: int
 
 
 def test_more_than_a_socket_carries(peer: Peer, world: World) -> None:
-    """Above 4 MiB the kernel has no room for a message: refused, and nothing was sent."""
+    """The kernel has no space for a message above 4 MiB: it is refused, and not sent."""
     opts = CriuOpts(images_directory=str(world.images), cg_props="x" * (5 * 2**20))
     with pytest.raises(OptionError, match=r"the options take .* bytes; one request holds"):
         peer.ask(asked.called, opts, Verb.DUMP, NOBODY)
 
 
 def test_descriptors_that_crius_own_would_hide(peer: Peer, judge: Judge) -> None:
-    """0 to 2 are CRIU's own standard files: what is inherited from there gets another number."""
+    """0 to 2 are CRIU's standard files: inherited descriptors get other numbers."""
     opts = CriuOpts(
         inherit_fds=[InheritFd(0, "a"), InheritFd(700, "b")], page_server=PageServer(fd=1)
     )
@@ -314,12 +316,12 @@ def test_descriptors_that_crius_own_would_hide(peer: Peer, judge: Judge) -> None
 
 
 def test_no_verb_is_left_out() -> None:
-    """Every verb that takes options and is a request of CRIU's is tried here."""
+    """Every verb with options that is a request of CRIU is tested here."""
     assert set(expected.LOG) == {verb for verb in VERB_MASK if str(verb) in REQUEST_TYPES}
 
 
 def test_who_dumps_itself_cannot_be_asked(peer: Peer, judge: Judge) -> None:
-    """A dump of the caller or of what it runs in: no pid for itself, and no notifications."""
+    """A dump of the caller or of a tree that contains it: no pid for itself, no notifications."""
     for pid in (None, 1):
         sent = judge.decode(peer.ask(asked.filled, CriuOpts(), Verb.DUMP, pid).request)["opts"]
         assert isinstance(sent, dict)

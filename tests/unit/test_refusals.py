@@ -1,7 +1,7 @@
-"""What a verb refuses before anything is touched, each with the field's name and the reason.
+"""Calls that a verb refuses before it changes anything, with the field's name and the reason.
 
-CRIU would refuse it later, cut it, or ignore it, mostly without a word. ``tests/integration`` holds
-these verdicts against a real CRIU.
+CRIU would refuse, truncate or ignore these values later, mostly without a message.
+``tests/integration`` compares the verdicts with a real CRIU.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def refusal(verb: Verb, fields: dict[str, Any], pid: int | None = None) -> Optio
     ids=[f"{verb}-{fields}"[:70] for verb, fields, _, _ in REFUSED],
 )
 def test_refused(verb: Verb, fields: dict[str, Any], culprit: str, reason: str) -> None:
-    """The error names the field, shows its value and tells the rule."""
+    """The error names the field, shows its value and the rule."""
     error = refusal(verb, {"images_directory": HERE, **fields})
     assert culprit in error.options
     problem = next(problem for problem in error.problems if problem.field == culprit)
@@ -155,7 +155,7 @@ def test_refused(verb: Verb, fields: dict[str, Any], culprit: str, reason: str) 
 def test_without_the_culprit_it_is_accepted(
     verb: Verb, fields: dict[str, Any], culprit: str, reason: str
 ) -> None:
-    """Only that field is wrong: each case would be accepted without what it is about."""
+    """Only that field is wrong: without it, each case would be accepted."""
     rest = {name: value for name, value in fields.items() if name != culprit}
     rest.setdefault("images_directory", HERE)
     if culprit == "page_server" and (verb is PAGES or rest.get("lazy_pages")):
@@ -173,7 +173,7 @@ WRONG_BY_ITSELF = [
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_one_error_tells_all(data: st.DataObject) -> None:
-    """Whatever is wrong at once, each is named."""
+    """All problems are named at once."""
     verb = data.draw(st.sampled_from([DUMP, RESTORE]))
     fields: dict[str, Any] = {}
     culprits = set()
@@ -191,7 +191,7 @@ def test_one_error_tells_all(data: st.DataObject) -> None:
 def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
     world: World, data: st.DataObject
 ) -> None:
-    """``belongs to`` is said of exactly the fields whose row is for other verbs."""
+    """``belongs to`` is reported for exactly the fields whose row is for other verbs."""
     name = data.draw(st.sampled_from(sorted(BY_FIELD)))
     verb = data.draw(st.sampled_from(sorted(VERB_MASK, key=str)))
     value = data.draw(world.forms.get(name, values_of(BY_FIELD[name])))
@@ -207,17 +207,17 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
 @settings(max_examples=400, deadline=None)
 @given(opts=any_opts(), verb=st.sampled_from(sorted(VERB_MASK, key=str)))
 def test_a_rule_that_is_not_asked_had_nothing_to_say(opts: CriuOpts, verb: Verb) -> None:
-    """Rules are asked only where the options that they are about are set."""
+    """A rule runs only if an option that it checks is set."""
 
     def every() -> list[Problem]:
         return [problem for rule in option_rules._RULES for problem in rule(opts, verb)]
 
-    before, result = every(), option_rules.found(option_rules._RULES, opts, verb)
+    before, result = every(), option_rules.problems_of(option_rules._RULES, opts, verb)
     assert result == before or result == every()  # a descriptor can be closed meanwhile
 
 
 def test_only_for_makes_any_options_fit(world: World) -> None:
-    """What ``only_for`` leaves is never called foreign."""
+    """The options that ``only_for`` leaves are accepted."""
 
     @settings(max_examples=50, deadline=None)
     @given(data=st.data())
@@ -231,7 +231,7 @@ def test_only_for_makes_any_options_fit(world: World) -> None:
 
 @pytest.mark.parametrize("pid", [0, -1, True, "1", 1.0, 2**31])
 def test_a_pid_that_is_none(pid: Any) -> None:
-    """0 would be taken for a self-dump."""
+    """0 would be read as a self-dump."""
     assert "pid" in refusal(DUMP, {"images_directory": HERE}, pid).options
 
 
@@ -244,7 +244,7 @@ def test_a_pid_that_is_none(pid: Any) -> None:
     ],
 )
 def test_an_argument_of_another_kind(name: str, value: Any, tmp_path: Path) -> None:
-    """CRIU would be at work already when the argument is used."""
+    """Invalid arguments are refused before CRIU starts."""
     with pytest.raises(OptionError, match=f"{name}="):
         dump(os.getppid(), CriuOpts(images_directory=tmp_path), **{name: value})
     assert not list(tmp_path.iterdir())
@@ -253,7 +253,7 @@ def test_an_argument_of_another_kind(name: str, value: Any, tmp_path: Path) -> N
 def test_a_relative_path_where_the_working_directory_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is named, for each directory that is taken."""
+    """A missing working directory is named."""
     removed = tmp_path / "removed"
     removed.mkdir()
     monkeypatch.chdir(removed)
@@ -263,7 +263,7 @@ def test_a_relative_path_where_the_working_directory_is_removed(
 
 
 def test_nothing_is_touched_by_a_refusal(tmp_path: Path) -> None:
-    """No program is looked for, no directory made, no process asked for."""
+    """No program is searched, no directory created, no process read."""
     images = tmp_path / "images"
     opts = CriuOpts(images_directory=images, leave_running=True, leave_stopped=True)
     via = Worker(program="/nonexistent/criu")
@@ -280,7 +280,7 @@ def test_nothing_is_touched_by_a_refusal(tmp_path: Path) -> None:
 
 
 def test_a_parent_without_tracking(tmp_path: Path) -> None:
-    """CRIU leaves out what has not changed only with ``track_mem``; a pre-dump sets it itself."""
+    """CRIU saves only changes with ``track_mem`` alone; a pre-dump sets it itself."""
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "inventory.img").touch()
     opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1")
@@ -291,7 +291,7 @@ def test_a_parent_without_tracking(tmp_path: Path) -> None:
 
 
 def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
-    """No restore takes it, so nothing may be built on it: neither it nor what it builds on."""
+    """Unfinished images are refused as parents, also further up the chain."""
     for number in ("1", "2"):
         (tmp_path / number).mkdir()
         (tmp_path / number / "inventory.img").touch()
@@ -308,7 +308,7 @@ def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
 
 
 def test_a_parent_of_another_process(tmp_path: Path) -> None:
-    """Images that hold memory, but not this process's; unless it went to a page server."""
+    """Parents with memory of another process are refused, unless it went to a page server."""
     (tmp_path / "1").mkdir()
     for name in ("inventory.img", "pagemap-1.img", "pagemap-shmem-7.img"):
         (tmp_path / "1" / name).touch()

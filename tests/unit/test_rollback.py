@@ -71,7 +71,7 @@ def test_a_copy_with_holes(tmp_path: Path, by_hand: bool, monkeypatch: pytest.Mo
 
 
 def test_a_copy_of_an_end(tmp_path: Path) -> None:
-    """The end of a file goes to a new one, and back to its place."""
+    """The end of a file is copied to a new one, and back to its offset."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"0123456789")
     with open(source, "r+b") as a, open(target, "w+b") as b:
@@ -89,8 +89,8 @@ def _saved(images: Path, *files: Path) -> int:
 
 
 def test_put_back_and_given_back(tmp_path: Path) -> None:
-    """Changed, deleted, replaced by a link, new: put back to the state of the dump, and given
-    back, with owner, mode and time.
+    """Changed, deleted, replaced by a link, new: each is put back to the state of the dump, and
+    changed back, with owner, mode and time.
     """
     images, place = tmp_path / "images", tmp_path / "place"
     images.mkdir()
@@ -128,7 +128,7 @@ def test_put_back_and_given_back(tmp_path: Path) -> None:
 
 
 def test_nothing_is_changed_if_one_cannot_be(tmp_path: Path) -> None:
-    """All is checked first; what has failed in the middle is undone."""
+    """All files are checked first; a failure in the middle is undone."""
     images, place = tmp_path / "images", tmp_path / "place"
     images.mkdir()
     place.mkdir()
@@ -160,7 +160,7 @@ def test_nothing_is_changed_if_one_cannot_be(tmp_path: Path) -> None:
 
 
 def test_an_index_that_is_none(tmp_path: Path) -> None:
-    """An index that somebody has damaged is an error, not a crash; nothing outside is read."""
+    """A damaged index is an error; no file outside is read."""
     at = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for text in ("", "[]", '{"format": 2}', '{"format": 1, "files": [{}], "patterns": []}'):

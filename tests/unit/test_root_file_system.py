@@ -1,4 +1,4 @@
-"""The root file system of a container: nothing is written outside, all attributes come along."""
+"""The root file system of a container: nothing is written outside, all attributes are restored."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def directory(name: str, **attributes: object) -> tuple[str, bytes, str, dict[st
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    """The new root, beside a file that must stay as it is."""
+    """The new root, beside a file that must not change."""
     (tmp_path / "victim").write_text("as it was")
     (tmp_path / "root").mkdir()
     return str(tmp_path / "root")
@@ -81,7 +81,7 @@ def root(tmp_path: Path) -> str:
 def test_no_link_leads_out(
     root: str, tmp_path: Path, members: list[tuple[str, bytes, str, dict[str, object]]]
 ) -> None:
-    """A link is followed with the new root as the root directory, whatever it says."""
+    """A link is resolved with the new root as the root directory."""
     placed = [
         (name, kind, target.format(outside=tmp_path) if isinstance(target, str) else target, more)
         for name, kind, target, more in members
@@ -94,7 +94,7 @@ def test_no_link_leads_out(
 
 
 def test_names_above_the_root_are_refused(root: str) -> None:
-    """Also those that only a hard link or a deletion names."""
+    """Also paths of hard links and deletions only."""
     with pytest.raises(ImagesError, match="outside of its directory"):
         root_file_system.extract(archive(file("../victim")), root, limit=MOST)
     hard = link("here", "../victim", tarfile.LNKTYPE)
@@ -105,7 +105,7 @@ def test_names_above_the_root_are_refused(root: str) -> None:
 
 
 def test_deletions_follow_no_link(root: str, tmp_path: Path) -> None:
-    """A file is removed where the container had it."""
+    """A file is removed in the container's directory."""
     os.symlink(str(tmp_path), f"{root}/out")
     root_file_system.remove(root, ["/out/victim", "/never"])
     assert (tmp_path / "victim").exists()
@@ -115,7 +115,7 @@ def test_deletions_follow_no_link(root: str, tmp_path: Path) -> None:
 
 
 def test_attributes_come_along(root: str) -> None:
-    """Mode, time, links and attributes; what is in the way is replaced."""
+    """Mode, time, links and attributes are set; existing files are replaced."""
     os.mkdir(f"{root}/file")
     members = archive(
         directory(".", mode=0o711),
@@ -142,7 +142,7 @@ def test_attributes_come_along(root: str) -> None:
 
 
 def test_layers(root: str) -> None:
-    """A whiteout removes a file of lower layers, an opaque one all that the layer does not have."""
+    """A whiteout removes a file of lower layers, an opaque one all files that the layer lacks."""
     lower = archive(directory("a"), file("a/old"), file("b/old"), file("b/kept"))
     root_file_system.extract(lower, root, limit=MOST, is_layer=True)
     upper = archive(file("a/new"), file("a/.wh..wh..opq", b""), file("b/.wh.old", b""))
@@ -157,7 +157,7 @@ def test_more_than_the_limit(root: str) -> None:
 
 
 def test_changes(tmp_path: Path) -> None:
-    """What was added, changed and removed is found; an archive of it makes the same of a copy."""
+    """Added, changed and removed files are found; their archive makes an equal copy."""
     base, root = str(tmp_path / "base"), str(tmp_path / "root")
     for each in (base, root):
         os.makedirs(f"{each}/etc/deep")

@@ -1,4 +1,4 @@
-"""The pages of the site, as they are made for the site generator, which is not needed for this."""
+"""The pages of the site as they are made for the site generator, which these tests do not need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.docs_site.sources import ROOT, SiteError, meanings, options
 
 
 def test_each_field_has_its_page() -> None:
-    """With its own words and names; one that has a scenario also has its tests."""
+    """Each has its own text and names; one with a scenario also has its tests."""
     assert set(options()) == set(CriuOpts.__dataclass_fields__)
     shown = {name for scenario in howto.scenarios() for name in scenario.names}
     for field, option in options().items():
@@ -26,7 +26,7 @@ def test_each_field_has_its_page() -> None:
 
 
 def test_each_failure_has_an_anchor() -> None:
-    """Once, with cause and cure."""
+    """Each failure is listed once, with cause and cure."""
     page = failures.page()
     for one in failures.known():
         assert page.count(f"{{#{one['id']}}}") == 1
@@ -35,7 +35,7 @@ def test_each_failure_has_an_anchor() -> None:
 
 
 def test_generated_links_lead_to_pages() -> None:
-    """Those of the how-to pages and of the errors."""
+    """Every example of the how-to pages and of the errors is valid."""
     made = {"errors.md": failures.page(), "howto/index.md": howto.index()}
     made |= {f"howto/{name}.md": howto.page(name) for name in howto.subjects()}
     names = {*made, *site.originals().values()}
@@ -47,7 +47,7 @@ def test_generated_links_lead_to_pages() -> None:
 
 
 def test_links_of_written_pages() -> None:
-    """They lead to a page, or to the source of what they name; to nothing is told."""
+    """Links lead to a page, or to the source of what they name."""
     needed: set[str] = set()
     broken: list[str] = []
     text = "[a](docs/cli.md#dump) [b](tests/conftest.py) [c](https://x.org) [d](docs/none.md)\n"
@@ -60,7 +60,7 @@ def test_links_of_written_pages() -> None:
 
 
 def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The build stops, and names the file."""
+    """A broken link stops the build and is named with its file."""
     exited = howto.Scenario(
         title="x", names=("timeout",), files=("tests/integration/test_gone.py",)
     )
@@ -70,7 +70,7 @@ def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_contents_name_every_page() -> None:
-    """No page but those with sources is out of reach."""
+    """All pages, except sources, can be reached by links."""
     made = dict.fromkeys([*site.originals().values(), "errors.md"], "")
     message = json.dumps(site.configuration(made)["nav"])
     assert all(f'"{name}"' in message for name in made)
@@ -89,14 +89,14 @@ def test_the_reference_covers_the_public_modules() -> None:
 
 
 def test_a_module_of_the_reference_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The build stops, and names the module."""
+    """A missing module stops the build and is named."""
     monkeypatch.setitem(api.MODULES, "pycriu_native.none", "nothing")
     with pytest.raises(SiteError, match=r"pycriu_native\.none, which does not exist"):
         api.pages()
 
 
 def test_the_index_has_whole_sentences() -> None:
-    """A colon or an abbreviation does not end one; each ends with a full stop."""
+    """A colon or an abbreviation does not end a sentence; each sentence ends with a period."""
     assert howto.first_sentence("A path: `a.b`, or\nnone (e.g. x. Y). Next.") == (
         "A path: `a.b`, or none (e.g. x. Y)."
     )

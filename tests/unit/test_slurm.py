@@ -1,4 +1,4 @@
-"""What a job does in a batch script of SLURM, with a program in the place of ``scontrol``."""
+"""Jobs in batch scripts of SLURM, with a program that replaces ``scontrol``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ esac
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of a batch script; the file has the calls of ``scontrol``, a line each."""
+    """The environment of a batch script; the file has one line for each call of ``scontrol``."""
     for name in [name for name in os.environ if name.startswith("SLURM")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
@@ -47,7 +47,7 @@ def _lines(calls: Path) -> list[str]:
 
 
 def test_the_environment(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number, the restarts and the directory of a job."""
+    """Number, restarts and directory of a job."""
     job = SlurmJob.current()
     assert (job.id, job.restarts, job.submitted_from) == ("7", 0, str(tmp_path))
     assert job.default_directory() == str(tmp_path / "pycriu-native-7")
@@ -67,7 +67,7 @@ REFUSED: dict[str, dict[str, str | None]] = {
 @pytest.mark.parametrize("what", REFUSED)
 @pytest.mark.usefixtures("calls")
 def test_environments_that_are_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names what is wrong."""
+    """The error names the problem."""
     for name, value in REFUSED[what].items():
         if value is None:
             monkeypatch.delenv(name)
@@ -79,7 +79,7 @@ def test_environments_that_are_refused(what: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("calls")
 def test_a_number_that_was_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory that is there before the first restart is that of another job."""
+    """A directory that exists before the first restart belongs to another job."""
     (tmp_path / "pycriu-native-7").mkdir()
     with pytest.raises(OptionError, match="belongs to another job"):
         SlurmJob.current().default_directory()
@@ -88,7 +88,7 @@ def test_a_number_that_was_used_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class _Interrupted:
-    """A run that was interrupted, instead of one with CRIU."""
+    """An interrupted run, without CRIU."""
 
     def __init__(self, place: Path, stopped_by: str | None, checkpoints: int) -> None:
         self.job = Job(place / "job", ["true"])
@@ -125,7 +125,7 @@ def test_what_is_queued_again(
     checkpoints: int,
     again: bool,
 ) -> None:
-    """SIGUSR1 and notices; not what was cancelled or killed, nor what comes no further."""
+    """SIGUSR1 and notices requeue; cancelled, killed and stuck jobs do not."""
     run = _Interrupted(tmp_path, stopped_by, checkpoints)
     monkeypatch.setattr(Job, "run", run.run)
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)]
@@ -150,7 +150,7 @@ def test_a_run_that_is_lost_for_slurm(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_slurm_refuses(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its reason is in the message of the result, which is an interrupted one all the same."""
+    """The reason is in the message of the result, which is an interrupted one."""
     _scontrol(tmp_path, requeue="echo 'Invalid job id specified' >&2; exit 1")
     run = _Interrupted(tmp_path, "SIGUSR1", 1)
     monkeypatch.setattr(Job, "run", run.run)

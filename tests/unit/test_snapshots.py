@@ -43,29 +43,29 @@ def record(tmp_path: Path) -> Record:
 
 
 def test_records(record: Record, tmp_path: Path) -> None:
-    """They come back as they were, and only their owner can read them."""
+    """Records are read back unchanged, and only their owner can read them."""
     record.write(tmp_path)
     assert Record.read(tmp_path) == record
     assert (tmp_path / "snapshot.json").stat().st_mode & 0o777 == 0o600
 
 
 def fields(record: Record, criu: Version = CRIU) -> list[str]:
-    """The subjects of the problems that a record has here."""
+    """The subjects of the problems of a record on this machine."""
     return [problem.field for problem in host_check.problems(record, criu)]
 
 
 def on(record: Record, **values: Any) -> Record:
-    """The record of a snapshot that another machine took."""
+    """The record of a snapshot of another machine."""
     return dataclasses.replace(record, host=dataclasses.replace(record.host, **values))
 
 
 def test_this_machine(record: Record) -> None:
-    """A snapshot fits the machine that it was taken on."""
+    """A snapshot fits the machine on which it was taken."""
     assert fields(record) == []
 
 
 def test_another_processor(record: Record) -> None:
-    """Another architecture, and a processor that lacks something; one that has more will do."""
+    """Another architecture, or a processor with fewer features, is refused; more are not."""
     assert fields(on(record, architecture="vax")) == ["host"]
     flags = record.host.cpu_flags
     assert fields(on(record, cpu_flags=(*flags, "future"))) == ["processor"]
@@ -73,7 +73,7 @@ def test_another_processor(record: Record) -> None:
 
 
 def test_another_kernel_and_criu(record: Record) -> None:
-    """Older ones are refused, newer ones are not."""
+    """Older releases are refused, newer ones are not."""
     assert fields(on(record, kernel="99.1.2-later")) == ["kernel"]
     assert fields(on(record, kernel="3.10.0")) == []
     assert fields(record, Version.parse("4.2")) == ["criu"]
@@ -81,7 +81,9 @@ def test_another_kernel_and_criu(record: Record) -> None:
 
 
 def test_mapped_files(record: Record) -> None:
-    """Gone, of another size, or changed; the time counts on the machine of the snapshot only."""
+    """A file that is missing, has another size, or was changed; times count on the same machine
+    only.
+    """
     file = Path(record.files[0].path)
     os.utime(file, ns=(0, 0))
     if record.host.machine_id:
@@ -94,7 +96,7 @@ def test_mapped_files(record: Record) -> None:
 
 
 def test_the_mapped_files_of_a_process() -> None:
-    """The interpreter and its libraries, as they are."""
+    """The interpreter and its libraries fit."""
     files = {each.path: each for each in host_check.mapped_files(Tree(os.getpid()))}
     program = os.path.realpath(sys.executable)
     assert files[program].size == os.stat(program).st_size
@@ -115,7 +117,7 @@ def test_the_mapped_files_of_a_process() -> None:
     ],
 )
 def test_streams(tmp_path: Path, stdout: object, key: str | None, accepted: bool) -> None:
-    """A stream needs a key; what CRIU opens anew cannot be a file."""
+    """A stream needs a key; a file that CRIU opens again is refused."""
     with open(tmp_path / "file", "w") as file:
         value = file if stdout == "file" else stdout
         problems = check((None, value, None), ("socket:[0]", key, "socket:[2]"))  # type: ignore[arg-type]
@@ -123,7 +125,7 @@ def test_streams(tmp_path: Path, stdout: object, key: str | None, accepted: bool
 
 
 def test_pids_of_another_namespace() -> None:
-    """The pids in the images say nothing about this namespace if a restore enters another one."""
+    """The pids in the images are not those of this namespace if a restore joins another one."""
     fd = os.open("/proc/self/ns/pid", os.O_RDONLY)
     try:
         given = Request(
@@ -137,7 +139,7 @@ def test_pids_of_another_namespace() -> None:
 
 
 def test_nothing_is_offered_twice() -> None:
-    """An option that take sets itself is refused by name."""
+    """An option that ``take`` sets itself is refused by name."""
     from pycriu_native.snapshots import Snapshot
 
     with pytest.raises(OptionError, match="take sets this option itself"):
@@ -145,7 +147,7 @@ def test_nothing_is_offered_twice() -> None:
 
 
 def test_the_host_is_known() -> None:
-    """Each field has a value, but for the machine's id, which containers lack."""
+    """Each field has a value, except for the machine's id, which containers lack."""
     host = host_check.this_host()
     assert isinstance(host, Host)
     assert host.architecture
@@ -153,7 +155,7 @@ def test_the_host_is_known() -> None:
 
 
 def test_a_worker_that_is_bound() -> None:
-    """It and the processes that it forks are killed when the other ends are closed."""
+    """The worker and its children are killed when the other ends are closed."""
     for _ in range(50):  # the second process is forked meanwhile
         reader, writer = os.pipe()
         sockets = LifetimeSockets()
@@ -182,7 +184,7 @@ def test_a_worker_that_is_bound() -> None:
 
 @pytest.mark.parametrize("kind", ["cgroup2", "cgroup"])
 def test_memory_room(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest of the machine's and that of each cgroup on the way up; cache counts as free."""
+    """The minimum of the machine and each cgroup of the path; page cache counts as free."""
     controller = "" if kind == "cgroup2" else "memory"
     limit, usage, cache = next(names for each, _, *names in memory_room.FORMS if each == kind)
     inner = tmp_path / "outer" / "inner"

@@ -1,4 +1,4 @@
-"""Streams of images, read: what is no whole one is refused before CRIU is started."""
+"""Reading of streams: invalid and incomplete ones are refused before CRIU is started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE = stream((0, b"a.img"), (0, b"b.img"), (2, b"22"), (1, b"1" * 3000), (2, b
 
 
 def test_a_whole_one() -> None:
-    """The pieces of each file, wherever they lie."""
+    """The pieces of each file, at any positions."""
     with Images(io.BytesIO(WHOLE)) as images:
         result = {
             name: b"".join(os.pread(images.fd, size, offset) for offset, size in pieces)
@@ -32,7 +32,7 @@ def test_a_whole_one() -> None:
 
 
 def test_cut_short() -> None:
-    """Wherever it ends too early."""
+    """A stream that is truncated at any byte is refused."""
     for size in range(len(WHOLE)):
         with pytest.raises(ImagesError, match=r"cut short|not a stream"):
             Images(io.BytesIO(WHOLE[:size]))
@@ -49,13 +49,13 @@ def test_cut_short() -> None:
     ],
 )
 def test_what_criu_does_not_write(data: bytes) -> None:
-    """Names that lead elsewhere, files twice, or bytes of none."""
+    """Names with a slash, duplicate files, and data without a file are refused."""
     with pytest.raises(ImagesError, match="stream"):
         Images(io.BytesIO(data))
 
 
 def test_rules_that_a_restore_would_lose() -> None:
-    """A stream with rules of nftables is refused; one with CRIU's lock of the network is not."""
+    """A stream with rules of nftables is refused; one with CRIU's network lock is not."""
     lock = b"table inet CRIU-7 {\n\tchain input {\n\t}\n}\n"
     chains = b"".join(
         b"\tchain %s {\n\t\ttype filter hook input priority filter; policy accept;\n"
@@ -86,7 +86,7 @@ def test_rules_that_a_restore_would_lose() -> None:
     ],
 )
 def test_options_that_have_no_place(opts: dict[str, Any], field: str, tmp_path: Path) -> None:
-    """They are named, and nothing is written or read."""
+    """Invalid options are named, and nothing is written or read."""
     to = io.BytesIO()
     with pytest.raises(OptionError, match=field):
         dump_stream(2**22 - 1, CriuOpts(**opts), to)
@@ -96,6 +96,6 @@ def test_options_that_have_no_place(opts: dict[str, Any], field: str, tmp_path: 
 
 
 def test_ourselves() -> None:
-    """Who is frozen can take no stream."""
+    """A caller in the tree is frozen, and cannot receive a stream."""
     with pytest.raises(OptionError, match="pid"):
         dump_stream(os.getpid(), CriuOpts(), io.BytesIO())

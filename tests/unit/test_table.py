@@ -1,7 +1,6 @@
-"""The table is whole: it agrees with ``CriuOpts``, with ``rpc.proto`` and with libcriu's setters.
+"""The option table agrees with ``CriuOpts``, ``rpc.proto`` and libcriu's setters.
 
-A new option that lacks its field, its docstring, its wire field, its setter or its strategy
-fails here.
+A new option without field, docstring, wire field, setter or strategy fails here.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def test_the_table_and_criu_opts_have_the_same_fields() -> None:
 
 
 def _documented() -> dict[str, str]:
-    """The string below each field of the class."""
+    """The docstring of each field of the class."""
     (cls,) = ast.parse(inspect.getsource(Fields)).body
     assert isinstance(cls, ast.ClassDef)
     documented = {}
@@ -119,7 +118,7 @@ DOCUMENTED = _documented()
 
 @rows_with_field
 def test_every_field_is_documented(row: Row) -> None:
-    """A docstring of at least a sentence; what is younger than 3.17 says since when."""
+    """At least one sentence; fields newer than 3.17 name the release."""
     text = DOCUMENTED[row.name]
     assert text.rstrip().endswith(".")
     if release(row.since) > (3, 17):
@@ -129,7 +128,7 @@ def test_every_field_is_documented(row: Row) -> None:
 
 
 def _accepts(kind: kinds.Kind) -> set[object]:
-    """Types that the annotation of a field of this kind must name."""
+    """Types that the annotation of a field of this kind must have."""
     match kind:
         case kinds.Command() | kinds.ListOf():
             return set()
@@ -154,7 +153,7 @@ def _accepts(kind: kinds.Kind) -> set[object]:
 
 @rows_with_field
 def test_annotations_tell_what_is_accepted(row: Row) -> None:
-    """mypy and editors know what the kind of the row takes, and None."""
+    """The annotation has the types of the row's kind, and None."""
     hint = typing.get_type_hints(CriuOpts, vars(fields))[row.name]
     parts = set(typing.get_args(hint))
     assert NoneType in parts
@@ -166,7 +165,7 @@ def test_annotations_tell_what_is_accepted(row: Row) -> None:
 
 
 def test_fields_are_called_as_on_the_wire() -> None:
-    """But for runc's names, the plurals of lists, and the setters' stems."""
+    """Names agree, except for runc's, plurals of lists, and the setters' stems."""
     sent = [row for row in TABLE if row.field and not row.in_config]
     assert {row.field: row.wire for row in sent if row.field != row.wire} == RENAMED
     assert len(BY_WIRE) == sum(row.wire is not None for row in TABLE)
@@ -204,7 +203,7 @@ def _wire_type(kind: kinds.Kind) -> set[int]:
 
 @rows
 def test_kinds_fit_the_wire(row: Row, newest_judge: Judge) -> None:
-    """A list is repeated, a flag is a bool, text is a string, a number is as wide as its bounds."""
+    """A list is repeated, a flag a bool, text a string; a number is as wide as its bounds."""
     if row.wire is None:
         return
     field = newest_judge.fields()[row.wire]
@@ -216,7 +215,7 @@ def test_kinds_fit_the_wire(row: Row, newest_judge: Judge) -> None:
 
 @rows
 def test_since_is_the_release_of_the_wire_field(row: Row) -> None:
-    """By the ``rpc.proto`` of each release that is here."""
+    """By the ``rpc.proto`` of each installed release."""
     if row.wire is None:
         return
     for one in found().values():
@@ -236,7 +235,7 @@ def test_since_is_the_release_of_the_wire_field(row: Row) -> None:
 def test_enumerations_are_those_of_the_wire(
     ours: type[enums.CgroupMode], theirs: str, prefix: str, newest_judge: Judge
 ) -> None:
-    """Names and numbers, but for prefixes that C needs."""
+    """Names and numbers are CRIU's, except for prefixes of C."""
     wire = newest_judge.enum(theirs)
     assert {member.name: member.value for member in ours} == {
         name.removeprefix(prefix): number for name, number in wire.items()
@@ -254,7 +253,7 @@ def test_members_have_their_release() -> None:
 
 
 def test_every_setter_is_used() -> None:
-    """Each setter of the newest libcriu belongs to a row, or it is no option."""
+    """Each setter of the newest libcriu has a row, or is no option."""
     exported = elf.interface(newest().path)
     verbs = {"dump", "pre_dump", "restore", "restore_child", "check", "dump_iters", "get_version",
              "check_version", "feature_check", "init_opts", "free_opts"}  # fmt: skip
@@ -265,7 +264,7 @@ def test_every_setter_is_used() -> None:
 
 @rows
 def test_setters_have_their_release(row: Row) -> None:
-    """``local`` and ``shared`` are right for each library that is here."""
+    """``local`` and ``shared`` are right for each installed library."""
     if row.setter is None:
         assert not row.avoid
         return
@@ -278,7 +277,7 @@ def test_setters_have_their_release(row: Row) -> None:
 
 @rows_with_field
 def test_every_row_has_a_strategy(row: Row, world: strategies.World) -> None:
-    """One that finds a value, and for each verb of the row one that the verb accepts."""
+    """One strategy for each field, with values that each verb of the row accepts."""
     quick = settings(
         database=None,
         max_examples=50,
@@ -296,5 +295,5 @@ def test_every_row_has_a_strategy(row: Row, world: strategies.World) -> None:
 
 
 def test_every_verb_has_rows() -> None:
-    """No verb that takes options is forgotten."""
+    """Every verb with options is in the table."""
     assert all(strategies.rows_for(verb) for verb in (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE))

@@ -1,4 +1,4 @@
-"""What ``pycriu_native.testing`` gives to the tests of other programs."""
+"""``pycriu_native.testing``, which other programs use in their tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def opts(tmp_path: Path) -> CriuOpts:
 
 
 def test_yes(opts: CriuOpts, tmp_path: Path) -> None:
-    """Calls succeed, and what CRIU would have seen can be looked at."""
+    """Calls succeed, and the requests can be inspected."""
     criu = ScriptedCriu(restored_pid=77)
     check(via=criu)
     dump(bystander.PID, opts, via=criu)
@@ -47,7 +47,7 @@ def test_yes(opts: CriuOpts, tmp_path: Path) -> None:
 
 
 def test_its_release_and_its_kernel(opts: CriuOpts) -> None:
-    """What they lack is refused as with a CRIU of that release, on that kernel."""
+    """Options that a release or kernel lacks are refused as with a CRIU of that release."""
     old = ScriptedCriu("3.17.1", features=())
     assert str(version(via=old)) == "3.17.1"
     assert not feature_check(via=old).mem_track
@@ -73,14 +73,14 @@ def test_failures(
     error: type[CriuError],
     said: str,
 ) -> None:
-    """They arrive as the errors that a real CRIU's would be, cause and cure included."""
+    """They are raised like those of a real CRIU, with cause and cure."""
     criu = ScriptedCriu(failures={"dump": failure, "restore": failure})
     with pytest.raises(error, match=said):
         verb(opts, via=criu)
 
 
 def test_notifications(opts: CriuOpts) -> None:
-    """They come in the order that was asked for; one that is refused makes the call fail."""
+    """They arrive in the scripted order; a refused one makes the call fail."""
     heard: list[tuple[str, int | None]] = []
     criu = ScriptedCriu(notify={"restore": ("pre-restore", "post-restore", "of-the-future")})
 

@@ -1,4 +1,4 @@
-"""Text of the kernel's: read without loss, printed with escapes."""
+"""Text from the kernel: read without loss, printed with escapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CUT = "расчётнагрузки".encode()[:15]
 
 
 def test_nothing_is_lost(tmp_path: Path) -> None:
-    """What is read gives the same bytes again, line ends of other systems included."""
+    """The text encodes to the same bytes, with line ends of other systems too."""
     file = tmp_path / "file"
     file.write_bytes(CUT + b"\r\n\x85\x0b\n")
     assert os.fsencode(read_text(file)) == CUT + b"\r\n\x85\x0b\n"
@@ -35,7 +35,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     ],
 )
 def test_lines_end_at_a_newline_only(tmp_path: Path, data: bytes, lines: object) -> None:
-    """U+0085 and its like are part of a name."""
+    """U+0085 and similar characters are part of a name."""
     file = tmp_path / "file"
     file.write_bytes(data)
     result = read_lines(file)
@@ -43,7 +43,7 @@ def test_lines_end_at_a_newline_only(tmp_path: Path, data: bytes, lines: object)
 
 
 def test_a_byte_is_shown_as_one() -> None:
-    """A byte that is no letter is shown in hexadecimal; letters stay."""
+    """A byte that is not UTF-8 is shown in hexadecimal; letters are unchanged."""
     text = os.fsdecode(CUT)
     assert escaped(text) == encodable(text) == "расчётн\\xd0"
     assert escaped("a\x1b[31m\n") == "a\\x1b[31m\\n"
@@ -52,13 +52,13 @@ def test_a_byte_is_shown_as_one() -> None:
 
 @given(st.text(st.characters(min_codepoint=0, exclude_categories=())))
 def test_everything_can_be_printed(text: str) -> None:
-    """Whatever a text is made of, lone surrogates included."""
+    """The escaped text can be encoded, whatever the text is."""
     encodable(text).encode()
     assert escaped(text).isprintable()
 
 
 def test_messages_can_be_printed() -> None:
-    """An error or a finding about such a name; the finding's own path stays what it is."""
+    """The message of an error or finding escapes such a name; its path attribute does not."""
     name = os.fsdecode(b"/tmp/\xff")
     assert str(CriuError(f"no {name}")) == "no /tmp/\\xff"
     finding = Finding(id="x", severity=Severity.NOTE, message="w", path=name)
@@ -67,6 +67,6 @@ def test_messages_can_be_printed() -> None:
 
 
 def test_a_mount_at_a_name_with_other_spaces() -> None:
-    """The kernel escapes the space, the tabulator, the newline and the backslash; no others."""
+    """The kernel escapes the space, the tabulator, the newline and the backslash only."""
     text = "21 20 0:19 / /a\u00a0\u2028\\040b rw - tmpfs none rw"
     assert parse(text).place == "/a\u00a0\u2028 b"

@@ -1,6 +1,6 @@
-"""What others could change is refused before anything is touched: paths, program, configuration.
+"""Paths, programs and configuration files that others could change are refused before the call.
 
-Here as far as one user's files can show it: modes and links. What belongs to another user is in
+These tests cover modes and links of one user's files; files of other users are in
 ``tests/integration/test_security.py``.
 """
 
@@ -36,7 +36,7 @@ NOBODY = 2**22 + 1
 
 @pytest.fixture(autouse=True)
 def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """How this machine is set up is not the tests' matter."""
+    """The setup of this machine must not affect the tests."""
     monkeypatch.setattr(criu_files, "GLOBAL_FILE", str(tmp_path / "etc" / "default.conf"))
     monkeypatch.setattr(criu_files, "PLUGINS", (str(tmp_path / "plugins"),))
     monkeypatch.setattr(criu_files, "KERNEL_CACHE", str(tmp_path / "criu.kdat"))
@@ -59,7 +59,7 @@ def _request(via: ScriptedCriu, **fields: Any) -> Request:
 
 @pytest.mark.parametrize("form", ["absolute", "relative", "dots", "slashes"])
 def test_a_directory_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    """It is the one that the path names, however it is written, and nothing stays open."""
+    """The directory of the path is opened, in any notation, and no descriptor stays open."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     path = {
@@ -75,7 +75,7 @@ def test_a_directory_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
 def test_a_directory_that_others_can_write(tmp_path: Path, mode: int) -> None:
-    """Refused with the mode; sticky or not: others could put files and links among the images."""
+    """Refused with the mode, sticky or not: others could create files among the images."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(mode)
     with pytest.raises(UntrustedError, match=f"open can be written by .*{mode:04o}"):
@@ -84,7 +84,7 @@ def test_a_directory_that_others_can_write(tmp_path: Path, mode: int) -> None:
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_a_directory_on_the_way_that_others_can_write(tmp_path: Path, mode: int) -> None:
-    """What is in it could be swapped, so it is refused by the name of that directory."""
+    """Others could replace its entries, so it is refused with the name of that directory."""
     (tmp_path / "open" / "inner" / "images").mkdir(parents=True)
     (tmp_path / "open").chmod(mode)
     with pytest.raises(UntrustedError, match="/open can be written"):
@@ -92,16 +92,14 @@ def test_a_directory_on_the_way_that_others_can_write(tmp_path: Path, mode: int)
 
 
 def test_a_sticky_directory_on_the_way(tmp_path: Path) -> None:
-    """As /tmp is: only the owner of an entry can swap it there, and that is us."""
+    """As /tmp: only the owner of an entry can replace it there, which is the caller."""
     (tmp_path / "sticky" / "images").mkdir(parents=True)
     (tmp_path / "sticky").chmod(0o1777)
     assert stat.S_ISDIR(_opened(tmp_path / "sticky" / "images").st_mode)
 
 
 def test_links(tmp_path: Path) -> None:
-    """At the end of a path a link is refused; on the way it is followed, and what is behind it
-    looked at.
-    """
+    """A link at the end of a path is refused; one on the way is followed and its target checked."""
     (tmp_path / "real" / "images").mkdir(parents=True)
     (tmp_path / "open" / "images").mkdir(parents=True)
     (tmp_path / "open").chmod(0o777)
@@ -122,7 +120,7 @@ def test_links(tmp_path: Path) -> None:
 
 
 def test_links_of_the_kernel(tmp_path: Path) -> None:
-    """What ``/proc/self/fd`` leads to is the open file, whatever is where its text says."""
+    """``/proc/self/fd`` links lead to the open file, whatever is at the path in their text."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     fd = os.open(tmp_path / "open", os.O_RDONLY)
@@ -140,7 +138,7 @@ def test_links_of_the_kernel(tmp_path: Path) -> None:
 
 
 def test_a_missing_one_is_made_for_us_alone(tmp_path: Path) -> None:
-    """With mode 0700, under any umask; not under a directory that others can write."""
+    """Created with mode 0700, under any umask; not in a directory that others can write to."""
     path = tmp_path / "images"
     os.close(trusted_path.open_directory(str(path), make=True, allow_untrusted=False))
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
@@ -154,7 +152,7 @@ def test_a_missing_one_is_made_for_us_alone(tmp_path: Path) -> None:
 
 
 def test_what_was_looked_at_is_what_is_used(tmp_path: Path) -> None:
-    """A directory that is swapped for a link after the check is not followed to its end."""
+    """A directory that is replaced by a link after the check is not followed."""
     (tmp_path / "images").mkdir()
     (tmp_path / "victim").mkdir()
     expected = os.stat(tmp_path / "images")
@@ -168,7 +166,7 @@ def test_what_was_looked_at_is_what_is_used(tmp_path: Path) -> None:
 
 
 def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The word of the environment counts for root alone: sudo has said it then."""
+    """SUDO_UID is used for root only."""
     monkeypatch.setenv("SUDO_UID", "7")
     for own, trusted in ((0, 7), (1000, 1000)):
         monkeypatch.setattr(os, "geteuid", lambda own=own: own)
@@ -181,9 +179,7 @@ def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("field", ["images_directory", "work_directory"])
 @pytest.mark.parametrize("form", ["path", "descriptor", "link"])
 def test_a_call_names_the_field(tmp_path: Path, field: str, form: str) -> None:
-    """OptionError, before a directory is made or CRIU is reached; ``allow_untrusted`` accepts
-    it.
-    """
+    """OptionError before a directory is created or CRIU runs; ``allow_untrusted`` accepts it."""
     place = tmp_path / "place"
     place.mkdir()
     if form != "link":
@@ -211,7 +207,7 @@ def test_a_call_names_the_field(tmp_path: Path, field: str, form: str) -> None:
 @pytest.mark.parametrize("verb", [Verb.DUMP, Verb.RESTORE])
 @pytest.mark.parametrize("where", ["open/1", "link", "shut/1"])
 def test_parents_that_others_can_write(tmp_path: Path, form: str, verb: Verb, where: str) -> None:
-    """Memory comes from there as well: from the next parent, or from that one's own."""
+    """Parents contain memory as well: each of the chain is checked."""
     for name in ("open/1", "images", "shut/1"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "inventory.img").touch()
@@ -243,8 +239,8 @@ def test_parents_that_others_can_write(tmp_path: Path, form: str, verb: Verb, wh
 
 
 def test_images_that_nobody_would_look_at(tmp_path: Path) -> None:
-    """A path that a worker opens by itself would go past all of this, and past the look whether
-    a set is whole; for a service, which may see other files, it is what there is.
+    """CRIU would open that path itself, without these checks and that of completeness; it is for a
+    service, which can see other files.
     """
     opts = CriuOpts(images_dir=tmp_path)
     with pytest.raises(OptionError, match="set images_directory") as caught:
@@ -257,7 +253,7 @@ def test_images_that_nobody_would_look_at(tmp_path: Path) -> None:
 
 
 def test_the_call_itself_looks_again(tmp_path: Path) -> None:
-    """What has become a link since the check is ImagesError, by the same eyes."""
+    """A directory that has become a link since the check is an ImagesError."""
     (tmp_path / "images").symlink_to(".")
     opts = CriuOpts(images_directory=tmp_path / "images")
     with pytest.raises(ImagesError, match="is a symbolic link"), ExitStack() as owned:
@@ -267,7 +263,7 @@ def test_the_call_itself_looks_again(tmp_path: Path) -> None:
 
 
 def test_explain_shows_it(tmp_path: Path) -> None:
-    """As a reason for which the call would be refused."""
+    """Listed as a reason for which the call would be refused."""
     tmp_path.chmod(0o770)
     shown = explain(CriuOpts(images_directory=tmp_path), "dump", NOBODY, via=ScriptedCriu())
     assert "can be written by group" in str(shown)
@@ -294,7 +290,7 @@ SPOILT: list[tuple[str, Callable[[Path], object]]] = [
 def test_a_program_that_others_can_change(
     tmp_path: Path, reason: str, damage: Callable[[Path], object]
 ) -> None:
-    """Nor one that is reached by a link; the error says who, and how to run it all the same."""
+    """A program that is reached by a link is refused too; the error names user and option."""
     program = _program(tmp_path / "bin")
     (tmp_path / "link").symlink_to(program)
     assert find_program(program) == str(program)
@@ -309,7 +305,7 @@ def test_a_program_that_others_can_change(
 
 
 def test_the_recorded_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the build has recorded is no better than what a caller names."""
+    """A program that was recorded at the build is checked as well."""
     monkeypatch.delenv("CRIU_PROGRAM", raising=False)
     program = _program(tmp_path / "bin")
     monkeypatch.setattr("pycriu_native._transport.program.BUILT_PROGRAM", str(program))
@@ -330,7 +326,7 @@ def _writable(path: Path) -> Path:
 
 
 def test_a_configuration_file_of_the_call(tmp_path: Path) -> None:
-    """What it says wins over the options, so nobody else may write it."""
+    """It overrides the options, so other users must not be able to write to it."""
     config = _writable(tmp_path / "criu.conf")
     request = _request(ScriptedCriu(), images_directory=tmp_path / "images", config_file=config)
     with pytest.raises(OptionError, match="overrides other options") as caught:
@@ -353,7 +349,7 @@ STEERING = {
 
 @pytest.mark.parametrize("kind", STEERING)
 def test_what_steers_a_worker(tmp_path: Path, kind: str) -> None:
-    """Every file that CRIU reads beside the request, where another user can write it."""
+    """Every file that CRIU reads besides the request, if another user can write to it."""
     path = tmp_path / STEERING[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -380,7 +376,7 @@ def test_what_steers_a_worker(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_service_has_an_environment_of_its_own(tmp_path: Path) -> None:
-    """What it reads is not ours to see, so a worker's home is not looked at."""
+    """Files that the caller cannot read are not checked: the home of a worker."""
     (tmp_path / "etc").mkdir()
     _writable(tmp_path / "etc" / "default.conf")
     assert list(criu_files.problems(CriuOpts(images_directory=tmp_path), Service())) == []
@@ -416,7 +412,7 @@ def _paths(base: Path, random: Random) -> str:
 
 
 def _verdict(path: str) -> bool | None:
-    """What the walk says; None: there is nothing, or nothing that can be opened."""
+    """The result of the walk; None: the file does not exist or cannot be opened."""
     try:
         trusted_path.check(path)
     except trusted_path.UntrustedError:
@@ -428,7 +424,7 @@ def _verdict(path: str) -> bool | None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_quick_look_says_nothing_that_the_walk_does_not(tmp_path: Path, seed: int) -> None:
-    """Where it says yes, so does the walk; and many paths at once are as good as each alone."""
+    """A positive result agrees with the walk; many paths at once have the results of each."""
     random = Random(seed)
     _grow_tree(tmp_path, random)
     paths = [_paths(tmp_path, random) for _ in range(60)]
@@ -443,7 +439,7 @@ def test_a_quick_look_says_nothing_that_the_walk_does_not(tmp_path: Path, seed: 
 
 
 def test_what_is_missing_is_not_plain(tmp_path: Path) -> None:
-    """It could be anybody's a moment later, where anybody can put something."""
+    """Others could replace it a moment later, in a directory where they can write."""
     assert not trusted_path.is_plain(str(tmp_path / "none"))
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -1,4 +1,4 @@
-"""``seal`` and ``verify``: a set that is not as it was sealed is refused, each file by its name."""
+"""``seal`` and ``verify``: a set that has changed is refused, with each file by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_as_it_was(images: Path) -> None:
-    """Sealed and verified by path, text or descriptor; what a restore writes changes nothing."""
+    """By path, text or descriptor; files that a restore writes do not matter."""
     digest = seal(images)
     assert len(bytes.fromhex(digest)) == 32
     assert stat.S_IMODE((images / MANIFEST).stat().st_mode) == 0o600
@@ -84,7 +84,7 @@ CHANGES: list[tuple[Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("change", "flaw"), CHANGES)
 def test_a_change(images: Path, change: Callable[[Path], object], flaw: str) -> None:
-    """Named, and nothing else is."""
+    """The changed files are named, and no others."""
     digest = seal(images)
     change(images)
     for words in ((images,), (images, digest)):
@@ -94,7 +94,7 @@ def test_a_change(images: Path, change: Callable[[Path], object], flaw: str) -> 
 
 
 def test_all_flaws_at_once(images: Path) -> None:
-    """Not the first alone."""
+    """All of them are named."""
     seal(images)
     _flip(images)
     (images / "inventory.img").unlink()
@@ -104,7 +104,7 @@ def test_all_flaws_at_once(images: Path) -> None:
 
 
 def test_who_changes_the_manifest_too(images: Path) -> None:
-    """Needs the digest to be found out: the manifest alone cannot tell."""
+    """A changed manifest is detected by its digest only."""
     digest = seal(images)
     _flip(images)
     assert seal(images) != digest
@@ -114,7 +114,7 @@ def test_who_changes_the_manifest_too(images: Path) -> None:
 
 
 def test_no_manifest(images: Path) -> None:
-    """The error says what writes one."""
+    """The error names the function that writes one."""
     with pytest.raises(ImagesError, match=r"no manifest that can be read.*seal\(\) writes one"):
         verify(images)
     (images / MANIFEST).symlink_to("dump.log")
@@ -126,14 +126,14 @@ def test_no_manifest(images: Path) -> None:
                                   b'{"format": 1}', b'{"format": 1, "files": {"a": 1}}',
                                   b"[" * 100_000])  # fmt: skip
 def test_what_is_no_manifest(images: Path, text: bytes) -> None:
-    """Refused, whatever it is."""
+    """An invalid manifest is refused."""
     (images / MANIFEST).write_bytes(text)
     with pytest.raises(ImagesError, match="is no manifest"):
         verify(images)
 
 
 def test_names_that_lead_elsewhere(images: Path) -> None:
-    """A manifest of somebody else's has nothing read outside of the directory."""
+    """A manifest cannot make ``verify`` read files outside of the directory."""
     seal(images)
     manifest = json.loads((images / MANIFEST).read_text())
     manifest["files"]["../../etc/passwd"] = {"size": 0, "sha256": ""}
@@ -143,7 +143,7 @@ def test_names_that_lead_elsewhere(images: Path) -> None:
 
 
 def test_a_dump_that_is_not_done(images: Path) -> None:
-    """Half a set is not sealed."""
+    """An unfinished set is not sealed."""
     (images / UNFINISHED).touch()
     with pytest.raises(ImagesError, match="did not finish"):
         seal(images)
@@ -153,7 +153,7 @@ def test_a_dump_that_is_not_done(images: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(at=st.integers(0, 255_999), bit=st.integers(0, 7))
 def test_any_bit(images: Path, at: int, bit: int) -> None:
-    """One bit anywhere in the pages is enough."""
+    """One changed bit in the pages is detected."""
     digest = seal(images)
     with open(images / "pages-1.img", "r+b") as file:
         file.seek(at)

@@ -1,4 +1,4 @@
-"""A half-written image set is never taken for a whole one: the mark, and what a set must hold.
+"""Incomplete image sets are detected: by the mark, and by the references of images.
 
 With images that are made here; those of a real CRIU are in
 ``tests/integration/test_security_whole.py``.
@@ -74,14 +74,14 @@ def _check(directory: Path, lazy: bool = False) -> None:
 
 
 def test_a_whole_set(tmp_path: Path) -> None:
-    """Nothing is missing; logs, statistics and what others put there are no matter."""
+    """Nothing is missing; logs, statistics and other files do not matter."""
     _write(tmp_path, {**SET, "dump.log": b"", "descriptors.json": b"[]", "x.img": b"?"})
     _check(tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in SET if name != "files.img"])
 def test_a_file_that_is_missing(tmp_path: Path, name: str) -> None:
-    """Each is named before CRIU is started, and the error is also OSError."""
+    """Each missing image is named before CRIU is started; the error is also OSError."""
     _write(tmp_path)
     (tmp_path / name).unlink()
     via = ScriptedCriu()
@@ -99,7 +99,7 @@ FRAMED = [name for name in SET if name not in ("pages-7.img", "core-44.img", f"f
 @pytest.mark.parametrize("name", FRAMED)
 @pytest.mark.parametrize("keep", [0, 5, -1])
 def test_a_file_that_is_cut_short(tmp_path: Path, name: str, keep: int) -> None:
-    """At its beginning, in its head, in its last message."""
+    """Truncated at its beginning, in its head, and in its last message."""
     _write(tmp_path)
     (tmp_path / name).write_bytes(SET[name][:keep])
     with pytest.raises(ImagesError, match=f"{name} is cut short"):
@@ -109,7 +109,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, name: str, keep: int) -> None:
 @pytest.mark.parametrize("name", FRAMED)
 @pytest.mark.parametrize("writing", [True, False])
 def test_a_pipe_in_the_place_of_a_file(tmp_path: Path, name: str, writing: bool) -> None:
-    """Nobody waits for what comes out of it, whether somebody writes to it or not."""
+    """A FIFO does not block, whether a process writes to it or not."""
     _write(tmp_path)
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
@@ -124,7 +124,7 @@ def test_a_pipe_in_the_place_of_a_file(tmp_path: Path, name: str, writing: bool)
 
 @pytest.mark.parametrize("name", FRAMED)
 def test_a_file_that_is_something_else(tmp_path: Path, name: str) -> None:
-    """It does not begin as an image of CRIU's."""
+    """A file without CRIU's magic number is damaged."""
     _write(tmp_path)
     (tmp_path / name).write_bytes(b"garbage " * 20)
     with pytest.raises(ImagesError, match=f"{name} is damaged"):
@@ -132,7 +132,7 @@ def test_a_file_that_is_something_else(tmp_path: Path, name: str) -> None:
 
 
 def test_images_larger_than_one_read(tmp_path: Path) -> None:
-    """Messages across the border of two reads, and longer than one, are read as others are."""
+    """Messages across the end of a read, and longer than one, are read like others."""
     long = message((1, 1), (2, 2), (3, message((6, b"/" * 100_000))))
     many = [message((1, 1), (2, number)) for number in range(3, 20_000)]
     opened = [message((1, number), (2, number), (3, 1), (4, 0)) for number in range(2, 20_000)]
@@ -149,7 +149,7 @@ def test_images_larger_than_one_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("held", [[2], []])
 def test_a_table_without_descriptors(tmp_path: Path, held: list[int]) -> None:
-    """It has no image. A table is missing if a file remains that no other table has."""
+    """A table without descriptors has no image; it is missing only if an unused file remains."""
     opened = [message((1, each), (2, each), (3, 1), (4, 0)) for each in held]
     content = {
         **SET,
@@ -168,7 +168,7 @@ def test_a_table_without_descriptors(tmp_path: Path, held: list[int]) -> None:
 
 
 def test_messages_that_are_garbage(tmp_path: Path) -> None:
-    """Never another exception, whatever is in the messages: CRIU has the last word on them."""
+    """Random messages raise no other exception."""
     for name in FRAMED:
         _write(tmp_path)
         start = 4 if name == "inventory.img" else 8
@@ -180,20 +180,20 @@ def test_messages_that_are_garbage(tmp_path: Path) -> None:
 
 
 def test_images_of_another_age(tmp_path: Path) -> None:
-    """What CRIU may yet change, or once had otherwise, is CRIU's to judge."""
+    """Images of older formats are accepted: CRIU checks them."""
     inventory = image_of("INVENTORY", message((1, 1)))
     _check(_write(tmp_path, {"inventory.img": inventory}))
 
 
 def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
-    """Then there need be none."""
+    """Then the images need not exist."""
     _write(tmp_path)
     (tmp_path / "pages-7.img").unlink()
     _check(tmp_path, lazy=True)
 
 
 def test_what_a_lazy_dump_kept(tmp_path: Path) -> None:
-    """Without its page server there is no memory; pages that are lazy and in the images are."""
+    """Without the page server's images there is no memory; lazy pages in the images are stored."""
     for flags, refused in ((2, True), (2 | 4, False), (4, False)):
         entry = message((1, 4096), (2, 1), (4, flags))
         page_map = image_of("PAGEMAP", message((1, 7)), entry)
@@ -209,7 +209,7 @@ def test_what_a_lazy_dump_kept(tmp_path: Path) -> None:
 
 
 def test_parents(tmp_path: Path) -> None:
-    """Each must be there, and whole; a loop ends."""
+    """Each parent must exist and be complete; a cycle ends."""
     _write(tmp_path / "3")
     (tmp_path / "2").mkdir()
     (tmp_path / "1").mkdir()
@@ -238,7 +238,7 @@ def _names(directory: Path) -> set[str]:
 
 
 def test_the_mark_of_a_dump(tmp_path: Path) -> None:
-    """It is there while images are written, and gone when they are whole."""
+    """The mark exists while images are written, and is removed when they are complete."""
     with _opened(tmp_path) as fd:
         unfinished = DumpMarker(fd)
         _write(tmp_path)
@@ -253,7 +253,7 @@ def test_the_mark_of_a_dump(tmp_path: Path) -> None:
 
 
 def test_a_dump_that_does_not_finish(tmp_path: Path) -> None:
-    """The mark stays with what was written, and a restore refuses it; the next dump clears it."""
+    """The mark stays with the images; a restore refuses them, and the next dump removes them."""
     with _opened(tmp_path) as fd:
         first = DumpMarker(fd)
         _write(tmp_path)
@@ -276,7 +276,7 @@ def test_nothing_was_written(tmp_path: Path) -> None:
 
 
 def test_the_images_before_it(tmp_path: Path) -> None:
-    """They do not mix with the new ones: they come back if it fails, and go when it is done."""
+    """They are moved away; moved back if the dump fails, and removed if it succeeds."""
     _write(tmp_path, {**SET, "core-9.img": b"old", "tmpfs-1.tar.gz.img": b"old"})
     (tmp_path / "parent").symlink_to("../before")
     before = _names(tmp_path)
@@ -299,7 +299,7 @@ def test_the_images_before_it(tmp_path: Path) -> None:
 
 
 def test_we_are_killed_in_the_middle(tmp_path: Path) -> None:
-    """The images before are whole still, the error says where; the next dump goes on from there."""
+    """The error names the directory of the previous images; the next dump continues from there."""
     _write(tmp_path)
     pid = os.fork()
     if pid == 0:
@@ -318,7 +318,7 @@ def test_we_are_killed_in_the_middle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moved", [0, 3, len(SET)])
 def test_we_are_killed_while_they_are_moved(tmp_path: Path, moved: int) -> None:
-    """At any point of it the next dump finishes the move: nothing of them is taken for junk."""
+    """After an interruption at any point the next dump completes the move, and loses no image."""
     _write(tmp_path)
     (tmp_path / UNFINISHED).touch()
     (tmp_path / MOVING).mkdir()
@@ -333,7 +333,7 @@ def test_we_are_killed_while_they_are_moved(tmp_path: Path, moved: int) -> None:
 
 
 def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
-    """It holds a copy of our descriptor, and still no dump is under way once ours has ended."""
+    """It has a copy of the descriptor, and the lock is released when the dump ends."""
     reader, writer = os.pipe()
     with _opened(tmp_path) as fd, ExitStack() as held:
         unfinished = DumpMarker(fd)
@@ -352,7 +352,7 @@ def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
 
 
 def test_a_page_server_overwrites_nothing(tmp_path: Path) -> None:
-    """It is not started on the images of a dump that is done."""
+    """A page server is not started on the images of a finished dump."""
     opts = CriuOpts(images_directory=_write(tmp_path), page_server="127.0.0.1:0")
     with pytest.raises(OptionError, match="has the images of an earlier dump"):
         page_server(opts, via=ScriptedCriu())

@@ -23,13 +23,13 @@ IGNORED = re.compile(r"  # type: ignore\[([\w, -]+)\]")
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mypy's, of this module's own."""
+    """mypy's options in this module."""
     pytest.importorskip("mypy", reason="mypy is not installed")
     return tmp_path_factory.mktemp("mypy")
 
 
 def complaints(source: Path, cache: Path) -> list[str]:
-    """What strict mypy says to a user's file: none of the project's settings apply."""
+    """The output of strict mypy for a user's file, without the project's settings."""
     command = [
         *(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"),
         *(f"--cache-dir={cache}", "--no-error-summary", "--hide-error-context", source.name),
@@ -47,7 +47,7 @@ def complaints(source: Path, cache: Path) -> list[str]:
 
 
 def test_the_package_says_that_it_is_typed() -> None:
-    """Without ``py.typed`` beside it, and in what is installed, checkers would not look."""
+    """Without ``py.typed`` in the installed package, type checkers would ignore its types."""
     assert Path(pycriu_native.__file__).with_name("py.typed").exists()
     assert '"py.typed"' in (ROOT / "pyproject.toml").read_text()
 
@@ -60,7 +60,7 @@ def test_what_a_user_writes(tmp_path: Path, cache: Path) -> None:
 
 
 def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
-    """Without the comments, mypy complains of exactly those lines, and as they say."""
+    """Without the comments, mypy reports exactly those lines, with those errors."""
     text = CHECKS.read_text()
     expected = {
         number: set(result[1].replace(" ", "").split(","))

@@ -1,4 +1,4 @@
-"""Threads and waits are those of the interpreter, also where gevent or eventlet replaced them."""
+"""Threads and waits are the interpreter's, also if gevent or eventlet replace them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def test_nothing_that_can_be_replaced_is_used() -> None:
-    """``_support/unpatched.py`` has what takes its place."""
+    """``_support/unpatched.py`` has the replacements."""
     package = Path(pycriu_native.__file__).parent
     result = []
     for path in sorted(package.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""What people write: every form of a value comes down to one, and the rest is refused by name."""
+"""Values of options: every form is normalized to one, and others are refused by name."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ FORMS: list[tuple[str, object, list[Any]]] = [
     ids=lambda value: repr(value)[:60],
 )
 def test_every_form_comes_down_to_one(field: str, one: object, form: Any) -> None:
-    """Whatever way it is written, the value is the same, and of the same type."""
+    """All forms have the same value and type."""
     value = getattr(CriuOpts(**{field: form}), field)
     assert value == one
     assert type(value) is type(one)
@@ -119,7 +119,7 @@ def owners() -> Iterator[list[Any]]:
 
 
 def test_a_descriptor_is_a_number_or_what_owns_it(owners: list[Any]) -> None:
-    """The object is kept, so that it stays open; its number is what counts."""
+    """The object is kept, so that it stays open; its number is used."""
     for owner in owners:
         opts = CriuOpts(status_fd=owner, inherit_fds=[(owner, "x")], images_directory=owner)
         assert opts.to_dict()["status_fd"] == owner.fileno()
@@ -173,7 +173,7 @@ REFUSED: list[tuple[str, list[Any]]] = [
     ids=lambda value: repr(value)[:60],
 )
 def test_everything_else_is_refused_by_name(field: str, value: Any) -> None:
-    """The error names the field, shows the value, and says what is accepted."""
+    """The error names the field, shows the value and the accepted forms."""
     with pytest.raises(OptionError, match=f"^{field}=.*accepted") as caught:
         CriuOpts(**{field: value})
     assert [problem.field for problem in caught.value.problems] == [field]
@@ -181,7 +181,7 @@ def test_everything_else_is_refused_by_name(field: str, value: Any) -> None:
 
 
 def test_one_error_tells_all_that_is_wrong() -> None:
-    """Not only the first: each field with its own reason, and which item of a list."""
+    """All problems are listed, each field with its reason and the index of a list's item."""
     with pytest.raises(OptionError) as caught:
         CriuOpts(log_level=9, network_lock="x", external=["dev[1/2]:a", "", "b"], tcp_close=True)
     assert caught.value.options == ("network_lock", "external", "log_level")
@@ -191,7 +191,7 @@ def test_one_error_tells_all_that_is_wrong() -> None:
 @settings(max_examples=200, deadline=None)
 @given(opts=any_opts(), other=any_opts())
 def test_options_are_values(opts: CriuOpts, other: CriuOpts) -> None:
-    """Equal when all fields are, hashable, picklable, and the same through a plain mapping."""
+    """Equal if all fields are, hashable, picklable, and the same through a plain mapping."""
     again = CriuOpts(**{field.name: getattr(opts, field.name) for field in fields(opts)})
     assert again == opts
     assert hash(again) == hash(opts)
@@ -208,26 +208,26 @@ def test_options_are_values(opts: CriuOpts, other: CriuOpts) -> None:
 @settings(max_examples=100, deadline=None)
 @given(opts=any_opts())
 def test_repr_shows_what_is_set_and_no_more(opts: CriuOpts) -> None:
-    """``CriuOpts(leave_running=True)``, not seventy times None."""
+    """``repr`` has the fields that are set only."""
     shown = ", ".join(f"{row.name}={value!r}" for row, value in opts.items())
     assert repr(opts) == f"CriuOpts({shown})"
 
 
 def test_options_cannot_be_changed() -> None:
-    """A verb on another thread sees what it was given."""
+    """A verb on another thread gets the same options."""
     opts = CriuOpts(leave_running=True)
     with pytest.raises(FrozenInstanceError):
         opts.leave_running = False  # type: ignore[misc]
 
 
 def test_a_mapping_with_unknown_names_is_refused() -> None:
-    """A typing mistake in a configuration is no silent default."""
+    """An unknown field is an error, not a default."""
     with pytest.raises(OptionError, match="leave_runing=True: is no option"):
         CriuOpts.from_dict({"leave_runing": True, "shell_job": True})
 
 
 def test_only_for_drops_what_the_verb_would_ignore() -> None:
-    """One set of options for dump and restore alike."""
+    """One set of options can be used for dump and restore."""
     both = CriuOpts(images_directory="x", leave_running=True, weak_sysctls=True, tcp_close=True)
     assert both.only_for("dump") == CriuOpts(
         images_directory="x", leave_running=True, tcp_close=True
@@ -245,7 +245,7 @@ def test_none_is_unset_and_false_is_false() -> None:
 
 
 def test_every_kind_is_tried_here() -> None:
-    """A kind that is refused nothing, or has no second form, has been forgotten."""
+    """Each kind has refused values and other forms in these tests."""
     message = {field for field, _, _ in FORMS} | {field for field, _ in REFUSED}
     kinds = {type(BY_FIELD[name].kind) for name in message}
     items = {type(row.kind.item) for row in BY_FIELD.values() if isinstance(row.kind, ListOf)}
@@ -259,7 +259,7 @@ def test_every_kind_is_tried_here() -> None:
 
 
 def test_an_import_loads_the_standard_library_and_the_extension() -> None:
-    """No protobuf, no cffi of Python's side, before a verb needs them."""
+    """Neither protobuf nor cffi is loaded before the first call."""
     code = "import sys, pycriu_native; print([m for m in sys.modules if 'google' in m])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

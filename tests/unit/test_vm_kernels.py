@@ -1,4 +1,4 @@
-"""The page of kernels says what came out in the guests, and why something did not."""
+"""The page of kernels shows the results of the guests, and the reasons of failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _run(criu: str, kernel: str, tests: dict[str, Any]) -> Run:
 
 
 def test_the_page() -> None:
-    """Each field has a cell for each guest; reasons are told once, and have numbers."""
+    """Each field has a cell for each guest; reasons are listed once and numbered."""
     why = "CRIU 3.17.1 cannot"
     old = _run(
         "3.17.1", "6.1.0-9-cloud", {LAZY + "a": ["skipped", why], VETH + "a": ["failed", ""]}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from time import monotonic, sleep
 from typing import Any
 
 import click
 
 from ... import RestoreResult, restore, restore_child
+from ..._system.process import stat_of
 from ...enums import Verb
 from ...results import PAGE
 from .. import command as command_module
@@ -17,6 +19,9 @@ from .. import image_summary, json_form, progress, streams
 from ..command import Call, Command, Interrupted
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, micro, pids, safe, size, time
+
+UNTIL_ASLEEP = 2.0
+"""Seconds that a restored job gets to return to its system call; a busy one has none."""
 
 
 def _restore(
@@ -52,8 +57,6 @@ def _restore(
         is_job = bool(call.opts.shell_job)
         if call.out.as_json or not is_job:  # a job draws on this terminal
             call.out.event("running", shape(result), text(result))
-        if is_job:
-            _in_foreground(result.pid)
         return _until_end(call, result, result.pid, is_job=is_job)
     if result.exec_pid is not None:
         call.out.event("running", shape(result), text(result))
@@ -77,13 +80,17 @@ def _in_foreground(pid: int) -> None:
     """Put the job in the foreground of the terminal if this command is there, as a shell does.
 
     SIGCONT continues a job that has already stopped because it read from the terminal. On SIGWINCH,
-    full-screen programs redraw.
+    full-screen programs redraw; others ignore it. A signal before the job is back in its system
+    call does not interrupt that call: many programs would then redraw at the next key only.
     """
     with contextlib.suppress(OSError):  # the job has ended, or there is no terminal
         group = os.getpgid(pid)
         if os.tcgetpgrp(0) == os.getpgrp():
             _set_foreground(group)
         os.killpg(group, signal.SIGCONT)
+        until = monotonic() + UNTIL_ASLEEP
+        while (stat := stat_of(pid)) and stat.state not in "SZX" and monotonic() < until:
+            sleep(0.005)
         os.killpg(group, signal.SIGWINCH)
 
 
@@ -100,15 +107,19 @@ def _until_end(call: Call, result: RestoreResult, pid: int, *, is_job: bool = Fa
 
     If a job stops (Ctrl-Z), this command stops too, so that the shell gets the terminal.
     """
+    shown = not is_job
     while True:
         try:
+            if not shown:
+                shown = True
+                _in_foreground(pid)
             _, status = os.waitpid(pid, os.WUNTRACED if is_job else 0)
             if not os.WIFSTOPPED(status):
                 break
             with contextlib.suppress(OSError):
                 _set_foreground(os.getpgrp())
             os.kill(os.getpid(), signal.SIGSTOP)
-            _in_foreground(pid)
+            shown = False
         except Interrupted as stop:
             os.kill(pid, stop.number)
         except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""doctor: whether this machine can checkpoint, and what to do where it cannot.
+"""doctor: checks whether this machine can checkpoint, and names cures for what is missing.
 
-It gets CRIU's release, CRIU's own check and each feature of the kernel from CRIU, and reads the
-rest from /proc and /sys. It changes nothing; CRIU may write its cache of the kernel's features, as
-with any call.
+CRIU reports its release, the result of its own check and each feature of the kernel; the rest is
+read from /proc and /sys. Nothing is changed, except that CRIU may write its cache of the kernel's
+features, as in any call.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["Doctor", "doctor"]
 
 
 def doctor(via: Via | None = None) -> Doctor:
-    """Check everything that decides whether this machine can checkpoint.
+    """Check whether this machine can checkpoint.
 
-    A caller without rights gets the result of ``unprivileged=True``. What CRIU cannot test because
-    of an earlier finding is reported as unknown, not as missing.
+    For a caller without privileges, the result is that of ``unprivileged=True``. Features that CRIU
+    cannot test because of an earlier finding are reported as unknown, not as missing.
 
     ``via`` as for the verbs. A worker runs ``criu check`` for each feature of CRIU 4.2:
-    about 45 processes in about a second. A service answers for three features. A socket serves
-    one request only, so it gets none. The rights are those of the caller, which a worker shares.
+    about 45 processes in about a second. A service reports three features. A socket serves one
+    request only, so it gets none. The capabilities are those of the caller, as in a worker.
 
-    Raises nothing that depends on the machine: a missing CRIU is a finding. Needs CRIU 3.17 for
-    what CRIU answers.
+    Raises no exception that depends on the machine: a missing CRIU is a finding. Needs CRIU 3.17
+    for the results of CRIU.
     """
     from . import features, program, rights, system  # loaded at the first call
 

@@ -24,7 +24,7 @@ from ...errors import CriuError
 from ...findings import Finding, Severity
 
 PATIENCE = 20.0
-"""Seconds that one test may take."""
+"""Timeout of one test in seconds."""
 AT_ONCE = 4
 UNKNOWN = "Unknown feature"
 
@@ -81,8 +81,8 @@ FEATURES = {
         "a CRIU that was built with nftables",
     ),
     "clone3_set_tid": Feature(
-        "clone3 with a pid of one's choice",
-        "a restore sets pids over ns_last_pid, which others can get in the way of",
+        "clone3 with a chosen pid",
+        "a restore sets pids with ns_last_pid, where other new processes can take them",
         _linux("5.5"),
     ),
     "seccomp_suspend": Feature(
@@ -170,7 +170,7 @@ FEATURES = {
         "IPV6_FREEBIND", "that option of a socket is lost", "a newer kernel", INFO
     ),
     "pagemap_scan": Feature(
-        "PAGEMAP_SCAN", "memory is looked through more slowly", _linux("6.7"), INFO
+        "PAGEMAP_SCAN", "memory is scanned more slowly", _linux("6.7"), INFO
     ),
     "timer_cr_ids": Feature(
         "numbers of timers", "a restore of many timers is slow", "a newer kernel", INFO
@@ -179,7 +179,7 @@ FEATURES = {
         "files mapped from overlayfs", "files mapped from overlayfs fail", "a newer kernel"
     ),
     "breakpoints": Feature(
-        "hardware breakpoints", "a restore takes a little longer", "a CPU that has them to give",
+        "hardware breakpoints", "a restore takes a little longer", "a CPU that provides them",
         INFO,
     ),
     "pagemap_scan_guard_pages": Feature(
@@ -209,7 +209,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
             group="feature",
             subject="all of them",
             severity=Severity.NOTE,
-            message="not known: CRIU tests none before its own check works",
+            message="unknown: CRIU tests none if its own check fails",
         )
         return
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -1,4 +1,4 @@
-"""Whether the caller is in the first namespaces of the system."""
+"""Checks whether the caller is in the initial namespaces of the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CRIU, libcriu and the kernel: whether they exist, work, and fit each other."""
+"""Checks CRIU, libcriu and the kernel: existence, function, compatibility."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _libcriu() -> Finding:
 
 
 def _source(via: Via) -> str:
-    """What named the program of a worker, to follow its path."""
+    """What named the program of a worker; a suffix for its path."""
     worker = worker_of(via)
     return f" ({locate(worker.program)[1]})" if worker else ""
 
@@ -97,46 +97,46 @@ def libraries(via: Via) -> Iterator[Finding]:
     )
 
 
-def _fits_library(found: Version) -> Finding:
+def _fits_library(criu: Version) -> Finding:
     library = Version.parse(LIBCRIU_VERSION)
     finding = partial(Finding, id="fit-library", group="criu", subject="libcriu and CRIU")
-    if (library.major, library.minor) == (found.major, found.minor):
+    if (library.major, library.minor) == (criu.major, criu.minor):
         return finding(severity=Severity.GOOD, message="of one release")
-    younger = "libcriu" if library > found else "CRIU"
+    younger = "libcriu" if library > criu else "CRIU"
     return finding(
         severity=Severity.NOTE,
-        message=f"libcriu {library}, CRIU {found}",
+        message=f"libcriu {library}, CRIU {criu}",
         costs=f"options that only {younger} supports are refused",
         cure="install both from one release",
     )
 
 
-def _fits_kernel(found: Version) -> Finding:
+def _fits_kernel(criu: Version) -> Finding:
     release = os.uname().release
     finding = partial(Finding, id="fit-kernel", group="criu", subject="CRIU and the kernel")
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     for since, needed in NEEDED:
-        if numbers >= since and found < needed:
+        if numbers >= since and criu < needed:
             return finding(
                 severity=Severity.WARNING,
-                message=f"CRIU {found}, Linux {release}",
+                message=f"CRIU {criu}, Linux {release}",
                 costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "
                 "sockets cannot be dumped",
                 cure=f"install CRIU {needed} or later",
             )
-    return finding(severity=Severity.GOOD, message=f"Linux {release}; {_kernels(found)}")
+    return finding(severity=Severity.GOOD, message=f"Linux {release}; {_kernels(criu)}")
 
 
-def _kernels(found: Version) -> str:
-    """The kernels that this release is known to work on."""
+def _kernels(criu: Version) -> str:
+    """The kernels on which this release is known to work."""
     for since, needed in reversed(NEEDED):
-        if found < needed:
-            return f"CRIU {found} works on kernels before {since[0]}.{since[1]}"
-    return f"no kernel is known that CRIU {found} is too old for"
+        if criu < needed:
+            return f"CRIU {criu} works on kernels before {since[0]}.{since[1]}"
+    return f"no kernel is known that CRIU {criu} is too old for"
 
 
-def _fits_processor(found: Version) -> Iterator[Finding]:
-    if message := requirements.pointer_authentication(found):
+def _fits_processor(criu: Version) -> Iterator[Finding]:
+    if message := requirements.pointer_authentication(criu):
         yield Finding(
             id="fit-processor",
             group="criu",
@@ -158,8 +158,8 @@ _UNDECISIVE = {
         "run in the network namespace of a user who has CAP_NET_ADMIN in it (unshare --net)",
     ),
 }
-"""Failures of CRIU's check after which calls work, with their effect and cure. The check stops at
-the first failure, and calls do not need all that it tests (``criu/cr-check.c``, category 1)."""
+"""Failures of CRIU's check despite which calls work, with effect and cure. The check ends at the
+first one, and calls do not need all features that it tests (``criu/cr-check.c``, category 1)."""
 
 
 def _check(via: Via) -> Finding:

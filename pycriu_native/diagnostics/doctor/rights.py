@@ -1,4 +1,4 @@
-"""Rights: capabilities one by one, security modules, filters of system calls.
+"""Checks capabilities, security modules and system call filters.
 
 They are those of the caller, which a worker inherits. Sources for the use of each capability:
 CRIU's man page, ``criu/cr-service.c`` and the kernel's checks.

@@ -23,7 +23,7 @@ HEADINGS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Doctor:
-    """Everything that decides whether this machine can checkpoint. ``str()`` is for people."""
+    """The result of all checks. ``str()`` returns a text of several lines."""
 
     via: str
     """The CRIU that was checked."""
@@ -38,7 +38,7 @@ class Doctor:
 
     @property
     def summary(self) -> str:
-        """Whether this machine can checkpoint, the CRIU that was checked, and what stops it."""
+        """Whether this machine can checkpoint, the checked CRIU, and the reason if it cannot."""
         stop = next((each for each in self.findings if each.severity is Severity.STOPS), None)
         why = "" if stop is None else f": {stop.subject}: {stop.message}"
         return f"{_SUMMARIES[self.severity]} ({self.via}){why}"

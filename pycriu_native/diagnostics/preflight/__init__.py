@@ -1,4 +1,4 @@
-"""preflight: what would stop a dump, and which options it needs, before anything is frozen.
+"""preflight: obstacles of a dump, and the options that it needs, before a process is frozen.
 
 It reads /proc and sock_diag(7), and the state of some sockets, pipes and terminals by copies of
 their descriptors (``pidfd_getfd``). Each part of a process has a module with the rules of CRIU:
@@ -38,8 +38,8 @@ def preflight(
 ) -> Preflight:
     """Check a dump of this process and its descendants. The processes keep running.
 
-    ``opts`` are the options of the dump: what they cure is not an obstacle, and what they break is
-    one. The images directory may be unset.
+    ``opts`` are the options of the dump: problems that they solve are no obstacles, and problems
+    that they cause are. The images directory may be unset.
     ``include_caller``, ``via`` and ``files`` as for :func:`~pycriu_native.dump`; capabilities and
     namespaces are those of the caller, as in a worker.
 

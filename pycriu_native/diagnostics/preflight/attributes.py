@@ -1,4 +1,4 @@
-"""Attributes of a process that CRIU does not save: the restored one has those of the restorer.
+"""Attributes of a process that CRIU does not save: a restored process has those of the worker.
 
 Seen with CRIU 4.2.1 on Linux 6.18; ``docs/not_restored.md`` has all of them.
 """

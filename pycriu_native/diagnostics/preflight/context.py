@@ -38,10 +38,7 @@ class Context:
         return any(external_key(item) == key for item in self.opts.external or ())
 
     def in_order_of_dump(self) -> list[Process]:
-        """The processes with each before its children, and these before the next of its siblings.
-
-        What processes share is saved with the first of them.
-        """
+        """The processes, depth first. CRIU saves shared resources with the first of them."""
         below: dict[int, list[Process]] = {}
         for process in self.tree.alive:
             below.setdefault(process.parent, []).append(process)

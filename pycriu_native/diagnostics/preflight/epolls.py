@@ -48,7 +48,7 @@ def _epoll(processes: list[Process], epoll: Descriptor) -> Iterator[Finding]:
                 "another holds it open",
                 pid=epoll.pid,
                 fd=epoll.number,
-                cure="take it out of the epoll (EPOLL_CTL_DEL) before it is closed",
+                failure="epoll-closed",
             )
 
 

@@ -16,6 +16,7 @@ import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
@@ -136,8 +137,8 @@ def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
 
 
 def _place(context: Context, used: Used) -> Iterator[Finding]:
-    """Whether CRIU finds the file again."""
-    about = {"pid": used.pid, "fd": used.fd, "path": used.path}
+    """Whether CRIU finds the file by its path."""
+    about: dict[str, Any] = {"pid": used.pid, "fd": used.fd, "path": used.path}
     key = f"file[{used.mount:x}:{used.stat.st_ino:x}]"
     if context.external(key):
         return
@@ -146,27 +147,8 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         yield stops("path-too-long", rule, failure="path-too-long", **about)
         return
     mount = context.mounts.by_number.get(used.mount)
-    if mount is None and used.fd is not None and _is_message_queue(used):
-        yield stops(
-            "message-queue",
-            "it has a POSIX message queue open, which CRIU cannot save",
-            failure="fd-mount",
-            cure="make the program close it before the dump; or save its descriptor with "
-            f'external=["{key}"], and give one of mq_open on the restore: '
-            f'inherit_fds=[(fd, "{key}")]',
-            **about,
-        )
-        return
     if mount is None:
-        yield stops(
-            "no-mount",
-            f"{_called(used)} is on no mount of its mount namespace: it is from outside of the "
-            "container, or on something unmounted",
-            failure="fd-mount",
-            cure="close it, or start the process with separate descriptors; or save it with "
-            f'external="{key}" and pass a file with inherit_fds on restore',
-            **about,
-        )
+        yield _on_no_mount(used, key, about)
         return
     if context.mounts.covered(mount):
         yield stops(
@@ -178,8 +160,35 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
     if used.stat.st_nlink == 0:
         yield from _nameless(context, used)
         return
+    yield from _path(context, used, context.mounts.base(mount) + used.path, about)
+
+
+def _on_no_mount(used: Used, key: str, about: dict[str, Any]) -> Finding:
+    if used.fd is not None and _is_message_queue(used):
+        return stops(
+            "message-queue",
+            "it has a POSIX message queue open, which CRIU cannot save",
+            failure="fd-mount",
+            cure="make the program close it before the dump; or save its descriptor with "
+            f'external=["{key}"], and give one of mq_open on the restore: '
+            f'inherit_fds=[(fd, "{key}")]',
+            **about,
+        )
+    return stops(
+        "no-mount",
+        f"{_called(used)} is on no mount of its mount namespace: it is from outside of the "
+        "container, or on something unmounted",
+        failure="fd-mount",
+        cure="close it, or start the process with separate descriptors; or save it with "
+        f'external="{key}" and pass a file with inherit_fds on restore',
+        **about,
+    )
+
+
+def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Iterator[Finding]:
+    """Whether the path leads to the file."""
     try:
-        result = os.stat(context.mounts.base(mount) + used.path, follow_symlinks=False)
+        result = os.stat(path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         if _has_changed(used):
             return
@@ -311,7 +320,7 @@ def _pipes(context: Context) -> Iterator[Finding]:
                 "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save",
                 pid=fd.pid,
                 fd=fd.number,
-                cure="make the program create its pipes without O_DIRECT",
+                failure="pipe-packets",
             )
         ends.setdefault(inode, set()).add(fd.flags & os.O_ACCMODE)
         first.setdefault(inode, fd)
@@ -345,7 +354,7 @@ def queued(context: Context) -> int:
 
 
 def _held_outside(context: Context, inodes: set[int]) -> set[int]:
-    """Which of these pipes a process outside of the tree has open."""
+    """Those of these pipes that a process outside of the tree has open."""
     expected = {f"pipe:[{inode}]": inode for inode in inodes}
     result: set[int] = set()
     if not expected:

@@ -1,4 +1,4 @@
-"""All rules of ``preflight``, applied to one process tree: what :func:`preflight` returns."""
+"""Applies all rules of ``preflight`` to a process tree."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def look_at(
 
 
 READINGS = 6
-"""How often a tree that changes all the time is read for one result."""
+"""How often a tree that keeps changing is read for one result."""
 
 
 def _confirmed(context_of_now: Callable[[], Context]) -> tuple[Context, tuple[Finding, ...]]:

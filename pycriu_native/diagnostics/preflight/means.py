@@ -89,7 +89,7 @@ _working: set[tuple[object, ...]] = set()
 def _ask_whether_it_works(context: Context) -> None:
     """CRIU's own check, once for each program; raises if it cannot start or may not work at all.
 
-    What else the check finds missing need not matter to this dump.
+    Other missing features may not matter to this dump.
     """
     identity = context.opts.unprivileged, context.via.identity()
     if identity not in _working:

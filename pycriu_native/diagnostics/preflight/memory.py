@@ -16,7 +16,7 @@ from .objects import device
 
 ZERO = os.makedev(1, 5)
 WITHOUT_FILE = ("/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage")
-"""How the kernel names memory that is in no file."""
+"""Names of the kernel for memory without a file."""
 
 
 def look(context: Context) -> Iterator[Finding]:

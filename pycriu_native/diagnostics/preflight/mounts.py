@@ -125,10 +125,10 @@ class _Mounts:
                 yield mount
 
     def of_user_namespace(self) -> Iterator[Finding]:
-        """File systems that the user namespace of the tree may not mount: it has them from outside.
+        """Mounts from outside, of file systems that the user namespace of the tree may not mount.
 
-        Those that the tree uses must come from outside again; the others are left out, with all
-        that is mounted below them.
+        Those that the tree uses must be external; the others are omitted, with all mounts below
+        them.
         """
         tree = self.context.tree
         if not (tree.has_own("user") and tree.has_own("mnt")):
@@ -172,9 +172,9 @@ class _Mounts:
         return mount.kind == "tmpfs" and mount.device in self.ours and not self.is_given(mount)
 
     def is_locked_below(self, mount: Mount) -> bool:
-        """Whether CRIU would have to take a mount away that the kernel has locked.
+        """Whether CRIU would have to unmount a mount that the kernel has locked.
 
-        That is so for the mounts of another user namespace that were copied into this one.
+        The kernel locks mounts of another user namespace that were copied into this one.
         """
         return (
             self.context.tree.has_own("user")
@@ -259,12 +259,12 @@ def _is_part(mount: Mount, other: Mount) -> bool:
 def _is_found(context: Context, mount: Mount, ours: list[Mount]) -> bool:
     """Whether ``auto_ext_mnt`` matches the mount with one of CRIU's own namespace."""
     alike = [other for other in ours if _is_part(mount, other)]
-    found = context.finds_external_mounts
-    if not alike or (mount.shared and "ext_sharing" not in found):
+    options = context.finds_external_mounts
+    if not alike or (mount.shared and "ext_sharing" not in options):
         return False
     best = max(alike, key=lambda other: len(other.root))
     return not mount.master or bool(
-        "ext_masters" in found and mount.master in (best.shared, best.master)
+        "ext_masters" in options and mount.master in (best.shared, best.master)
     )
 
 

@@ -109,7 +109,7 @@ def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
             "it holds a pidfd of a thread",
             pid=fd.pid,
             fd=fd.number,
-            cure="close it before the dump",
+            failure="pidfd-thread",
         )
 
 
@@ -126,7 +126,7 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
             pid=fd.pid,
             fd=fd.number,
             path=fd.link,
-            cure="close it before the dump",
+            failure="ns-outside",
         )
 
 

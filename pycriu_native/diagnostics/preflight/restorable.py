@@ -1,6 +1,6 @@
-"""What this caller lacks for a restore: the dump works, and the process is lost.
+"""Limits and capabilities that this caller lacks for a restore: the process would be lost.
 
-A restore elsewhere, or by a caller with more rights, can still work.
+A restore on another host, or by a caller with more capabilities, can still succeed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .context import Context, no_restore
 from .tasks import owner_of
 
 CRIU_ITSELF = 16 << 20
-"""About the memory that CRIU needs besides that of the process that it makes, in bytes."""
+"""Approximate memory in bytes that CRIU needs besides that of the restored process."""
 
 
 def look(context: Context) -> Iterator[Finding]:

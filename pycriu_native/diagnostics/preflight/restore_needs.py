@@ -1,4 +1,4 @@
-"""What the caller of the restore has to provide, because the images do not have it."""
+"""Resources that the caller of the restore has to provide, since the images do not have them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from ...options.criu_opts import CriuOpts
 
 if TYPE_CHECKING:
     from .context import Context
-
-__all__ = ["RestoreNeed"]
 
 ROOT = "root"
 GIVEN_BY_DESCRIPTOR = ("unix", "tty", "file", "net", "pid")
@@ -40,7 +38,7 @@ class RestoreNeed:
     key: str
     """What it replaces, in CRIU's notation: ``socket:[4711]``, ``mnt[/data]``; or ``root``."""
     message: str
-    """What it is in the processes."""
+    """Its role in the processes."""
     required: bool = True
     """Whether the restore fails without it."""
 

@@ -163,7 +163,7 @@ def _stoppable(process: Process) -> Iterator[Finding]:
             "sigtrap",
             "a SIGTRAP is pending, with which CRIU cannot work in it",
             pid=process.pid,
-            cure="let it handle the signal first",
+            failure="sigtrap-pending",
         )
 
 
@@ -278,7 +278,7 @@ def _shares(context: Context, process: Process) -> Iterator[Finding]:
                 f"it shares {words} with its parent, process {parent}, which CRIU can save of "
                 "threads only",
                 pid=process.pid,
-                cure="dump it when it has run another program, or make it a thread",
+                failure="shared-by-processes",
             )
             return
 
@@ -344,7 +344,7 @@ def _user_namespace(context: Context) -> Iterator[Finding]:
                 "foreign-namespace",
                 f"its {kind} namespace does not belong to its user namespace",
                 pid=root.pid,
-                cure="make the other namespaces together with the user namespace, or inside of it",
+                failure="userns-foreign",
             )
 
 

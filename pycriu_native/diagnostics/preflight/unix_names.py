@@ -81,7 +81,7 @@ def look(context: Context) -> Iterator[Finding]:
 
 
 def _bound(fd: Descriptor) -> Bound | None:
-    """What a socket is bound to; None for no name, or an abstract one."""
+    """The file to which a socket is bound; None without a name, or for an abstract one."""
     with contextlib.suppress(OSError), copied_socket(fd) as sock:
         name = sock.getsockname()
         if not name or isinstance(name, bytes):

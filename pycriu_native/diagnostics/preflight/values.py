@@ -14,15 +14,6 @@ from ...findings import Finding, Severity, lines, plain_options
 from ...options.criu_opts import CriuOpts
 from .restore_needs import RestoreNeed, filled
 
-__all__ = [
-    "ImageSize",
-    "Preflight",
-    "PreflightError",
-    "PreflightWarning",
-    "RestoreNeed",
-    "Verdict",
-]
-
 
 class Verdict(StrEnum):
     """Outcome of a dump with the options as given."""
@@ -95,7 +86,7 @@ class ImageSize:
 class Preflight:
     """Expected outcome of a dump of a process tree, checked without stopping it.
 
-    Valid for the moment of the check: the processes keep running. ``str()`` is for people.
+    Valid for the moment of the check: the processes keep running. ``str()`` returns a text.
     """
 
     pid: int
@@ -257,4 +248,4 @@ class PreflightError(CriuError):
 
 
 class PreflightWarning(UserWarning):
-    """``Preflight.require``: something will be missing after a restore, or a restore fails."""
+    """``Preflight.require``: a restored process will lack something, or a restore will fail."""

@@ -1,4 +1,4 @@
-"""Files that the tree writes: what ``files="rollback"`` saves of each, and how."""
+"""The files that the tree writes, and how ``files="rollback"`` saves each of them."""
 
 from __future__ import annotations
 

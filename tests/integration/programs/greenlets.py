@@ -375,7 +375,9 @@ opened = _open()
 try:
     globals()[FAMILY]()
     assert _mask() == before, "the signal mask has changed"
-    time.sleep(0.01)  # the loop closes what the standard library has closed
+    until = time.monotonic() + 60
+    while _open() != opened and time.monotonic() < until:
+        time.sleep(0.01)  # the loop closes what the standard library has closed
     assert _open() == opened, (_open(), opened)
 finally:
     for process in started:

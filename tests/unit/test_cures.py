@@ -1,0 +1,306 @@
+"""Each cure that the project names is followed in a test, or there is a reason why it is not.
+
+A cure is that of a failure of CRIU (``known_failures.json``), of a finding of ``preflight`` that
+predicts none of them, or of a finding of ``check_images`` or ``doctor``. A test follows it if it
+brings the failure about, does what the cure says, and the same call works then. It is one of the
+cases of ``test_failures.py`` and ``test_restore_failures.py``, whose texts name the failure, or has
+the mark ``cures`` with its id.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from pycriu_native._failures.log_excerpt import failures
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests" / "integration"
+PREFLIGHT = ROOT / "pycriu_native" / "diagnostics" / "preflight"
+
+REFINED = {
+    "process_that_is_traced": "ptrace-refused",
+    "pid_of_a_running_process": "pid-in-use",
+    "file_on_something_unmounted": "fd-mount",
+    "images_of_pages_missing": "pages-unreadable",
+}
+"""Cases whose error has more precise texts than the entry of the failure."""
+
+ADVICE = "the call cannot work: the cure is to choose another process, or to change the program"
+REFUSED = "the library refuses the option, or an incomplete image set, before CRIU is started"
+KERNEL = "needs another kernel, or one that is configured in another way"
+CRIU = "needs another build or release of CRIU"
+MODULE = "needs a security module (AppArmor, SELinux), which the test machine does not run"
+PROCESSOR = "needs another processor"
+DEVICE = "needs a device, a file system or a plugin that the test machine does not have"
+PRECEDED = "another failure, which is followed, comes first on the test machine"
+OPEN = "no test brings it about yet"
+TIMING = "depends on the moment: no test can bring it about reliably"
+
+NOT_FOLLOWED = {
+    "seize-gone": ADVICE,
+    "pid-missing": ADVICE,
+    "zombie-root": ADVICE,
+    "zombie-thread": ADVICE,
+    "seize-refused": ADVICE,
+    "pidns-init": ADVICE,
+    "script": ADVICE,
+    "userns-no-root": ADVICE,
+    "preflight:option": ADVICE,
+    "preflight:program": ADVICE,
+    "preflight:thread-number": ADVICE,
+    "preflight:hidden": ADVICE,
+    "preflight:events": ADVICE,
+    "preflight:watch-of-a-file-system": ADVICE,
+    "preflight:unix-dangling": ADVICE,
+    "preflight:socket-of-another-network": ADVICE,
+    "preflight:file-not-saved": ADVICE,
+    "preflight:caller-frozen": ADVICE,
+    "track-mem": REFUSED,
+    "predump-nodirty": REFUSED,
+    "uffd": REFUSED,
+    "inherit-fd": REFUSED,
+    "ns-flags": REFUSED,
+    "lsm-arg": REFUSED,
+    "images-dir": REFUSED,
+    "log-subdir": REFUSED,
+    "parent-img": REFUSED,
+    "parent-inventory": REFUSED,
+    "img-no-file": REFUSED,
+    "img-magic": REFUSED,
+    "images-too-large": REFUSED,
+    "kerndat": KERNEL,
+    "rseq-kernel": KERNEL,
+    "rseq-restore": KERNEL,
+    "pid-mismatch": KERNEL,
+    "last-pid": KERNEL,
+    "preflight:32-bit": KERNEL,
+    "cg-ctrl": KERNEL,
+    "cg-prop": KERNEL,
+    "mnt-slave-einval": CRIU,
+    "net-lock-nolib": CRIU,
+    "root-missing": CRIU,
+    "preflight:pointer-authentication": CRIU,
+    "lsm-mismatch": MODULE,
+    "lsm-write": MODULE,
+    "cpu-xsave": PROCESSOR,
+    "fuse": DEVICE,
+    "plugin": DEVICE,
+    "uprobes": DEVICE,
+    "lazy-transfer": TIMING,
+    "pty-index": TIMING,
+    "freeze-cgroup": TIMING,
+    "memory-enomem": TIMING,
+    "lazy-pipe-size": TIMING,
+    "tcp-connect": TIMING,
+    "path-unsupported": PRECEDED,
+    "map-files-eperm": PRECEDED,
+    "mapfile": PRECEDED,
+    "sid-clash": OPEN,
+    "pids-limit": OPEN,
+    "no-parent-mount": OPEN,
+    "root-without-tmp": OPEN,
+    "cg-move": OPEN,
+}
+"""Cures that no test follows, and why."""
+
+
+CHECK_IMAGES = {
+    "dump again, or copy all of it here": "test_images_check.py: an image is missing",
+    "restore the dump that builds on it": ADVICE,
+    "install CRIU, or name it with via=Worker(program)": "test_worker.py: ProgramNotFoundError",
+    "a newer CRIU": CRIU,
+    "CRIU 4.3 or later": CRIU,
+    "CRIU 4.2 or later": PROCESSOR,
+    "CRIU {} or later: an older one ignores fields that it does not have": CRIU,
+    "a config_file with the line allow-uprobes": DEVICE,
+    "a host with {} processors": PROCESSOR,
+    "a host whose kernel has pages of {} bytes (getconf PAGESIZE)": KERNEL,
+    "another host": PROCESSOR,
+    "another host, if the program uses them (pkeys(7))": PROCESSOR,
+    "another host, or a cpu_cap that compares less": PROCESSOR,
+    "sysctl kernel.pid_max={}": KERNEL,
+    "let its parent wait for it": "test_images_check.py: a pid is a zombie",
+    "end that process, or restore in a pid namespace of its own": (
+        "test_images_check.py: a pid is taken by the process itself"
+    ),
+    "end pid {} and others of that {}, or restore in a pid namespace of its own": (
+        "test_restorable.py: test_a_number_that_is_a_session"
+    ),
+    "shell_job=True, with the terminal as the worker's standard input": (
+        "test_images_check.py: a session led from outside"
+    ),
+    "remove it, unless a restore of these images is running": (
+        "test_restore_undo.py: test_a_ghost_in_the_way"
+    ),
+    "link it to another name of the same file: ln OTHER-NAME {}; on another host copy it there": (
+        "test_restore_undo.py: test_a_copy_of_images_whose_link_is_gone"
+    ),
+    "copy it here, or give another in inherit_fds": "test_images_check.py: a file is gone",
+    "put back the file as it was": "test_images_check.py: a file has grown",
+    "put back what it was": "test_images_check.py: a directory is in its place",
+    "install the same build": "test_images_check.py: another build of a library",
+    "chmod {}, or skip_file_rwx_check=True": "test_images_check.py: a file has another mode",
+    "inherit_fds=[(fd, {})]": "test_namespaces.py: test_an_external_network_namespace",
+    "tcp_close=True": "test_images_check.py: connections, to be dropped",
+    "tcp_established=True, or tcp_close=True to drop it": (
+        "test_images_check.py: connections, and no option"
+    ),
+    "ip address add {} dev DEVICE": "test_taken_ports.py: test_an_address_that_is_not_here",
+    "end that process": "test_taken_ports.py: test_a_port_that_another_process_has",
+    "external_unix_connections=True": "test_unix_sockets.py: external_unix_connections",
+    "start the process that has it": "test_restore_failures.py: unix_socket_whose_owner_is_gone",
+    "make that directory": "test_images_check.py: the directory of a socket is gone",
+    "shell_job=True on a terminal, or orphan_pts_master=True with a hook that takes it": (
+        "test_orphan_pts_master.py: test_without_it_the_restore_is_refused"
+    ),
+    "file_locks=True": "test_images_check.py: test_locks_come_back_only_if_asked_for",
+    "lazy_pages=True, and LazyPages connected to that dump": (
+        "test_lazy.py: test_memory_comes_after_the_process"
+    ),
+    "root=PATH of a mounted file system with their files": (
+        "test_images_check.py: test_a_container_needs_its_mounts"
+    ),
+    "auto_ext_mnt=True": "test_external_mounts.py: test_auto_ext_mnt",
+    "external=['mnt[{}]:PATH']": "test_images_check.py: test_a_container_needs_its_mounts",
+    "modprobe {}": KERNEL,
+    "another kernel": KERNEL,
+    "mount it, or manage_cgroups_mode='ignore'": KERNEL,
+    "manage_cgroups_mode='soft'": "test_images_check.py: test_modes_of_cgroups",
+}
+"""The cures of ``check_images``: a test that follows it, and a name in it, or why none does."""
+
+DOCTOR = {
+    "it needs {}": KERNEL,
+    "install both from one release": CRIU,
+    "run as root, or set unprivileged=True": "test_security_unprivileged.py: test_what_it_takes",
+    "install CRIU {} or later": CRIU,
+    "install CRIU 4.2 or later": PROCESSOR,
+    "check whether that is intended; else remove {}": (
+        "test_doctor.py: test_a_configuration_file_that_interferes"
+    ),
+    "run as root, or set unprivileged=True with CAP_CHECKPOINT_RESTORE": (
+        "test_security_unprivileged.py: test_with_the_one_capability"
+    ),
+    "run without it (docker run --security-opt seccomp=unconfined), with CAP_SYS_ADMIN": (
+        "test_seccomp_filter.py: test_a_filter_that_criu_may_not_suspend"
+    ),
+    "run from an unconfined domain; for containers, give lsm_profile on restore": MODULE,
+    "run unconfined (docker run --security-opt apparmor=unconfined)": MODULE,
+    "it cannot be lowered while the system runs: remove the setting and restart": MODULE,
+    "start the kernel with lockdown=integrity, or none": MODULE,
+    "sysctl -w kernel.yama.ptrace_scope=0": MODULE,
+    "sysctl -w fs.pipe-max-size={}": TIMING,
+    "sysctl -w kernel.io_uring_disabled=2 (for new programs)": KERNEL,
+    "mount -t proc proc /proc": OPEN,
+    "mount -t cgroup2 none /sys/fs/cgroup": KERNEL,
+    "mount -o remount,rw {}": OPEN,
+    "a kernel with CONFIG_CHECKPOINT_RESTORE": KERNEL,
+    "mount -o remount,rw /proc/sys": "test_doctor.py: test_sysctls_that_are_read_only",
+    "apt-get install iptables": DEVICE,
+    "ulimit -Hn {} before, as root with CAP_SYS_RESOURCE": (
+        "test_restorable.py: test_descriptors_near_the_limit"
+    ),
+    "CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and a /proc that is not masked": PRECEDED,
+}
+"""The cures of ``doctor``, in the same way."""
+
+
+def _calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """The decorators of a module's functions that are calls, with the function's name."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            for decorator in node.decorator_list:
+                if isinstance(decorator, ast.Call):
+                    yield node.name, decorator
+
+
+def _texts(call: ast.Call) -> list[str]:
+    return [str(each.value) for each in call.args if isinstance(each, ast.Constant)]
+
+
+@cache
+def followed() -> frozenset[str]:
+    """The ids of the cures that tests follow."""
+    result: set[str] = set()
+    for path in TESTS.rglob("test_*.py"):
+        for name, call in _calls(path):
+            decorator = ast.unparse(call.func)
+            if decorator == "pytest.mark.cures":
+                result.update(_texts(call))
+            elif decorator in ("dump_fails", "restore_fails"):
+                cause, cure, *_ = _texts(call)
+                result.update(
+                    entry.id for entry in failures() if cause in entry.cause and cure in entry.cure
+                )
+                result.update({REFINED[name]} if name in REFINED else ())
+    return frozenset(result)
+
+
+def named() -> Iterator[str]:
+    """The ids of all cures: of failures, and of findings of ``preflight`` without one."""
+    for entry in failures():
+        if not entry.benign:
+            yield entry.id
+    for path in PREFLIGHT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                words = {each.arg for each in node.keywords}
+                at = 1 if node.func.id == "needs" else 0
+                if node.func.id in ("stops", "needs", "no_restore", "lost", "note") and (
+                    "failure" not in words and ("cure" in words or at)
+                ):
+                    id = node.args[at]
+                    if isinstance(id, ast.Constant):
+                        yield f"preflight:{id.value!s}"
+
+
+@pytest.mark.parametrize("id", sorted(set(named())))
+def test_a_cure_is_followed(id: str) -> None:
+    """By a test, or the table says why not."""
+    assert (id in followed()) is not (id in NOT_FOLLOWED)
+
+
+def test_nothing_else_is_in_the_tables() -> None:
+    """No name is left of a cure that went, and no case is misspelt."""
+    known = {*named(), "preflight:message-queue"}  # it has a cure besides that of its failure
+    assert followed() | set(NOT_FOLLOWED) <= known
+    cases = {name for path in TESTS.glob("test_*.py") for name, _ in _calls(path)}
+    assert set(REFINED) <= cases
+
+
+def _text(node: ast.expr) -> str:
+    """The text of an expression; ``{}`` for what is filled in, empty for what is no text."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(each) or "{}" for each in node.values)
+    return ""
+
+
+def _cures(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if name in ("_error", "_warning"):
+                    yield _text(node.args[2])
+                yield from (_text(each.value) for each in node.keywords if each.arg == "cure")
+
+
+@pytest.mark.parametrize(
+    ("table", "pattern"),
+    [(CHECK_IMAGES, "images/check.py"), (DOCTOR, "diagnostics/doctor/*.py")],
+    ids=["check_images", "doctor"],
+)
+def test_the_cures_of_a_check(table: dict[str, str], pattern: str) -> None:
+    """Each is in the table, with a test that has the name, or a reason; and no other is."""
+    assert set(_cures((ROOT / "pycriu_native").glob(pattern))) - {""} == set(table)
+    for place in table.values():
+        file, _, name = place.partition(": ")
+        if file.endswith(".py"):
+            assert name in (TESTS / file).read_text(), place
