@@ -340,16 +340,25 @@ def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
     assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}
 
 
+WITH_DEVPTS = 'mount -t devpts -o "$0" devpts /dev/pts && exec "$@"'
+
+
+@pytest.mark.parametrize("devpts", ["newinstance,mode=600", "newinstance,mode=620,gid=5"])
 @pytest.mark.cures("user-namespace-root", "user-namespace-mount", "proc-of-user-namespace")
 def test_a_user_namespace_with_a_copy_of_the_hosts_mounts(
-    spawn: Spawn, images: Path, tmp_path: Path
+    spawn: Spawn, images: Path, tmp_path: Path, devpts: str
 ) -> None:
-    """With the options and mount points that preflight names the restore works, else it fails."""
-    target = spawn(OWN_STDIO, prefix=[*user_namespace("-rmpf", "--mount-proc"), "setsid"])
+    """With the options and mount points that preflight names the restore works, else it fails.
+
+    Group 5 of the host is an option of devpts in most distributions, and has no mapping here.
+    """
+    host = ["unshare", "-m", "sh", "-c", WITH_DEVPTS, devpts]
+    target = spawn(OWN_STDIO, prefix=[*host, *user_namespace("-rmpf", "--mount-proc"), "setsid"])
     (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
     before = preflight(first, CriuOpts(images_directory=images))
     assert before.verdict is Verdict.NEEDS_OPTIONS
     assert "user-namespace-mount" in {finding.id for finding in before.needs}
+    assert "gid=5" not in devpts or "no gid 5, an option" in str(before)
     with ExitStack() as mounted:
         given: dict[str, str] = {}
         for need in before.restore_needs:

@@ -195,7 +195,7 @@ def test_an_error_in_the_block(snapshot: Snapshot, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CriuError), started(snapshot) as process:
         taken(process, tmp_path / "file" / "below")
-    assert process.returncode == 1
+    assert process.returncode in (1, 120)  # 120: Python could not flush to the closed pipe
 
 
 # ---- what generations store ----

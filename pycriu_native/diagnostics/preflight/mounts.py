@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
+from ..._system.host import lines
 from ..._system.mount_table import is_below
 from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
@@ -135,7 +136,7 @@ class _Mounts:
             return
         used = {each.mount for each in all_used(self.context)}
         for mount in list(self.checked()):
-            if mount in self.left_out or not self._is_of_outer_user_namespace(mount):
+            if mount in self.left_out or (why := self._not_mountable(mount)) is None:
                 continue
             within = [
                 each
@@ -156,16 +157,28 @@ class _Mounts:
             yield self._needs(
                 mount,
                 "user-namespace-mount",
-                f"a restore cannot mount it: its user namespace may not mount {mount.kind}",
+                f"a restore cannot mount it: {why}",
                 cure=cure,
                 sets=sets,
             )
 
-    def _is_of_outer_user_namespace(self, mount: Mount) -> bool:
+    def _not_mountable(self, mount: Mount) -> str | None:
+        """Why the user namespace of the tree cannot mount a file system again; None: it can."""
         if mount.place == "/" or mount.kind not in REBUILT or self.has_source(mount):
-            return False
+            return None
         namespace = _MOUNTED_WITH.get(mount.kind)
-        return namespace is None or not self.context.tree.has_own(namespace)
+        if namespace is None or not self.context.tree.has_own(namespace):
+            return f"its user namespace may not mount {mount.kind}"
+        if mount.kind == "devpts":  # the kernel refuses ids without a mapping
+            for option in sorted(mount.options):
+                key, _, value = option.partition("=")
+                if key in ("uid", "gid") and not self._is_mapped(f"{key}_map", int(value)):
+                    return f"its user namespace has no {key} {value}, an option of the file system"
+        return None
+
+    def _is_mapped(self, file: str, number: int) -> bool:
+        ranges = (line.split() for line in lines(f"/proc/{self.context.tree.root.pid}/{file}"))
+        return any(int(first) <= number < int(first) + int(n) for first, _, n in ranges)
 
     def is_tmpfs_of_the_host(self, mount: Mount) -> bool:
         """Whether other processes than the tree can write to a tmpfs whose contents are saved."""
