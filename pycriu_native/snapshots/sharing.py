@@ -37,7 +37,7 @@ PATIENCE = 5.0
 """Time limit for the loading of CRIU if sharing is not required, in seconds."""
 
 FIRST = "the first start with this Snapshot is not shared; share_memory=True shares it"
-NO_WORKER = "via is no Worker without stdin"
+NO_WORKER = "via is not a Worker without stdin"
 CHANGED = "the process that holds the template was killed, or what CRIU inherits has changed"
 
 
@@ -249,7 +249,9 @@ class _Template(_Forking):
             raise UnavailableError(str(error)) from None
         size = Template.read(target).stored
         if not required and (room := memory_room()) < 2 * size:
-            raise UnavailableError(f"the template has {size} bytes, and {room} bytes can be taken")
+            raise UnavailableError(
+                f"the template needs {size} bytes, and {room} bytes are available"
+            )
         return target
 
 

@@ -60,7 +60,6 @@ thread.start()
 importing.wait()
 child = os.fork()
 if child == 0:
-    import faulthandler; faulthandler.dump_traceback_later(15, file=open("/tmp/f14/tb","w"))
     signal.alarm(30)
     criu.dump(other, criu.CriuOpts(images_directory=images + "-2", leave_running=True))
     os._exit(7)

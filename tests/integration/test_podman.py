@@ -307,7 +307,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     subprocess.run(
         ["tar", "-C", str(tmp_path), "-cf", str(tmp_path / "odd.tar"), *words], check=True
     )
-    with pytest.raises(ImagesError, match=r"spec\.dump is no specification"):
+    with pytest.raises(ImagesError, match=r"spec\.dump is not the specification"):
         from_archive(tmp_path / "odd.tar", tmp_path / "box", rootfs=tmp_path / "root")
     with pytest.raises(OptionError, match="rootfs"):
         from_archive(tmp_path / "odd.tar", tmp_path / "box", rootfs=tmp_path / "none")
