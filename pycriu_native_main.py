@@ -6,9 +6,7 @@ traceback, and ``doctor`` reports it as a finding.
 
 from __future__ import annotations
 
-import atexit
 import gc
-import os
 import sys
 
 NO_CRIU = 8
@@ -17,38 +15,13 @@ NO = 11
 """The exit code of doctor (``Exit.NO``)."""
 
 COLLECT_AFTER = 50_000
-"""New objects between two garbage collections. The default is 700: a start, which makes modules,
-spends a tenth of its time on collections then."""
+"""New objects between two garbage collections. With the default of 700, a start, which creates
+modules, spends a tenth of its time on collections."""
 
 
 def main() -> None:
-    """Run ``pycriu_native.cli``, or say why it cannot be imported. Ends the process."""
+    """Run ``pycriu_native.cli``, or print why it cannot be imported."""
     gc.set_threshold(COLLECT_AFTER)
-    code: list[int] = []
-    atexit.register(_end, code)  # registered first, so it is called last
-    try:
-        _main()
-    except SystemExit as end:
-        if isinstance(end.code, int):
-            code.append(end.code)
-        raise
-
-
-def _end(code: list[int]) -> None:
-    """End the process without taking all modules and objects apart, which takes milliseconds.
-
-    Threads have ended by now, and all other functions of ``atexit`` have been called.
-    """
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-    except (AttributeError, OSError, ValueError):
-        return  # the stream is missing, broken or closed: the interpreter's own end deals with it
-    if code:
-        os._exit(code[0])
-
-
-def _main() -> None:
     if sys.argv[1:2] == ["run"]:
         # Before what follows takes its time: a signal is to end with the exit code of the job.
         from pycriu_native._support import held_signals

@@ -314,7 +314,12 @@ class Exchange:
         if external and accepted:
             opts: WireValue = {"images_dir_fd": -1, "external": [*external]}
             reply = encode("request", {"type": NOTIFY, "notify_success": True, "opts": opts})
-        self._send(reply)
+        try:
+            self._send(reply)
+        except OptionError as error:  # the names of the hook are too long for a message
+            accepted = False
+            self._stop(error)
+            self._send(_REFUSE)
         self._reply_pending = False
         if accepted and self._recovery is not None:
             self._recovery.agreed(action)

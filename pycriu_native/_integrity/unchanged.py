@@ -49,7 +49,8 @@ class Unchanged(Generic[Result]):
         newest = max((max(file[3:]) for file in files), default=0)
         if newest + TICK_NS < time.time_ns():
             while len(self._kept) >= MOST:
-                with contextlib.suppress(StopIteration, KeyError):  # another thread was faster
+                # Another thread may do the same.
+                with contextlib.suppress(StopIteration, KeyError, RuntimeError):
                     del self._kept[next(iter(self._kept))]
             self._kept[key] = files, result
         return result

@@ -19,7 +19,6 @@ import os
 import stat
 from collections.abc import Iterator
 
-from .._integrity.unchanged import Unchanged
 from .._support.frozen_dataclass import dataclass
 from .._support.unpatched import close
 from .._wire.fields import HEAD, message_fields, messages_of
@@ -103,21 +102,11 @@ class MadeNames:
         return bool(self.ghosts or self.links or self.sockets)
 
 
-_made_names = Unchanged[MadeNames]()
-
-
 def made_names(images: int, where: CriuOpts | str) -> MadeNames:
     """The names for a restore of images with these options, or below the root of a process.
 
     Images that cannot be read are left out: CRIU, or a check, reports them.
     """
-    if isinstance(where, str):
-        return _read_names(images, where)
-    key = where.root, where.external
-    return _made_names.result(images, key, lambda: _read_names(images, where))
-
-
-def _read_names(images: int, where: CriuOpts | str) -> MadeNames:
     remaps = messages(images, "remap-fpath.img")
     data = _read(images, "files.img")
     if not remaps and b"\x82\x01" not in data:  # the tag of a unix socket

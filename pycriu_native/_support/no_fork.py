@@ -9,11 +9,28 @@ from __future__ import annotations
 import os
 
 from .light_typing import Any
-from .unpatched import original
+from .unpatched import get_ident, original
 
 no_fork: Any = original("_thread", "RLock")()
-"""Held for an import; nothing else is waited for meanwhile."""
+"""Held for an import."""
 
-os.register_at_fork(
-    before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=no_fork.release
-)
+UNTIL_IMPORTED = 5.0
+"""Seconds that a fork waits at most. An import can itself wait for the forking thread: for a lock
+that another function before the fork has taken, such as that of ``logging``."""
+
+_forking: set[int] = set()
+"""The threads that fork, and have the lock for it."""
+
+
+def _before() -> None:
+    if no_fork.acquire(True, UNTIL_IMPORTED):
+        _forking.add(get_ident())
+
+
+def _after() -> None:
+    if get_ident() in _forking:
+        _forking.discard(get_ident())
+        no_fork.release()
+
+
+os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)

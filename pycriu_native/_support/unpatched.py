@@ -8,6 +8,7 @@ the thread, as in a C library.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -81,9 +82,11 @@ class RawThread:
         self._args = args
         self._daemon = daemon
         self._running = Lock()
+        self._pid = 0
 
     def start(self) -> None:
         """Begin; ``RuntimeError`` where no thread can be started."""
+        self._pid = os.getpid()
         self._running.acquire()
         try:
             self.ident = _start(self._body, ())
@@ -107,12 +110,14 @@ class RawThread:
                 atexit.unregister(self.join)
 
     def is_alive(self) -> bool:
-        """Whether it runs."""
-        return bool(self._running.locked())
+        """Whether it runs. A forked child has only the thread that forked."""
+        return self._pid == os.getpid() and bool(self._running.locked())
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended."""
-        if self._running.acquire(timeout=-1 if timeout is None else timeout):
+        if self._pid == os.getpid() and self._running.acquire(
+            timeout=-1 if timeout is None else timeout
+        ):
             self._running.release()
 
 

@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._support.unpatched import Lock
 from ..errors import CriuError, ImagesError
 from .storage import Storage
 
@@ -101,7 +101,7 @@ class Lease:
         self._storage = storage
         self._content = content
         self._beat = 0
-        self._beat_lock = threading.Lock()
+        self._beat_lock = Lock()
         self._commit: str | None = None
         self.token = token
         self.until = until

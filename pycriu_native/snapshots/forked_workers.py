@@ -22,6 +22,8 @@ from ..errors import Problem, ProgramError
 PATIENCE = 30.0
 """Seconds that CRIU gets to be loaded."""
 
+CLOSED = "it is closed"
+
 F_SETSIG = 10
 """fcntl(2); Python's module has no name for it."""
 
@@ -136,7 +138,7 @@ class ForkedWorkers(Closing):
             raise ForkServerUnavailableError("/proc does not show what workers inherit")
         with self._lock:
             if self._closed:
-                raise ValueError(f"the {type(self).__name__} is closed")
+                raise ForkServerUnavailableError(CLOSED)
             if (ready := self._ready(like)) is not None:
                 return ready
             self._end()

@@ -13,7 +13,7 @@ from .._transport.forkserver import ForkServer, ForkServerUnavailableError
 from .._transport.spawn import SpawnOptions
 from .._transport.worker import Worker
 from ..errors import ImagesError, OptionError, Problem, ProgramError
-from .forked_workers import ForkedWorkers
+from .forked_workers import CLOSED, ForkedWorkers
 from .template import NAME, Template, checksum
 
 
@@ -87,7 +87,9 @@ class SharedTemplate(ForkedWorkers):
         load(self.directory, server)
 
 
-def _not_shared(why: str) -> ProgramError:
+def _not_shared(why: str) -> Exception:
+    if why == CLOSED:
+        return ValueError("the SharedTemplate is closed")
     return ProgramError(f"memory cannot be shared: {why}")
 
 

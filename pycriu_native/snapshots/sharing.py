@@ -172,6 +172,7 @@ class _Forking:
         self._attempts = 0
         self._next = WORTHWHILE
         self._reason = FIRST
+        self._closed = False
 
     def use(
         self, *, required: bool, until: float | None
@@ -185,6 +186,8 @@ class _Forking:
         if not self._lock.acquire(timeout=-1 if until is None else _remaining(until)):
             raise UnavailableError("another thread has not read the template in time")
         try:
+            if self._closed:
+                raise UnavailableError("the snapshot was closed at the same time")
             self._starts += 1
             if self._forked is not None and (server := self._forked.ready()) is not None:
                 return self._forked, server
@@ -217,8 +220,9 @@ class _Forking:
         forked.renew()
 
     def close(self) -> None:
-        """End it."""
+        """End the fork server; none is started any more."""
         with self._lock:
+            self._closed = True
             if self._forked is not None:
                 self._forked.close()
 

@@ -386,7 +386,7 @@ def test_without_rights() -> None:
     assert {"check", "capability:CAP_SYS_ADMIN"} <= set(bad)
     assert not [name for name in bad if name.startswith("feature")]
     assert not [name for name in bad if name.startswith("capability")][1:]
-    assert "not known" in result["features"]["message"]
+    assert "unknown" in result["features"]["message"]
     assert "not known" in result["map-files"]["message"]
 
 

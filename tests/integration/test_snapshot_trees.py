@@ -183,7 +183,7 @@ def test_a_dump_that_fails(snapshot: Snapshot, tmp_path: Path) -> None:
         before = children()
         with pytest.raises(CriuError):
             Snapshot.take(process, tmp_path / "file" / "below", deadline=PATIENCE)
-        assert children() == before
+        assert children() <= before
         second = Snapshot.take(process, tmp_path / "second", leave_running=True, deadline=PATIENCE)
         assert state_of(process)[2] == [1, snapshot.record.pid]
     with started(second) as other:

@@ -95,6 +95,7 @@ def test_the_package_is_not_loaded_further() -> None:
         "pycriu_native._support",
         "pycriu_native._support.lazy",
         "pycriu_native._support.light_typing",
+        "pycriu_native._support.no_fork",
         "pycriu_native._support.unpatched",
         "pycriu_native.guest",
     }

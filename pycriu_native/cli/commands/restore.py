@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 import click
 
 from ... import RestoreResult, restore, restore_child
+from ..._support.unpatched import sleep
 from ..._system.process import stat_of
 from ...enums import Verb
 from ...results import PAGE
