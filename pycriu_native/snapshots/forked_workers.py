@@ -1,4 +1,4 @@
-"""A way to reach CRIU whose workers are forked from one fork server."""
+"""Workers that are forked from one fork server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .._transport.worker_factory import fingerprint, start_fork_server
 from ..errors import Problem, ProgramError
 
 PATIENCE = 30.0
-"""Seconds that CRIU gets to be loaded."""
+"""Default time limit for the loading of CRIU, in seconds."""
 
 CLOSED = "it is closed"
 
@@ -31,9 +31,9 @@ F_SETSIG = 10
 class ForkedWorkers(Closing):
     """Workers for restores, each forked from a CRIU that has been loaded once. Owned.
 
-    The fork server is started anew if it has ended, and if what a worker takes over from the caller
-    (user, namespaces, cgroup, limits) has changed. Whatever else than a restore is done with it
-    gets an ordinary worker.
+    The fork server is started again if it has ended, or if the state that a worker inherits from
+    the caller (user, namespaces, cgroup, limits) has changed. Calls other than restores use an
+    ordinary worker.
 
     Synchronization: any number of threads may use it. A forked child starts its own fork server.
     """
@@ -44,11 +44,11 @@ class ForkedWorkers(Closing):
         """Start the fork server.
 
         Args:
-            worker: which CRIU; one without stdin.
-            patience: seconds that CRIU gets to be loaded; None: 30.
+            worker: the CRIU to use, without stdin.
+            patience: seconds to wait until CRIU is loaded; None: 30.
 
         Raises:
-            ProgramError: CRIU cannot be started, or not be preloaded.
+            ProgramError: CRIU cannot be started or preloaded.
         """
         self.worker = worker
         self._patience = PATIENCE if patience is None else patience
@@ -60,7 +60,7 @@ class ForkedWorkers(Closing):
 
     @property
     def allow_untrusted(self) -> bool:
-        """As the worker's."""
+        """As for the worker."""
         return self.worker.allow_untrusted
 
     @property
@@ -69,15 +69,15 @@ class ForkedWorkers(Closing):
         return 0 if self._server is None else self._server.pid
 
     def identity(self) -> tuple[object, ...] | None:
-        """As the worker's."""
+        """As for the worker."""
         return self.worker.identity()
 
     def name(self) -> str:
-        """As the worker's."""
+        """As for the worker."""
         return self.worker.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Nothing."""
+        """No argument is refused."""
         return iter(())
 
     def connect(
@@ -86,7 +86,7 @@ class ForkedWorkers(Closing):
         spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
         ready: ForkServer | None = None,
     ) -> Connection:
-        """A worker, of the fork server that :meth:`ready` has returned if that is given.
+        """Connect to a worker. ``ready`` is a fork server that :meth:`ready` has returned.
 
         Raises as :meth:`Worker.connect`.
         """
@@ -108,11 +108,11 @@ class ForkedWorkers(Closing):
     def _connect_unforked(
         self, keep: Sequence[int], spawn_options: SpawnOptions, why: str
     ) -> Connection:
-        """A worker where none can be forked."""
+        """Connect to a worker if none can be forked."""
         return self.worker.connect(keep, spawn_options)
 
     def ready(self) -> ForkServer | None:
-        """The fork server, if its workers are as one that this thread would start."""
+        """The fork server, if its workers equal one that this thread would start."""
         like = fingerprint(self.worker)
         with self._lock:
             return self._ready(like)
@@ -122,14 +122,14 @@ class ForkedWorkers(Closing):
         return server if server is not None and server.is_open and self._like == like else None
 
     def renew(self) -> None:
-        """Start the fork server anew if it is not ready. Raises as when this was made."""
+        """Start the fork server again if it is not ready. Raises as the constructor."""
         try:
             self._current()
         except ForkServerUnavailableError as error:
             raise ProgramError(f"no worker can be forked: {error}") from None
 
     def _current(self) -> ForkServer:
-        """A fork server that runs, and whose workers are as one that is started now.
+        """A running fork server whose workers have the present inherited state.
 
         Raises ``ForkServerUnavailableError``, as starting a worker, and as :meth:`_prepare`.
         """
@@ -155,7 +155,7 @@ class ForkedWorkers(Closing):
             return self._server
 
     def _prepare(self, server: ForkServer) -> None:
-        """Done with each new fork server before its first worker."""
+        """Prepare a new fork server before its first worker."""
 
     def _end(self) -> None:
         if self._server is not None:
@@ -163,7 +163,7 @@ class ForkedWorkers(Closing):
             self._server = None
 
     def close(self) -> None:
-        """End the fork server; copies run on. A second time does nothing."""
+        """End the fork server; copies continue. A second call does nothing."""
         with self._lock:
             self._closed = True
             self._end()
@@ -178,7 +178,7 @@ def _fork(
 
 
 def _bind(sockets: Sequence[int], pid: int) -> None:
-    """Have the process group of a worker killed each time that the other end of one is closed."""
+    """Let the kernel kill the group of a worker when the other end of a socket is closed."""
     with contextlib.suppress(OSError):  # it has ended
         os.setpgid(pid, pid)  # it does this, too, but may not have done it yet
     for each in sockets:

@@ -35,12 +35,12 @@ _MAP = re.compile(r"pagemap-\d+\.img")
 
 
 def share_with_parent(directory: Path, parent: Path, until: float | None) -> None:
-    """Have the images in a directory leave to a parent what its pages are the same as.
+    """Remove the pages of images that are equal to those of a parent snapshot.
 
-    They stay as they are where the parent is gone or on another file system, where they build on
-    other images, or have pages that are compressed or lazy, where nothing is the same, and where
-    the comparison is not complete at ``until`` (time.monotonic()). Raises ``OSError`` if they
-    cannot be written.
+    The images are not changed if the parent does not exist or is on another file system, if they
+    already have a parent or have compressed or lazy pages, if no page is equal, or if the
+    comparison is not complete at ``until`` (time.monotonic()). Raises ``OSError`` if they cannot
+    be written.
     """
     if os.path.lexists(directory / PARENT):
         return
@@ -88,7 +88,10 @@ def _refuse_of_others(path: Path) -> None:
 
 
 def _compared(directory: Path, parents: list[str], name: str, until: float | None) -> list[Part]:
-    """The parts of a process's memory. ``TimeoutError`` at ``until``."""
+    """The parts of a process's memory, with None for those that a parent has.
+
+    Raises ``TimeoutError`` at ``until``.
+    """
     parent = Layers(parents, name, HOST_PAGE)
     with OpenPages() as opened:
         result: list[Part] = []

@@ -32,14 +32,15 @@ class SharedTemplate(ForkedWorkers):
     restore is forked from it. The memory of a copy is private anonymous memory, and a page is
     copied when the copy writes to it, as after fork().
 
-    - The template belongs to the fork server: the memory cgroup that it was started in is charged
-      for it, once. A copy's cgroup is charged for the page tables, and for each page that it writes
-      to. With vm.overcommit_memory=2 each copy and the fork server count in full, but for mappings
-      that the program made with MAP_NORESERVE, which count there, too.
-    - If the fork server ends or is killed, or this object is closed, copies run on: the memory is
-      theirs as well. A fork server that is started anew reads the template again.
-    - Adjoining mappings of a copy that the kernel would have made one stay two, as in CRIU's own
-      restores of images with a parent.
+    - The memory cgroup of the fork server is charged for the template, once. The cgroup of a copy
+      is charged for its page tables, and for each page that it writes to. With
+      vm.overcommit_memory=2 the memory of each copy and of the fork server counts in full,
+      including mappings with MAP_NORESERVE.
+    - If the fork server ends or is killed, or this object is closed, copies continue, since they
+      also map the memory. The next restore starts another fork server, which reads the template
+      again.
+    - Adjacent mappings of a copy that the kernel would merge remain separate, as in CRIU's restores
+      of images with a parent.
 
     Raises ``ProgramError`` if CRIU cannot be preloaded: a static program, one that is setuid or has
     file capabilities, or a pid namespace other than the caller's.
@@ -72,7 +73,7 @@ class SharedTemplate(ForkedWorkers):
         super().__init__(Worker() if worker is None else worker, patience=patience)
 
     def renew(self) -> None:
-        """Read the template again if it is not ready. Raises as when this was made."""
+        """Read the template again if it is not ready. Raises as the constructor."""
         try:
             self._current()
         except ForkServerUnavailableError as error:

@@ -1,4 +1,4 @@
-"""Which starts of a snapshot have forked workers, and share its memory by that."""
+"""The decision which starts of a snapshot use forked workers, and share its memory."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SHARED = "shared"
 """The subdirectory of a snapshot with the images whose memory is a template."""
 
 WORTHWHILE = 2
-"""The start that loads a fork server. To read the template takes as long as one to five plain
-restores, and as much memory as one: a program that starts a single copy gains nothing."""
+"""The number of the start that loads a fork server. Reading the template takes as long as one to
+five plain restores, and as much memory as one: no gain for a program that starts one copy."""
 
 RARELY = 64
 """Largest number of starts until the next attempt; attempts come after 2, 4, 8, … starts."""
@@ -42,7 +42,7 @@ CHANGED = "the process that holds the template was killed, or what CRIU inherits
 
 
 class UnavailableError(Exception):
-    """No worker is forked, or memory is not shared. Its text is the reason."""
+    """No worker can be forked, or memory is not shared; the text is the reason."""
 
 
 def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
@@ -78,15 +78,15 @@ class Chosen(NamedTuple):
 
     via: Via
     unshared_reason: str | None = None
-    """Why it does not share memory; None: it does."""
+    """The reason why memory is not shared; None: it is."""
     fork_server: ForkServer | None = None
-    """That of ``via``, if a worker of it is as it must be."""
+    """The fork server of ``via``, if its workers have the present inherited state."""
 
 
 class Sharing(Closing):
-    """The fork servers of one snapshot, of each worker that starts were made with. Owned.
+    """The fork servers of one snapshot, for each worker of its starts. Owned by this object.
 
-    Starts that share memory have one with the template, the others one without.
+    Starts that share memory use a fork server with the template, others one without.
 
     Synchronization: any number of threads may use it.
     """
@@ -145,7 +145,7 @@ class Sharing(Closing):
         return Chosen(forked, reason, server)
 
     def close(self) -> None:
-        """End them; the next start is the first one again."""
+        """End the fork servers, and count starts from the beginning."""
         with self._lock:
             closed: list[_Forking] = [*self._templates, *self._plain]
             self._templates, self._plain = [], []
@@ -162,7 +162,7 @@ def _of_worker(those: Sequence[_Kind], worker: Worker) -> _Kind | None:
 
 
 class _Forking:
-    """The fork server of one worker, once it is worthwhile."""
+    """The fork server for one worker, which is started when it is worthwhile."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -177,11 +177,11 @@ class _Forking:
     def use(
         self, *, required: bool, until: float | None
     ) -> tuple[ForkedWorkers, ForkServer | None]:
-        """The workers for one start, which loads the fork server if need be, or waits for that.
+        """The workers for one start. The fork server is loaded if necessary.
 
-        The fork server is None where a worker of it may not be as one that is started now.
-
-        Raises ``UnavailableError``, if they are not ``required``, and as ``Sharing.chosen``.
+        The returned fork server is None if it was not compared with the present inherited state.
+        Raises ``UnavailableError`` if forked workers are not ``required``, and as
+        ``Sharing.chosen``.
         """
         if not self._lock.acquire(timeout=-1 if until is None else _remaining(until)):
             raise UnavailableError("another thread has not read the template in time")
@@ -228,7 +228,7 @@ class _Forking:
 
 
 class _Template(_Forking):
-    """The same with the template."""
+    """The fork server with the template."""
 
     def __init__(self, worker: Worker, directory: Path) -> None:
         super().__init__(worker)
@@ -244,7 +244,7 @@ class _Template(_Forking):
         forked.renew()
 
     def _checked(self, *, required: bool) -> Path:
-        """The prepared images. ``UnavailableError``, if they are not ``required``."""
+        """The prepared images. Raises ``UnavailableError`` if they are not ``required``."""
         try:
             target = prepared(self.directory, allow_untrusted=self.worker.allow_untrusted)
         except ImagesError as error:
