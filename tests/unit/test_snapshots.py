@@ -17,7 +17,7 @@ from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
 from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.spawn import SpawnOptions, spawn
-from pycriu_native.snapshots import Host, MappedFile, Record, host_check
+from pycriu_native.snapshots import Host, MappedFile, Record, host_check, sharing
 from pycriu_native.snapshots.streams import check
 
 CRIU = Version.parse("4.2.1")
@@ -202,3 +202,12 @@ def test_memory_room(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert memory_room.memory_room() == 2**19 + 4096
     (inner.parent / usage).write_text(f"{2**21}\n")
     assert memory_room.memory_room() == 0
+
+
+def test_a_snapshot_that_is_closed_during_a_start() -> None:
+    """No fork server is started that nothing would end."""
+    forking = sharing._Forking(Worker())
+    forking.close()
+    with pytest.raises(sharing.UnavailableError, match="was closed"):
+        forking.use(required=False, until=None)
+    assert forking._forked is None

@@ -1,0 +1,65 @@
+"""A forked child has one thread, and forks wait for imports on other threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from pycriu_native._support import no_fork
+from pycriu_native._support.unpatched import RawThread
+
+
+def _fork(child: object) -> int:
+    """Run a function in a forked child; returns its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = child()  # type: ignore[operator]
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_thread_has_ended_in_a_child() -> None:
+    """Nothing waits for it there."""
+    over = threading.Event()
+    thread = RawThread(over.wait, "test", daemon=True)
+    thread.start()
+    try:
+
+        def child() -> int:
+            thread.join(10)
+            return 3 if thread.is_alive() else 7
+
+        assert _fork(child) == 7
+        assert thread.is_alive()
+    finally:
+        over.set()
+        thread.join()
+    assert not thread.is_alive()
+
+
+def test_a_fork_does_not_wait_endlessly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import that does not end delays a fork only; its lock stays with its thread."""
+    monkeypatch.setattr(no_fork, "UNTIL_IMPORTED", 0.05)
+    held, over = threading.Event(), threading.Event()
+
+    def importing() -> None:
+        with no_fork.no_fork:
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=importing)
+    thread.start()
+    try:
+        assert held.wait(60)
+        assert _fork(lambda: 7) == 7
+        assert not no_fork.no_fork.acquire(False)
+    finally:
+        over.set()
+        thread.join()
+    assert no_fork.no_fork.acquire(False)
+    no_fork.no_fork.release()
