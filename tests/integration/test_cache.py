@@ -17,6 +17,7 @@ PRELUDE = """
 import ctypes, logging, os, subprocess, sys
 from pathlib import Path
 from pycriu_native import CriuOpts, dump, feature_cache, version
+from pycriu_native._transport import forkserver
 
 def mount(kind, place="/run"):
     libc = ctypes.CDLL(None, use_errno=True)
@@ -37,6 +38,13 @@ def saved(via=None):
         job.kill()
         job.wait()
     return [line for line in Path(result.log).read_text().splitlines() if "kdat" in line]
+
+forkserver.UNTIL_LOADED = 60.0  # the machine may be busy
+
+def loads(pool):
+    '''Whether a dump by a pool loads the cache.'''
+    assert pool.wait_until_ready(60)
+    return any("Loaded kdat cache" in line for line in saved(pool))
 """
 
 
@@ -119,11 +127,6 @@ def test_shared_by_a_pool(images: Path) -> None:
     apart(
         """
         from pycriu_native import WorkerPool
-        from pycriu_native._transport import forkserver
-        forkserver.UNTIL_LOADED = 60.0  # the machine may be busy
-        def loads(pool):
-            assert pool.wait_until_ready(60)
-            return any("Loaded kdat cache" in line for line in saved(pool))
         mount(b"ramfs")
         for _ in range(2):
             with WorkerPool(2) as pool:
@@ -143,11 +146,6 @@ def test_a_pool_prefers_a_file(images: Path) -> None:
     apart(
         """
         from pycriu_native import WorkerPool
-        from pycriu_native._transport import forkserver
-        forkserver.UNTIL_LOADED = 60.0  # the machine may be busy
-        def loads(pool):
-            assert pool.wait_until_ready(60)
-            return any("Loaded kdat cache" in line for line in saved(pool))
         mount(b"tmpfs")
         with WorkerPool(2) as pool:
             assert [loads(pool) for _ in range(2)] == [False, True]
