@@ -22,8 +22,6 @@ from ..errors import Problem, ProgramError
 PATIENCE = 30.0
 """Default time limit for the loading of CRIU, in seconds."""
 
-CLOSED = "it is closed"
-
 F_SETSIG = 10
 """fcntl(2); Python's module has no name for it."""
 
@@ -138,7 +136,7 @@ class ForkedWorkers(Closing):
             raise ForkServerUnavailableError("/proc does not show what workers inherit")
         with self._lock:
             if self._closed:
-                raise ForkServerUnavailableError(CLOSED)
+                raise ForkServerUnavailableError("it is closed")
             if (ready := self._ready(like)) is not None:
                 return ready
             self._end()

@@ -13,7 +13,7 @@ from .._transport.forkserver import ForkServer, ForkServerUnavailableError
 from .._transport.spawn import SpawnOptions
 from .._transport.worker import Worker
 from ..errors import ImagesError, OptionError, Problem, ProgramError
-from .forked_workers import CLOSED, ForkedWorkers
+from .forked_workers import ForkedWorkers
 from .template import NAME, Template, checksum
 
 
@@ -77,21 +77,20 @@ class SharedTemplate(ForkedWorkers):
         try:
             self._current()
         except ForkServerUnavailableError as error:
-            raise _not_shared(str(error)) from None
+            raise self._failure(str(error)) from None
 
     def _connect_unforked(
         self, keep: Sequence[int], spawn_options: SpawnOptions, why: str
     ) -> Connection:
-        raise _not_shared(why)
+        raise self._failure(why)
+
+    def _failure(self, why: str) -> Exception:
+        if self._closed:
+            return ValueError("the SharedTemplate is closed")
+        return ProgramError(f"memory cannot be shared: {why}")
 
     def _prepare(self, server: ForkServer) -> None:
         load(self.directory, server)
-
-
-def _not_shared(why: str) -> Exception:
-    if why == CLOSED:
-        return ValueError("the SharedTemplate is closed")
-    return ProgramError(f"memory cannot be shared: {why}")
 
 
 def load(directory: Path, server: ForkServer) -> None:
