@@ -18,6 +18,7 @@ from ..diagnostics.preflight import PreflightError, preflight
 from ..enums import CgroupMode
 from ..errors import CriuError, ImagesError
 from ..options.criu_opts import CriuOpts
+from . import pending_signals
 from .directory import META, Checkpoint, JobDirectory, sync
 
 HELPER = "criu"
@@ -49,6 +50,7 @@ def take(
     if looked.stops or looked.no_restore:
         raise PreflightError(looked)
     result = dump(pid, looked.opts, files=files, deadline=deadline)
+    pending_signals.remove(new)
     statistics = result.statistics
     made = Checkpoint(
         number=1 + max((each.number for each in directory.all_checkpoints()), default=0),

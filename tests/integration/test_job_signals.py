@@ -114,6 +114,37 @@ def test_a_command_that_handles_it(
     assert job.directory.status().state is State.INTERRUPTED
 
 
+WITH_PENDING_SIGNALS = """
+import os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.kill(os.getpid(), signal.SIGUSR1)
+signal.setitimer(signal.ITIMER_REAL, 0.01)
+while len(signal.sigpending()) < 2:
+    time.sleep(0.01)
+print("begun", flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+print(*sorted(each.name for each in signal.sigpending()), flush=True)
+"""
+
+
+def test_pending_in_the_command(job: RunningJob) -> None:
+    """A signal that was sent to all processes is not pending in the resumed command; those that the
+    command has sent to itself are.
+    """
+    job.words = [sys.executable, "-c", WITH_PENDING_SIGNALS, str(job.place / "finish")]
+    job.start("--every", "1h")
+    output = job.directory.path / "stdout"
+    job.until(lambda: output.exists() and output.stat().st_size, "its start")
+    command = job.processes()[-1]
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGWINCH):
+        os.kill(command, number)
+    _to_all(job, signal.SIGTERM)
+    assert job.wait() == INTERRUPTED
+    assert job.finish() == 0
+    assert output.read_text().split() == ["begun", "SIGALRM", "SIGUSR1", "SIGWINCH"]
+
+
 def test_an_exit_code_of_its_own(tmp_path: Path) -> None:
     """75, and 128 plus a signal's number, are treated like other exit codes of the command."""
     for code in (75, 128 + signal.SIGTERM):
