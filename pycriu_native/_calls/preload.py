@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .._support.light_typing import Any
 
-NOT_LOADED = ("__main__", "_native", "cli", "images", "plots")
-"""Modules that are not imported: the extras, the program, and the extension (loaded already)."""
+NOT_LOADED = ("__main__", "_native", "cli", "dask", "images", "plots", "snapshots")
+"""Modules that are not imported: those that need extras, the program, and the extension (loaded
+already)."""
 
 
 def preload() -> None:
@@ -13,8 +14,8 @@ def preload() -> None:
 
     Other calls import only the modules that they need. A program that changes its root (to one with
     a /proc) or its user, or that cannot open files later, calls this before: otherwise a failure
-    whose explanation cannot be loaded is reported with CRIU's own messages only. The extras
-    (``images``, ``cli``, ``plots``) are not imported.
+    whose explanation cannot be loaded is reported with CRIU's own messages only. Modules that need
+    an extra (``images``, ``snapshots``, ``cli``, ``plots``, ``jobs.dask``) are not imported.
     """
     import importlib
 

@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from .._native.ffi import LIBCRIU_VERSION
+from ..errors import Problem, UnsupportedError
 from .command import Group
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -59,7 +60,12 @@ class App(Group):
         """Import the module of a command."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".commands.{COMMANDS[cmd_name][0]}", __package__)
+        try:
+            module = importlib.import_module(f".commands.{COMMANDS[cmd_name][0]}", __package__)
+        except ImportError as error:
+            if "pip install" not in str(error):
+                raise
+            raise UnsupportedError([Problem("installation", None, str(error))]) from None
         command: click.Command = module.COMMANDS[cmd_name]
         return command
 

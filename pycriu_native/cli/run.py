@@ -13,7 +13,8 @@ import click
 
 from .._support import held_signals
 from .._transport.base import Via
-from .app import app
+from ..errors import UnsupportedError
+from .app import COMMANDS, app
 from .command import Given, Interrupted
 from .exit_codes import Exit
 from .output import Output
@@ -33,6 +34,9 @@ def run(words: Sequence[str], *, via: Via | None = None) -> int:
         command = getattr(getattr(error, "ctx", None), "info_name", None) or PROGRAM
         out = Output(command, as_json="--json" in words)
         return int(out.failed(error, Exit.REFUSED))
+    except UnsupportedError as error:  # the module of a command needs an extra
+        command = next(word for word in words if word in COMMANDS)
+        return int(Output(command, as_json="--json" in words).failed(error, Exit.UNSUPPORTED))
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except Exception as error:

@@ -659,6 +659,7 @@ def test_a_missing_extra(missing: str) -> None:
     [
         ("matplotlib", ["plot", "timeline", ".", "x.png"]),
         ("google.protobuf", ["inspect", "."]),
+        ("google.protobuf", ["snapshot", "."]),
     ],
 )
 def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
+import pycriu_native
 from pycriu_native._failures.log_excerpt import failures
 
-ROOT = Path(__file__).parents[2]
-TESTS = ROOT / "tests" / "integration"
-PREFLIGHT = ROOT / "pycriu_native" / "diagnostics" / "preflight"
+TESTS = Path(__file__).parents[1] / "integration"
+PACKAGE = Path(pycriu_native.__file__).parent
+PREFLIGHT = PACKAGE / "diagnostics" / "preflight"
 
 REFINED = {
     "process_that_is_traced": "ptrace-refused",
@@ -299,7 +300,7 @@ def _cures(paths: Iterable[Path]) -> Iterator[str]:
 )
 def test_the_cures_of_a_check(table: dict[str, str], pattern: str) -> None:
     """Each is in the table, with a test that has the name, or a reason; and no other is."""
-    assert set(_cures((ROOT / "pycriu_native").glob(pattern))) - {""} == set(table)
+    assert set(_cures(PACKAGE.glob(pattern))) - {""} == set(table)
     for place in table.values():
         file, _, name = place.partition(": ")
         if file.endswith(".py"):

@@ -333,6 +333,28 @@ def test_nothing_is_imported_after_preload(tmp_path: Path) -> None:
     assert "see pycriu_native.preload" not in done.stdout
 
 
+WITHOUT_EXTRAS = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path, target=None):
+        top = name.partition(".")[0]
+        if top not in (*sys.stdlib_module_names, "_cffi_backend", "pycriu_native"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import pycriu_native
+pycriu_native.preload()
+"""
+
+
+def test_preload_needs_no_extra() -> None:
+    """It imports nothing that an installation without extras does not have."""
+    words = [sys.executable, "-c", WITHOUT_EXTRAS]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPO, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_modules_are_attributes() -> None:
     """Submodules are attributes without an import; ``dir`` lists the public names, which exist."""
     code = (

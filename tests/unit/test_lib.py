@@ -105,6 +105,8 @@ needs_compiler = pytest.mark.skipif(
 
 def _abi_check(library: Library, include: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The compiler's output for our declarations together with this release's ``criu.h``."""
+    if not (library.include / "criu/criu.h").exists():
+        pytest.skip("libcriu is that of a wheel, which has no headers")
     monkeypatch.setattr(build_ffi, "INCLUDE", include)
     macros = build_ffi.abi_check_macros([str(library.include)])
     assert macros, "criu.h was not found"
@@ -211,10 +213,10 @@ def test_a_build_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
 
 def any_library() -> Library:
     """A library with its headers."""
-    here = found()
-    if not here:
-        pytest.skip("no libcriu with its headers is installed")
-    return next(iter(here.values()))
+    for library in found().values():
+        if (library.include / "criu/criu.h").exists():
+            return library
+    pytest.skip("no libcriu with its headers is installed")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,7 @@ def test_an_import_without_libcriu_says_what_to_install(
     """The extension without its library: one ImportError with the commands that install it."""
     run = without_libcriu("-c", "from pycriu_native import dump")
     assert run.returncode == 1
-    assert "ImportError: pycriu_native's extension module does not load: libcriu.so.9" in run.stderr
+    assert "ImportError: pycriu_native's extension module does not load: libcriu" in run.stderr
     assert "apt-get install libcriu2" in run.stderr
     assert run.stderr.count("Traceback") == 1
     assert len(run.stderr.splitlines()) <= 9
@@ -282,7 +284,7 @@ def test_the_command_line_without_libcriu(
     """A command ends with the cure and without a traceback; doctor reports it in its usual form."""
     run = without_libcriu("-m", "pycriu_native_main", "dump", "1")
     assert run.returncode == Exit.NO_CRIU
-    assert "libcriu.so.9" in run.stderr
+    assert "module does not load: libcriu" in run.stderr
     assert "cure    Install libcriu: apt-get install libcriu2" in run.stderr
     assert "Traceback" not in run.stderr
 

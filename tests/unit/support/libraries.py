@@ -30,7 +30,7 @@ WANTED = {"3.17": "bookworm", "4.1": "trixie", "4.2": "forky", "4.3": "experimen
 
 _ASK = """
 from pycriu_native._native.ffi import LIBCRIU_VERSION
-maps = [line.split()[-1] for line in open("/proc/self/maps") if "/libcriu.so" in line]
+maps = [line.split()[-1] for line in open("/proc/self/maps") if "/libcriu" in line]
 print(LIBCRIU_VERSION, maps[0])
 """
 
