@@ -153,6 +153,8 @@ def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
     if stat.S_ISLNK(result.st_mode):
         return {"link": os.readlink(name, dir_fd=at)}
     if not stat.S_ISREG(result.st_mode):
+        if sync and name.endswith(".img") and not stat.S_ISDIR(result.st_mode):
+            raise ImagesError(f"{where(at)}/{name} is not a regular file: the set is incomplete")
         return {"kind": stat.S_IFMT(result.st_mode)}
     fd = open_regular(name, dir_fd=at)
     with open(fd, "rb") as file:

@@ -153,6 +153,8 @@ def _members(source: Path) -> Iterator[Path]:
                     "pack the directory that has the whole chain"
                 )
         elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            if path.suffix == ".img":
+                raise ImagesError(f"{path} is not a regular file: the set is incomplete")
             continue  # a socket of a daemon, for example
         yield path
 

@@ -123,6 +123,9 @@ def test_a_set_that_is_not_whole(chain: Path, tmp_path: Path) -> None:
         pack(tmp_path / "empty", tmp_path / "a")
     with pytest.raises(OptionError, match="directory"):
         pack(tmp_path / "nowhere", tmp_path / "a")
+    os.mkfifo(chain / "1" / "pages-9.img")
+    with pytest.raises(ImagesError, match=r"pages-9\.img is not a regular file"):
+        pack(chain, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 

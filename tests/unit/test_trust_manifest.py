@@ -113,6 +113,14 @@ def test_who_changes_the_manifest_too(images: Path) -> None:
         verify(images, digest)
 
 
+def test_an_image_that_is_not_a_file(images: Path) -> None:
+    """It is refused: the manifest would list an incomplete set."""
+    os.mkfifo(images / "pages-9.img")
+    with pytest.raises(ImagesError, match=r"pages-9\.img is not a regular file"):
+        seal(images)
+    assert not (images / MANIFEST).exists()
+
+
 def test_no_manifest(images: Path) -> None:
     """The error names the function that writes one."""
     with pytest.raises(ImagesError, match=r"no manifest that can be read.*seal\(\) writes one"):
