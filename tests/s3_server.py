@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,6 @@ def s3_server() -> Iterator[str]:
             patched.setenv("AWS_SECRET_ACCESS_KEY", "testing")
             patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
             patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-            yield "s3://jobs"
+            yield f"s3://jobs-{secrets.token_hex(4)}"  # servers share buckets
     finally:
         served.stop()
