@@ -282,7 +282,7 @@ static enum quick_result check_by_names(const char *path, unsigned owner, char k
 			continue;
 		prefix[end] = '\0';
 		if (lstat(prefix, &found))
-			return MISSING;
+			return errno == ENOENT ? MISSING : UNDECIDED;
 		if (S_ISLNK(found.st_mode) || check_owner_and_mode(owner, &found, is_parent, &refusal))
 			return UNDECIDED;
 		if (end > 1 && is_parent)

@@ -402,7 +402,7 @@ def _grow_tree(base: Path, random: Random, depth: int = 3) -> None:
                 _grow_tree(path, random, depth - 1)
         if kind in ("directory", "file"):
             path.chmod(random.choice([0o755, 0o755, 0o700, 0o777, 0o1777, 0o775]))
-            if os.geteuid() == 0 and random.random() < 0.1:
+            if random.random() < 0.1 and os.geteuid() == 0:
                 os.chown(path, 65534, -1)
 
 
