@@ -168,6 +168,16 @@ LOOK = """
 """
 
 
+def test_a_job_of_root(job: RunningJob) -> None:
+    """``--unprivileged`` runs it in a user namespace, also for root."""
+    job.words = ["readlink", "/proc/self/ns/user"]
+    job.start("--unprivileged")
+    assert job.finish() == 0, job.messages()
+    inside = (job.directory.path / "stdout").read_text()
+    assert inside.startswith("user:[")
+    assert inside.strip() != os.readlink("/proc/self/ns/user")
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o644])
 def test_the_job_of_another_user(place: Path, mode: int) -> None:
     """A user who can read its directory can see its state, also without its lock, but cannot stop
