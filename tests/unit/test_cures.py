@@ -60,6 +60,7 @@ NOT_FOLLOWED = {
     "preflight:unix-dangling": ADVICE,
     "preflight:socket-of-another-network": ADVICE,
     "preflight:file-not-saved": ADVICE,
+    "preflight:raw-address": ADVICE,
     "preflight:caller-frozen": ADVICE,
     "track-mem": REFUSED,
     "predump-nodirty": REFUSED,
