@@ -50,7 +50,6 @@ NOT_FOLLOWED = {
     "seize-refused": ADVICE,
     "pidns-init": ADVICE,
     "script": ADVICE,
-    "userns-no-root": ADVICE,
     "preflight:option": ADVICE,
     "preflight:program": ADVICE,
     "preflight:thread-number": ADVICE,
@@ -81,7 +80,6 @@ NOT_FOLLOWED = {
     "pid-mismatch": KERNEL,
     "last-pid": KERNEL,
     "preflight:32-bit": KERNEL,
-    "cg-ctrl": KERNEL,
     "cg-prop": KERNEL,
     "mnt-slave-einval": CRIU,
     "net-lock-nolib": CRIU,
@@ -95,17 +93,12 @@ NOT_FOLLOWED = {
     "lazy-transfer": TIMING,
     "pty-index": TIMING,
     "freeze-cgroup": TIMING,
-    "memory-enomem": TIMING,
     "lazy-pipe-size": TIMING,
-    "tcp-connect": TIMING,
     "path-unsupported": PRECEDED,
     "map-files-eperm": PRECEDED,
     "mapfile": PRECEDED,
-    "sid-clash": OPEN,
-    "pids-limit": OPEN,
     "no-parent-mount": OPEN,
     "root-without-tmp": OPEN,
-    "cg-move": OPEN,
 }
 """Cures that no test follows, and why."""
 

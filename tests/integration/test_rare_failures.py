@@ -1,0 +1,210 @@
+"""Failures that need a special state of the machine: with the error's cure the call works."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, dump, preflight, restore
+
+from .conftest import Spawn
+from .support import cgroups
+from .support.cgroups import Make
+from .support.failing_calls import Site, wrapped
+from .support.processes import Target, reap_all, user_namespace
+
+pytestmark = pytest.mark.usefixtures("orphans")
+
+
+@pytest.fixture
+def make_cgroup() -> Iterator[Make]:
+    """Make cgroups that are removed after the test, after its processes have ended."""
+    yield from cgroups.maker()
+
+
+@pytest.fixture
+def site(make_cgroup: Make, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
+    """The context of a call; the cgroups are removed after its processes have ended."""
+    with ExitStack() as held:
+        yield Site(spawn, tmp_path, images, held)
+
+
+def fails(site: Site, cause: str, cure: str, **fields: Any) -> None:
+    """A restore fails with this cause and this cure, and leaves no process."""
+    with pytest.raises(CriuError) as caught:
+        restore(replace(site.opts, **fields), via=site.via)
+    assert cause in str(caught.value.cause)
+    assert cure in str(caught.value.cure)
+    reap_all()
+
+
+def works(site: Site, target: Target, **fields: Any) -> None:
+    """A restore succeeds."""
+    restore(replace(site.opts, **fields), via=site.via)
+    assert target.runs_on()
+
+
+# ---- cgroups ----
+
+HAS_A_SESSION = """
+    import os, signal
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        while True: signal.pause()
+    serve(child=lambda: child)
+"""
+
+
+@pytest.mark.cures("pids-limit")
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_limit_of_processes(limit: int, site: Site, make_cgroup: Make) -> None:
+    """CRIU cannot start its helpers, or not the restored process."""
+    target = site.dumped(HAS_A_SESSION)
+    reap_all()
+    cgroup = make_cgroup(cgroups.required("pids"))
+    (cgroup / "pids.max").write_text(str(limit))
+    enter = f"'echo 0 > {cgroup}/cgroup.procs; exec \"$@\"'"
+    site.via = wrapped(site, "sh", "-c", enter, "sh")
+    fails(site, "may not start so many processes", "raise the limit")
+    (cgroup / "pids.max").write_text("max")
+    works(site, target)
+
+
+def dumped_in(site: Site, cgroup: Path, controller: str) -> Target:
+    """A process that was dumped in a cgroup, with its place in this hierarchy."""
+    target = site.spawn()
+    cgroups.enter(cgroup, target.pid)
+    opts = CriuOpts(images_directory=site.images, cg_dump_controllers=[controller])
+    dump(target.pid, opts)
+    target.reap()
+    return target
+
+
+@pytest.mark.cures("cg-move")
+def test_a_cgroup_that_takes_no_process(site: Site, make_cgroup: Make) -> None:
+    """Beside a threaded cgroup, one of the type domain is invalid (cgroups(7))."""
+    parent = make_cgroup(cgroups.required(""))
+    (parent / "own").mkdir()
+    target = dumped_in(site, parent / "own", "")
+    (parent / "threaded").mkdir()
+    (parent / "threaded/cgroup.type").write_text("threaded")
+    fails(site, "cannot enter its cgroup", "manage_cgroups_mode=")
+    works(site, target, manage_cgroups_mode="ignore")
+
+
+@pytest.mark.cures("cg-ctrl")
+def test_a_controller_that_is_not_here(site: Site, make_cgroup: Make) -> None:
+    """The images name a controller that this kernel does not have."""
+    target = dumped_in(site, make_cgroup(cgroups.required("pids")), "pids")
+    image = site.images / "cgroup.img"
+    image.write_bytes(image.read_bytes().replace(b"pids", b"none"))
+    fails(site, "does not find here", "manage_cgroups_mode=")
+    works(site, target, manage_cgroups_mode="ignore")
+
+
+# ---- others ----
+
+
+@pytest.mark.cures("userns-no-root")
+def test_a_user_namespace_without_root(spawn: Spawn, images: Path) -> None:
+    """With user 0 and group 0 in it, the same program is dumped."""
+    opts = CriuOpts(images_directory=images)
+    target = spawn(prefix=user_namespace("--map-user=1000", "--map-group=1000"))
+    assert "userns-no-root" in {each.failure for each in preflight(target.pid, opts).findings}
+    with pytest.raises(CriuError, match="no user 0") as caught:
+        dump(target.pid, opts)
+    assert target.runs_on()
+    assert "unshare -r" in str(caught.value.cure)
+    mapped = spawn(prefix=user_namespace("-r"))
+    dump(mapped.pid, preflight(mapped.pid, opts).opts)
+    mapped.reap()
+
+
+RESTORES = """
+import sys
+import pycriu_native as criu
+try:
+    criu.restore(criu.CriuOpts(images_directory=sys.argv[1], shell_job=True))
+except criu.CriuError as error:
+    print(error.cause, error.cure, sep="\\n")
+"""
+
+
+@pytest.mark.cures("sid-clash")
+def test_a_caller_whose_session_has_a_pid_of_the_images(site: Site) -> None:
+    """A session of the images has the number of that of the caller; from another one it works."""
+    target = site.spawn(HAS_A_SESSION, start_new_session=False)
+    number = target.ask("child")
+    site.options["shell_job"] = True
+    dump(target.pid, site.opts)
+    target.reap()
+    reap_all()
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
+    caller = subprocess.Popen(
+        [sys.executable, "-c", RESTORES, str(site.images)],
+        start_new_session=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    said, _ = caller.communicate()
+    assert caller.pid == number
+    assert "session or process group of the caller" in said
+    assert "start_new_session" in said
+    works(site, target)
+
+
+HUGE = """
+    import mmap
+    memory = mmap.mmap(-1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)  # MAP_HUGETLB
+    memory[0] = 1
+    serve()
+"""
+MAP_HUGETLB = 0x40000
+
+
+@pytest.mark.cures("memory-enomem")
+def test_huge_pages_that_others_have(site: Site) -> None:
+    """The restore works when they are free again."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    meminfo = {name: value.split()[0] for name, _, value in (each.partition(":") for each in lines)}
+    free = int(meminfo.get("HugePages_Free", 0))
+    if not free or meminfo["Hugepagesize"] != "2048":
+        pytest.skip("there are no free huge pages of 2 MiB here")
+    target = site.dumped(HUGE)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB
+    with mmap.mmap(-1, free * (2 << 20), flags):
+        fails(site, "too few free huge pages", "vm.nr_hugepages")
+    works(site, target)
+
+
+CONNECTED = """
+    import socket
+    sock = socket.create_connection(("127.0.0.1", {port}))
+    serve(fd=sock.fileno)
+"""
+PIDFD_GETFD = 438
+
+
+@pytest.mark.cures("tcp-connect")
+def test_a_connection_that_is_here_still(site: Site) -> None:
+    """Another process holds it; without the connections the restore works."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = site.spawn(CONNECTED.format(port=server.getsockname()[1]))
+        peer, _ = server.accept()
+        with peer, open(os.pidfd_open(target.pid), "rb") as pidfd:
+            get = (PIDFD_GETFD, pidfd.fileno(), target.ask("fd"), 0)
+            with socket.socket(fileno=ctypes.CDLL(None).syscall(*get)):
+                dump(target.pid, replace(site.opts, tcp_established=True))
+                target.reap()
+                fails(site, "cannot be restored", "tcp_close=True", tcp_established=True)
+            works(site, target, tcp_close=True)
