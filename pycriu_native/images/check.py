@@ -190,12 +190,12 @@ class _Check:
                 f"the images were made by CRIU {made}, and this is {here}",
                 f"CRIU {made} or later: an older one ignores fields that it does not have",
             )
-        if self.images.allow_uprobes and not self.opts.config_file:
+        if self.images.allow_uprobes and not (self.opts.allow_uprobes or self.opts.config_file):
             yield _error(
                 "uprobes",
-                "the dump was made with --allow-uprobes, which the restore needs as well",
-                "a config_file with the line allow-uprobes",
-                "config_file",
+                "the dump was made with allow_uprobes, which the restore needs as well",
+                "allow_uprobes=True",
+                "allow_uprobes",
             )
 
     def processor(self) -> Iterator[Finding]:
