@@ -1,8 +1,8 @@
-# From a clean machine to a running demo or test run with one command. Each step
-# does only what is missing, says what it installs, and asks nothing.
+# One command sets up a clean machine and runs the demo or the tests. Each step does only what is
+# missing, prints what it installs, and is not interactive.
 #
 #   PYTHON=python3.12     another Python, 3.11 or later
-#   CRIU_PREFIX=DIR       another place for a private CRIU (see tools/install-criu)
+#   CRIU_PREFIX=DIR       another directory for a private CRIU (see tools/install-criu)
 #   ARGS='-k dump -x'     more arguments for pytest
 #   PORT=8080             another port for make docs-serve
 
@@ -20,11 +20,11 @@ ARGS ?=
 SUITES ?= bookworm trixie forky
 # The port of make docs-serve.
 PORT ?= 8000
-# What the files of a release are dated with.
+# The date of the files of a release.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 VENV := .venv
 
-# What the extension module is made from.
+# The sources of the extension module.
 BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
 	$(wildcard include/*.h native/*.c native/*.h)
 
@@ -32,21 +32,21 @@ BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
 TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun \
 	busybox:busybox-static openssl:openssl mkfs.ext2:e2fsprogs podman:podman
 
-# The programs that make and run guests, each with its Debian package.
+# The programs that create and run guests, each with its Debian package.
 VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
 # The same for guests of another architecture, with a cross compiler.
 ARM64_TOOLS := qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static \
 	arch-test:arch-test aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
 
-# The other releases of libcriu that the one build is tried with: release:suite. The crun of
-# Debian 12 knows no CRIU, so Debian 13's comes along; and crit, where the suite has it.
+# Other releases of libcriu for the tests of the one build: release:suite. The crun of Debian 12 is
+# built without CRIU, so that of Debian 13 is installed too; and crit, if the suite has it.
 TEST_LIBRARIES := 3.17:bookworm 4.1:trixie:crun 4.2:forky 4.3:experimental
 
-# Root's tools are not on an ordinary user's path.
+# The PATH of an ordinary user lacks the directories of administration programs.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-# sudo is looked for when it is needed, and not by root.
+# sudo is used only if needed, and not by root.
 define FIND_SUDO
 sudo=()
 find_sudo() {
@@ -56,8 +56,8 @@ find_sudo() {
 }
 endef
 
-# CRIU needs root; where that cannot be had, the program runs all the same and says
-# so itself. What root wrote in an ordinary user's checkout is the user's afterwards.
+# CRIU needs root. Without root and sudo the program is started anyway, and reports the missing
+# privilege. Files that root writes in an ordinary user's checkout are given to the user afterwards.
 define AS_ROOT
 $(FIND_SUDO)
 hand_back() {
@@ -74,7 +74,7 @@ as_root() {
 }
 endef
 
-# Installs packages by apt where there is apt, else names what is missing.
+# Installs packages by apt; without apt, prints the missing packages.
 define INSTALL_PACKAGES
 $(FIND_SUDO)
 install_packages() {
@@ -89,23 +89,23 @@ install_packages() {
 		return 1
 	fi
 	echo "installing with apt: $$*"
-	# A third party's broken source is no reason to stop.
+	# A failure of a third-party source is ignored.
 	"$${apt[@]}" update || true
 	"$${apt[@]}" install -y --no-install-recommends "$$@" >/dev/null
 }
 endef
 
-# Python 3.11 or later, able to make a virtual environment and to build against.
+# Python 3.11 or later, with venv and headers.
 define PYTHON_IS_FIT
 import ensurepip, os, sys, sysconfig, venv
 sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
 endef
 export PYTHON_IS_FIT
 
-# Prints errors, and no warnings: those are of pip's own configuration.
+# Prints errors, but no warnings: these concern pip's own configuration.
 PIP_INSTALL = $(VENV)/bin/pip install -qq --disable-pip-version-check --no-input
 
-# The requirements of an extra in pyproject.toml, and of those that it names.
+# The requirements of an extra in pyproject.toml, including the extras that it names.
 define REQUIREMENTS
 import re, sys, tomllib
 extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
@@ -118,7 +118,7 @@ endef
 export REQUIREMENTS
 
 .PHONY: help
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
@@ -128,26 +128,26 @@ demo: $(VENV)/.installed ## dump and restore a live process, step by step (two m
 	as_root $(VENV)/bin/python examples/demo.py
 
 .PHONY: test
-test: test-tools test-libraries build ## the tests (half an hour); what this machine cannot do is skipped, and listed
+test: test-tools test-libraries build ## run the tests (half an hour); prints the tests that this machine cannot run, with reasons
 	@$(AS_ROOT)
 	echo "running the tests: about half an hour on two processors"
 	as_root $(VENV)/bin/python -m pytest $(ARGS)
 
 .PHONY: test-unit
-test-unit: test-libraries build ## the tests that need neither root nor a CRIU that can checkpoint
+test-unit: test-libraries build ## run the tests that need neither root nor a working CRIU
 	@$(VENV)/bin/python -m pytest tests/unit $(ARGS)
 
 .PHONY: test-migration
-test-migration: test-tools test-libraries build ## every way in which a migration can fail; some minutes
+test-migration: test-tools test-libraries build ## run all tests of failing migrations (some minutes)
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m pytest --long tests/unit/test_migration.py \
 		tests/integration/test_migration.py tests/integration/test_migration_failures.py $(ARGS)
 
-# Address and undefined-behaviour sanitizers, over all that needs no privilege. Leaks are
-# counted by a test: LeakSanitizer cannot tell ours from Python's.
+# Address and undefined-behaviour sanitizers, for all tests without privileges. A test counts leaks:
+# LeakSanitizer does not distinguish leaks of the extension from those of Python.
 SANITIZED := build/sanitized
 .PHONY: test-sanitized
-test-sanitized: test-libraries build ## the unit tests of the C code and the wire, under sanitizers
+test-sanitized: test-libraries build ## run the unit tests of the C code and of messages under sanitizers
 	@rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
 	cp -r build_ffi.py setup.py pycriu_native_main.py pyproject.toml README.md LICENSE include native pycriu_native tests docs tools $(SANITIZED)
@@ -158,8 +158,8 @@ test-sanitized: test-libraries build ## the unit tests of the C code and the wir
 	$$python -c 'import setuptools' 2>/dev/null || $(PIP_INSTALL) setuptools
 	cd $(SANITIZED)
 	PYCRIU_NATIVE_SANITIZE=address,undefined $$python setup.py -q build_ext --inplace
-	# The compiler's checks of declarations and the other releases need no sanitizer.
-	# Reports go to files, since what a dying process prints, pytest has captured.
+	# Tests of the compiler's checks of declarations, and of other releases, run without sanitizers.
+	# Reports are files, because pytest captures the output of an aborted process.
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
 		ASAN_OPTIONS=detect_leaks=0:log_path=$$PWD/report \
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$$PWD/report PYTHONPATH=$$PWD \
@@ -170,9 +170,9 @@ test-sanitized: test-libraries build ## the unit tests of the C code and the wir
 		tests/unit/test_pagemap.py ||
 		{ cat report.* 2>/dev/null; exit 1; }
 
-# Every fault, at 200 random instants of each kind. The page is this machine's; where this kernel
-# cannot pre-dump, those faults are tried in a guest, which takes half an hour. What make soak has
-# counted last is on the page too.
+# Every fault, at 200 random instants of each kind, on this machine. If its kernel does not support
+# pre-dumps, their faults are tested in a guest, which takes half an hour. The page includes the last
+# counts of make soak.
 INSTANTS ?= 200
 RELIABILITY := build/reliability
 define RELIABILITY_PAGE
@@ -183,7 +183,7 @@ done
 $(VENV)/bin/python -m tests.integration.faults.reliability docs/reliability.md "$${rows[@]}"
 endef
 .PHONY: reliability
-reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliability.md
+reliability: test-tools vm-tools build ## run the fault tests and write docs/reliability.md
 	@$(AS_ROOT)
 	mkdir -p $(RELIABILITY)
 	rm -f $(RELIABILITY)/here.json $(RELIABILITY)/guest/rows.json
@@ -200,24 +200,24 @@ reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliab
 	$(RELIABILITY_PAGE)
 
 .PHONY: reliability-page
-reliability-page: build ## docs/reliability.md from what the last runs have found
+reliability-page: build ## write docs/reliability.md from the results of the last runs
 	@$(RELIABILITY_PAGE)
 
-# Random kills of a job that is resumed after each, and random signals, of four kinds.
+# Kills of a job at random instants, with a resumption after each, and four kinds of random signals.
 KILLS ?= 1000
 SIGNALS ?= 50
 .PHONY: test-jobs
-test-jobs: build ## a job that is killed at 1,000 random instants, and signalled at 200, must end exactly; an hour
+test-jobs: build ## kill jobs at 1,000 random instants, signal them at 200, compare their results (an hour)
 	@$(AS_ROOT)
 	as_root env PYCRIU_NATIVE_JOB_KILLS=$(KILLS) PYCRIU_NATIVE_JOB_SIGNALS=$(SIGNALS) \
 		$(VENV)/bin/python -m pytest -q -s --timeout=36000 $(ARGS) \
 		tests/integration/test_jobs.py tests/integration/test_job_signals.py -k random
 
-# The programs of SLURM, unpacked and not installed: a package of it would start its daemons.
+# The programs of SLURM, unpacked but not installed: installed packages would start its daemons.
 SLURM := build/slurm
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge
 .PHONY: test-slurm
-test-slurm: build $(SLURM)/root ## jobs in a cluster of SLURM with one node: limits, preemption, scancel (8 minutes)
+test-slurm: build $(SLURM)/root ## run jobs on a SLURM cluster: limits, preemption, scancel (8 minutes)
 	@$(AS_ROOT)
 	as_root env PYCRIU_NATIVE_SLURM=$(SLURM)/root PYCRIU_NATIVE_TEST_PATIENCE=200 \
 		$(VENV)/bin/python -m pytest --timeout=1200 tests/slurm $(ARGS)
@@ -237,30 +237,30 @@ $(SLURM)/root:
 	mv $@.partial $@
 
 .PHONY: soak
-soak: build ## 10,000 calls: memory, descriptors, children and threads must not grow
+soak: build ## make 10,000 calls; memory, descriptors, children and threads must not grow
 	@$(AS_ROOT)
 	as_root env PYCRIU_NATIVE_SOAK=10000 PYCRIU_NATIVE_FAULT_ROWS=$(RELIABILITY)/soak.json \
 		$(VENV)/bin/python -m pytest -q $(ARGS) tests/integration/test_soak.py
 
 .PHONY: snapshot-kills
-snapshot-kills: build ## kill each part of started copies a thousand times; nothing may be left
+snapshot-kills: build ## kill each process of started copies a thousand times; no process may remain
 	@$(AS_ROOT)
 	as_root env PYCRIU_NATIVE_SNAPSHOT_KILLS=1000 \
 		$(VENV)/bin/python -m pytest -q $(ARGS) tests/integration/test_snapshots_kills.py
 
 .PHONY: valgrind
-valgrind: build ## a thousand calls under valgrind
+valgrind: build ## make a thousand calls under valgrind
 	@$(INSTALL_PACKAGES)
 	type -P valgrind >/dev/null || install_packages valgrind
 	PYTHONMALLOC=malloc PYTHONPATH=$$PWD valgrind --quiet --num-callers=20 --error-exitcode=9 \
 		--leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
 		--suppressions=tests/memcheck/cpython.supp $(VENV)/bin/python tests/memcheck/calls.py
 
-# Seconds for each; FUZZ=answers is one target alone. They begin with a real dump, where CRIU works.
+# Seconds for each target; FUZZ=answers runs only one. The corpus starts with a real dump if CRIU works.
 FUZZ ?= answers logs statistics images sets archives manifests shipments configuration runc pagemaps
 SECONDS_OF_FUZZ ?= 10
 .PHONY: fuzz
-fuzz: build ## coverage-guided fuzzing of all that reads bytes from outside
+fuzz: build ## fuzz all readers of external bytes, guided by coverage
 	@$(AS_ROOT)
 	$(VENV)/bin/python -c 'import atheris' 2>/dev/null || {
 		echo "installing the fuzz packages into $(VENV)"
@@ -277,47 +277,47 @@ fuzz: build ## coverage-guided fuzzing of all that reads bytes from outside
 	done
 
 .PHONY: dist
-dist: build $(VENV)/.extra-lint ## a source archive, and from it a wheel for Python 3.11 and later
+dist: build $(VENV)/.extra-lint ## build a source archive, and from it a wheel for Python 3.11 and later
 	@set -a
 	. ./.criu
 	rm -f dist/*.tar.gz dist/*.whl
 	$(VENV)/bin/python -m build --outdir dist . >/dev/null
 	ls dist/*.tar.gz dist/*-cp311-abi3-*.whl
 
-# Compiled in a Debian 11 root, so that they run with glibc 2.28 and later.
+# The build runs in a Debian 11 root file system, so the wheels support glibc 2.28 and later.
 .PHONY: wheels
-wheels: $(VENV)/.extra-release ## the wheels with libcriu and with criu, into dist/wheels (half an hour at first)
+wheels: $(VENV)/.extra-release ## build the wheels with libcriu and with criu into dist/wheels (half an hour at first)
 	@$(AS_ROOT)
 	as_root env PYTHON=$(VENV)/bin/python SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) tools/wheels/build dist/wheels
 
 .PHONY: test-wheels
-test-wheels: ## the wheels of make wheels in fresh Debian roots without a compiler, for each Python there
+test-wheels: ## test the wheels in new Debian roots without a compiler, with each Python
 	@tools/wheels/test dist/wheels $(SUITES)
 
 .PHONY: test-wheels-arm64
-test-wheels-arm64: vm-tools arm64-tools build ## the wheels of aarch64, installed and used in a guest
+test-wheels-arm64: vm-tools arm64-tools build ## test the aarch64 wheels in a guest
 	@$(AS_ROOT)
 	as_root env PYTHON=$(VENV)/bin/python tools/wheels/test dist/wheels trixie-arm64
 
 .PHONY: release
-release: $(VENV)/.extra-release ## all that is uploaded, into dist/release: built twice, compared, checked
+release: $(VENV)/.extra-release ## build all files of a release into dist/release: twice, compared, checked
 	@$(AS_ROOT)
 	as_root env PYTHON=$(VENV)/bin/python SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) tools/wheels/release dist/release
 
 .PHONY: lint
-lint: build $(VENV)/.extra-lint ## ruff and strict mypy
+lint: build $(VENV)/.extra-lint ## run ruff and strict mypy
 	@failed=0
 	$(VENV)/bin/ruff check || failed=1
 	$(VENV)/bin/ruff format --check || failed=1
 	$(VENV)/bin/mypy --strict || failed=1
 	exit $$failed
 
-# What the numbers are compared with: pycriu, as Debian has it (in Debian 12 in the package criu),
-# and the CRIU 4.3 of make test-libraries. What this kernel cannot do is measured in a guest, if
-# make demo-vm has made one.
+# The numbers are compared with Debian's pycriu (in Debian 12 in the package criu) and with CRIU 4.3 of
+# make test-libraries. Features that this kernel lacks are measured in a guest, if make demo-vm has
+# created one.
 BENCH_PYCRIU := build/bench/pycriu
 .PHONY: bench
-bench: build ## measure; ARGS=--quick takes three minutes, the whole about fifteen
+bench: build ## run the benchmarks (15 minutes; ARGS=--quick: 3 minutes)
 	@$(AS_ROOT)
 	mkdir -p $(BENCH_PYCRIU)
 	if [[ ! -d $(BENCH_PYCRIU)/usr ]]; then
@@ -330,14 +330,14 @@ bench: build ## measure; ARGS=--quick takes three minutes, the whole about fifte
 		$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 .PHONY: bench-page
-bench-page: $(VENV)/.extra-bench ## docs/performance.md from what the last make bench has measured
+bench-page: $(VENV)/.extra-bench ## write docs/performance.md from the results of the last make bench
 	@$(VENV)/bin/python -m benchmarks.page
 
-# Needs nothing built: pages are read out of the sources. A broken link or a missing page fails.
+# No build is needed: pages are read from the sources. A broken link or a missing page is an error.
 .PHONY: docs
-docs: $(VENV)/.extra-docs ## the documentation as a site, into build/site
+docs: $(VENV)/.extra-docs ## build the documentation site into build/site
 	@$(VENV)/bin/python -m tools.docs_site build
-	# With --quiet it would not count warnings, and --strict would mean nothing.
+	# With --quiet mkdocs does not count warnings, so --strict would have no effect.
 	$(VENV)/bin/python -m mkdocs build --strict --clean --config-file build/mkdocs.yml >build/docs.log 2>&1 ||
 		{ cat build/docs.log >&2; exit 1; }
 	echo "built build/site; read it with: make docs-serve"
@@ -348,12 +348,12 @@ docs-serve: docs ## build the site, and serve it on http://127.0.0.1:8000/ until
 	@$(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory build/site $(PORT)
 
 .PHONY: build
-build: $(VENV)/.installed $(VENV)/.extra-test ## the virtual environment with the library and the test packages
+build: $(VENV)/.installed $(VENV)/.extra-test ## create the virtual environment with the library and the test packages
 
-# What a root printed is in build/fresh; shown are its steps, what was skipped and why, and failures.
+# build/fresh has the complete output; printed are the steps, skipped tests with reasons, and failures.
 FRESH := build/fresh
 .PHONY: test-fresh
-test-fresh: ## demo and tests in fresh Debian 12, 13 and forky roots, as root and by sudo (an hour)
+test-fresh: ## run demo and tests in new Debian 12, 13 and forky roots, as root and by sudo (an hour)
 	@mkdir -p $(FRESH)
 	failed=()
 	for run in 'bookworm demo test demo' 'bookworm --user demo test-unit' \
@@ -366,28 +366,28 @@ test-fresh: ## demo and tests in fresh Debian 12, 13 and forky roots, as root an
 	done
 	(($${#failed[@]} == 0)) || { printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; }
 
-# Guests are made of Debian's packages, under build/vm, and emulated in software.
+# Guests consist of Debian packages, are stored in build/vm, and are emulated in software.
 .PHONY: test-vm
-test-vm: vm-tools build ## tests/integration in guests with other kernels and CRIUs (hours); docs/kernels.md
+test-vm: vm-tools build ## run tests/integration in guests with other kernels and CRIUs; write docs/kernels.md (hours)
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm.suite all -- $(ARGS)
 
 .PHONY: test-vm-smoke
-test-vm-smoke: vm-tools build ## pre-copy, and a few tests of the rest, in one guest
+test-vm-smoke: vm-tools build ## run the tests of pre-copy and a few others in one guest
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm.suite smoke
 
 .PHONY: test-arm64-smoke
-test-arm64-smoke: vm-tools arm64-tools build ## a few tests on arm64, in one guest
+test-arm64-smoke: vm-tools arm64-tools build ## run a few tests on arm64, in one guest
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm.suite smoke-arm64
 
 .PHONY: test-arm64
-test-arm64: vm-tools arm64-tools build ## tests/integration on arm64: 4K and 16K pages, without and with PAC (hours)
+test-arm64: vm-tools arm64-tools build ## run tests/integration on arm64: 4K and 16K pages, without and with PAC (hours)
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm.suite arm64 -- $(ARGS)
 
-# Nothing that is made here is run.
+# The results are not executed.
 CROSS := aarch64 powerpc64le riscv64 loongarch64
 .PHONY: cross
 cross: build ## compile the extension for other architectures, into build/cross
@@ -398,18 +398,18 @@ cross: build ## compile the extension for other architectures, into build/cross
 	PYTHON=$(VENV)/bin/python tools/cross-build $(CROSS)
 
 .PHONY: demo-vm
-demo-vm: vm-tools build ## the demo in a guest, where this machine cannot checkpoint
+demo-vm: vm-tools build ## run the demo in a guest, for machines that cannot checkpoint
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm trixie -- python3 examples/demo.py
 
 .PHONY: clean
-clean: ## remove what was built here (tools/install-criu --uninstall removes CRIU)
+clean: ## remove all built files (tools/install-criu --uninstall removes CRIU)
 	@rm -rf build dist ./*.egg-info .criu pycriu_native/_native/*.so \
 		pycriu_native/_native/namespace_init $(VENV) \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# --- The set-up, step by step -----------------------------------------------------
+# --- The steps of the set-up -----------------------------------------------------
 
 .PHONY: build-tools
 build-tools:
@@ -419,7 +419,7 @@ build-tools:
 	$(PYTHON) -c "$$PYTHON_IS_FIT" >/dev/null 2>&1 || missing+=(python3 python3-venv python3-dev)
 	(($${#missing[@]} == 0)) || install_packages "$${missing[@]}"
 	$(PYTHON) -c "$$PYTHON_IS_FIT" || {
-		echo "$(PYTHON) will not do: Python 3.11 or later with venv and headers is needed; name one with PYTHON=" >&2
+		echo "$(PYTHON) cannot be used: Python 3.11 or later with venv and headers is needed; name one with PYTHON=" >&2
 		exit 1
 	}
 
@@ -434,7 +434,7 @@ vm-tools arm64-tools:
 	done
 	(($${#missing[@]} == 0)) || install_packages "$${missing[@]}"
 
-# Tests whose tool is missing are skipped, so this never stops a run.
+# Tests whose program is missing are skipped, so a failure here does not stop the run.
 .PHONY: test-tools
 test-tools:
 	@$(INSTALL_PACKAGES)
@@ -445,7 +445,7 @@ test-tools:
 	(($${#missing[@]} == 0)) || install_packages "$${missing[@]}" ||
 		echo "going on without: $${missing[*]}" >&2
 
-# A library is enough: status 3 is a criu that cannot run on this kernel.
+# Status 3 is a criu that cannot run on this kernel: its library is sufficient.
 .PHONY: test-libraries
 test-libraries: .criu
 	@. ./.criu
@@ -460,9 +460,9 @@ test-libraries: .criu
 			[[ $$? = 3 ]] || echo "going on without libcriu $$release" >&2
 	done
 
-# Looked at each time, which takes a fraction of a second: the kernel can have
-# changed. The record keeps its date while it says the same, so nothing is built
-# again. Status 3 is a machine that can build and test, but not checkpoint.
+# This runs each time, and takes a fraction of a second: the kernel can have changed. The file is
+# written only if its content changes, so an unchanged one causes no new build. Status 3 is a machine
+# that can build and test, but not checkpoint.
 .criu: FORCE | build-tools
 	@tools/install-criu --record $@ $(if $(CRIU_PREFIX),--prefix '$(CRIU_PREFIX)') || {
 		status=$$?
@@ -473,7 +473,7 @@ test-libraries: .criu
 FORCE:
 
 $(VENV)/.made: | build-tools
-	@echo "making the virtual environment $(VENV) with $$($(PYTHON) --version)"
+	@echo "creating the virtual environment $(VENV) with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
@@ -484,7 +484,7 @@ $(VENV)/.installed: $(BUILD_INPUTS) .criu | $(VENV)/.made
 	$(PIP_INSTALL) -e .
 	touch $@
 
-# The packages of an extra alone: installing it by its name would build the library again.
+# Only the packages of an extra: an installation by its name would build the library again.
 $(VENV)/.extra-%: pyproject.toml | $(VENV)/.made
 	@echo "installing the $* packages into $(VENV)"
 	$(VENV)/bin/python -c "$$REQUIREMENTS" $* | $(PIP_INSTALL) -r /dev/stdin

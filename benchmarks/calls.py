@@ -1,4 +1,4 @@
-"""One call by each way of making it, and where its time goes."""
+"""One call by each library or program, and the time of its steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ for _ in range(times):
 
 
 def measure(quick: bool) -> list[Row]:
-    """A process with nothing but itself, dumped and left running."""
+    """Dump a minimal process that is left running."""
     times = 12 if quick else 60
     with scratch("/dev/shm") as directory:
         target = Target(directory)
@@ -82,7 +82,7 @@ def _ways(target: Target, directory: Path, times: int) -> list[Row]:
     with WorkerPool(2) as warm:
 
         def rested(body: Callable[[], object]) -> Callable[[], float]:
-            """With the pool ready, as it is for calls that do not come in one burst."""
+            """Call with a ready pool: the calls do not come in one burst."""
 
             def sample() -> float:
                 warm.wait_until_ready(10)
@@ -127,12 +127,12 @@ def _small(program: str, pid: int, images: Path) -> list[str]:
 
 
 def _in_log(log: Path) -> float:
-    """Milliseconds that CRIU's log accounts for: the time of its last line."""
+    """The time of the last line of CRIU's log, in milliseconds."""
     return float(re.findall(r"^\((\d+\.\d+)\)", log.read_text(), re.M)[-1]) * 1e3
 
 
 def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
-    """A call's wall time beyond what CRIU's own log accounts for; each has a new directory."""
+    """The wall time of a call minus the time in CRIU's log; each call has a new directory."""
     rows = []
     with WorkerPool(2) as warm:
         for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
@@ -152,11 +152,11 @@ def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
 
 
 ALONE = "its request alone"
-"""The way of a call that is nothing but what CRIU is told and asks."""
+"""The name of the way that consists only of a request and its notifications."""
 
 
 def _alone(target: Target, directory: Path, times: int) -> Row:
-    """What of this is CRIU's: a request to a worker that waits, each question answered at once."""
+    """CRIU's part: a request to a waiting worker, with immediate responses to notifications."""
     yes = encode("request", {"type": NOTIFY, "notify_success": True})
     beyond = []
     for number in range(times):
@@ -186,7 +186,7 @@ def _alone(target: Target, directory: Path, times: int) -> Row:
 
 
 def _cold(target: Target, directory: Path, times: int) -> list[Row]:
-    """The same checks after a dump, which has taken the processor's caches, and at once again."""
+    """The same checks after a dump, which fills the processor's caches, and repeated at once."""
     taken: dict[str, list[float]] = {"after a dump": [], "at once again": []}
     with WorkerPool(2) as warm:
         for number in range(times):
@@ -202,7 +202,7 @@ def _cold(target: Target, directory: Path, times: int) -> list[Row]:
 
 
 def _nothing(target: Target, directory: Path, times: int) -> list[Row]:
-    """A whole call, to a program that does nothing but say what CRIU says: what is ours of a call,
+    """A whole call to a program that only sends CRIU's messages: this library's part of a call,
     after a dump, which has taken the processor's caches, and at once again.
     """
     images = directory / "nothing"
@@ -235,7 +235,7 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
 
 
 def _parts(target: Target, directory: Path, times: int) -> list[Row]:
-    """The same dump, with a clock around each of its steps."""
+    """The same dump, with the time of each step."""
     opts = CriuOpts(images_directory=directory / "images", leave_running=True, log_level=4)
     rows = []
     with WorkerPool(2) as warm:

@@ -1,9 +1,9 @@
-"""What the benchmarks share: processes to checkpoint, samples, and the form of their results.
+"""Shared by the benchmarks: processes to checkpoint, samples, and the format of results.
 
 Each benchmark is a program of its own, ``python -m benchmarks.NAME --json FILE [--quick]``, and
 writes one JSON object: ``benchmark`` (its name), ``about``, and ``rows``, each with ``what``,
 ``case`` (a mapping), ``unit``, ``median``, ``low``, ``high`` (the middle half of the samples),
-``samples`` and, where they count, ``notes``.
+``samples`` and optionally ``notes``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 def row(what: str, unit: str, samples: Iterable[float], notes: str = "", **case: object) -> Row:
-    """One line of results: the median and the middle half."""
+    """One row of results: the median and the middle half."""
     taken = sorted(samples)
     low, middle, high = (
         statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else taken * 3
@@ -52,12 +52,12 @@ def row(what: str, unit: str, samples: Iterable[float], notes: str = "", **case:
 
 
 def note(what: str, notes: str, **case: object) -> Row:
-    """A line that says why there is no number."""
+    """A row with the reason for a missing number."""
     return {"what": what, "case": case, "notes": notes}
 
 
 def main(name: str, about: str, measure: Callable[[bool], list[Row]]) -> None:
-    """The command line that every benchmark has."""
+    """The command line of each benchmark."""
     parser = argparse.ArgumentParser(prog=f"benchmarks.{name}", description=about)
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller samples")
@@ -78,7 +78,7 @@ def main(name: str, about: str, measure: Callable[[bool], list[Row]]) -> None:
 
 
 def in_turns(bodies: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
-    """Samples of several things, one of each in turn, so that all see the same machine."""
+    """Take samples of several functions in turns, so that all run under the same load."""
     taken: dict[str, list[float]] = {name: [] for name in bodies}
     for _ in range(times):
         for name, body in bodies.items():
@@ -87,14 +87,14 @@ def in_turns(bodies: Mapping[str, Callable[[], float]], times: int) -> dict[str,
 
 
 def timed(body: Callable[[], object]) -> float:
-    """How many milliseconds something took."""
+    """The duration of a function in milliseconds."""
     started = time.perf_counter()
     body()
     return (time.perf_counter() - started) * 1e3
 
 
 def build(name: str, *flags: str) -> Path:
-    """A program of ``native/``, compiled into ``build/``."""
+    """Compile a program of ``native/`` into ``build/``, and return its path."""
     made = HERE.parent / "build" / "bench" / name
     made.parent.mkdir(parents=True, exist_ok=True)
     source = HERE / "native" / f"{name}.c"
@@ -105,17 +105,17 @@ def build(name: str, *flags: str) -> Path:
 
 
 def plain() -> Path:
-    """The C program over libcriu, against the library that the extension is linked with."""
+    """Compile the C program for libcriu with the library that the extension uses."""
     include, library = os.environ.get("CRIU_INCLUDEDIR"), os.environ.get("CRIU_LIBDIR")
     flags = [f"-I{include}"] if include else []
     flags += [f"-L{library}", f"-Wl,-rpath,{library}"] if library else []
-    # libcriu finds its own copy of protobuf-c: ours is not used here.
+    # libcriu finds its own copy of protobuf-c.
     return build("plain", *flags, "-l:libcriu.so.2", "-Wl,--allow-shlib-undefined")
 
 
 @contextlib.contextmanager
 def scratch(where: str | None = None) -> Iterator[Path]:
-    """A directory that goes again; on tmpfs with ``/dev/shm``."""
+    """A temporary directory; ``/dev/shm`` is on a tmpfs."""
     with tempfile.TemporaryDirectory(prefix="pycriu-native-bench-", dir=where) as made:
         yield Path(made)
 
@@ -145,21 +145,21 @@ class Target:
         return self.told.read_text().split()
 
     def ask(self) -> list[str]:
-        """Password, checksum of the memory, and the longest stop in seconds, since last asked."""
+        """Password, checksum of the memory, and the longest recent stop in seconds."""
         self.told.unlink(missing_ok=True)
         os.kill(self.pid, signal.SIGUSR1)
         return self._wait()
 
     def is_intact(self) -> bool:
-        """Whether it answers, and has the memory that it began with."""
+        """Whether the process responds and its memory is unchanged."""
         return self.ask()[:2] == self.first[:2]
 
     def reap(self) -> None:
-        """Collect it after a dump."""
+        """Reap the process after a dump."""
         self.process.wait(60)
 
     def end(self) -> None:
-        """Kill it, whoever's child it is by now."""
+        """Kill the process, also if it is not a child of this process."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -172,14 +172,14 @@ class Target:
 
 
 def adopt() -> None:
-    """Be the parent of restored processes, so that their pids are free as soon as they end."""
+    """Become the parent of restored processes, so that their pids are free when they end."""
     import ctypes
 
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def criu(*words: object) -> None:
-    """Run the ``criu`` program; what it says is shown if it fails."""
+    """Run the ``criu`` program; its output is printed if it fails."""
     done = subprocess.run(
         [find_program(), *map(str, words)],
         stdin=subprocess.DEVNULL,
@@ -203,7 +203,7 @@ importlib.import_module("benchmarks." + sys.argv[2]).inside(*map(int, sys.argv[3
 
 
 def with_run_on(kind: str, name: str, *numbers: int) -> Any:
-    """What the function ``inside`` of a benchmark prints, as JSON, with another file system on
+    """Return the JSON output of a benchmark's function ``inside``, with another file system on
     /run: on a tmpfs CRIU keeps its feature cache, on a ramfs it cannot.
     """
     done = subprocess.run(
@@ -218,7 +218,7 @@ def with_run_on(kind: str, name: str, *numbers: int) -> Any:
 
 
 def pycriu() -> list[str] | None:
-    """An interpreter with pycriu, from ``PYCRIU_PATH`` or what the Makefile fetched; else None."""
+    """An interpreter with pycriu, from ``PYCRIU_PATH`` or the Makefile's download; else None."""
     fetched = HERE.parent / "build" / "bench" / "pycriu" / "usr/lib/python3/dist-packages"
     path = os.environ.get("PYCRIU_PATH", str(fetched))
     words = ["env", f"PYTHONPATH={path}", sys.executable, "-W", "ignore"]
@@ -227,7 +227,7 @@ def pycriu() -> list[str] | None:
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were taken on."""
+    """The machine of the measurements."""
     from pycriu_native import feature_cache, version
 
     with open("/proc/cpuinfo") as file:

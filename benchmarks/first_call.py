@@ -1,4 +1,4 @@
-"""One dump by a program that does nothing else, from the interpreter's start to its end."""
+"""The time of a program with one dump, from the start of the interpreter to its end."""
 
 from __future__ import annotations
 

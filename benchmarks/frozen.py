@@ -1,4 +1,4 @@
-"""How long a process stands still that has much memory and keeps writing to it."""
+"""The time for which a process with much memory, which it writes to, is stopped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 def measure(quick: bool) -> list[Row]:
-    """Dumps that leave it running: what CRIU says, and what the process has felt."""
+    """Dumps that leave the process running: CRIU's statistics, and the stop seen by the process."""
     times, sizes = (3, (256,)) if quick else (7, (256, 1024))
     ways: dict[str, Callable[[int, Path, WorkerPool], list[tuple[str, DumpResult]]]]
     ways = {"plain": _plain}

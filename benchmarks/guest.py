@@ -17,13 +17,13 @@ from .common import HERE, Row, build, main, note
 
 GUEST = "trixie"
 LIMIT = 600.0
-"""Seconds that the guest gets."""
+"""The time limit of the guest in seconds."""
 MEMORY = 3072
-"""MiB of it, half of which can hold images."""
+"""The memory of the guest in MiB, half of which is available for images."""
 
 
 def measure(quick: bool) -> list[Row]:
-    """``benchmarks.frozen --quick`` there, whatever is asked here."""
+    """Run ``benchmarks.frozen --quick`` in the guest; ``quick`` has no effect."""
     if feature_check().mem_track:
         return [note("pre-dump rounds", "this kernel can do that itself: no guest is needed")]
     sys.path.insert(0, str(HERE.parent))

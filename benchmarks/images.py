@@ -1,4 +1,4 @@
-"""How long it takes to read large image sets, side by side with ``crit``.
+"""The time to read large image sets, compared with ``crit``.
 
 ``python -m benchmarks.images --json FILE [--quick]``, as root, with a CRIU that works. Two sets
 are dumped: one process with 1 GiB of memory, half of its pages written to, and 20,000 mappings;
@@ -62,14 +62,14 @@ print(len(inspect(sys.argv[2]).processes))
 
 
 def timed(body: Callable[[], object]) -> float:
-    """Seconds."""
+    """The duration of a function in seconds."""
     begin = time.perf_counter()
     body()
     return time.perf_counter() - begin
 
 
 def row(what: str, unit: str, samples: list[float], **case: object) -> dict[str, Any]:
-    """One line of results: the median and the middle half."""
+    """One row of results: the median and the middle half."""
     taken = samples if len(samples) > 1 else samples * 2
     low, middle, high = statistics.quantiles(taken, n=4, method="inclusive")
     return {
@@ -94,7 +94,7 @@ def made(directory: Path, scenario: str) -> Path:
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    """All rows."""
+    """Return all rows."""
     size, mappings, processes = (2**26, 2000, 30) if quick else (2**30, 20_000, 300)
     times = 2 if quick else 5
     rows = []
@@ -110,7 +110,7 @@ def measure(quick: bool) -> list[dict[str, Any]]:
 
 
 def side_by_side(name: str, images: Path, times: int) -> list[dict[str, Any]]:
-    """The same set, read in each way."""
+    """Read the same set in each way."""
     paths = [path for path in sorted(images.glob("*.img")) if not RAW.fullmatch(path.name)]
     ours = {
         "decode every image, ours": lambda: [decode(path) for path in paths],
@@ -173,7 +173,7 @@ def side_by_side(name: str, images: Path, times: int) -> list[dict[str, Any]]:
 
 
 def searched(images: Path, times: int) -> list[dict[str, Any]]:
-    """How fast memory is searched for what is not there."""
+    """The speed of a search in memory without a match."""
     process = inspect(images).processes[0]
     stored = sum(each.stored for each in process.mappings) / 2**20
     samples = [

@@ -1,4 +1,4 @@
-"""How long ``import pycriu_native`` takes over an empty interpreter, and what of it costs what."""
+"""The time of ``import pycriu_native`` in addition to an empty interpreter, by module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = "from pycriu_native import CriuOpts, dump, restore"
 STDLIB = "import contextlib, enum, signal, socket, threading"
 LARGEST = 14
-"""Modules of the profile."""
+"""The number of modules that are listed."""
 
 
 def start(words: list[str], code: str, cache: str) -> float:
@@ -34,7 +34,7 @@ def start(words: list[str], code: str, cache: str) -> float:
 
 
 def measure(quick: bool) -> list[Row]:
-    """Whole interpreters, in turns."""
+    """Run whole interpreters in turns."""
     cache = str(ROOT / "build" / "bench" / "pycache")
     codes = {
         "an empty interpreter": ([sys.executable], ""),
@@ -67,7 +67,7 @@ def measure(quick: bool) -> list[Row]:
 
 
 def profile(cache: str) -> list[Row]:
-    """Each module's own time (``-X importtime``, which itself costs), the least of seven runs."""
+    """Each module's own time (``-X importtime``, which adds time), the minimum of seven runs."""
     result: dict[str, list[float]] = {}
     for _ in range(7):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What checkpoints cost a job: its slow-down, how long it stands still, and their bytes.
+"""The cost of a job's checkpoints: slow-down, time of the stop, and size.
 
 A job of fixed work writes all over its memory. Its wall time with checkpoints at a short interval,
 less that without, is what one checkpoint costs; the slow-down at 10 minutes follows from it. DMTCP
@@ -20,7 +20,7 @@ from pycriu_native.jobs.directory import JobDirectory
 from .common import QUIET, Row, main, note, row, scratch
 
 INTERVAL = 600.0
-"""Seconds between two checkpoints of which the slow-down is stated."""
+"""The checkpoint interval, in seconds, for which the slow-down is calculated."""
 
 CODE = """
 import os, sys, time
@@ -31,10 +31,10 @@ for step in range(steps):
     for at in range(step % 4096, len(memory), 4096):
         memory[at] = step & 255
 """
-"""Work that takes the same time whenever it is done."""
+"""Work with a constant duration."""
 
 SECONDS = 12
-"""Which it takes about."""
+"""The approximate duration of the work."""
 
 
 def command(mib: int, steps: int) -> list[str]:
@@ -43,14 +43,14 @@ def command(mib: int, steps: int) -> list[str]:
 
 
 def seconds(words: list[str]) -> float:
-    """Wall time of a command that succeeds."""
+    """The wall time of a command, which must succeed."""
     started = time.monotonic()
     subprocess.run(words, check=True, **QUIET)
     return time.monotonic() - started
 
 
 def measure(quick: bool) -> list[Row]:
-    """A job without checkpoints, with ours, and with DMTCP's, in turns."""
+    """Run a job in turns without checkpoints, with those of this library, and with DMTCP's."""
     return [*of(64, 1)] if quick else [*of(256, 3), *of(1024, 3)]
 
 
@@ -79,13 +79,13 @@ def of(mib: int, times: int) -> Iterator[Row]:
 
 
 def add(into: dict[str, list[float]], sample: dict[str, float]) -> None:
-    """One more sample of each."""
+    """Take one more sample of each."""
     for what, value in sample.items():
         into.setdefault(what, []).append(value)
 
 
 def costs(wall: float, plain: float, count: int) -> dict[str, float]:
-    """What follows from a run with so many checkpoints."""
+    """The results of a run with a number of checkpoints."""
     if not count:
         raise RuntimeError("no checkpoint was taken: the job was too short")
     cost = (wall - plain) / count
@@ -93,7 +93,7 @@ def costs(wall: float, plain: float, count: int) -> dict[str, float]:
 
 
 def with_job(directory: Path, job: list[str], plain: float) -> dict[str, float]:
-    """The job under the supervisor."""
+    """Run the job under the supervisor."""
     place = directory / "job"
     started = time.monotonic()
     result = Job(place, job, every=max(1, plain / 3), keep=1).run()
@@ -109,7 +109,7 @@ def with_job(directory: Path, job: list[str], plain: float) -> dict[str, float]:
 
 
 def with_dmtcp(directory: Path, job: list[str], plain: float, into: dict[str, list[float]]) -> str:
-    """The job under DMTCP, without compression, as CRIU writes images; why not, if it fails."""
+    """Run the job under DMTCP, without compression as with CRIU. Returns the reason if it fails."""
     interval = max(1, round(plain / 3))
     words = ["dmtcp_launch", "--new-coordinator", "--no-gzip", "--interval", str(interval)]
     started = time.monotonic()

@@ -31,7 +31,7 @@ OURS, THEIRS = "pycriu_native", "the criu program"
 
 
 def measure(quick: bool) -> list[Row]:
-    """64 small processes, by so many at a time as there are processors, and four times that.
+    """64 small processes; as many concurrent calls as processors, and four times as many.
 
     With CRIU's feature cache and without: without it probing the kernel is most of CRIU's work.
     """
@@ -44,8 +44,8 @@ def measure(quick: bool) -> list[Row]:
 
 @contextlib.contextmanager
 def _pids_to_spare() -> Iterator[None]:
-    """So many processes come and go that the kernel would begin with its numbers again, and give
-    somebody that of a process which is to be restored.
+    """Raise ``pid_max``: so many processes start and end that the kernel would use low pids again,
+    and with them that of a process to be restored.
     """
     most = Path("/proc/sys/kernel/pid_max")
     before = most.read_text()
@@ -59,7 +59,7 @@ def _pids_to_spare() -> Iterator[None]:
 
 
 def inside(count: int, rounds: int) -> None:
-    """The rows of this mount namespace, as JSON."""
+    """Print the rows of this mount namespace as JSON."""
     adopt()
     rows: list[Row] = []
     processors = len(os.sched_getaffinity(0))
@@ -80,7 +80,7 @@ WHOSE = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
 
 
 def _spent(whose: int) -> float:
-    """Seconds of processor that our children and theirs, or we ourselves, have used."""
+    """The processor time, in seconds, of this process or of its descendants."""
     used = resource.getrusage(whose)
     return used.ru_utime + used.ru_stime
 
@@ -107,7 +107,7 @@ def _xargs(parallel: int, pids: list[int], *words: str) -> None:
 def _ways(
     directory: Path, pids: list[int], parallel: int
 ) -> dict[str, dict[str, Callable[[], object]]]:
-    """What is done, each way. The ``version`` is nothing but the start of CRIU and its end."""
+    """The calls of each way. ``version`` consists only of the start and the end of CRIU."""
 
     def opts(pid: int) -> CriuOpts:
         return CriuOpts(images_directory=directory / f"images-{pid}")

@@ -1,4 +1,4 @@
-"""How long a process stands still that keeps writing to its memory, while it is moved.
+"""The time for which a process that writes to its memory is stopped by a migration.
 
 Source and destination are on this machine, with network, pid and mount namespaces of their own
 and a veth pair between them; so the network is as fast as memory, and both share the processors.
@@ -26,13 +26,13 @@ from tests.integration.support.migrations import destination, far_pid
 
 PIPE_MAX_SIZE = Path("/proc/sys/fs/pipe-max-size")
 NEEDED = 2**22
-"""Bytes of the pipe that CRIU serves pages through."""
+"""The size of the pipe through which CRIU serves pages, in bytes."""
 
 Sample = dict[str, float]
 
 
 def measure(quick: bool) -> list[Row]:
-    """Each way in turn, with a new process each time."""
+    """Measure each way in turn, with a new process each time."""
     adopt()
     mib, times = (256, 2) if quick else (1024, 3)
     ways: dict[str, Callable[[Path, int], Sample]] = {"dump and restore": _dump_and_restore}
@@ -72,7 +72,7 @@ def _process(directory: Path, mib: int) -> Target:
 
 
 def _felt(target: Target, pid: int) -> float:
-    """The longest that the process has stood still between two of its steps."""
+    """The longest time between two steps of the process."""
     target.told.unlink(missing_ok=True)
     os.kill(pid, signal.SIGUSR1)
     message = target._wait()
@@ -82,7 +82,7 @@ def _felt(target: Target, pid: int) -> float:
 
 
 def _dump_and_restore(directory: Path, mib: int) -> Sample:
-    """On one host, through its disk."""
+    """Dump and restore on one host, with images on its disk."""
     target = _process(directory, mib)
     try:
         opts = CriuOpts(images_directory=directory / "images")
@@ -103,7 +103,7 @@ def _dump_and_restore(directory: Path, mib: int) -> Sample:
 
 
 def _migration(directory: Path, mib: int, mode: MigrationMode) -> Sample:
-    """Between two hosts."""
+    """Migrate between two hosts."""
     target = _process(directory, mib)
     try:
         with ExitStack() as owned:

@@ -1,4 +1,4 @@
-"""A Python that has another libcriu loaded, for options that the one here does not have.
+"""A Python process with another libcriu, for options that the installed one lacks.
 
 The parent (``Newest``) has it dump and restore, a line of JSON each, so that both libraries are
 measured in turns in one run; the seconds are those of the call, taken there.
@@ -22,11 +22,11 @@ library is in ``lib`` next to ``bin``."""
 
 
 class RefusedError(Exception):
-    """It cannot do that, in its own words."""
+    """An error message of that process."""
 
 
 class Newest:
-    """That Python, to be told what to do."""
+    """The Python process, which executes commands."""
 
     def __init__(self) -> None:
         library = str(Path(PROGRAM).resolve().parent.parent / "lib")
@@ -50,7 +50,7 @@ class Newest:
         return float(answer["seconds"])
 
     def dump(self, pid: int, opts: dict[str, Any], reap: Callable[[], object]) -> float:
-        """Seconds of the dump. ``reap`` collects the process, for which the dump waits."""
+        """Dump a process; the seconds that it took. ``reap`` reaps the dumped process."""
         reaper = threading.Thread(target=reap, daemon=True)
         reaper.start()
         taken = self._ask({"dump": pid, "opts": opts})
@@ -58,7 +58,7 @@ class Newest:
         return taken
 
     def restore(self, opts: dict[str, Any]) -> float:
-        """Seconds of the restore."""
+        """Restore a process; the seconds that it took."""
         return self._ask({"opts": opts})
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Newest:
 
 
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Execute commands until the end of the input."""
     from pycriu_native import CriuError, CriuOpts, UnsupportedError, Worker, dump, restore
 
     via = Worker(program=sys.argv[1])

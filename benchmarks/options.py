@@ -1,4 +1,4 @@
-"""What options cost: made, checked and applied, with no system call that asks about files."""
+"""The time to make, check and apply options, without system calls about files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUNDS = 500
 
 
 def each(body: Callable[[], object]) -> float:
-    """Microseconds for one time, of many in a row."""
+    """The mean duration of one of many calls, in microseconds."""
     started = time.perf_counter()
     for _ in range(ROUNDS):
         body()
@@ -29,7 +29,7 @@ def each(body: Callable[[], object]) -> float:
 
 
 def measure(quick: bool) -> list[Row]:
-    """All of runc's sixteen fields but the one that no dump takes (``veth_pairs``)."""
+    """All of runc's sixteen fields except ``veth_pairs``, which is not for dumps."""
     with tempfile.TemporaryDirectory() as directory:
         os.mkdir(os.path.join(directory, "parent"))
         images = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

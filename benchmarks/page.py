@@ -1,6 +1,6 @@
 """Write docs/performance.md and its plots from build/bench.json: ``python -m benchmarks.page``.
 
-Every number on the page is one of the file's. matplotlib draws the plots (the extra ``bench``).
+Every number on the page is from that file. matplotlib draws the plots (the extra ``bench``).
 """
 
 from __future__ import annotations
@@ -24,139 +24,141 @@ PLOTS = "performance"
 Row = dict[str, Any]
 
 HEAD = """\
-# How fast it is
+# Performance
 
-Made by `make bench-page` from what `make bench` has measured. What is compared took turns in one
-run; each number is a median, with the middle half of its samples in brackets.
+`make bench-page` writes this page from the results of `make bench`. Compared programs took turns in one
+run. Each number is a median; the range in brackets is the middle half of the samples.
 """
 
 CALLS = """
-A call is a thread of its own that fills libcriu's options, gets a worker, passes the request on
-and the notifications back, and reads the statistics. What a worker of its own costs more than a
-warm one is its start: the loader, CRIU's libraries and configuration. (Warm ones are forked from a
-CRIU that was loaded once.) A worker of its own ends after its answer; a
-warm worker's end is not waited for, but after a restore, where CRIU is the parent of what it has
-restored until then. *Beyond CRIU's log* is the call's wall time less the time of the last line in
-CRIU's log, which begins when CRIU has read the options.
+A call starts a thread, which fills libcriu's options, gets a worker, sends the request, passes
+notifications to the hook, and reads the statistics. A *worker of its own* is a `criu` that is started
+for the call; in addition to a *warm worker* it needs the time of its start: dynamic loader, CRIU's
+libraries and configuration. (Warm workers are forked from a `criu` that was loaded once.) A worker of
+its own ends after its response. The call does not wait for the end of a warm worker, except after a
+restore, where CRIU is the parent of the restored process until it ends. *Beyond CRIU's log* is the wall
+time of the call minus the time of the last line in CRIU's log, which starts when CRIU has read the
+options.
 
-Nearly all of a call is the conversation: CRIU's own work. Two things make it shorter:
-`WorkerPool`, and what the next section is about.
+Most of the time of a call is *the conversation*, in which CRIU works. Two things reduce it: `WorkerPool`,
+and CRIU's feature cache (next section).
 """
 
 COLD = """
-*Its request alone* is what CRIU itself takes beyond its log: to read the request, and to answer
-and go on, with each of its questions answered at once by bytes that lie ready. The rest is ours:
-some 130 system calls and 700 calls in Python, once in each call, after CRIU has worked with the same
-processor's caches. The checks alone show what that costs: their work is the same both times. To
-hand the call to its thread and to hear of its end takes another tenth of a millisecond each. And in
-two of five calls half a millisecond is CRIU's: the kernel wakes who waits for CRIU's last word on
-the processor on which CRIU said it (its sockets promise the kernel that the speaker is about to
-sleep), where CRIU first takes down its own memory. To look for that word again and again instead of
-sleeping made it worse: CRIU, whom our answer wakes on our processor, then shares it with us.
+*Its request alone* is the time that CRIU needs beyond its log: to read the request, to send each
+notification, whose response is available at once, and to continue. The remaining time is that of this
+library: about 130 system calls and 700 Python calls, executed once in each call, after CRIU has
+displaced their data from the caches of the same processor. The row of the checks shows this effect: the
+work is the same both times. Passing the call to its thread and waiting for the thread take another
+tenth of a millisecond each. In two of five calls CRIU adds half a millisecond: the kernel runs the
+process that waits for CRIU's last message on CRIU's processor (CRIU's sockets announce that the sender
+sleeps next), where CRIU first frees its memory. Polling for that message instead of sleeping took
+longer: CRIU, which the response wakes up on the caller's processor, then shares that processor.
 """
 
 PROBES = """
-CRIU probes the kernel at each call, unless it finds what it knows in `/run/criu.kdat`. It keeps
-that file only on a tmpfs, which does not outlive the kernel (`criu/kerndat.c`).
-`feature_cache()` says whether it is kept here, why not, and what helps; the logger
-`pycriu_native.advice` tells it once at INFO. A temporary file that CRIU leaves behind, which it
-does where `/run` is no tmpfs, keeps it from ever writing the cache after that: it is named too.
+CRIU probes the kernel in each call, unless it finds the results in `/run/criu.kdat`. It writes that file
+only to a tmpfs, whose content does not survive a reboot (`criu/kerndat.c`). `feature_cache()` reports
+whether the file can be written, the reason, and the option that helps; the logger
+`pycriu_native.advice` reports it once at level INFO. If `/run` is not a tmpfs, CRIU can leave a temporary
+file behind, which prevents all later writes of the cache; the report names this file too.
 
-Workers that are forked from one CRIU (pools, batches, snapshots) share what the first of them has found,
-in memory, where CRIU can write no file in `/run`: only the first dump or restore probes. For other
-calls `keep_feature_cache()`, or `pycriu-native keep-cache`, makes CRIU probe once and stores the
-result where CRIU finds it, for every `criu` of the machine. No call does so by itself, nor mounts a
-tmpfs on `/run` in a mount namespace of the worker's own: to a CRIU in another mount namespace than
-the process, that process's mounts are a namespace to be saved, and the images would be others.
+If CRIU cannot write a file in `/run`, workers that are forked from one CRIU (pools, batches, snapshots)
+share the results of the first worker in memory: only the first dump or restore probes. For other calls
+`keep_feature_cache()`, or `pycriu-native keep-cache`, makes CRIU probe once and stores the result for
+every `criu` of the machine. No call does this implicitly, or mounts a tmpfs on `/run` in a private mount
+namespace of the worker: if CRIU runs in another mount namespace than the process, it saves the process's
+mounts as a namespace, which changes the images.
 """
 
 SIZE = """
-A worker is started by `clone(CLONE_VM | CLONE_VFORK)`, which copies no page table. libcriu and
-pycriu fork, which does: they cost more, the more memory the caller has. What a new process gets of
-its caller in any case is a copy of the descriptors, until it has closed them: 10,000 take the kernel
-most of a millisecond, for C over libcriu too. (A table that is shared by CLONE_FILES and copied by
-`close_range` with CLOSE_RANGE_UNSHARE is copied up to the highest descriptor that is kept, and the
-worker's own socket is above all others.) Warm workers are forked from a process that has none of the
-caller's. (All of this with CRIU's feature cache kept: the same in all ways, its probes would hide the rest.)
+A worker is started by `clone(CLONE_VM | CLONE_VFORK)`, which does not copy page tables. libcriu and
+pycriu use fork, which copies them: the time grows with the memory of the caller. Every new process gets
+a copy of the caller's descriptors until it closes them: for 10,000 descriptors the kernel needs almost a
+millisecond, also for C over libcriu. (A table that is shared by CLONE_FILES and copied by `close_range`
+with CLOSE_RANGE_UNSHARE is copied up to the highest descriptor that is kept, and the worker's socket is
+the highest one.) Warm workers are forked from a process without the caller's descriptors. All numbers
+were measured with CRIU's feature cache; without it the time of the probes, which is equal for all,
+exceeds the differences.
 """
 
 THROUGHPUT = """
-The limit is a copy of the same bytes by one thread, a MiB at a time: from memory to a file for the
-dump, and from that file into fresh memory for the restore, where the kernel has to find and clear
-each page, as it has to for CRIU. A dump also takes the pages out of the process through pipes. *Past
-the page cache* (`O_DIRECT`) is what the disk itself does; without that, what is written is in
-memory at first, and the kernel brings it to the disk later.
+The limit is a copy of the same bytes by one thread, one MiB at a time: from memory to a file for the
+dump, and from that file to new memory for the restore, for which the kernel has to allocate and clear
+each page, as for CRIU. A dump also reads the pages of the process through pipes. *Past the page cache*
+(`O_DIRECT`) is the speed of the disk; otherwise written data is in memory first, and the kernel writes
+it to the disk later.
 """
 
 MANY = """
-`dump_many` and `restore_many` run on any executor; here on threads of one Python process. The
-comparison is `xargs -P` with the `criu` program. As many CRIUs work at the same time in each; our
-threads make the next calls ready meanwhile, their workers too.
+`dump_many` and `restore_many` accept any executor; here it is threads of one Python process. They are
+compared with `xargs -P` and the `criu` program, with the same number of concurrent CRIUs. The threads
+prepare the next calls and their workers in the meantime.
 
-No way can be faster than its processor time on all processors at once. Ours is CRIU's and that of
-Python, which makes each request and hears each answer. What pays for that is CRIU's start: workers
-are forked from one CRIU that was loaded once, before its `main()` begins, at a quarter of what
-loading it costs. `version` is nothing but that start and the end of CRIU.
+The lower bound for each way is its processor time divided by the number of processors. The time of this
+library consists of that of CRIU and that of Python, which makes each request and reads each response. A
+shorter start of CRIU compensates for that: workers are forked from one CRIU that was loaded once, before
+its `main()` starts, in a quarter of the time of a start. `version` consists only of the start and the
+end of CRIU.
 
-*Kept* and *impossible* speak of CRIU's feature cache (see above): without it each CRIU probes the
-kernel first, which is most of its work, and the same in both ways.
+*Kept* and *impossible* refer to CRIU's feature cache (see above): without it each CRIU probes the kernel
+first, which is most of its work, and equal for both.
 """
 
 FROZEN = """
-A process that writes all over its memory while it is dumped and left running. *Felt by the
-process* is the longest time between two of its steps. Pages are taken while it stands still, so a
-plain dump stops it in proportion to its memory; pre-dump rounds and lazy migration shorten that.
+A process writes to all of its memory while it is dumped and left running. *Felt by the process* is the
+longest time between two of its steps. A plain dump reads pages while the process is stopped, so the time
+is proportional to its memory; pre-dump rounds and lazy migration reduce it.
 """
 
 MIGRATION = """
-The same process, moved to another host: a network namespace behind a veth pair, so that the network
-is as fast as memory and both sides share the processors. With post-copy (lazy migration) it runs
-there before its memory has come, and waits for each page that it touches until all has.
+The same process is migrated to another host: a network namespace behind a veth pair, so the network is as
+fast as memory, and both sides share the processors. With post-copy (lazy migration) the process runs at
+the destination before its memory was transferred, and waits for each page that it accesses.
 """
 
 GUEST = """
-Pre-dump rounds, on a kernel that tracks changed memory: in a guest whose processor is emulated,
-many times slower than this machine. Compare within this table only. The process runs on during the
-pre-dumps, but for the moment that `frozen_time` tells. Rounds pay for a process that writes to part
-of its memory while a round is written; one that writes to all of it in that time has all of it
-dumped in the end, however many rounds there were.
+Pre-dump rounds need a kernel that tracks changed memory. They were measured in a guest whose processor is
+emulated, many times slower than this machine: compare only numbers of this table. The process runs
+during pre-dumps, except for `frozen_time`. Rounds help if the process writes to part of its memory during
+a round. If it writes to all of it, the last dump contains all of it, independent of the number of rounds.
 """
 
 OPTIONS = """
-Options are values: what a verb's rules on the options alone have found, and what libcriu made of
-them, is remembered with the value, so a `CriuOpts` that is used again costs little. The rules that
-look at directories and descriptors are asked each time.
+Options are values. The results of the rules on options alone, and libcriu's form of the options, are
+stored with the value, so using a `CriuOpts` again takes little time. The rules that check directories and
+descriptors run in each call.
 """
 
 FIRST_CALL = """
-A command-line tool makes one call and ends, so what counts is the time from the interpreter's start
-to its end. *Processor time* is that of the program, of CRIU and of what CRIU starts.
+A command-line tool makes one call and ends, so the time from the start of the interpreter to its end
+counts. *Processor time* is that of the program, of CRIU and of the processes that CRIU starts.
 
-Most of it is Python's: each module that is loaded takes a fifth of a millisecond and more. So what a
-call does not need is not loaded, and what it needs only after CRIU has the request is loaded then:
-CRIU starts and probes the kernel meanwhile. A star import binds all public names; functions whose
-work takes many modules (`doctor`, `preflight`, `explain`, migrations, batches) load these when they
-are called. The command line ends without taking its modules apart, and seldom collects garbage.
+Most of it is Python's: each module takes a fifth of a millisecond or more to load. Therefore modules that
+a call does not need are not loaded, and those that it needs only after CRIU has received the request are
+loaded then, while CRIU starts and probes the kernel. A star import binds all public names; functions that
+need many modules (`doctor`, `preflight`, `explain`, migrations, batches) load them in their first call.
+The command line ends without unloading its modules, and runs the garbage collector rarely.
 
-Three rows are lower bounds. *A script without this package* sends a request that is encoded
-beforehand, checks nothing and answers nothing. It takes more than 1.15 times *the criu program and an
-empty interpreter*, so that no library in Python can have that. *The modules that calls need* are
-Python's own and cffi's: enumerations, a thread and locks, exit stacks, caches. *An interpreter with
-click* takes most or all of 60 ms by itself: click loads `inspect`, `ast`, `tokenize`, `uuid`,
-`datetime` and `typing`. 60 ms over *the criu program* would need a second parser of command lines
-beside click, which had to accept and refuse the same. By valgrind, an empty interpreter executes 40 million instructions,
-one with these modules 68 million, one with click 171 million, `pycriu-native --version` 209 million.
+Three rows are lower bounds. *A script without this package* sends a request that is encoded beforehand,
+without checks and without hooks. It takes more than 1.15 times *the criu program and an empty
+interpreter*, so no Python library can reach that. *The modules that calls need* are Python's own and
+cffi's: enumerations, a thread and locks, exit stacks, caches. *An interpreter with click* alone takes
+almost 60 ms: click loads `inspect`, `ast`, `tokenize`, `uuid`, `datetime` and `typing`. 60 ms over *the
+criu program* would require a second parser of command lines in addition to click, with the same results.
+According to valgrind, an empty interpreter executes 40 million instructions, one with these modules 68
+million, one with click 171 million, `pycriu-native --version` 209 million.
 """
 
 IMPORTS = """
-Our classes are dataclasses to whoever asks, but are made without importing `dataclasses`, which
-brings `inspect` along and compiles source text for each class. `typing`, `re`, `json`, `logging`
-and the modules of ours that few programs use are loaded when they are needed.
+The package's dataclasses satisfy `dataclasses.is_dataclass` and the functions of that module, but are
+created without importing `dataclasses`, which imports `inspect` and compiles source text for each class.
+`typing`, `re`, `json`, `logging` and rarely used modules of the package are loaded on first use.
 """
 
 
 class Page:
-    """The page under way: its text, and where its numbers come from."""
+    """The page: its text, and the source of its numbers."""
 
     def __init__(self, data: dict[str, Any], plots: Path) -> None:
         self.data = data
@@ -164,7 +166,7 @@ class Page:
         self.lines = [HEAD]
 
     def rows(self, benchmark: str, what: str | None = None, **case: object) -> list[Row]:
-        """The rows of a benchmark that have a number and fit."""
+        """The rows of a benchmark with a number that match."""
         return [
             row
             for row in self.all(benchmark)
@@ -191,7 +193,10 @@ class Page:
 
     def plot(self, name: str, alternative: str, draw: Callable[[Any], None]) -> None:
         """Add a plot."""
-        plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.grid": True})
+        plt.rcParams.update(
+            # Text as text: without the outlines of its letters.
+            {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
+        )
         figure, axes = plt.subplots(figsize=(6.4, 3.2))
         draw(axes)
         axes.grid(alpha=0.3)
@@ -203,7 +208,7 @@ class Page:
         self.lines.append(f"![{alternative}]({PLOTS}/{name}.svg)\n")
 
     def notes(self, benchmark: str) -> None:
-        """Why some numbers are not there."""
+        """Add the reasons for missing numbers."""
         why: dict[str, list[str]] = {}
         for row in self.all(benchmark):
             if "median" not in row:
@@ -216,7 +221,7 @@ class Page:
 
 
 def number(value: float) -> str:
-    """Three digits that say something."""
+    """A number with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -227,13 +232,13 @@ def shown(row: Row) -> str:
 
 
 def goals(page: Page) -> None:
-    """What was set out for, against which peer or limit, and what was found."""
+    """Add the goals, with the program or limit of the comparison, and the results."""
     lines: list[tuple[str, str, str, str, bool]] = []
 
     def at_most(what: str, against: str, most: float, unit: str, found: list[Row]) -> None:
         for row in found[:1]:
-            wanted = f"at most {most:g} {unit}".strip()
-            lines.append((what, against, wanted, shown(row), row["median"] <= most))
+            goal = f"at most {most:g} {unit}".strip()
+            lines.append((what, against, goal, shown(row), row["median"] <= most))
 
     at_most(
         "a call beyond CRIU's log, warm worker",
@@ -291,8 +296,8 @@ def goals(page: Page) -> None:
         if ours and theirs:
             ratio = theirs[0]["median"] / ours[0]["median"]
             response = f"{ratio:.1f} ({shown(ours[0])}, against {shown(theirs[0])})"
-            wanted = "40 times as fast or more"
-            lines.append(("a dump from 8 GiB", other, wanted, response, ratio >= 40))
+            goal = "40 times as fast or more"
+            lines.append(("a dump from 8 GiB", other, goal, response, ratio >= 40))
     for what, least in (("version", 1.5), ("dump", 1), ("restore", 1)):
         for row in page.rows("many", f"{what}: times faster"):
             case = row["case"]
@@ -300,12 +305,12 @@ def goals(page: Page) -> None:
             if what != "version":
                 whole += f", feature cache {case['cache']}"
             elif case["cache"] != "kept":
-                continue  # it probes nothing
+                continue  # its CRIU does not probe the kernel
             is_met = row["median"] >= least
             goal = f"{least:g} times as fast or more"
             lines.append((whole, "`xargs -P` with the `criu` program", goal, shown(row), is_met))
     page.say(
-        "## Goals\n\nA goal that is met by a run is raised to what that run has found, rounded.\n"
+        "## Goals\n\nWhen a run meets a goal, the goal is changed to the rounded result of that run.\n"
     )
     page.table(
         ("what", "against", "goal", "found", ""),
@@ -314,7 +319,7 @@ def goals(page: Page) -> None:
 
 
 def by_way(page: Page, benchmark: str, whats: Iterable[str], key: str = "by") -> None:
-    """A table: ways down, things across."""
+    """Add a table with a row for each way and a column for each measurement."""
     whats = [what for what in whats if page.rows(benchmark, what)]
     ways = list(dict.fromkeys(row["case"][key] for w in whats for row in page.rows(benchmark, w)))
     body = []
@@ -328,8 +333,8 @@ def by_way(page: Page, benchmark: str, whats: Iterable[str], key: str = "by") ->
 
 
 def calls(page: Page) -> None:
-    """One call, and where its time goes."""
-    page.say("## One call, and where its time goes\n" + CALLS)
+    """Add the section on one call and its steps."""
+    page.say("## The steps of one call\n" + CALLS)
     by_way(page, "calls", ("version", "dump, left running", "beyond CRIU's log"))
     page.say(COLD)
     by_way(page, "calls", ("all that is ours", "all checks"))
@@ -345,13 +350,13 @@ def calls(page: Page) -> None:
             continue
         cells = [page.rows("calls", step, by=way) for way in ways]
         body.append([step, *(shown(result[0]) if result else "" for result in cells)])
-    page.say("From the call to its return, with `log_level=4` for CRIU's own account:")
+    page.say("The steps of a call, with `log_level=4` for the time in CRIU's log:")
     page.table(("step", *ways), body)
     page.notes("calls")
 
 
 def size(page: Page) -> None:
-    """What grows with the caller."""
+    """Add the section on times that grow with the caller."""
     page.say("## The size of the caller\n" + SIZE)
     for what, name in (("version", "size-version"), ("dump, left running", "size-dump")):
         found = page.rows("size", what, threads=1, descriptors=10)
@@ -373,6 +378,7 @@ def size(page: Page) -> None:
                     label=way,
                 )
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:.0f}")
             axes.set_ylim(bottom=0)
             axes.set_xlabel("memory of the caller, MiB")
             axes.set_ylabel(f"{what}, ms")
@@ -405,13 +411,13 @@ def size(page: Page) -> None:
 
 
 def _measured(page: Page, what: str, by: str, on: str) -> str:
-    """A number of the largest process that was measured."""
+    """The result for the largest process."""
     result = page.rows("throughput", what, by=by, on=on)
     return f"{number(result[-1]['median'])} {result[-1]['unit']}" if result else "not measured"
 
 
 def advice(page: Page) -> None:
-    """Which to choose when, by what was measured."""
+    """Add a table of the options for each purpose, with the results."""
 
     def say(by: str, on: str, what: str = "dump") -> str:
         return _measured(page, what, by, on)
@@ -425,47 +431,47 @@ def advice(page: Page) -> None:
     lazily = ", ".join(f"{by} {felt[by]}" for by in ("stop-and-copy", "post-copy") if by in felt)
     server = "page server on loopback"
     page.table(
-        ("to", "choose", "because here, for the largest process"),
+        ("purpose", "option", "measured with the largest process"),
         (
             (
-                "stop for the shortest time, with memory to spare",
-                "images on a tmpfs, and copy them from there",
+                "shortest stop, with free memory",
+                "images on a tmpfs, copied from there later",
                 f"dump: tmpfs {say(ours, 'tmpfs')}, disk {say(ours, 'disk')}",
             ),
             (
-                "keep the images on this machine",
-                "images on the disk, as CRIU writes them by default",
+                "images on this machine",
+                "images on the disk, with CRIU's defaults",
                 f"dump: {say('4.3, writeback', 'disk')}; direct {say(direct, 'disk')}; "
                 f"restore: {say('4.3, writeback', 'disk', 'restore')}; "
                 f"direct {say(direct, 'disk', 'restore')}",
             ),
             (
-                "leave the page cache to others",
+                "no use of the page cache",
                 '`image_io_mode="direct"` (CRIU 4.3)',
-                f"a dump leaves there: {say(direct, 'disk', cache)}, by default "
+                f"after a dump it contains: {say(direct, 'disk', cache)}, by default "
                 f"{say('4.3, writeback', 'disk', cache)}",
             ),
             (
-                "have the images on another machine",
-                "`page_server`: pages are sent as they are read, and written once",
+                "images on another machine",
+                "`page_server`: pages are sent when they are read, and written once",
                 f"dump: {say(server, 'tmpfs')} to a socket of this machine",
             ),
             (
-                "save room, or a slow disk or network",
+                "small images, or a slow disk or network",
                 '`compress="block"` (4.3, built with LZ4), `decompress_threads=0` on restore',
                 f"dump: {say(packed, 'disk')}; restore: {say(packed, 'disk', 'restore')}",
             ),
             (
-                "run again before all memory has come",
+                "continue before all memory is transferred",
                 "`lazy_pages`, or a post-copy migration",
-                f"it stood still for: {lazily}" if lazily else "not measured",
+                f"stopped for: {lazily}" if lazily else "not measured",
             ),
         ),
     )
 
 
 def throughput(page: Page) -> None:
-    """Large processes."""
+    """Add the section on large processes."""
     page.say("## Large processes\n" + THROUGHPUT)
     advice(page)
     cases = list(
@@ -484,7 +490,7 @@ def throughput(page: Page) -> None:
 
 
 def many(page: Page) -> None:
-    """Many at once."""
+    """Add the section on many concurrent calls."""
     page.say("## Many at once\n" + MANY)
     rows = page.rows("many")
     cases = dict.fromkeys((row["case"]["cache"], row["case"]["parallel"]) for row in rows)
@@ -514,7 +520,7 @@ def many(page: Page) -> None:
 
 
 def _one_way(page: Page, wall: Row, of: dict[str, Any]) -> list[str]:
-    """The cells of one way to do it."""
+    """The cells of one way."""
     what, way, count = wall["what"], wall["case"]["by"], wall["case"]["processes"]
     (work,), (own,) = (
         page.rows("many", f"{what}: {whose}", by=way, **of)
@@ -528,7 +534,7 @@ def _one_way(page: Page, wall: Row, of: dict[str, Any]) -> list[str]:
 
 
 def simple(name: str, title: str, text: str, key: str) -> Callable[[Page], None]:
-    """A section of one table."""
+    """Return a function that adds a section with one table."""
 
     def section(page: Page) -> None:
         page.say(f"## {title}\n{text}")
@@ -542,8 +548,8 @@ def simple(name: str, title: str, text: str, key: str) -> Callable[[Page], None]
     return section
 
 
-def standing_still(page: Page, benchmark: str) -> None:
-    """A table for each size: ways down, times across."""
+def stopped(page: Page, benchmark: str) -> None:
+    """Add a table for each size, with a row for each way and a column for each time."""
     result = page.rows(benchmark)
     for mib in dict.fromkeys(row["case"]["MiB"] for row in result):
         page.say(f"{mib} MiB:")
@@ -557,17 +563,17 @@ def standing_still(page: Page, benchmark: str) -> None:
 
 
 def frozen(page: Page) -> None:
-    """Standing still: here, moved, and where memory is tracked."""
-    page.say("## How long a process stands still\n" + FROZEN)
-    standing_still(page, "frozen")
+    """Add the section on stopped processes: dumps, migrations, pre-dumps in a guest."""
+    page.say("## How long a process is stopped\n" + FROZEN)
+    stopped(page, "frozen")
     for name, text in (("migration", MIGRATION), ("guest", GUEST)):
         if name in page.data["benchmarks"]:
             page.say(text)
-            standing_still(page, name)
+            stopped(page, name)
 
 
 WITH_FROZEN = ("migration", "guest")
-"""Benchmarks that the section on standing still shows."""
+"""Benchmarks in the section on stopped processes."""
 
 SECTIONS: dict[str, Callable[[Page], None]] = {
     "calls": calls,
@@ -583,7 +589,7 @@ SECTIONS: dict[str, Callable[[Page], None]] = {
 
 
 def other(page: Page, name: str) -> None:
-    """A benchmark that this page has no section for: its rows as they are."""
+    """Add the rows of a benchmark without a section, unchanged."""
     result = page.data["benchmarks"][name]
     rows = result.get("rows") if isinstance(result, dict) else None
     if not isinstance(rows, list) or not all(isinstance(r, dict) and "what" in r for r in rows):
@@ -600,14 +606,14 @@ def other(page: Page, name: str) -> None:
 
 
 def main() -> None:
-    """Read, and write."""
+    """Read the results and write the page."""
     parser = argparse.ArgumentParser(prog="benchmarks.page", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=ROOT / "build" / "bench.json")
     parser.add_argument("--out", type=Path, default=DOCS / "performance.md")
-    asked = parser.parse_args()
-    if not asked.file.exists():
-        sys.exit(f"{asked.file} does not exist: run make bench first")
-    page = Page(json.loads(asked.file.read_text()), asked.out.parent / PLOTS)
+    arguments = parser.parse_args()
+    if not arguments.file.exists():
+        sys.exit(f"{arguments.file} does not exist: run make bench first")
+    page = Page(json.loads(arguments.file.read_text()), arguments.out.parent / PLOTS)
     about = page.data["machine"]
     response = ", ".join(f"{name} {value}" for name, value in about.items() if value != "")
     kind = " A quick run: few and small samples." if page.data["quick"] else ""
@@ -619,7 +625,7 @@ def main() -> None:
     for name in page.data["benchmarks"]:
         if name not in SECTIONS and name not in WITH_FROZEN:
             other(page, name)
-    asked.out.write_text("\n".join(page.lines).rstrip() + "\n")
+    arguments.out.write_text("\n".join(page.lines).rstrip() + "\n")
 
 
 if __name__ == "__main__":

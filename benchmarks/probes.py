@@ -1,4 +1,4 @@
-"""What CRIU's kernel-feature cache is worth: a dump with and without it."""
+"""A dump with and without CRIU's kernel-feature cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .common import Row, Target, main, row, scratch, timed, with_run_on
 
 
 def inside(times: int) -> None:
-    """Samples of this mount namespace, as JSON."""
+    """Print the samples of this mount namespace as JSON."""
     from pycriu_native import CriuOpts, WorkerPool, dump, feature_cache
 
     with scratch("/dev/shm") as directory, WorkerPool(1) as warm:
@@ -26,7 +26,7 @@ def inside(times: int) -> None:
 
 
 def measure(quick: bool) -> list[Row]:
-    """In turns, each in a mount namespace of its own with another file system on /run."""
+    """Take samples in turns, each in a new mount namespace with another file system on /run."""
     taken: dict[str, list[float]] = {}
     for _ in range(2 if quick else 5):
         for kind in ("tmpfs", "ramfs"):

@@ -1,4 +1,4 @@
-"""Run every benchmark and join what they found: ``python -m benchmarks.run [--quick] [NAME]...``.
+"""Run every benchmark and merge the results: ``python -m benchmarks.run [--quick] [NAME]...``.
 
 A benchmark is any other file here with a ``main``, which is given ``--json FILE``; what one
 writes that is not in the form of ``common.py`` is kept as it is.
@@ -21,12 +21,12 @@ OUT = HERE.parent / "build"
 
 
 def names() -> list[str]:
-    """Every benchmark that there is."""
+    """The names of all benchmarks."""
     return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NO_BENCHMARKS)
 
 
 def main() -> int:
-    """One after the other; one that fails is reported, and stops none."""
+    """Run the benchmarks one after the other; a failure does not stop the others."""
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__)
     parser.add_argument("names", nargs="*", help="which; default: all")
     parser.add_argument("--quick", action="store_true", help="about three minutes in all")

@@ -1,4 +1,4 @@
-"""Copies of a snapshot that share its memory, against copies that are restored plainly."""
+"""Copies of a snapshot that share its memory, compared with copies that do not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Start = Callable[[], Process[str]]
 
 
 def measure(quick: bool) -> list[Row]:
-    """One start in turn, and then sixteen at once."""
+    """Measure single starts in turns, and then sixteen concurrent ones."""
     mib, times = (64, 3) if quick else (320, 12)
     with scratch(os.environ.get("TMPDIR", "/var/tmp")) as directory:
         program = directory / "program.py"
@@ -102,7 +102,7 @@ def _start(snapshot: Snapshot, template: SharedTemplate | None) -> Start:
 
 
 def _first_answer(start: Start, spent: list[float]) -> Callable[[], float]:
-    """Measures milliseconds to the answer, and of all processes until the copy has ended."""
+    """Milliseconds to the response, and processor time until the copy has ended."""
 
     def measured() -> float:
         before = sum(os.times()[:4])
@@ -119,7 +119,7 @@ def _first_answer(start: Start, spent: list[float]) -> Callable[[], float]:
 
 
 def _at_once(start: Start) -> tuple[list[float], list[float], list[float]]:
-    """Milliseconds to each first answer, and MiB of memory of each while all run."""
+    """The milliseconds to each first response, and the memory of each in MiB while all run."""
     began = time.perf_counter()
 
     def answered() -> tuple[float, Process[str]]:
@@ -140,7 +140,7 @@ def _at_once(start: Start) -> tuple[list[float], list[float], list[float]]:
 
 
 def _memory(pid: int) -> tuple[float, float]:
-    """MiB that are private, and the proportional share."""
+    """The private memory and the proportional set size, in MiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     found = {words[0]: int(words[1]) for words in map(str.split, lines)}
     return (found["Private_Clean:"] + found["Private_Dirty:"]) / 1024, found["Pss:"] / 1024

@@ -1,4 +1,4 @@
-"""What a call costs as the process grows that makes it: memory, threads, descriptors."""
+"""The time of a call by the size of its caller: memory, threads, descriptors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycriu_native._transport.program import find_program
 from .common import HERE, Row, Target, main, note, plain, pycriu, row, scratch, with_run_on
 
 MEMORY = (16, 1024, 8192)
-"""MiB that the caller has touched."""
+"""The memory of the caller in MiB."""
 THREADS = (1, 64)
 DESCRIPTORS = (10, 10000)
 
@@ -66,7 +66,7 @@ for _ in range(times):
 def run(
     words: list[str], size: tuple[int, int, int], pid: int, images: Path, times: int, *more: str
 ) -> list[float]:
-    """The samples of a caller of this size, without its first, which warms it up."""
+    """The samples of a caller of this size, without the first call."""
     mib, threads, descriptors = size
     arguments = [str(mib), str(threads), str(descriptors), find_program(), str(pid), str(images)]
     done = subprocess.run(
@@ -82,18 +82,18 @@ def run(
 
 
 def measure(quick: bool) -> list[Row]:
-    """With CRIU's feature cache: to probe the kernel takes long, and not always the same time."""
+    """Measure with CRIU's feature cache: probing the kernel takes a long and varying time."""
     rows: list[Row] = with_run_on("tmpfs", "size", int(quick))
     return rows
 
 
 def inside(quick: int) -> None:
-    """The rows of this mount namespace, as JSON."""
+    """Print the rows of this mount namespace as JSON."""
     print(json.dumps(_measure(bool(quick))))
 
 
 def _measure(quick: bool) -> list[Row]:
-    """Rounds in which each caller of each size takes its samples."""
+    """Run rounds, in each of which every caller takes its samples."""
     rounds, times = (3, 4) if quick else (8, 6)  # many rounds: the machine drifts
     memory = MEMORY[:2] if quick else MEMORY
     sizes = [(mib, 1, 10) for mib in memory]

@@ -1,4 +1,4 @@
-"""The programs that benchmarks.snapshots starts, each with what loads slowly."""
+"""The programs of benchmarks.snapshots, each with libraries that load slowly."""
 
 from __future__ import annotations
 
@@ -101,27 +101,27 @@ public class Warm {
     }
 }
 """
-"""Has compiled a class, so that the compiler is loaded."""
+"""Compiles a class, to load the compiler."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program that parks itself, and writes a line once it has something to answer."""
+    """A program that parks itself, and writes a line when it can respond."""
 
     name: str
     source: str
     modules: tuple[str, ...] = ()
-    """Of Python that must be installed; empty for another language."""
+    """Required Python packages; empty for another language."""
     tools: tuple[str, ...] = ()
-    """Programs that must be installed."""
+    """Required programs."""
 
     def lacking(self) -> list[str]:
-        """What of it is not installed."""
+        """The missing packages and programs."""
         result = [each for each in self.modules if importlib.util.find_spec(each) is None]
         return result + [each for each in self.tools if shutil.which(each) is None]
 
     def command(self, directory: Path) -> list[str]:
-        """Its command line; its files are written to the directory."""
+        """Write the files of the program to the directory, and return its command line."""
         if self.modules:
             (directory / "bench_module.py").write_text(self.source)
             return [sys.executable, "-c", PROGRAM]
@@ -153,12 +153,12 @@ PROGRAMS = (
 
 
 def read_answer(output: IO[bytes]) -> None:
-    """Return once a program has answered. That of a server is its first response by HTTP."""
+    """Wait for the response of a program; that of a server is its first HTTP response."""
     check_answer(output.readline())
 
 
 def check_answer(line: bytes) -> None:
-    """As :func:`read_answer`, for the line that the program wrote."""
+    """Like :func:`read_answer`, for the line that the program wrote."""
     if line.startswith(b"port "):
         with socket.create_connection(("127.0.0.1", int(line[5:]))) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

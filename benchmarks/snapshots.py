@@ -1,4 +1,4 @@
-"""Time to the first answer of a program: cold, forked, and started from a snapshot.
+"""The time to the first response of a program: cold, forked, and started from a snapshot.
 
 Each program is started in each way in turn, and then several times at once. What the rows
 ``ratio`` have is compared with in docs/performance.md.
@@ -44,13 +44,13 @@ while (line := sys.stdin.readline()):
     process.join()
     print("ended", flush=True)
 """
-"""A program of its own: of this one, each forked process would import the main module again."""
+"""A separate program, because forked processes import the main module again."""
 
 AT_ONCE = (1, 4, 16, 64)
 THREADS = 8
-"""Starts that run at the same time."""
+"""The number of concurrent starts."""
 SMALL = 16
-"""Copies that are alive when their memory is measured."""
+"""The number of copies that run when their memory is measured."""
 
 COLD, FORKED, PROGRAM = "cold start", "forkserver with preload", "criu restore"
 PLAIN, SHARED = "start, share_memory=False", "start, share_memory=True"
@@ -60,7 +60,7 @@ Started = contextlib.AbstractContextManager[subprocess.Popen[bytes]]
 
 
 class Ways:
-    """The ways to start one program; each returns milliseconds to its first answer."""
+    """The ways to start one program; each returns the milliseconds to its first response."""
 
     def __init__(self, program: Program, directory: Path, owned: ExitStack) -> None:
         self.command = program.command(directory)
@@ -103,7 +103,7 @@ class Ways:
             self.by_turn[way] = lambda way=way: self.start(way)  # type: ignore[misc]
 
     def start(self, way: str) -> float:
-        """One start; its processor time, until the copy has ended, is in ``spent``."""
+        """Start a copy; ``spent`` is the processor time until the copy has ended."""
         before = processor_time()
         since = time.perf_counter()
         with self.starts[way]() as process:
@@ -115,7 +115,7 @@ class Ways:
         return taken
 
     def fork(self) -> float:
-        """multiprocessing's fork server, which has imported all."""
+        """multiprocessing's fork server, with all modules imported."""
         assert self.forking.stdin is not None
         assert self.forking.stdout is not None
         since = time.perf_counter()
@@ -127,7 +127,7 @@ class Ways:
         return taken
 
     def restore(self) -> float:
-        """The criu program on the same images with the same options; namespaces are made before."""
+        """The criu program with the same images and options; the namespaces exist before."""
         record = self.snapshot.record
         with ExitStack() as owned:
             namespaces = owned.enter_context(Namespaces())
@@ -183,7 +183,7 @@ class Ways:
 
     @contextlib.contextmanager
     def at_once(self, way: str, number: int) -> Iterator[tuple[list[float], list[int]]]:
-        """So many copies that have answered: milliseconds to each answer, and their pids."""
+        """Start a number of copies: the milliseconds to each response, and their pids."""
         began = time.perf_counter()
 
         def answered(_: int) -> tuple[float, subprocess.Popen[bytes]]:
@@ -200,20 +200,20 @@ class Ways:
 
 
 def processor_time() -> float:
-    """Milliseconds, of this process and of its children that have ended."""
+    """The processor time of this process and of its children that have ended, in milliseconds."""
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in both) * 1e3
 
 
 def memory_of(pid: int) -> tuple[float, float]:
-    """MiB that are private, and the proportional share."""
+    """The private memory and the proportional set size, in MiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     found = {words[0]: int(words[1]) for words in map(str.split, lines)}
     return (found["Private_Clean:"] + found["Private_Dirty:"]) / 1024, found["Pss:"] / 1024
 
 
 def one_start(ways: Ways, program: str, times: int) -> list[Row]:
-    """Each way in turn."""
+    """Measure each way in turn."""
     in_turns(ways.by_turn, 1)  # fills caches, and starts the fork servers
     ways.spent.clear()
     taken = in_turns(ways.by_turn, times)
@@ -231,7 +231,7 @@ def one_start(ways: Ways, program: str, times: int) -> list[Row]:
 
 
 def many_starts(ways: Ways, program: str, numbers: tuple[int, ...]) -> list[Row]:
-    """Several at once, by eight threads: starts in a second, and memory of each."""
+    """Measure concurrent starts by eight threads: starts per second, and memory of each copy."""
     rows: list[Row] = []
     room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for number in numbers:
@@ -257,7 +257,7 @@ def many_starts(ways: Ways, program: str, numbers: tuple[int, ...]) -> list[Row]
 
 
 def measure(quick: bool) -> list[Row]:
-    """Each program."""
+    """Measure each program."""
     # It restores by sudo, under the pid that was saved: one copy at a time.
     reason = "not measured: it needs Python 3.12, sudo and crit"
     rows: list[Row] = [note("first answer", reason, way="habemus-papadum-criu")]

@@ -1,4 +1,4 @@
-"""Dumps and restores of large processes, against the ``criu`` program and a copy of the bytes."""
+"""Dumps and restores of large processes, compared with ``criu`` and a copy of the bytes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .newest import PROGRAM, Newest, RefusedError
 
 MIB = 2**20
 TIMES = 3
-"""Rounds: each moves every process there and back by every way."""
+"""The number of rounds; each dumps and restores every process in every way."""
 SPARE = 2048
-"""MiB of memory that are left to everybody else."""
+"""The memory that is left free, in MiB."""
 
 NEWEST: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4.3, writeback": ({}, {}),
@@ -36,14 +36,14 @@ NEWEST: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4.3, compressed": ({"compress": "block"}, {"decompress_threads": 0}),
     "4.3, compressed, one thread": ({"compress": "block"}, {"decompress_threads": 1}),
 }
-"""What 4.3 can be asked for: options of the dump, and of the restore."""
+"""Options of CRIU 4.3: those of the dump, and those of the restore."""
 
 Way = tuple[Callable[[], float], Callable[[], float]]
 """A dump and a restore, and the seconds that each takes."""
 
 
 def measure(quick: bool) -> list[Row]:
-    """Each way in turn: dump, restore, look whether all is there, and again."""
+    """Repeat each way in turn: dump, restore, and verify the memory."""
     adopt()
     rows: list[Row] = []
     newest = Newest() if os.path.exists(PROGRAM) else None
@@ -65,7 +65,7 @@ def measure(quick: bool) -> list[Row]:
 
 
 def _no_room(base: str, mib: int) -> str | None:
-    """Why a process of this size cannot be measured here."""
+    """The reason why a process of this size cannot be measured."""
     result = os.statvfs(base)
     if result.f_bavail * result.f_frsize < 2 * mib * MIB:
         return f"no room for twice as much in {base}"
@@ -73,18 +73,18 @@ def _no_room(base: str, mib: int) -> str | None:
         free = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
     # The process, its images in memory or in the page cache, and what they are compared with.
     if free // 1024 < 3 * mib + SPARE:
-        return f"{free // 1024} MiB of memory are available, {3 * mib + SPARE} are wanted"
+        return f"{free // 1024} MiB of memory are available, {3 * mib + SPARE} are needed"
     return None
 
 
 def _cached() -> float:
-    """MiB that the page cache holds."""
+    """The size of files in the page cache, in MiB."""
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("Cached:")) / 1024
 
 
 def timed(body: Callable[[], object]) -> Callable[[], float]:
-    """The same, telling how many seconds it took."""
+    """Return a function that calls ``body`` and returns its duration in seconds."""
 
     def sample() -> float:
         started = time.perf_counter()
@@ -95,7 +95,7 @@ def timed(body: Callable[[], object]) -> Callable[[], float]:
 
 
 class _Case:
-    """One process, and images in one place."""
+    """One process, and images in one directory."""
 
     def __init__(self, directory: Path, where: str, mib: int, newest: Newest | None) -> None:
         self.directory = directory
@@ -109,7 +109,7 @@ class _Case:
         self.target = Target(directory, mib)
 
     def measure(self, times: int) -> list[Row]:
-        """So many rounds of all ways."""
+        """Run a number of rounds of all ways."""
         refused: dict[str, str] = {}
         try:
             with WorkerPool(1) as warm:
@@ -170,7 +170,7 @@ class _Case:
             server.wait(60)
 
     def _take(self, name: str, way: Way) -> str | None:
-        """One dump and one restore; why it was refused, if it was."""
+        """One dump and one restore. Returns the reason if it was refused."""
         save, bring_back = way
         self._clear()
         before = _cached()
@@ -192,12 +192,12 @@ class _Case:
         return None
 
     def _clear(self) -> None:
-        """No images, and so nothing of them that is still to be written to a disk."""
+        """Remove the images, so that none of their data has to be written to the disk."""
         shutil.rmtree(self.images, ignore_errors=True)
         self.images.mkdir()
 
     def _collect(self) -> None:
-        """Reap what was dumped: the first time it is our child by birth, later by adoption."""
+        """Reap the dumped process, which is a child by fork or as an adopted orphan."""
         if self.target.process.returncode is None:
             self.target.reap()
             return
@@ -208,7 +208,7 @@ class _Case:
                 time.sleep(0.0005)
 
     def _limits(self) -> None:
-        """The same bytes, a MiB at a time: from a file into fresh memory, and from there to one."""
+        """Copy the bytes, one MiB at a time: from a file to new memory, and to a file."""
         copy = self.directory / "copy"
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         with mmap.mmap(-1, self.mib * MIB, flags=private) as memory, memoryview(memory) as bytes_:

@@ -1,4 +1,4 @@
-"""A container that runc runs is dumped here, and restored here.
+"""Dumps a container of runc, and restores it without runc.
 
 Run as root, with runc and busybox installed.
 """
@@ -24,13 +24,13 @@ COUNTER = "n=0; while :; do n=$((n + 1)); echo $n > /data/count; busybox sleep 0
 
 
 def runc(*words: str) -> None:
-    """Run runc, with none of our streams for the container."""
+    """Run runc without standard streams of this process."""
     none = subprocess.DEVNULL
     subprocess.run(["runc", *words], stdin=none, stdout=none, stderr=none, check=True)
 
 
 def make_bundle(bundle: Path) -> None:
-    """A root with nothing but busybox; the count is in its memory, and shown in bundle/data."""
+    """Create a root with only busybox. The count is in memory, and is written to bundle/data."""
     for place in ("rootfs/bin", "rootfs/tmp", "data"):
         (bundle / place).mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or sys.exit("busybox is missing"), bundle / "rootfs/bin")
@@ -44,7 +44,7 @@ def make_bundle(bundle: Path) -> None:
 
 
 def end(pid: int) -> None:
-    """Kill the restored container and remove its cgroups: runc does not know of it."""
+    """Kill the restored container and remove its cgroups: runc does not manage it."""
     process = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
     select.select([process], [], [])
@@ -66,14 +66,14 @@ def main() -> None:
             container = Container.from_runtime(NAME)
             container.write_descriptors(images)
             dump(container.pid, container.dump_opts(images))
-            print(f"dumped: pid {container.pid} is gone, at {count.read_text().strip()}")
+            print(f"dumped: pid {container.pid}, count {count.read_text().strip()}")
         finally:
             runc("delete", "--force", NAME)
 
         with Bundle.load(bundle).restoring(images) as opts:
             pid = restore(opts).pid
         time.sleep(1)
-        print(f"restored: pid {pid}, by now at {count.read_text().strip()}")
+        print(f"restored: pid {pid}, count {count.read_text().strip()}")
 
         end(pid)
 

@@ -77,58 +77,68 @@ class Directories:
 def fill(handle: Handle, request: Request, directories: Directories, owned: ExitStack) -> list[int]:
     """Put the options into libcriu's handle; returns the descriptors that CRIU must inherit."""
     keep: list[int] = []
-
-    def inherited(value: WireValue) -> WireValue:
-        """The value, with numbers of descriptors that CRIU can inherit."""
-        if isinstance(value, list):
-            return [inherited(item) for item in value]
-        if not isinstance(value, dict) or "fd" not in value:
-            return value
-        fd = cast(int, value["fd"])
-        # 0 to 2 are CRIU's stdio; and it closes each descriptor after its first use.
-        if request.via.ours and (fd <= 2 or fd in keep):
-            fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            owned.callback(close, fd)
-        keep.append(fd)
-        return {**value, "fd": fd}
-
-    opts = request.opts
     config = added_config(request, owned, keep)
-    packed = None if config is not None else opts._remembered.packed
+    packed = None if config is not None else request.opts._remembered.packed
     if packed is not None:
         handle.load(packed)
     else:
-        if config is not None:
-            handle.set(BY_WIRE["config_file"], config)
-        lasting = config is None
-        for row, value in opts.items():
-            kind = row.kind
-            if row.wire is None or isinstance(kind, Directory):
-                continue
-            if config is not None and row.wire == "config_file":
-                continue  # it was copied into the added file
-            if row.wire == "log_file" and log_path(opts):
-                continue  # it is in the added file
-            wire = kind.wire(value)
-            if isinstance(wire, (list, dict)):
-                wire = inherited(wire)
-            elif isinstance(kind, FileDescriptor):
-                lasting = False
-            handle.set(row, wire)
-        if lasting and not keep and handle.packed_size() <= LARGEST_REMEMBERED:
-            opts._remembered.packed = handle.packed()
+        _set_options(handle, request, config, owned, keep)
     for field, fd in directories.opened.items():
         handle.set(BY_FIELD[field], fd)
     if request.verb in VERB_MASK:
-        if request.opts.log_file is None and not request.opts.log_to_stderr:
-            handle.set(BY_WIRE["log_file"], log_name(request))
-        if not request.inside and request.verb in NOTIFYING:  # a frozen caller could not respond
-            handle.set_wire("notify_scripts", True)
-        if request.sibling:
-            handle.set_wire("rst_sibling", True)
-        if request.pid is not None:
-            handle.set(BY_WIRE["pid"], request.pid)
+        _set_by_call(handle, request)
     return keep
+
+
+def _set_options(
+    handle: Handle, request: Request, config: str | None, owned: ExitStack, keep: list[int]
+) -> None:
+    """Set each option with a field in requests; keep their packed form if it can be reused."""
+    opts = request.opts
+    in_config = {"log_file"} if log_path(opts) else set()
+    if config is not None:
+        handle.set(BY_WIRE["config_file"], config)
+        in_config.add("config_file")
+    lasting = config is None
+    for row, value in opts.items():
+        kind = row.kind
+        if row.wire is None or row.wire in in_config or isinstance(kind, Directory):
+            continue
+        wire = kind.wire(value)
+        if isinstance(wire, (list, dict)):
+            wire = _inheritable(wire, request.via.ours, owned, keep)
+        elif isinstance(kind, FileDescriptor):
+            lasting = False
+        handle.set(row, wire)
+    if lasting and not keep and handle.packed_size() <= LARGEST_REMEMBERED:
+        opts._remembered.packed = handle.packed()
+
+
+def _inheritable(value: WireValue, ours: bool, owned: ExitStack, keep: list[int]) -> WireValue:
+    """The value, with numbers of descriptors that CRIU can inherit; these are added to ``keep``."""
+    if isinstance(value, list):
+        return [_inheritable(item, ours, owned, keep) for item in value]
+    if not isinstance(value, dict) or "fd" not in value:
+        return value
+    fd = cast(int, value["fd"])
+    # 0 to 2 are CRIU's stdio; and it closes each descriptor after its first use.
+    if ours and (fd <= 2 or fd in keep):
+        fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        owned.callback(close, fd)
+    keep.append(fd)
+    return {**value, "fd": fd}
+
+
+def _set_by_call(handle: Handle, request: Request) -> None:
+    """Set the fields that are not options: the default log, notifications, sibling and pid."""
+    if request.opts.log_file is None and not request.opts.log_to_stderr:
+        handle.set(BY_WIRE["log_file"], log_name(request))
+    if not request.inside and request.verb in NOTIFYING:  # a frozen caller could not respond
+        handle.set_wire("notify_scripts", True)
+    if request.sibling:
+        handle.set_wire("rst_sibling", True)
+    if request.pid is not None:
+        handle.set(BY_WIRE["pid"], request.pid)
 
 
 def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | None:

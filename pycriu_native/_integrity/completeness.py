@@ -12,7 +12,7 @@ and to which no image refers. The record of a dump covers these (``dump_record.p
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from .image_files import (
@@ -214,7 +214,10 @@ class _Set:
         used.update(file for _, file in files.rows(f"fdinfo-{table}.img"))
         for _, working_directory, root in files.rows(f"fs-{pid}.img"):
             used |= {working_directory, root}
-        if f"pagemap-{pid}.img" not in files.names:
+        yield from self._memory(pid, namespaces)
+
+    def _memory(self, pid: int, namespaces: Sequence[int]) -> Iterator[Problem]:
+        if f"pagemap-{pid}.img" not in self.files.names:
             yield Problem(
                 "the images have no memory pages: they were sent to a page_server (there is no "
                 f"pagemap-{pid}.img)",
@@ -222,9 +225,9 @@ class _Set:
                 ("page_server", "images_directory"),
                 served=True,
             )
-        for _, _, status, shared in files.rows(f"mm-{pid}.img"):
+        for _, _, status, shared in self.files.rows(f"mm-{pid}.img"):
             if status & _SYSVIPC:
-                yield from files.missing(f"ipcns-shm-{namespaces[_IPC]}.img")
+                yield from self.files.missing(f"ipcns-shm-{namespaces[_IPC]}.img")
             elif status & _ANON_SHARED:
                 yield from self._shared_memory(shared)
 

@@ -179,14 +179,9 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
     links: set[PurePosixPath] = set()
     files: set[PurePosixPath] = set()
     for info, content in members(stream):
-        name = PurePosixPath(info.name)
-        if not name.parts:
-            continue  # the archive's own top
-        if not _is_plain(name):
-            raise ImagesError(f"the archive has a path outside of its directory: {info.name!r}")
-        if not name.is_relative_to(inside) or name == inside:
+        name = _name_below(inside, info)
+        if name is None:
             continue
-        name = name.relative_to(inside)
         if not links.isdisjoint(name.parents):
             raise ImagesError(f"the archive has a path through a link: {info.name!r}")
         total += info.size if content is not None else 0
@@ -209,6 +204,14 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
         where = f" in {inside}" if inside.parts else ""
         raise ImagesError(f"the archive has no images{where}; inside= names their directory in it")
     return total
+
+
+def _name_below(inside: PurePosixPath, info: tarfile.TarInfo) -> PurePosixPath | None:
+    """The path of a member relative to ``inside``; None for one that is not below it."""
+    name = PurePosixPath(info.name)
+    if name.parts and not _is_plain(name):
+        raise ImagesError(f"the archive has a path outside of its directory: {info.name!r}")
+    return name.relative_to(inside) if inside in name.parents else None
 
 
 def _same_file(

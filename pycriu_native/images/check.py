@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .._checks import service_fds
+from .._checks.arguments import check_types
 from .._failures.log_excerpt import known
 from .._integrity.page_size import HOST_PAGE
 from .._support.unpatched import close
@@ -104,8 +105,10 @@ def check_images(
     """
     from ..options.criu_opts import CriuOpts
 
+    opts = CriuOpts() if opts is None else opts
+    check_types(opts, via, "check_images")
     result = images if isinstance(images, ImageSet) else inspect(images)
-    check = _Check(result, opts or CriuOpts(), via)
+    check = _Check(result, opts, via)
     return ordered(check.all())
 
 

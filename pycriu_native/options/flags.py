@@ -130,18 +130,24 @@ ELSEWHERE = {
 }
 """Flags of ``criu`` without a field, and the reason."""
 
-DETACHED = {
-    **dict.fromkeys(("--restore-detached", "--daemon"), True),
-    **dict.fromkeys(("--no-restore-detached", "--no-daemon"), False),
-}
-SIBLING = {"--restore-sibling": True, "--no-restore-sibling": False}
-SERVED = {"--page-server": True, "--no-page-server": False}
 BOTH_CHECKS = "--all"
 
+_ATTRIBUTES = {
+    "--exec-cmd": ("executes", True),
+    "--version": ("prints_version", True),
+    "--restore-detached": ("detached", True),
+    "--no-restore-detached": ("detached", False),
+    "--daemon": ("detached", True),
+    "--no-daemon": ("detached", False),
+    "--restore-sibling": ("sibling", True),
+    "--no-restore-sibling": ("sibling", False),
+    "--page-server": ("_has_server", True),
+    "--no-page-server": ("_has_server", False),
+}
+"""The flags that set an attribute of :class:`FlagParser`, and its value."""
+
 _WITH_VALUE = frozenset(("--tree", *_PARTS, "--close"))
-_ALONE = frozenset(
-    ("--version", *ELSEWHERE, *IMPLIED, *DETACHED, *SIBLING, *SERVED, BOTH_CHECKS, "--exec-cmd")
-)
+_ALONE = frozenset((*ELSEWHERE, *IMPLIED, *_ATTRIBUTES, BOTH_CHECKS))
 
 
 def known_flags() -> frozenset[str]:
@@ -191,16 +197,8 @@ class FlagParser:
     def _set(self, flag: str, value: str | None) -> None:
         if flag in ELSEWHERE:
             raise ValueError(f"is no option of CriuOpts: {ELSEWHERE[flag]}")
-        if flag == "--exec-cmd":
-            self.executes = True
-        elif flag == "--version":
-            self.prints_version = True
-        elif flag in DETACHED:
-            self.detached = DETACHED[flag]
-        elif flag in SIBLING:
-            self.sibling = SIBLING[flag]
-        elif flag in SERVED:
-            self._has_server = SERVED[flag]
+        if flag in _ATTRIBUTES:
+            setattr(self, *_ATTRIBUTES[flag])
         elif flag == BOTH_CHECKS:
             self.fields |= {"check_extra": True, "check_experimental": True}
         elif flag == "--address":

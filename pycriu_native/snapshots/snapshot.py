@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
+from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
@@ -445,36 +446,51 @@ def _take_problems(
             yield Problem("opts", {name: getattr(opts, name)}, "take sets this option itself")
     if isinstance(program, bool) or not isinstance(program, int | subprocess.Popen | Sequence):
         yield Problem("program", program, "a command, a pid or a Popen is accepted")
-    elif isinstance(program, int | subprocess.Popen):
-        if isinstance(program, Process):
-            yield from copy_problems(program, without_guest)
-        elif not without_guest:
-            rule = (
-                "all copies of a running process have the same environment, arguments and random "
-                "numbers; without_guest=True accepts that"
-            )
-            yield Problem("program", program, rule)
+    elif isinstance(program, Sequence):
+        yield from _command_problems(program, env, cwd, without_guest, processor)
+    else:
+        yield from _process_problems(program, without_guest)
         for name, value in (("env", env), ("cwd", cwd), ("processor", processor)):
             if value is not None:
                 yield Problem(name, value, "accepted with a command only")
-    else:
-        if isinstance(program, str | bytes) or not program:
-            rule = "a command is accepted as a sequence of str or paths that is not empty"
-            yield Problem("program", program, rule)
-        if without_guest:
-            rule = f"a command is saved in its call of {guest.__name__}.wait(); start it, and "
-            yield Problem("without_guest", without_guest, rule + "pass its pid")
-        if env is not None:
-            yield from environment_problems("env", env)
-        if processor is not None:
-            yield from level_problems(processor, cpu_flags())
-        if cwd is not None and not os.path.isdir(cwd):
-            yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
+
+
+def _process_problems(program: object, without_guest: bool) -> Iterator[Problem]:
+    if isinstance(program, Process):
+        yield from copy_problems(program, without_guest)
+    elif not without_guest:
+        rule = (
+            "all copies of a running process have the same environment, arguments and random "
+            "numbers; without_guest=True accepts that"
+        )
+        yield Problem("program", program, rule)
+
+
+def _command_problems(
+    command: Sequence[object],
+    env: object,
+    cwd: StrPath | None,
+    without_guest: bool,
+    processor: str | None,
+) -> Iterator[Problem]:
+    if isinstance(command, str | bytes) or not command:
+        rule = "a command is accepted as a sequence of str or paths that is not empty"
+        yield Problem("program", command, rule)
+    if without_guest:
+        rule = f"a command is saved in its call of {guest.__name__}.wait(); start it, and "
+        yield Problem("without_guest", without_guest, rule + "pass its pid")
+    if env is not None:
+        yield from environment_problems("env", env)
+    if processor is not None:
+        yield from level_problems(processor, cpu_flags())
+    if cwd is not None and not os.path.isdir(cwd):
+        yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
 
 
 def _for_caller(opts: CriuOpts | None) -> CriuOpts:
     """The options, with ``unprivileged`` if the caller is not root of the host."""
-    result = opts or CriuOpts()
+    result = CriuOpts() if opts is None else opts
+    check_types(result)
     if result.unprivileged is None and not is_root_of_host():
         return replace(result, unprivileged=True)
     return result

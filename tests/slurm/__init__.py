@@ -1,1 +1,1 @@
-"""Jobs in a cluster of SLURM with one node, which ``make test-slurm`` has the programs of."""
+"""Tests of jobs in a SLURM cluster with one node; ``make test-slurm`` unpacks its programs."""

@@ -1,4 +1,4 @@
-"""A batch script that runs a job, submitted as often as a test has it."""
+"""A batch script that runs a job, and that a test can submit several times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass
 class BatchJob:
-    """A job with a place of its own."""
+    """A job with its own directory."""
 
     cluster: Cluster
     place: Path
@@ -31,9 +31,9 @@ class BatchJob:
         self.script = self.place / "script"
 
     def submit(self, *sbatch: str, run: tuple[str, ...] = ()) -> str:
-        """Submit the job with options of ``sbatch`` and of ``run``; its number.
+        """Submit the job with options of ``sbatch`` and of ``run``. Returns its number.
 
-        Without ``--dir`` it is kept in a directory that the number names.
+        Without ``--dir`` the name of its directory contains the number.
         """
         path = os.pathsep.join([str(PROJECT), sysconfig.get_path("purelib")])
         words = [self.python, "-m", "pycriu_native", "run", "--slurm", "--every", "0.5", *run]
@@ -55,7 +55,7 @@ class BatchJob:
         return number
 
     def until_state(self, *states: str) -> None:
-        """Wait until SLURM tells one of these states of the job that was submitted last."""
+        """Wait until SLURM reports one of these states of the job that was submitted last."""
         try:
             eventually(lambda: self.cluster.state(self.numbers[-1]) in states, f"{states}")
         except AssertionError as error:

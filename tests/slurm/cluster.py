@@ -140,7 +140,7 @@ class Cluster:
             daemon.wait()
 
     def resume_node(self) -> None:
-        """Have the first node take jobs again."""
+        """Let SLURM start jobs on the first node again."""
         if "drain" in self.state_of_node(_host()):
             self._update_node(_host(), "State=RESUME")
 
@@ -164,13 +164,13 @@ class Cluster:
             self._address("delete")
 
     def client(self, *words: str, user: int = 0, cwd: str | Path = "/") -> str:
-        """What a program of SLURM prints."""
+        """Run a program of SLURM, and return its output."""
         done = self._client(*words, user=user, cwd=cwd)
         assert done.returncode == 0, (words, done.stderr, self.logs())
         return done.stdout.strip()
 
     def submit(self, script: Path, *options: str, user: int = 0) -> str:
-        """Submit a batch script; the number of the job."""
+        """Submit a batch script, and return the number of the job."""
         words = ["sbatch", "--parsable", "--open-mode=append", *options, str(script)]
         return self.client(*words, user=user, cwd=script.parent)
 
@@ -180,7 +180,7 @@ class Cluster:
         return found[1] if found else ""
 
     def job(self, number: str) -> str:
-        """All that SLURM tells of a job."""
+        """SLURM's description of a job."""
         return self.client("scontrol", "show", "job", number)
 
     def cancel_all(self) -> None:
@@ -190,7 +190,7 @@ class Cluster:
         eventually(lambda: not self.client("squeue", "-h"), "the end of all jobs")
 
     def logs(self) -> str:
-        """The ends of what the daemons have printed."""
+        """The last lines of the daemons' logs."""
         result = []
         for path in sorted(self.directory.glob("*.log")):
             lines = path.read_text(errors="replace").splitlines()[-8:]
@@ -249,7 +249,7 @@ class Cluster:
             )
 
     def _wrap(self, name: str) -> None:
-        """A program of SLURM that finds its libraries; jobs do not inherit how."""
+        """Write a wrapper that sets the library path for a program of SLURM, but not for jobs."""
         libraries = self._environment()["LD_LIBRARY_PATH"]
         path = self.bin / name
         path.write_text(
@@ -262,7 +262,7 @@ class Cluster:
 
 
 def as_user(user: int) -> Sequence[str]:
-    """Words before a command that is run as a user."""
+    """The command prefix that selects a user."""
     if not user:
         return ()
     return ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
@@ -291,7 +291,8 @@ def python_of(user: int) -> str:
     """A Python that a user can run; an empty string if there is none."""
     code = "import sys; sys.exit(sys.version_info < (3, 11))"
     for python in (sys.executable, "/usr/bin/python3"):
-        words = [*as_user(user), "env", python, "-c", code]  # setpriv itself still may all
+        # With env: setpriv keeps its capabilities until it executes a program.
+        words = [*as_user(user), "env", python, "-c", code]
         with contextlib.suppress(OSError):
             if subprocess.run(words, capture_output=True, check=False, cwd="/").returncode == 0:
                 return python

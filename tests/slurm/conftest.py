@@ -17,7 +17,7 @@ ROOT = os.environ.get("PYCRIU_NATIVE_SLURM", "")
 
 
 def _why_not() -> str:
-    return WHY_NOT if ROOT else "make test-slurm has the programs of SLURM"
+    return WHY_NOT if ROOT else "the programs of SLURM are missing: run make test-slurm"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A cluster that runs; at its end no process of it does."""
+    """A running cluster; at the end its daemons are stopped."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         made = Cluster(Path(ROOT).absolute(), Path(name))
         made.start()
@@ -47,7 +47,7 @@ def user(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def batch(cluster: Cluster, user: int) -> Iterator[BatchJob]:
-    """A job of the user's that was not submitted yet."""
+    """A job of the user, not yet submitted."""
     python = python_of(user)
     if not python:
         pytest.skip("an ordinary user can run no Python 3.11 here")

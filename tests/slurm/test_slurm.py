@@ -34,7 +34,7 @@ def test_time_limit(batch: BatchJob, tmp_path: Path) -> None:
 
 
 def test_time_limit_without_a_signal(batch: BatchJob, tmp_path: Path) -> None:
-    """SIGTERM to all processes at the limit: the next job goes on from a checkpoint."""
+    """SIGTERM to all processes at the limit: the next job resumes from a checkpoint."""
     where = str(batch.place / "job")
     first = batch.submit("--time=1", run=("--dir", where))
     batch.until_state("RUNNING")
@@ -61,7 +61,7 @@ def test_preempted(batch: BatchJob, tmp_path: Path) -> None:
 
 
 def test_preempted_at_once(batch: BatchJob, tmp_path: Path) -> None:
-    """SIGTERM to all processes: SLURM queues the job again, and it goes on from a checkpoint."""
+    """SIGTERM to all processes: SLURM queues the job again, and it resumes from a checkpoint."""
     batch.submit("--time=10", "--partition=lowest")
     batch.until_checkpoints()
     _preempting(batch)
@@ -78,7 +78,7 @@ def _preempting(batch: BatchJob) -> str:
 
 
 def test_requeued_by_hand(batch: BatchJob, tmp_path: Path) -> None:
-    """``scontrol requeue`` while it runs: it goes on from a checkpoint."""
+    """``scontrol requeue`` while it runs: it resumes from a checkpoint."""
     number = batch.submit("--time=10")
     batch.until_checkpoints()
     batch.cluster.client("scontrol", "requeue", number, user=batch.user)
@@ -87,7 +87,7 @@ def test_requeued_by_hand(batch: BatchJob, tmp_path: Path) -> None:
 
 
 def test_cancelled(batch: BatchJob, tmp_path: Path) -> None:
-    """``scancel`` ends it, and it is not requeued; the next job goes on where it was."""
+    """``scancel`` ends it, and it is not requeued; the next job resumes from there."""
     where = str(batch.place / "job")
     number = batch.submit("--time=10", AT_ONCE.replace("59", "1"), run=("--dir", where))
     batch.until_checkpoints()
@@ -123,7 +123,7 @@ def test_that_cannot_be_requeued(batch: BatchJob) -> None:
 @pytest.mark.parametrize("what", ["lost", "cut off"])
 def test_a_node(batch: BatchJob, tmp_path: Path, what: str) -> None:
     """SLURM queues the job of a lost node again, and the other node resumes it from the storage.
-    That of a node which SLURM only takes for lost runs on, and is not started a second time.
+    The job of a node that only lost its connection continues, and is not started a second time.
     """
     here, there = batch.place / "here", batch.place / "there"
     for each in (here, there, batch.place / "storage"):

@@ -31,7 +31,7 @@ MODULES = {
 HEAD = """\
 # API reference
 
-The reference is made from the signatures and docstrings of the source.
+mkdocstrings generates this reference from the signatures and docstrings of the source.
 
 | module | subject |
 |---|---|

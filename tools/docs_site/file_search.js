@@ -1,5 +1,5 @@
-// A browser does not load the search index over file://. Instead of a search without an end, the page
-// explains how to open the site.
+// A browser does not load the search index over file://. Instead of a search that never ends, the page
+// shows how to open the site.
 if (location.protocol === "file:") {
   document.addEventListener("DOMContentLoaded", () => {
     const results = document.getElementById("mkdocs-search-results");

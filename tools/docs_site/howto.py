@@ -1,6 +1,6 @@
 """The how-to pages: one for each field, from the tests that use it on a real process.
 
-The table in ``docs/scenarios.md`` has the test files of each field. A page has the field's
+The table in ``docs/scenarios.md`` lists the test files of each field. A page contains the field's
 docstring, its names, the docstring of the test file, and the source of the tests that use it.
 """
 
@@ -20,8 +20,8 @@ MARK = "<!-- scenarios -->"
 HEAD = """\
 # How-tos by field
 
-Each page has the meaning of the field, its names in other interfaces, and tests that use it on a
-real process. [How-tos by task](../tasks.md) start from what you want to do.
+Each page describes the field, lists its names in other interfaces, and shows tests that use it on a
+real process. [How-tos by task](../tasks.md) are grouped by purpose.
 
 | field | meaning | tests |
 |---|---|---|

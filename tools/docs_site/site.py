@@ -1,4 +1,4 @@
-"""All pages of the site by name, with relative links, and its table of contents.
+"""The pages of the site, with relative links, and its table of contents.
 
 A link of README.md, or of a page in ``docs/``, to another page becomes a link to that page of the
 site; one to a file of the repository becomes a link to a page with its source. A broken link is an
@@ -131,7 +131,7 @@ def configuration(made: dict[str, str]) -> dict[str, Any]:
             {"How-tos by task": "tasks.md"},
             *chapters,
             {"API reference": ["api/index.md", *map(api.name, api.MODULES)]},
-            # Last, since there are ninety of them.
+            # At the end, because it has ninety entries.
             {"How-tos by field": ["howto/index.md", *fields]},
         ],
         "extra_css": [STYLE],

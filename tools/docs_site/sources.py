@@ -25,7 +25,7 @@ class Test:
 
     name: str
     claim: str
-    """Its docstring; a test without one has none to tell."""
+    """Its docstring; empty if it has none."""
     source: str
 
 
@@ -114,7 +114,7 @@ class Option:
 
 @cache
 def options() -> dict[str, Option]:
-    """The rows of the table that a user can set, by field; ``tools/options-table`` reads it."""
+    """The rows that a user can set, by field; ``tools/options-table`` reads the table."""
     script: dict[str, Any] = runpy.run_path(str(ROOT / "tools/options-table"))
     table = script["load_table"]()
     result = {}

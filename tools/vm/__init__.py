@@ -1,1 +1,1 @@
-"""Guests in QEMU, for what the kernel of this machine cannot do; ``python -m tools.vm --help``."""
+"""Guests in QEMU with other kernels than this machine; ``python -m tools.vm --help``."""

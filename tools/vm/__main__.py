@@ -11,13 +11,13 @@ from .guests import GUESTS
 
 
 def main() -> int:
-    """The command's exit status; 125 where the guest gave none."""
+    """Return the command's exit status, or 125 if the guest returned none."""
     parser = argparse.ArgumentParser(prog="python -m tools.vm", description=__doc__)
     parser.add_argument("guest", choices=sorted(GUESTS))
-    parser.add_argument("--limit", type=float, default=600, help="seconds until it is ended (600)")
-    parser.add_argument("--results", type=Path, help="where what it leaves in /results goes")
-    parser.add_argument("--directory", type=Path, help="copied in place of the checkout")
-    parser.add_argument("command", nargs="+", help="run by root, in a copy of the checkout")
+    parser.add_argument("--limit", type=float, default=600, help="seconds (default: 600)")
+    parser.add_argument("--results", type=Path, help="directory for the guest's /results")
+    parser.add_argument("--directory", type=Path, help="copied instead of the checkout")
+    parser.add_argument("command", nargs="+", help="run by root in a copy of the checkout")
     chosen = parser.parse_args()
     results = chosen.results or root.CACHE / "left" / chosen.guest
     built = root.build(GUESTS[chosen.guest])
@@ -30,7 +30,7 @@ def main() -> int:
         directory=chosen.directory,
     )
     if ended.status is None:
-        print(f"the guest {chosen.guest} gave no exit status: {ended.why}", file=sys.stderr)
+        print(f"the guest {chosen.guest} returned no exit status: {ended.why}", file=sys.stderr)
         return machine.NO_STATUS
     return ended.status
 

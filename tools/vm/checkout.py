@@ -1,4 +1,4 @@
-"""A copy of what a guest needs of the checkout: the package as it is built here, and its tests."""
+"""Copies the files of the checkout that a guest needs: the built package and its tests."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PARTS = (
     *("benchmarks", "tests"),
 )
 PROGRAM = "build/bench/target"
-"""A program that is compiled here: there is no compiler in a guest."""
+"""A program that is compiled on this machine: guests have no compiler."""
 
 
 def copy(place: Path, extension: Path | None) -> None:
-    """Copy it to a new directory; with the modules of ``extension`` instead of this machine's."""
+    """Copy the files to a new directory; ``extension`` replaces this machine's modules."""
     if extension is None and not list(ROOT.glob("pycriu_native/_native/*.so")):
         sys.exit("the extension is not built: make build")
     place.mkdir(parents=True)

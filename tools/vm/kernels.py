@@ -1,4 +1,4 @@
-"""Which field was seen working with which CRIU on which kernel: two tables.
+"""Two tables of the fields that were tested with each CRIU and kernel.
 
 Made from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has the
 test files of each field; this module writes its other columns. ``docs/kernels.md`` has the other
@@ -25,35 +25,35 @@ MARK = "<!-- scenarios -->\n\n"
 
 HEAD = """# Kernels and releases
 
-What the tests with real processes came to in guests (QEMU) with other kernels and other releases
-of CRIU. `make test-vm` makes this page. Each number in brackets is a reason below the tables.
+The results of the tests with real processes in QEMU guests with other kernels and other releases of
+CRIU. `make test-vm` writes this page. Each number in brackets refers to a reason below the tables.
 
 """
 
 ARM64_HEAD = """
 ## arm64
 
-`make test-arm64` makes this section, and `python -m tools.vm.suite arm64 -- FILE...` with some test
-files only. PAC is the pointer authentication of Arm processors. Numbers in brackets are reasons
-below the table.
+`make test-arm64` writes this section; `python -m tools.vm.suite arm64 -- FILE...` does so with some
+test files only. PAC is the pointer authentication of Arm processors. Numbers in brackets refer to
+reasons below the table.
 
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came out in one guest."""
+    """The results of one guest."""
 
     facts: dict[str, Any]
 
     @property
     def title(self) -> str:
-        """CRIU and kernel, which head a column."""
+        """CRIU and kernel: the head of a column."""
         return f"CRIU {self.facts['criu']}, kernel {re.split('[-+]', self.facts['kernel'])[0]}"
 
     @property
     def arm64_title(self) -> str:
-        """The same with what differs between machines of arm64."""
+        """The same with the differences between arm64 machines."""
         pac = "with" if self.facts["pointer_authentication"] else "without"
         return f"{self.title}, {self.facts['page_size'] // 1024}K pages, {pac} PAC"
 
@@ -67,29 +67,29 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is shown, and the files of tests that show it."""
+    """A feature, and the test files for it."""
 
     what: str
     files: tuple[str, ...]
 
 
 class Reasons:
-    """Reasons with numbers, for the foot of the page."""
+    """Numbered reasons for the end of the page."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def number(self, reason: str) -> int:
-        """The number of a reason, a new one for a new reason."""
+        """The number of a reason; a new reason gets the next number."""
         return self._numbers.setdefault(reason, len(self._numbers) + 1)
 
     def lines(self) -> list[str]:
-        """All of them."""
+        """The lines of the list."""
         return [f"{number}. {reason}" for reason, number in self._numbers.items()]
 
 
 def write(places: Sequence[Path], arm64: Sequence[Path]) -> None:
-    """Write both from the results under each place; one that has none is left out."""
+    """Write both tables from the results in each directory; one without results is left out."""
     first, mark, second = PAGE.read_text().partition(ARM64_HEAD)
     if runs := _runs(places):
         first = page(runs)
@@ -104,7 +104,7 @@ def _runs(places: Sequence[Path]) -> list[Run]:
 
 
 def tests(place: Path) -> dict[str, tuple[str, str]]:
-    """Outcome and reason of each test, from guests that ran a part each; the last one counts."""
+    """Outcome and reason of each test, from several guests; the last guest has priority."""
     return {test: message for part in _parts(place) for test, message in part["tests"].items()}
 
 
@@ -138,14 +138,14 @@ def page(runs: Sequence[Run]) -> str:
     lines = [
         *_summaries(runs),
         *("", "## Fields", "", *_table(fields, runs, titles, reasons)),
-        *("", "## The rest", "", *_table(rest, runs, titles, reasons)),
-        *("", "## Why tests were skipped", "", *reasons.lines()),
+        *("", "## Other features", "", *_table(rest, runs, titles, reasons)),
+        *("", "## Reasons for skipped tests", "", *reasons.lines()),
     ]
     return HEAD + "\n".join(lines) + "\n"
 
 
 def arm64_section(runs: Sequence[Run]) -> str:
-    """What was run in these guests, in one table."""
+    """The table of the guests and their results."""
     reasons = Reasons()
     fields, rest = _all_rows()
     rows = [row for row in (*fields, *rest) if any(run.of_files(row.files) for run in runs)]
@@ -158,7 +158,7 @@ def arm64_section(runs: Sequence[Run]) -> str:
 
 
 def _all_rows() -> tuple[list[Row], list[Row]]:
-    """Those of the fields, and one for each other file."""
+    """The features of the fields, and one for each other file."""
     fields = _rows(SCENARIOS.read_text())
     shown = {name for row in fields for name in row.files}
     others = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py"))
@@ -196,7 +196,7 @@ def _cell(outcomes: list[tuple[str, str]], reasons: Reasons) -> str:
 
 
 def _share(outcomes: list[tuple[str, str]]) -> str:
-    """How many of the tests have passed, in a word where that says it."""
+    """The number of passed tests, or one word if it is sufficient."""
     counts = Counter(outcome for outcome, _ in outcomes)
     if not outcomes:
         return "not run"

@@ -1,7 +1,7 @@
-"""Running a guest: QEMU with software emulation, its output as it comes, its results, its end.
+"""Runs a guest in QEMU with software emulation, and copies its output and results.
 
-The root disk is never written to: what a guest changes goes with it. ``/dev/kvm`` is not used,
-since it is not there, or does not work, on many of the machines that are guests themselves.
+The root disk is not written to: the changes of a guest are discarded. ``/dev/kvm`` is not used,
+because it is missing, or does not work, on many machines that are guests themselves.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RESULTS = 256 * 2**20
 """Bytes that a command may leave in ``/results``."""
 
 SPARE = 2**30
-"""Bytes that it may write beside the checkout."""
+"""Free space for the command, in bytes."""
 
 
 PARAMETERS = "quiet loglevel=4 panic=-1 mitigations=off nokaslr"
-"""Of the kernel; guest-init reads the one named output."""
+"""Kernel parameters; guest-init reads the one named output."""
 
 NO_STATUS = 125
-"""The exit status of this program for a guest that gave none."""
+"""The exit status of this program if the guest returned none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Ended:
     status: int | None
     """The exit status of the command; None: the guest ended without one."""
     why: str
-    """Why there is no exit status, with the kernel's last words."""
+    """Why there is no exit status, with the kernel's last messages."""
 
 
 def run(
@@ -56,11 +56,11 @@ def run(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
 ) -> Ended:
-    """Start a guest, run a command in a copy of the checkout, and copy its output to ours.
+    """Start a guest, run a command in a copy of the checkout, and copy its output to stdout.
 
-    With ``directory`` the command runs in a copy of that one, without the checkout.
+    With ``directory`` the command runs in a copy of that directory, without the checkout.
 
-    What the command leaves in ``/results`` is in ``results`` afterwards. ``limit`` is in
+    The files that the command writes to ``/results`` are copied to ``results``. ``limit`` is in
     seconds, ``memory`` in MiB.
     """
     with tempfile.TemporaryDirectory(prefix="pycriu-native-vm-") as scratch:
@@ -93,7 +93,7 @@ def _make_job(
         shutil.copytree(directory, tree / "checkout")
     variables = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines = [
-        # On the root's own file system: of a second disk CRIU would want to know what it is.
+        # On the file system of the root: CRIU needs an option for a second disk.
         "cp -a /job/checkout /checkout",
         "umount --lazy /job",
         "cd /checkout",
@@ -127,7 +127,7 @@ def _qemu(
 
 
 def _stream(words: list[str], limit: float) -> bool:
-    """Run QEMU with its output on ours; whether it had to be killed."""
+    """Run QEMU with its output on stdout. Returns whether it was killed at the limit."""
     late = threading.Event()
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
 
@@ -151,7 +151,7 @@ def _stream(words: list[str], limit: float) -> bool:
 
 
 def _unpack(out: Path, results: Path) -> None:
-    """The archive that the guest has written, if it came so far."""
+    """Unpack the archive that the guest wrote, if there is one."""
     results.mkdir(parents=True, exist_ok=True)
     for path in results.iterdir():
         path.unlink()

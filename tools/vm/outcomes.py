@@ -1,4 +1,4 @@
-"""A plugin for pytest in a guest: shows failures as they come, keeps all outcomes in a file.
+"""A pytest plugin for guests: prints each failure at once, and stores all outcomes in a file.
 
 ``-p tools.vm.outcomes`` writes ``/results/outcomes.json`` (``PYCRIU_NATIVE_OUTCOMES`` names
 another place); ``kernels.py`` reads it. A guest that is ended too early has shown why.
@@ -23,7 +23,7 @@ PLACE = Path(os.environ.get("PYCRIU_NATIVE_OUTCOMES", "/results/outcomes.json"))
 
 
 class Outcomes:
-    """What became of each test."""
+    """The outcome of each test."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -40,7 +40,7 @@ class Outcomes:
         }
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """The call's outcome; that of the set-up or the end where it is worse."""
+        """Store the outcome of the call, or that of the set-up or teardown if it is worse."""
         if report.when == "call" or not report.passed:
             why = ""
             if report.skipped and isinstance(report.longrepr, tuple):
@@ -52,7 +52,7 @@ class Outcomes:
             terminal.write_line(f"{report.nodeid} ({report.when}):\n{report.longreprtext}")
 
     def pytest_runtest_logfinish(self) -> None:
-        """Write the file, after each test: the guest may not come to the last one."""
+        """Write the file after each test: the guest can end before the last one."""
         seconds = round(time.monotonic() - self._began)
         partial = PLACE.with_suffix(".partial")
         partial.write_text(json.dumps({**self._facts, "seconds": seconds, "tests": self._found}))
@@ -60,5 +60,5 @@ class Outcomes:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take part."""
+    """Register the plugin."""
     config.pluginmanager.register(Outcomes(config))

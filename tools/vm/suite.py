@@ -1,10 +1,10 @@
 """Run the tests in guests: ``python -m tools.vm.suite smoke`` or ``... all``.
 
-``smoke`` runs in one guest what this machine's kernel may not be able to do, and a few tests of
-the rest; ``smoke-arm64`` a few tests on another architecture. ``all`` runs ``tests/integration``
+``smoke`` runs the tests of features that this machine's kernel may lack, and a few others, in one
+guest; ``smoke-arm64`` runs a few tests on another architecture. ``all`` runs ``tests/integration``
 with every kernel of this architecture, and ``arm64`` with those of arm64, a few files in each guest
-and two guests at a time, and writes the tables of kernels from what came out. With ``--resume``
-they run what an earlier run did not come to, and what failed there. ``here`` runs them on this
+and two guests at a time, and writes the tables of kernels from the results. With ``--resume``
+they run the tests that an earlier run did not start or that failed. ``here`` runs them on this
 machine, for a column of its own, and ``page`` writes the tables again.
 """
 
@@ -52,60 +52,60 @@ SMOKE_ARM64 = (
 )
 LIMIT = 3600
 GRACE = 600
-"""Seconds after which the tests in a guest are ended, and so many later the guest itself."""
+"""Time limit of the tests in a guest, in seconds, and the additional time of the guest."""
 
 FILES = 6
-"""Files of tests in one guest: as many as are soon run again, when a kernel stumbles."""
+"""Test files in one guest; few, because all of them run again if the guest's kernel fails."""
 
 PYTEST = (
     *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200"),
     *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "tools.vm.outcomes"),
     *("-o", "timeout=1800", "-o", "console_output_style=classic", "--tb=short", "--color=no"),
 )
-"""pytest where everything takes ten times as long as elsewhere."""
+"""pytest with the time limits of an emulated machine, which is ten times slower."""
 
 
 def command(guest: str, limit: float, tests: tuple[str, ...], results: Path) -> list[str]:
-    """The command that runs tests in a guest; after ``limit`` seconds pytest sums up and ends."""
+    """The command that runs tests in a guest; pytest ends after ``limit`` seconds."""
     ours = [sys.executable, "-m", "tools.vm", guest, "--limit", f"{limit + GRACE:g}"]
     inside = ["timeout", "--signal=INT", f"{limit:g}", *PYTEST, *tests]
     return [*ours, "--results", str(results), "--", *inside]
 
 
 def results(guest: str) -> Path:
-    """Where what a guest left is kept."""
+    """The directory of a guest's results."""
     return root.CACHE / "results" / guest
 
 
 def smoke(guest: str, tests: tuple[str, ...]) -> int:
-    """One guest."""
+    """Run the smoke tests in one guest."""
     place = root.CACHE / "results/smoke" / guest
     return _run(command(guest, SMOKE_LIMIT, ("-v", *tests), place))
 
 
 def _run(words: list[str], log: IO[bytes] | None = None) -> int:
-    """Run a guest; another one if it ends without a word, as an emulated kernel may."""
+    """Run a guest; run it again if it returns no status, because an emulated kernel can fail."""
     ran = functools.partial(
         subprocess.run, words, cwd=root.ROOT, stdout=log, stderr=log, check=False
     )
     status = ran().returncode
     if status == NO_STATUS:
-        print("once more, in another guest", flush=True)
+        print("repeating in another guest", flush=True)
         status = ran().returncode
     return status
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one guest runs."""
+    """The tests that one guest runs."""
 
     guest: str
     number: int
-    """What a higher one has come to counts."""
+    """The results of a higher number have priority."""
     tests: tuple[str, ...]
 
     def run(self) -> int:
-        """Run it, with its words in a file."""
+        """Run it, with its output in a file."""
         place = results(self.guest) / f"{self.number:02}"
         log = place.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def parts(guest: str, files: tuple[str, ...]) -> list[Part]:
 
 
 def everything(guests: tuple[str, ...], files: tuple[str, ...], *, resume: bool) -> int:
-    """All tests in these guests; then the page."""
+    """Run all tests in these guests, then write the page."""
     if not files:
         result = sorted(root.ROOT.glob("tests/integration/**/test_*.py"))
         files = tuple(str(path.relative_to(root.ROOT)) for path in result)
@@ -148,13 +148,13 @@ def everything(guests: tuple[str, ...], files: tuple[str, ...], *, resume: bool)
 
 
 def write() -> int:
-    """The tables of kernels."""
+    """Write the tables of kernels."""
     kernels.write([*map(results, NATIVE), results("here")], list(map(results, FOREIGN)))
     return 0
 
 
 def here(tests: tuple[str, ...]) -> int:
-    """The tests on this machine."""
+    """Run the tests on this machine."""
     place = results("here") / "outcomes.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     words = [
@@ -172,7 +172,7 @@ def here(tests: tuple[str, ...]) -> int:
 
 
 def main() -> int:
-    """0 where all tests passed or were skipped with a reason."""
+    """Return 0 if each test passed or was skipped with a reason."""
     parser = argparse.ArgumentParser(prog="python -m tools.vm.suite", description=__doc__)
     parser.add_argument("what", choices=("smoke", "smoke-arm64", "all", "arm64", "here", "page"))
     parser.add_argument("--resume", action="store_true", help="leave out what has passed")

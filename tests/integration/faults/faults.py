@@ -152,10 +152,10 @@ def code_in(pid: int) -> bool:
     return "memfd:CRIUMFD" in Path(f"/proc/{pid}/maps").read_text()
 
 
-def told(error: BaseException | None) -> str:
-    """An error as the table shows it."""
+def raised(error: BaseException | None) -> str:
+    """The text of the table for an error or a result."""
     if error is None:
-        return "its result"
+        return "the result"
     if hasattr(error, "result"):
         return f"`{type(error).__name__}` with the result"
     return f"`{type(error).__name__}`"

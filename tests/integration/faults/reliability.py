@@ -1,7 +1,7 @@
-"""Make docs/reliability.md: ``python -m tests.integration.faults.reliability PAGE ROWS...``.
+"""Write docs/reliability.md: ``python -m tests.integration.faults.reliability PAGE ROWS...``.
 
-``ROWS`` are files written by runs of the fault tests (``matrix.py``), this machine's first. The
-text is in ``reliability.md.in``, and the cells that other tests prove are in ``proved.txt``.
+``ROWS`` are files that runs of the fault tests wrote (``matrix.py``), those of this machine first.
+``reliability.md.in`` is the text, and ``proved.txt`` has the rows that other tests verify.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def page(runs: Sequence[Run]) -> str:
     parts["notes"] = "\n".join(note for run in runs for note in run.notes)
     parts["proved"] = "\n".join(_proved())
     for name, part in parts.items():
-        assert f"@{name}@" in text, f"the page has no place for {name}"
+        assert f"@{name}@" in text, f"reliability.md.in lacks @{name}@"
         text = text.replace(f"@{name}@", part)
     return text
 
@@ -65,11 +65,11 @@ def _of_each(runs: Sequence[Run], rows: str, make: Callable[[Run], list[str]]) -
     for run in runs:
         if getattr(run, rows):
             message += [f"{_name(run)}:", "", *make(run), ""]
-    return "\n".join(message[:-1]) or "No run of this page has measured it."
+    return "\n".join(message[:-1]) or "Not measured by the runs of this page."
 
 
 def _proved() -> list[str]:
-    """The cells that other tests prove; each of these tests must exist."""
+    """The rows that other tests verify; each of these tests must exist."""
     rows = []
     for line in (HERE / "proved.txt").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -82,7 +82,7 @@ def _proved() -> list[str]:
             assert re.search(rf"def {name}\(", text), f"there is no {test}"
             links.append(f"[{name}](../tests/{file})")
         rows.append((what, gets, " ".join(links)))
-    return matrix.table(["what is done", "what comes of it", "shown by"], rows)
+    return matrix.table(["fault", "result", "shown by"], rows)
 
 
 def main() -> None:

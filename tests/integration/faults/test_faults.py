@@ -34,7 +34,7 @@ from ..support.features import needs_lazy_pages
 from ..support.processes import is_alive
 from ..support.workers import workers
 from . import matrix
-from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
+from .faults import DEADLINE, FAULTS, Patient, images_are, left, raised
 from .matrix import Cell
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
@@ -79,7 +79,9 @@ def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment:
         assert patient.is_intact()
         patient.dumps_and_restores(opts)
     assert not workers()
-    matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
+    matrix.cells.append(
+        Cell("dump", what, f"`{moment}`", raised(error), process, saved, left(error))
+    )
 
 
 @needs_lazy_pages
@@ -114,7 +116,7 @@ def test_in_a_lazy_dump(
     assert patient.is_intact()
     assert not workers()
     cell = Cell(
-        *("dump, lazy pages", what, f"`{moment}`", told(error), "runs, intact", saved),
+        *("dump, lazy pages", what, f"`{moment}`", raised(error), "runs, intact", saved),
         left(error),
     )
     matrix.cells.append(cell)
@@ -147,7 +149,7 @@ def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, mome
         assert not is_alive(patient.pid)
         patient.restores(opts)
     matrix.cells.append(
-        Cell("restore", what, f"`{moment}`", told(error), process, again, left(error))
+        Cell("restore", what, f"`{moment}`", raised(error), process, again, left(error))
     )
 
 
@@ -183,7 +185,7 @@ def test_in_a_lazy_restore(
     if process == "none":
         patient.restores(opts)
     matrix.cells.append(
-        Cell("restore, lazy pages", what, f"`{moment}`", told(error), process, again, left(error))
+        Cell("restore, lazy pages", what, f"`{moment}`", raised(error), process, again, left(error))
     )
 
 
@@ -214,7 +216,7 @@ def test_the_lazy_daemon_is_killed(
     process = "none" if error else "runs, or has ended for lack of memory"
     patient.restores(opts)
     what = "the lazy-pages daemon gets SIGKILL"
-    gets = told(error) if error else "its result; `LazyPages.wait` returns -9"
+    gets = raised(error) if error else "the result; `LazyPages.wait` returns -9"
     matrix.cells.append(
         Cell("restore, lazy pages", what, f"`{moment}`", gets, process, "restorable")
     )

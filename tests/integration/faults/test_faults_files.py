@@ -24,7 +24,7 @@ from ..conftest import Spawn
 from ..support.mounts import make_read_only, make_writable, tmpfs
 from ..support.processes import is_alive, reap_all
 from . import matrix
-from .faults import Patient, images_are, left, told
+from .faults import Patient, images_are, left, raised
 from .matrix import Cell
 
 Harm = Callable[[Path], None]
@@ -105,7 +105,9 @@ def test_the_place_fails(
         else:
             process = "runs, intact"
             assert patient.is_intact()
-    matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
+    matrix.cells.append(
+        Cell("dump", what, f"`{moment}`", raised(error), process, saved, left(error))
+    )
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["a directory", "none yet"])
@@ -126,7 +128,7 @@ def test_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None, there: b
         saved = images_are(disk / "images") if there else "none"
         what = "the images directory is read-only" if there else "it cannot be made: read-only"
         matrix.cells.append(
-            Cell("dump", what, "from the start", told(error), "runs, intact", saved, left(error))
+            Cell("dump", what, "from the start", raised(error), "runs, intact", saved, left(error))
         )
         make_writable(disk)
         patient.dumps_and_restores(opts)
@@ -148,5 +150,5 @@ def test_a_restore_from_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans:
         restore(replace(opts, work_directory=tmp_path / "work"))
         assert patient.harm() == []
     what, again = "the images directory is read-only", "restored with a `work_directory`"
-    cell = Cell("restore", what, "from the start", told(caught.value), "none", again)
+    cell = Cell("restore", what, "from the start", raised(caught.value), "none", again)
     matrix.cells.append(cell)

@@ -36,7 +36,7 @@ for room in range(1, 12):
     (cgroup / "pids.max").write_text(str(room))
     try:
         dump(pid, opts)
-        outcomes.append("its result")
+        outcomes.append("the result")
     except (CriuError, RuntimeError) as error:
         outcomes.append(f"{type(error).__name__}: {error}")
     finally:
@@ -69,10 +69,10 @@ def test_no_more_processes(make_cgroup: Make, spawn: Spawn, images: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
-    assert outcomes[0] != "its result"
-    assert outcomes[-1] == "its result"
+    assert outcomes[0] != "the result"
+    assert outcomes[-1] == "the result"
     kinds = dict.fromkeys(outcome.partition(":")[0] for outcome in outcomes)
     assert patient.is_intact()
     gets = ", ".join(kind if " " in kind else f"`{kind}`" for kind in kinds)
     what, process = "no more processes or threads, at each limit", "runs, intact"
-    matrix.cells.append(Cell("dump", what, "any time", gets, process, "complete with its result"))
+    matrix.cells.append(Cell("dump", what, "any time", gets, process, "complete with the result"))

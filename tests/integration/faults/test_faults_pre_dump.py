@@ -25,7 +25,7 @@ from ..support.features import needs_soft_dirty
 from ..support.processes import PATIENCE
 from ..support.workers import workers
 from . import matrix
-from .faults import CODE, DEADLINE, Patient, code_in, left, shut_down_the_socket, told
+from .faults import CODE, DEADLINE, Patient, code_in, left, raised, shut_down_the_socket
 from .matrix import Cell, Instant
 from .test_faults_random import INSTANTS, SEED, Striker, kill_workers, phase_of
 
@@ -123,7 +123,7 @@ def test_in_a_pre_dump(
             images = "incomplete, and refused as a parent"
             with pytest.raises(OptionError, match=r"parent_image.*(did not|unlike)"):
                 pre_dump(os.getppid(), replace(opts("next"), parent_image=f"../{instant}"))
-        cell = Cell("pre_dump", what, phase, told(error), process, images, remains)
+        cell = Cell("pre_dump", what, phase, raised(error), process, images, remains)
         if cell not in matrix.cells:
             matrix.cells.append(cell)
         if what == COSTLY:
