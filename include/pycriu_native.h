@@ -195,7 +195,7 @@ enum pn_part_kind {
 	PN_PART_FIELDS,    /* the fields of /proc/PID/stat with an 'x' in the filter */
 	PN_PART_DIRECTORY, /* device, inode and mount of a directory */
 	PN_PART_FILE,      /* device, inode, size and times of a file */
-	PN_PART_THREAD,    /* rlimits, personality, timer slack, I/O priority of the calling thread */
+	PN_PART_THREAD,    /* what system calls return of the calling thread, such as its limits */
 };
 
 struct pn_part {

@@ -115,23 +115,58 @@ static ssize_t format_file(const char *path, char *buffer, size_t capacity)
 			status.st_mtim.tv_nsec, (uintmax_t)status.st_ctim.tv_sec, status.st_ctim.tv_nsec);
 }
 
+/* Requests of prctl(2) that return a value that processes inherit. Later ones than the headers have. */
+static const int inherited_values[] = {
+	PR_GET_TIMERSLACK, PR_GET_SECUREBITS, PR_MCE_KILL_GET, PR_GET_THP_DISABLE,
+	58 /* PR_GET_IO_FLUSHER */, 66 /* PR_GET_MDWE */, 68 /* PR_GET_MEMORY_MERGE */,
+};
+
+#define GET_SPECULATION_CTRL 52 /* PR_GET_SPECULATION_CTRL */
+#define N_SPECULATIONS	     3	/* store bypass, indirect branch, L1D flush */
+#define SCHED_CORE	     62 /* PR_SCHED_CORE; 0 is PR_SCHED_CORE_GET of a thread */
+#define SESSION_KEYRING	     -3 /* KEY_SPEC_SESSION_KEYRING; 0 is KEYCTL_GET_KEYRING_ID */
+#define N_NODE_WORDS	     (1024 / (8 * sizeof(unsigned long)))
+
+static size_t append(char *buffer, size_t capacity, size_t length, unsigned long long value)
+{
+	int added = length < capacity ? snprintf(buffer + length, capacity - length, " %llx", value) : 0;
+
+	return length + (size_t)added;
+}
+
 /* Values that system calls return faster than files of /proc. */
 static ssize_t format_thread(char *buffer, size_t capacity)
 {
-	int length = snprintf(buffer, capacity, "%ld %d %d", syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0),
-			      personality(0xffffffff), prctl(PR_GET_TIMERSLACK));
+	unsigned long nodes[N_NODE_WORDS] = { 0 };
+	unsigned long long cookie = 0;
+	int mode = 0;
+	size_t length = 0;
 
+#define ADD(value) (length = append(buffer, capacity, length, (unsigned long long)(value)))
+	ADD(syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0));
+	ADD(personality(0xffffffff));
+	for (size_t i = 0; i < sizeof(inherited_values) / sizeof(*inherited_values); i++)
+		ADD(prctl(inherited_values[i], 0, 0, 0, 0));
+	for (unsigned long which = 0; which < N_SPECULATIONS; which++)
+		ADD(prctl(GET_SPECULATION_CTRL, which, 0, 0, 0));
+	prctl(SCHED_CORE, 0, 0, 0, &cookie);
+	ADD(cookie);
+	ADD(syscall(SYS_keyctl, 0, SESSION_KEYRING, 0));
+	ADD(syscall(SYS_get_mempolicy, &mode, nodes, 8 * sizeof(nodes), 0, 0));
+	ADD(mode);
+	for (size_t i = 0; i < N_NODE_WORDS; i++)
+		if (nodes[i])
+			ADD(i), ADD(nodes[i]);
 	for (int which = 0; which < RLIM_NLIMITS; which++) {
 		struct rlimit limit;
 
 		if (getrlimit(which, &limit))
 			return -errno;
-		if ((size_t)length >= capacity)
-			return -ENOBUFS;
-		length += snprintf(buffer + length, capacity - (size_t)length, " %llx:%llx",
-				   (unsigned long long)limit.rlim_cur, (unsigned long long)limit.rlim_max);
+		ADD(limit.rlim_cur);
+		ADD(limit.rlim_max);
 	}
-	return (size_t)length < capacity ? length : -ENOBUFS;
+#undef ADD
+	return length < capacity ? (ssize_t)length : -ENOBUFS;
 }
 
 static ssize_t format_part(int proc, const struct pn_part *part, char *buffer, size_t capacity)

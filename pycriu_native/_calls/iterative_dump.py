@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from .._checks.arguments import check_types
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.unpatched import close
 from .._system import trusted_path
@@ -119,6 +120,7 @@ def dump_iters(
     Raises as :func:`pycriu_native.dump`; ``UnsupportedError`` where the kernel has no
     soft-dirty tracking. Needs CRIU 3.17.
     """
+    check_types(opts, via, "dump_iters", on_notify=on_notify, on_progress=on_progress)
     target = identified(pid)  # of all rounds
     number = number_of(target)
     base = opts.images_directory

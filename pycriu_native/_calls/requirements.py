@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from .._checks import criu_files, linked_pages, option_rules
+from .._checks.arguments import check_types
 from .._checks.criu_files import ALLOW_UNTRUSTED
 from .._checks.work_directory import from_work_directory
 from .._integrity.dump_marker import holds_dump
@@ -53,6 +54,7 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 
 def check(request: Request) -> None:
     """Refuse a call that cannot succeed; the ``OptionError`` or ``UnsupportedError`` lists all."""
+    check_types(request.opts, request.via, str(request.verb), on_notify=request.on_notify)
     option_rules.check(request.opts, request.verb, request.pid)
     refused = [
         *by_arguments(request),

@@ -94,13 +94,12 @@ class Safeguards:
             self._files = RollBack(self._images)
             self._owned.callback(self._files.close)
             self._files.put_back(self._check)
-        if not request.opts.stream and (images := request.with_pids_here(where(self._images))):
+        if images := request.with_pids_here(where(self._images)):
             with no_fork:
                 from .._recovery.half_restored import pids_in  # only restores need it
                 from .._system.pid_numbers import wait_until_freed
             wait_until_freed(pids_in(images))
-        # The names in a stream are not known before.
-        if self._work is not None and not request.opts.stream:
+        if self._work is not None:
             with contextlib.suppress(ImportError, OSError):  # as above
                 with no_fork:
                     from .._recovery.failed_restore import RestoreUndo  # only restores need it

@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from .._checks.arguments import check_types
 from .._native.ffi import LIBCRIU_VERSION
 from .._rollback.option import Files, rollback_of
 from .._support.frozen_dataclass import replace
@@ -126,6 +127,7 @@ def dump_request(
     reap_timeout: float = REAP_TIMEOUT,
 ) -> Request:
     """The checked request of :func:`dump`."""
+    check_types(opts, via, "dump", on_notify=on_notify)
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
     pid, start = (None, None) if target is None else located(target, str(verb))
     if verb is Verb.PRE_DUMP:
@@ -184,6 +186,7 @@ def pre_dump(
     Raises as :func:`dump`; ``UnsupportedError`` where the kernel has no soft-dirty tracking. Needs
     CRIU 3.17.
     """
+    check_types(opts, via, "pre_dump", on_notify=on_notify, on_progress=on_progress)
     return dump(
         pid,
         replace(opts, pre_dump=True),
@@ -297,6 +300,7 @@ def check(
     from .._failures.log_excerpt import is_benign
 
     chosen = CriuOpts() if opts is None else opts
+    check_types(chosen, via, "check")
     with tempfile.TemporaryDirectory(prefix="pycriu-native-check-") as scratch:
         if chosen.images_directory is None and chosen.images_dir is None:
             chosen = replace(chosen, images_directory=scratch)
@@ -370,6 +374,7 @@ def _observed(
 ) -> contextlib.AbstractContextManager[None]:
     if on_progress is None:
         return contextlib.nullcontext()
+    check_types(call.request.opts, on_progress=on_progress)
     from .progress import observing  # few calls are watched
 
     return observing(on_progress, call)

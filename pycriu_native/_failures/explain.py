@@ -250,7 +250,10 @@ def _pid_in_use(diagnosis: Diagnosis, taken: int, images: str) -> Diagnosis:
     return replace(
         diagnosis,
         cause=f"pid {taken} is a zombie that its parent, pid {parent}, has not reaped",
-        cure=f"make pid {parent} reap it, or end pid {parent}",
+        cure="try again once pid 1 has reaped it; in a container, start an init that does (docker "
+        "run --init)"
+        if parent == 1
+        else f"make pid {parent} reap it, or end pid {parent}",
     )
 
 

@@ -8,7 +8,8 @@ from .._support.kernel_text import read_lines
 from .process import status_of
 
 CAP_SETPCAP, CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 8, 21, 24
-NEEDED_BY_RESTORE = {12: "net-buffers", 18: "chroot", 25: "timens-offset"}
+_CAP_NET_ADMIN = 12
+NEEDED_BY_RESTORE = {_CAP_NET_ADMIN: "net-buffers", 18: "chroot", 25: "timens-offset"}
 """CAP_NET_ADMIN, CAP_SYS_CHROOT and CAP_SYS_TIME, and the id of CRIU's failure without each in
 ``known_failures.json``. Neither a dump nor a restore with ``unprivileged`` needs them."""
 # fmt: off
@@ -34,14 +35,17 @@ def has_capability(number: int) -> bool:
     return bool(int(status_of(os.getpid()).get("CapEff", "0"), 16) >> number & 1)
 
 
-def is_root_of_host() -> bool:
-    """Whether the calling process is root, and in no user namespace that maps other users to it."""
-    if os.geteuid():
-        return False
+def maps_all_users() -> bool:
+    """Whether the user namespace of the calling process maps all users, as the first one does."""
     try:
         return [line.split() for line in read_lines("/proc/self/uid_map")] == [_ALL_USERS]
     except OSError:
         return True  # a kernel without user namespaces
+
+
+def is_root_of_host() -> bool:
+    """Whether the calling process is root, and in no user namespace that maps other users to it."""
+    return not os.geteuid() and maps_all_users()
 
 
 def permitted() -> list[str]:
@@ -51,11 +55,14 @@ def permitted() -> list[str]:
 
 
 def lacking_for_restore() -> list[tuple[str, str]]:
-    """Name and failure of each capability of ``NEEDED_BY_RESTORE`` that the caller lacks."""
+    """Name and failure of each capability of ``NEEDED_BY_RESTORE`` that the caller lacks.
+
+    That of a user namespace does not suffice for SO_SNDBUFFORCE and SO_RCVBUFFORCE (socket(7)).
+    """
     return [
         (f"CAP_{CAPABILITIES[bit].upper()}", failure)
         for bit, failure in NEEDED_BY_RESTORE.items()
-        if not has_capability(bit)
+        if not has_capability(bit) or (bit == _CAP_NET_ADMIN and not maps_all_users())
     ]
 
 

@@ -28,12 +28,13 @@ NAMESPACES = (
 )
 
 WHOLE_FILES = (
+    "../../coredump_filter",
     "attr/current",
     "attr/exec",
     "cgroup",
     "oom_score_adj",
 )
-"""Files of /proc/PID that are compared as a whole."""
+"""Files of /proc/PID/task/TID that are compared as a whole."""
 
 STATUS_LINES = (
     b"Umask:",

@@ -95,6 +95,10 @@ class Worker:
 
     ours: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.program is not None and not isinstance(self.program, str | os.PathLike):
+            raise ValueError(f"program={self.program!r}: a path or None is accepted")
+
     def identity(self) -> tuple[object, ...]:
         """The program's path, device, inode and modification time."""
         return on_disk(find_program(self.program, allow_untrusted=self.allow_untrusted))

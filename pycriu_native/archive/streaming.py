@@ -129,6 +129,7 @@ def restore_stream(
     rules of nftables, which CRIU would not restore. Needs CRIU 4.3 and its libcriu.
     """
     with _Beside(opts, SERVE) as beside, Images(source) as images, _Serve(beside.listener, images):
+        images.write(beside.directory)
         result = verbs.restore(beside.opts, via=via, on_notify=on_notify, deadline=deadline)
         return replace(result, images="", log=beside.log(result.log))
 
@@ -144,11 +145,11 @@ class _Beside:
         ]
         if problems:
             raise OptionError(problems)
-        self._directory = tempfile.mkdtemp(prefix="pycriu-native-stream-")
+        self.directory = tempfile.mkdtemp(prefix="pycriu-native-stream-")
         self._kept = opts.work_directory is not None
-        self.opts = replace(opts, images_directory=self._directory, stream=True)
+        self.opts = replace(opts, images_directory=self.directory, stream=True)
         self.listener = blocking(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        self.listener.bind(os.path.join(self._directory, name))
+        self.listener.bind(os.path.join(self.directory, name))
         self.listener.listen(1)
 
     def __enter__(self) -> _Beside:
@@ -156,11 +157,15 @@ class _Beside:
 
     def __exit__(self, *_: object) -> None:
         self.listener.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def log(self, path: str | None) -> str | None:
         """The log, if it is kept after the call."""
         return path if self._kept else None
+
+
+class _CriuEnded(Exception):
+    """CRIU has closed the socket, or was killed: the call that started it reports this."""
 
 
 class _Selector:
@@ -193,6 +198,8 @@ class _Streamer:
         self._listener = listener
         self._changed = Condition()
         self._over = False
+        self._cut = False
+        """Whether CRIU ended in the middle of a request."""
         self.failure: BaseException | None = None
         self._thread = Thread(target=self._body, name="image streamer")
 
@@ -224,6 +231,8 @@ class _Streamer:
                             self._move(fd, data)
                     with self._changed:
                         self._changed.notify_all()
+        except _CriuEnded:
+            self._cut = True
         except BaseException as error:
             self.failure = error
         finally:
@@ -304,6 +313,8 @@ class _Capture(_Streamer):
             self._changed.wait_for(lambda: self._over or len(self._ready.waiting) == 1)
         if self.failure is not None:
             raise self.failure
+        if self._cut:
+            raise ImagesError("CRIU ended in the middle of an image")
         _check_rules("dump_stream", self._names, self._by_size.values())
         self._to.write(FRAME.pack(0, 0))
         self._to.flush()
@@ -327,6 +338,14 @@ class Images(Closing):
         fd, self.fd = self.fd, -1
         if fd >= 0:
             close(fd)
+
+    def write(self, directory: str) -> None:
+        """Write the files without the pages, from which a failed restore is undone."""
+        for name, pieces in self.files.items():
+            if name.endswith(".img") and not name.startswith("pages-"):
+                with open(os.path.join(directory, name), "xb") as file:
+                    for offset, size in pieces:
+                        file.write(os.pread(self.fd, size, offset))
 
     def _read(self, source: BinaryIO) -> None:
         if source.read(len(MAGIC)) != MAGIC:
@@ -378,7 +397,10 @@ class _Serve(_Streamer):
 
     def _open(self, criu: socket.socket, name: str) -> None:
         pieces = self._images.files.get(name)
-        criu.sendall(_reply(pieces is not None))
+        try:
+            criu.sendall(_reply(pieces is not None))
+        except ConnectionError:
+            raise _CriuEnded from None
         if pieces is not None:
             self._add(criu, select.POLLOUT, _Reading(list(reversed(pieces))))
 
@@ -418,11 +440,14 @@ def _check_rules(verb: str, names: Iterable[str], rules: Collection[bytes]) -> N
 
 def _request(criu: socket.socket) -> str | None:
     """The name of the file that CRIU opens next; None after the last one."""
-    head = criu.recv(4, socket.MSG_WAITALL)
-    if len(head) < 4:
-        return None
-    (size,) = struct.unpack("<I", head)
-    body = criu.recv(min(size, LARGEST_NAME + 8), socket.MSG_WAITALL)
+    try:
+        head = criu.recv(4, socket.MSG_WAITALL)
+        if len(head) < 4:
+            return None
+        (size,) = struct.unpack("<I", head)
+        body = criu.recv(min(size, LARGEST_NAME + 8), socket.MSG_WAITALL)
+    except ConnectionError:
+        raise _CriuEnded from None
     # Field 1, a text: the tag, its length in one byte or two, the text.
     text = body[2:] if len(body) < 130 else body[3:]
     if len(body) != size or body[:1] != b"\x0a" or not text:
@@ -436,7 +461,12 @@ def _reply(exists: bool) -> bytes:
 
 def _descriptor(criu: socket.socket) -> int:
     """The pipe that arrives with one byte."""
-    _, ancillary, _, _ = criu.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    try:
+        byte, ancillary, _, _ = criu.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        raise _CriuEnded from None
+    if not byte:
+        raise _CriuEnded
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             return array.array("i", data[:4])[0]

@@ -91,7 +91,9 @@ def _header(stream: BinaryIO, of_all: dict[str, bytes]) -> tarfile.TarInfo | Non
         try:
             info = tarfile.TarInfo.frombuf(block, ENCODING, ERRORS)
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"it has a header that is none: {error}") from None
+            raise tarfile.ReadError(
+                f"it is no tar archive, or has an invalid header: {error}"
+            ) from None
         if info.type not in (*_GNU_FIELDS, *_PAX, _PAX_OF_ALL):
             return _completed(info, {**of_all, **fields})
         remaining -= BLOCK + max(info.size, 0)
@@ -140,7 +142,7 @@ def _records(data: bytes) -> dict[str, bytes]:
         end = at + int(digits) if digits.isdigit() else 0
         key, equals, value = data[at + len(digits) + 1 : end].partition(b"=")
         if not space or not equals or end > len(data) or value[-1:] != b"\n":
-            raise tarfile.ReadError("it has a pax header that is none")
+            raise tarfile.ReadError("it has an invalid pax header")
         if key in _USED or key.startswith(XATTR.encode()):
             result[key.decode(ENCODING, ERRORS)] = value[:-1]
         elif key.startswith(b"GNU.sparse."):

@@ -444,9 +444,25 @@ def encrypt_to_option(what: str) -> click.Option:
     )
 
 
+class _Directory(click.Path):
+    """A directory; the error for an archive names the command that extracts it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if os.path.isfile(value):
+            import shlex  # for the error only
+
+            self.fail(
+                f"{value} is a file, and a directory is accepted; an archive is extracted with: "
+                f"pycriu-native unpack {shlex.quote(value)} DIRECTORY",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 def directory_argument(name: str = "directory") -> click.Argument:
-    """A directory as an argument."""
-    return click.Argument([name], type=click.Path(file_okay=False))
+    """A directory of images as an argument."""
+    return click.Argument([name], type=_Directory(file_okay=False))
 
 
 def identity_option(purpose: str = "") -> click.Option:

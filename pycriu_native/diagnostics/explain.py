@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._checks.arguments import check_types
 from .._transport.base import Via
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
@@ -19,4 +20,5 @@ def explain(
     """
     from .call_effects import effects_of  # loaded at the first call
 
+    check_types(opts, via, "explain")
     return effects_of(opts, Verb(verb), pid, via)

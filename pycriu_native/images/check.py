@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .._checks import service_fds
+from .._checks.arguments import check_types
 from .._failures.log_excerpt import known
 from .._integrity.page_size import HOST_PAGE
 from .._support.unpatched import close
@@ -104,8 +105,10 @@ def check_images(
     """
     from ..options.criu_opts import CriuOpts
 
+    opts = CriuOpts() if opts is None else opts
+    check_types(opts, via, "check_images")
     result = images if isinstance(images, ImageSet) else inspect(images)
-    check = _Check(result, opts or CriuOpts(), via)
+    check = _Check(result, opts, via)
     return ordered(check.all())
 
 
@@ -187,12 +190,12 @@ class _Check:
                 f"the images were made by CRIU {made}, and this is {here}",
                 f"CRIU {made} or later: an older one ignores fields that it does not have",
             )
-        if self.images.allow_uprobes and not self.opts.config_file:
+        if self.images.allow_uprobes and not (self.opts.allow_uprobes or self.opts.config_file):
             yield _error(
                 "uprobes",
-                "the dump was made with --allow-uprobes, which the restore needs as well",
-                "a config_file with the line allow-uprobes",
-                "config_file",
+                "the dump was made with allow_uprobes, which the restore needs as well",
+                "allow_uprobes=True",
+                "allow_uprobes",
             )
 
     def processor(self) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from typing import Any
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.unpatched import close, sleep
+from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_host
 from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
@@ -77,7 +78,8 @@ class Job:
     or_start_over: bool = False
     """Start from the beginning if there are checkpoints but none can be restored."""
     unprivileged: bool | None = None
-    """Run in a user namespace, without root. Default: if the caller is not root."""
+    """Run in a user namespace, without root. Default: if the caller lacks CAP_SYS_ADMIN. Root of a
+    user namespace that has it needs no further one."""
     storage: str | os.PathLike[str] | None = None
     """URL of fsspec (``s3://bucket/job1``), or a path on a shared file system, to which checkpoints
     are uploaded. A lease in the storage ensures that one host at a time runs the job. Needs the
@@ -208,6 +210,13 @@ class Job:
             close(ours)
             process.wait()
 
+    def _rights(self) -> dict[str, bool]:
+        """Whether the job needs a user namespace, and CRIU its option ``unprivileged``."""
+        if self.unprivileged is not None:
+            return dict.fromkeys(("user_namespace", "unprivileged"), self.unprivileged)
+        namespace = not has_capability(CAP_SYS_ADMIN)
+        return {"user_namespace": namespace, "unprivileged": namespace or not is_root_of_host()}
+
     def _spec(self) -> dict[str, Any]:
         """The job as JSON data, for its supervisor."""
         return {
@@ -219,7 +228,7 @@ class Job:
             "notice": self.notice,
             "options": {} if self.options is None else self.options.to_dict(),
             "or_start_over": self.or_start_over,
-            "unprivileged": os.geteuid() != 0 if self.unprivileged is None else self.unprivileged,
+            **self._rights(),
             "storage": self.storage,
             "token": 0,
             "lease": self.lease,

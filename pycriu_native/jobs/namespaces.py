@@ -36,12 +36,15 @@ def main(spec: dict[str, Any]) -> int:
     directory = JobDirectory(spec["directory"])
     try:
         user, group = os.geteuid(), os.getegid()
-        if spec["unprivileged"]:
+        if spec["user_namespace"]:
             unshare(CLONE_NEWUSER)
             map_to_root(user, group)
         unshare(CLONE_NEWPID | CLONE_NEWNS)
     except OSError as error:
-        directory.failed(f"no namespace can be created for the job: {error.strerror}")
+        directory.failed(
+            f"no namespace can be created for the job: {error.strerror}; if a container's filter "
+            "of system calls refuses it, start it with --security-opt seccomp=unconfined"
+        )
         return FAILED
     pid = os.fork()
     if pid == 0:
@@ -66,7 +69,11 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) 
     try:
         mount_proc()
     except OSError as error:
-        directory.failed(f"no /proc can be mounted for the job: {error.strerror}")
+        directory.failed(
+            f"no /proc can be mounted for the job: {error.strerror}; if a container masks parts of "
+            "/proc, start it with --security-opt unmask=ALL (podman) or "
+            "systempaths=unconfined (docker)"
+        )
         return FAILED
     from .supervisor import Supervisor
 

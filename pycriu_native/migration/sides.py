@@ -16,6 +16,7 @@ from .._calls.iterative_dump import More
 from .._calls.notification import Hook
 from .._calls.progress import telling
 from .._calls.progress_state import OnProgress
+from .._checks.arguments import check_types
 from .._system.process_identity import Target, identified, number_of
 from .._transport.worker import Worker
 from ..errors import MigrationError, MigrationInDoubtError, OptionError, Problem
@@ -48,6 +49,7 @@ def run_source(
     peer_timeout: float,
 ) -> MigrationResult:
     """:func:`~pycriu_native.migrate_out`, whose arguments these are."""
+    check_types(opts, via, "migrate_out", on_notify=on_notify, on_progress=on_progress)
     mode = _mode(mode)
     via = via or Worker()
     target = identified(pid, "migrate_out")
@@ -112,6 +114,7 @@ def run_destination(
     peer_timeout: float,
 ) -> MigrationResult:
     """:func:`~pycriu_native.migrate_in`, whose arguments these are."""
+    check_types(opts, via, "migrate_in", on_notify=on_notify, on_progress=on_progress)
     via = via or Worker()
     problems = [
         *common.problems_with(opts),

@@ -359,6 +359,8 @@ class Fields:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Options from a mapping of field names. ``OptionError`` names unknown ones."""
+        if not isinstance(values, Mapping):
+            raise OptionError([Problem("values", values, "a mapping of option names is accepted")])
         unknown = [
             Problem(name, value, "is no option")
             for name, value in values.items()

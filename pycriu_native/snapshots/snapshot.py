@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
+from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
@@ -488,7 +489,8 @@ def _command_problems(
 
 def _for_caller(opts: CriuOpts | None) -> CriuOpts:
     """The options, with ``unprivileged`` if the caller is not root of the host."""
-    result = opts or CriuOpts()
+    result = CriuOpts() if opts is None else opts
+    check_types(result)
     if result.unprivileged is None and not is_root_of_host():
         return replace(result, unprivileged=True)
     return result

@@ -72,7 +72,11 @@ def test_an_archive_is_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> 
     target.reap()
     pack(images, tmp_path / "plain.tar.gz")
     assert str(target.directory) in run("inspect", tmp_path / "plain.tar.gz").stdout
-    assert result("inspect", tmp_path / "plain.tar.gz")["archive"]["engine"] is None
+    plain = result("inspect", tmp_path / "plain.tar.gz")
+    assert (plain["archive"]["engine"], plain["directory"]) == (None, f"{tmp_path}/plain.tar.gz")
+    for words in (["verify"], ["seal"], ["pack"], ["diff", images]):
+        message = run(*words, tmp_path / "plain.tar.gz", code=2).stderr
+        assert f"pycriu-native unpack {tmp_path}/plain.tar.gz DIRECTORY" in message
 
     (tmp_path / "changed").write_text("changed")
     with tarfile.open(tmp_path / "rootfs-diff.tar", "w") as tar:

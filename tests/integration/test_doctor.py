@@ -177,7 +177,7 @@ def test_a_poorer_place(tmp_path: Path) -> None:
     )
     assert message.returncode == 0, message.stderr
     result = {finding["id"]: finding for finding in json.loads(message.stdout)}
-    assert result["capability:CAP_SYS_PTRACE"]["severity"] == "stops"
+    assert result["capability:CAP_SYS_PTRACE"]["severity"] == "warning"
     assert result["capability:CAP_NET_ADMIN"]["severity"] == "warning"
     assert result["capability:CAP_SYS_ADMIN"]["severity"] == "good"
     assert result["iptables"]["severity"] == "warning"
@@ -396,3 +396,37 @@ def test_in_a_user_namespace() -> None:
     assert result["check"]["options"] == ["unprivileged"]
     assert result[""]["severity"] == "warning"
     assert result["map-files"]["severity"] == "warning"
+    assert_rights_are_no_fault_of_the_kernel(result, "user namespace")
+
+
+def assert_rights_are_no_fault_of_the_kernel(result: dict[str, Any], lacking: str) -> None:
+    """A test that fails for lack of rights does not advise another kernel."""
+    found = {name: each for name, each in result.items() if name.startswith("feature:")}
+    blamed = {name for name, each in found.items() if each["message"] == "lacking"}
+    assert blamed <= {f"feature:{name}" for name in features.NEEDS_NO_RIGHTS}
+    unknown = [each for each in found.values() if each["message"].startswith("not known")]
+    assert unknown
+    assert all(lacking in each["message"] and not each["cure"] for each in unknown)
+
+
+@pytest.mark.parametrize("capability", ["sys_ptrace", "net_admin"])
+def test_without_one_capability(capability: str, images: Path) -> None:
+    """It is a warning: processes with the same rights can be dumped."""
+    without = ("setpriv", f"--bounding-set=-{capability}", "--inh-caps=-all")
+    name = f"CAP_{capability.upper()}"
+    result = doctor_in(*without)
+    assert result[f"capability:{name}"]["severity"] == "warning"
+    assert result[""]["severity"] == "warning"
+    assert_rights_are_no_fault_of_the_kernel(result, name)
+    code = (
+        "import pycriu_native as criu, subprocess, sys\n"
+        "target = subprocess.Popen(['sleep', '600'], close_fds=True, stdin=subprocess.DEVNULL,\n"
+        "    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)\n"
+        "try:\n"
+        "    opts = criu.CriuOpts(images_directory=sys.argv[1], leave_running=True)\n"
+        "    criu.dump(target.pid, opts)\n"
+        "    assert target.poll() is None\n"
+        "finally:\n"
+        "    target.kill()\n"
+    )
+    subprocess.run([*without, sys.executable, "-c", code, str(images)], check=True)

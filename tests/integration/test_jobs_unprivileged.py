@@ -19,7 +19,7 @@ from pycriu_native._system.trusted_path import NO_USER, unmapped_root
 from pycriu_native.jobs.directory import JobDirectory, State
 
 from .support import ordinary_user
-from .support.jobs import STEPPER, RunningJob
+from .support.jobs import STEPPER, RunningJob, check_exact
 from .support.ordinary_user import BEGIN, USER, run
 from .support.processes import eventually
 
@@ -166,6 +166,51 @@ LOOK = """
     except CriuError as error:
         print(error)
 """
+
+
+def test_a_job_of_root(job: RunningJob) -> None:
+    """``--unprivileged`` runs it in a user namespace, also for root."""
+    job.words = ["readlink", "/proc/self/ns/user"]
+    job.start("--unprivileged")
+    assert job.finish() == 0, job.messages()
+    inside = (job.directory.path / "stdout").read_text()
+    assert inside.startswith("user:[")
+    assert inside.strip() != os.readlink("/proc/self/ns/user")
+
+
+PREFIXES = {
+    "without CAP_SYS_ADMIN": (
+        "setpriv",
+        "--bounding-set",
+        "-sys_admin",
+        "--inh-caps",
+        "-sys_admin",
+    ),
+    "of a user namespace": (
+        *("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork"),
+        *("--kill-child", "--mount-proc"),
+    ),
+}
+
+
+@pytest.mark.parametrize("root", PREFIXES)
+def test_the_rights_of_root(job: RunningJob, tmp_path: Path, root: str) -> None:
+    """Root without the right to checkpoint runs a job as other users do."""
+    job.prefix = PREFIXES[root]
+    job.start()
+    job.until(lambda: job.has_checkpoints(1), "a checkpoint")
+    job.end()
+    assert job.finish() == 0, job.messages()
+    assert job.directory.status().resumed == 1
+    check_exact(job, tmp_path / "reference")
+
+
+def test_a_masked_proc(job: RunningJob) -> None:
+    """A container masks parts of /proc, and a user namespace cannot mount it then."""
+    job.prefix = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs t /proc/bus && exec "$@"', "sh")
+    job.start("--unprivileged")
+    assert job.wait() == 1
+    assert "--security-opt unmask=ALL" in job.messages()
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])

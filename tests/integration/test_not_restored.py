@@ -157,3 +157,64 @@ def test_a_wait_without_a_timeout(spawn: Spawn, images: Path, tmp_path: Path) ->
     target.reap()
     restore(CriuOpts(images_directory=images))
     eventually(lambda: target.ask("results") == [errno.EINTR], "the end of poll")
+
+
+RAW = """
+    import socket
+    sock = socket.socket({family}, {kind}, {protocol})
+    sock.{call}(({address!r}, {port}))
+    serve(address=lambda: sock.getsockname()[:2])
+"""
+
+
+@pytest.fixture
+def ping_sockets() -> Iterator[None]:
+    """Permission for ping sockets in the network namespace of the tests (icmp(7))."""
+    setting = Path("/proc/sys/net/ipv4/ping_group_range")
+    before = setting.read_text()
+    try:
+        setting.write_text("0 0")
+    except OSError as error:
+        pytest.skip(f"net.ipv4.ping_group_range cannot be set: {error.strerror}")
+    yield
+    setting.write_text(before)
+
+
+V4, V6 = ("socket.AF_INET", "127.0.0.1", 1), ("socket.AF_INET6", "::1", 58)
+
+
+@pytest.mark.parametrize("call", ["bind", "connect"])
+@pytest.mark.parametrize(("family", "address", "protocol"), [V4, V6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("kind", ["RAW", "DGRAM"])
+@pytest.mark.usefixtures("orphans", "ping_sockets")
+def test_addresses_of_raw_sockets(
+    kind: str, family: str, address: str, protocol: int, call: str, spawn: Spawn, images: Path
+) -> None:
+    """They are lost, and so is the identifier of a ping socket; preflight reports both."""
+    ping = kind == "DGRAM"
+    target = spawn(
+        RAW.format(
+            family=family, kind=f"socket.SOCK_{kind}", protocol=protocol, call=call,
+            address=address, port=77 if ping else 0,
+        )
+    )  # fmt: skip
+    before = target.ask("address")
+    assert before[0] == address
+    result = preflight(target.pid, CriuOpts(images_directory=images))
+    (found,) = [each for each in result.findings if each.id == "raw-address"]
+    connected = ping and call == "connect"  # with a port, which only a ping socket has
+    assert (address in found.message) is not connected
+    assert (f"identifier {before[1]}" in found.message) is ping
+    dump(target.pid, result.opts)
+    target.reap()
+    restore(result.restore_opts)
+    after = target.ask("address")
+    assert after[0] == address if connected else after[0] in ("0.0.0.0", "::")
+    assert (after[1] != before[1]) is ping
+
+
+@pytest.mark.usefixtures("orphans")
+def test_a_raw_socket_without_an_address(spawn: Spawn) -> None:
+    """Nothing of it is lost."""
+    target = spawn("import socket\nsock = socket.socket(2, socket.SOCK_RAW, 1)\nserve()")
+    assert "raw-address" not in {each.id for each in preflight(target.pid).findings}

@@ -225,7 +225,7 @@ NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 """The beginning of the note with the build id of an ELF file."""
 
 
-@restore_fails("another build than at the dump", "install that build", "config_file")
+@restore_fails("another build than at the dump", "install that build", "file_validation")
 def library_of_another_build(at: Site) -> Target:
     library = shutil.which("true")
     target = at.dumped(f"""

@@ -18,11 +18,11 @@ import pytest
 from tests.unit.support.libraries import ROOT, Library, found
 
 from .conftest import Spawn
-from .support.processes import PATIENCE, kill, reap_all, tree
+from .support.processes import PATIENCE, is_alive, kill, reap_all, tree
 
 CALL = """
-import os, sys, tempfile
-from pycriu_native import CriuOpts, Worker
+import os, sys, tempfile, threading
+from pycriu_native import CriuOpts, Worker, WorkerDiedError
 from pycriu_native.archive.streaming import dump_stream, restore_stream
 
 class Breaks:
@@ -50,6 +50,19 @@ match verb:
             print(error)
     case "restore":
         print(restore_stream(CriuOpts(), sys.stdin.buffer, via=via).pid)
+    case "killed":
+        def kill():
+            while not os.path.exists(f"/proc/{pid}"):
+                pass
+            for name in os.listdir("/proc/self/task"):
+                with open(f"/proc/self/task/{name}/children") as children:
+                    for child in children.read().split():
+                        os.kill(int(child), 9)
+        threading.Thread(target=kill).start()
+        try:
+            restore_stream(CriuOpts(), sys.stdin.buffer, via=via)
+        except WorkerDiedError:
+            print("killed", end="")
 assert os.listdir(tempfile.gettempdir()) == []
 assert sorted(os.listdir("/proc/self/fd")) == before
 """
@@ -93,13 +106,18 @@ SCENARIO = """
 
 
 def test_out_and_back(newest: Library, spawn: Spawn, orphans: None, tmp_path: Path) -> None:
-    """A tree with 20 MiB of memory is written to one pipe and restored from another."""
+    """A tree with 20 MiB of memory is written to one pipe and restored from another, also after a
+    restore whose CRIU was killed: its processes are ended.
+    """
     target = spawn(SCENARIO)
     digest = target.ask("digest")
     stream = call(newest, "dump", target.pid)
     reap_all()
     assert len(stream) > 20 << 20
     assert not list(tmp_path.rglob("*.img"))
+    assert call(newest, "killed", target.pid, stream) == b"killed"
+    assert not is_alive(target.pid)
+    reap_all()
     assert int(call(newest, "restore", 0, stream)) == target.pid
     try:
         assert target.ask("digest") == digest

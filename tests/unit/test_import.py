@@ -362,7 +362,8 @@ def test_modules_are_attributes() -> None:
         "pycriu_native.oci.Bundle, pycriu_native.lib.has, pycriu_native.testing.ScriptedCriu\n"
         "names = [name for name in dir(pycriu_native) if name != '__version__']\n"
         "print([name for name in names if name.startswith('_') or name in ('Any', 'fetch')])\n"
-        "print([name for name in names if not hasattr(pycriu_native, name)])"
+        "print([name for name in names if not hasattr(pycriu_native, name)])\n"
+        "assert len(names) == len(set(names))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n[]\n"

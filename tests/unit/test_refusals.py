@@ -6,6 +6,7 @@ CRIU would refuse, truncate or ignore these values later, mostly without a messa
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Callable
@@ -330,3 +331,48 @@ def test_processors_that_criu_does_not_describe(
     with pytest.raises(UnsupportedError, match=r"aarch64.*x86_64, s390x, ppc64le"):
         verb(CriuOpts(images_directory=tmp_path))
     assert not any(tmp_path.iterdir())
+
+
+WRONG: Any = "ckpt"
+"""A path in place of the options, or of another argument."""
+OPTS = CriuOpts()
+PID = 2**22 + 1
+"""No process has this pid: the limit of the kernel is 2**22."""
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("opts", lambda: dump(PID, WRONG)),
+        ("opts", lambda: dump(PID, None)),  # type: ignore[arg-type]
+        ("opts", lambda: pycriu_native.pre_dump(PID, WRONG)),
+        ("opts", lambda: pycriu_native.dump_iters(PID, WRONG)),
+        ("opts", lambda: restore(WRONG)),
+        ("opts", lambda: pycriu_native.restore_child(WRONG)),
+        ("opts", lambda: pycriu_native.check(WRONG)),
+        ("opts", lambda: pycriu_native.page_server(WRONG)),
+        ("opts", lambda: pycriu_native.dedup(WRONG)),
+        ("opts", lambda: pycriu_native.LazyPages(WRONG)),
+        ("opts", lambda: pycriu_native.preflight(PID, WRONG)),
+        ("opts", lambda: pycriu_native.images.check_images(".", WRONG)),
+        ("opts", lambda: pycriu_native.explain(WRONG, "dump")),
+        ("opts", lambda: pycriu_native.migrate_out(PID, WRONG, to="localhost:1")),
+        ("opts", lambda: pycriu_native.migrate_in(WRONG, listen="localhost:1")),
+        ("opts", lambda: asyncio.run(pycriu_native.aio.restore(WRONG))),
+        ("opts", lambda: pycriu_native.DumpJob(pid=PID, opts=WRONG)()),
+        ("opts", lambda: pycriu_native.snapshots.Snapshot.take(["true"], "x", opts=WRONG)),
+        ("via", lambda: dump(PID, OPTS, via=WRONG)),
+        ("via", lambda: restore(OPTS, via=WRONG)),
+        ("via", lambda: pycriu_native.preflight(PID, OPTS, via=WRONG)),
+        ("on_notify", lambda: dump(PID, OPTS, on_notify=WRONG)),
+        ("on_progress", lambda: pycriu_native.pre_dump(PID, OPTS, on_progress=WRONG)),
+        ("words", lambda: CriuOpts.from_argv("dump -t 1")),
+        ("values", lambda: CriuOpts.from_dict(WRONG)),
+    ],
+)
+def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> None:
+    """It is named, with what is accepted, before it is used."""
+    with pytest.raises(OptionError) as raised:
+        call()
+    assert [problem.field for problem in raised.value.problems] == [field]
+    assert "is accepted" in str(raised.value)

@@ -40,7 +40,7 @@ def _doctor_text(result: Doctor, everything: bool) -> str:
     text = [_coloured(in_flags(safe(line))) for line in lines(shown, HEADINGS, "group")]
     text.append(styled(result.summary, **_STYLES[result.severity]))
     if remaining := len(result.findings) - len(shown):
-        text[-1] += f"; {remaining} other checks passed (--all shows them)"
+        text[-1] += f"; {remaining} other checks found nothing (--all shows them)"
     return "\n".join(text)
 
 
@@ -109,7 +109,7 @@ COMMANDS = {
             click.Option(
                 ["-a", "--all", "everything"],
                 is_flag=True,
-                help="Also show the checks that passed.",
+                help="Also show the checks that found nothing.",
             )
         ],
     ),

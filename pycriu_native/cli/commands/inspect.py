@@ -65,6 +65,8 @@ def _inspect(
     images = _images()
     with _set_in(directory) as (place, archive, _):
         result: ImageSet = images.inspect(place)
+        if archive is not None:  # instead of the temporary directory
+            result = dataclasses.replace(result, directory=os.path.abspath(directory))
         chosen = tuple(
             _with_mappings(each, kind, protection)
             for each in (result.processes if pid is None else (result.process(pid),))

@@ -69,6 +69,7 @@ def _run(
     notice: str | None,
     interrupted_code: int,
     or_start_over: bool,
+    unprivileged: bool,
     storage: str | None,
     lease: float,
     compress: str,
@@ -95,6 +96,7 @@ def _run(
         notice=notice,
         interrupted_code=interrupted_code,
         or_start_over=or_start_over,
+        unprivileged=unprivileged or None,
     )
     result = job.run() if slurm_job is None else run_in_slurm(job, slurm_job)
     if call.out.as_json:
@@ -365,6 +367,11 @@ COMMANDS = {
                 ["--or-start-over"],
                 is_flag=True,
                 help="Start from the beginning if no checkpoint can be restored.",
+            ),
+            click.Option(
+                ["--unprivileged"],
+                is_flag=True,
+                help="Run in a user namespace, without root; the default unless root runs it.",
             ),
             click.Option(
                 ["--storage"],

@@ -14,6 +14,7 @@ from functools import partial
 
 from ..._calls import requirements
 from ..._support.unpatched import close
+from ..._system.capabilities import has_capability, is_root_of_host
 from ..._system.descriptors import above_stdio
 from ..._system.processor import can_track_memory
 from ..._transport.base import Via
@@ -196,6 +197,11 @@ BY_REQUEST = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store
 CONTROL = "mnt_id"
 """A feature of every kernel that CRIU supports: if its test fails, CRIU could not test anything."""
 
+NEEDS_NO_RIGHTS = frozenset({"mem_dirty_track"})
+"""Tests that fail for no other reason than the kernel."""
+RIGHTS = {1: "CAP_DAC_OVERRIDE", 12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE", 21: "CAP_SYS_ADMIN"}
+"""Bits and names of the capabilities without which tests of features fail that the kernel has."""
+
 
 def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
     """One finding for each feature, or one for all if CRIU cannot test them here."""
@@ -212,11 +218,21 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
             message="unknown: CRIU tests none if its own check fails",
         )
         return
+    lacking = _lacking_rights()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = pool.map(lambda name: _tested(worker, name, unprivileged), FEATURES)
         for name, answer in zip(FEATURES, answers, strict=True):
-            if answer is not None:
+            if answer is False and lacking and name not in NEEDS_NO_RIGHTS:
+                yield _not_known(name, lacking)
+            elif answer is not None:
                 yield _finding(name, answer)
+
+
+def _lacking_rights() -> str:
+    """What the caller lacks of the rights that the tests need; empty for nothing."""
+    if os.geteuid() == 0 and not is_root_of_host():
+        return "the rights of the first user namespace"
+    return ", ".join(name for bit, name in RIGHTS.items() if not has_capability(bit))
 
 
 def _by_request(via: Via) -> Iterator[Finding]:
@@ -245,6 +261,19 @@ def _tested(via: Worker, name: str, unprivileged: bool) -> bool | None:
     if UNKNOWN in process.final_stderr:
         return None
     return process.status == 0
+
+
+def _not_known(name: str, lacking: str) -> Finding:
+    """A test that failed: because of the kernel, or because of the caller's rights."""
+    feature = FEATURES[name]
+    return Finding(
+        id=f"feature:{name}",
+        group="feature",
+        subject=feature.title,
+        severity=Severity.NOTE,
+        message=f"not known: CRIU's test fails, and the caller lacks {lacking}",
+        costs=f"{feature.costs}, at least with these rights",
+    )
 
 
 def _finding(name: str, there: bool) -> Finding:

@@ -20,7 +20,7 @@ CAPABILITIES = {
     "CAP_CHECKPOINT_RESTORE": (40, "without CAP_SYS_ADMIN, nothing works"),
     "CAP_SYS_PTRACE": (
         19,
-        "no process can be stopped, and CRIU cannot open directories",
+        "only processes of the same user, without further capabilities, can be dumped",
     ),
     "CAP_NET_ADMIN": (12, f"TCP connections and network namespaces cannot be saved; {ONLY}"),
     "CAP_SYS_RESOURCE": (
@@ -79,7 +79,7 @@ def _capability(name: str, costs: str, has: set[str]) -> Finding:
     elif neither:
         severity = Severity.NOTE  # of effect once CRIU runs
     else:
-        severity = Severity.STOPS if name == "CAP_SYS_PTRACE" else Severity.WARNING
+        severity = Severity.WARNING
     cure = GIVE.format(short=name.removeprefix("CAP_"))
     return finding(severity=severity, message="lacking", costs=costs, cure=cure)
 

@@ -10,6 +10,7 @@ their descriptors (``pidfd_getfd``). Each part of a process has a module with th
 
 from __future__ import annotations
 
+from ..._checks.arguments import check_types
 from ..._rollback.option import Files
 from ..._system.process_identity import Target
 from ..._transport.base import Via
@@ -50,4 +51,6 @@ def preflight(
     """
     from .looks import look_at  # loaded at the first call
 
-    return look_at(pid, opts or CriuOpts(), include_caller=include_caller, via=via, files=files)
+    opts = CriuOpts() if opts is None else opts
+    check_types(opts, via, "preflight")
+    return look_at(pid, opts, include_caller=include_caller, via=via, files=files)

@@ -7,11 +7,12 @@ import os
 import stat
 from collections.abc import Iterator
 
+from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
 from ..._system.mappings import Mapping, has_guard_pages
 from ..._system.process_snapshot import Process
 from ...findings import Finding
-from .context import Context, note, stops
+from .context import Context, needs, note, stops
 from .objects import device
 
 ZERO = os.makedev(1, 5)
@@ -62,9 +63,12 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
             **about,
         )
     elif name == "[uprobes]" and context.opts.config_file is None:
-        yield stops(
+        yield needs(
+            context,
             "uprobes",
-            "a tracing tool watches it (it has a uprobe)",
+            "a tracing tool has set a uprobe in it",
+            known("uprobes").cure,
+            sets={"allow_uprobes": True},
             failure="uprobes",
             **about,
         )

@@ -17,6 +17,7 @@ from ..._support.sockets import of_another
 from ..._support.unpatched import readable
 from ..._system.descriptors import copied
 from ..._system.inet_sockets import InetSocket, inet_sockets
+from ..._system.port_conflicts import ANY
 from ..._system.process_snapshot import Descriptor, Process, link
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
 from ...findings import Finding
@@ -163,6 +164,7 @@ def _internet(
                 f"{unread} bytes of datagrams that it has not read are dropped",
                 **about,
             )
+        yield from _unbound_after_a_restore(kind, sock, about)
         return
     if state == LISTEN:
         if unread:
@@ -191,6 +193,26 @@ def _internet(
             sets={"tcp_established": True},
             failure="tcp-established",
             path=to,
+            **about,
+        )
+
+
+def _unbound_after_a_restore(
+    kind: str, sock: InetSocket, about: dict[str, Any]
+) -> Iterator[Finding]:
+    """What CRIU does not restore of raw and ping sockets (``open_inet_sk`` of ``sk-inet.c``)."""
+    if not kind.startswith(("RAW", "PING")):
+        return
+    # CRIU connects a socket only if the port of the other end is not 0.
+    filters = set() if sock.remote[1] else {sock.local[0], sock.remote[0]} - set(ANY)
+    identifier = kind.startswith("PING") and sock.local[1]
+    if filters or identifier:
+        what = [f"the identifier {identifier}"] if identifier else []
+        what += [f"the address {address}" for address in sorted(filters)]
+        yield lost(
+            "raw-address",
+            f"a {kind} socket is bound to or connected with {' and '.join(what)}",
+            cure="make the program bind and connect it again after the restore",
             **about,
         )
 
