@@ -20,7 +20,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .support.processes import PATIENCE, eventually, is_alive, reap_all
+from .support.processes import PATIENCE, eventually, is_alive, reap_all, tree
 
 RICH = """
     import hashlib, os, signal, threading, time
@@ -132,7 +132,7 @@ def test_a_parent_that_does_not_reap(spawn: Spawn, images: Path) -> None:
             import time; time.sleep(1e6)
         serve()
         """)
-    [child] = [pid for pid in parent.descendants() if pid != parent.pid]
+    [child] = [pid for pid in tree(parent.pid) if pid != parent.pid]
     opts = CriuOpts(images_directory=images, leave_running=False)
     result = dump(child, opts, reap_timeout=0.2)
     assert not result.pid_free

@@ -69,7 +69,16 @@ from .support.failing_calls import (
 )
 from .support.mounts import make_read_only, tmpfs
 from .support.predictions import compare
-from .support.processes import Target, eventually, kill, reap_all, state, user_namespace
+from .support.processes import (
+    Target,
+    children_of,
+    eventually,
+    kill,
+    reap_all,
+    state,
+    tree,
+    user_namespace,
+)
 from .support.system_calls import NUMBERS
 
 PTRACE_SEIZE, PTRACE_DETACH, PTRACE_INTERRUPT = 0x4206, 17, 0x4207
@@ -337,7 +346,7 @@ def led_from_outside(at: Site) -> Target:
         prefix=["unshare", "--pid", "--fork"],
         start_new_session=False,
     )
-    first = target.descendants()[1]
+    first = tree(target.pid)[1]
     at.held.callback(kill, first)
     at.cure = lambda: target.ask("lead")
     return Target(first, target.directory, target.process)
@@ -495,8 +504,7 @@ def process_inside_of_a_pid_namespace(at: Site) -> Target:
     inside = ["sh", "-c", 'setsid "$@" & wait', "sh"]
     target = at.spawn(prefix=["unshare", "--pid", "--fork", "--kill-child", *inside])
     for _ in range(2):
-        [pid] = Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split()
-        target.pid = int(pid)
+        [target.pid] = children_of(target.pid)
     return target
 
 

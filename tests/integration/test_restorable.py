@@ -35,10 +35,12 @@ from .support.predictions import enter
 from .support.processes import (
     OWN_STDIO,
     Target,
+    children_of,
     eventually,
     kill,
     reap_all,
     state,
+    tree,
     user_namespace,
 )
 
@@ -246,7 +248,7 @@ def test_a_number_that_is_a_session(spawn: Spawn, images: Path) -> None:
 
     def leader_alone() -> int | None:
         """The leader, after it has ended and its child is no longer a descendant."""
-        [leader, *others] = [pid for pid in target.descendants() if pid != target.pid] or [0]
+        [leader, *others] = [pid for pid in tree(target.pid) if pid != target.pid] or [0]
         return leader if not others and state(leader) == "Z" else None
 
     eventually(leader_alone, "the end of the leader")
@@ -342,7 +344,7 @@ def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, image
 def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
     """With the namespaces of the cure, there is no such finding."""
     target = spawn(prefix=user_namespace("-rmpf", "--kill-child"))
-    (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
+    [first] = children_of(target.pid)
     assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}
 
 
@@ -360,7 +362,7 @@ def test_a_user_namespace_with_a_copy_of_the_hosts_mounts(
     """
     host = ["unshare", "-m", "sh", "-c", WITH_DEVPTS, devpts]
     target = spawn(OWN_STDIO, prefix=[*host, *user_namespace("-rmpf", "--mount-proc"), "setsid"])
-    (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
+    [first] = children_of(target.pid)
     before = preflight(first, CriuOpts(images_directory=images))
     assert before.verdict is Verdict.NEEDS_OPTIONS
     assert "user-namespace-mount" in {finding.id for finding in before.needs}

@@ -28,7 +28,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .support.processes import Target, children, eventually, reap_all
+from .support.processes import Target, children, eventually, reap_all, tree
 
 EXITS = """
     import os
@@ -100,7 +100,7 @@ def saved(spawn: Spawn, images: Path, orphans: None) -> tuple[Target, CriuOpts]:
     processes of a restore become its children.
     """
     target = spawn(FAMILY)
-    eventually(lambda: len(target.descendants()) == 5, "the family")
+    eventually(lambda: len(tree(target.pid)) == 5, "the family")
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
     reap_all()
@@ -111,7 +111,7 @@ def _can_be_restored(target: Target, opts: CriuOpts) -> None:
     """A retry works: all pids are free."""
     result = restore_child(opts)
     assert target.runs_on()
-    for pid in reversed(target.descendants()):
+    for pid in reversed(tree(target.pid)):
         os.kill(pid, signal.SIGKILL)
     reap_all()
     assert result.pid == target.pid

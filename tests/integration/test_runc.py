@@ -36,7 +36,7 @@ from pycriu_native.oci import Bundle, Container
 from .support.bundles import Counting, Runtime, Streams, counting, runtime
 from .support.containers import mount_point
 from .support.hosts import host
-from .support.processes import PATIENCE, eventually, kill
+from .support.processes import PATIENCE, children_of, eventually, kill
 
 
 @pytest.fixture
@@ -239,15 +239,15 @@ def pod(kind: str) -> Iterator[Path]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
         assert process.stdout is not None
         with process.stdout as message:
             assert message.readline() == b"\n"
-        yield Path(f"/proc/{int(children.read_text())}/ns/{kind}")
+        [first] = children_of(process.pid)
+        yield Path(f"/proc/{first}/ns/{kind}")
     finally:
-        for pid in children.read_text().split():
-            kill(int(pid))
+        for pid in children_of(process.pid):
+            kill(pid)
         process.wait()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pycriu_native import CriuOpts, OptionError, dump, restore
 
-from .support.processes import eventually, is_alive, kill, reap_all
+from .support.processes import children_of, eventually, is_alive, kill, reap_all
 
 SNAPSHOT_AUTHOR = """
 import json, os, sys, time
@@ -113,9 +113,7 @@ def test_a_tree_that_we_are_in(orphans: None, tmp_path: Path) -> None:
         assert not (tmp_path / "copy").exists(), (tmp_path / "stderr").read_text()
         restore(CriuOpts(images_directory=tmp_path / "images"))
         eventually((tmp_path / "copy").exists, "the copy's return")
-        children = list(
-            map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
-        )
+        children = children_of(process.pid)
         assert len(children) == 1
     finally:
         for pid in (*children, process.pid):

@@ -31,7 +31,7 @@ from pycriu_native.snapshots.sharing import CHANGED, FIRST
 from pycriu_native.snapshots.template import MARK, NAME
 
 from .support.copies import NO_RSEQ, Saved, copy, mappings_of, memory_of, save
-from .support.processes import PATIENCE, children, eventually, is_alive
+from .support.processes import PATIENCE, children, eventually, is_alive, tree
 from .test_snapshots_kills import settled
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -178,9 +178,9 @@ def test_every_byte_of_several_processes(
 
 def _compare(saved: Saved, via: SharedTemplate) -> None:
     with copy(saved) as plain:
-        expected = [(mappings_of(pid), memory_of(pid)) for pid in plain.tree()]
+        expected = [(mappings_of(pid), memory_of(pid)) for pid in tree(plain.pid)]
     with copy(saved, via.directory, via) as ours:
-        for pid, (mappings, memory) in zip(ours.tree(), expected, strict=True):
+        for pid, (mappings, memory) in zip(tree(ours.pid), expected, strict=True):
             assert mappings_of(pid) == mappings
             assert not memory_of(pid) ^ memory
 

@@ -18,7 +18,7 @@ import pytest
 from tests.unit.support.libraries import ROOT, Library, found
 
 from .conftest import Spawn
-from .support.processes import PATIENCE, is_alive, kill, reap_all
+from .support.processes import PATIENCE, is_alive, kill, reap_all, tree
 
 CALL = """
 import os, sys, tempfile, threading
@@ -121,9 +121,9 @@ def test_out_and_back(newest: Library, spawn: Spawn, orphans: None, tmp_path: Pa
     assert int(call(newest, "restore", 0, stream)) == target.pid
     try:
         assert target.ask("digest") == digest
-        assert len(target.descendants()) == 2
+        assert len(tree(target.pid)) == 2
     finally:
-        for pid in reversed(target.descendants()):
+        for pid in reversed(tree(target.pid)):
             kill(pid)
 
 
@@ -198,7 +198,7 @@ def test_on_the_command_line(
     try:
         assert target.ask("digest") == digest
     finally:
-        for pid in reversed(target.descendants()):
+        for pid in reversed(tree(target.pid)):
             kill(pid)
 
 

@@ -22,7 +22,7 @@ from pycriu_native import CriuError, DeadlineError, OptionError, WorkerPool
 from pycriu_native.snapshots import Process, Snapshot, Zygote
 
 from .support import cgroups
-from .support.processes import PATIENCE, children, eventually, state
+from .support.processes import PATIENCE, children, children_of, eventually, state
 from .test_snapshots import COMMAND, ENVIRONMENT, SHELL, ask, check_files, check_socket, identity
 from .test_snapshots_kills import settled
 
@@ -277,8 +277,7 @@ def test_parts_killed_at_random(snapshot: Snapshot, orphans: None, part: str) ->
             if part == "caller":
                 owner.kill()
             else:
-                path = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
-                _, zygote = map(int, path.read_text().split()[:2])
+                _, zygote, *_ = children_of(owner.pid)
                 os.kill(zygote, signal.SIGKILL)
             assert owner.wait(PATIENCE) == (-signal.SIGKILL if part == "caller" else 1)
         eventually(lambda: settled(before), "the end of all")

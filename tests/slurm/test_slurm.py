@@ -12,7 +12,7 @@ from pycriu_native.jobs import State
 from pycriu_native.jobs.directory import JobDirectory
 
 from ..integration.support.job_hosts import never_two
-from ..integration.support.processes import eventually
+from ..integration.support.processes import children_of, eventually
 from .batch import BatchJob
 from .cluster import Cluster
 
@@ -140,8 +140,8 @@ def test_a_node(batch: BatchJob, tmp_path: Path, what: str) -> None:
             slurmd.kill()
             batch.until_resumed(1)
         else:
-            first = Path(f"/proc/{slurmd.pid}/task/{slurmd.pid}/children").read_text()
-            os.kill(int(first), signal.SIGSTOP)
+            [first] = children_of(slurmd.pid)
+            os.kill(first, signal.SIGSTOP)
             batch.until_event("busy")
             batch.job.directory = JobDirectory(there)
         batch.finish(tmp_path / "reference")

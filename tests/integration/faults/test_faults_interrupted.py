@@ -36,7 +36,7 @@ from pycriu_native import (
 
 from ..conftest import Spawn
 from ..support.features import needs_soft_dirty
-from ..support.processes import Target, eventually, is_alive, kill, reap_all, state
+from ..support.processes import Target, eventually, is_alive, kill, reap_all, state, tree
 from ..support.workers import workers
 from . import matrix
 from .faults import code_in
@@ -77,7 +77,7 @@ class Subject:
         self.size = SIZES[name]
         self.target: Target = spawn(SCENARIO.format(**self.size))
         self.pid = self.target.pid
-        self.tree = self.target.descendants()
+        self.tree = tree(self.target.pid)
         self.memory = self.target.ask("memory")
         self.maps = self._maps()
 

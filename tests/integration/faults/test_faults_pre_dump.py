@@ -22,7 +22,7 @@ from pycriu_native._calls import exchange
 
 from ..conftest import Spawn
 from ..support.features import needs_soft_dirty
-from ..support.processes import PATIENCE
+from ..support.processes import PATIENCE, children_of
 from ..support.workers import workers
 from . import matrix
 from .faults import CODE, DEADLINE, Patient, code_in, left, raised, shut_down_the_socket
@@ -34,10 +34,7 @@ pytestmark = needs_soft_dirty
 
 def _children() -> list[int]:
     """The workers' children."""
-    result: list[int] = []
-    for worker in workers():
-        result += map(int, Path(f"/proc/{worker}/task/{worker}/children").read_text().split())
-    return result
+    return [child for worker in workers() for child in children_of(worker)]
 
 
 def _all(number: int) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .processes import TARGET, Target, eventually, kill
+from .processes import TARGET, Target, children_of, eventually, kill
 
 BOX = Path(__file__).parents[1] / "programs" / "container_init.py"
 MS_RDONLY, MS_NOSUID, MS_NOEXEC, MS_BIND = 1, 2, 8, 4096
@@ -181,8 +181,7 @@ def container(
             ready = work / "ready"
             eventually(lambda: ready.exists() or process.poll() is not None, "the start")
             assert process.poll() is None, (directory / "stderr").read_text()
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            box.pid = int(children.read_text())
+            [box.pid] = children_of(process.pid)
             yield box
         finally:
             box.end()

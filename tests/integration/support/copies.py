@@ -15,7 +15,7 @@ from pycriu_native import CriuOpts, dump, restore_child
 from pycriu_native._transport.base import Via
 from pycriu_native._transport.worker import Worker
 
-from .processes import eventually
+from .processes import children_of, eventually
 
 NO_RSEQ = {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
 """Without this the kernel writes the number of the processor into the memory of each thread."""
@@ -41,7 +41,7 @@ def save(command: Sequence[str], images: Path, *, env: Mapping[str, str] | None 
         assert outer.stdout is not None
         pid = 0
         try:
-            (pid,) = eventually(lambda: _children_of(outer.pid), "its start")
+            (pid,) = eventually(lambda: children_of(outer.pid), "its start")
             assert outer.stdout.readline() == b"ready\n"
             here = f"/proc/{pid}/fd"
             keys = os.readlink(f"{here}/0"), os.readlink(f"{here}/1")
@@ -86,14 +86,6 @@ class Copy:
             answer += data
         return answer.decode().rstrip("\n")
 
-    def tree(self) -> list[int]:
-        """Its processes, each child after its parent, and children by pid."""
-        result, waiting = [], [self.pid]
-        while waiting:
-            result.append(waiting.pop(0))
-            waiting += sorted(_children_of(result[-1]))
-        return result
-
     def close(self) -> None:
         """Kill and reap it."""
         os.close(self._input)
@@ -101,11 +93,6 @@ class Copy:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-
-
-def _children_of(pid: int) -> list[int]:
-    """The children of a process's main thread."""
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @contextlib.contextmanager

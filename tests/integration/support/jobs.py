@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pycriu_native.jobs.directory import JobDirectory
 
-from .processes import PATIENCE, eventually, is_alive
+from .processes import PATIENCE, eventually, is_alive, tree
 
 STEPPER = Path(__file__).parents[1] / "programs" / "stepper.py"
 PAUSE = "0.01"
@@ -85,14 +85,9 @@ class RunningJob:
         return self.directory.status().checkpoints >= number
 
     def processes(self) -> list[int]:
-        """The command line and all below it, the oldest first."""
+        """The command line and its descendants, each after its parent."""
         assert self.process is not None
-        result = [self.process.pid]
-        for pid in result:
-            with contextlib.suppress(OSError):
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    result += map(int, (task / "children").read_text().split())
-        return result
+        return tree(self.process.pid)
 
     def criu(self) -> list[int]:
         """The processes of CRIU that work for it."""

@@ -19,7 +19,7 @@ from typing import Any
 from pycriu_native import CriuOpts, MigrationResult, migrate_out
 
 from .hosts import Host, run
-from .processes import PATIENCE, Target, is_alive, kill, state
+from .processes import PATIENCE, Target, children_of, is_alive, kill, state
 
 SOURCE_TREE = Path(__file__).parents[3]
 
@@ -60,8 +60,8 @@ class Destination:
     @property
     def init(self) -> int:
         """The pid, in the caller's namespace, of the first process of its pid namespace."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int(path.read_text())
+        [pid] = children_of(self.process.pid)
+        return pid
 
     def pids(self) -> dict[int, str]:
         """The processes in its pid namespace that are no zombies: pid for the caller, command."""
@@ -87,7 +87,7 @@ class Destination:
     def _children(self, pid: int) -> list[int]:
         """Its children that run ``destination.py``: no restored process and no watchdog."""
         result = []
-        for one in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        for one in children_of(pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 if (
                     b"tests.integration.programs.destination"

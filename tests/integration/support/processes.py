@@ -82,10 +82,24 @@ def remember_children() -> None:
 
 def children() -> set[int]:
     """The children of this process, zombies included."""
-    result: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            result |= set(map(int, (task / "children").read_text().split()))
+    return set(children_of(os.getpid()))
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of a process, zombies included; empty if it has ended."""
+    result: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                result += map(int, (task / "children").read_text().split())
+    return result
+
+
+def tree(pid: int) -> list[int]:
+    """A process and its descendants, each after its parent."""
+    result = [pid]
+    for each in result:
+        result += children_of(each)
     return result
 
 
@@ -146,18 +160,9 @@ class Target:
         before = self.ask("ticks")
         return bool(eventually(lambda: self.ask("ticks") > before, f"progress of {self.pid}"))
 
-    def descendants(self) -> list[int]:
-        """The pids of the process and all below it."""
-        result = [self.pid]
-        for pid in result:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    result += map(int, (task / "children").read_text().split())
-        return result
-
     def end(self) -> None:
         """Kill the whole tree."""
-        pids = self.descendants() if is_alive(self.pid) else [self.pid]
+        pids = tree(self.pid) if is_alive(self.pid) else [self.pid]
         for pid in reversed(pids):
             kill(pid)
         with contextlib.suppress(subprocess.TimeoutExpired):

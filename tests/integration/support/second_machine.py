@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .processes import Target, kill
+from .processes import Target, children_of, kill
 
 ROOT = Path(__file__).parents[3]
 
@@ -55,8 +55,7 @@ def elsewhere(original: Target, copy: Path, **options: Any) -> Iterator[Target]:
             assert message.readline() == b"%d\n" % original.pid, "the restore elsewhere failed"
         yield Target(original.pid, copy, process)
     finally:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         # When its first process ends, the kernel kills all others of a pid namespace.
-        for pid in children.read_text().split() if children.exists() else []:
-            kill(int(pid))
+        for pid in children_of(process.pid):
+            kill(pid)
         process.wait()
