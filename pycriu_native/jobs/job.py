@@ -15,6 +15,7 @@ from typing import Any
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.unpatched import close, sleep
+from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_host
 from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem
@@ -162,6 +163,11 @@ class Job:
         command = [*map(str, self.command)]
         directory = JobDirectory(self.directory)
         directory.make()
+        try:
+            trusted_path.check(str(directory.path))
+        except trusted_path.UntrustedError as error:
+            rule = f"a directory that no other user can change is accepted: {error.strerror}"
+            raise OptionError([Problem("directory", self.directory, rule)], verb="run") from None
         directory.check_command(command)
         lock = directory.lock(wait, stopped=lambda: signals.stopped is not None)
         if lock is None:

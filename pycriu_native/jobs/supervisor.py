@@ -86,6 +86,8 @@ class Supervisor:
         self._criu_was_lost = False
         """Whether the last checkpoint failed because CRIU was killed. This can kill the command,
         which then counts as an interruption."""
+        self._failure = ""
+        """Why the last checkpoint failed; empty if it did not."""
         self._stop_by: float | None = None
         """Latest end of the job, on the monotonic clock; None: no end was requested."""
 
@@ -164,10 +166,12 @@ class Supervisor:
                 stderr=files[1],
                 start_new_session=True,
             )
-        except OSError:
+        except OSError as error:
             if not again:
                 _remove(self._directory.start)  # the job was never started
-            raise
+            program = known["command"][0]
+            message = f"the command {program!r} cannot be started: {error.strerror}"
+            raise CriuError(message, verb="run") from None
         finally:
             for file in files:
                 file.close()
@@ -281,10 +285,14 @@ class Supervisor:
                 return False  # the command has ended meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
             self._change(failures=self._status.failures + 1)
-            self._report("checkpoint failed", str(error))
+            if str(error) != self._failure:
+                _print(f"a checkpoint failed: {error}")
+            self._failure = str(error)
+            self._report("checkpoint failed", self._failure)
             return False
         took = time.monotonic() - began
         self._criu_was_lost = False
+        self._failure = ""
         self._durations.append(took)
         self._change(
             checkpoints=self._status.checkpoints + 1,
@@ -324,7 +332,8 @@ class Supervisor:
             return
         self._change(state=State.INTERRUPTED)
         count = len(self._directory.all_checkpoints())
-        self._report("interrupted", f"interrupted; {count} checkpoints to resume from")
+        why = f"; the last one failed: {self._failure}" if self._failure else ""
+        self._report("interrupted", f"interrupted; {count} checkpoints to resume from{why}")
 
     # ---- end ----
 

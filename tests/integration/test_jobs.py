@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from pycriu_native import OptionError
+from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
 
 from .support.jobs import OURS, RunningJob, check_exact, nothing_runs
@@ -354,3 +356,48 @@ def test_directories_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "data").touch()
     with pytest.raises(ValueError, match="it contains files of something else"):
         Job(tmp_path / "other", ["true"]).run()
+
+
+STRAY = "(setsid sleep 1000 &) ; echo begun; while :; do sleep 0.01; done"
+"""A process that is not saved, so that no checkpoint can be taken."""
+
+
+def test_checkpoints_that_fail(job: RunningJob) -> None:
+    """The reason is printed when the first one fails, and again at the end; stop reports it."""
+    job.words = ["sh", "-c", STRAY]
+    process = job.start("--every", "1")
+    eventually(lambda: "a checkpoint failed: the command has started" in job.messages(), "it")
+    words = [sys.executable, "-m", "pycriu_native", "job", "stop", job.path]
+    assert subprocess.run(words, stdout=subprocess.DEVNULL).returncode == Exit.NO
+    assert process.wait() == INTERRUPTED
+    assert job.messages().count("a checkpoint failed:") == 1
+    assert "0 checkpoints to resume from; the last one failed: the command" in job.messages()
+
+
+def test_what_a_run_prints_at_the_end(job: RunningJob) -> None:
+    """An exit code, where the output is, and why a later run starts nothing."""
+    job.words = ["sh", "-c", "exit 3"]
+    job.start()
+    assert job.wait() == 3
+    assert f"has ended with 3; its output: pycriu-native job log {job.path}" in job.messages()
+    job.start()
+    assert job.wait() == 3
+    assert f"nothing was started: remove {job.path} to run it again" in job.messages()
+
+
+def test_a_program_that_does_not_exist(job: RunningJob) -> None:
+    """The message names it."""
+    job.words = ["/nonexistent/program"]
+    job.start()
+    assert job.wait() == Exit.FAILED
+    assert "'/nonexistent/program' cannot be started: No such file" in job.messages()
+
+
+def test_a_directory_that_others_can_change(tmp_path: Path) -> None:
+    """It is refused before the command starts: no checkpoint could be taken there."""
+    directory = tmp_path / "job"
+    directory.mkdir()
+    directory.chmod(0o777)
+    with pytest.raises(OptionError, match="no other user can change"):
+        Job(directory, ["true"]).run()
+    assert not os.listdir(directory)

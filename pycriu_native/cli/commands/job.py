@@ -98,11 +98,17 @@ def _run(
         or_start_over=or_start_over,
         unprivileged=unprivileged or None,
     )
+    had_ended = JobDirectory(job.directory).status().state is State.ENDED
     result = job.run() if slurm_job is None else run_in_slurm(job, slurm_job)
     if call.out.as_json:
         call.out.event("ended", asdict(result), "")
-    elif result.state is not State.ENDED and not call.out.quiet:
-        sys.stderr.write(f"pycriu-native: {safe(result.message)}\n")
+    elif (result.state is not State.ENDED or result.exit_code or had_ended) and not call.out.quiet:
+        message = safe(result.message)
+        if had_ended:
+            message += f"; nothing was started: remove {safe(directory)} to run it again"
+        elif result.state is State.ENDED:
+            message += f"; its output: pycriu-native job log {safe(directory)} [--stderr]"
+        sys.stderr.write(f"pycriu-native: {message}\n")
     return result.exit_code
 
 
@@ -179,8 +185,11 @@ def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
 
 
 def _stop(call: Call, directory: str, timeout: float) -> Exit:
-    status = request_stop(_job_directory(directory), timeout)
-    return call.out.result(asdict(status), f"{status.state}: {status.message}")
+    job = _job_directory(directory)
+    status = request_stop(job, timeout)
+    lost = status.state is State.INTERRUPTED and not job.all_checkpoints()
+    code = Exit.NO if lost else Exit.DONE
+    return call.out.result(asdict(status), f"{status.state}: {status.message}", code=code)
 
 
 def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -> Exit:
@@ -202,7 +211,10 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
             sys.stdout.buffer.flush()
             if not (follow and running):
                 return Exit.DONE
-            sleep(0.2)
+            try:
+                sleep(0.2)
+            except KeyboardInterrupt:
+                return Exit.DONE  # there is nothing to undo
 
 
 def _timeout() -> click.Option:
@@ -256,7 +268,7 @@ JOB = Group(
             function=_stop,
             help="Take a last checkpoint of a running job, and end it; 'run' resumes it.",
             examples=["pycriu-native job stop /ckpt/job1"],
-            exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE),
+            exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE, Exit.NO),
             params=[directory_argument(), _timeout()],
         ),
         Command(
