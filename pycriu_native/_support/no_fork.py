@@ -7,6 +7,7 @@ there, and its lock is never released: the child's first call would wait for it 
 from __future__ import annotations
 
 import os
+import sys
 
 from .light_typing import Any
 from .unpatched import get_ident, original
@@ -15,16 +16,21 @@ no_fork: Any = original("_thread", "RLock")()
 """Held for an import."""
 
 UNTIL_IMPORTED = 5.0
-"""Seconds that a fork waits at most. An import can itself wait for the forking thread: for a lock
-that another function before the fork has taken, such as that of ``logging``."""
+"""Seconds that a fork waits at most while no further module is loaded. An import can itself wait for
+the forking thread: for a lock that another function before the fork has taken, such as that of
+``logging``."""
 
 _forking: set[int] = set()
 """The threads that fork, and have the lock for it."""
 
 
 def _before() -> None:
-    if no_fork.acquire(True, UNTIL_IMPORTED):
-        _forking.add(get_ident())
+    loaded = None
+    while loaded != len(sys.modules):  # on a busy machine an import can take longer
+        loaded = len(sys.modules)
+        if no_fork.acquire(True, UNTIL_IMPORTED):
+            _forking.add(get_ident())
+            return
 
 
 def _after() -> None:
