@@ -16,8 +16,8 @@ no_fork: Any = original("_thread", "RLock")()
 """Held for an import."""
 
 UNTIL_IMPORTED = 5.0
-"""Seconds that a fork waits at most while no further module is loaded. An import can itself wait for
-the forking thread: for a lock that another function before the fork has taken, such as that of
+"""Seconds that a fork waits at most while no further module is loaded. An import can wait for the
+forking thread: for a lock that another function before the fork has taken, such as that of
 ``logging``."""
 
 _forking: set[int] = set()
