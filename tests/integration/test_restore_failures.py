@@ -187,7 +187,7 @@ WRITES = """
 """
 
 
-@restore_fails("size of a file has changed", "restore the file of that time", "root")
+@restore_fails("size of a file has changed", "restore the file of that time")
 def file_that_grew(at: Site) -> Target:
     target = at.dumped(WRITES)
     with open(target.directory / "file", "a") as file:
