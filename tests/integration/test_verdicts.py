@@ -64,6 +64,7 @@ TAKEN: list[tuple[str, str, str]] = [
     ("tls", "needs page_server", "has no connection to encrypt"),
     ("tls_\\w+", "needs tls", "ignores it"),
     ("\\w+", "belongs to", "ignores what belongs to another verb"),
+    ("pidfile", "a file that does not exist", "fails when it writes it, after the restore"),
     ("config_file", "an existing file", "ignores a file that does not exist"),
     ("cg_props_file", "an existing file", "fails when it reads it, in the middle of the dump"),
     ("action_scripts", "an existing executable file", "fails when it runs it, in mid-call"),
