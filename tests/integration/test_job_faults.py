@@ -127,7 +127,7 @@ def test_a_line_that_was_cut_off(job: RunningJob) -> None:
 
 def test_a_command_that_was_never_started(tmp_path: Path) -> None:
     """A directory belongs to a command only after its start: a wrong command can be corrected."""
-    with pytest.raises(Exception, match="No such file or directory: 'misspelt'"):
+    with pytest.raises(Exception, match="'misspelt' cannot be started: No such file"):
         Job(tmp_path / "job", ["misspelt"]).run()
     assert Job(tmp_path / "job", ["true"]).run().exit_code == 0
     with pytest.raises(ValueError, match="is the directory of another command"):

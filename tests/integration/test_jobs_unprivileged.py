@@ -214,20 +214,22 @@ def test_a_masked_proc(job: RunningJob) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_the_job_of_another_user(place: Path, mode: int) -> None:
+def test_the_job_of_another_user(mode: int) -> None:
     """A user who can read its directory can see its state, also without its lock, but cannot stop
     it.
     """
-    made = RunningJob(place / "root")
-    made.start("--every", "1h")
-    try:
-        made.until(lambda: made.directory.status().state is State.RUNNING, "its start")
-        made.directory.path.chmod(0o755)
-        for path in made.directory.path.glob("*.json"):
-            path.chmod(0o644)
-        (made.directory.path / "lock").chmod(mode)
-        done = run(LOOK, made.directory.path, inside=False)
-        assert done.stdout.startswith("running\n"), done.stderr
-        assert "belongs to user 0; root and that user can do this" in done.stdout
-    finally:
-        made.end()
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        made = RunningJob(Path(directory, "root"))
+        made.start("--every", "1h")
+        try:
+            made.until(lambda: made.directory.status().state is State.RUNNING, "its start")
+            made.directory.path.chmod(0o755)
+            for path in made.directory.path.glob("*.json"):
+                path.chmod(0o644)
+            (made.directory.path / "lock").chmod(mode)
+            done = run(LOOK, made.directory.path, inside=False)
+            assert done.stdout.startswith("running\n"), done.stderr
+            assert "belongs to user 0; root and that user can do this" in done.stdout
+        finally:
+            made.end()
