@@ -115,7 +115,7 @@ static ssize_t format_file(const char *path, char *buffer, size_t capacity)
 			status.st_mtim.tv_nsec, (uintmax_t)status.st_ctim.tv_sec, status.st_ctim.tv_nsec);
 }
 
-/* Requests of prctl(2) that return a value that processes inherit. Later ones than the headers have. */
+/* Requests of prctl(2) whose result processes inherit; as numbers those that older headers lack. */
 static const int inherited_values[] = {
 	PR_GET_TIMERSLACK, PR_GET_SECUREBITS, PR_MCE_KILL_GET, PR_GET_THP_DISABLE,
 	58 /* PR_GET_IO_FLUSHER */, 66 /* PR_GET_MDWE */, 68 /* PR_GET_MEMORY_MERGE */,
@@ -156,7 +156,7 @@ static ssize_t format_thread(char *buffer, size_t capacity)
 	ADD(mode);
 	for (size_t i = 0; i < N_NODE_WORDS; i++)
 		if (nodes[i])
-			ADD(i), ADD(nodes[i]);
+			ADD(i), ADD(nodes[i]); /* most words are 0 */
 	for (int which = 0; which < RLIM_NLIMITS; which++) {
 		struct rlimit limit;
 

@@ -374,7 +374,7 @@ def _observed(
 ) -> contextlib.AbstractContextManager[None]:
     if on_progress is None:
         return contextlib.nullcontext()
-    check_types(call.request.opts, on_progress=on_progress)
+    check_types(call.request.opts, verb=str(call.request.verb), on_progress=on_progress)
     from .progress import observing  # few calls are watched
 
     return observing(on_progress, call)

@@ -247,13 +247,16 @@ def _pid_in_use(diagnosis: Diagnosis, taken: int, images: str) -> Diagnosis:
             cause=f"pid {taken} is a zombie child of this process",
             cure=f"reap it with os.waitpid({taken}, 0) before the restore",
         )
+    cure = f"make pid {parent} reap it, or end pid {parent}"
+    if parent == 1:
+        cure = (
+            "try again once pid 1 has reaped it; in a container, start an init that does (docker "
+            "run --init)"
+        )
     return replace(
         diagnosis,
         cause=f"pid {taken} is a zombie that its parent, pid {parent}, has not reaped",
-        cure="try again once pid 1 has reaped it; in a container, start an init that does (docker "
-        "run --init)"
-        if parent == 1
-        else f"make pid {parent} reap it, or end pid {parent}",
+        cure=cure,
     )
 
 

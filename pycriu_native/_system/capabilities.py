@@ -30,6 +30,11 @@ ALL = (1 << len(CAPABILITIES)) - 1
 """The mask of all capabilities of Linux 5.9 and later."""
 
 
+def capability_name(number: int) -> str:
+    """Its name in capabilities(7), such as ``CAP_SYS_ADMIN``."""
+    return f"CAP_{CAPABILITIES[number].upper()}"
+
+
 def has_capability(number: int) -> bool:
     """Whether the calling process has this capability in its effective set."""
     return bool(int(status_of(os.getpid()).get("CapEff", "0"), 16) >> number & 1)
@@ -60,7 +65,7 @@ def lacking_for_restore() -> list[tuple[str, str]]:
     That of a user namespace does not suffice for SO_SNDBUFFORCE and SO_RCVBUFFORCE (socket(7)).
     """
     return [
-        (f"CAP_{CAPABILITIES[bit].upper()}", failure)
+        (capability_name(bit), failure)
         for bit, failure in NEEDED_BY_RESTORE.items()
         if not has_capability(bit) or (bit == _CAP_NET_ADMIN and not maps_all_users())
     ]
@@ -69,4 +74,4 @@ def lacking_for_restore() -> list[tuple[str, str]]:
 def not_permitted(capabilities: int) -> list[str]:
     """The names in a set of capabilities that the calling process is not permitted."""
     lacking = capabilities & ~int(status_of(os.getpid()).get("CapPrm", "0"), 16)
-    return [f"CAP_{name.upper()}" for bit, name in enumerate(CAPABILITIES) if lacking >> bit & 1]
+    return [capability_name(bit) for bit in range(len(CAPABILITIES)) if lacking >> bit & 1]

@@ -49,7 +49,6 @@ STATUS_LINES = (
     b"NoNewPrivs:",
     b"Seccomp:",
     b"Seccomp_filters:",
-    b"THP_enabled:",
     b"Cpus_allowed:",
     b"Mems_allowed:",
 )

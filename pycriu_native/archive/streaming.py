@@ -26,7 +26,7 @@ import select
 import shutil
 import struct
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Self
 
@@ -123,7 +123,8 @@ def restore_stream(
 ) -> RestoreResult:
     """:func:`pycriu_native.restore` of what :func:`dump_stream` wrote.
 
-    All of ``source`` is read into memory, and checked for its end, before CRIU is started.
+    All of ``source`` is read into memory, and checked for its end, before CRIU is started. A
+    temporary directory has the images without the pages, from which a failed restore is undone.
 
     Raises as ``restore``, and ``ImagesError`` for an invalid or incomplete stream, and for one with
     rules of nftables, which CRIU would not restore. Needs CRIU 4.3 and its libcriu.
@@ -166,6 +167,15 @@ class _Beside:
 
 class _CriuEnded(Exception):
     """CRIU has closed the socket, or was killed: the call that started it reports this."""
+
+
+@contextlib.contextmanager
+def _with_criu() -> Iterator[None]:
+    """Raise ``_CriuEnded`` if the connection to CRIU breaks; those of the caller are others."""
+    try:
+        yield
+    except ConnectionError:
+        raise _CriuEnded from None
 
 
 class _Selector:
@@ -341,11 +351,13 @@ class Images(Closing):
 
     def write(self, directory: str) -> None:
         """Write the files without the pages, from which a failed restore is undone."""
-        for name, pieces in self.files.items():
+        for name in self.files:
             if name.endswith(".img") and not name.startswith("pages-"):
                 with open(os.path.join(directory, name), "xb") as file:
-                    for offset, size in pieces:
-                        file.write(os.pread(self.fd, size, offset))
+                    file.write(self._content(name))
+
+    def _content(self, name: str) -> bytes:
+        return b"".join(os.pread(self.fd, size, offset) for offset, size in self.files[name])
 
     def _read(self, source: BinaryIO) -> None:
         if source.read(len(MAGIC)) != MAGIC:
@@ -373,11 +385,7 @@ class Images(Closing):
                 os.write(self.fd, data)
                 end += len(data)
                 size -= len(data)
-        rules = [
-            b"".join(os.pread(self.fd, size, offset) for offset, size in pieces)
-            for name, pieces in self.files.items()
-            if name.startswith(BY_SIZE)
-        ]
+        rules = [self._content(name) for name in self.files if name.startswith(BY_SIZE)]
         _check_rules("restore_stream", self.files, rules)
 
 
@@ -397,10 +405,8 @@ class _Serve(_Streamer):
 
     def _open(self, criu: socket.socket, name: str) -> None:
         pieces = self._images.files.get(name)
-        try:
+        with _with_criu():
             criu.sendall(_reply(pieces is not None))
-        except ConnectionError:
-            raise _CriuEnded from None
         if pieces is not None:
             self._add(criu, select.POLLOUT, _Reading(list(reversed(pieces))))
 
@@ -440,14 +446,12 @@ def _check_rules(verb: str, names: Iterable[str], rules: Collection[bytes]) -> N
 
 def _request(criu: socket.socket) -> str | None:
     """The name of the file that CRIU opens next; None after the last one."""
-    try:
+    with _with_criu():
         head = criu.recv(4, socket.MSG_WAITALL)
         if len(head) < 4:
             return None
         (size,) = struct.unpack("<I", head)
         body = criu.recv(min(size, LARGEST_NAME + 8), socket.MSG_WAITALL)
-    except ConnectionError:
-        raise _CriuEnded from None
     # Field 1, a text: the tag, its length in one byte or two, the text.
     text = body[2:] if len(body) < 130 else body[3:]
     if len(body) != size or body[:1] != b"\x0a" or not text:
@@ -461,10 +465,8 @@ def _reply(exists: bool) -> bytes:
 
 def _descriptor(criu: socket.socket) -> int:
     """The pipe that arrives with one byte."""
-    try:
+    with _with_criu():
         byte, ancillary, _, _ = criu.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-    except ConnectionError:
-        raise _CriuEnded from None
     if not byte:
         raise _CriuEnded
     for level, kind, data in ancillary:

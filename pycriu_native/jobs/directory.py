@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from .._support.unpatched import close, sleep
+from .._system import trusted_path
 from .._system.host import boot_id
 from .._system.process import stat_of
 from ..errors import ImagesError, OptionError, Problem
@@ -169,6 +170,10 @@ class JobDirectory:
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             others = set(os.listdir(self.path)) - {"lock", ".job.json.partial"}
+            trusted_path.check(str(self.path))
+        except trusted_path.UntrustedError as error:
+            rule = f"a directory that no other user can change is accepted: {error.strerror}"
+            raise OptionError([Problem("directory", str(self.path), rule)], verb="run") from None
         except OSError as error:
             raise self.unusable(error) from None
         if others and "job.json" not in others and self.command() is None:

@@ -15,7 +15,6 @@ from typing import Any
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.unpatched import close, sleep
-from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_host
 from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem
@@ -79,8 +78,8 @@ class Job:
     or_start_over: bool = False
     """Start from the beginning if there are checkpoints but none can be restored."""
     unprivileged: bool | None = None
-    """Run in a user namespace, without root. Default: if the caller lacks CAP_SYS_ADMIN. Root of a
-    user namespace that has it needs no further one."""
+    """Run in a new user namespace, without root. Default: if the caller lacks CAP_SYS_ADMIN. Root
+    of a user namespace has it, and runs the job in that namespace."""
     storage: str | os.PathLike[str] | None = None
     """URL of fsspec (``s3://bucket/job1``), or a path on a shared file system, to which checkpoints
     are uploaded. A lease in the storage ensures that one host at a time runs the job. Needs the
@@ -163,11 +162,6 @@ class Job:
         command = [*map(str, self.command)]
         directory = JobDirectory(self.directory)
         directory.make()
-        try:
-            trusted_path.check(str(directory.path))
-        except trusted_path.UntrustedError as error:
-            rule = f"a directory that no other user can change is accepted: {error.strerror}"
-            raise OptionError([Problem("directory", self.directory, rule)], verb="run") from None
         directory.check_command(command)
         lock = directory.lock(wait, stopped=lambda: signals.stopped is not None)
         if lock is None:

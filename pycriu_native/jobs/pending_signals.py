@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 
-from .._integrity.changed_image import fields_of, replace_image
+from .._integrity.changed_image import Fields, fields_of, replace_image
 from .._integrity.dump_record import write_record
 from .._recovery.half_restored import pids_in
 from .._support.held_signals import ALL
@@ -30,8 +30,8 @@ _SENT = frozenset({0, 0x80, -1, -6})
 def remove(images: os.PathLike[str]) -> None:
     """Remove the signals of ``ALL`` that no process of the command has sent.
 
-    A sender outside of the pid namespace has the pid 0. ``ValueError``: an image has an unexpected
-    form.
+    A sender outside of the pid namespace has the pid 0. An image of an unexpected form is not
+    changed: the dump may have ended the command, so that its checkpoint is needed. ``OSError``.
     """
     senders = frozenset(pids_in(os.fspath(images)))
     at = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -46,13 +46,16 @@ def remove(images: os.PathLike[str]) -> None:
 def _removed(directory: int, name: str, senders: frozenset[int]) -> bool:
     with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
         data = file.read()
-    (core,) = messages_of(data)
-    new = message(
-        *(
-            (field, _without(value, _QUEUES[field], senders) if field in _QUEUES else value)
-            for field, value in fields_of(core)
+    try:
+        (core,) = messages_of(data)
+        new = message(
+            *(
+                (field, _without(value, _QUEUES[field], senders) if field in _QUEUES else value)
+                for field, value in fields_of(core)
+            )
         )
-    )
+    except (ValueError, struct.error):
+        return False
     if new == core:
         return False
     replace_image(directory, name, data[:8], [new])
@@ -61,23 +64,27 @@ def _removed(directory: int, name: str, senders: frozenset[int]) -> bool:
 
 def _without(entry: int | bytes, queue: int, senders: frozenset[int]) -> bytes:
     """The entry of a process or a thread without the signals that are removed."""
-    assert isinstance(entry, bytes)
     return message(
         *(
             (field, message(*_kept(value, senders)) if field == queue else value)
-            for field, value in fields_of(entry)
+            for field, value in _nested(entry)
         )
     )
 
 
-def _kept(queue: int | bytes, senders: frozenset[int]) -> list[tuple[int, int | bytes]]:
-    assert isinstance(queue, bytes)
-    result: list[tuple[int, int | bytes]] = []
-    for field, signal in fields_of(queue):
-        assert isinstance(signal, bytes)
-        ((_, info),) = fields_of(signal)
-        assert isinstance(info, bytes)
+def _kept(queue: int | bytes, senders: frozenset[int]) -> Fields:
+    result: Fields = []
+    for field, signal in _nested(queue):
+        ((_, info),) = _nested(signal)
+        if isinstance(info, int):
+            raise ValueError("fields of other types")
         number, _, code, _, sender = _INFO.unpack_from(info)
         if number not in ALL or code not in _SENT or sender in senders:
             result.append((field, signal))
     return result
+
+
+def _nested(value: int | bytes) -> Fields:
+    if isinstance(value, int):
+        raise ValueError("fields of other types")
+    return fields_of(value)

@@ -149,10 +149,10 @@ def _misread(word: Word) -> Iterator[Problem]:
 
 def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, Opts]:
     """See ``CriuOpts.from_argv``."""
+    words = words if isinstance(words, str) else list(words)
     if isinstance(words, str) or not all(isinstance(word, str) for word in words):
         rule = "a sequence of words is accepted, such as that of shlex.split()"
         raise OptionError([Problem("words", words, rule)])
-    words = list(words)
     if words and not words[0].startswith("-") and not _is_command(words[0]):
         del words[0]
     reader = FlagParser()

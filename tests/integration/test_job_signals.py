@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native.jobs import INTERRUPTED, Job, State
+from pycriu_native.jobs import INTERRUPTED, Job, State, pending_signals
 
 from .support.jobs import RunningJob, check_exact, nothing_runs
 from .support.processes import eventually
@@ -143,6 +143,15 @@ def test_pending_in_the_command(job: RunningJob) -> None:
     assert job.wait() == INTERRUPTED
     assert job.finish() == 0
     assert output.read_text().split() == ["begun", "SIGALRM", "SIGUSR1", "SIGWINCH"]
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 8, b"\0" * 8 + b"\3\0\0\0\x1d\0\0", b"\0" * 12])
+def test_an_image_of_another_form(tmp_path: Path, data: bytes) -> None:
+    """It stays as it is: the dump can have ended the command."""
+    image = tmp_path / "core-5.img"
+    image.write_bytes(data)
+    pending_signals.remove(tmp_path)
+    assert image.read_bytes() == data
 
 
 def test_an_exit_code_of_its_own(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from ..command import (
     Command,
     Group,
     compress_option,
-    directory_argument,
     encrypt_to_option,
     identity_option,
 )
@@ -217,6 +216,10 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
                 return Exit.DONE  # there is nothing to undo
 
 
+def _directory() -> click.Argument:
+    return click.Argument(["directory"], type=click.Path(file_okay=False))
+
+
 def _timeout() -> click.Option:
     return click.Option(
         ["--timeout"], type=Duration(), default="10m", show_default=True, metavar="DURATION",
@@ -240,7 +243,7 @@ JOB = Group(
             ],
             exits=(Exit.IMAGES,),
             params=[
-                directory_argument(),
+                _directory(),
                 click.Option(["--follow"], is_flag=True, help="Repeat until the job ends."),
             ],
         ),
@@ -251,7 +254,7 @@ JOB = Group(
             help="List the stored checkpoints, the newest first.",
             examples=["pycriu-native job list /ckpt/job1"],
             exits=(Exit.IMAGES,),
-            params=[directory_argument()],
+            params=[_directory()],
         ),
         Command(
             "checkpoint",
@@ -260,7 +263,7 @@ JOB = Group(
             help="Take a checkpoint of a running job now, and wait until it is complete.",
             examples=["pycriu-native job checkpoint /ckpt/job1"],
             exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE),
-            params=[directory_argument(), _timeout()],
+            params=[_directory(), _timeout()],
         ),
         Command(
             "stop",
@@ -269,7 +272,7 @@ JOB = Group(
             help="Take a last checkpoint of a running job, and end it; 'run' resumes it.",
             examples=["pycriu-native job stop /ckpt/job1"],
             exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE, Exit.NO),
-            params=[directory_argument(), _timeout()],
+            params=[_directory(), _timeout()],
         ),
         Command(
             "log",
@@ -282,7 +285,7 @@ JOB = Group(
             ],
             exits=(Exit.FAILED, Exit.IMAGES),
             params=[
-                directory_argument(),
+                _directory(),
                 click.Option(["--stderr"], is_flag=True, help="Print its standard error instead."),
                 click.Option(
                     ["--events"], is_flag=True, help="Print the job's events as JSON lines."

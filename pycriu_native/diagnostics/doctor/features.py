@@ -14,7 +14,7 @@ from functools import partial
 
 from ..._calls import requirements
 from ..._support.unpatched import close
-from ..._system.capabilities import has_capability, is_root_of_host
+from ..._system.capabilities import capability_name, has_capability, is_root_of_host
 from ..._system.descriptors import above_stdio
 from ..._system.processor import can_track_memory
 from ..._transport.base import Via
@@ -199,8 +199,9 @@ CONTROL = "mnt_id"
 
 NEEDS_NO_RIGHTS = frozenset({"mem_dirty_track"})
 """Tests that fail for no other reason than the kernel."""
-RIGHTS = {1: "CAP_DAC_OVERRIDE", 12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE", 21: "CAP_SYS_ADMIN"}
-"""Bits and names of the capabilities without which tests of features fail that the kernel has."""
+RIGHTS = (1, 12, 19, 21)
+"""CAP_DAC_OVERRIDE, CAP_NET_ADMIN, CAP_SYS_PTRACE and CAP_SYS_ADMIN: without one of them, tests of
+features fail that the kernel has."""
 
 
 def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
@@ -232,7 +233,7 @@ def _lacking_rights() -> str:
     """What the caller lacks of the rights that the tests need; empty for nothing."""
     if os.geteuid() == 0 and not is_root_of_host():
         return "the rights of the first user namespace"
-    return ", ".join(name for bit, name in RIGHTS.items() if not has_capability(bit))
+    return ", ".join(capability_name(bit) for bit in RIGHTS if not has_capability(bit))
 
 
 def _by_request(via: Via) -> Iterator[Finding]:
