@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 
+from .._support.cached_property import cached_property
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.light_typing import TYPE_CHECKING, cast
 from .._system.descriptors import link_of
@@ -53,7 +53,7 @@ class Request:
     abort: Callable[[], object] | None = None
     """Called when the call is cancelled: it stops the program that receives CRIU's images."""
 
-    @functools.cached_property
+    @cached_property
     def inside(self) -> bool:
         """Whether the caller is in the tree to be dumped: CRIU must not be."""
         if self.verb not in (Verb.DUMP, Verb.PRE_DUMP):

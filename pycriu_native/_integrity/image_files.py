@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 
 from .._native.ffi import ffi, memory, native
+from .._support.cached_property import cached_property
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
@@ -189,7 +190,7 @@ class ImageFiles:
             rows = self._rows[name] = self._scan(name, ffi.NULL) if name in self.names else []
         return rows
 
-    @functools.cached_property
+    @cached_property
     def page(self) -> int:
         """Bytes of a page in these images."""
         name = next((each for each in self.names if kind_of(each) == "MM"), None)

@@ -5,7 +5,7 @@ That module imports ``inspect``, and compiles source text for each class: half o
 an unset field takes no memory. ``dataclasses.fields``, ``replace``, ``asdict``, ``copy.replace``,
 ``match``, ``pprint`` and ``inspect.signature`` work with them: the attributes that these need are
 created on first use. For type checkers they are dataclasses of the standard library.
-``functools.cached_property`` works too, and is not part of the value.
+``cached_property`` works too, and is not part of the value.
 
 Only the features that this package uses are implemented: classes are frozen, and all or none of
 their fields are keyword-only.

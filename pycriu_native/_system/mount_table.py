@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from functools import cached_property
 
+from .._support.cached_property import cached_property
 from .mountinfo import Mount, mounts_of
 from .process_snapshot import Process, Tree, link
 

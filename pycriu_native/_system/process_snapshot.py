@@ -10,8 +10,8 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
+from .._support.cached_property import cached_property
 from .descriptors import descriptor_info
 from .mappings import Mapping, mappings_of
 from .process import ProcessStat, stat_of, status_of, threads_of

@@ -16,6 +16,7 @@ import click
 
 from .._calls.notification import Hook, Notification
 from .._rollback.option import Files, Rollback
+from .._support.cached_property import cached_property
 from .._support.frozen_dataclass import dataclass
 from .._system.process import all_pids, comm_of
 from .._system.process_identity import is_pid
@@ -128,7 +129,7 @@ class Command(click.Command):
         self._show_help = _help_option(HELP, "Show this message and exit.")
         del self.params  # set by click; the property below makes them when they are needed
 
-    @functools.cached_property
+    @cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override]
         """The command's own parameters, the shared ones, and the options of CRIU."""
         return self._made_params()

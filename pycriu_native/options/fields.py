@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from .. import enums
+from .._support.cached_property import cached_property
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.light_typing import Any, Self
 from ..errors import OptionError, Problem
@@ -328,13 +329,13 @@ class Fields:
         """The fields that are set, as table row and value, in the table's order."""
         return iter(self._items)
 
-    @functools.cached_property
+    @cached_property
     def _items(self) -> tuple[tuple[Row, Any], ...]:
         fields = vars(self)
         result = sorted([field for field in fields if field in _PLACES], key=_PLACES.__getitem__)
         return tuple([(BY_FIELD[field], fields[field]) for field in result])
 
-    @functools.cached_property
+    @cached_property
     def _remembered(self) -> Remembered:
         return Remembered()
 

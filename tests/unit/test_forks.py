@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 
 import pytest
 
 from pycriu_native._support import no_fork
+from pycriu_native._support.cached_property import cached_property
 from pycriu_native._support.unpatched import RawThread
 
 
@@ -63,3 +65,35 @@ def test_a_fork_does_not_wait_endlessly(monkeypatch: pytest.MonkeyPatch) -> None
         thread.join()
     assert no_fork.no_fork.acquire(False)
     no_fork.no_fork.release()
+
+
+def test_a_cached_property_that_another_thread_computes() -> None:
+    """The child computes its own, and waits for no lock."""
+    begun, over = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self, waits: bool) -> None:
+            self.waits = waits
+
+        @cached_property
+        def value(self) -> int:
+            if self.waits:
+                begun.set()
+                over.wait()
+            return 7
+
+    slow = Slow(waits=True)
+    thread = threading.Thread(target=lambda: slow.value)
+    thread.start()
+    try:
+        begun.wait()
+
+        def child() -> int:
+            signal.alarm(10)
+            return Slow(waits=False).value
+
+        assert _fork(child) == 7
+    finally:
+        over.set()
+        thread.join()
+    assert vars(slow)["value"] == 7

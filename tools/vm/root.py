@@ -100,11 +100,18 @@ def _make(guest: Guest, cache: Path, place: Path) -> None:
         made.rename(place)
 
 
+def _dangling(directory: str, names: list[str]) -> list[str]:
+    """Links without a target. ``ignore_dangling_symlinks`` takes them to be relative to the current
+    directory, and leaves out those of linux-libc-dev 6.12.117 (Debian 13).
+    """
+    return [name for name in names if not os.path.exists(os.path.join(directory, name))]
+
+
 def _keep_for_builds(guest: Guest, tree: Path, made: Path) -> None:
     """What the extension is compiled against, for later checkouts."""
     kept = made / "tree/usr"
     # Links to elsewhere become what they point to.
-    shutil.copytree(tree / "usr/include", kept / "include", ignore_dangling_symlinks=True)
+    shutil.copytree(tree / "usr/include", kept / "include", ignore=_dangling)
     libraries = f"lib/{guest.machine.uname}-linux-gnu"
     shutil.copytree(tree / "usr" / libraries, kept / libraries, symlinks=True)
     (made / "tree/lib").symlink_to("usr/lib")
