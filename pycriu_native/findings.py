@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from ._support.frozen_dataclass import dataclass
 from ._support.kernel_text import encodable
@@ -99,10 +99,13 @@ class Finding:
 
 def plain_options(options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Names and values of options as plain data for JSON."""
-    return {
-        name: [str(item) for item in value] if isinstance(value, tuple) else value
-        for name, value in options
-    }
+    return {name: _plain(value) for name, value in options}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return value.name.lower() if isinstance(value, IntEnum) else value
 
 
 def rank(finding: Finding) -> int:

@@ -141,6 +141,7 @@ class _Check:
             self.lazy,
             self.mounts,
             self.network,
+            self.programs,
             self.namespaces,
             self.cgroups,
         )
@@ -682,6 +683,26 @@ class _Check:
                     else f"external=['{device.type.lower()}[{device.name}]:NAME']",
                     "veth_pairs",
                     "external",
+                )
+
+    def programs(self) -> Iterator[Finding]:
+        """Programs that CRIU runs to restore network namespaces and tmpfs (``criu/net.c``)."""
+        from .._transport import helper_programs
+
+        path, names = helper_programs.search_path(self.via), os.listdir(self.images.directory)
+        restored = {
+            "ifaddr": ("the addresses of a network namespace", helper_programs.missing(path, "ip")),
+            "tmpfs": ("the files of a tmpfs", helper_programs.missing(path, "tar", "gzip")),
+        }
+        for family in ("iptables", "ip6tables"):
+            lacking = helper_programs.legacy_restore(path, family)
+            restored[family] = (f"rules of {family}", lacking)
+        for kind, (what, lacking) in restored.items():
+            if lacking and any(name.startswith(f"{kind}-") for name in names):
+                yield _error(
+                    what,
+                    f"CRIU restores them with {' and '.join(lacking)}, which {path} does not have",
+                    helper_programs.cure(lacking),
                 )
 
     def namespaces(self) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from pycriu_native import (
     PreflightError,
     Severity,
     Verdict,
+    Worker,
     dump,
     preflight,
     restore,
@@ -120,6 +122,7 @@ def a_user_namespace_without_group_0(at: Site) -> Target:
 
 @situation()
 def a_network_of_its_own(at: Site) -> Target:
+    at.options["network_lock"] = "nftables"
     blue = at.held.enter_context(host())
     with blue.entered():
         return at.spawn(LISTENS)
@@ -211,6 +214,38 @@ def a_worker_without_rights_to_the_network(at: Site) -> Target:
     """A process without connections does not need them."""
     at.via = wrapped(at, "setpriv", "--bounding-set=-net_admin")
     return at.spawn()
+
+
+def _without_iptables(at: Site) -> None:
+    programs = at.directory / "programs"
+    programs.mkdir()
+    for name in ("ip", "sh"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    at.via = Worker(env={"PATH": str(programs)})
+
+
+@situation(NEEDS)
+def a_connection_without_iptables(at: Site) -> Target:
+    """CRIU locks it with ``iptables-restore`` by default."""
+    _without_iptables(at)
+    at.options["tcp_established"] = True
+    return at.spawn(CONNECTED)
+
+
+@situation()
+def no_connection_and_no_iptables(at: Site) -> Target:
+    _without_iptables(at)
+    at.options["tcp_established"] = True
+    return at.spawn(LISTENS)
+
+
+@situation(NEEDS)
+def a_network_of_its_own_without_iptables(at: Site) -> Target:
+    """CRIU locks it, also without connections."""
+    _without_iptables(at)
+    blue = at.held.enter_context(host())
+    with blue.entered():
+        return at.spawn()
 
 
 # ---- containers ----

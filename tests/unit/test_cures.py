@@ -195,7 +195,6 @@ DOCTOR = {
     "mount -o remount,rw {}": OPEN,
     "a kernel with CONFIG_CHECKPOINT_RESTORE": KERNEL,
     "mount -o remount,rw /proc/sys": "test_doctor.py: test_sysctls_that_are_read_only",
-    "apt-get install iptables": DEVICE,
     "ulimit -Hn {} before, as root with CAP_SYS_RESOURCE": (
         "test_restorable.py: test_descriptors_near_the_limit"
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 from collections.abc import Iterator
 from functools import partial
 
@@ -12,9 +11,8 @@ from ..._system.host import read
 from ..._system.mountinfo import mounts_of
 from ..._system.process import status_of
 from ..._system.process_snapshot import link
+from ..._transport import helper_programs
 from ..._transport.base import Via
-from ..._transport.program import SEARCH_PATH
-from ..._transport.worker import worker_of
 from ...findings import Finding, Severity
 from .namespaces import in_first
 
@@ -25,8 +23,7 @@ SYS_ADMIN, RESOURCE, CHECKPOINT_RESTORE = 21, 24, 40
 
 def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
     """Findings on the system; ``unprivileged``: what CRIU's option of this name needs."""
-    worker = worker_of(via)
-    path = SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
+    path = helper_programs.search_path(via)
     yield from _network_tools(path)
     yield from _tools(path)
     yield _cgroups()
@@ -41,14 +38,13 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
 
 def _network_tools(path: str) -> Iterator[Finding]:
     finding = partial(Finding, id="iptables", group="network", subject="iptables")
-    tools = ("iptables-restore", "ip6tables-restore")
-    missing = [tool for tool in tools if shutil.which(tool, path=path) is None]
-    if missing:
+    lacking = helper_programs.missing(path, "iptables-restore", "ip6tables-restore")
+    if lacking:
         yield finding(
             severity=Severity.WARNING,
-            message=f"{' and '.join(missing)} not found in {path}",
-            costs='tcp_established needs network_lock="nftables"',
-            cure="apt-get install iptables",
+            message=f"{' and '.join(lacking)} not found in {path}",
+            costs='tcp_established and containers need network_lock="nftables"',
+            cure=helper_programs.cure(lacking),
         )
     else:
         yield finding(severity=Severity.GOOD, message="found")
@@ -56,18 +52,19 @@ def _network_tools(path: str) -> Iterator[Finding]:
 
 def _tools(path: str) -> Iterator[Finding]:
     expected = {
-        "tar": ("contents of tmpfs in containers cannot be saved", "apt-get install tar"),
-        "ip": ("addresses and routes of containers cannot be saved", "apt-get install iproute2"),
-        "sh": ("networks cannot be locked with iptables", "apt-get install dash"),
+        "tar": "contents of tmpfs in containers cannot be saved",
+        "gzip": "contents of tmpfs in containers cannot be saved",
+        "ip": "containers with a network namespace of their own cannot be saved or restored",
+        "sh": "networks cannot be locked with iptables",
     }
-    for tool, (costs, cure) in expected.items():
+    for tool, costs in expected.items():
         finding = partial(Finding, id=f"tool:{tool}", group="system", subject=f"the program {tool}")
-        if shutil.which(tool, path=path) is None:
+        if lacking := helper_programs.missing(path, tool):
             yield finding(
                 severity=Severity.WARNING,
                 message=f"not found in {path}",
                 costs=costs,
-                cure=cure,
+                cure=helper_programs.cure(lacking),
             )
         else:
             yield finding(severity=Severity.GOOD, message="there")

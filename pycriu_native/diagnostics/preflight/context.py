@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..._rollback.option import Rollback
 from ..._system.mount_table import MountTable
 from ..._system.process_snapshot import Process, Tree
 from ..._system.process_tree import is_above
+from ..._transport import helper_programs
 from ..._transport.base import Via
 from ...errors import CriuError
 from ...findings import Finding, Severity
@@ -110,6 +112,18 @@ def no_restore(id: str, message: str, *, failure: str | None = None, **more: Any
     if failure is not None:
         more.setdefault("cure", known(failure).cure)
     return Finding(id=id, severity=Severity.NO_RESTORE, message=message, failure=failure, **more)
+
+
+def needs_programs(context: Context, what: str, *programs: str) -> Iterator[Finding]:
+    """A finding that makes the dump fail if the worker does not find programs that CRIU runs."""
+    path = helper_programs.search_path(context.via)
+    if lacking := helper_programs.missing(path, *programs):
+        yield stops(
+            "program",
+            f"CRIU saves {what} with {' and '.join(lacking)}, which {path} does not have",
+            failure="program-missing",
+            cure=helper_programs.cure(lacking),
+        )
 
 
 def lost(id: str, message: str, **more: Any) -> Finding:

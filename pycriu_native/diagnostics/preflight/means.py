@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +15,7 @@ from ..._checks import option_rules
 from ..._failures.log_excerpt import known
 from ..._system.host import lines, read
 from ..._system.inet_sockets import LISTEN, tcp_sockets
-from ..._transport.program import SEARCH_PATH
-from ..._transport.worker import worker_of
+from ..._transport import helper_programs
 from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
 from ...findings import Finding
@@ -28,7 +26,7 @@ from ...options.values import PageServer, descriptor_number
 from ...results import Version
 from ..config_effects import configuration_files
 from . import sockets
-from .context import Context, no_restore, note, stops
+from .context import Context, needs, no_restore, note, stops
 from .sockets import INTERNET, kinds
 
 
@@ -203,17 +201,48 @@ def _security(opts: CriuOpts) -> Iterator[Finding]:
 
 
 def _network_lock(context: Context) -> Iterator[Finding]:
-    if not context.opts.tcp_established or context.opts.network_lock is not NetworkLock.IPTABLES:
+    """Whether the program that locks the network exists (``criu/net.c``, ``criu/sk-tcp.c``).
+
+    CRIU locks TCP connections that it saves, and a network namespace other than its own. Its
+    default is iptables; a distribution can build it with another one, which CRIU does not tell.
+    """
+    opts = context.opts
+    if _lock_in_force(context) not in (None, NetworkLock.IPTABLES):
         return
-    worker = worker_of(context.via)
-    path = SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
-    if shutil.which("iptables-restore", path=path) is None:
+    apart = context.tree.root.namespaces["net"] != context.tree.ours.namespaces["net"]
+    if not apart and (opts.tcp_close or not sockets.has_connections(context)):
+        return
+    path = helper_programs.search_path(context.via)
+    lacking = helper_programs.missing(path, "iptables-restore", "ip6tables-restore")
+    if not lacking:
+        return
+    message = f"there is no {' and no '.join(lacking)} to lock the network with"
+    if opts.network_lock is None:
+        yield needs(
+            context,
+            "network-lock",
+            f"{message}, which CRIU does by default",
+            known("net-lock-iptables").cure,
+            sets={"network_lock": NetworkLock.NFTABLES},
+            failure="net-lock-iptables",
+        )
+    else:
         yield stops(
             "network-lock",
-            "there is no iptables-restore to lock the network with",
+            message,
             failure="net-lock-iptables",
             sets=(("network_lock", NetworkLock.NFTABLES),),
         )
+
+
+def _lock_in_force(context: Context) -> object:
+    """``network_lock`` of the options, or of a configuration file that CRIU reads; or None."""
+    result: object = context.opts.network_lock
+    for file in configuration_files(context.opts, context.via):
+        for setting in file.settings:
+            if setting.option == "network_lock" and setting.applies:
+                result = setting.value
+    return result
 
 
 _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]*"\s*,?\s*)*\]\s*)')

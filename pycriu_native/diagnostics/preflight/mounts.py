@@ -15,7 +15,7 @@ from ..._system.host import lines
 from ..._system.mount_table import is_below
 from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
-from .context import Context, needs, note, stops
+from .context import Context, needs, needs_programs, note, stops
 from .files import all_used
 
 _REBUILT = """
@@ -48,7 +48,7 @@ def look(context: Context) -> Iterator[Finding]:
     if without_root := _without_root(context):
         yield without_root
         return
-    mounts = _Mounts(context)
+    mounts, packed = _Mounts(context), False
     yield from mounts.of_user_namespace()
     for mount in mounts.checked():
         if mount in mounts.left_out:
@@ -78,10 +78,14 @@ def look(context: Context) -> Iterator[Finding]:
                 cure=known("tmpfs-content").cure,
             )
         finding = mounts.unreachable_sharing(mount)
+        if mount.kind == "tmpfs" and not mounts.has_source(mount):
+            packed = True
         if finding is None and not mounts.has_source(mount):
             finding = mounts.unsupported(mount) or mounts.from_outside(mount)
         if finding is not None:
             yield finding
+    if packed:
+        yield from needs_programs(context, "the files of a tmpfs", "tar", "gzip")
 
 
 def _without_root(context: Context) -> Finding | None:

@@ -21,7 +21,7 @@ from ..._system.port_conflicts import ANY
 from ..._system.process_snapshot import Descriptor, Process, link
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
 from ...findings import Finding
-from .context import Context, lost, needs, note, stops
+from .context import Context, lost, needs, needs_programs, note, stops
 
 INTERNET = {
     "TCP": "tcp",
@@ -111,6 +111,18 @@ def kind_of(fd: Descriptor) -> str:
 def kinds(context: Context) -> set[str]:
     """The kinds of all sockets in the tree."""
     return {kind for _, kind in sockets_of(context)}
+
+
+def has_connections(context: Context) -> bool:
+    """Whether a TCP connection of the tree is open."""
+    tables = _tables(context).values()
+    for fd, kind in sockets_of(context):
+        if kind.startswith("TCP"):
+            name, inode = INTERNET[kind], fd.stat.st_ino
+            sock = next(filter(None, (table.inet(name, inode) for table in tables)), None)
+            if sock is not None and sock.state not in (CLOSE, TIME_WAIT, LISTEN):
+                return True
+    return False
 
 
 class Tables:
@@ -410,6 +422,7 @@ def _links(context: Context) -> Iterator[Finding]:
         number = which.partition("[")[2].rstrip("]")
         if which == context.tree.ours.namespaces["net"] or context.external(f"net[{number}]"):
             continue
+        yield from needs_programs(context, "the addresses of a network namespace", "ip")
         for device in links(process):
             if (
                 device.type == LOOPBACK

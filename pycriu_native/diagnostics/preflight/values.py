@@ -207,7 +207,7 @@ class Preflight:
         others = "" if count < 2 else f" and {count - 1} other process{'es' * (count > 2)}"
         yield f"process {self.pid}{others}: {_SUMMARIES[self.verdict]}"
         if self.verdict in (Verdict.NEEDS_OPTIONS, Verdict.NO_RESTORE):
-            for name, value in self.changes().items():
+            for name, value in plain_options(self.changes().items()).items():
                 yield encodable(f"    {name}={value!r}")
         yield from lines(self.findings, HEADINGS)
         if self.restore_needs and self.verdict is not Verdict.FAILS:

@@ -1,0 +1,107 @@
+"""Programs that CRIU runs for containers: without them preflight and ``check_images`` refuse.
+
+``ip`` for a network namespace, ``tar`` and ``gzip`` for a tmpfs, ``iptables-legacy-restore`` for
+saved rules.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    Severity,
+    Verdict,
+    Worker,
+    dump,
+    preflight,
+    restore,
+)
+from pycriu_native._transport.program import SEARCH_PATH
+from pycriu_native.images import check_images
+
+from .support.containers import Container, container
+from .support.processes import reap_all
+
+PROGRAMS = ("sh", "ip", "tar", "gzip")
+FAMILIES = ("iptables", "ip6tables")
+RULES = tuple(
+    f"{family}{backend}-{verb}"
+    for family in FAMILIES
+    for backend in ("", "-legacy")
+    for verb in ("save", "restore")
+)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Container]:
+    """A container with a file in a tmpfs and an address."""
+    with container(tmp_path / "box", mounts={"/mem": "tmpfs"}) as made:
+        Path(f"/proc/{made.pid}/root/mem/file").write_text("in the tmpfs")
+        made.run("ip", "address", "add", "10.9.9.9/24", "dev", "lo")
+        yield made
+
+
+def _without(directory: Path, *lacking: str) -> Worker:
+    """A worker whose PATH lacks these programs."""
+    directory.mkdir()
+    for name in (*PROGRAMS, *RULES):
+        program = shutil.which(name, path=SEARCH_PATH)
+        if program is not None and name not in lacking:
+            (directory / name).symlink_to(program)
+    return Worker(env={"PATH": str(directory)})
+
+
+@pytest.mark.cures("program-missing")
+@pytest.mark.parametrize("program", ["ip", "tar", "gzip"])
+def test_a_dump(box: Container, images: Path, tmp_path: Path, program: str) -> None:
+    """It is refused before the container is frozen; without preflight it fails, for this reason."""
+    via = _without(tmp_path / "bin", program)
+    opts = CriuOpts(images_directory=images, external=box.given_on_dump, network_lock="nftables")
+    found = preflight(box.pid, opts, via=via)
+    assert found.verdict is Verdict.FAILS
+    [finding] = [each for each in found.findings if each.severity is Severity.STOPS]
+    assert f"with {program}, which" in finding.message
+    assert str(finding.cure).startswith("apt-get install")
+    with pytest.raises(CriuError) as failed:
+        dump(box.pid, opts, via=via)
+    assert program in str(failed.value.cause)
+    assert preflight(box.pid, opts).verdict is Verdict.WORKS
+    dump(box.pid, opts)
+
+
+@pytest.mark.cures("program-missing", "tmpfs-unpack")
+@pytest.mark.parametrize("program", ["ip", "tar", "gzip", "iptables"])
+def test_a_restore(box: Container, images: Path, tmp_path: Path, program: str) -> None:
+    """It works once the program is there."""
+    lacking = [program]
+    if program in FAMILIES:
+        if shutil.which(f"{program}-legacy-save", path=SEARCH_PATH) is None:
+            pytest.skip(f"no {program}-legacy-save here: CRIU saves no rules")
+        lacking = [f"{program}-restore", f"{program}-legacy-restore"]
+        box.run(f"{program}-legacy", "-A", "INPUT", "-s", "10.1.1.1", "-j", "DROP")
+    opts = CriuOpts(images_directory=images, network_lock="nftables")
+    dump(box.pid, replace(opts, external=box.given_on_dump))
+    box.reap()
+    opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
+    via = _without(tmp_path / "bin", *lacking)
+    messages = [
+        f.message for f in check_images(images, opts, via=via) if f.severity is Severity.STOPS
+    ]
+    assert [lacking[-1] in message for message in messages] == [True]
+    with pytest.raises(CriuError) as failed:
+        restore(opts, via=via)
+    assert program in str(failed.value.cause)
+    assert not [f for f in check_images(images, opts) if f.severity is Severity.STOPS]
+    result = restore(opts)
+    assert Path(f"/proc/{result.pid}/root/mem/file").read_text() == "in the tmpfs"
+    os.kill(result.pid, signal.SIGKILL)
+    reap_all()
