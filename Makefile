@@ -39,6 +39,9 @@ VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fs
 ARM64_TOOLS := qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static \
 	arch-test:arch-test aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
 
+# The programs that build the wheels, each with its Debian package.
+WHEEL_TOOLS := debootstrap:debootstrap curl:curl
+
 # Other releases of libcriu for the tests of the one build: release:suite. The crun of Debian 12 is
 # built without CRIU, so that of Debian 13 is installed too; and crit, if the suite has it.
 TEST_LIBRARIES := 3.17:bookworm 4.1:trixie:crun 4.2:forky 4.3:experimental
@@ -286,7 +289,7 @@ dist: build $(VENV)/.extra-lint ## build a source archive, and from it a wheel f
 
 # The build runs in a Debian 11 root file system, so the wheels support glibc 2.28 and later.
 .PHONY: wheels
-wheels: $(VENV)/.extra-release ## build the wheels with libcriu and with criu into dist/wheels (half an hour at first)
+wheels: wheel-tools $(VENV)/.extra-release ## build the wheels with libcriu and with criu into dist/wheels (half an hour at first)
 	@$(AS_ROOT)
 	as_root env PYTHON=$(VENV)/bin/python SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) tools/wheels/build dist/wheels
 
@@ -300,7 +303,7 @@ test-wheels-arm64: vm-tools arm64-tools build ## test the aarch64 wheels in a gu
 	as_root env PYTHON=$(VENV)/bin/python tools/wheels/test dist/wheels trixie-arm64
 
 .PHONY: release
-release: $(VENV)/.extra-release ## build all files of a release into dist/release: twice, compared, checked
+release: wheel-tools $(VENV)/.extra-release ## build all files of a release into dist/release: twice, compared, checked
 	@$(AS_ROOT)
 	as_root env PYTHON=$(VENV)/bin/python SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) tools/wheels/release dist/release
 
@@ -423,10 +426,11 @@ build-tools:
 		exit 1
 	}
 
-.PHONY: vm-tools arm64-tools
+.PHONY: vm-tools arm64-tools wheel-tools
 vm-tools: TOOLS = $(VM_TOOLS)
 arm64-tools: TOOLS = $(ARM64_TOOLS)
-vm-tools arm64-tools:
+wheel-tools: TOOLS = $(WHEEL_TOOLS)
+vm-tools arm64-tools wheel-tools:
 	@$(INSTALL_PACKAGES)
 	missing=()
 	for tool in $(TOOLS); do

@@ -150,6 +150,12 @@ class UnsupportedError(OptionError):
     """An option, function or feature that this libcriu, ``criu`` or kernel does not have."""
 
 
+def missing_extra(what: str, package: str, extra: str) -> UnsupportedError:
+    """The error for a package that this installation lacks, with the extra that installs it."""
+    rule = f"{what} needs the package {package}: pip install 'pycriu-native[{extra}]'"
+    return UnsupportedError([Problem("installation", None, rule)])
+
+
 class ProgramNotFoundError(CriuError, FileNotFoundError):
     """No ``criu`` program was found."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, BinaryIO, Literal, cast
 
 from .._support.unpatched import Thread
-from ..errors import CriuError, ImagesError, OptionError, Problem
+from ..errors import ImagesError, OptionError, Problem, missing_extra
 
 Compression = Literal["none", "gzip", "zstd"]
 """How an archive is compressed; ``zstd`` needs the extra ``pycriu-native[archive]``."""
@@ -184,9 +184,7 @@ def _extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise CriuError(
-            f"this archive needs the package {name}: pip install 'pycriu-native[archive]'"
-        ) from None
+        raise missing_extra("this archive", name, "archive") from None
 
 
 def bad_argument(field: str, value: object, rule: str) -> OptionError:

@@ -20,6 +20,7 @@ from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
+from .storage import check_url
 
 FAILED = 1
 """Exit code of a supervisor that failed to start; the status has the reason."""
@@ -149,8 +150,9 @@ class Job:
         checkpoint and end the run; a signal before the start prevents it. If this process ends, the
         command ends too.
 
-        Raises ``OptionError`` if the directory belongs to another command, ``ImagesError`` if it
-        cannot be used.
+        Raises ``OptionError`` if the directory belongs to another command, or for an unknown file
+        system of ``storage``, ``UnsupportedError`` for one whose package is not installed, and
+        ``ImagesError`` if the directory cannot be used.
         """
         with held() as signals:
             return self._run(math.inf if wait is None else wait, signals)
@@ -160,6 +162,8 @@ class Job:
     def _run(self, wait: float, signals: HeldSignals) -> JobResult:
         until = time.monotonic() + wait
         command = [*map(str, self.command)]
+        if self.storage is not None:
+            check_url(self.storage)
         directory = JobDirectory(self.directory)
         directory.make()
         directory.check_command(command)

@@ -15,10 +15,39 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
 from typing import Any, BinaryIO, Literal
 
-from ..errors import CriuError, OptionError, Problem
+from ..errors import OptionError, Problem, UnsupportedError, missing_extra
+
+
+def check_url(url: str) -> None:
+    """Check that fsspec and the package of the file system are installed, without loading that.
+
+    Raises ``OptionError`` for an unknown file system, ``UnsupportedError`` for a missing package.
+    """
+    fsspec = _fsspec()
+    for part in url.split("::"):
+        protocol, is_url, _ = part.partition("://")
+        if not is_url and part == url:
+            return  # a path
+        if protocol not in fsspec.available_protocols():
+            rule = f"a path or a URL of fsspec is accepted, and it has no file system {protocol}"
+            raise OptionError([Problem("storage", url, rule)], verb="run")
+        known = import_module("fsspec.registry").known_implementations.get(protocol)
+        package = known["class"].partition(".")[0] if known else "fsspec"
+        if find_spec(package) is None:
+            rule = f"{protocol} needs the package {package}: pip install {package}"
+            raise UnsupportedError([Problem("storage", url, rule)], verb="run")
+
+
+def _fsspec() -> Any:
+    try:
+        return import_module("fsspec")
+    except ImportError:
+        raise missing_extra("storage", "fsspec", "storage") from None
 
 
 class Storage:
@@ -30,12 +59,7 @@ class Storage:
     def __init__(self, url: str) -> None:
         """``url`` is of fsspec, or a path. Raises ``OptionError`` for an unknown file system."""
         self.url = url
-        try:
-            fsspec = __import__("fsspec")
-        except ImportError:
-            raise CriuError(
-                "storage needs the package fsspec: pip install 'pycriu-native[storage]'"
-            ) from None
+        fsspec = _fsspec()
         try:
             self._fs, root = fsspec.url_to_fs(url)
         except (ValueError, ImportError) as error:

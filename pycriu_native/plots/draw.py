@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImagesError, OptionError, Problem, UnsupportedError
+from ..errors import ImagesError, OptionError, Problem, UnsupportedError, missing_extra
 from .dump_timeline import Span, Timeline, read_timeline
 from .parent_chain import ImageRound, read_rounds
 from .start_timings import read_starts
@@ -396,8 +396,7 @@ def _check(to: Place) -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        rule = f"pictures need {error.name}: pip install 'pycriu-native[plot]'"
-        raise UnsupportedError([Problem("installation", None, rule)]) from None
+        raise missing_extra("a picture", str(error.name), "plot") from None
 
 
 def _figure(width: float, height: float) -> Figure:
