@@ -160,7 +160,8 @@ def lines(error: BaseException, command: str) -> Iterator[tuple[str, str]]:
     else:
         yield "", f"{command}: {safe(message(error))}"
     for note in getattr(error, "__notes__", []):
-        yield "note", safe(in_flags(note))
+        for line in note.splitlines():
+            yield "note", safe(in_flags(line))
 
 
 def _problem(problem: errors.Problem) -> str:

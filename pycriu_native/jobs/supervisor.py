@@ -333,7 +333,7 @@ class Supervisor:
         self._change(state=State.INTERRUPTED)
         count = len(self._directory.all_checkpoints())
         why = f"; the last one failed: {self._failure}" if self._failure else ""
-        self._report("interrupted", f"interrupted; {count} checkpoints to resume from{why}")
+        self._report("interrupted", f"interrupted; checkpoints to resume from: {count}{why}")
 
     # ---- end ----
 

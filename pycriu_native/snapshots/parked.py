@@ -20,7 +20,9 @@ GUEST = 3
 """The index of the guest's socket, after the standard streams."""
 
 TAIL = 16384
-"""Bytes of a program's output that an error shows."""
+"""Bytes of a program's output that a note of an error shows."""
+LAST_OUTPUT = "its last output:"
+"""The start of this note. The output went to the caller's standard error too."""
 
 
 class ParkedProgram(Closing):
@@ -93,7 +95,7 @@ class ParkedProgram(Closing):
         try:
             line = read_ready(self.socket, until)
         except (CriuError, DeadlineError) as error:
-            raise type(error)(self._message(str(error))) from None
+            raise self._failed(str(error), type(error)) from None
         if not line:
             self._ended()
         self.forks = line == guest.READY_TO_FORK
@@ -102,18 +104,16 @@ class ParkedProgram(Closing):
         try:
             status = self.process.wait(5)
         except subprocess.TimeoutExpired:
-            raise CriuError(
-                self._message(f"has closed the descriptor of {guest.VARIABLE}")
-            ) from None
+            raise self._failed(f"has closed the descriptor of {guest.VARIABLE}") from None
         for reader in self._readers:
             reader.join(5)
-        raise CriuError(self._message(f"ended with status {status} before it called guest.wait()"))
+        raise self._failed(f"ended with status {status} before it called guest.wait()")
 
-    def _message(self, what: str) -> str:
-        shown = self._tail.decode(errors="replace").strip()
-        return f"the program {self._name} {what}" + (
-            f"; its last output:\n{shown}" if shown else ""
-        )
+    def _failed(self, what: str, kind: type[CriuError] = CriuError) -> CriuError:
+        error = kind(f"the program {self._name} {what}")
+        if shown := self._tail.decode(errors="replace").strip():
+            error.add_note(f"{LAST_OUTPUT}\n{shown}")
+        return error
 
     def close(self) -> None:
         """Kill the program if it runs, and reap it."""

@@ -371,7 +371,7 @@ def test_checkpoints_that_fail(job: RunningJob) -> None:
     assert subprocess.run(words, stdout=subprocess.DEVNULL).returncode == Exit.NO
     assert process.wait() == INTERRUPTED
     assert job.messages().count("a checkpoint failed:") == 1
-    assert "0 checkpoints to resume from; the last one failed: the command" in job.messages()
+    assert "checkpoints to resume from: 0; the last one failed: the command" in job.messages()
 
 
 def test_what_a_run_prints_at_the_end(job: RunningJob) -> None:

@@ -177,9 +177,6 @@ DOCTOR = {
     "check whether that is intended; else remove {}": (
         "test_doctor.py: test_a_configuration_file_that_interferes"
     ),
-    "run as root, or set unprivileged=True with CAP_CHECKPOINT_RESTORE": (
-        "test_security_unprivileged.py: test_with_the_one_capability"
-    ),
     "run without it (docker run --security-opt seccomp=unconfined), with CAP_SYS_ADMIN": (
         "test_seccomp_filter.py: test_a_filter_that_criu_may_not_suspend"
     ),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import IO, Any
 
 import click
 
-from ...errors import OptionError, Problem
+from ...errors import CriuError, OptionError, Problem
 from ...snapshots import Process, Record, Snapshot, list_snapshots
+from ...snapshots.parked import LAST_OUTPUT
 from ...snapshots.processor_level import LEVELS
 from .. import progress
 from ..command import Call, Command, Group, Interrupted, directory_argument
@@ -32,7 +35,7 @@ def _snapshot(
 ) -> int:
     if bool(command) == (pid is not None):
         raise click.UsageError("Either a command after '--' or --pid is accepted.")
-    with progress.shown(call.out) as on_progress:
+    with progress.shown(call.out) as on_progress, _output_once(call):
         snapshot = Snapshot.take(
             list(command) if pid is None else pid,
             directory,
@@ -44,6 +47,17 @@ def _snapshot(
             on_progress=on_progress,
         )
     return call.out.result(shape(snapshot), text(snapshot))
+
+
+@contextlib.contextmanager
+def _output_once(call: Call) -> Iterator[None]:
+    """Remove the note with the program's output, which standard error has already."""
+    try:
+        yield
+    except CriuError as error:
+        notes = getattr(error, "__notes__", [])
+        notes[:] = [each for each in notes if call.out.as_json or not each.startswith(LAST_OUTPUT)]
+        raise
 
 
 def _start(

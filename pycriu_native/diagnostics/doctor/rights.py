@@ -47,7 +47,13 @@ CAPABILITIES = {
 }
 """Bit number, and what does not work without it."""
 EITHER = ("CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE")
-GIVE = "run as root, or in a container that is given it (docker run --cap-add={short})"
+GIVE = "run in a container that is given it (docker run --cap-add={short})"
+NAMESPACE = (
+    "run as root; or start the program and this library in one user namespace, and set "
+    "unprivileged=True: unshare --user --map-root-user --pid --fork --mount-proc; "
+    "pycriu-native run makes one itself"
+)
+"""What a user without rights can do. A namespace of the user's own has all capabilities."""
 
 
 def look() -> Iterator[Finding]:
@@ -81,6 +87,8 @@ def _capability(name: str, costs: str, has: set[str]) -> Finding:
     else:
         severity = Severity.WARNING
     cure = GIVE.format(short=name.removeprefix("CAP_"))
+    if os.geteuid() != 0:
+        cure = NAMESPACE if name == EITHER[0] else f"{cure}, or as root"
     return finding(severity=severity, message="lacking", costs=costs, cure=cure)
 
 
@@ -92,7 +100,7 @@ def _user() -> Finding:
         severity=Severity.WARNING,
         message=f"uid {os.geteuid()}",
         costs="CRIU refuses to run unless unprivileged is set, and can save less then",
-        cure="run as root, or set unprivileged=True with CAP_CHECKPOINT_RESTORE",
+        cure=NAMESPACE,
     )
 
 
