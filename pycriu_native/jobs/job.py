@@ -163,7 +163,7 @@ class Job:
         until = time.monotonic() + wait
         command = [*map(str, self.command)]
         if self.storage is not None:
-            check_url(self.storage)
+            check_url(str(self.storage))
         directory = JobDirectory(self.directory)
         directory.make()
         directory.check_command(command)

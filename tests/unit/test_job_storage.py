@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 import pytest
 
-from pycriu_native import CriuError, ImagesError, OptionError, seal
+from pycriu_native import ImagesError, OptionError, UnsupportedError, seal
 from pycriu_native.jobs import Job, State, uploads
 from pycriu_native.jobs import job as job_module
 from pycriu_native.jobs import lease as leases
@@ -549,8 +549,26 @@ def test_other_files_in_a_storage(url: str, clock: Clock, tmp_path: Path) -> Non
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the extra."""
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(CriuError, match=r"pip install 'pycriu-native\[storage\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install 'pycriu-native\[storage\]'"):
         Storage("memory://x")
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "what"),
+    [
+        ("nothing://x", OptionError, "no file system nothing"),
+        ("simplecache::nothing://x", OptionError, "no file system nothing"),
+        ("dropbox://x", UnsupportedError, "pip install dropboxdrivefs"),
+    ],
+)
+def test_a_file_system_that_is_not_there(
+    tmp_path: Path, url: str, error: type[OptionError], what: str
+) -> None:
+    """The run is refused before it makes the directory."""
+    job = Job(tmp_path / "job", ["true"], storage=url)
+    with pytest.raises(error, match=what):
+        job.run()
+    assert not (tmp_path / "job").exists()
 
 
 def test_keys_are_not_shown() -> None:
