@@ -25,10 +25,12 @@ from pycriu_native import (
     preflight,
     restore,
 )
-from pycriu_native._transport.program import SEARCH_PATH
+from pycriu_native._transport.program import SEARCH_PATH, find_program
 from pycriu_native.images import check_images
 
+from .conftest import Spawn
 from .support.containers import Container, container
+from .support.failing_calls import CONNECTED
 from .support.processes import reap_all
 
 PROGRAMS = ("sh", "ip", "tar", "gzip")
@@ -105,3 +107,25 @@ def test_a_restore(box: Container, images: Path, tmp_path: Path, program: str) -
     assert Path(f"/proc/{result.pid}/root/mem/file").read_text() == "in the tmpfs"
     os.kill(result.pid, signal.SIGKILL)
     reap_all()
+
+
+@pytest.mark.parametrize("lock", [None, "nftables"])
+def test_no_way_to_lock(spawn: Spawn, images: Path, tmp_path: Path, lock: str | None) -> None:
+    """Without iptables, and by a CRIU without nftables: preflight refuses, and sets no option."""
+    without = _without(tmp_path / "bin")
+    for name in FAMILIES:
+        (tmp_path / "bin" / f"{name}-restore").unlink(missing_ok=True)
+    script = tmp_path / "criu"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *network_lock_nftables*) exit 1 ;; esac\n'
+        f'exec {find_program(None)} "$@"\n'
+    )
+    script.chmod(0o755)
+    via = replace(without, program=script)
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock=lock)
+    found = preflight(spawn(CONNECTED).pid, opts, via=via)
+    assert found.verdict is Verdict.FAILS
+    [finding] = [each for each in found.findings if each.severity is Severity.STOPS]
+    assert finding.id == "network-lock"
+    assert "with nftables here" in finding.message
+    assert not finding.sets

@@ -210,7 +210,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
     if worker is None:
         yield from _by_request(via)
         return
-    if not _tested(worker, CONTROL, unprivileged):
+    if not tested(worker, CONTROL, unprivileged):
         yield Finding(
             id="features",
             group="feature",
@@ -221,7 +221,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
         return
     lacking = _lacking_rights()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = pool.map(lambda name: _tested(worker, name, unprivileged), FEATURES)
+        answers = pool.map(lambda name: tested(worker, name, unprivileged), FEATURES)
         for name, answer in zip(FEATURES, answers, strict=True):
             if answer is False and lacking and name not in NEEDS_NO_RIGHTS:
                 yield _not_known(name, lacking)
@@ -247,7 +247,7 @@ def _by_request(via: Via) -> Iterator[Finding]:
         yield _finding(name, getattr(result, field))
 
 
-def _tested(via: Worker, name: str, unprivileged: bool) -> bool | None:
+def tested(via: Worker, name: str, unprivileged: bool) -> bool | None:
     """Whether the kernel has a feature; None if this CRIU cannot test it."""
     stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:

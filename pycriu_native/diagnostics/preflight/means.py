@@ -16,6 +16,7 @@ from ..._failures.log_excerpt import known
 from ..._system.host import lines, read
 from ..._system.inet_sockets import LISTEN, tcp_sockets
 from ..._transport import helper_programs
+from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
 from ...findings import Finding
@@ -25,9 +26,13 @@ from ...options.flags import UNKNOWN
 from ...options.values import PageServer, descriptor_number
 from ...results import Version
 from ..config_effects import configuration_files
+from ..doctor.features import tested
 from . import sockets
 from .context import Context, needs, no_restore, note, stops
 from .sockets import INTERNET, kinds
+
+LOCK = "network_lock_nftables"
+"""The feature of ``criu check`` that tests the lock by nftables."""
 
 
 def check_options(opts: CriuOpts, pid: int) -> None:
@@ -201,23 +206,32 @@ def _security(opts: CriuOpts) -> Iterator[Finding]:
 
 
 def _network_lock(context: Context) -> Iterator[Finding]:
-    """Whether the program that locks the network exists (``criu/net.c``, ``criu/sk-tcp.c``).
+    """Whether CRIU can lock the network (``criu/net.c``, ``criu/sk-tcp.c``).
 
     CRIU locks TCP connections that it saves, and a network namespace other than its own. Its
     default is iptables; a distribution can build it with another one, which CRIU does not tell.
     """
-    opts = context.opts
-    if _lock_in_force(context) not in (None, NetworkLock.IPTABLES):
+    opts, lock = context.opts, _lock_in_force(context)
+    if lock == NetworkLock.SKIP:
         return
     apart = context.tree.root.namespaces["net"] != context.tree.ours.namespaces["net"]
     if not apart and (opts.tcp_close or not sockets.has_connections(context)):
         return
     path = helper_programs.search_path(context.via)
     lacking = helper_programs.missing(path, "iptables-restore", "ip6tables-restore")
-    if not lacking:
+    if lock != NetworkLock.NFTABLES and not lacking:
         return
-    message = f"there is no {' and no '.join(lacking)} to lock the network with"
-    if opts.network_lock is None:
+    worker = worker_of(context.via)
+    by_nftables = worker is None or tested(worker, LOCK, bool(opts.unprivileged)) is not False
+    message = f"{path} has no {' and no '.join(lacking)} to lock the network with"
+    if lock == NetworkLock.NFTABLES:
+        if not by_nftables:
+            message = "CRIU cannot lock the network with nftables here"
+            yield stops("network-lock", message, failure="net-lock-nft")
+    elif not by_nftables:
+        message += ", and CRIU cannot lock it with nftables here"
+        yield stops("network-lock", message, failure="net-lock-iptables")
+    elif lock is None:
         yield needs(
             context,
             "network-lock",
