@@ -390,15 +390,17 @@ test-arm64: vm-tools arm64-tools build ## run tests/integration on arm64: 4K and
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm.suite arm64 -- $(ARGS)
 
-# The results are not executed.
-CROSS := aarch64 powerpc64le riscv64 loongarch64
+# As GCC and as Debian name them. The results are not executed.
+CROSS := aarch64:arm64 powerpc64le:ppc64el riscv64:riscv64 loongarch64:loong64
 .PHONY: cross
 cross: build ## compile the extension for other architectures, into build/cross
 	@$(INSTALL_PACKAGES)
-	for arch in $(CROSS); do
-		type -P "$$arch-linux-gnu-gcc" >/dev/null || install_packages "gcc-$$arch-linux-gnu" || true
+	for machine in $(CROSS); do
+		gcc=$${machine%:*}-linux-gnu-gcc
+		"$$gcc" -E -include stdio.h -x c /dev/null &>/dev/null ||
+			install_packages "gcc-$${machine%:*}-linux-gnu" "libc6-dev-$${machine#*:}-cross" || true
 	done
-	PYTHON=$(VENV)/bin/python tools/cross-build $(CROSS)
+	PYTHON=$(VENV)/bin/python tools/cross-build $(foreach machine,$(CROSS),$(firstword $(subst :, ,$(machine))))
 
 .PHONY: demo-vm
 demo-vm: vm-tools build ## run the demo in a guest, for machines that cannot checkpoint
