@@ -1,53 +1,72 @@
 """The programs that CRIU runs itself: it finds them in the PATH of the worker.
 
-``criu/net.c`` (``ip`` for a network namespace that is saved or restored, ``iptables-restore``),
-``criu/filesystems.c`` (``tar``, with ``gzip``, for a tmpfs); all confirmed with 4.2.1.
+``criu/net.c``: ``ip`` for a network namespace, ``iptables-restore`` to lock one, and the legacy
+program of iptables for its rules; ``criu/netfilter.c``: ``iptables`` by ``sh`` for a connection;
+``criu/filesystems.c``: ``tar`` with ``gzip`` for a tmpfs. Confirmed with 4.2.1.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterable
 
+from .base import Via
 from .program import SEARCH_PATH
 from .worker import worker_of
 
-PACKAGES = {
-    "ip": "iproute2",
-    "tar": "tar",
-    "gzip": "gzip",
-    "sh": "dash",
-    "iptables-restore": "iptables",
-    "ip6tables-restore": "iptables",
-    "iptables-legacy-restore": "iptables",
-    "ip6tables-legacy-restore": "iptables",
-}
-"""The package of Debian that has each."""
+PACKAGES = {"ip": "iproute2", "sh": "dash"}
+"""Packages of Debian that do not have the name of their program."""
+
+FAMILIES = ("iptables", "ip6tables")
 
 
-def search_path(via: object) -> str:
-    """The PATH in which the CRIU of ``via`` finds programs; that of a service is not known."""
-    worker = worker_of(via)
-    return SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
+class HelperPrograms:
+    """What the CRIU of ``via`` finds. Of a service that runs already it is not known."""
 
+    def __init__(self, via: Via | None) -> None:
+        worker = worker_of(via)
+        self.known = via is None or worker is not None
+        env = {} if worker is None else worker.env
+        self.path = env.get("PATH", SEARCH_PATH)
+        self.ip = env.get("CR_IP_TOOL", "ip")
+        """CRIU's variable for another program."""
 
-def missing(path: str, *programs: str) -> tuple[str, ...]:
-    """Those of the programs that ``path`` does not have."""
-    return tuple(name for name in programs if shutil.which(name, path=path) is None)
+    def missing(self, *programs: str) -> tuple[str, ...]:
+        """Those of the programs that it does not find."""
+        if not self.known:
+            return ()
+        return tuple(name for name in programs if shutil.which(name, path=self.path) is None)
 
+    def missing_for_lock(self, families: Iterable[str]) -> tuple[str, ...]:
+        """``missing`` for the lock of connections of these families by iptables."""
+        return self.missing("sh", *families)
 
-def legacy_restore(path: str, family: str) -> tuple[str, ...]:
-    """``missing`` for the program that restores rules of ``iptables`` or ``ip6tables``.
+    def missing_for_namespace_lock(self) -> tuple[str, ...]:
+        """``missing`` for the lock of a network namespace by iptables, and for its removal."""
+        families = FAMILIES if os.path.exists("/proc/sys/net/ipv6") else FAMILIES[:1]
+        return self.missing(*(f"{family}-restore" for family in families))
 
-    CRIU saves and restores those of the legacy program only; ``iptables-restore`` can be the
-    program of nftables of the same name (``get_legacy_iptables_bin`` of ``criu/util.c``).
-    """
-    plain = shutil.which(f"{family}-restore", path=path)
-    if plain is not None and "nft" not in os.path.basename(os.path.realpath(plain)):
-        return ()
-    return missing(path, f"{family}-legacy-restore")
+    def saves_rules(self) -> bool:
+        """Whether CRIU finds a legacy iptables: it saves the rules of network namespaces then."""
+        return self.known and any(not self._missing_legacy(f"{each}-save") for each in FAMILIES)
+
+    def missing_for_rules(self, family: str) -> tuple[str, ...]:
+        """``missing`` for a restore of saved rules."""
+        return self.missing("sh") + self._missing_legacy(f"{family}-restore")
+
+    def _missing_legacy(self, program: str) -> tuple[str, ...]:
+        """CRIU takes the program if its release does not say nf_tables, else the legacy one."""
+        plain = shutil.which(program, path=self.path)
+        if plain is not None:
+            asked = subprocess.run([plain, "-V"], capture_output=True, text=True, check=False)
+            if asked.returncode == 0 and "nf_tables" not in asked.stdout:
+                return ()
+        return self.missing(program.replace("tables-", "tables-legacy-"))
 
 
 def cure(programs: tuple[str, ...]) -> str:
     """The command that installs them on Debian and Ubuntu."""
-    return f"apt-get install {' '.join(dict.fromkeys(PACKAGES[name] for name in programs))}"
+    packages = ("iptables" if "tables" in name else PACKAGES.get(name, name) for name in programs)
+    return f"apt-get install {' '.join(dict.fromkeys(packages))}"

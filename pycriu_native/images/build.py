@@ -17,6 +17,7 @@ from .._integrity.image_files import ImageFiles, kind_of
 from .._integrity.page_size import HOST_PAGE, page_size
 from .._support.unpatched import close
 from .._system.regular_file import open_regular
+from ..enums import NetworkLock
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
 from . import kernel_names as names
@@ -255,9 +256,7 @@ class _Builder:
             architecture=next((each.architecture for each in processes), ""),
             lsm=enum_name("lsmtype", inventory.lsmtype),
             compressed=bool(inventory.compress),
-            network_lock=(
-                inventory.network_lock_method if inventory.HasField("network_lock_method") else None
-            ),
+            network_lock=_lock(inventory),
             tcp_close=inventory.tcp_close,
             allow_uprobes=inventory.allow_uprobes,
             plugins=tuple(map(os.fsdecode, inventory.plugins_entry.plugins)),
@@ -335,7 +334,7 @@ class _Builder:
             architecture=enum_name("core_entry.march", core.mtype) if core is not None else "",
             # For a zombie, CRIU saves thread ids that it has not initialized.
             threads=tuple(self._threads(entry, core, task)) if known else (),
-            pointer_authentication=core is not None and core.ti_aarch64.HasField("pac_keys"),
+            pointer_authentication=core is not None and _has_keys(core.ti_aarch64.pac_keys),
             credentials=self._credentials(thread),
             cgroups=self.sets.get(cgroup, {}) if cgroup is not None else {},
             limits=self._limits(task.rlimits) if task else {},
@@ -767,3 +766,15 @@ def _timers(timers: Any) -> list[Timer]:
         )
         for each in timers.posix
     ]
+
+
+def _has_keys(keys: Any) -> bool:
+    """Whether CRIU saved keys: without PAC it writes the message without any (CRIU 4.2)."""
+    return bool(keys.HasField("pac_address_keys") or keys.HasField("pac_generic_keys"))
+
+
+def _lock(inventory: Any) -> NetworkLock | None:
+    """The lock of the network: CRIU writes the numbers of its own enumeration, from 0."""
+    number = inventory.network_lock_method + 1
+    known = inventory.HasField("network_lock_method") and number in list(NetworkLock)
+    return NetworkLock(number) if known else None

@@ -39,6 +39,7 @@ from .._system.port_conflicts import Binding, Conflict, conflict_of, cure_of_end
 from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
 from .._system.processor import authenticates_pointers, cpu_flags
+from ..enums import NetworkLock
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
 from .build import inspect
@@ -239,7 +240,7 @@ class _Check:
         if (
             flags
             and any(each.pointer_authentication for each in self.images.processes)
-            and not (authenticates_pointers())
+            and not authenticates_pointers()
         ):
             yield _error(
                 "processor",
@@ -687,22 +688,36 @@ class _Check:
 
     def programs(self) -> Iterator[Finding]:
         """Programs that CRIU runs to restore network namespaces and tmpfs (``criu/net.c``)."""
-        from .._transport import helper_programs
+        from .._transport.helper_programs import FAMILIES, HelperPrograms, cure
 
-        path, names = helper_programs.search_path(self.via), os.listdir(self.images.directory)
-        restored = {
-            "ifaddr": ("the addresses of a network namespace", helper_programs.missing(path, "ip")),
-            "tmpfs": ("the files of a tmpfs", helper_programs.missing(path, "tar", "gzip")),
-        }
+        helpers = HelperPrograms(self.via)
+        names = os.listdir(self.images.directory)
+        restored = {"tmpfs": ("the files of a tmpfs", helpers.missing("tar", "gzip"))}
+        if not self.opts.empty_ns:
+            restored["ifaddr"] = ("a network namespace", helpers.missing(helpers.ip))
         for family in ("iptables", "ip6tables"):
-            lacking = helper_programs.legacy_restore(path, family)
-            restored[family] = (f"rules of {family}", lacking)
+            if any(name.startswith(f"{family}-") for name in names):
+                restored[family] = (f"rules of {family}", helpers.missing_for_rules(family))
         for kind, (what, lacking) in restored.items():
             if lacking and any(name.startswith(f"{kind}-") for name in names):
                 yield _error(
                     what,
-                    f"CRIU restores them with {' and '.join(lacking)}, which {path} does not have",
-                    helper_programs.cure(lacking),
+                    f"CRIU restores it with {' and '.join(lacking)}, and {helpers.path} does not "
+                    "have it",
+                    cure(lacking),
+                )
+        if self.images.network_lock in (None, NetworkLock.IPTABLES):
+            lacking = ()
+            if any(name.startswith("netns-") for name in names):
+                lacking = helpers.missing_for_namespace_lock()
+            elif any(isinstance(each, InetSocket) and each.connected for each in self.images.files):
+                lacking = helpers.missing_for_lock(FAMILIES)
+            if lacking:
+                yield _warning(
+                    "the lock of the network",
+                    f"CRIU removes it with {' and '.join(lacking)}, and {helpers.path} does not "
+                    "have it: rules of iptables that block the network can stay",
+                    cure(lacking),
                 )
 
     def namespaces(self) -> Iterator[Finding]:

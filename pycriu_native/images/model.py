@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from .._support.frozen_dataclass import dataclass, field
 from .._support.light_typing import Any
+from ..enums import NetworkLock
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
 from .memory import Memory
@@ -450,7 +451,8 @@ class ImageSet(Value):
     lsm: str
     """Security module: ``NO_LSM``, ``SELINUX``, ``APPARMOR``."""
     compressed: bool
-    network_lock: int | None
+    network_lock: NetworkLock | None
+    """How the dump locked the network. None: by iptables (before CRIU 3.16), or unknown."""
     tcp_close: bool
     allow_uprobes: bool
     plugins: tuple[str, ...]

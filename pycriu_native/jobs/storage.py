@@ -29,17 +29,23 @@ def check_url(url: str) -> None:
     Raises ``OptionError`` for an unknown file system, ``UnsupportedError`` for a missing package.
     """
     fsspec = _fsspec()
+    registry = import_module("fsspec.registry").known_implementations
     for part in url.split("::"):
         protocol, is_url, _ = part.partition("://")
-        if not is_url and part == url:
-            return  # a path
-        if protocol not in fsspec.available_protocols():
+        if not is_url or len(protocol) < 2:
+            continue  # a path, also of a drive
+        if protocol not in registry:
             rule = f"a path or a URL of fsspec is accepted, and it has no file system {protocol}"
             raise OptionError([Problem("storage", url, rule)], verb="run")
-        known = import_module("fsspec.registry").known_implementations.get(protocol)
-        package = known["class"].partition(".")[0] if known else "fsspec"
-        if find_spec(package) is None:
-            rule = f"{protocol} needs the package {package}: pip install {package}"
+        package = registry[protocol]["class"].partition(".")[0]
+        lacking = package if find_spec(package) is None else None
+        if package == "fsspec":  # its own class can need a package
+            try:
+                fsspec.get_filesystem_class(protocol)
+            except ImportError as error:
+                lacking = error.name or str(error)
+        if lacking is not None:
+            rule = f"{protocol} needs the package {lacking}, which is not installed"
             raise UnsupportedError([Problem("storage", url, rule)], verb="run")
 
 

@@ -216,25 +216,80 @@ def a_worker_without_rights_to_the_network(at: Site) -> Target:
     return at.spawn()
 
 
-def _without_iptables(at: Site) -> None:
+CONNECTED_6 = """
+    import socket
+    server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    client = socket.create_connection(server.getsockname()[:2])
+    accepted, _ = server.accept()
+    serve()
+"""
+CLOSED = """
+    import socket
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    server.close()
+    client.shutdown(socket.SHUT_WR)
+    accepted.recv(1)
+    accepted.shutdown(socket.SHUT_WR)
+    client.recv(1)
+    serve()
+"""
+
+
+def _with_programs(at: Site, *names: str) -> None:
+    """A PATH of CRIU with these programs only."""
     programs = at.directory / "programs"
     programs.mkdir()
-    for name in ("ip", "sh"):
-        (programs / name).symlink_to(str(shutil.which(name)))
+    for name in names:
+        program = shutil.which(name)
+        if program is None:
+            pytest.skip(f"there is no {name}")
+        (programs / name).symlink_to(program)
     at.via = Worker(env={"PATH": str(programs)})
 
 
 @situation(NEEDS)
 def a_connection_without_iptables(at: Site) -> Target:
-    """CRIU locks it with ``iptables-restore`` by default."""
-    _without_iptables(at)
+    """CRIU locks it with ``iptables`` by default."""
+    _with_programs(at, "sh")
+    at.options["tcp_established"] = True
+    return at.spawn(CONNECTED)
+
+
+@situation(NEEDS)
+def a_connection_without_sh(at: Site) -> Target:
+    """CRIU runs ``iptables`` by ``sh``."""
+    _with_programs(at, "iptables", "ip6tables")
     at.options["tcp_established"] = True
     return at.spawn(CONNECTED)
 
 
 @situation()
+def a_connection_without_ip6tables(at: Site) -> Target:
+    _with_programs(at, "sh", "iptables")
+    at.options["tcp_established"] = True
+    return at.spawn(CONNECTED)
+
+
+@situation(NEEDS)
+def an_ipv6_connection_without_ip6tables(at: Site) -> Target:
+    _with_programs(at, "sh", "iptables")
+    at.options["tcp_established"] = True
+    return at.spawn(CONNECTED_6)
+
+
+@situation(NEEDS)
+def a_connection_that_both_ends_have_closed(at: Site) -> Target:
+    """It is in no table of the kernel, and CRIU locks it."""
+    _with_programs(at, "sh")
+    at.options["tcp_established"] = True
+    return at.spawn(CLOSED)
+
+
+@situation()
 def no_connection_and_no_iptables(at: Site) -> Target:
-    _without_iptables(at)
+    _with_programs(at, "sh")
     at.options["tcp_established"] = True
     return at.spawn(LISTENS)
 
@@ -242,7 +297,7 @@ def no_connection_and_no_iptables(at: Site) -> Target:
 @situation(NEEDS)
 def a_network_of_its_own_without_iptables(at: Site) -> Target:
     """CRIU locks it, also without connections."""
-    _without_iptables(at)
+    _with_programs(at, "sh", "ip")
     blue = at.held.enter_context(host())
     with blue.entered():
         return at.spawn()

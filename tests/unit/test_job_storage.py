@@ -21,7 +21,7 @@ from pycriu_native.jobs import lease as leases
 from pycriu_native.jobs.directory import BUSY, META, Checkpoint, JobDirectory
 from pycriu_native.jobs.lease import Lease, LeaseLost, acquire, last_lease
 from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
-from pycriu_native.jobs.storage import Storage
+from pycriu_native.jobs.storage import Storage, check_url
 from pycriu_native.jobs.uploads import Uploads
 
 from ..gcs_server import gcs_server
@@ -558,7 +558,8 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("nothing://x", OptionError, "no file system nothing"),
         ("simplecache::nothing://x", OptionError, "no file system nothing"),
-        ("dropbox://x", UnsupportedError, "pip install dropboxdrivefs"),
+        ("simplecache::s3://x::nothing://y", OptionError, "no file system nothing"),
+        ("dropbox://x", UnsupportedError, "needs the package dropboxdrivefs"),
     ],
 )
 def test_a_file_system_that_is_not_there(
@@ -687,3 +688,9 @@ def test_a_lease_that_another_host_holds_is_waited_for(
     tried.clear()
     assert job.run(wait=None).state is State.INTERRUPTED
     assert len(tried) == 3
+
+
+@pytest.mark.parametrize("url", ["simplecache::/tmp/x", "/tmp/a::B2", "c://x", "file:///tmp/x"])
+def test_a_storage_that_fsspec_accepts(url: str) -> None:
+    """A chain can end in a path."""
+    check_url(url)

@@ -48,6 +48,7 @@ SMOKE_ARM64 = (
     "tests/integration/test_self_dump.py",
     "tests/integration/test_stats.py",
     "tests/integration/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
+    "tests/integration/test_shell_job.py::test_a_shell_goes_on_at_another_terminal",
     "tests/unit/test_images_memory.py",
 )
 LIMIT = 3600

@@ -11,8 +11,8 @@ from ..._system.host import read
 from ..._system.mountinfo import mounts_of
 from ..._system.process import status_of
 from ..._system.process_snapshot import link
-from ..._transport import helper_programs
 from ..._transport.base import Via
+from ..._transport.helper_programs import FAMILIES, HelperPrograms, cure
 from ...findings import Finding, Severity
 from .namespaces import in_first
 
@@ -23,9 +23,9 @@ SYS_ADMIN, RESOURCE, CHECKPOINT_RESTORE = 21, 24, 40
 
 def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
     """Findings on the system; ``unprivileged``: what CRIU's option of this name needs."""
-    path = helper_programs.search_path(via)
-    yield from _network_tools(path)
-    yield from _tools(path)
+    programs = HelperPrograms(via)
+    yield from _network_tools(programs)
+    yield from _tools(programs)
     yield _cgroups()
     yield _pipe_size()
     yield _last_pid()
@@ -36,35 +36,35 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
     yield _container(unprivileged)
 
 
-def _network_tools(path: str) -> Iterator[Finding]:
+def _network_tools(programs: HelperPrograms) -> Iterator[Finding]:
     finding = partial(Finding, id="iptables", group="network", subject="iptables")
-    lacking = helper_programs.missing(path, "iptables-restore", "ip6tables-restore")
+    lacking = programs.missing(*FAMILIES) + programs.missing_for_namespace_lock()
     if lacking:
         yield finding(
             severity=Severity.WARNING,
-            message=f"{' and '.join(lacking)} not found in {path}",
+            message=f"{' and '.join(lacking)} not found in {programs.path}",
             costs='tcp_established and containers need network_lock="nftables"',
-            cure=helper_programs.cure(lacking),
+            cure=cure(lacking),
         )
     else:
         yield finding(severity=Severity.GOOD, message="found")
 
 
-def _tools(path: str) -> Iterator[Finding]:
+def _tools(programs: HelperPrograms) -> Iterator[Finding]:
     expected = {
         "tar": "contents of tmpfs in containers cannot be saved",
         "gzip": "contents of tmpfs in containers cannot be saved",
-        "ip": "containers with a network namespace of their own cannot be saved or restored",
+        programs.ip: "containers with a network namespace of their own cannot be saved or restored",
         "sh": "networks cannot be locked with iptables",
     }
     for tool, costs in expected.items():
         finding = partial(Finding, id=f"tool:{tool}", group="system", subject=f"the program {tool}")
-        if lacking := helper_programs.missing(path, tool):
+        if lacking := programs.missing(tool):
             yield finding(
                 severity=Severity.WARNING,
-                message=f"not found in {path}",
+                message=f"not found in {programs.path}",
                 costs=costs,
-                cure=helper_programs.cure(lacking),
+                cure=cure(lacking),
             )
         else:
             yield finding(severity=Severity.GOOD, message="there")

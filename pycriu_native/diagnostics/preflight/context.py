@@ -14,12 +14,14 @@ from ..._rollback.option import Rollback
 from ..._system.mount_table import MountTable
 from ..._system.process_snapshot import Process, Tree
 from ..._system.process_tree import is_above
-from ..._transport import helper_programs
 from ..._transport.base import Via
+from ..._transport.helper_programs import HelperPrograms
+from ..._transport.helper_programs import cure as helper_cure
 from ...errors import CriuError
 from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
+from ..config_effects import configuration_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,15 @@ class Context:
                 more = {":m": "ext_masters", ":s": "ext_sharing"}.get(item[5:7])
                 result |= {"auto_ext_mnt", more} if more else {"auto_ext_mnt"}
         return frozenset(result)
+
+    def in_force(self, name: str) -> Any:
+        """The value of an option, or that of a configuration file that CRIU reads."""
+        result = getattr(self.opts, name)
+        for file in configuration_files(self.opts, self.via):
+            for setting in file.settings:
+                if setting.option == name and setting.applies:
+                    result = setting.value
+        return result
 
     def is_outside(self, pid: int) -> bool:
         """Whether a process exists outside of the tree: the tree can have started more since."""
@@ -116,13 +127,13 @@ def no_restore(id: str, message: str, *, failure: str | None = None, **more: Any
 
 def needs_programs(context: Context, what: str, *programs: str) -> Iterator[Finding]:
     """A finding that makes the dump fail if the worker does not find programs that CRIU runs."""
-    path = helper_programs.search_path(context.via)
-    if lacking := helper_programs.missing(path, *programs):
+    helpers = HelperPrograms(context.via)
+    if lacking := helpers.missing(*programs):
         yield stops(
             "program",
-            f"CRIU saves {what} with {' and '.join(lacking)}, which {path} does not have",
+            f"CRIU saves {what} with {' and '.join(lacking)}, and {helpers.path} does not have it",
             failure="program-missing",
-            cure=helper_programs.cure(lacking),
+            cure=helper_cure(lacking),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..._checks.option_rules import ONE_PROCESS
 from ..._rollback.option import Files, rollback_of
+from ..._support.unpatched import sleep
 from ..._system.mount_table import MountTable
 from ..._system.process_identity import Target, is_pid, located
 from ..._system.process_snapshot import Tree
@@ -98,6 +99,10 @@ def look_at(
 
 READINGS = 6
 """How often a tree that keeps changing is read for one result."""
+PASSING = frozenset(("uninterruptible", "vfork", "shared-by-processes"))
+"""Obstacles that mostly end by themselves, after a time slice or several on a busy machine."""
+PAUSE = 0.2
+"""Seconds until the next reading if one of them is found again."""
 
 
 def _confirmed(context_of_now: Callable[[], Context]) -> tuple[Context, tuple[Finding, ...]]:
@@ -105,7 +110,8 @@ def _confirmed(context_of_now: Callable[[], Context]) -> tuple[Context, tuple[Fi
 
     A process runs while it is read, so what was read first can contradict what was read last. An
     obstacle is confirmed by an equal one of the next reading, or by one of its kind in each of
-    ``READINGS``: a process that ends soon can be followed by another with the same obstacle.
+    ``READINGS``: a process that ends soon can be followed by another with the same obstacle. One
+    that is ``PASSING`` has to be in all readings.
     """
     earlier: tuple[Finding, ...] | None = None
     for _ in range(READINGS):
@@ -118,8 +124,11 @@ def _confirmed(context_of_now: Callable[[], Context]) -> tuple[Context, tuple[Fi
             equal = tuple(finding for finding in alike if finding in earlier)
             is_stable = {finding.id for finding in equal} == {finding.id for finding in alike}
             obstacles = equal if is_stable else alike
-            if is_stable:
+            is_passing = any(finding.id in PASSING for finding in obstacles)
+            if is_stable and not is_passing:
                 break
+            if is_passing:
+                sleep(PAUSE)
         if not obstacles:
             break
         earlier = obstacles

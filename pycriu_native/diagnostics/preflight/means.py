@@ -13,9 +13,10 @@ from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._checks import option_rules
 from ..._failures.log_excerpt import known
+from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.host import lines, read
 from ..._system.inet_sockets import LISTEN, tcp_sockets
-from ..._transport import helper_programs
+from ..._transport.helper_programs import HelperPrograms, cure
 from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
@@ -206,36 +207,40 @@ def _security(opts: CriuOpts) -> Iterator[Finding]:
 
 
 def _network_lock(context: Context) -> Iterator[Finding]:
-    """Whether CRIU can lock the network (``criu/net.c``, ``criu/sk-tcp.c``).
+    """Whether CRIU can lock the network (``criu/net.c``, ``criu/netfilter.c``).
 
     CRIU locks TCP connections that it saves, and a network namespace other than its own. Its
     default is iptables; a distribution can build it with another one, which CRIU does not tell.
     """
-    opts, lock = context.opts, _lock_in_force(context)
+    lock, helpers = context.in_force("network_lock"), HelperPrograms(context.via)
     if lock == NetworkLock.SKIP:
         return
-    apart = context.tree.root.namespaces["net"] != context.tree.ours.namespaces["net"]
-    if not apart and (opts.tcp_close or not sockets.has_connections(context)):
+    if context.tree.root.namespaces["net"] != context.tree.ours.namespaces["net"]:
+        lacking = helpers.missing_for_namespace_lock()
+    elif not context.in_force("tcp_close") and (used := sockets.families_to_lock(context)):
+        lacking = helpers.missing_for_lock(used)
+    else:
         return
-    path = helper_programs.search_path(context.via)
-    lacking = helper_programs.missing(path, "iptables-restore", "ip6tables-restore")
-    if lock != NetworkLock.NFTABLES and not lacking:
-        return
-    worker = worker_of(context.via)
-    by_nftables = worker is None or tested(worker, LOCK, bool(opts.unprivileged)) is not False
-    message = f"{path} has no {' and no '.join(lacking)} to lock the network with"
     if lock == NetworkLock.NFTABLES:
-        if not by_nftables:
+        if not _locks_with_nftables(context):
             message = "CRIU cannot lock the network with nftables here"
             yield stops("network-lock", message, failure="net-lock-nft")
-    elif not by_nftables:
-        message += ", and CRIU cannot lock it with nftables here"
-        yield stops("network-lock", message, failure="net-lock-iptables")
-    elif lock is None:
+        return
+    if not lacking:
+        return
+    message = f"with {' and '.join(lacking)}, and {helpers.path} does not have it"
+    if lock is not None:
+        yield stops(
+            "network-lock",
+            f"CRIU locks the network {message}",
+            failure="net-lock-iptables",
+            sets=(("network_lock", NetworkLock.NFTABLES),),
+        )
+    elif _locks_with_nftables(context):
         yield needs(
             context,
             "network-lock",
-            f"{message}, which CRIU does by default",
+            f"CRIU locks the network by default {message}",
             known("net-lock-iptables").cure,
             sets={"network_lock": NetworkLock.NFTABLES},
             failure="net-lock-iptables",
@@ -243,20 +248,18 @@ def _network_lock(context: Context) -> Iterator[Finding]:
     else:
         yield stops(
             "network-lock",
-            message,
+            f"CRIU locks the network by default {message}; with nftables it cannot do so here",
             failure="net-lock-iptables",
-            sets=(("network_lock", NetworkLock.NFTABLES),),
+            cure=cure(lacking),
         )
 
 
-def _lock_in_force(context: Context) -> object:
-    """``network_lock`` of the options, or of a configuration file that CRIU reads; or None."""
-    result: object = context.opts.network_lock
-    for file in configuration_files(context.opts, context.via):
-        for setting in file.settings:
-            if setting.option == "network_lock" and setting.applies:
-                result = setting.value
-    return result
+def _locks_with_nftables(context: Context) -> bool:
+    """CRIU's test of the feature, which needs CAP_SYS_ADMIN; True if it is not known."""
+    worker = worker_of(context.via)
+    if worker is None or not has_capability(CAP_SYS_ADMIN):
+        return True
+    return tested(worker, LOCK, bool(context.opts.unprivileged)) is not False
 
 
 _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]*"\s*,?\s*)*\]\s*)')

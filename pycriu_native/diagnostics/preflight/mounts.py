@@ -78,8 +78,7 @@ def look(context: Context) -> Iterator[Finding]:
                 cure=known("tmpfs-content").cure,
             )
         finding = mounts.unreachable_sharing(mount)
-        if mount.kind == "tmpfs" and not mounts.has_source(mount):
-            packed = True
+        packed |= mounts.is_packed(mount)
         if finding is None and not mounts.has_source(mount):
             finding = mounts.unsupported(mount) or mounts.from_outside(mount)
         if finding is not None:
@@ -122,7 +121,7 @@ class _Mounts:
 
     def checked(self) -> Iterator[Mount]:
         """The mounts that CRIU checks."""
-        skipped = {str(place) for place in self.context.opts.skip_mnts or ()}
+        skipped = {str(place) for place in self.context.in_force("skip_mnts") or ()}
         tree = self.context.tree
         foreign = tree.ours.namespaces["mnt"] if tree.has_own("mnt") else None
         for mount in self.table.all:
@@ -207,6 +206,12 @@ class _Mounts:
         """Whether a restore makes the mount from an external one or from the root mount."""
         return self.is_given(mount) or (self.top is not None and _is_part(mount, self.top))
 
+    def is_packed(self, mount: Mount) -> bool:
+        """Whether CRIU saves the files of a tmpfs: also of one that is external by its device."""
+        if mount.kind != "tmpfs":
+            return False
+        return not self.has_source(mount) or (mount.whole and _is_device(self.context, mount))
+
     def unreachable_sharing(self, mount: Mount) -> Finding | None:
         """A slave of a peer group that no mount of the tree is in."""
         if not mount.master or mount.master in self.groups or self.is_given(mount):
@@ -286,10 +291,13 @@ def _is_found(context: Context, mount: Mount, ours: list[Mount]) -> bool:
 
 
 def _is_external(context: Context, mount: Mount) -> bool:
-    major, _, minor = mount.device.partition(":")
     named = {getattr(item, "key", None) for item in context.opts.ext_mounts or ()}
     return (
         context.external(mount.key)
         or mount.place in named
-        or (mount.whole and context.external(f"dev[{major}/{minor}]"))
+        or (mount.whole and _is_device(context, mount))
     )
+
+
+def _is_device(context: Context, mount: Mount) -> bool:
+    return context.external(f"dev[{mount.device.replace(':', '/')}]")

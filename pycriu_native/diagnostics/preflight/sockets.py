@@ -20,6 +20,7 @@ from ..._system.inet_sockets import InetSocket, inet_sockets
 from ..._system.port_conflicts import ANY
 from ..._system.process_snapshot import Descriptor, Process, link
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
+from ..._transport.helper_programs import HelperPrograms
 from ...findings import Finding
 from .context import Context, lost, needs, needs_programs, note, stops
 
@@ -46,6 +47,9 @@ UDP_CORK = 1
 """``linux/udp.h``."""
 SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS = 270, 9
 """``linux/netlink.h``."""
+SO_PEERNAME = 28
+"""``asm-generic/socket.h``."""
+V4_MAPPED = bytes(10) + b"\xff\xff"
 ESTABLISHED, TIME_WAIT, CLOSE, LISTEN = 1, 6, 7, 10
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
@@ -113,16 +117,22 @@ def kinds(context: Context) -> set[str]:
     return {kind for _, kind in sockets_of(context)}
 
 
-def has_connections(context: Context) -> bool:
-    """Whether a TCP connection of the tree is open."""
-    tables = _tables(context).values()
+def families_to_lock(context: Context) -> set[str]:
+    """The programs of iptables for the TCP connections of the tree.
+
+    CRIU locks each socket with another end, also one that is closed and in no table. IPv4 addresses
+    of IPv6 sockets are locked as IPv4.
+    """
+    result: set[str] = set()
     for fd, kind in sockets_of(context):
         if kind.startswith("TCP"):
-            name, inode = INTERNET[kind], fd.stat.st_ino
-            sock = next(filter(None, (table.inet(name, inode) for table in tables)), None)
-            if sock is not None and sock.state not in (CLOSE, TIME_WAIT, LISTEN):
-                return True
-    return False
+            with contextlib.suppress(OSError), copied_socket(fd) as sock:
+                size = 16 if kind == "TCP" else 28  # struct sockaddr_in, sockaddr_in6
+                end = sock.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, size)
+                if any(end[2:4]):  # its port
+                    is_4 = kind == "TCP" or end[8:20] == V4_MAPPED
+                    result.add("iptables" if is_4 else "ip6tables")
+    return result
 
 
 class Tables:
@@ -416,13 +426,15 @@ def _shown(name: bytes) -> str:
 
 def _links(context: Context) -> Iterator[Finding]:
     """Devices of the tree's own network namespaces that CRIU cannot restore."""
-    if context.opts.empty_ns:
+    if context.in_force("empty_ns"):
         return
     for which, process in context.tree.in_namespaces("net").items():
         number = which.partition("[")[2].rstrip("]")
         if which == context.tree.ours.namespaces["net"] or context.external(f"net[{number}]"):
             continue
-        yield from needs_programs(context, "the addresses of a network namespace", "ip")
+        helpers = HelperPrograms(context.via)
+        programs = [helpers.ip, *(["sh"] if helpers.saves_rules() else [])]
+        yield from needs_programs(context, "a network namespace", *programs)
         for device in links(process):
             if (
                 device.type == LOOPBACK
