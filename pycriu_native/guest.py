@@ -85,7 +85,7 @@ def after_start(function: Hook) -> Hook:
     """Call ``function(start)`` in each copy before :func:`wait` returns. A decorator.
 
     The functions are called in the order of their registration; environment, arguments, working
-        directory and the generators of random numbers are set by then.
+    directory and the generators of random numbers are set by then.
     """
     _after.append(function)
     return function

@@ -87,7 +87,7 @@ class SlurmJob:
 
 
 def run_in_slurm(job: Job, slurm: SlurmJob | None = None) -> JobResult:
-    """Run a job; requeue it if SIGUSR1 or a notice has interrupted it.
+    """Run a job; requeue it if SIGUSR1, a notice or a failure of the storage has interrupted it.
 
     It is not requeued if this run took no checkpoint, since it could be requeued endlessly. Raises
     as ``Job.run``, and ``OptionError`` if SLURM would not requeue it.

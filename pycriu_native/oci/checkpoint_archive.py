@@ -125,9 +125,9 @@ def from_archive(
 
     The root file system is a copy of ``rootfs`` with the changes of the archive. The mounts that
     the engine creates from its own files (``/etc/hosts``, ``/etc/resolv.conf``, ``/dev/shm`` …) and
-    its named volumes become files below ``binds`` in the directory. Hooks are left out. The
-    container gets no file of this host that no argument names. A failure removes all that was
-    written.
+    its named volumes become files below ``binds`` in the directory. Hooks are left out. Of
+    this host the container gets what the arguments name, and a copy of ``/etc/resolv.conf``. A
+    failure removes all that was written.
 
     Args:
         source: a path, or a binary stream; compression and encryption are recognised.

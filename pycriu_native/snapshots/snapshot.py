@@ -57,9 +57,6 @@ COUNTER = "starts"
 class Snapshot(Closing):
     """A snapshot in a directory with mode 0700, since its images contain the program's secrets.
 
-    From the second start on, this object owns a process with the memory that copies share. The
-    process ends when the object is closed or deleted, or the interpreter ends.
-
     From the second start on, it owns a process that workers of CRIU are forked from, with the
     memory that copies share, until it is closed, collected as garbage, or the interpreter ends.
 

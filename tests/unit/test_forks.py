@@ -12,6 +12,9 @@ from pycriu_native._support import no_fork
 from pycriu_native._support.cached_property import cached_property
 from pycriu_native._support.unpatched import RawThread
 
+# Python warns of a fork beside other threads, which is what these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
 
 def _fork(child: object) -> int:
     """Run a function in a forked child; returns its exit code."""

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import click
 
-from ...errors import CriuError, Problem, UnsupportedError
+from ...errors import CriuError, OptionError, Problem, UnsupportedError
 from ..command import Call, Command
 from ..exit_codes import Exit
 
 SCRIPT = Path(__file__).parents[1] / "install-criu"
+USAGE = 2
+"""Exit status of the script for wrong arguments, which it names."""
 UNABLE = 3
 """Exit status of the script if CRIU is installed but cannot checkpoint on this machine."""
 
@@ -41,6 +43,9 @@ def _install(
             check=False,
         )
         result = _read(record)
+    if run.returncode == USAGE:
+        rule = (run.stderr or "").strip() or "an argument is not accepted, as the script says above"
+        raise OptionError([Problem("install-criu", None, rule)])
     if run.returncode not in (0, UNABLE):
         # Without --json the script has already printed its messages.
         reason = (run.stderr or "").strip() or f"it ended with status {run.returncode}"

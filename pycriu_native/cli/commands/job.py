@@ -320,7 +320,7 @@ COMMANDS = {
             "pycriu-native run --slurm --grace 100s -- ./simulate",
             "pycriu-native run --dir /var/lib/job4 --storage s3://bucket/job4 -- python train.py",
         ],
-        exits=(Exit.FAILED, Exit.IMAGES),
+        exits=(Exit.FAILED, Exit.UNSUPPORTED, Exit.IMAGES),
         params=[
             click.Argument(["command"], nargs=-1, required=True, type=click.UNPROCESSED),
             click.Option(
