@@ -386,7 +386,7 @@ test-arm64-smoke: vm-tools arm64-tools build ## run a few tests on arm64, in one
 	as_root $(VENV)/bin/python -m tools.vm.suite smoke-arm64
 
 .PHONY: test-arm64
-test-arm64: vm-tools arm64-tools build ## run tests/integration on arm64: 4K and 16K pages, without and with PAC (hours)
+test-arm64: vm-tools arm64-tools build ## run the tests on arm64: 4K and 16K pages, without and with PAC (hours)
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm.suite arm64 -- $(ARGS)
 

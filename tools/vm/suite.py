@@ -3,8 +3,9 @@
 ``smoke`` runs the tests of features that this machine's kernel may lack, and a few others, in one
 guest; ``smoke-arm64`` runs a few tests on another architecture. ``all`` runs ``tests/integration``
 with every kernel of this architecture, and ``arm64`` with those of arm64, a few files in each guest
-and two guests at a time, and writes the tables of kernels from the results. With ``--resume``
-they run the tests that an earlier run did not start or that failed. ``here`` runs them on this
+and two guests at a time, and writes the tables of kernels from the results; ``arm64`` runs
+``tests/unit`` too, in one guest. With ``--resume`` they run the tests that an earlier run did not
+start or that failed. ``unit-arm64`` runs ``tests/unit`` only. ``here`` runs the tests on this
 machine, for a column of its own, and ``page`` writes the tables again.
 """
 
@@ -25,6 +26,7 @@ from . import kernels, root
 from .guests import FOREIGN, GUESTS, NATIVE
 from .machine import NO_STATUS
 
+WHAT = ("smoke", "smoke-arm64", "unit-arm64", "all", "arm64", "here", "page")
 SMOKE_GUEST = "trixie"
 SMOKE = (
     "tests/integration/test_pre_copy.py",
@@ -40,7 +42,7 @@ SMOKE = (
     "tests/integration/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
 )
 SMOKE_LIMIT = 1200
-SMOKE_GUEST_ARM64 = "trixie-arm64"
+GUEST_ARM64 = "trixie-arm64"
 SMOKE_ARM64 = (
     "tests/integration/test_dump_restore.py::test_everything_in_a_process_comes_back",
     "tests/integration/test_dump_restore.py::test_a_pid_that_is_taken",
@@ -78,10 +80,9 @@ def results(guest: str) -> Path:
     return root.CACHE / "results" / guest
 
 
-def smoke(guest: str, tests: tuple[str, ...]) -> int:
-    """Run the smoke tests in one guest."""
-    place = root.CACHE / "results/smoke" / guest
-    return _run(command(guest, SMOKE_LIMIT, ("-v", *tests), place))
+def outside_tables(what: str, guest: str, limit: float, tests: tuple[str, ...]) -> int:
+    """Run tests in one guest, without an entry in the tables of kernels."""
+    return _run(command(guest, limit, tests, root.CACHE / "results" / what / guest))
 
 
 def _run(words: list[str], log: IO[bytes] | None = None) -> int:
@@ -175,16 +176,18 @@ def here(tests: tuple[str, ...]) -> int:
 def main() -> int:
     """Return 0 if each test passed or was skipped with a reason."""
     parser = argparse.ArgumentParser(prog="python -m tools.vm.suite", description=__doc__)
-    parser.add_argument("what", choices=("smoke", "smoke-arm64", "all", "arm64", "here", "page"))
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("--resume", action="store_true", help="leave out what has passed")
     parser.add_argument("--guest", choices=sorted(GUESTS), help="the only guest of all or arm64")
     parser.add_argument("tests", nargs="*", help="files, instead of those in tests/integration")
     chosen = parser.parse_args()
     tests = tuple(chosen.tests)
     if chosen.what == "smoke":
-        return smoke(SMOKE_GUEST, SMOKE)
+        return outside_tables("smoke", SMOKE_GUEST, SMOKE_LIMIT, ("-v", *SMOKE))
     if chosen.what == "smoke-arm64":
-        return smoke(SMOKE_GUEST_ARM64, SMOKE_ARM64)
+        return outside_tables("smoke", GUEST_ARM64, SMOKE_LIMIT, ("-v", *SMOKE_ARM64))
+    if chosen.what == "unit-arm64":
+        return outside_tables("unit", GUEST_ARM64, LIMIT, ("tests/unit",))
     if chosen.what == "here":
         return here(tests)
     if chosen.what == "page":
@@ -192,7 +195,10 @@ def main() -> int:
     guests = NATIVE if chosen.what == "all" else FOREIGN
     if chosen.guest is not None:
         guests = (chosen.guest,)
-    return everything(guests, tests, resume=chosen.resume)
+    status = everything(guests, tests, resume=chosen.resume)
+    if chosen.what == "arm64" and not tests:
+        status = max(status, outside_tables("unit", GUEST_ARM64, LIMIT, ("tests/unit",)))
+    return status
 
 
 if __name__ == "__main__":
