@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from array import array
@@ -60,6 +61,19 @@ def has_guard_pages(mapping: Mapping) -> bool:
     finally:
         close(file)
     return any(entry & _GUARD for entry in entries)
+
+
+def has_droppable(pid: int) -> bool:
+    """Whether a process has memory with MAP_DROPPABLE. False before Linux 6.11.
+
+    glibc from 2.41 on has some for getrandom(), once it was called. False if it cannot be read.
+    """
+    with contextlib.suppress(OSError):
+        return any(
+            line.startswith("VmFlags:") and "dp" in line.split()
+            for line in read_lines(f"/proc/{pid}/smaps")
+        )
+    return False
 
 
 def mappings_of(pid: int) -> Iterator[Mapping]:

@@ -142,6 +142,12 @@ def _newer_format(target: Target, images: Path) -> Undo:
     return lambda: path.write_bytes(data)
 
 
+def _pages_of(entry: dict[str, Any]) -> int:
+    """The number of pages of an entry of a pagemap; CRIU before 4.2 writes it in 32 bits."""
+    number: int = entry.get("nr_pages") or entry["compat_nr_pages"]
+    return number
+
+
 def _lazy(target: Target, images: Path) -> Undo:
     """Change the images to those of a lazy dump, in which pages are missing."""
     path = images / f"pagemap-{target.pid}.img"
@@ -152,7 +158,7 @@ def _lazy(target: Target, images: Path) -> Undo:
     path.write_bytes(encode(described))
     pages = images / f"pages-{head['pages_id']}.img"
     memory = pages.read_bytes()
-    os.truncate(pages, len(memory) - last["nr_pages"] * mmap.PAGESIZE)
+    os.truncate(pages, len(memory) - _pages_of(last) * mmap.PAGESIZE)
 
     def undo() -> None:
         path.write_bytes(data)

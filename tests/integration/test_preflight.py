@@ -34,11 +34,13 @@ from pycriu_native import (
     PreflightError,
     Severity,
     Verdict,
+    Version,
     Worker,
     dump,
     preflight,
     restore,
 )
+from pycriu_native._calls import requirements
 from pycriu_native._failures.log_excerpt import failures
 from pycriu_native._system.inet_sockets import address_of
 from pycriu_native._system.mountinfo import parse
@@ -927,6 +929,29 @@ CHANGES = """
     for step in (files, processes, epolls, sockets): forever(step)
     serve()
 """
+
+
+DROPPABLE = """
+    import ctypes, mmap
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    place = libc.mmap(None, ctypes.c_size_t(mmap.PAGESIZE), 3, 0x28, -1, 0)
+    assert place != ctypes.c_void_p(-1).value
+    serve()
+"""
+"""Memory with MAP_DROPPABLE, in which glibc from 2.41 on keeps the state of ``getrandom()``."""
+
+
+@pytest.mark.parametrize("release", ["4.1.1", "4.2"])
+def test_equal_random_numbers(spawn: Spawn, monkeypatch: pytest.MonkeyPatch, release: str) -> None:
+    """CRIU before 4.2 restores droppable memory as ordinary memory."""
+    try:
+        target = spawn(DROPPABLE)
+    except AssertionError:
+        pytest.skip("this kernel has no MAP_DROPPABLE (Linux 6.11)")
+    monkeypatch.setattr(requirements, "program_version", lambda via: Version.parse(release))
+    found = {finding.id for finding in preflight(target.pid).findings}
+    assert ("random-numbers" in found) is (release == "4.1.1")
 
 
 def test_a_tree_that_changes_all_the_time(spawn: Spawn) -> None:

@@ -43,6 +43,7 @@ OPEN = "no test brings it about yet"
 TIMING = "depends on the moment: no test can bring it about reliably"
 
 NOT_FOLLOWED = {
+    "preflight:random-numbers": CRIU,
     "seize-gone": ADVICE,
     "pid-missing": ADVICE,
     "zombie-root": ADVICE,

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
-from ..._system.mappings import Mapping, has_guard_pages
+from ..._system.mappings import Mapping, has_droppable, has_guard_pages
 from ..._system.process_snapshot import Process
 from ...findings import Finding
-from .context import Context, needs, note, stops
+from .context import Context, lost, needs, note, stops
 from .objects import device
 
 ZERO = os.makedev(1, 5)
@@ -29,6 +29,16 @@ def look(context: Context) -> Iterator[Finding]:
                 "guard-pages",
                 "it has guard pages (MADV_GUARD_INSTALL), which CRIU before 4.2 cannot dump",
                 failure="guard-pages",
+                pid=process.pid,
+            )
+        if old and has_droppable(process.pid):
+            yield lost(
+                "random-numbers",
+                "glibc keeps the state of getrandom() in memory that a fork empties "
+                "(MAP_DROPPABLE), and CRIU before 4.2 restores it as ordinary memory: processes "
+                "that are restored from the same images, and their children, can get equal "
+                "random numbers",
+                cure="CRIU 4.2 or later",
                 pid=process.pid,
             )
         seen: set[str] = set()

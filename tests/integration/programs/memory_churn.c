@@ -168,6 +168,7 @@ static const char *on_all(void (*what)(struct part *))
 enum { DONTNEED, FREE, WIPE, GROW, FORK, GUARD, NONE, READ, CODE, SPARSE, LAST };
 
 static unsigned char *region[LAST];
+static size_t page_size;
 
 /* Whether the kernel has guard pages: the second page of their region is one. */
 static int guarded;
@@ -179,17 +180,18 @@ static unsigned char byte_of(int kind, size_t page)
 
 static void map_all(void)
 {
+	page_size = sysconf(_SC_PAGESIZE);
 	for (int kind = 0; kind < SPARSE; kind++) {
 		/* A gap below: mappings do not adjoin. */
-		region[kind] = mmap(NULL, REGION + 8192, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		region[kind] += 4096;
-		munmap(region[kind] - 4096, 4096);
-		munmap(region[kind] + REGION, 4096);
+		region[kind] = mmap(NULL, REGION + 2 * page_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		region[kind] += page_size;
+		munmap(region[kind] - page_size, page_size);
+		munmap(region[kind] + REGION, page_size);
 		mprotect(region[kind], REGION, PROT_READ | PROT_WRITE);
-		for (size_t at = 0; at < REGION; at += 4096)
-			region[kind][at] = byte_of(kind, at / 4096);
+		for (size_t at = 0; at < REGION; at += page_size)
+			region[kind][at] = byte_of(kind, at / page_size);
 	}
-	guarded = !madvise(region[GUARD] + 4096, 4096, MADV_GUARD_INSTALL);
+	guarded = !madvise(region[GUARD] + page_size, page_size, MADV_GUARD_INSTALL);
 	mprotect(region[NONE], REGION, PROT_NONE);
 	mprotect(region[READ], REGION, PROT_READ);
 #ifdef __x86_64__
@@ -204,14 +206,14 @@ static void map_all(void)
 
 static int differs(int kind, int zeros)
 {
-	for (size_t at = 0; at < REGION; at += 4096) {
+	for (size_t at = 0; at < REGION; at += page_size) {
 		unsigned char found = region[kind][at];
 
 		if (zeros == 2 && !found)
 			continue;
-		if (found != (zeros == 1 ? 0 : byte_of(kind, at / 4096)))
+		if (found != (zeros == 1 ? 0 : byte_of(kind, at / page_size)))
 			return 1;
-		if (region[kind][at + 4095])
+		if (region[kind][at + page_size - 1])
 			return 1;
 	}
 	return 0;
@@ -243,7 +245,7 @@ static int as_before(void)
 static int guard_page(void)
 {
 	signal(SIGSEGV, SIG_DFL);
-	return *(volatile unsigned char *)(region[GUARD] + 4096);
+	return *(volatile unsigned char *)(region[GUARD] + page_size);
 }
 
 static int ends_by_a_guard(void)
@@ -281,7 +283,7 @@ static const char *mappings(void)
 		return "fork";
 	if (guarded && !ends_by_a_guard())
 		return "MADV_GUARD_INSTALL";
-	if (region[GUARD][0] != byte_of(GUARD, 0) || region[GUARD][8192] != byte_of(GUARD, 2))
+	if (region[GUARD][0] != byte_of(GUARD, 0) || region[GUARD][2 * page_size] != byte_of(GUARD, 2))
 		return "MADV_GUARD_INSTALL: beside the guard";
 	if (mprotect(region[NONE], REGION, PROT_READ | PROT_WRITE) || differs(NONE, 0))
 		return "PROT_NONE";
