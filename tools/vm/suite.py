@@ -64,6 +64,7 @@ PYTEST = (
     *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200"),
     *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "tools.vm.outcomes"),
     *("-o", "timeout=1800", "-o", "console_output_style=classic", "--tb=short", "--color=no"),
+    *("-o", "tmp_path_retention_policy=failed"),  # all images together do not fit on the disk
 )
 """pytest with the time limits of an emulated machine, which is ten times slower."""
 
