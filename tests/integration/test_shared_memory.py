@@ -510,6 +510,8 @@ def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
         for _ in range(3):
             copies.append(stack.enter_context(snapshot.start(stdin=PIPE, stdout=PIPE)))
         reasons = [each.unshared_reason for each in copies]
+        if (lacks := str(reasons[1])).endswith("are available"):
+            pytest.skip(f"the machine has too little memory: {lacks}")
         assert reasons == [FIRST, None, None]
         plain, *shared = [(mappings_of(each.pid), memory_of(each.pid)) for each in copies]
         for mappings, memory in shared:
