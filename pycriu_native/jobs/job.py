@@ -151,8 +151,8 @@ class Job:
         command ends too.
 
         Raises ``OptionError`` if the directory belongs to another command, or for an unknown file
-        system of ``storage``, ``UnsupportedError`` for one whose package is not installed, and
-        ``ImagesError`` if the directory cannot be used.
+        system of ``storage`` or key of ``encrypt_to``, ``UnsupportedError`` if a package for them
+        is not installed, and ``ImagesError`` if the directory cannot be used.
         """
         with held() as signals:
             return self._run(math.inf if wait is None else wait, signals)
@@ -163,7 +163,10 @@ class Job:
         until = time.monotonic() + wait
         command = [*map(str, self.command)]
         if self.storage is not None:
+            from .remote_checkpoints import check_codecs  # few jobs have a storage
+
             check_url(str(self.storage))
+            check_codecs(self.compress, tuple(self.encrypt_to))
         directory = JobDirectory(self.directory)
         directory.make()
         directory.check_command(command)
