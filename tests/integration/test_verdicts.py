@@ -126,7 +126,10 @@ def thoroughly(examples: int) -> settings:
 
 def criu_refuses(verb: Verb, opts: CriuOpts, images: Path) -> bool:
     """Whether CRIU refuses these options, or crashes with them."""
-    wire = {**expected.message(opts, verb), "log_file": opts.log_file or "log"}
+    log = opts.log_file or "log"
+    if os.path.isdir(images / os.path.dirname(log)):
+        log = os.path.basename(log)  # the request has no path: a call puts that into a file
+    wire = {**expected.message(opts, verb), "log_file": log}
     keep = [item.fd for item in opts.inherit_fds or () if _is_open(item.fd)]  # type: ignore[union-attr]
     return is_refused(verb, wire, images, keep)  # type: ignore[arg-type]
 

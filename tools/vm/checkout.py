@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 PARTS = (
+    *(".ci", "Makefile", "MANIFEST.in", "build_ffi.py", "setup.py"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md"),
     *(
         "README.md",
         "pyproject.toml",
