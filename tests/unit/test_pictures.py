@@ -14,6 +14,8 @@ from pycriu_native import ImagesError, OptionError, plots
 
 from .support.statistics_image import write_dump_statistics
 
+pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+
 PAGE = 4096
 
 LOG = """\

@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,9 @@ def _look(library_dir: Path | None) -> Library | None:
 
 @functools.cache
 def found() -> dict[str, Library]:
-    """The libraries of this machine, by release."""
+    """The libraries of this machine, by release; none without the compiler of ``rpc.proto``."""
+    if find_spec("grpc_tools") is None:
+        return {}
     named = [Path(p) for p in os.environ.get("PYCRIU_NATIVE_LIBCRIUS", "").split(":") if p]
     beside = sorted(Path("/opt").glob("pycriu-native*"))
     directories = [p / "lib" for p in (*named, *beside) if (p / "lib/libcriu.so.2").exists()]
@@ -89,6 +92,8 @@ def found() -> dict[str, Library]:
 
 
 def _lack(release: str) -> str:
+    if find_spec("grpc_tools") is None:
+        return "grpcio-tools is not installed"
     return (
         f"no libcriu {release} with its rpc.proto: tools/install-criu --suite {WANTED[release]} "
         f"--prefix /opt/pycriu-native-{release}"
