@@ -504,6 +504,8 @@ def other_uts() -> Iterator[int]:
 @pytest.mark.parametrize("by", ["file", "pid"])
 def test_join_ns(spawn: Spawn, images: Path, other_uts: int, by: str) -> None:
     """``criu_join_ns_add``: the restored process is in that namespace; join_ns does the same."""
+    if by == "pid" and other_uts > 65535:
+        pytest.skip("CRIU accepts pids up to 65535 in join_ns, and this machine gives larger ones")
     target = spawn(prefix=("unshare", "--uts"))
     uts = f"/proc/{target.pid}/ns/uts"
     where = f"/proc/{other_uts}/ns/uts" if by == "file" else str(other_uts)
