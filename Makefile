@@ -395,12 +395,14 @@ CROSS := aarch64:arm64 powerpc64le:ppc64el riscv64:riscv64 loongarch64:loong64
 .PHONY: cross
 cross: build ## compile the extension for other architectures, into build/cross
 	@$(INSTALL_PACKAGES)
+	machines=()
 	for machine in $(CROSS); do
+		machines+=("$${machine%:*}")
 		gcc=$${machine%:*}-linux-gnu-gcc
 		"$$gcc" -E -include stdio.h -x c /dev/null &>/dev/null ||
 			install_packages "gcc-$${machine%:*}-linux-gnu" "libc6-dev-$${machine#*:}-cross" || true
 	done
-	PYTHON=$(VENV)/bin/python tools/cross-build $(foreach machine,$(CROSS),$(firstword $(subst :, ,$(machine))))
+	PYTHON=$(VENV)/bin/python tools/cross-build "$${machines[@]}"
 
 .PHONY: demo-vm
 demo-vm: vm-tools build ## run the demo in a guest, for machines that cannot checkpoint

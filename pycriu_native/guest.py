@@ -290,19 +290,20 @@ class _Droppable:
     DONTNEED, WIPEONFORK = 4, 18
 
     def __init__(self) -> None:
-        import ctypes
-
-        self._c, self._api = ctypes, ctypes.CDLL(None)
         self._ranges: list[tuple[int, int]] = []
         with contextlib.suppress(OSError), open("/proc/self/smaps", encoding="latin-1") as smaps:
             place = ""
             for line in smaps:
                 name, _, flags = line.partition(" ")
-                if name == "VmFlags:" and " dp" in f" {flags}":
+                if name == "VmFlags:" and "dp" in flags.split():
                     start, end = (int(each, 16) for each in place.split("-"))
                     self._ranges.append((start, end - start))
                 elif not name.endswith(":"):
                     place = name
+        if self._ranges:
+            import ctypes  # before the snapshot: copies start sooner
+
+            self._c, self._api = ctypes, ctypes.CDLL(None)
 
     def drop(self) -> None:
         """Empty the memory, as the kernel may at any time, and have each fork empty its copy."""

@@ -48,6 +48,11 @@ class HelperPrograms:
         families = FAMILIES if os.path.exists("/proc/sys/net/ipv6") else FAMILIES[:1]
         return self.missing(*(f"{family}-restore" for family in families))
 
+    def described(self, lacking: tuple[str, ...]) -> str:
+        """What CRIU does its work with, and that it does not find: the end of a message."""
+        them = "it" if len(lacking) == 1 else "them"
+        return f"with {' and '.join(lacking)}, and {self.path} does not have {them}"
+
     def saves_rules(self) -> bool:
         """Whether CRIU finds a legacy iptables: it saves the rules of network namespaces then."""
         return self.known and any(not self._missing_legacy(f"{each}-save") for each in FAMILIES)

@@ -692,33 +692,36 @@ class _Check:
 
         helpers = HelperPrograms(self.via)
         names = os.listdir(self.images.directory)
-        restored = {"tmpfs": ("the files of a tmpfs", helpers.missing("tar", "gzip"))}
-        if not self.opts.empty_ns:
-            restored["ifaddr"] = ("a network namespace", helpers.missing(helpers.ip))
-        for family in ("iptables", "ip6tables"):
-            if any(name.startswith(f"{family}-") for name in names):
-                restored[family] = (f"rules of {family}", helpers.missing_for_rules(family))
-        for kind, (what, lacking) in restored.items():
-            if lacking and any(name.startswith(f"{kind}-") for name in names):
-                yield _error(
-                    what,
-                    f"CRIU restores it with {' and '.join(lacking)}, and {helpers.path} does not "
-                    "have it",
-                    cure(lacking),
-                )
-        if self.images.network_lock in (None, NetworkLock.IPTABLES):
-            lacking = ()
-            if any(name.startswith("netns-") for name in names):
-                lacking = helpers.missing_for_namespace_lock()
-            elif any(isinstance(each, InetSocket) and each.connected for each in self.images.files):
-                lacking = helpers.missing_for_lock(FAMILIES)
+
+        def has(kind: str) -> bool:
+            return any(name.startswith(f"{kind}-") for name in names)
+
+        restored = {}
+        if has("tmpfs"):
+            restored["the files of a tmpfs"] = helpers.missing("tar", "gzip")
+        if has("ifaddr") and not self.opts.empty_ns:
+            restored["a network namespace"] = helpers.missing(helpers.ip)
+        for family in FAMILIES:
+            if has(family):
+                restored[f"rules of {family}"] = helpers.missing_for_rules(family)
+        for what, lacking in restored.items():
             if lacking:
-                yield _warning(
-                    "the lock of the network",
-                    f"CRIU removes it with {' and '.join(lacking)}, and {helpers.path} does not "
-                    "have it: rules of iptables that block the network can stay",
-                    cure(lacking),
-                )
+                message = f"CRIU restores it {helpers.described(lacking)}"
+                yield _error(what, message, cure(lacking))
+        if self.images.network_lock not in (None, NetworkLock.IPTABLES):
+            return
+        lacking = ()
+        if has("netns"):
+            lacking = helpers.missing_for_namespace_lock()
+        elif any(isinstance(each, InetSocket) and each.connected for each in self.images.files):
+            lacking = helpers.missing_for_lock(FAMILIES)
+        if lacking:
+            yield _warning(
+                "the lock of the network",
+                f"CRIU removes it {helpers.described(lacking)}: rules of iptables that block the "
+                "network can stay",
+                cure(lacking),
+            )
 
     def namespaces(self) -> Iterator[Finding]:
         for each in self.images.namespaces:

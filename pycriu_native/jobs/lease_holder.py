@@ -26,7 +26,7 @@ from ..errors import CriuError, ImagesError
 from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
 from .job import FAILED, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
-from .remote_checkpoints import Commit, check_codecs, fetch
+from .remote_checkpoints import Commit, fetch
 from .storage import Storage
 from .uploads import Uploads
 
@@ -63,7 +63,6 @@ class LeaseHolder:
         self._signals.install()
         unblock()
         try:
-            check_codecs(self._spec["compress"], self._spec["encrypt_to"])
             storage = Storage(self._spec["storage"])
             lease = self._acquire(storage)
             return BUSY if lease is None else self._held(storage, lease)

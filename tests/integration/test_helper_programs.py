@@ -144,3 +144,11 @@ def test_no_way_to_lock(spawn: Spawn, images: Path, tmp_path: Path, lock: str | 
     assert finding.id == "network-lock"
     assert "with nftables" in finding.message
     assert not finding.sets
+
+
+def test_an_option_has_its_name(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """The text and the data of preflight name the lock, as ``CriuOpts`` and ``criu`` take it."""
+    opts = CriuOpts(images_directory=images, tcp_established=True)
+    found = preflight(spawn(CONNECTED).pid, opts, via=_without(tmp_path / "bin"))
+    assert "    network_lock='nftables'\n" in str(found)
+    assert found.to_dict()["options"] == {"network_lock": "nftables"}

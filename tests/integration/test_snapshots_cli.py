@@ -105,6 +105,17 @@ def test_a_machine_that_does_not_fit(tmp_path: Path) -> None:
     assert run("start", directory, "--no-check", stdin=subprocess.DEVNULL).returncode == 0
 
 
+def test_output_of_a_program_that_fails(tmp_path: Path) -> None:
+    """It is shown once: on standard error, and with --json in a note."""
+    command = ("--", sys.executable, "-c", "raise SystemExit('why')")
+    done = run("snapshot", tmp_path / "s", *command)
+    assert done.returncode == Exit.FAILED
+    assert done.stderr.count("why") == 1
+    assert "ended with status 1 before it called guest.wait()" in done.stderr
+    done = run("snapshot", tmp_path / "s", "--json", *command)
+    assert json.loads(done.stdout)["error"]["notes"] == ["its last output:\nwhy"]
+
+
 def test_signals_are_passed_on(tmp_path: Path) -> None:
     """SIGTERM to the command ends the copy, and the command with the copy's status."""
     snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)

@@ -10,7 +10,7 @@ the mark ``cures`` with its id.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -105,6 +105,7 @@ NOT_FOLLOWED = {
 
 
 CHECK_IMAGES = {
+    "apt-get install {}": "test_helper_programs.py: test_a_restore",
     "dump again, or copy all of it here": "test_images_check.py: an image is missing",
     "restore the dump that builds on it": ADVICE,
     "install CRIU, or name it with via=Worker(program)": "test_worker.py: ProgramNotFoundError",
@@ -170,6 +171,10 @@ CHECK_IMAGES = {
 """The cures of ``check_images``: a test that follows it, and a name in it, or why none does."""
 
 DOCTOR = {
+    "apt-get install {}": "test_helper_programs.py: test_a_dump",
+    "run as root; or start the program and this library in one user namespace, and set "
+    "unprivileged=True: unshare --user --map-root-user --pid --fork --mount-proc; "
+    "pycriu-native run makes one itself": "test_jobs_unprivileged.py: test_dump_and_restore",
     "it needs {}": KERNEL,
     "install both from one release": CRIU,
     "run as root, or set unprivileged=True": "test_security_unprivileged.py: test_what_it_takes",
@@ -264,23 +269,39 @@ def test_nothing_else_is_in_the_tables() -> None:
     assert set(REFINED) <= cases
 
 
-def _text(node: ast.expr) -> str:
+def _text(node: ast.expr, constants: Mapping[str, ast.expr]) -> str:
     """The text of an expression; ``{}`` for what is filled in, empty for what is no text."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(each) or "{}" for each in node.values)
+        return "".join(_text(each, constants) or "{}" for each in node.values)
+    if isinstance(node, ast.Name) and node.id in constants:
+        return _text(constants[node.id], {})
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "cure":
+        return "apt-get install {}"  # helper_programs.cure
     return ""
+
+
+def _constants(module: ast.Module) -> dict[str, ast.expr]:
+    """The values of a module's names."""
+    return {
+        ast.unparse(each.targets[0]): each.value
+        for each in module.body
+        if isinstance(each, ast.Assign)
+    }
 
 
 def _cures(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
+        module = ast.parse(path.read_text())
+        constants = _constants(module)
+        for node in ast.walk(module):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 if name in ("_error", "_warning"):
-                    yield _text(node.args[2])
-                yield from (_text(each.value) for each in node.keywords if each.arg == "cure")
+                    yield _text(node.args[2], constants)
+                cures = (each.value for each in node.keywords if each.arg == "cure")
+                yield from (_text(cure, constants) for cure in cures)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ...errors import CriuError
 from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
-from ..config_effects import configuration_files
+from ..explanation import ConfigurationFile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +36,8 @@ class Context:
     """Which files the dump is to save."""
     include_caller: bool = False
     """Whether the dump is to take a tree that contains the caller."""
+    configuration: tuple[ConfigurationFile, ...] = ()
+    """The configuration files that CRIU reads for the dump."""
 
     def external(self, key: str) -> bool:
         """Whether ``external`` has an entry for a key, such as ``unix[4711]``."""
@@ -66,7 +68,7 @@ class Context:
     def in_force(self, name: str) -> Any:
         """The value of an option, or that of a configuration file that CRIU reads."""
         result = getattr(self.opts, name)
-        for file in configuration_files(self.opts, self.via):
+        for file in self.configuration:
             for setting in file.settings:
                 if setting.option == name and setting.applies:
                     result = setting.value
@@ -131,7 +133,7 @@ def needs_programs(context: Context, what: str, *programs: str) -> Iterator[Find
     if lacking := helpers.missing(*programs):
         yield stops(
             "program",
-            f"CRIU saves {what} with {' and '.join(lacking)}, and {helpers.path} does not have it",
+            f"CRIU saves {what} {helpers.described(lacking)}",
             failure="program-missing",
             cure=helper_cure(lacking),
         )

@@ -17,6 +17,7 @@ from ..._transport.worker import Worker
 from ...errors import OptionError, Problem
 from ...findings import Finding, Severity, ordered
 from ...options.criu_opts import CriuOpts
+from ..config_effects import configuration_files
 from . import (
     attributes,
     epolls,
@@ -64,6 +65,7 @@ def look_at(
     means.check_options(opts, pid)
     via = via or Worker()
     rollback = rollback_of(files, "preflight")
+    configuration = tuple(configuration_files(opts, via))
 
     def context_of_now() -> Context:
         tree = Tree(pid)
@@ -74,6 +76,7 @@ def look_at(
             mounts=MountTable(tree),
             include_caller=include_caller,
             rollback=rollback,
+            configuration=configuration,
         )
 
     context, result = _confirmed(context_of_now)

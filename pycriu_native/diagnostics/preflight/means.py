@@ -26,7 +26,6 @@ from ...options.fields import StrPath
 from ...options.flags import UNKNOWN
 from ...options.values import PageServer, descriptor_number
 from ...results import Version
-from ..config_effects import configuration_files
 from ..doctor.features import tested
 from . import sockets
 from .context import Context, needs, no_restore, note, stops
@@ -181,7 +180,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
 
 
 def _configuration(context: Context) -> Iterator[Finding]:
-    for file in configuration_files(context.opts, context.via):
+    for file in context.configuration:
         for setting in file.settings:
             if setting.effect == UNKNOWN:
                 yield stops(
@@ -228,7 +227,7 @@ def _network_lock(context: Context) -> Iterator[Finding]:
         return
     if not lacking:
         return
-    message = f"with {' and '.join(lacking)}, and {helpers.path} does not have it"
+    message = helpers.described(lacking)
     if lock is not None:
         yield stops(
             "network-lock",

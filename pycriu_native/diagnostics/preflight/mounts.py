@@ -48,7 +48,8 @@ def look(context: Context) -> Iterator[Finding]:
     if without_root := _without_root(context):
         yield without_root
         return
-    mounts, packed = _Mounts(context), False
+    mounts = _Mounts(context)
+    packed = False
     yield from mounts.of_user_namespace()
     for mount in mounts.checked():
         if mount in mounts.left_out:

@@ -84,6 +84,7 @@ def look(context: Context) -> Iterator[Finding]:
                 failure="socket-family",
                 **about,
             )
+    yield from _programs(context)
     yield from _links(context)
 
 
@@ -424,17 +425,29 @@ def _shown(name: bytes) -> str:
 # ---- devices of the network ----
 
 
-def _links(context: Context) -> Iterator[Finding]:
-    """Devices of the tree's own network namespaces that CRIU cannot restore."""
+def _saved_namespaces(context: Context) -> list[Process]:
+    """A process of each network namespace that CRIU saves."""
     if context.in_force("empty_ns"):
-        return
-    for which, process in context.tree.in_namespaces("net").items():
-        number = which.partition("[")[2].rstrip("]")
-        if which == context.tree.ours.namespaces["net"] or context.external(f"net[{number}]"):
-            continue
+        return []
+    return [
+        process
+        for which, process in context.tree.in_namespaces("net").items()
+        if which != context.tree.ours.namespaces["net"]
+        and not context.external(f"net[{which.partition('[')[2].rstrip(']')}]")
+    ]
+
+
+def _programs(context: Context) -> Iterator[Finding]:
+    """The programs with which CRIU saves them."""
+    if _saved_namespaces(context):
         helpers = HelperPrograms(context.via)
         programs = [helpers.ip, *(["sh"] if helpers.saves_rules() else [])]
         yield from needs_programs(context, "a network namespace", *programs)
+
+
+def _links(context: Context) -> Iterator[Finding]:
+    """Devices of these namespaces that CRIU cannot restore."""
+    for process in _saved_namespaces(context):
         for device in links(process):
             if (
                 device.type == LOOPBACK
