@@ -239,6 +239,14 @@ $(SLURM)/root:
 	done
 	mv $@.partial $@
 
+.PHONY: test-systemd
+test-systemd: build ## run jobs as units of a systemd that boots in namespaces (5 minutes)
+	@$(AS_ROOT)
+	$(INSTALL_PACKAGES)
+	[[ -x /lib/systemd/systemd ]] && type -P systemctl >/dev/null || install_packages systemd
+	as_root env PYCRIU_NATIVE_SYSTEMD=1 PYCRIU_NATIVE_TEST_PATIENCE=200 \
+		$(VENV)/bin/python -m pytest --timeout=1200 tests/systemd $(ARGS)
+
 .PHONY: soak
 soak: build ## make 10,000 calls; memory, descriptors, children and threads must not grow
 	@$(AS_ROOT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from dataclasses import asdict, replace
 
@@ -12,6 +13,7 @@ from .._calls.verbs import dump, restore_child
 from .._integrity.manifest import seal, verify
 from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
+from .._support.held_signals import HeldSignals
 from .._system.process import all_pids, is_running, name_of
 from .._system.process_tree import process_tree
 from ..diagnostics.preflight import PreflightError, preflight
@@ -30,14 +32,16 @@ def take(
     options: CriuOpts,
     files: Rollback,
     *,
+    signals: HeldSignals,
     token: int,
     last: bool,
     deadline: float | None,
 ) -> Checkpoint:
     """Take a checkpoint: dump, seal, sync and rename it. ``last``: the dump ends the command.
 
-    ``token`` is that of the lease, or 0. Raises ``CriuError`` and ``OSError``; the command then
-    continues, unless the dump of a last checkpoint was complete.
+    ``signals`` are those of the supervisor; ``token`` is that of the lease, or 0. Raises
+    ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last checkpoint
+    was complete.
     """
     began, now = time.monotonic(), time.time()
     check_strays(pid)
@@ -51,6 +55,7 @@ def take(
         raise PreflightError(looked)
     result = dump(pid, looked.opts, files=files, deadline=deadline)
     pending_signals.remove(new)
+    stopped = signals.stopped
     statistics = result.statistics
     made = Checkpoint(
         number=1 + max((each.number for each in directory.all_checkpoints()), default=0),
@@ -62,6 +67,7 @@ def take(
         options=_restore_options(looked.opts),
         last_pid=max(pids_in(str(new)), default=pid),
         token=token,
+        stopped_by=None if stopped is None else signal.Signals(stopped).name,
     )
     (new / META).write_text(json.dumps(asdict(made)) + "\n")
     seal(new)

@@ -91,6 +91,9 @@ class Checkpoint:
     """The highest pid in use."""
     token: int = 0
     """Token of the lease at the time of the checkpoint; 0: none."""
+    stopped_by: str | None = None
+    """Name of a signal that the supervisor had received by then, to stop the job. If it was sent to
+    all processes, the command may have received it before it was frozen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,10 +151,23 @@ class JobStatus:
     last_bytes: int | None = None
     stopped_by: str | None = None
     """The last interruption: the name of a signal, "notice" or ``STORAGE``; None: a kill."""
+    doubted: int | None = None
+    """The number of a checkpoint whose command has ended because of a signal from before the
+    checkpoint. Until the next checkpoint, the job is not resumed from this one and later ones."""
+    doubted_token: int = 0
+    """The token of the lease at that time. Checkpoints with a higher one were taken later."""
     message: str = ""
     """The last event, as text."""
     storage: StorageStatus | None = None
     """The state of the storage; None for a job without ``storage``."""
+
+    def doubts(self, checkpoint: Checkpoint) -> bool:
+        """Whether the job is not resumed from a checkpoint, because of ``doubted``."""
+        return (
+            self.doubted is not None
+            and checkpoint.number >= self.doubted
+            and checkpoint.token <= self.doubted_token
+        )
 
 
 class JobDirectory:
@@ -386,8 +402,12 @@ class JobDirectory:
         return sorted(result, key=lambda each: each.number, reverse=True)
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest ``keep`` checkpoints."""
-        for old in self.all_checkpoints()[keep:]:
+        """Remove all checkpoints that are not ``retained``."""
+        checkpoints = self.all_checkpoints()
+        kept = {each.number for each in retained(checkpoints, keep)}
+        for old in checkpoints:
+            if old.number in kept:
+                continue
             with contextlib.suppress(OSError), open(f"{old.path}/{META}") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -416,6 +436,22 @@ class JobDirectory:
             for name in os.listdir(self.checkpoints):
                 if not name.isdecimal():
                     shutil.rmtree(self.checkpoints / name, ignore_errors=True)
+
+
+def retained(checkpoints: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
+    """Of checkpoints, the newest first, those that are not removed: the newest ``keep``.
+
+    If a signal to stop the job precedes all of these, the newest one without such a signal too: it
+    is needed if the command has received the signal.
+    """
+
+    def is_certain(each: Checkpoint) -> bool:
+        return each.stopped_by is None and each.options is not None
+
+    kept = [*checkpoints[:keep]]
+    if not any(map(is_certain, kept)):
+        kept += [*filter(is_certain, checkpoints[keep:])][:1]
+    return kept
 
 
 def _overwrite(path: Path, text: str) -> bool:

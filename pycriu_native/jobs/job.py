@@ -25,6 +25,9 @@ from .storage import check_url
 FAILED = 1
 """Exit code of a supervisor that failed to start; the status has the reason."""
 
+AGAIN = 78
+"""Exit code of a supervisor after which the job is resumed at once, from an earlier checkpoint."""
+
 MOST = 1e9
 """Largest number of seconds, which the kernel's timers can represent."""
 
@@ -179,8 +182,9 @@ class Job:
             code = 0
             if directory.status().state is not State.ENDED:
                 code = self._supervised(directory, lock, signals)
-            while code == BUSY and time.monotonic() + UNTIL_FREE < until:
-                sleep(UNTIL_FREE)
+            while code == AGAIN or (code == BUSY and time.monotonic() + UNTIL_FREE < until):
+                if code == BUSY:
+                    sleep(UNTIL_FREE)
                 code = self._supervised(directory, lock, signals)
             if code == BUSY:
                 message = directory.storage_message()

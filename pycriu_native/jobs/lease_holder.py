@@ -193,6 +193,7 @@ class LeaseHolder:
             made = fetch(
                 storage,
                 self._directory,
+                skip=self._directory.status().doubts,
                 decrypt_with=self._spec["decrypt_with"],
                 check=self._check,
                 damaged=self._damaged,

@@ -17,7 +17,7 @@ from .._integrity.manifest import verify
 from ..archive.codecs import Compression, compressed, encrypted
 from ..archive.pack import pack, unpack
 from ..errors import ImagesError
-from .directory import Checkpoint, JobDirectory, sync
+from .directory import Checkpoint, JobDirectory, retained, sync
 from .lease import Lease, token_of, valid_commits
 from .storage import Storage
 
@@ -145,8 +145,10 @@ def upload(
 
 
 def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and objects without a commit."""
-    kept = commits(storage)[:keep]
+    """Remove all checkpoints that are not ``retained``, and objects without a commit."""
+    known = commits(storage)
+    needed = retained([each.checkpoint for each in known], keep)
+    kept = [each for each in known if each.checkpoint in needed]
     if made.name not in {each.name for each in kept}:
         return  # the file system does not yet list new files
     # The record is removed first: objects without one are ignored. Files of a later holder remain,
@@ -165,18 +167,21 @@ def fetch(
     storage: Storage,
     directory: JobDirectory,
     *,
+    skip: Callable[[Checkpoint], bool] = lambda _: False,
     decrypt_with: Sequence[str],
     check: Callable[[], object],
     damaged: Callable[[Commit, ImagesError], object],
 ) -> Commit | None:
     """Fetch the newest complete checkpoint, unless the directory already has it.
 
-    ``damaged`` is called for each one that differs from its record. Checkpoints of the directory
-    that do not precede the fetched one are removed. Raises ``ImagesError`` if there are checkpoints
-    and all are damaged, and any ``Exception``.
+    Checkpoints for which ``skip`` returns True do not count. ``damaged`` is called for each one
+    that differs from its record. Checkpoints of the directory that do not precede the fetched one
+    are removed. Raises ``ImagesError`` if there are checkpoints and all are damaged, and any
+    ``Exception``.
     """
-    known = commits(storage)
-    local = max(map(identity, directory.all_checkpoints()), default=NONE)
+    known = [each for each in commits(storage) if not skip(each.checkpoint)]
+    here = [identity(each) for each in directory.all_checkpoints() if not skip(each)]
+    local = max(here, default=NONE)
     for each in known:
         if each.identity <= local:
             return None

@@ -24,7 +24,7 @@ from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
 from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State
-from .job import FAILED
+from .job import AGAIN, FAILED
 from .notice import NoticeWatch
 
 FIRST_PID = 1000
@@ -83,6 +83,10 @@ class Supervisor:
         self._kept = True
         """Whether the current status is written."""
         self._pid = 0
+        self._resumed_from: Checkpoint | None = None
+        """The checkpoint from which the command was resumed, until there is a later one."""
+        self._again = False
+        """Whether to resume the job from an earlier checkpoint."""
         self._criu_was_lost = False
         """Whether the last checkpoint failed because CRIU was killed. This can kill the command,
         which then counts as an interruption."""
@@ -92,7 +96,9 @@ class Supervisor:
         """Latest end of the job, on the monotonic clock; None: no end was requested."""
 
     def run(self) -> int:
-        """Run the job. Returns 0, and the status has the outcome; or 1 if the job did not start."""
+        """Run the job. Returns 0 or ``AGAIN``, and the status has the outcome; or 1 if the job did
+        not start.
+        """
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         with NoticeWatch(self._spec["notice"], self._woken) as notice:
@@ -100,7 +106,7 @@ class Supervisor:
                 self._directory.sweep()
                 if self._begin():
                     self._supervise(notice)
-                return self._keep_at_last()
+                return self._keep_at_last() or (AGAIN if self._again else 0)
             except (CriuError, OSError) as error:
                 self._report("failed", str(error))
                 return FAILED
@@ -109,13 +115,15 @@ class Supervisor:
 
     def _begin(self) -> bool:
         """Start or resume the command; False if neither is possible, or a signal was received."""
-        checkpoints = self._directory.all_checkpoints()
+        known = self._directory.all_checkpoints()
+        checkpoints = [each for each in known if not self._status.doubts(each)]
         for each in checkpoints:
             if not self._resume(each):
                 if self._signals.stopped is not None:
                     break
                 continue
             self._set_last_pid(max(FIRST_PID, each.last_pid))
+            self._resumed_from = each
             self._change(state=State.RUNNING, resumed=self._status.resumed + 1)
             self._report("resumed", f"resumed from checkpoint {each.number}", number=each.number)
             return True
@@ -124,16 +132,18 @@ class Supervisor:
             self._change(state=State.INTERRUPTED)
             self._report("interrupted", f"{self._status.stopped_by} {NOT_BEGUN}")
             return False
-        if checkpoints and not self._spec["or_start_over"]:
+        # If the first checkpoint is doubted, so are all: there was none before the signal.
+        restorable = checkpoints or (known and self._status.doubted != 1)
+        if restorable and not self._spec["or_start_over"]:
             failure = self._status.message
             self._change(state=State.CANNOT_RESTORE)
             self._report(
                 "cannot be restored",
-                f"none of {len(checkpoints)} checkpoints can be restored here; the oldest: "
+                f"none of {len(known)} checkpoints can be restored here; the oldest: "
                 f"{failure}; nothing was started (--or-start-over starts from the beginning)",
             )
             return False
-        self._start(again=self._status.started is not None, lost=len(checkpoints))
+        self._start(again=self._status.started is not None, lost=len(known))
         return True
 
     def _resume(self, checkpoint: Checkpoint) -> bool:
@@ -180,9 +190,11 @@ class Supervisor:
         now = time.time()
         if again:
             self._change(state=State.RUNNING, restarted=self._status.restarted + 1)
-            why = (
-                f"none of {lost} checkpoints can be restored" if lost else "there is no checkpoint"
-            )
+            why = "there is no checkpoint"
+            if self._status.doubted is not None:
+                why += " from before the signal"
+            elif lost:
+                why = f"none of {lost} checkpoints can be restored"
             self._report("started over", f"started again from the beginning: {why}")
         else:
             self._change(state=State.RUNNING, started=now)
@@ -274,6 +286,7 @@ class Supervisor:
                 self._pid,
                 self._options,
                 Rollback(also=self._also, complete=self._spec["storage"] is not None),
+                signals=self._signals,
                 token=int(self._spec["token"]),
                 last=last,
                 deadline=deadline,
@@ -294,7 +307,9 @@ class Supervisor:
         self._criu_was_lost = False
         self._failure = ""
         self._durations.append(took)
+        self._resumed_from = None
         self._change(
+            doubted=None,
             checkpoints=self._status.checkpoints + 1,
             last_success=time.time(),
             last_duration=took,
@@ -352,11 +367,23 @@ class Supervisor:
         return None
 
     def _ended(self, code: int) -> None:
-        if self._was_interrupted(code):
-            how = f"with {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+        interrupted = self._was_interrupted(code)
+        if (doubted := self._doubted(code)) is not None:
+            token = int(self._spec["token"])
+            self._again = True
+            self._change(state=State.INTERRUPTED, doubted=doubted.number, doubted_token=token)
+            self._report(
+                "checkpoint doubted",
+                f"the command was ended {_how(code)} after it was resumed from checkpoint "
+                f"{doubted.number}: before that checkpoint it may have received {doubted.stopped_by}, "
+                "so it is resumed from an earlier one",
+                number=doubted.number,
+            )
+            return
+        if interrupted:
             after = f" after {self._status.stopped_by}" if self._stop_by is not None else ""
             self._change(state=State.INTERRUPTED)
-            self._report("interrupted", f"the command was ended {how}{after}; it can be resumed")
+            self._report("interrupted", f"the command was ended {_how(code)}{after}; it can be resumed")
             return
         self._change(state=State.ENDED, exit_code=code)
         self._report("ended", f"the command has ended with {code}", exit_code=code)
@@ -365,14 +392,28 @@ class Supervisor:
         """Whether the command ended because of a signal, which it may have handled."""
         if code == 0:
             return False
-        if -code in DEATHS or (code < 0 and self._criu_was_lost):
-            return True
         until = time.monotonic() + UNTIL_SIGNAL
         self._take_signals()
         while self._stop_by is None and (left := until - time.monotonic()) > 0:
             self._wait(left)
             self._take_signals()
+        if -code in DEATHS or (code < 0 and self._criu_was_lost):
+            return True
         return self._stop_by is not None
+
+    def _doubted(self, code: int) -> Checkpoint | None:
+        """The checkpoint that the command was resumed from, if the command ended because of a signal
+        that it received before that checkpoint.
+
+        If it ends after the resumption from an earlier checkpoint in the same way, this was not the
+        reason, unless a signal has ended it.
+        """
+        made = self._resumed_from
+        if code == 0 or made is None or made.stopped_by is None or self._stop_by is not None:
+            return None
+        if code < 0:
+            return made if signal.Signals(-code).name == made.stopped_by else None
+        return made if self._status.doubted is None else None
 
     def _change(self, **more: Any) -> None:
         self._status = replace(self._status, **more)
@@ -403,6 +444,10 @@ class Supervisor:
         if not self._kept:
             _print(f"{self._status.message}; the status cannot be written for the next run")
         return 0 if self._kept else FAILED
+
+
+def _how(code: int) -> str:
+    return f"with {code}" if code > 0 else f"by {signal.Signals(-code).name}"
 
 
 def _text(made: Checkpoint, took: float) -> str:

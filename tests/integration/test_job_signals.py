@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from pycriu_native.jobs import INTERRUPTED, Job, State, pending_signals
+from pycriu_native.jobs.control import request_checkpoint
 
 from .support.jobs import RunningJob, check_exact, nothing_runs
-from .support.processes import eventually
+from .support.processes import PATIENCE, eventually
 
 SIGNALS = int(os.environ.get("PYCRIU_NATIVE_JOB_SIGNALS", "3"))
 """Signals in each test with random times; ``make test-jobs`` uses 50."""
@@ -143,6 +145,80 @@ def test_pending_in_the_command(job: RunningJob) -> None:
     assert job.wait() == INTERRUPTED
     assert job.finish() == 0
     assert output.read_text().split() == ["begun", "SIGALRM", "SIGUSR1", "SIGWINCH"]
+
+
+RECEIVES = """
+import os, signal, sys, time
+received = []
+signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+print("begun", flush=True)
+while not received:
+    time.sleep(0.01)
+    if os.path.exists(sys.argv[1] + "/finish"):
+        sys.exit(0)
+print("received", flush=True)
+while not os.path.exists(sys.argv[1] + "/finish"):
+    time.sleep(0.01)
+"""
+ENDS = {
+    "exit code": "sys.exit(7)",
+    "signal": "signal.signal(signal.SIGTERM, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGTERM)",
+}
+
+
+def _has_uploaded(job: RunningJob, number: int) -> bool:
+    status = job.directory.storage_status()
+    return status is not None and status.uploaded == number
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["the first", "a later one"])
+@pytest.mark.parametrize("where", ["here", "another host"])
+@pytest.mark.parametrize("end", ENDS)
+def test_received_before_the_last_checkpoint(
+    job: RunningJob, tmp_path: Path, end: str, where: str, before: int
+) -> None:
+    """If the command has received the signal, and is saved before it ends, the job is resumed from
+    the checkpoint before, or starts over. That checkpoint is not removed.
+    """
+    if where == "another host":
+        pytest.importorskip("fsspec", reason="the storage of jobs needs fsspec")
+        job.options = (*job.options, "--storage", str(tmp_path / "storage"))
+    job.options = (*job.options, "--every", "1h", "--keep", "1")
+    job.words = [sys.executable, "-c", RECEIVES + ENDS[end], str(job.place)]
+    job.start()
+    output = job.directory.path / "stdout"
+    job.until(lambda: output.exists() and output.stat().st_size, "its start")
+    if before:
+        request_checkpoint(job.directory, PATIENCE)
+        if where == "another host":
+            job.until(lambda: _has_uploaded(job, 1), "its upload")
+    os.kill(job.processes()[-1], signal.SIGTERM)
+    job.until(lambda: "received" in output.read_text(), "the handler")
+    _to_one(job, signal.SIGTERM)
+    assert job.wait() == INTERRUPTED
+    assert job.directory.status().checkpoints == before + 1
+    if where == "another host":
+        shutil.rmtree(job.directory.path)
+    assert job.finish() == 0, job.messages()
+    events = [each["event"] for each in job.directory.events()]
+    assert events.count("checkpoint doubted") == 1
+    assert (job.directory.status().restarted == 0) is bool(before)
+    assert output.read_text() == "begun\n"
+
+
+def test_a_failure_of_its_own(job: RunningJob) -> None:
+    """A command that fails again after the resumption from an earlier checkpoint has ended."""
+    code = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\nsys.exit(7)"
+    job.words = [sys.executable, "-c", code, str(job.place / "finish")]
+    job.start("--every", "1h")
+    job.until(lambda: job.directory.status().state is State.RUNNING, "its start")
+    for _ in range(2):
+        request_checkpoint(job.directory, PATIENCE)
+    _to_one(job, signal.SIGUSR1)
+    assert job.wait() == INTERRUPTED
+    assert job.finish() == 7
+    status = job.directory.status()
+    assert (status.state, status.resumed, status.restarted) == (State.ENDED, 2, 0)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 8, b"\0" * 8 + b"\3\0\0\0\x1d\0\0", b"\0" * 12])
