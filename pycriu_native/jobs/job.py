@@ -64,7 +64,8 @@ class Job:
     every: float = 600.0
     """Seconds between two checkpoints; the first is taken after a tenth of it."""
     keep: int = 3
-    """Number of checkpoints that are kept."""
+    """Number of checkpoints that are kept; one more if a signal to stop the job precedes all of
+    these."""
     also: Iterable[str | os.PathLike[str]] = ()
     """Patterns of files that are saved even if they are closed at the time of a checkpoint, as in
     :class:`~pycriu_native.Rollback`. Files that are open for writing are always saved."""

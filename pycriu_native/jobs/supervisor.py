@@ -217,6 +217,7 @@ class Supervisor:
             return
         for path in outputs:
             path.touch(mode=0o600)
+            os.truncate(path, 0)  # a checkpoint of another host can have restored it
         partial = self._directory.path / "start.partial"
         _remove(partial)
         partial.mkdir(mode=0o700)
@@ -374,16 +375,18 @@ class Supervisor:
             self._change(state=State.INTERRUPTED, doubted=doubted.number, doubted_token=token)
             self._report(
                 "checkpoint doubted",
-                f"the command was ended {_how(code)} after it was resumed from checkpoint "
-                f"{doubted.number}: before that checkpoint it may have received {doubted.stopped_by}, "
-                "so it is resumed from an earlier one",
+                f"the command was ended {_how(code)} after the resumption from checkpoint "
+                f"{doubted.number}, before which it may have received {doubted.stopped_by}; it is "
+                "resumed from an earlier one",
                 number=doubted.number,
             )
             return
         if interrupted:
             after = f" after {self._status.stopped_by}" if self._stop_by is not None else ""
             self._change(state=State.INTERRUPTED)
-            self._report("interrupted", f"the command was ended {_how(code)}{after}; it can be resumed")
+            self._report(
+                "interrupted", f"the command was ended {_how(code)}{after}; it can be resumed"
+            )
             return
         self._change(state=State.ENDED, exit_code=code)
         self._report("ended", f"the command has ended with {code}", exit_code=code)
@@ -402,11 +405,10 @@ class Supervisor:
         return self._stop_by is not None
 
     def _doubted(self, code: int) -> Checkpoint | None:
-        """The checkpoint that the command was resumed from, if the command ended because of a signal
-        that it received before that checkpoint.
+        """The checkpoint that the command was resumed from, if the command may have ended because
+        of a signal that it received before that checkpoint.
 
-        If it ends after the resumption from an earlier checkpoint in the same way, this was not the
-        reason, unless a signal has ended it.
+        An exit code after the resumption from an earlier checkpoint is the command's own.
         """
         made = self._resumed_from
         if code == 0 or made is None or made.stopped_by is None or self._stop_by is not None:

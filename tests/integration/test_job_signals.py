@@ -208,7 +208,9 @@ def test_received_before_the_last_checkpoint(
 
 def test_a_failure_of_its_own(job: RunningJob) -> None:
     """A command that fails again after the resumption from an earlier checkpoint has ended."""
-    code = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\nsys.exit(7)"
+    code = (
+        "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\nsys.exit(7)"
+    )
     job.words = [sys.executable, "-c", code, str(job.place / "finish")]
     job.start("--every", "1h")
     job.until(lambda: job.directory.status().state is State.RUNNING, "its start")

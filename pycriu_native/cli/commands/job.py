@@ -348,7 +348,8 @@ COMMANDS = {
                 type=click.IntRange(min=1),
                 default=3,
                 show_default=True,
-                help="Number of checkpoints to keep.",
+                help="Number of checkpoints to keep; one more if a signal to stop the job precedes "
+                "all of these.",
             ),
             click.Option(
                 ["--also"],
