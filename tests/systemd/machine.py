@@ -1,7 +1,8 @@
 """A system that systemd boots, in namespaces of its own.
 
-Its root is an overlay of this machine's root, which is new at each boot. ``/srv`` is a directory of
-this machine, and keeps its contents. ``/proc`` is complete, as on a real machine.
+Its root is that of this machine, read-only; ``/etc``, ``/var`` and ``/usr/local/bin`` are new at each
+boot. ``/srv`` is a directory of this machine, and keeps its contents. ``/proc`` is complete, as on
+a real machine.
 """
 
 from __future__ import annotations
@@ -39,16 +40,20 @@ exec unshare --pid --fork --kill-child --uts --ipc --net --cgroup bash -c "$3" b
 BOOT = """\
 set -eu
 cd "$1"
-mount -t tmpfs -o mode=755 tmpfs layers
-mkdir layers/upper layers/work
-mount -t overlay -o lowerdir=/,upperdir=layers/upper,workdir=layers/work overlay root
-rm -rf root/etc/systemd/system root/var/log/journal
+mount --bind / root
+mount -o remount,bind,ro root
+for name in etc var usr/local/bin dev run tmp; do mount -t tmpfs -o mode=755 tmpfs root/$name; done
+cp -a /etc/. root/etc
+cp -a /usr/local/bin/. root/usr/local/bin
+mkdir root/var/lib root/var/log root/var/cache root/var/spool
+mkdir -m 1777 root/var/tmp
+ln -s /run root/var/run
+rm -rf root/etc/systemd/system
 cp -r --no-preserve=ownership files/. root
 mount --bind srv root/srv
 mount -t proc proc root/proc
 mount -t sysfs -o ro sysfs root/sys
 mount -t cgroup2 cgroup2 root/sys/fs/cgroup
-for name in dev run tmp; do mount -t tmpfs -o mode=755 tmpfs root/$name; done
 chmod 1777 root/tmp
 mkdir root/dev/pts root/dev/shm
 mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666 devpts root/dev/pts
@@ -75,7 +80,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.directory.chmod(0o755)
-        for name in ("root", "layers", "cgroup", "files", "srv"):
+        for name in ("root", "cgroup", "files", "srv"):
             (self.directory / name).mkdir()
         self.srv = self.directory / "srv"
         for unit in MASKED:
