@@ -1,8 +1,8 @@
 """A system that systemd boots, in namespaces of its own.
 
-Its root is that of this machine, read-only; ``/etc``, ``/var`` and ``/usr/local/bin`` are new at each
-boot. ``/srv`` is a directory of this machine, and keeps its contents. ``/proc`` is complete, as on
-a real machine.
+Its root is that of this machine, read-only; ``/etc``, ``/var`` and ``/usr/local/bin`` are new at
+each boot. ``/srv`` is a directory of this machine, and keeps its contents. ``/proc`` is complete,
+as on a real machine.
 """
 
 from __future__ import annotations
