@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -102,6 +103,57 @@ def test_what_cannot_be_saved(place: Path) -> None:
     found, message = done.stdout.split("\n", 1)
     assert found == "mapped-file-without-a-name"
     assert "cannot open a file that the process has mapped" in message
+
+
+OVERLAY = """
+    import os, subprocess, sys
+    from pycriu_native import CriuError, CriuOpts, dump, preflight
+    null = subprocess.DEVNULL
+    program = sys.argv[2] + "/sleep"
+    process = subprocess.Popen([program, "1000"], stdin=null, stdout=null, stderr=null,
+        start_new_session=True)
+    while os.readlink(f"/proc/{process.pid}/exe") == os.readlink("/proc/self/exe"):
+        pass
+    opts = CriuOpts(images_directory=sys.argv[1], unprivileged=True)
+    print(*(each.id for each in preflight(process.pid, opts).stops))
+    try:
+        dump(process.pid, opts)
+        print("no error")
+    except CriuError as error:
+        print(error)
+    process.kill()
+    process.wait()
+"""
+MOUNT_OVERLAY = """
+mount -t tmpfs tmpfs "$1" && mkdir "$1/upper" "$1/work" "$1/top" && chmod -R 755 "$1" &&
+mount -t overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" overlay "$1/top" && shift 2 &&
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("layers", ["different", "same"])
+def test_a_program_on_an_overlay(place: Path, layers: str) -> None:
+    """Preflight predicts that it cannot be dumped if the layers are on different file systems."""
+    tops = place / "tops"
+    lower = tops / "lower" if layers == "same" else place / "lower"
+    script = MOUNT_OVERLAY
+    for path in (tops, place / "lower"):
+        path.mkdir()
+    if layers == "same":
+        script = script.replace("&& chmod", f"&& mkdir {lower} && cp /bin/sleep {lower} && chmod")
+    else:
+        shutil.copy("/bin/sleep", lower)
+    words = ["unshare", "--mount", "sh", "-c", script, "sh", str(tops), str(lower)]
+    words += [*ordinary_user.as_user(), *ordinary_user.NAMESPACE, ordinary_user.python()]
+    words += ["-c", BEGIN + textwrap.dedent(OVERLAY), str(place / "ckpt"), str(tops / "top")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
+    found, message = done.stdout.split("\n", 1)
+    predicted = "mapped-file-without-a-name" in found
+    assert (layers, predicted, "no error" in message) in (
+        ("different", True, False),
+        ("same", False, True),
+    ), done.stdout
 
 
 def test_no_other_user_is_trusted_here() -> None:

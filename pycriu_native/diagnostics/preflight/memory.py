@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
 from ..._system.mappings import Mapping, has_droppable, has_guard_pages
+from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
@@ -88,11 +89,10 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
             "it uses asynchronous I/O (io_submit); the dump fails if requests are under way",
             **about,
         )
-    elif _cannot_be_opened(mapping):
+    elif what := _without_a_name(context, mapping):
         yield stops(
             "mapped-file-without-a-name",
-            "it has mapped a file that is deleted, and CRIU has no right to open it "
-            "(/proc/PID/map_files)",
+            f"it has mapped a file {what}, and CRIU has no right to open it (/proc/PID/map_files)",
             failure="mapfile",
             **about,
         )
@@ -111,20 +111,40 @@ def _is_guarded(process: Process) -> bool:
     return False
 
 
-def _cannot_be_opened(mapping: Mapping) -> bool:
-    """Whether it is of a deleted file, and the caller may not follow links to mapped files.
+def _without_a_name(context: Context, mapping: Mapping) -> str:
+    """What a mapped file is that CRIU finds only by the link of /proc; empty if it can open it.
 
-    Those take CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the first user namespace.
+    To follow the link takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the first user namespace.
     """
     name = mapping.name
-    if not name.startswith("/") or not name.endswith(" (deleted)") or not mapping.inode:
-        return False
-    if name.startswith(WITHOUT_FILE):
-        return False
+    if not name.startswith("/") or not mapping.inode or name.startswith(WITHOUT_FILE):
+        return ""
+    if name.endswith(" (deleted)"):
+        what = "that is deleted"
+    elif context.opts.unprivileged and _has_other_numbers(mapping):
+        what = "of an overlay whose layers are on different file systems"
+    else:
+        return ""
     try:
         close(os.open(mapping.link, os.O_PATH | os.O_CLOEXEC))
     except PermissionError:
-        return True
+        return what
+    except OSError:
+        return ""
+    return ""
+
+
+def _has_other_numbers(mapping: Mapping) -> bool:
+    """Whether stat(2) returns another device than the mapping has. CRIU compares the two."""
+    major, _, minor = mapping.device.partition(":")
+    device = os.makedev(int(major, 16), int(minor, 16))
+    try:
+        seen = os.stat(f"/proc/{mapping.pid}/root{mapping.name}")
     except OSError:
         return False
-    return False
+    if seen.st_dev == device or seen.st_ino != mapping.inode:
+        return False
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return any(
+        mount.device == number and mount.kind == "overlay" for mount in mounts_of(mapping.pid)
+    )
