@@ -25,12 +25,19 @@ from .._system.regular_file import open_regular
 from ..errors import CriuError, ImagesError
 from .copying import copy
 from .saved_files import INDEX, Index, SavedFile, checksum, read
+from .written_files import COMPANIONS
 
 BEFORE = ".pycriu-native-before-"
 """Prefix of the names under which the content before is saved, beside each file."""
 
 _OPENED = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MADE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def before_of(path: str) -> str:
+    """The name under which the content before of a file is saved."""
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return os.path.join(os.path.dirname(path), BEFORE + name)
 
 
 class _File:
@@ -40,8 +47,7 @@ class _File:
         """``entry`` is None for a file that did not exist at the dump."""
         self.path = path
         self._entry = entry
-        name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-        self._before = os.path.join(os.path.dirname(path), BEFORE + name)
+        self._before = before_of(path)
         self._seen: os.stat_result | None = None
         self._moved = False
         self._kept = False
@@ -204,6 +210,7 @@ class RollBack:
     def put_back(self, check: Callable[[], object]) -> None:
         """Put all files back; if that fails for one, all are changed back."""
         try:
+            self._remove_leftovers()
             self._files = _files(self._index)
             for step in (_File.keep, _File.change):
                 for file in self._files:
@@ -217,6 +224,13 @@ class RollBack:
             for text in self.give_back():
                 error.add_note(f"left behind: {text}")
             raise
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a restore that was killed has saved of journals that no longer exist."""
+        for each in self._index.files:
+            for ending in COMPANIONS:
+                with contextlib.suppress(OSError):
+                    os.unlink(before_of(each.path + ending))
 
     def give_back(self) -> tuple[str, ...]:
         """Undo the changes of all files; returns a message for each where that failed."""

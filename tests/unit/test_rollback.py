@@ -19,7 +19,7 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._rollback import copying, saved_files
-from pycriu_native._rollback.put_back import RollBack
+from pycriu_native._rollback.put_back import RollBack, before_of
 
 
 def test_values_that_are_refused(tmp_path: Path) -> None:
@@ -125,6 +125,24 @@ def test_put_back_and_given_back(tmp_path: Path) -> None:
         assert sorted(path.name for path in place.iterdir()) == ["a-link", "changed", "deleted"]
     finally:
         os.close(at)
+
+
+def test_left_by_a_restore_that_was_killed(tmp_path: Path) -> None:
+    """What it has saved of a journal that no longer exists is removed."""
+    images, place = tmp_path / "images", tmp_path / "place"
+    images.mkdir()
+    place.mkdir()
+    (place / "database").touch()
+    at = _saved(images, place / "*")
+    try:
+        Path(before_of(str(place / "database-journal"))).touch()
+        rolled_back = RollBack(at)
+        rolled_back.put_back(lambda: None)
+        rolled_back.succeeded()
+        rolled_back.close()
+    finally:
+        os.close(at)
+    assert os.listdir(place) == ["database"]
 
 
 def test_nothing_is_changed_if_one_cannot_be(tmp_path: Path) -> None:
