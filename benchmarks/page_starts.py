@@ -1,0 +1,83 @@
+"""The sections on starts from snapshots, and on jobs."""
+
+from __future__ import annotations
+
+from .page_text import Page, by_way, shown
+
+SNAPSHOTS = """
+The time from the start of a process to its first answer, and the processor time until it has ended. A
+*cold start* starts the command itself. *forkserver with preload* is the one of `multiprocessing`, with all
+modules imported. *criu restore* is the `criu` program with the images and options of the snapshot, in
+namespaces that exist already. *Plain* starts restore all memory; *shared* ones inherit it from a template;
+a *zygote* is a restored copy that forks. Images are on a tmpfs.
+"""
+
+AT_ONCE = """
+Several copies started by eight threads. *First answer of each* counts from the first start.
+"""
+
+SHARED_MEMORY = """
+A program whose memory is filled: what a copy has of its own, and what sharing costs. *Prepare* is done once
+for a snapshot, *template ready* once for a process that starts copies.
+"""
+
+JOBS = """
+A job of constant work writes all over its memory. *Wall time of a checkpoint* is the time of a run with
+checkpoints less that of a run without, for each checkpoint; the slow-down at an interval of ten minutes
+follows from it. *Standing still* is the time for which the job was stopped. Images are on the disk.
+"""
+
+
+def snapshots(page: Page) -> None:
+    """Add the section on starts: for each program one start, and several at once."""
+    page.say("## Starts from a snapshot\n" + SNAPSHOTS)
+    rows = page.rows("snapshots")
+    for program in dict.fromkeys(row["case"]["program"] for row in rows):
+        page.say(f"### {program}\n")
+        by_way(
+            page,
+            "snapshots",
+            ("first answer", "processor time of a start"),
+            "way",
+            program=program,
+        )
+        several = [
+            row
+            for row in page.rows("snapshots", "starts in a second", program=program)
+            if "copies" in row["case"]
+        ]
+        whats = ("first answer of each", "starts in a second", "processor time of each")
+        memory = ("private memory of each", "proportional share of each")
+        whats += tuple(what for what in memory if page.rows("snapshots", what, program=program))
+        body = []
+        for row in several:
+            case = row["case"]
+            found = [page.rows("snapshots", what, **case) for what in whats]
+            cells = [shown(each[0]) if each else "" for each in found]
+            body.append((str(case["copies"]), case["way"], *cells))
+        page.say(AT_ONCE)
+        page.table(("copies", "way", *whats), body)
+    page.notes("snapshots")
+
+
+def shared_memory(page: Page) -> None:
+    """Add the section on memory that copies share."""
+    page.say("## Memory of copies\n" + SHARED_MEMORY)
+    rows = page.rows("shared_memory")
+    for mib in dict.fromkeys(row["case"]["MiB"] for row in rows):
+        page.say(f"{mib} MiB:")
+        once = [row for row in rows if row["case"] == {"MiB": mib}]
+        page.table([row["what"] for row in once], [[shown(row) for row in once]])
+        whats = dict.fromkeys(row["what"] for row in rows if "memory" in row["case"])
+        by_way(page, "shared_memory", whats, "memory", MiB=mib)
+    page.notes("shared_memory")
+
+
+def jobs(page: Page) -> None:
+    """Add the section on what checkpoints cost a job."""
+    page.say("## Checkpoints of a job\n" + JOBS)
+    rows = page.rows("jobs")
+    for mib in dict.fromkeys(row["case"]["MiB"] for row in rows):
+        page.say(f"{mib} MiB:")
+        by_way(page, "jobs", dict.fromkeys(row["what"] for row in rows), MiB=mib)
+    page.notes("jobs")
