@@ -9,7 +9,7 @@ Line = tuple[str, str, str, str, bool]
 
 COLD, FORKED, PROGRAM = "cold start", "forkserver with preload", "criu restore"
 PLAIN, SHARED, ZYGOTE = "start, share_memory=False", "start, share_memory=True", "zygote"
-SLOW = 1000.0
+SLOW = 500.0
 """The cold start, in milliseconds, from which the goal of a shared start counts."""
 
 

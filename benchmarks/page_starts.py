@@ -46,9 +46,10 @@ def snapshots(page: Page) -> None:
             for row in page.rows("snapshots", "starts in a second", program=program)
             if "copies" in row["case"]
         ]
-        whats = ("first answer of each", "starts in a second", "processor time of each")
+        always = ("first answer of each", "starts in a second", "processor time of each")
         memory = ("private memory of each", "proportional share of each")
-        whats += tuple(what for what in memory if page.rows("snapshots", what, program=program))
+        measured = [what for what in memory if page.rows("snapshots", what, program=program)]
+        whats = (*always, *measured)
         body = []
         for row in several:
             case = row["case"]
