@@ -10,7 +10,19 @@ from pathlib import Path
 from pycriu_native import CriuOpts, dump
 from pycriu_native._transport.program import find_program
 
-from .common import HERE, Row, Target, main, note, plain, pycriu, row, scratch, with_run_on
+from .common import (
+    HERE,
+    PYCRIU_MISSING,
+    Row,
+    Target,
+    main,
+    note,
+    plain,
+    pycriu,
+    row,
+    scratch,
+    with_run_on,
+)
 
 MEMORY = (16, 1024, 8192)
 """The memory of the caller in MiB."""
@@ -94,7 +106,7 @@ def inside(quick: int) -> None:
 
 def _measure(quick: bool) -> list[Row]:
     """Run rounds, in each of which every caller takes its samples."""
-    rounds, times = (3, 4) if quick else (8, 6)  # many rounds: the machine drifts
+    rounds, times = (3, 4) if quick else (8, 6)  # many rounds, because the load varies over time
     memory = MEMORY[:2] if quick else MEMORY
     sizes = [(mib, 1, 10) for mib in memory]
     sizes += [(16, threads, 10) for threads in THREADS[1:]]
@@ -115,7 +127,7 @@ def _measure(quick: bool) -> list[Row]:
         target = Target(directory)
         try:
             first = CriuOpts(images_directory=images, leave_running=True)
-            dump(target.pid, first)  # which keeps the cache
+            dump(target.pid, first)  # CRIU writes its feature cache
             for what, pid in (("version", 0), ("dump, left running", target.pid)):
                 taken: dict[tuple[str, tuple[int, int, int]], list[float]] = {}
                 for _ in range(rounds):
@@ -133,7 +145,7 @@ def _measure(quick: bool) -> list[Row]:
         finally:
             target.end()
     if theirs is None:
-        rows.append(note("pycriu", "not here: name its directory in PYCRIU_PATH"))
+        rows.append(note("pycriu", PYCRIU_MISSING))
     return rows
 
 

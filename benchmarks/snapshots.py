@@ -1,7 +1,7 @@
 """The time to the first response of a program: cold, forked, and started from a snapshot.
 
-Each program is started in each way in turn, and then several times at once. What the rows
-``ratio`` have is compared with in docs/performance.md.
+Each program is started in each way in turn, and then several times at once. docs/performance.md has goals
+for the rows ``ratio``.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Ways:
         return taken
 
     def restore(self) -> float:
-        """The criu program with the same images and options; the namespaces exist before."""
+        """The criu program with the same images and options; the namespaces are created beforehand."""
         record = self.snapshot.record
         with ExitStack() as owned:
             namespaces = owned.enter_context(Namespaces())
@@ -142,7 +142,7 @@ class Ways:
             line, end = os.pipe()
             os.write(end, start)
             owned.callback(os.close, end)
-            held, input_end = os.pipe()  # what would end at the end of its input goes on
+            held, input_end = os.pipe()  # stays open, so the program does not end at the end of input
             owned.callback(os.close, input_end)
             null = os.open(os.devnull, os.O_RDWR)
             for fd, key in zip(
@@ -175,7 +175,7 @@ class Ways:
                 os.close(fd)
             answered = answers.readline()
             if not answered:
-                raise RuntimeError((work / "log").read_text())
+                raise RuntimeError((work / "log").read_text())  # the log of CRIU
             check_answer(answered)
             taken = (time.perf_counter() - since) * 1e3
             namespaces.end()
@@ -258,7 +258,7 @@ def many_starts(ways: Ways, program: str, numbers: tuple[int, ...]) -> list[Row]
 
 def measure(quick: bool) -> list[Row]:
     """Measure each program."""
-    # It restores by sudo, under the pid that was saved: one copy at a time.
+    # This package restores with sudo, to the saved pid, so only one copy can run.
     reason = "not measured: it needs Python 3.12, sudo and crit"
     rows: list[Row] = [note("first answer", reason, way="habemus-papadum-criu")]
     for program in PROGRAMS:
