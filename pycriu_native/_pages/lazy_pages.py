@@ -55,7 +55,7 @@ class LazyPages(Closing):
     def __init__(
         self, opts: CriuOpts, *, via: Worker | None = None, deadline: float = UNTIL_READY
     ) -> None:
-        from .subcommand import failure, start  # a star import does without
+        from .subcommand import failure, start  # not loaded by a star import
 
         self._opts = opts
         request = Request(verb=Verb.LAZY_PAGES, opts=opts, via=via or Worker())

@@ -85,7 +85,7 @@ def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) 
 
 
 def _told(outcome: Outcome) -> PageServerResult:
-    from .._system.inet_sockets import listener_on  # a star import does without
+    from .._system.inet_sockets import listener_on  # not loaded by a star import
 
     answer = cast(dict[str, WireValue], outcome.answer["ps"])
     port = cast(int, answer["port"]) & 0xFFFF

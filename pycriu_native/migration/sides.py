@@ -23,7 +23,7 @@ from ..errors import MigrationError, MigrationInDoubtError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from . import common, endpoint
-from .common import LONGEST_SILENCE, Phases, Workspace, for_criu
+from .common import LONGEST_PEER_TIMEOUT, Phases, Workspace, for_criu
 from .control_channel import Channel
 from .deadline import MigrationDeadline
 from .destination import Destination
@@ -187,7 +187,7 @@ def _until(deadline: float | None, on_notify: Hook | None) -> tuple[MigrationDea
 def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:
     bounds = (
         ("deadline", deadline, 0.0, math.inf),
-        ("peer_timeout", peer_timeout, 0.1, LONGEST_SILENCE),
+        ("peer_timeout", peer_timeout, 0.1, LONGEST_PEER_TIMEOUT),
     )
     for name, value, least, most in bounds:
         if value is None and name == "deadline":

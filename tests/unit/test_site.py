@@ -59,7 +59,7 @@ def test_links_of_written_pages() -> None:
     assert broken == ["README.md links to docs/none.md, which is not a file"]
 
 
-def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scenario_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken link stops the build and is named with its file."""
     exited = howto.Scenario(
         title="x", names=("timeout",), files=("tests/integration/test_gone.py",)
