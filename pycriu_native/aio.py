@@ -123,7 +123,7 @@ class _VerbTask(Generic[R]):
 
     async def answer(self) -> None:
         """Run the hook if a call waits for it."""
-        invocation = self._invocation if self._call is None else self._call.question
+        invocation = self._invocation if self._call is None else self._call.invocation
         if invocation is not None:
             await invocation.run_async()
 

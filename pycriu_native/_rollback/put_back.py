@@ -91,7 +91,7 @@ class _File:
             close(fd)
 
     def _check_new(self, entry: SavedFile) -> None:
-        """A file that is to be made anew."""
+        """Raise if the file cannot be created again."""
         if entry.saved is None:
             raise _refused(
                 self.path,
@@ -160,7 +160,7 @@ class _File:
         self._kept = self._changed = False
 
     def forget(self) -> None:
-        """What was there before is not needed any more."""
+        """Remove the previous content."""
         if self._kept:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._before)

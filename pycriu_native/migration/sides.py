@@ -14,7 +14,7 @@ from .._calls import verbs
 from .._calls.call import CALL_RUNNER
 from .._calls.iterative_dump import More
 from .._calls.notification import Hook
-from .._calls.progress import telling
+from .._calls.progress import reporting
 from .._calls.progress_state import OnProgress
 from .._checks.arguments import check_types
 from .._system.process_identity import Target, identified, number_of
@@ -92,7 +92,7 @@ def run_source(
             should_continue=should_continue,
         )
         try:
-            with telling(on_progress, source.measure):
+            with reporting(on_progress, source.measure):
                 return source.run()
         except BaseException as error:
             channel.part("failed", str(error))
@@ -156,7 +156,7 @@ def run_destination(
             raise
         owned.callback(channel.close)
         try:
-            with telling(on_progress, destination.measure):
+            with reporting(on_progress, destination.measure):
                 result = destination.run()
         except MigrationInDoubtError:
             raise
