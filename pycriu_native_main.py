@@ -23,7 +23,8 @@ def main() -> None:
     """Run ``pycriu_native.cli``, or print why it cannot be imported."""
     gc.set_threshold(COLLECT_AFTER)
     if sys.argv[1:2] == ["run"]:
-        # First, because the imports take time: a signal must end the command with the job's exit code.
+        # First, because the imports take time: a signal must end the command with the job's exit
+        # code.
         from pycriu_native._support import held_signals
 
         held_signals.hold()

@@ -201,8 +201,8 @@ def _cold(target: Target, directory: Path, times: int) -> list[Row]:
 
 
 def _nothing(target: Target, directory: Path, times: int) -> list[Row]:
-    """A call to a program that only sends CRIU's messages: the time of this library's part, measured
-    after a dump, which fills the processor's caches, and repeated at once.
+    """A call to a program that only sends CRIU's messages: the time of this library's part,
+    measured after a dump, which fills the processor's caches, and repeated at once.
     """
     images = directory / "nothing"
     taken: dict[str, list[float]] = {"after a dump": [], "at once again": []}
@@ -273,7 +273,7 @@ def _clock(owner: Any, method: str, step: str, taken: dict[str, list[float]]) ->
         try:
             return original(*arguments, **named)
         finally:
-            # The sum, if a call executes a step twice, such as waiting for a process that was reaped.
+            # The sum, if a call executes a step twice.
             steps = taken.setdefault(step, [0.0])
             steps[-1] += (time.perf_counter() - started) * 1e3
 

@@ -1,7 +1,7 @@
 """The stop of a process that writes to its memory, with and without pre-dump rounds, in a guest.
 
-For kernels that do not track changed memory. The guest is emulated, so its times can be compared only
-with each other. ``make demo-vm`` builds the guest.
+For kernels that do not track changed memory. The guest is emulated, so its times can be compared
+only with each other. ``make demo-vm`` builds the guest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def measure(quick: bool) -> list[Row]:
 
     guest = GUESTS[GUEST]
     if not root.is_current(guest):
-        return [note("pre-dump rounds", "the guest is not built, or its sources changed: make demo-vm")]
+        return [
+            note("pre-dump rounds", "the guest is not built, or its sources changed: make demo-vm")
+        ]
     build("target")  # it is copied into the guest
     command = ["python3", "-m", "benchmarks.frozen", "--quick", "--json", "/results/frozen.json"]
     with tempfile.TemporaryDirectory(prefix="pycriu-native-bench-") as results:

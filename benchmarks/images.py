@@ -1,9 +1,9 @@
 """The time to read large image sets, compared with ``crit``.
 
 ``python -m benchmarks.images --json FILE [--quick]``, as root, with a CRIU that works. Two sets are
-dumped: a process with 1 GiB of memory, half of whose pages are written to, and 20,000 mappings; and 300
-processes. Both are read by the commands of ``crit``, one for each question; by crit's library, which
-decodes every image; and by this library.
+dumped: a process with 1 GiB of memory, half of whose pages are written to, and 20,000 mappings; and
+300 processes. Both are read by the commands of ``crit``, one for each question; by crit's library,
+which decodes every image; and by this library.
 """
 
 from __future__ import annotations

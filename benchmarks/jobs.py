@@ -1,8 +1,9 @@
 """The cost of a job's checkpoints: slow-down, time of the stop, and size.
 
-A job of fixed work writes to all of its memory. Its wall time with checkpoints at a short interval, minus
-the wall time without them, divided by their number, is the cost of one checkpoint; the slow-down at an
-interval of 10 minutes is calculated from it. DMTCP runs the same job if ``dmtcp_launch`` is installed.
+A job of fixed work writes to all of its memory. Its wall time with checkpoints at a short interval,
+minus the wall time without them, divided by their number, is the cost of one checkpoint; the
+slow-down at an interval of 10 minutes is calculated from it. DMTCP runs the same job if
+``dmtcp_launch`` is installed.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ OURS, THEIRS = "pycriu_native", "the criu program"
 def measure(quick: bool) -> list[Row]:
     """64 small processes; as many concurrent calls as processors, and four times as many.
 
-    With and without CRIU's feature cache: without it, CRIU spends most of the time on probing the kernel.
+    With and without CRIU's feature cache: without it, CRIU spends most of the time on probing the
+    kernel.
     """
     rows: list[Row] = []
     with _pids_to_spare():
@@ -44,8 +45,8 @@ def measure(quick: bool) -> list[Row]:
 
 @contextlib.contextmanager
 def _pids_to_spare() -> Iterator[None]:
-    """Raise ``pid_max``. Otherwise the kernel would reuse the pids of the dumped processes, because many
-    processes start and end.
+    """Raise ``pid_max``. Otherwise the kernel would reuse the pids of the dumped processes, because
+    many processes start and end.
     """
     most = Path("/proc/sys/kernel/pid_max")
     before = most.read_text()

@@ -1,7 +1,7 @@
 """The time for which a process that writes to its memory is stopped by a migration.
 
-Source and destination are on this machine, in separate network, pid and mount namespaces with a veth
-pair between them, so the network is as fast as memory, and both share the processors.
+Source and destination are on this machine, in separate network, pid and mount namespaces with a
+veth pair between them, so the network is as fast as memory, and both share the processors.
 """
 
 from __future__ import annotations

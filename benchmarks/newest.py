@@ -1,7 +1,7 @@
 """A Python process with another libcriu, for options that the installed one lacks.
 
-The parent (``Newest``) sends it dumps and restores as lines of JSON, so both libraries are measured in
-turns in one run. The process measures the duration of each call.
+The parent (``Newest``) sends it dumps and restores as lines of JSON, so both libraries are measured
+in turns in one run. The process measures the duration of each call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = os.environ.get("CRIU_NEWEST", "/opt/pycriu-native-4.3/bin/criu")
-"""The newest CRIU that ``make test-libraries`` installs. Its library is in ``lib`` next to ``bin``."""
+"""The newest CRIU that ``make test-libraries`` installs. Its library is in ``lib`` next to
+``bin``."""
 
 
 class RefusedError(Exception):

@@ -1,7 +1,7 @@
 """Run every benchmark and merge the results: ``python -m benchmarks.run [--quick] [NAME]...``.
 
-Each other file in this directory with a ``main`` is a benchmark, and is run with ``--json FILE``. Results
-in another format than that of ``common.py`` are stored unchanged.
+Each other file in this directory with a ``main`` is a benchmark, and is run with ``--json FILE``.
+Results in another format than that of ``common.py`` are stored unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def main() -> int:
     """Run the benchmarks one after the other; a failure does not stop the others."""
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__)
     parser.add_argument("names", nargs="*", help="the benchmarks to run; default: all")
-    parser.add_argument("--quick", action="store_true", help="fewer samples: three minutes in total")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer samples: three minutes in total"
+    )
     parser.add_argument("--json", type=Path, default=OUT / "bench.json")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(names()):

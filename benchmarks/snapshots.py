@@ -1,7 +1,7 @@
 """The time to the first response of a program: cold, forked, and started from a snapshot.
 
-Each program is started in each way in turn, and then several times at once. docs/performance.md has goals
-for the rows ``ratio``.
+Each program is started in each way in turn, and then several times at once. docs/performance.md has
+goals for the rows ``ratio``.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Ways:
         return taken
 
     def restore(self) -> float:
-        """The criu program with the same images and options; the namespaces are created beforehand."""
+        """The criu program with the same images and options, in namespaces that exist."""
         record = self.snapshot.record
         with ExitStack() as owned:
             namespaces = owned.enter_context(Namespaces())
@@ -142,7 +142,7 @@ class Ways:
             line, end = os.pipe()
             os.write(end, start)
             owned.callback(os.close, end)
-            held, input_end = os.pipe()  # stays open, so the program does not end at the end of input
+            held, input_end = os.pipe()  # open: programs that read to the end of it do not end
             owned.callback(os.close, input_end)
             null = os.open(os.devnull, os.O_RDWR)
             for fd, key in zip(

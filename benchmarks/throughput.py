@@ -115,7 +115,7 @@ class _Case:
             with WorkerPool(1) as warm:
                 ways = self._ways(warm)
                 for _ in range(times):
-                    # First, because on a virtual machine the host allocates memory at its first use.
+                    # First, because the host of a virtual machine allocates memory at first use.
                     self._limits()
                     for name, way in ways.items():
                         if name not in refused and (why := self._take(name, way)):

@@ -37,7 +37,8 @@ def gcs_server() -> Iterator[str]:
         port = str(free.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
     words = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", port]
-    # Not with the package's class, which does not read the server's messages: the pipe becomes full.
+    # Not with the package's class, which does not read the server's messages: the pipe becomes
+    # full.
     with subprocess.Popen(
         [program, *words, "-external-url", url],
         stdout=subprocess.DEVNULL,

@@ -1,9 +1,9 @@
 """Runs the tests in new namespaces, below a process that reaps orphans.
 
-Process ids, mounts, ports, links, firewall rules and SysV objects then belong to this run. Concurrent
-runs on one machine do not affect each other, and the check for leftovers of a test sees no objects of
-other programs. ``--in-place`` runs the tests in the namespaces of the caller, as do users other than
-root, who can neither create namespaces nor run CRIU.
+Process ids, mounts, ports, links, firewall rules and SysV objects then belong to this run.
+Concurrent runs on one machine do not affect each other, and the check for leftovers of a test sees
+no objects of other programs. ``--in-place`` runs the tests in the namespaces of the caller, as do
+users other than root, who can neither create namespaces nor run CRIU.
 """
 
 from __future__ import annotations

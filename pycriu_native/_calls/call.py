@@ -202,11 +202,10 @@ class Call:
         assert hook is not None
         invocation = self.invocation = HookInvocation(hook, notification)
         self.wake()
-        invocation.answered.wait()
-        self.invocation = None
-        if invocation.refusal is not None:
-            raise invocation.refusal
-        return invocation.returned
+        try:
+            return invocation.wait()
+        finally:
+            self.invocation = None
 
     def _run(self) -> Outcome:
         return Run(

@@ -47,6 +47,13 @@ class HookInvocation:
             self.refusal = refusal
         self.answered.set()
 
+    def wait(self) -> object:
+        """Wait for the end of the hook; return its result or raise its exception."""
+        self.answered.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        return self.returned
+
     def refuse(self, reason: BaseException) -> bool:
         """Refuse in place of the hook; False if the hook has ended already."""
         if self.answered.is_set():

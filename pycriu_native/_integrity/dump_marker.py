@@ -3,11 +3,12 @@
 CRIU's own files do not show whether a set is complete: ``inventory.img`` is among the last files
 that it writes, but images of files are flushed after it, and ``stats-dump``, the last one, is in
 the work directory and is written after the dumped processes were killed (``criu/cr-dump.c``, 4.2).
-So a marker is in the images directory during a dump. It is removed at the notification ``post-dump``,
-when all images are written and no process has been killed; else after CRIU's response. If CRIU has
-undone the dump, its images and the marker are removed. A dump that ends in another way, for example
-because CRIU and the caller were killed, leaves the marker. Sets of other programs have no marker; their
-files are checked. A complete dump gets a record of its images (``dump_record.py``).
+So a marker is in the images directory during a dump. It is removed at the notification
+``post-dump``, when all images are written and no process has been killed; else after CRIU's
+response. If CRIU has undone the dump, its images and the marker are removed. A dump that ends in
+another way, for example because CRIU and the caller were killed, leaves the marker. Sets of other
+programs have no marker; their files are checked. A complete dump gets a record of its images
+(``dump_record.py``).
 
 CRIU does not sync to disk. Only a manifest can show what a set has lost in a power failure
 (``manifest.py``).

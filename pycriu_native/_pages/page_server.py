@@ -118,7 +118,7 @@ class PageServerChild(Closing):
         """
         if on_progress is None or self._status is not None:
             return self._wait(timeout)
-        from .._calls.progress import size_of_pages, reporting  # few are watched
+        from .._calls.progress import reporting, size_of_pages  # few are watched
 
         def measure() -> tuple[str, int, int | None]:
             return str(Verb.PAGE_SERVER), size_of_pages(self.result.images, parents=False), None

@@ -1,4 +1,4 @@
-"""Copy the content of a file: by a reflink if the file system supports it, else without its holes."""
+"""Copy the content of a file: by a reflink if possible, else without its holes."""
 
 from __future__ import annotations
 

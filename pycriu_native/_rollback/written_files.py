@@ -27,8 +27,8 @@ INTERFACES = frozenset(
 """File systems whose files are interfaces of the kernel: their content is no state of a process."""
 
 COMPANIONS = ("-journal", "-wal", "-shm")
-"""Suffixes of SQLite's journals. A journal that is newer than the checkpoint would be applied to the
-database of the checkpoint (sqlite.org, "Hot Rollback Journals")."""
+"""Suffixes of SQLite's journals. A journal that is newer than the checkpoint would be applied to
+the database of the checkpoint (sqlite.org, "Hot Rollback Journals")."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,8 @@ class WrittenFile:
     """The name by which it is opened for reading: that of /proc, or ``path``."""
     stat: os.stat_result
     appended: bool
-    """Whether each descriptor that is open for writing has O_APPEND, and no process maps the file."""
+    """Whether each descriptor that is open for writing has O_APPEND, and no process maps the
+    file."""
     pid: int
     """A process that has it open; 0 for a file that is named by the caller."""
     kind: str

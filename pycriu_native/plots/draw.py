@@ -114,14 +114,8 @@ def _draw_timeline(found: Timeline, to: Place) -> None:
     for at in (begin, end):
         axes.axvline(at, color=RED, linewidth=1.1, linestyle=(0, (4, 2)))
     for phase in found.phases:
-        axes.barh(
-            0,
-            (phase.end - phase.begin) * scale,
-            left=phase.begin * scale,
-            height=0.62,
-            color=_PHASE_COLOURS[phase.name],
-            label=phase.name if phase.name != "resume" or phase.end > phase.begin else None,
-        )
+        label = phase.name if phase.name != "resume" or phase.end > phase.begin else None
+        _bar(axes, 0, phase, scale, color=_PHASE_COLOURS[phase.name], label=label)
     labels = ["CRIU"]
     for row, span in enumerate(shown, 1):
         _lane(axes, row, [span], found.memory, scale)
@@ -156,23 +150,19 @@ def _lane(
     axes: Axes, row: int, spans: Sequence[Span], memory: Sequence[Span], scale: float
 ) -> None:
     for span in spans:
-        axes.barh(
-            row,
-            (span.end - span.begin) * scale,
-            left=span.begin * scale,
-            height=0.62,
-            color=PALE,
-        )
+        _bar(axes, row, span, scale, color=PALE)
     pids = {span.pid for span in spans}
     for each in memory:
         if each.pid in pids:
-            axes.barh(
-                row,
-                (each.end - each.begin) * scale,
-                left=each.begin * scale,
-                height=0.3,
-                color=ORANGE,
-            )
+            _bar(axes, row, each, scale, color=ORANGE, height=0.3)
+
+
+def _bar(
+    axes: Axes, row: int, span: Any, scale: float, *, height: float = 0.62, **style: Any
+) -> None:
+    """Draw the time from ``span.begin`` to ``span.end``."""
+    width = (span.end - span.begin) * scale
+    axes.barh(row, width, left=span.begin * scale, height=height, **style)
 
 
 def _lanes(processes: Sequence[Span]) -> tuple[list[Span], list[Span]]:
@@ -228,23 +218,9 @@ def _draw_starts(found: Sequence[StartTimings], to: Place) -> None:
     axes = figure.subplots()
     for place, each in enumerate(found):
         for phase in each.phases:
-            axes.barh(
-                place,
-                (phase.end - phase.begin) * scale,
-                left=phase.begin * scale,
-                height=0.62,
-                color=_START_COLOURS.get(phase.name, INK),
-                label=phase.name,
-            )
-        axes.annotate(
-            _time(each.total),
-            (each.total * scale, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=FAINT,
-        )
+            colour = _START_COLOURS.get(phase.name, INK)
+            _bar(axes, place, phase, scale, color=colour, label=phase.name)
+        _note_beside(axes, _time(each.total), each.total * scale, place)
     axes.set_yticks(range(len(found)), [f"{each.number} {each.way}" for each in found])
     axes.invert_yaxis()
     axes.set_xlim(0, longest * scale * 1.1)
@@ -338,19 +314,18 @@ def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
             axes.barh(list(kinds), values, left=remaining, height=0.62, color=colour, label=label)
         remaining = [a + b for a, b in zip(remaining, values, strict=True)]
     for row, sizes in enumerate(kinds.values()):
-        axes.annotate(
-            _size(sizes["stored"] + sizes["in_parent"] + sizes["lazy"]),
-            (remaining[row], row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=FAINT,
-        )
+        in_images = sizes["stored"] + sizes["in_parent"] + sizes["lazy"]
+        _note_beside(axes, _size(in_images), remaining[row], row)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlabel(f"by kind, {unit}; the totals exclude zeros")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
+
+
+def _note_beside(axes: Axes, text: str, end: float, row: int) -> None:
+    """Write the text to the right of the bar of a row."""
+    style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": FAINT}
+    axes.annotate(text, (end, row), xytext=(4, 0), textcoords="offset points", **style)
 
 
 def _by_process(axes: Axes, shown: Sequence[Process], rest: Sequence[Process]) -> None:

@@ -344,7 +344,12 @@ def _transfer_seeds() -> list[bytes]:
 
     files = announced("core-1.img", 3) + _frame(Kind.PIECE, b"abc") + announced("b.img", 0)
     refusal = _frame(Kind.MESSAGE, b'{"word": "failed", "why": "no"}')
-    return [files, announced("../x", 1) + _frame(Kind.PIECE, b"x"), refusal, _frame(Kind.ALIVE, b"")]
+    return [
+        files,
+        announced("../x", 1) + _frame(Kind.PIECE, b"x"),
+        refusal,
+        _frame(Kind.ALIVE, b""),
+    ]
 
 
 # ---- other forms of options ----

@@ -61,10 +61,10 @@ from .support.failing_calls import (
     Case,
     Collection,
     Site,
+    check_explanation,
     ids,
     job,
     older,
-    check_explanation,
     wrapped,
 )
 from .support.mounts import make_read_only, tmpfs

@@ -88,7 +88,7 @@ class BatchJob:
             raise
 
     def finish(self, reference: Path) -> int:
-        """End the job, and compare its files with those of an uninterrupted run; returns its steps."""
+        """End the job, and compare its files with an uninterrupted run; returns its steps."""
         (self.job.place / "finish").touch()
         self.until_state("COMPLETED")
         return check_exact(self.job, reference)

@@ -283,7 +283,11 @@ def test_a_command_line_and_back(opts: CriuOpts, verb: Verb) -> None:
     assert words[1:].index(COMMANDS[verb][0]) == 0
     carried = True if verb is Verb.PRE_DUMP else None
     read = CriuOpts.from_argv(words)
-    assert read == (verb, pid, in_current(replace(without_empty_lists(rest), pre_dump=carried), verb))
+    assert read == (
+        verb,
+        pid,
+        in_current(replace(without_empty_lists(rest), pre_dump=carried), verb),
+    )
 
 
 def in_current(opts: CriuOpts, verb: Verb) -> CriuOpts:

@@ -323,9 +323,7 @@ def test_the_last_message_of_the_daemon_is_not_sent(size: int) -> None:
     near, far = socket.socketpair()
     request = bytes([7]) + bytes(size - 2) + b"\1"
     came: list[bytes] = []
-    here = Channel(
-        near, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None
-    )
+    here = Channel(near, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
     there = Channel(
         far,
         peer_timeout=30,

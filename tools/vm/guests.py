@@ -90,7 +90,8 @@ class Guest:
     packages: tuple[str, ...]
     """The packages beyond the minimal system; recommended packages are not installed."""
     kernel: str = "linux-image-cloud-amd64"
-    """The package that depends on the suite's kernel; ``cloud`` is a kernel for virtual machines."""
+    """The package that depends on the suite's kernel; ``cloud`` is a kernel for virtual
+    machines."""
     machine: Machine = AMD64
 
     @property
@@ -119,8 +120,8 @@ GUESTS = {
         _arm64("forky-arm64-pac", "forky", machine=ARM64_PAC),
     )
 }
-"""The guests by name. bookworm (Debian 12) has kernel 6.1 and CRIU 3.17.1, trixie (Debian 13) kernel
-6.12 and CRIU 4.1.1, forky CRIU 4.2.1."""
+"""The guests by name. bookworm (Debian 12) has kernel 6.1 and CRIU 3.17.1, trixie (Debian 13)
+kernel 6.12 and CRIU 4.1.1, forky CRIU 4.2.1."""
 
 NATIVE = tuple(name for name, guest in GUESTS.items() if guest.machine is AMD64)
 FOREIGN = tuple(name for name in GUESTS if name not in NATIVE)

@@ -1,9 +1,9 @@
 """Writes two tables of the fields that were tested with each CRIU and kernel.
 
-They come from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has the
-test files of each field; this module writes its other columns. ``docs/kernels.md`` has the other
-tests, the reason for each skipped test, and a section for the arm64 guests. A section does not change
-if there are no results of its guests.
+They come from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has
+the test files of each field; this module writes its other columns. ``docs/kernels.md`` has the
+other tests, the reason for each skipped test, and a section for the arm64 guests. A section does
+not change if there are no results of its guests.
 """
 
 from __future__ import annotations

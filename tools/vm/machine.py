@@ -113,8 +113,8 @@ def _qemu(
     def drive(path: Path, snapshot: str) -> list[str]:
         return ["-drive", f"file={path},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}"]
 
-    # One processor: with two, an emulated kernel fails on code that the other processor has just changed
-    # (int3 in finish_task_switch, QEMU 7.2).
+    # One processor: with two, an emulated kernel fails on code that the other processor has just
+    # changed (int3 in finish_task_switch, QEMU 7.2).
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *(*machine.qemu, "-accel", "tcg", "-smp", "1", "-m", str(memory)),

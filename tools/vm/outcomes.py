@@ -1,8 +1,8 @@
 """A pytest plugin for guests: prints each failure at once, and stores all outcomes in a file.
 
-``-p tools.vm.outcomes`` writes ``/results/outcomes.json``, or the file that the environment variable
-``PYCRIU_NATIVE_OUTCOMES`` names; ``kernels.py`` reads it. Failures are also printed before the end
-of a guest that is killed.
+``-p tools.vm.outcomes`` writes ``/results/outcomes.json``, or the file that the environment
+variable ``PYCRIU_NATIVE_OUTCOMES`` names; ``kernels.py`` reads it. Failures are also printed before
+the end of a guest that is killed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Builds the root disk, the kernel and the initramfs of a guest once; they stay in ``build/vm``.
 
-``mmdebstrap`` installs the suite's packages into a directory, pip installs Python packages there, and
-``mke2fs`` creates a disk image of it. The kernel's package is unpacked without its scripts, because
-a guest needs no boot loader and has its own initramfs.
+``mmdebstrap`` installs the suite's packages into a directory, pip installs Python packages there,
+and ``mke2fs`` creates a disk image of it. The kernel's package is unpacked without its scripts,
+because a guest needs no boot loader and has its own initramfs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / "build" / "vm"
 KEPT = Path("/var/tmp/pycriu-native-roots")
-"""The directory of guests of other architectures. All checkouts share it, since a build takes long."""
+"""The directory of guests of other architectures. All checkouts share it, since a build takes
+long."""
 
 DRIVERS = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 """Kernel modules in the initramfs: those that the mount of the root disk needs."""
@@ -60,11 +61,12 @@ class Built:
     kernel: Path
     initrd: Path
     extension: Path
-    """The compiled modules for its architecture; a guest of this machine's architecture has none."""
+    """The compiled modules for its architecture; a guest of this machine's architecture has
+    none."""
 
 
 def build(guest: Guest) -> Built:
-    """The files of the guest. They are built if they do not exist, or their sources have changed."""
+    """The files of the guest, which are built if they are missing or older than their sources."""
     place = _directory(guest)
     built = Built(
         place / "root.ext4", place / "vmlinuz", place / "initrd", CACHE / "extension" / guest.name
@@ -109,8 +111,9 @@ def _make(guest: Guest, place: Path) -> None:
 
 
 def _dangling(directory: str, names: list[str]) -> list[str]:
-    """Names of links without a target. ``ignore_dangling_symlinks`` of ``shutil.copytree`` interprets
-    targets relative to the current directory, and omits valid links of linux-libc-dev 6.12.117.
+    """Names of links without a target. ``ignore_dangling_symlinks`` of ``shutil.copytree``
+    interprets targets relative to the current directory, and omits valid links of linux-libc-dev
+    6.12.117.
     """
     return [name for name in names if not os.path.exists(os.path.join(directory, name))]
 

@@ -1,9 +1,9 @@
 """Small containers with new pid, mount, net, ipc and uts namespaces.
 
-The root is a directory that contains only mount points and a few devices. The host's system directories
-and the interpreter are bind mounts, read-only; /box is a bind mount of the test's directory; /proc and
-/dev/pts are new. Each bind mount is external: a dump names it, and a restore maps it
-(``given_on_dump``, ``given_on_restore``). So every option about namespaces has an effect.
+The root is a directory that contains only mount points and a few devices. The host's system
+directories and the interpreter are bind mounts, read-only; /box is a bind mount of the test's
+directory; /proc and /dev/pts are new. Each bind mount is external: a dump names it, and a restore
+maps it (``given_on_dump``, ``given_on_restore``). So every option about namespaces has an effect.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pipes of the size that CRIU needs to serve pages without CAP_SYS_RESOURCE: fs.pipe-max-size.
 
 The setting is the machine's, and several runs may need it at the same time. A run holds a shared
-lock while it needs the setting, and restores a raised setting under an exclusive lock. The lock is on
-the file of the user namespace, which is the same for all processes that can write the setting,
+lock while it needs the setting, and restores a raised setting under an exclusive lock. The lock is
+on the file of the user namespace, which is the same for all processes that can write the setting,
 independent of their other namespaces.
 """
 

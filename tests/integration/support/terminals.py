@@ -1,8 +1,8 @@
 """Terminals whose master end the test holds, and sessions on them.
 
-A :class:`Terminal` replaces a terminal emulator or an SSH server: it writes input, and reads output. A
-:class:`Session` replaces a login shell (``session_leader.py``), which is the parent of its job and owns
-the controlling terminal.
+A :class:`Terminal` replaces a terminal emulator or an SSH server: it writes input, and reads
+output. A :class:`Session` replaces a login shell (``session_leader.py``), which is the parent of
+its job and owns the controlling terminal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Terminal:
         return os.tcgetpgrp(self.master)
 
     def expect(self, pattern: str) -> re.Match[str]:
-        """Wait for output that matches, and return the match; ``^`` and ``$`` match at each line."""
+        """Wait for matching output, and return the match; ``^`` and ``$`` match at each line."""
         until = time.monotonic() + PATIENCE
         while True:
             result = re.search(pattern, self.shown, re.M)
