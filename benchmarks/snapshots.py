@@ -142,7 +142,7 @@ class Ways:
             line, end = os.pipe()
             os.write(end, start)
             owned.callback(os.close, end)
-            held, input_end = os.pipe()  # open: programs that read to the end of it do not end
+            held, input_end = os.pipe()  # what would end at the end of its input goes on
             owned.callback(os.close, input_end)
             null = os.open(os.devnull, os.O_RDWR)
             for fd, key in zip(

@@ -193,7 +193,7 @@ class Call:
         finally:
             self.wake()
 
-    def _run_hook(self, notification: Notification) -> object:
+    def _ask(self, notification: Notification) -> object:
         """Make the caller's thread run the hook; return its result or raise its exception."""
         with no_fork:
             from .hook_invocation import HookInvocation  # few calls have a hook
@@ -211,7 +211,7 @@ class Call:
         return Run(
             self._request,
             self._connect,
-            hook=None if self._request.on_notify is None else self._run_hook,
+            hook=None if self._request.on_notify is None else self._ask,
             turn=self._in_turn,
             cancelled=lambda: self._cancelled,
             on_exchange=self._attach,

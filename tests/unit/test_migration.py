@@ -387,11 +387,11 @@ def test_peer_timeouts_that_are_refused(
         source.run()
 
 
-@pytest.mark.parametrize("announcement", [{}, {"pid": "x"}, {"pid": -1}, {"pid": 1.5}], ids=repr)
-def test_a_pid_that_is_none(ends: tuple[Channel, Peer], announcement: dict[str, Any]) -> None:
+@pytest.mark.parametrize("told", [{}, {"pid": "x"}, {"pid": -1}, {"pid": 1.5}], ids=repr)
+def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) -> None:
     """Refused with an error of this package, before the destination gets ``go``."""
     channel, peer = ends
-    peer.send_message("prepared", **announcement)
+    peer.send_message("prepared", **told)
     handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
     with pytest.raises(PeerLostError, match="the peer sent pid="):
         handover.go()

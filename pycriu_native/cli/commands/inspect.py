@@ -533,10 +533,19 @@ COMMANDS = {
             click.Argument(
                 ["image"], metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)
             ),
-            command.file_option("-o", "--output", metavar="JSON", help="Write to this file."),
-            command.flag("--info", help="Print only the kind and number of entries."),
-            command.flag(
-                "--pretty", help="Print addresses, flags, devices and states as text, as crit does."
+            click.Option(
+                ["-o", "--output"],
+                type=click.Path(dir_okay=False),
+                metavar="JSON",
+                help="Write to this file.",
+            ),
+            click.Option(
+                ["--info"], is_flag=True, help="Print only the kind and number of entries."
+            ),
+            click.Option(
+                ["--pretty"],
+                is_flag=True,
+                help="Print addresses, flags, devices and states as text, as crit does.",
             ),
         ],
     ),
