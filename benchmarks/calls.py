@@ -21,6 +21,7 @@ from pycriu_native._wire import libcriu_request
 from pycriu_native._wire.messages import NOTIFY, REQUEST_TYPES, decode_response, encode
 
 from .common import (
+    PYCRIU_DUMPS,
     PYCRIU_MISSING,
     Row,
     Target,
@@ -36,21 +37,10 @@ from .common import (
     timed,
 )
 
-PYCRIU = """
-import os, sys, time, pycriu
+PYCRIU = f"""
+import os, sys, time
 program, pid, directory, times = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-images = os.open(directory, os.O_RDONLY)
-for _ in range(times):
-    started = time.perf_counter()
-    criu = pycriu.criu()
-    criu.use_binary(program)
-    criu.opts.images_dir_fd = images
-    criu.opts.log_file = "dump.log"
-    criu.opts.leave_running = True
-    criu.opts.pid = pid
-    criu.dump()
-    print((time.perf_counter() - started) * 1e3)
-"""
+{PYCRIU_DUMPS}"""
 
 
 def measure(quick: bool) -> list[Row]:

@@ -174,6 +174,13 @@ class Target:
             time.sleep(0.0005)
 
 
+def memory_of(pid: int) -> tuple[float, float]:
+    """The private memory and the proportional set size, in MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    values = {words[0]: int(words[1]) for words in map(str.split, lines)}
+    return (values["Private_Clean:"] + values["Private_Dirty:"]) / 1024, values["Pss:"] / 1024
+
+
 def adopt() -> None:
     """Become the parent of restored processes, so that their pids are free when they end."""
     import ctypes
@@ -221,6 +228,21 @@ def with_run_on(kind: str, name: str, *numbers: int) -> Any:
 
 
 PYCRIU_MISSING = "pycriu is not installed: set PYCRIU_PATH to its directory"
+PYCRIU_DUMPS = """
+import pycriu
+images = os.open(directory, os.O_RDONLY)
+for _ in range(times):
+    started = time.perf_counter()
+    criu = pycriu.criu()
+    criu.use_binary(program)
+    criu.opts.images_dir_fd = images
+    criu.opts.log_file = "dump.log"
+    criu.opts.leave_running = True
+    criu.opts.pid = pid
+    criu.dump()
+    print((time.perf_counter() - started) * 1e3)
+"""
+"""Dumps with pycriu, for a program that sets ``program``, ``pid``, ``directory`` and ``times``."""
 
 
 def pycriu() -> list[str] | None:

@@ -12,6 +12,7 @@ from pycriu_native._transport.program import find_program
 
 from .common import (
     HERE,
+    PYCRIU_DUMPS,
     PYCRIU_MISSING,
     Row,
     Target,
@@ -56,21 +57,6 @@ for _ in range(times):
         time.sleep(0.01)
     started = time.perf_counter()
     dump(pid, opts, via=via) if pid else version(via=via)
-    print((time.perf_counter() - started) * 1e3)
-"""
-
-THEIRS = """
-import pycriu
-images = os.open(directory, os.O_RDONLY)
-for _ in range(times):
-    started = time.perf_counter()
-    criu = pycriu.criu()
-    criu.use_binary(program)
-    criu.opts.images_dir_fd = images
-    criu.opts.log_file = "dump.log"
-    criu.opts.leave_running = True
-    criu.opts.pid = pid
-    criu.dump()
     print((time.perf_counter() - started) * 1e3)
 """
 
@@ -119,7 +105,7 @@ def _measure(quick: bool) -> list[Row]:
     }
     theirs = pycriu()
     if theirs is not None:
-        callers["pycriu"] = ([*theirs, "-c", BALLAST + THEIRS], "")
+        callers["pycriu"] = ([*theirs, "-c", BALLAST + PYCRIU_DUMPS], "")
     rows = []
     with scratch("/dev/shm") as directory:
         images = directory / "images"
