@@ -298,7 +298,7 @@ def test_another_program(tmp_path: Path) -> None:
 
 
 def test_a_waiting_worker_that_died(pool: WorkerPool) -> None:
-    """It is not used."""
+    """Such a worker is not used."""
     pid = pool._stock.idle[0].connection.pid
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid), "the worker's end")
@@ -374,8 +374,8 @@ time.sleep(600)
 """
 
 
-def test_they_die_with_us() -> None:
-    """Also after SIGKILL, while a forked child continues."""
+def test_workers_end_with_their_process() -> None:
+    """Workers end with their process, also after SIGKILL while a forked child continues."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, cwd=REPO, start_new_session=True
     )
@@ -446,7 +446,7 @@ def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_fork_server_that_died(pool: WorkerPool) -> None:
-    """It is replaced, without an effect on calls."""
+    """A fork server that was killed is replaced, without an effect on calls."""
     first = fork_server_of(pool).pid
     os.kill(first, signal.SIGKILL)
     for _ in range(4):
