@@ -251,7 +251,7 @@ def many_starts(ways: Ways, program: str, numbers: tuple[int, ...]) -> list[Row]
 
 def measure(quick: bool) -> list[Row]:
     """Measure each program."""
-    # This package restores with sudo, to the saved pid, so only one copy can run.
+    # It restores by sudo, under the pid that was saved: one copy at a time.
     reason = "not measured: it needs Python 3.12, sudo and crit"
     rows: list[Row] = [note("first answer", reason, way="habemus-papadum-criu")]
     for program in PROGRAMS:

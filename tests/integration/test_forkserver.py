@@ -51,7 +51,7 @@ def fork_worker(server: ForkServer) -> WorkerConnection:
     return connect_worker(find_program(), server.fork_worker)
 
 
-def test_a_copy_of_the_socket_does_not_keep_the_server(server: ForkServer) -> None:
+def test_a_copy_of_its_socket_holds_nobody_up(server: ForkServer) -> None:
     """A forked process can hold a copy of the socket: the server still ends by itself."""
     copy = os.dup(server._connection.fd)
     server.close()
