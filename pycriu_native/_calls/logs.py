@@ -78,7 +78,7 @@ def advise() -> None:
         logger.info("CRIU's feature cache %s", result)
 
 
-def wanted() -> bool:
+def logs_criu() -> bool:
     """Whether the lines of CRIU's log are to be logged."""
     criu = _logger(NAME + ".criu")
     return criu is not None and criu.level != 0

@@ -128,7 +128,7 @@ class Run:
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
-            if logs.wanted():
+            if logs.logs_criu():
                 logs.pass_on((mark.text() if mark else "") + outcome.stderr_text)
             if succeeded:
                 safeguards.succeeded()

@@ -98,21 +98,21 @@ def receive(
     return this
 
 
-def _receive_file(channel: Channel, where: int, name: str, left: int, count: Count) -> None:
+def _receive_file(channel: Channel, where: int, name: str, remaining: int, count: Count) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, 0o600, dir_fd=where)
     except FileExistsError:
         raise PeerLostError(f"the peer sent the file {name} twice") from None
     with open(fd, "wb", buffering=0) as file:
-        while left:
+        while remaining:
             piece = channel.expect_piece()
-            if not 0 < len(piece) <= left:
-                raise PeerLostError(f"the peer sent {len(piece)} bytes where {left} were left")
+            if not 0 < len(piece) <= remaining:
+                raise PeerLostError(f"the peer sent {len(piece)} bytes where {remaining} were left")
             view = memoryview(piece)
             while view:
                 view = view[file.write(view) :]
-            left -= len(piece)
+            remaining -= len(piece)
             count(len(piece))
 
 
