@@ -1,7 +1,7 @@
 """The time to the first response of a program: cold, forked, and started from a snapshot.
 
-Each program is started in each way in turn, and then several times at once. What the rows
-``ratio`` have is compared with in docs/performance.md.
+Each program is started in each way in turn, and then several times at once. docs/performance.md has
+goals for the rows ``ratio``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pycriu_native.snapshots import Snapshot
 from pycriu_native.snapshots.namespaces import Namespaces
 from pycriu_native.snapshots.restore import PID_NAMESPACE
 
-from .common import HERE, Row, in_turns, main, note, row, scratch
+from .common import HERE, Row, in_turns, main, memory_of, note, row, scratch
 from .snapshot_programs import PROGRAMS, Program, check_answer, read_answer
 
 FORKING = """
@@ -127,7 +127,7 @@ class Ways:
         return taken
 
     def restore(self) -> float:
-        """The criu program with the same images and options; the namespaces exist before."""
+        """The criu program with the same images and options, in namespaces that exist."""
         record = self.snapshot.record
         with ExitStack() as owned:
             namespaces = owned.enter_context(Namespaces())
@@ -175,7 +175,7 @@ class Ways:
                 os.close(fd)
             answered = answers.readline()
             if not answered:
-                raise RuntimeError((work / "log").read_text())
+                raise RuntimeError((work / "log").read_text())  # the log of CRIU
             check_answer(answered)
             taken = (time.perf_counter() - since) * 1e3
             namespaces.end()
@@ -203,13 +203,6 @@ def processor_time() -> float:
     """The processor time of this process and of its children that have ended, in milliseconds."""
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in both) * 1e3
-
-
-def memory_of(pid: int) -> tuple[float, float]:
-    """The private memory and the proportional set size, in MiB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    found = {words[0]: int(words[1]) for words in map(str.split, lines)}
-    return (found["Private_Clean:"] + found["Private_Dirty:"]) / 1024, found["Pss:"] / 1024
 
 
 def one_start(ways: Ways, program: str, times: int) -> list[Row]:

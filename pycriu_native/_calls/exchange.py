@@ -194,7 +194,7 @@ class Exchange:
                 if self._break_off is not None and not (self._final or self._reply_pending):
                     self._break_off(self.tree)
                 self._continue_criu()
-            except Exception as error:  # the next notification is refused all the same
+            except Exception as error:  # the next notification is refused nevertheless
                 reason.add_note(f"CRIU was not interrupted: {error!r}")
             if self.verb not in UNDONE_BY_CRIU:
                 self.connection.kill()

@@ -1,4 +1,4 @@
-"""Undo of a failed call: marks, files, links, connections.
+"""Undo of a failed call: markers, files, links, connections.
 
 CRIU undoes most of its own work. This module undoes the rest, and all of it if CRIU was killed.
 """
@@ -58,7 +58,7 @@ class Safeguards:
     def mark(self) -> None:
         """Mark the images of a dump as incomplete, and refuse to restore incomplete images.
 
-        A dump of a tree that the caller is in has no mark: no process is left to remove it.
+        A dump of a tree that the caller is in has no marker: no process is left to remove it.
         """
         request = self._request
         if self._images is None or request.opts.stream:
@@ -158,7 +158,7 @@ class Safeguards:
         self.finish()
 
     def finish(self) -> None:
-        """Remove the mark: the images are complete. May be called again."""
+        """Remove the marker: the images are complete. May be called again."""
         if self._marker is not None:
             self._marker.finish()
 

@@ -15,7 +15,7 @@ from .changed_image import fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, kind_of
 
 _VMA, _STATUS = 14, 7
-"""Of ``mm.proto`` and ``vma.proto``: a mapping, and its bits."""
+"""``mm.proto`` and ``vma.proto``: the field of a mapping, and in it that of its bits."""
 _VDSO, _VVAR = 1 << 3, 1 << 12
 """Bits of a mapping (``criu/include/image.h``)."""
 _COLUMN = 2

@@ -23,7 +23,7 @@ FAMILIES = ("iptables", "ip6tables")
 
 
 class HelperPrograms:
-    """What the CRIU of ``via`` finds. Of a service that runs already it is not known."""
+    """The programs that the CRIU of ``via`` finds; unknown for a running service."""
 
     def __init__(self, via: Via | None) -> None:
         worker = worker_of(via)
@@ -49,7 +49,7 @@ class HelperPrograms:
         return self.missing(*(f"{family}-restore" for family in families))
 
     def described(self, lacking: tuple[str, ...]) -> str:
-        """What CRIU does its work with, and that it does not find: the end of a message."""
+        """The end of a message about programs that CRIU needs and does not find."""
         them = "it" if len(lacking) == 1 else "them"
         return f"with {' and '.join(lacking)}, and {self.path} does not have {them}"
 
@@ -65,8 +65,8 @@ class HelperPrograms:
         """CRIU takes the program if its release does not say nf_tables, else the legacy one."""
         plain = shutil.which(program, path=self.path)
         if plain is not None:
-            asked = subprocess.run([plain, "-V"], capture_output=True, text=True, check=False)
-            if asked.returncode == 0 and "nf_tables" not in asked.stdout:
+            done = subprocess.run([plain, "-V"], capture_output=True, text=True, check=False)
+            if done.returncode == 0 and "nf_tables" not in done.stdout:
                 return ()
         return self.missing(program.replace("tables-", "tables-legacy-"))
 

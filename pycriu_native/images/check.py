@@ -23,7 +23,6 @@ from .._checks import service_fds
 from .._checks.arguments import check_types
 from .._failures.log_excerpt import known
 from .._integrity.page_size import HOST_PAGE
-from .._support.unpatched import close
 from .._system.capabilities import (
     CAP_SETPCAP,
     CAPABILITIES,
@@ -31,6 +30,7 @@ from .._system.capabilities import (
     lacking_for_restore,
     permitted,
 )
+from .._system.descriptors import opened_directory
 from .._system.elf import build_id
 from .._system.host import lines, number, type_of
 from .._system.inet_sockets import abstract_names
@@ -403,8 +403,7 @@ class _Check:
         from .._recovery.created_names import made_names, taken_names
         from .._recovery.link_remaps import has_link
 
-        directory = os.open(self.images.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened_directory(self.images.directory) as directory:
             names = made_names(directory, self.opts)
             for path in taken_names(names):
                 yield _error(
@@ -422,8 +421,6 @@ class _Check:
                         "another host copy it there",
                         "link_remap",
                     )
-        finally:
-            close(directory)
 
     def _here(self, file: RegularFile) -> str | None:
         """The path of a file on this host; None if it is not known."""

@@ -369,8 +369,8 @@ class Supervisor:
             return True
         until = time.monotonic() + UNTIL_SIGNAL
         self._take_signals()
-        while self._stop_by is None and (left := until - time.monotonic()) > 0:
-            self._wait(left)
+        while self._stop_by is None and (remaining := until - time.monotonic()) > 0:
+            self._wait(remaining)
             self._take_signals()
         return self._stop_by is not None
 

@@ -47,7 +47,7 @@ class HeldCall(Call):
         self._reason: BaseException | None = None
 
     def cancel(self, reason: BaseException) -> None:
-        if not self.held or self.question is not None:
+        if not self.held or self.invocation is not None:
             super().cancel(reason)
             return
         self._reason = reason

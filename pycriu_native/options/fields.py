@@ -185,7 +185,7 @@ class Fields:
     skip_mnts: Iterable[StrPath] | None = None
     """Mount points that are not saved."""
     enable_fs: Iterable[str] | None = None
-    """File systems that CRIU does not support and that are saved all the same: names, or
+    """File systems that are saved although CRIU does not support them: names, or
     ``"all"``."""
     mntns_compat_mode: bool | None = None
     """Restore mounts as CRIU before 3.17 did. CRIU 3.17."""

@@ -61,10 +61,10 @@ from .support.failing_calls import (
     Case,
     Collection,
     Site,
+    check_explanation,
     ids,
     job,
     older,
-    told,
     wrapped,
 )
 from .support.mounts import make_read_only, tmpfs
@@ -111,11 +111,11 @@ CLOSES = """
 def why_not(thing: str) -> str:
     """Why this machine cannot open this file; None if it can."""
     program = textwrap.dedent(OPENS.format(thing=thing, numbers=NUMBERS))
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    if told.returncode == 0:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if done.returncode == 0:
         return ""
-    reason = told.stderr.splitlines()[-1]
-    assert "Error: [Errno" in reason, told.stderr
+    reason = done.stderr.splitlines()[-1]
+    assert "Error: [Errno" in reason, done.stderr
     return reason
 
 
@@ -873,9 +873,9 @@ def namespace_of_another_user_namespace(at: Site) -> Target:
 @dump_fails("a device of a kind that CRIU cannot rebuild", 'empty_ns="net"', "empty_ns", "external")
 def device_of_the_network(at: Site) -> Target:
     vxlan = "ip link add d0 type vxlan id 5 dstport 0"
-    told = subprocess.run(["unshare", "--net", *vxlan.split()], capture_output=True, text=True)
-    if told.returncode:
-        pytest.skip(f"{vxlan}: {told.stderr.strip()}")
+    done = subprocess.run(["unshare", "--net", *vxlan.split()], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{vxlan}: {done.stderr.strip()}")
     at.cure = {"empty_ns": "net"}
     return at.spawn(prefix=["unshare", "--net", "sh", "-c", f'{vxlan}; exec "$@"', "sh"])
 
@@ -954,7 +954,7 @@ def test_a_dump_that_fails(
     with pytest.raises(CriuError) as caught:
         dump(pid, site.opts, via=site.via)
     assert capfd.readouterr() == ("", "")
-    told(case, caught.value)
+    check_explanation(case, caught.value)
     assert caught.value.verb == "dump"
     assert caught.value.pid == pid
 

@@ -115,7 +115,7 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
     assert message["error"] != "MigrationInDoubtError", message
     _is_clean(there)
     assert not message["files"]
-    assert set(message["descriptors"]) <= set(there.heard[0]["descriptors"])
+    assert set(message["descriptors"]) <= set(there.reports[0]["descriptors"])
     _is_whole(traveller, checksum)
 
 

@@ -781,7 +781,7 @@ def test_the_size_to_expect(name: str, site: Site, spawn: Spawn) -> None:
     dump(target.pid, site.opts)
     reap_all()
     took = sum(file.stat().st_blocks * 512 for file in site.images.iterdir())
-    print(f"{name}: told {message}, took {took}")
+    print(f"{name}: predicted {message}, is {took}")
     assert abs(message - took) < took / 5 + 300_000
 
 
@@ -1131,5 +1131,5 @@ def test_how_often_it_was_right() -> None:
     print(f"preflight was right in {len(right)} of {len(ledger)} situations: {share:.1%}")
     for name, result in ledger.items():
         if not result.right:
-            print(f"  {name}: said {result.said}, did {result.did}")
+            print(f"  {name}: predicted {result.predicted}, actual {result.actual}")
     assert share >= 0.95

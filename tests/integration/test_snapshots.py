@@ -79,7 +79,7 @@ def identity(process: Process[str]) -> Any:
 # ---- what a copy is ----
 
 
-def test_a_copy_is_told(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_a_copy_receives_its_arguments(snapshot: Snapshot, tmp_path: Path) -> None:
     """It receives arguments, environment, working directory and number, and is a child of the
     caller.
     """

@@ -49,7 +49,7 @@ def started(zygote: Zygote, *args: str, **options: Any) -> Process[str]:
 # ---- what a copy is ----
 
 
-def test_a_copy_is_told(zygote: Zygote, tmp_path: Path) -> None:
+def test_a_copy_receives_its_arguments(zygote: Zygote, tmp_path: Path) -> None:
     """It receives arguments, environment, working directory and number, and is a child of the
     caller.
     """

@@ -202,7 +202,7 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (_archive(GOOD, ("../up", b"")), "outside"),
         (_archive(GOOD, ("/etc/passwd", b"")), "outside"),
@@ -245,9 +245,9 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08" + b"\0" * 100, "damaged"),
     ],
 )
-def test_archives_of_others(tmp_path: Path, data: bytes, said: str) -> None:
+def test_archives_of_others(tmp_path: Path, data: bytes, message: str) -> None:
     """An invalid archive is refused: nothing is written outside, and nothing is left."""
-    with pytest.raises(CriuError, match=said):
+    with pytest.raises(CriuError, match=message):
         unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 

@@ -115,13 +115,13 @@ def test_a_name_that_is_taken_is_a_plain_one(name: str) -> None:
     assert len(name) <= 200
 
 
-def _receive(channel: Channel, root: Path, last: int = 0, **told: Any) -> int:
-    told.setdefault("number", 1)
-    return image_transfer.receive(channel, str(root), told, last, lambda size: None)
+def _receive(channel: Channel, root: Path, last: int = 0, **announcement: Any) -> int:
+    announcement.setdefault("number", 1)
+    return image_transfer.receive(channel, str(root), announcement, last, lambda size: None)
 
 
 @pytest.mark.parametrize(
-    "told",
+    "announcement",
     [
         {"number": 2, "files": 1, "bytes": 1},
         {"number": 0, "files": 1, "bytes": 1},
@@ -135,11 +135,11 @@ def _receive(channel: Channel, root: Path, last: int = 0, **told: Any) -> int:
     ],
 )
 def test_announcements_that_cannot_be(
-    ends: tuple[Channel, Peer], tmp_path: Path, told: dict[str, Any]
+    ends: tuple[Channel, Peer], tmp_path: Path, announcement: dict[str, Any]
 ) -> None:
     """Rounds arrive in order, with valid numbers."""
     with pytest.raises(PeerLostError):
-        _receive(ends[0], tmp_path, **told)
+        _receive(ends[0], tmp_path, **announcement)
     assert os.listdir(tmp_path) == []
 
 
@@ -249,7 +249,7 @@ def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
     assert channel.lost is None
 
 
-def test_silence_and_its_end() -> None:
+def test_a_peer_that_sends_nothing() -> None:
     """A silent peer is lost; one that sends signs of life is not."""
     ours, theirs = socket.socketpair()
     mute = Channel(ours, peer_timeout=0.4, until=MigrationDeadline(), on_pages=lambda data: None)
@@ -318,16 +318,14 @@ def test_a_greeting_byte_by_byte() -> None:
 
 
 @pytest.mark.parametrize("size", [24, 32])
-def test_the_daemons_last_word_stays_here(size: int) -> None:
+def test_the_last_message_of_the_daemon_is_not_sent(size: int) -> None:
     """The relay responds in the form of CRIU 4.1 and 4.2; requests are passed on."""
-    remaining, right = socket.socketpair()
+    near, far = socket.socketpair()
     request = bytes([7]) + bytes(size - 2) + b"\1"
     came: list[bytes] = []
-    here = Channel(
-        remaining, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None
-    )
+    here = Channel(near, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
     there = Channel(
-        right,
+        far,
         peer_timeout=30,
         until=MigrationDeadline(),
         on_pages=lambda data: came.append(bytes(data)),
@@ -378,7 +376,7 @@ def _source(channel: Channel, workspace: Workspace) -> Source:
 @pytest.mark.parametrize(
     "peer_timeout", [None, "5", -1, 1e9, float("inf"), float("nan"), True, [1]], ids=repr
 )
-def test_a_silence_that_nobody_waits_for(
+def test_peer_timeouts_that_are_refused(
     ends: tuple[Channel, Peer], tmp_path: Path, peer_timeout: object
 ) -> None:
     """An invalid peer_timeout is refused: it bounds the wait of the frozen process."""

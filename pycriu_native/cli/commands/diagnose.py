@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-import click
-
 from ... import CriuOpts, Doctor, Preflight, Severity, Verdict, doctor, preflight
 from ...diagnostics.doctor.values import HEADINGS
 from ...enums import Verb
@@ -106,10 +104,8 @@ COMMANDS = {
         ],
         exits=(Exit.NO,),
         params=[
-            click.Option(
-                ["-a", "--all", "everything"],
-                is_flag=True,
-                help="Also show the checks that found nothing.",
+            command.flag(
+                "-a", "--all", "everything", help="Also show the checks that found nothing."
             )
         ],
     ),

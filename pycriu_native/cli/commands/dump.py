@@ -110,7 +110,7 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
 
     steady = ShrinkingRounds(most=rounds)
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         call.out.progress(f"round {round.number}: {size(round.bytes_written)} written")
         return steady(round)
 
@@ -121,7 +121,7 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
         result = dump_iters(
             pid,
             call.opts,
-            more,
+            should_continue,
             via=call.via,
             on_notify=call.hook,
             on_progress=on_progress,

@@ -459,14 +459,12 @@ COMMANDS = {
         params=[
             click.Argument(["directory"], type=click.Path()),
             click.Option(["-p", "--pid"], type=command.Pid(), help="Show only this process."),
-            click.Option(["--tree"], is_flag=True, help="Show the whole set as a tree."),
-            click.Option(["--memory"], is_flag=True, help="Show the mappings of each process."),
-            click.Option(["--files"], is_flag=True, help="Show the descriptors of each process."),
-            click.Option(
-                ["--environment"], is_flag=True, help="Show the environment of each process."
-            ),
-            click.Option(["--sockets"], is_flag=True, help="Show only the sockets."),
-            click.Option(["--mounts"], is_flag=True, help="Show only the mounts."),
+            command.flag("--tree", help="Show the whole set as a tree."),
+            command.flag("--memory", help="Show the mappings of each process."),
+            command.flag("--files", help="Show the descriptors of each process."),
+            command.flag("--environment", help="Show the environment of each process."),
+            command.flag("--sockets", help="Show only the sockets."),
+            command.flag("--mounts", help="Show only the mounts."),
             click.Option(
                 ["--kind"],
                 multiple=True,
@@ -486,18 +484,15 @@ COMMANDS = {
                 help="Print memory as hexadecimal digits and text. RANGE is START-END or "
                 "START+SIZE in hexadecimal digits.",
             ),
-            click.Option(
-                ["-o", "--output"],
-                type=click.Path(dir_okay=False),
-                metavar="FILE",
+            command.file_option(
+                "-o",
+                "--output",
                 help="Write the bytes of --read, or all memory in the images, to this file.",
             ),
             click.Option(
                 ["--search"], metavar="TEXT", help="Print the addresses of this text in memory."
             ),
-            click.Option(
-                ["--regex"], is_flag=True, help="TEXT of --search is a regular expression."
-            ),
+            command.flag("--regex", help="TEXT of --search is a regular expression."),
             click.Option(
                 ["--context"],
                 type=click.IntRange(0, 2**20),
@@ -520,7 +515,7 @@ COMMANDS = {
         params=[
             command.directory_argument("before"),
             command.directory_argument("after"),
-            click.Option(["--no-memory"], is_flag=True, help="Do not read the pages: faster."),
+            command.flag("--no-memory", help="Do not read the pages: faster."),
         ],
     ),
     "decode": Command(

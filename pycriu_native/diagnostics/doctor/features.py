@@ -230,7 +230,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
 
 
 def _lacking_rights() -> str:
-    """What the caller lacks of the rights that the tests need; empty for nothing."""
+    """The rights that the tests need and the caller lacks; empty if it has all."""
     if os.geteuid() == 0 and not is_root_of_host():
         return "the rights of the first user namespace"
     return ", ".join(capability_name(bit) for bit in RIGHTS if not has_capability(bit))

@@ -77,7 +77,7 @@ def _libcriu() -> Finding:
 
 
 def _source(via: Via) -> str:
-    """What named the program of a worker; a suffix for its path."""
+    """The source of a worker's program path, as a suffix of the path."""
     worker = worker_of(via)
     return f" ({locate(worker.program)[1]})" if worker else ""
 

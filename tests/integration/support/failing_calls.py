@@ -185,7 +185,7 @@ def ids(case: Case) -> str:
     return case.build.__name__
 
 
-def told(case: Case, error: CriuError) -> None:
+def check_explanation(case: Case, error: CriuError) -> None:
     """Check that the error has the case's expected content."""
     shown = f"{type(error).__name__}: {error}"
     assert type(error) is case.error, shown
