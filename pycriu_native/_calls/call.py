@@ -134,6 +134,11 @@ class Call:
             exchange is not None and exchange.stopped_by is not None
         )
 
+    @property
+    def socket(self) -> int:
+        """The descriptor of the socket on which CRIU waits for replies; -1 before and after."""
+        return -1 if self._exchange is None else self._exchange.connection.fd
+
     def is_over(self) -> bool:
         """Whether there is an outcome, or an error."""
         return self._outcome is not None or self._error is not None
@@ -193,7 +198,7 @@ class Call:
         finally:
             self.wake()
 
-    def _ask(self, notification: Notification) -> object:
+    def ask(self, notification: Notification) -> object:
         """Make the caller's thread run the hook; return its result or raise its exception."""
         with no_fork:
             from .hook_invocation import HookInvocation  # few calls have a hook
@@ -211,7 +216,7 @@ class Call:
         return Run(
             self._request,
             self._connect,
-            hook=None if self._request.on_notify is None else self._ask,
+            hook=None if self._request.on_notify is None else self.ask,
             turn=self._in_turn,
             cancelled=lambda: self._cancelled,
             on_exchange=self._attach,

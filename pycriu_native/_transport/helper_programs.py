@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
+from ..results import Version
 from .base import Via
 from .program import SEARCH_PATH
 from .worker import worker_of
@@ -57,9 +58,16 @@ class HelperPrograms:
         """Whether CRIU finds a legacy iptables: it saves the rules of network namespaces then."""
         return self.known and any(not self._missing_legacy(f"{each}-save") for each in FAMILIES)
 
-    def missing_for_rules(self, family: str) -> tuple[str, ...]:
-        """``missing`` for a restore of saved rules."""
-        return self.missing("sh") + self._missing_legacy(f"{family}-restore")
+    def missing_for_rules(self, family: str, release: Version) -> tuple[str, ...]:
+        """``missing`` for a restore of saved rules by this release of CRIU.
+
+        CRIU before 3.18 saves them with the legacy program too, but restores them with the plain
+        one, whatever it is (``criu/net.c`` of 3.17).
+        """
+        program = f"{family}-restore"
+        if release < Version(major=3, minor=18):
+            return self.missing("sh", program)
+        return self.missing("sh") + self._missing_legacy(program)
 
     def _missing_legacy(self, program: str) -> tuple[str, ...]:
         """CRIU takes the program if its release does not say nf_tables, else the legacy one."""

@@ -437,6 +437,17 @@ def compress_option(help: str) -> click.Option:
     )
 
 
+def overwrite_option() -> click.Option:
+    """``--overwrite``: replace an existing file."""
+    return click.Option(["--overwrite"], is_flag=True, help="Replace an existing file.")
+
+
+def check_new(path: str, overwrite: bool) -> None:
+    """Refuse the path of an existing file, unless ``overwrite`` is set."""
+    if not overwrite and os.path.lexists(path):
+        raise click.UsageError(f"{path} exists; --overwrite replaces it.")
+
+
 def encrypt_to_option(what: str) -> click.Option:
     """``--encrypt-to``: the recipients that can read ``what``."""
     return click.Option(

@@ -95,10 +95,14 @@ def run_source(
             with reporting(on_progress, source.measure):
                 return source.run()
         except BaseException as error:
+            what = f"migration of pid {number}"
+            if source.has_moved:
+                channel.part()
+                _add_state(error, phases, f"{what} was complete", "it runs at the destination")
+                raise
             channel.part("failed", str(error))
             workspace.remove()
-            what = f"migration of pid {number} failed"
-            _add_state(error, phases, what, "the process continues at the source")
+            _add_state(error, phases, f"{what} failed", "the process continues at the source")
             raise
 
 

@@ -304,6 +304,17 @@ def test_nothing_of_tarfile_is_overridden(tmp_path: Path, monkeypatch: pytest.Mo
     assert unpack(cast(Any, io.BytesIO(DATA)), tmp_path / "a") == 1000
 
 
+def test_a_file_that_is_not_a_regular_one(chain: Path, tmp_path: Path) -> None:
+    """It is refused and stays, as a device such as /dev/null has to."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for name in ("fifo", "link"):
+        with pytest.raises(FileExistsError, match="not a regular file"):
+            pack(chain, tmp_path / name)
+    assert (tmp_path / "fifo").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_file_that_others_have_made_first(chain: Path, tmp_path: Path) -> None:
     """An archive contains secrets: it is never written to an existing file of another user."""
     theirs = {}

@@ -388,6 +388,30 @@ def test_json(name: str, tmp_path: Path) -> None:
     assert tell(*name.split(), *words, "--quiet").out == ""
 
 
+WRITES = {
+    "pack": ["{images}", "{file}"],
+    "decode": ["{images}/pstree.img", "-o", "{file}"],
+    "inspect": ["{images}", "-o", "{file}"],
+    "plot": ["timeline", "{images}", "{file}"],
+}
+"""Commands that write a file of the caller's name, with their arguments."""
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_an_existing_file_is_kept(name: str, tmp_path: Path) -> None:
+    """It is replaced with ``--overwrite`` only."""
+    images, file = tmp_path / "images", tmp_path / "file.png"
+    images.mkdir()
+    write_images(images)
+    file.write_text("kept")
+    words = [each.format(images=images, file=file) for each in WRITES[name]]
+    message = tell(name, *words)
+    assert message.code == Exit.REFUSED
+    assert "--overwrite replaces it" in message.err
+    assert file.read_text() == "kept"
+    assert "--overwrite" not in tell(name, *words, "--overwrite").err
+
+
 ERRORS = {
     "restore": {
         Failure.PID_IN_USE: Exit.PID_TAKEN,

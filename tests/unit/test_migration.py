@@ -357,6 +357,9 @@ def test_errors_pickle() -> None:
 # ---- what a destination says of itself ----
 
 
+WATCHDOG = cast(Any, SimpleNamespace(set_cleanup=lambda *_, **__: None))
+
+
 def _source(channel: Channel, workspace: Workspace) -> Source:
     return Source(
         os.getpid(),
@@ -392,9 +395,9 @@ def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) ->
     """Refused with an error of this package, before the destination gets ``go``."""
     channel, peer = ends
     peer.send_message("prepared", **told)
-    handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
+    handover = Handover(channel, Phases(), watchdog=WATCHDOG, relay=None)
     with pytest.raises(PeerLostError, match="the peer sent pid="):
-        handover.go()
+        handover.await_copy()
     assert handover.state is State.HERE
 
 
@@ -416,7 +419,7 @@ def test_a_report_that_never_comes(
 
 
 def _handover(channel: Channel, state: State) -> Handover:
-    handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
+    handover = Handover(channel, Phases(), watchdog=WATCHDOG, relay=None)
     handover.state = state
     return handover
 
@@ -429,11 +432,11 @@ def _transition(handover: Handover, name: str) -> None:
 
 
 HANDOVERS = {
+    ("await_copy", State.HERE): (State.HERE, []),
     ("go", State.HERE): (State.UNDECIDED, ["go"]),
     ("give_up", State.UNDECIDED): (State.GIVEN_UP, ["done"]),
     ("keep", State.HERE): (State.KEPT, []),
     ("keep", State.UNDECIDED): (State.KEPT, []),
-    ("keep", State.GIVEN_UP): (State.KEPT, []),
     ("keep", State.KEPT): (State.KEPT, []),
     ("join", State.GIVEN_UP): (State.GIVEN_UP, []),
 }
@@ -441,7 +444,7 @@ HANDOVERS = {
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("name", ["go", "give_up", "keep", "join"])
+@pytest.mark.parametrize("name", ["await_copy", "go", "give_up", "keep", "join"])
 def test_transitions_of_the_source(
     ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch, name: str, state: State
 ) -> None:
@@ -449,7 +452,8 @@ def test_transitions_of_the_source(
     channel, peer = ends
     sent: list[str] = []
     monkeypatch.setattr(channel, "send_message", lambda word, **_: sent.append(word))
-    peer.send_message("prepared", pid=7)
+    if name != "go":
+        peer.send_message("prepared", pid=7)
     peer.send_message("running")
     handover = _handover(channel, state)
     if (name, state) not in HANDOVERS:
@@ -461,17 +465,39 @@ def test_transitions_of_the_source(
     assert (handover.state, sent) == HANDOVERS[name, state]
 
 
-@pytest.mark.parametrize("state", [State.UNDECIDED, State.GIVEN_UP])
-def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer], state: State) -> None:
+def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer]) -> None:
     """A failure after ``go`` is sent to the destination, whose refusal ends the wait."""
     channel, peer = ends
     peer.send_message("running")
     peer.send_message("failed", why="as requested")
-    handover = _handover(channel, state)
+    handover = _handover(channel, State.UNDECIDED)
     handover.peer_timeout = 3600
     handover.keep(PeerLostError("no"))
     assert handover.state is State.KEPT
     assert b"the source cancelled" in peer.sock.recv(4096)
+
+
+def test_a_source_that_withdraws_first(ends: tuple[Channel, Peer]) -> None:
+    """The process is not given up after the destination was asked to end its copy."""
+    channel, peer = ends
+    handover = _handover(channel, State.UNDECIDED)
+    assert handover.withdraw(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        handover.give_up()
+    assert handover.state is State.UNDECIDED
+    assert b"the source was interrupted" in peer.sock.recv(4096)
+
+
+def test_a_source_that_withdraws_too_late(
+    ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No message is sent to the destination, whose copy continues."""
+    sent: list[str] = []
+    monkeypatch.setattr(ends[0], "send_message", lambda word, **_: sent.append(word))
+    handover = _handover(ends[0], State.UNDECIDED)
+    handover.give_up()
+    assert not handover.withdraw(KeyboardInterrupt())
+    assert sent == ["done"]
 
 
 COPIES = {

@@ -214,7 +214,9 @@ COMMANDS = {
         verb=Verb.DUMP,
         help="Save process PID and all its descendants into the images directory.\n\n"
         "The processes are frozen and saved, then killed unless --leave-running or --leave-stopped "
-        "is given. After a failure or Ctrl-C, CRIU undoes its work and they continue to run.",
+        "is given. With --leave-running they can change files afterwards, which a restore then "
+        "refuses or uses as they are: --files rollback saves these files too. After a failure or "
+        "Ctrl-C, CRIU undoes its work and the processes continue to run.",
         examples=[
             "pycriu-native dump 4242 --images-dir ckpt",
             "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",

@@ -58,10 +58,13 @@ def _inspect(
     protection: str,
     read: tuple[int, int] | None,
     output: str | None,
+    overwrite: bool,
     search: str | None,
     regex: bool,
     context: int,
 ) -> Exit:
+    if output is not None:
+        command.check_new(output, overwrite)
     images = _images()
     with _set_in(directory) as (place, archive, _):
         result: ImageSet = images.inspect(place)
@@ -318,7 +321,11 @@ def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
     return call.out.answer(result, images.render_diff(result), code=code)
 
 
-def _decode(call: Call, image: str, output: str | None, info: bool, pretty: bool) -> Exit:
+def _decode(
+    call: Call, image: str, output: str | None, overwrite: bool, info: bool, pretty: bool
+) -> Exit:
+    if output is not None:
+        command.check_new(output, overwrite)
     with _image_file(image) as path:
         result = _images().decode(path, payload=not info, pretty=pretty)
     if info:
@@ -489,6 +496,7 @@ COMMANDS = {
                 "--output",
                 help="Write the bytes of --read, or all memory in the images, to this file.",
             ),
+            command.overwrite_option(),
             click.Option(
                 ["--search"], metavar="TEXT", help="Print the addresses of this text in memory."
             ),
@@ -539,6 +547,7 @@ COMMANDS = {
                 metavar="JSON",
                 help="Write to this file.",
             ),
+            command.overwrite_option(),
             click.Option(
                 ["--info"], is_flag=True, help="Print only the kind and number of entries."
             ),

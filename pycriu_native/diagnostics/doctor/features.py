@@ -74,7 +74,8 @@ FEATURES = {
     "network_lock_nftables": Feature(
         "locking the network with nftables",
         'network_lock="nftables" does not work; iptables is needed for tcp_established',
-        "the module nf_tables, the library libnftables, and a CRIU that was built with nftables",
+        "the module nf_tables (modprobe nf_tables), the library libnftables (apt-get install "
+        "libnftables1), and a CRIU that was built with nftables",
     ),
     "nftables": Feature(
         "nftables rules of containers",

@@ -81,12 +81,14 @@ class Site:
         target.reap()
         return target
 
-    def apply_cure(self) -> None:
-        """Apply the cure."""
+    def apply_cure(self) -> Target | None:
+        """Apply the cure. Returns the process to dump instead, if there is one."""
         if callable(self.cure):
-            self.cure()
-        elif self.cure is not None:
+            result = self.cure()
+            return result if isinstance(result, Target) else None
+        if self.cure is not None:
             self.options |= self.cure
+        return None
 
 
 Build = Callable[[Site], Target | int]
