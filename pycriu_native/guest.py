@@ -130,10 +130,8 @@ def wait(*, collect: bool = True) -> Start | None:
     if collect:
         gc.collect()
         gc.freeze()
-    droppable = _Droppable()
     _write(_descriptor, READY_TO_FORK)
     line = json.loads(_read_line(_descriptor))
-    droppable.drop()
     if "zygote" in line:
         _fork_on_request(_descriptor, line["zygote"])
         line = json.loads(_read_line(_descriptor))
@@ -278,38 +276,6 @@ class _Sibling:
         if pid < 0:
             raise OSError(error, os.strerror(error))
         return self._pidfd.value
-
-
-class _Droppable:
-    """Memory with MAP_DROPPABLE, in which glibc from 2.41 on keeps the state of getrandom().
-
-    CRIU before 4.2 saves its content, and restores it as ordinary memory: copies, and the children
-    that they fork, would get equal random numbers.
-    """
-
-    DONTNEED, WIPEONFORK = 4, 18
-
-    def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []
-        with contextlib.suppress(OSError), open("/proc/self/smaps", encoding="latin-1") as smaps:
-            place = ""
-            for line in smaps:
-                name, _, flags = line.partition(" ")
-                if name == "VmFlags:" and "dp" in flags.split():
-                    start, end = (int(each, 16) for each in place.split("-"))
-                    self._ranges.append((start, end - start))
-                elif not name.endswith(":"):
-                    place = name
-        if self._ranges:
-            import ctypes  # before the snapshot: copies start sooner
-
-            self._c, self._api = ctypes, ctypes.CDLL(None)
-
-    def drop(self) -> None:
-        """Empty the memory, as the kernel may at any time, and have each fork empty its copy."""
-        for start, size in self._ranges:
-            for advice in (self.DONTNEED, self.WIPEONFORK):
-                self._api.madvise(self._c.c_void_p(start), self._c.c_size_t(size), advice)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import os
 import shutil
 import socket
@@ -16,7 +14,6 @@ from typing import Any
 import pytest
 
 from pycriu_native import guest
-from pycriu_native._system.mappings import has_droppable
 
 REPO = Path(__file__).parents[2]
 START: dict[str, Any] = {
@@ -334,24 +331,3 @@ def test_a_program_with_threads_does_not_fork(alone: Path) -> None:
         assert parked.process.returncode == 1
     finally:
         parked.close()
-
-
-def test_droppable_memory_is_emptied() -> None:
-    """A CRIU before 4.2 restores it with its content, and it must not be equal in copies."""
-    private, anonymous, droppable = 2, 0x20, 8  # linux/mman.h
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    size = ctypes.c_size_t(mmap.PAGESIZE)
-    place = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, anonymous | droppable, -1, 0)
-    if place in (None, ctypes.c_void_p(-1).value):
-        pytest.skip("this kernel has no MAP_DROPPABLE (Linux 6.11)")
-    try:
-        ordinary = mmap.mmap(-1, mmap.PAGESIZE, flags=private | anonymous)
-        ordinary[:4] = b"kept"
-        ctypes.memmove(place, b"state", 5)
-        assert has_droppable(os.getpid())
-        guest._Droppable().drop()
-        assert ctypes.string_at(place, 5) == bytes(5)
-        assert ordinary[:4] == b"kept"
-    finally:
-        libc.munmap(ctypes.c_void_p(place), size)
