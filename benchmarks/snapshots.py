@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import os
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -139,14 +140,13 @@ class Ways:
             inherited = [(pid_namespace, PID_NAMESPACE)]
             start = b'{"number": 1, "arguments": null, "environment": null, "variables": null, '
             start += b'"directory": null, "seed": ""}\n'
-            line, end = os.pipe()
-            os.write(end, start)
-            owned.callback(os.close, end)
+            line, end = socket.socketpair()
+            owned.enter_context(end).sendall(start)
             held, input_end = os.pipe()  # what would end at the end of its input goes on
             owned.callback(os.close, input_end)
             null = os.open(os.devnull, os.O_RDWR)
             for fd, key in zip(
-                (line, held, writer, null),
+                (line.detach(), held, writer, null),
                 (record.guest_key, *record.stream_keys),
                 strict=True,
             ):

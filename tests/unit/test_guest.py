@@ -331,3 +331,53 @@ def test_a_program_with_threads_does_not_fork(alone: Path) -> None:
         assert parked.process.returncode == 1
     finally:
         parked.close()
+
+
+RECEIVING = """
+import guest, os, socket, sys
+socket.setdefaulttimeout(0.001)  # of other sockets
+guest.wait()
+for number in map(int, sys.argv[1:]):
+    print(os.read(number, 100).decode(), os.get_inheritable(number))
+print(sorted(map(int, os.listdir("/proc/self/fd"))))
+"""
+
+
+def test_descriptors_come_with_the_line(alone: Path) -> None:
+    """They get the numbers of the line, also those that the kernel has just used for others."""
+    parked = Parked(RECEIVING, alone)
+    try:
+        assert parked.ready() == guest.READY_TO_FORK
+        open_before = sorted(map(int, os.listdir(f"/proc/{parked.process.pid}/fd")))
+        free = next(number for number in range(3, 99) if number not in open_before)
+        numbers = [free + 1, free, 70]
+        pipes = [os.pipe() for _ in numbers]
+        for number, (_, writer) in zip(numbers, pipes, strict=True):
+            os.write(writer, b"for %d" % number)
+        values = {**START, "descriptors": numbers, "arguments": [str(each) for each in numbers]}
+        line = json.dumps(values).encode() + b"\n"
+        socket.send_fds(parked.socket, [line], [reader for reader, _ in pipes])
+        for pair in pipes:
+            for fd in pair:
+                os.close(fd)
+        *read, listed = parked.output().splitlines()
+        assert read == [f"for {number} True" for number in numbers]
+        # The directory of the list has a number of its own.
+        assert set(json.loads(listed)) >= {*open_before, *numbers}
+        assert len(json.loads(listed)) == len(open_before) + len(numbers) + 1
+    finally:
+        parked.close()
+
+
+def test_too_many_descriptors(alone: Path) -> None:
+    """The kernel closes those beyond the limit of the program, which ends with the reason."""
+    code = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))\n" + RECEIVING
+    parked = Parked(code, alone)
+    try:
+        parked.ready()
+        line = json.dumps({**START, "descriptors": list(range(20, 60))}).encode() + b"\n"
+        socket.send_fds(parked.socket, [line], [0] * 40)
+        _, errors = parked.process.communicate(timeout=60)
+        assert "pass_fds: Too many open files" in errors
+    finally:
+        parked.close()
