@@ -346,7 +346,7 @@ class Snapshot(Closing):
 
         ``async with snapshot.start_async(...) as process``, or ``await``, returns an
         :class:`~pycriu_native.snapshots.AsyncProcess`. A cancellation of the task during the start
-        or in the block ends the copy.
+        ends the copy, and so does an exception in the block, such as that of a timeout.
         """
         from .aio_process import starting  # asyncio takes long to load
 
