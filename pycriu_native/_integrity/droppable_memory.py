@@ -144,14 +144,13 @@ def _mark(directory: int, name: str, ranges: Sequence[Range]) -> None:
         data = file.read()
     (entry,) = messages_of(data)
     starts = {start for start, _ in ranges}
-    changed = [
-        (number, _droppable(value, starts) if number == _VMA and isinstance(value, bytes) else value)
-        for number, value in fields_of(entry)
-    ]
+    changed = [(number, _changed(number, value, starts)) for number, value in fields_of(entry)]
     replace_image(directory, name, data[:8], [message(*changed)])
 
 
-def _droppable(mapping: bytes, starts: set[int]) -> bytes:
+def _changed(number: int, mapping: int | bytes, starts: set[int]) -> int | bytes:
+    if number != _VMA or not isinstance(mapping, bytes):
+        return mapping
     fields = fields_of(mapping)
     if dict(fields)[_START] not in starts:
         return mapping

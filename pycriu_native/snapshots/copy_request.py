@@ -111,7 +111,10 @@ class CopyRequest:
 
 
 def send_line(guest_socket: socket.socket, line: bytes, fds: Sequence[int] = ()) -> None:
-    """Write a line, with descriptors, that is read later. ``OptionError`` if it exceeds the socket's buffer."""
+    """Write a line, with descriptors, that is read later.
+
+    ``OptionError`` if it exceeds the socket's buffer.
+    """
     if len(line) > 65536:
         for option in (socket.SO_SNDBUF, 32):  # SO_SNDBUFFORCE, beyond net.core.wmem_max
             with contextlib.suppress(OSError):

@@ -66,8 +66,8 @@ class Record:
     threads: int = 0
     """Threads of the root process; 0: unknown."""
     forks: bool = False
-    """Whether the program calls :func:`pycriu_native.guest.wait`: it forks copies of itself on request
-    (:meth:`.Snapshot.zygote`), and receives descriptors (``pass_fds``)."""
+    """Whether the program calls :func:`pycriu_native.guest.wait`: it forks copies of itself on
+    request (:meth:`.Snapshot.zygote`), and receives descriptors (``pass_fds``)."""
     descriptors: tuple[int, ...] = ()
     """The open descriptors of the root process."""
     processor: str = ""

@@ -14,6 +14,7 @@ from pycriu_native._system.mappings import droppable_of
 from pycriu_native.snapshots import Snapshot
 
 from .conftest import Spawn
+from .support.features import needs_soft_dirty
 from .support.processes import kill
 
 MAPPED = """
@@ -67,9 +68,8 @@ def test_a_restored_process(orphans: None, spawn: Spawn, images: Path, tmp_path:
         kill(target.pid)
 
 
-def test_a_parent_has_its_pages(
-    orphans: None, spawn: Spawn, tmp_path: Path, images: Path
-) -> None:
+@needs_soft_dirty
+def test_a_parent_has_its_pages(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> None:
     """Nor does a process have the content of an earlier dump that has the pages."""
     try:
         target = spawn(MAPPED + "serve(content=content)")
@@ -79,7 +79,9 @@ def test_a_parent_has_its_pages(
     first.mkdir()
     opts = CriuOpts(images_directory=first, track_mem=True, leave_running=True)
     dump(target.pid, opts)
-    again = CriuOpts(images_directory=images, track_mem=True, parent_image=os.path.relpath(first, images))
+    again = CriuOpts(
+        images_directory=images, track_mem=True, parent_image=os.path.relpath(first, images)
+    )
     dump(target.pid, again)
     target.reap()
     restore(CriuOpts(images_directory=images))

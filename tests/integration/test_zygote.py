@@ -23,7 +23,16 @@ from pycriu_native.snapshots import Process, Snapshot, Zygote
 
 from .support import cgroups
 from .support.processes import PATIENCE, children, children_of, eventually, state
-from .test_snapshots import COMMAND, ENVIRONMENT, SHELL, ask, check_descriptors, check_files, check_socket, identity
+from .test_snapshots import (
+    COMMAND,
+    ENVIRONMENT,
+    SHELL,
+    ask,
+    check_descriptors,
+    check_files,
+    check_socket,
+    identity,
+)
 from .test_snapshots_kills import settled
 
 

@@ -99,7 +99,8 @@ def test_content_is_removed(droppable: int, tmp_path: Path, directory: int) -> N
     rows = files.rows(only(tmp_path, "mm-*.img").name, "MM flags")
     assert [row[3] & (PRIVATE | DROPPABLE) for row in rows] == [PRIVATE, DROPPABLE, PRIVATE]
     (changed,) = messages_of(only(tmp_path, "mm-*.img").read_bytes())
-    assert [value for field, value in message_fields(changed) if field == 14][0::2] == mappings[0::2]
+    ours = [value for field, value in message_fields(changed) if field == 14]
+    assert ours[0::2] == mappings[0::2]
     assert len(entry["vmas"]) == len(mappings)
 
 
