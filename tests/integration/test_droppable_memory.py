@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_copies_of_a_snapshot(tmp_path: Path) -> None:
     if os.spawnv(os.P_WAIT, probe[0], probe):
         pytest.skip("this kernel has no MAP_DROPPABLE (Linux 6.11)")
     snapshot = Snapshot.take([sys.executable, "-c", MAPPED + PROGRAM], tmp_path / "one")
-    streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
+    streams: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
     with snapshot, snapshot.start(**streams, savable=True) as copy:
         assert copy.stdout is not None
         assert copy.stdout.readline() == b"0 0\n"

@@ -59,7 +59,10 @@ def mapping(start: int, end: int, *, flags: int = PRIVATE, advices: int = DONTDU
 def saved(at: Path, mappings: list[bytes], runs: list[Run]) -> None:
     """Write the images of this process's memory; each stored page has its own number."""
     number = status_of(os.getpid())["NSpid"].split()[-1]
-    numbers = [*((field, 0) for field in range(1, 13)), *((14, each) for each in mappings)]
+    numbers: list[tuple[int, int | bytes]] = [
+        *((field, 0) for field in range(1, 13)),
+        *((14, each) for each in mappings),
+    ]
     (at / f"mm-{number}.img").write_bytes(image_of("MM", message(*numbers)))
     entries = [
         message((1, start), (2, count), *([(3, 1)] if flags & PARENT else []), (4, flags))
