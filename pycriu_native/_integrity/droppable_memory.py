@@ -53,15 +53,14 @@ def drop(directory: int, tree: Sequence[int]) -> None:
     names = {name for name in files.names if kind_of(name) == "MM" and _has_candidates(files, name)}
     for pid in tree if names else ():
         number = status_of(pid).get("NSpid", str(pid)).split()[-1]
-        name, page_map = f"mm-{number}.img", f"pagemap-{number}.img"
-        if name not in names or page_map not in files.names:
-            continue  # a page server has the pages
+        if (name := f"mm-{number}.img") not in names:
+            continue
         if ranges := [each for each in droppable_of(pid) if each in _candidates(files, name)]:
             try:
-                _drop_pages(files, page_map, ranges)
+                _drop_pages(files, f"pagemap-{number}.img", ranges)
                 _mark(directory, name, ranges)
             except (DamagedError, IndexError, KeyError, ValueError):
-                continue  # the check of the images reports it
+                continue  # the check of the images reports it, or a page server has the pages
 
 
 def _has_candidates(files: ImageFiles, name: str) -> bool:

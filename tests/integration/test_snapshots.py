@@ -156,7 +156,9 @@ def check_descriptors(start: Callable[..., Process[str]]) -> None:
 
 
 def test_descriptors(snapshot: Snapshot) -> None:
-    """They are passed as by Popen."""
+    """They are passed as by Popen; the record has those that the program uses itself."""
+    record = snapshot.record
+    assert {0, 1, 2, record.guest_fd} <= set(record.descriptors)
     check_descriptors(lambda **options: started(snapshot, **options))
 
 

@@ -8,12 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pycriu_native import guest
+from pycriu_native._system.process import stat_of
 
 REPO = Path(__file__).parents[2]
 START: dict[str, Any] = {
@@ -50,6 +52,12 @@ class Parked:
     def start(self, **values: Any) -> None:
         """Send the start of a copy."""
         self.socket.sendall(json.dumps({**START, **values}).encode() + b"\n")
+
+    def until_it_sleeps(self) -> None:
+        """Wait until it waits for the line, or has ended."""
+        pid = self.process.pid
+        while (stat := stat_of(pid)) is not None and stat.state not in "SZ":
+            time.sleep(0.01)
 
     def output(self) -> str:
         """Its output."""
@@ -335,7 +343,7 @@ def test_a_program_with_threads_does_not_fork(alone: Path) -> None:
 
 RECEIVING = """
 import guest, os, socket, sys
-socket.setdefaulttimeout(0.001)  # of other sockets
+socket.setdefaulttimeout(0)  # of other sockets
 guest.wait()
 for number in map(int, sys.argv[1:]):
     print(os.read(number, 100).decode(), os.get_inheritable(number))
@@ -348,9 +356,10 @@ def test_descriptors_come_with_the_line(alone: Path) -> None:
     parked = Parked(RECEIVING, alone)
     try:
         assert parked.ready() == guest.READY_TO_FORK
+        parked.until_it_sleeps()
         open_before = sorted(map(int, os.listdir(f"/proc/{parked.process.pid}/fd")))
         free = next(number for number in range(3, 99) if number not in open_before)
-        numbers = [free + 1, free, 70]
+        numbers = [free + 4, free + 3, 70]
         pipes = [os.pipe() for _ in numbers]
         for number, (_, writer) in zip(numbers, pipes, strict=True):
             os.write(writer, b"for %d" % number)
