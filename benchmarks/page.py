@@ -155,8 +155,8 @@ SNAPSHOTS = """
 Each program loads its libraries, and then writes a line or answers an HTTP request. The time ends with this
 first answer. *cold start* starts the program anew; *forkserver with preload* is that of multiprocessing,
 with the modules of the program; *criu restore* is the `criu` program with the same images and options, into
-namespaces that exist before; *start* is `Snapshot.start`, and *zygote* is `Zygote.start`. The ways took turns.
-Concurrent starts are those of eight threads.
+namespaces that exist before; *start* is `Snapshot.start`, and *zygote* is `Zygote.start`. The fork server and
+the zygote accept Python programs only. The ways took turns. Concurrent starts are those of eight threads.
 """
 
 PEER = ""
@@ -219,13 +219,13 @@ class Page:
         plt.close(figure)
         self.lines.append(f"![{alternative}]({PLOTS}/{name}.svg)\n")
 
-    def notes(self, benchmark: str) -> None:
-        """Add the reasons for missing numbers."""
+    def notes(self, benchmark: str, explained: Iterable[str] = ()) -> None:
+        """Add the reasons for missing numbers, except for the ways that the text explains."""
         why: dict[str, list[str]] = {}
         for row in self.all(benchmark):
-            if "median" not in row:
+            if "median" not in row and row["case"].get("way") not in explained:
                 case = ", ".join(f"{key} {value}" for key, value in row["case"].items())
-                why.setdefault(row["notes"], []).append(
+                why.setdefault(row["notes"].removeprefix("not measured: "), []).append(
                     row["what"] + (f" ({case})" if case else "")
                 )
         for reason, cases in why.items():
@@ -601,7 +601,7 @@ def snapshots(page: Page) -> None:
     page.table(("", "", *map(str, copies), *memory), body)
     if PEER:
         page.say(PEER)
-    page.notes("snapshots")
+    page.notes("snapshots", ("zygote", "forkserver with preload", "habemus-papadum-criu"))
 
 
 def snapshot_goals(page: Page) -> list[tuple[str, str, str, str, bool]]:

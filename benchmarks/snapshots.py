@@ -21,7 +21,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
 
-from pycriu_native import CriuError, CriuOpts, Verb, WorkerPool
+from pycriu_native import CriuError, CriuOpts, OptionError, Verb, WorkerPool
 from pycriu_native._transport.program import find_program
 from pycriu_native.snapshots import Snapshot
 from pycriu_native.snapshots.namespaces import Namespaces
@@ -96,7 +96,8 @@ class Ways:
         try:
             zygote = owned.enter_context(self.snapshot.zygote())
         except CriuError as error:
-            self.missing[ZYGOTE] = str(error)
+            rules = [each.rule for each in error.problems] if isinstance(error, OptionError) else []
+            self.missing[ZYGOTE] = "; ".join(rules) or str(error)
         else:
             self.starts[ZYGOTE] = lambda: zygote.start(**streams)
         self.spent: dict[str, list[float]] = {}
