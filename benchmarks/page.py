@@ -159,8 +159,20 @@ namespaces that exist before; *start* is `Snapshot.start`, and *zygote* is `Zygo
 the zygote accept Python programs only. The ways took turns. Concurrent starts are those of eight threads.
 """
 
-PEER = ""
-"""Text on habemus-papadum-criu."""
+PEER = """
+habemus-papadum-criu 0.7.0 needs Python 3.12 or later, crit, and sudo with `closefrom_override`, so it is not part of
+`make bench`. It was compared once, in a new Debian 13 (Python 3.13.5, CRIU 4.1.1 with its feature cache, Linux
+6.18, 2 processors, which other programs used too). The ways took turns; time to the first answer to a line of
+input, median of 8 (lowest to highest):
+
+|  | small | numpy |
+|---|---|---|
+| cold start | 108 ms (28 to 148) | 426 ms (268 to 579) |
+| habemus-papadum-criu, `goblins.thaw` | 199 ms (128 to 319) | 350 ms (269 to 545) |
+| start, share_memory=False | 53 ms (20 to 104) | 132 ms (91 to 170) |
+| start, share_memory=True | 29 ms (10 to 79) | 71 ms (12 to 107) |
+| zygote | 5 ms (2 to 11) | 11 ms (8 to 27) |
+"""
 
 IMPORTS = """
 The package's dataclasses satisfy `dataclasses.is_dataclass` and the functions of that module, but are
@@ -599,8 +611,7 @@ def snapshots(page: Page) -> None:
         "Starts in a second, by the number of copies that are started, and memory of each of 16 copies:"
     )
     page.table(("", "", *map(str, copies), *memory), body)
-    if PEER:
-        page.say(PEER)
+    page.say(PEER)
     page.notes("snapshots", ("zygote", "forkserver with preload", "habemus-papadum-criu"))
 
 

@@ -259,8 +259,8 @@ def many_starts(ways: Ways, program: str, numbers: tuple[int, ...]) -> list[Row]
 
 def measure(quick: bool) -> list[Row]:
     """Measure each program."""
-    # It restores by sudo, under the pid that was saved: one copy at a time.
-    reason = "not measured: it needs Python 3.12, sudo and crit"
+    # benchmarks/page.py has the numbers of one comparison.
+    reason = "not measured: it needs Python 3.12, crit, and sudo with closefrom_override"
     rows: list[Row] = [note("first answer", reason, way="habemus-papadum-criu")]
     for program in PROGRAMS:
         if lacking := program.lacking():
