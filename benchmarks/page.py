@@ -161,7 +161,7 @@ the zygote accept Python programs only. The ways took turns. Concurrent starts a
 
 PEER = """
 habemus-papadum-criu 0.7.0 needs Python 3.12 or later, crit, and sudo with `closefrom_override`, so it is not part of
-`make bench`. It was compared once, in a new Debian 13 (Python 3.13.5, CRIU 4.1.1 with its feature cache, Linux
+`make bench`. It was compared once, in a new Debian 13 (Python 3.13.5, CRIU 4.1.1, Linux
 6.18, 2 processors, which other programs used too). The ways took turns; time to the first answer to a line of
 input, median of 8 (lowest to highest):
 
