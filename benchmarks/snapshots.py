@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import os
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
 
-from pycriu_native import CriuError, CriuOpts, Verb, WorkerPool
+from pycriu_native import CriuError, CriuOpts, OptionError, Verb, WorkerPool
 from pycriu_native._transport.program import find_program
 from pycriu_native.snapshots import Snapshot
 from pycriu_native.snapshots.namespaces import Namespaces
@@ -95,7 +96,8 @@ class Ways:
         try:
             zygote = owned.enter_context(self.snapshot.zygote())
         except CriuError as error:
-            self.missing[ZYGOTE] = str(error)
+            rules = [each.rule for each in error.problems] if isinstance(error, OptionError) else []
+            self.missing[ZYGOTE] = "; ".join(rules) or str(error)
         else:
             self.starts[ZYGOTE] = lambda: zygote.start(**streams)
         self.spent: dict[str, list[float]] = {}
@@ -139,14 +141,13 @@ class Ways:
             inherited = [(pid_namespace, PID_NAMESPACE)]
             start = b'{"number": 1, "arguments": null, "environment": null, "variables": null, '
             start += b'"directory": null, "seed": ""}\n'
-            line, end = os.pipe()
-            os.write(end, start)
-            owned.callback(os.close, end)
+            line, end = socket.socketpair()
+            owned.enter_context(end).sendall(start)
             held, input_end = os.pipe()  # what would end at the end of its input goes on
             owned.callback(os.close, input_end)
             null = os.open(os.devnull, os.O_RDWR)
             for fd, key in zip(
-                (line, held, writer, null),
+                (line.detach(), held, writer, null),
                 (record.guest_key, *record.stream_keys),
                 strict=True,
             ):
@@ -251,8 +252,8 @@ def many_starts(ways: Ways, program: str, numbers: tuple[int, ...]) -> list[Row]
 
 def measure(quick: bool) -> list[Row]:
     """Measure each program."""
-    # It restores by sudo, under the pid that was saved: one copy at a time.
-    reason = "not measured: it needs Python 3.12, sudo and crit"
+    # benchmarks/page.py has the numbers of one comparison.
+    reason = "not measured: it needs Python 3.12, crit, and sudo with closefrom_override"
     rows: list[Row] = [note("first answer", reason, way="habemus-papadum-criu")]
     for program in PROGRAMS:
         if lacking := program.lacking():

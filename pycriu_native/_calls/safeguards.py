@@ -122,7 +122,12 @@ class Safeguards:
         assert pid is not None
         try:
             with no_fork:
-                from .._integrity import due_timers, dump_record, vdso  # noqa: F401
+                from .._integrity import (  # noqa: F401
+                    droppable_memory,
+                    due_timers,
+                    dump_record,
+                    vdso,
+                )
                 from .._recovery.recovery import Recovery
         except (ImportError, OSError):
             return None  # the caller has changed its root or its user since: see preload()
@@ -134,13 +139,15 @@ class Safeguards:
         """Complete the images of a dump, while its processes are frozen and CRIU can undo it."""
         request, images = self._request, self._images
         if request.verb is Verb.DUMP and not request.opts.stream and images is not None:
-            from .._integrity.due_timers import rearm  # loaded since ``requested``
+            from .._integrity.droppable_memory import drop  # loaded since ``requested``
+            from .._integrity.due_timers import rearm
             from .._integrity.dump_record import write_record
             from .._integrity.vdso import leave_out_lone_vvar
 
             dump_marker.check_written(images, request.pid)
             rearm(images)
             leave_out_lone_vvar(images)
+            drop(images, tree)
             if request.rollback is not None:
                 with no_fork:
                     from .._rollback.saved_files import save  # few dumps need it

@@ -180,6 +180,7 @@ class Saving:
             files=host_check.mapped_files(tree),
             threads=len(seen.threads),
             forks=ends.forks,
+            descriptors=tuple(sorted(each.number for each in seen.descriptors)),
             processor=processor,
         )
         created = not self.directory.exists()

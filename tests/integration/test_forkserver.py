@@ -25,6 +25,7 @@ from pycriu_native import (
     run_many,
     version,
 )
+from pycriu_native._recovery.temporary_files import remove_temporary
 from pycriu_native._transport import forkserver as module
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.forkserver import ForkServer, ForkServerUnavailableError
@@ -49,6 +50,19 @@ def server() -> Iterator[ForkServer]:
 def fork_worker(server: ForkServer) -> WorkerConnection:
     """Return a new worker of the fork server."""
     return connect_worker(find_program(), server.fork_worker)
+
+
+def test_files_of_a_killed_worker_are_removed(server: ForkServer) -> None:
+    """The fork server is no other CRIU that may use them."""
+    path = Path("/tmp/.criu.move_mount_set_group.Ab12cd")
+    path.mkdir()
+    try:
+        assert server.is_open
+        assert list(remove_temporary(time.time() - 1, (), killed=True)) == []
+        assert not path.exists()
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
 
 
 def test_a_copy_of_its_socket_holds_nobody_up(server: ForkServer) -> None:
