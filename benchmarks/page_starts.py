@@ -75,7 +75,7 @@ def snapshots(page: Page) -> None:
         page.say(AT_ONCE)
         page.table(("copies", "way", *whats), body)
     page.say(PEER)
-    page.notes("snapshots")
+    page.notes("snapshots", ("zygote", "forkserver with preload", "habemus-papadum-criu"))
 
 
 def shared_memory(page: Page) -> None:

@@ -78,13 +78,13 @@ class Page:
         plt.close(figure)
         self.lines.append(f"![{alternative}]({PLOTS}/{name}.svg)\n")
 
-    def notes(self, benchmark: str) -> None:
-        """Add the reasons for missing numbers."""
+    def notes(self, benchmark: str, explained: Iterable[str] = ()) -> None:
+        """Add the reasons for missing numbers, except for the ways that the text explains."""
         why: dict[str, list[str]] = {}
         for row in self.all(benchmark):
-            if "median" not in row:
+            if "median" not in row and row["case"].get("way") not in explained:
                 case = ", ".join(f"{key} {value}" for key, value in row["case"].items())
-                why.setdefault(row["notes"], []).append(
+                why.setdefault(row["notes"].removeprefix("not measured: "), []).append(
                     row["what"] + (f" ({case})" if case else "")
                 )
         for reason, cases in why.items():
