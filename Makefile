@@ -169,7 +169,7 @@ test-sanitized: test-libraries build ## run the unit tests of the C code and of 
 		$$python -m pytest -p no:cacheprovider -q $(ARGS) \
 		tests/unit/test_lib.py tests/unit/test_properties.py tests/unit/test_exchange.py \
 		tests/unit/test_values.py tests/unit/test_refusals.py tests/unit/test_iters.py \
-		tests/unit/test_trust.py tests/unit/test_trust_whole.py \
+		tests/unit/test_trust.py tests/unit/test_incomplete_sets.py \
 		tests/unit/test_pagemap.py ||
 		{ cat report.* 2>/dev/null; exit 1; }
 
@@ -268,7 +268,7 @@ valgrind: build ## make a thousand calls under valgrind
 		--suppressions=tests/memcheck/cpython.supp $(VENV)/bin/python tests/memcheck/calls.py
 
 # Seconds for each target; FUZZ=answers runs only one. The corpus starts with a real dump if CRIU works.
-FUZZ ?= answers logs statistics images sets archives manifests shipments configuration runc pagemaps
+FUZZ ?= answers logs statistics images sets archives manifests transfers configuration runc pagemaps
 SECONDS_OF_FUZZ ?= 10
 .PHONY: fuzz
 fuzz: build ## fuzz all readers of external bytes, guided by coverage

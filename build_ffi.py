@@ -1,4 +1,4 @@
-"""The CFFI build (API mode): the headers in include/ in, one extension module out.
+"""The build of the extension module with CFFI (API mode), from the headers in include/.
 
 Importing this module needs no compiler; setup.py passes its ``ffibuilder`` to cffi. Three
 environment variables select the CRIU of the build; ``tools/install-criu --record`` writes them, and
@@ -129,7 +129,7 @@ def _compiler_accepts(code: str, flags: list[str]) -> bool:
 
 
 def enumerators_to_check(include_dirs: list[str]) -> list[str]:
-    """Our constants that this criu.h has, too; older headers lack the newest ones."""
+    """Our constants that the system's criu.h has; older headers lack the newest ones."""
     names = re.findall(r"\b(CRIU_[A-Z_]+) = ", declaration("libcriu_types.h"))
     return [
         name
@@ -139,7 +139,7 @@ def enumerators_to_check(include_dirs: list[str]) -> list[str]:
 
 
 def abi_check_macros(include_dirs: list[str]) -> list[tuple[str, str | None]]:
-    """Turn on native/abi_check.c where the system has criu.h."""
+    """The macros that enable native/abi_check.c if the system has criu.h."""
     if not compiles("#include <criu/criu.h>\n", include_dirs):
         return []
     values = dict(re.findall(r"\b(CRIU_[A-Z_]+) = (\d+)", declaration("libcriu_types.h")))

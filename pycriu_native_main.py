@@ -1,6 +1,6 @@
-"""The console script ``pycriu-native``, outside of the package: it also runs without libcriu.
+"""The console script ``pycriu-native``. It is outside of the package, to run without libcriu too.
 
-No name of ``pycriu_native`` can be imported then. A command ends with the cure instead of a
+Without libcriu, ``pycriu_native`` cannot be imported: a command prints the cure instead of a
 traceback, and ``doctor`` reports it as a finding.
 """
 
@@ -23,7 +23,8 @@ def main() -> None:
     """Run ``pycriu_native.cli``, or print why it cannot be imported."""
     gc.set_threshold(COLLECT_AFTER)
     if sys.argv[1:2] == ["run"]:
-        # Before what follows takes its time: a signal is to end with the exit code of the job.
+        # First, because the imports take time: a signal must end the command with the job's exit
+        # code.
         from pycriu_native._support import held_signals
 
         held_signals.hold()

@@ -25,11 +25,11 @@ from setuptools.command.build_ext import build_ext
 
 
 class Program(Extension):
-    """A program that the package runs, with the name that a module would have."""
+    """A program that the package runs; it is named like a module."""
 
 
 class BuildExtensions(build_ext):
-    """Also builds programs, which are linked as such and have no suffix."""
+    """Also builds programs, whose files have no suffix."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """The file of a module or program."""
@@ -38,7 +38,7 @@ class BuildExtensions(build_ext):
         return str(super().get_ext_filename(fullname))  # type: ignore[no-untyped-call]
 
     def build_extension(self, ext: Extension) -> None:
-        """Build one."""
+        """Build a module or program."""
         if not isinstance(ext, Program):
             super().build_extension(ext)
             return
@@ -53,7 +53,7 @@ FORK_SERVER = Extension(
     "pycriu_native._native.forkserver",
     ["native/forkserver.c", "native/feature_cache.c"],
     depends=["native/forkserver.h", "native/feature_cache.h"],
-    # Not a module of Python's: CRIU's loader gets it, together with CRIU's C library.
+    # Not a Python module: it is preloaded into criu, and uses criu's C library.
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-fno-stack-protector"],
     extra_link_args=["-nostdlib"],
     py_limited_api=True,
@@ -72,7 +72,7 @@ setup(
     # The extension uses the stable ABI: one wheel for Python 3.11 and later.
     options={
         "bdist_wheel": {"py_limited_api": "cp311"},
-        # A path, and not an import hook, which checkers of types do not follow.
+        # A path entry instead of an import hook, which type checkers do not support.
         "editable_wheel": {"mode": "compat"},
     },
 )

@@ -21,6 +21,8 @@ from pycriu_native._wire import libcriu_request
 from pycriu_native._wire.messages import NOTIFY, REQUEST_TYPES, decode_response, encode
 
 from .common import (
+    PYCRIU_DUMPS,
+    PYCRIU_MISSING,
     Row,
     Target,
     build,
@@ -35,21 +37,10 @@ from .common import (
     timed,
 )
 
-PYCRIU = """
-import os, sys, time, pycriu
+PYCRIU = f"""
+import os, sys, time
 program, pid, directory, times = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-images = os.open(directory, os.O_RDONLY)
-for _ in range(times):
-    started = time.perf_counter()
-    criu = pycriu.criu()
-    criu.use_binary(program)
-    criu.opts.images_dir_fd = images
-    criu.opts.log_file = "dump.log"
-    criu.opts.leave_running = True
-    criu.opts.pid = pid
-    criu.dump()
-    print((time.perf_counter() - started) * 1e3)
-"""
+{PYCRIU_DUMPS}"""
 
 
 def measure(quick: bool) -> list[Row]:
@@ -86,18 +77,18 @@ def _ways(target: Target, directory: Path, times: int) -> list[Row]:
 
             def sample() -> float:
                 warm.wait_until_ready(10)
-                time.sleep(0.005)  # a worker that has been started is a worker that waits by then
+                time.sleep(0.005)  # the worker then waits for its request
                 return timed(body)
 
             return sample
 
-        asked = {
+        versions = {
             "a warm worker": rested(lambda: version(via=warm)),
             "a worker of its own": lambda: timed(version),
             "C over libcriu": lambda: _prints([str(plain()), *_small(program, 0, images)]),
             "the criu program": lambda: timed(lambda: criu("--version")),
         }
-        dumped = {
+        dumps = {
             "a warm worker": rested(lambda: dump(pid, opts, via=warm)),
             "a worker of its own": lambda: timed(lambda: dump(pid, opts)),
             "C over libcriu": lambda: _prints([str(plain()), *_small(program, pid, images)]),
@@ -105,18 +96,16 @@ def _ways(target: Target, directory: Path, times: int) -> list[Row]:
         }
         theirs = pycriu()
         if theirs is not None:
-            dumped["pycriu"] = lambda: _prints(
+            dumps["pycriu"] = lambda: _prints(
                 [*theirs, "-c", PYCRIU, program, str(pid), str(images), "1"]
             )
         rows = [
-            row("version", "ms", samples, by=way) for way, samples in in_turns(asked, times).items()
-        ]
-        rows += [
-            row("dump, left running", "ms", samples, by=way)
-            for way, samples in in_turns(dumped, times).items()
+            row(what, "ms", samples, by=way)
+            for what, ways in (("version", versions), ("dump, left running", dumps))
+            for way, samples in in_turns(ways, times).items()
         ]
     if theirs is None:
-        rows.append(note("pycriu", "not here: name its directory in PYCRIU_PATH"))
+        rows.append(note("pycriu", PYCRIU_MISSING))
     if not target.is_intact():
         raise AssertionError("the target has changed")
     return rows
@@ -163,24 +152,24 @@ def _alone(target: Target, directory: Path, times: int) -> Row:
         images = directory / f"alone-{number}"
         images.mkdir(0o700)
         fd = os.open(images, os.O_RDONLY)
-        line = Worker().connect()
+        connection = Worker().connect()
         time.sleep(0.02)
-        asked: dict[str, Any] = {
+        opts: dict[str, Any] = {
             "images_dir_fd": fd, "pid": target.pid, "leave_running": True, "log_level": 4,
             "log_file": "dump.log", "notify_scripts": True,
         }  # fmt: skip
-        request = encode("request", {"type": REQUEST_TYPES["dump"], "opts": asked})
+        request = encode("request", {"type": REQUEST_TYPES["dump"], "opts": opts})
         started = time.perf_counter()
-        line.sock().sendall(request)
-        answer = decode_response(line.sock().recv(65536))
-        while answer is not None and answer["type"] == NOTIFY:
-            line.sock().sendall(yes)
-            answer = decode_response(line.sock().recv(65536))
+        connection.sock().sendall(request)
+        response = decode_response(connection.sock().recv(65536))
+        while response is not None and response["type"] == NOTIFY:
+            connection.sock().sendall(yes)
+            response = decode_response(connection.sock().recv(65536))
         taken = (time.perf_counter() - started) * 1e3
-        line.wait()
+        connection.wait()
         os.close(fd)
-        if answer is None or not answer["success"]:
-            raise RuntimeError(f"CRIU did not dump: {answer}")
+        if response is None or not response["success"]:
+            raise RuntimeError(f"CRIU did not dump: {response}")
         beyond.append(taken - _in_log(images / "dump.log"))
     return row("beyond CRIU's log", "ms", beyond, by=ALONE)
 
@@ -194,7 +183,7 @@ def _cold(target: Target, directory: Path, times: int) -> list[Row]:
             warm.wait_until_ready(10)
             time.sleep(0.01)
             for samples in taken.values():
-                again = replace(opts)  # nothing is remembered of these options
+                again = replace(opts)  # a new value, without stored results of checks
                 body = partial(verbs.dump_request, target.pid, again, warm, None, None)
                 samples.append(timed(body))
             dump(target.pid, opts, via=warm)
@@ -202,8 +191,8 @@ def _cold(target: Target, directory: Path, times: int) -> list[Row]:
 
 
 def _nothing(target: Target, directory: Path, times: int) -> list[Row]:
-    """A whole call to a program that only sends CRIU's messages: this library's part of a call,
-    after a dump, which has taken the processor's caches, and at once again.
+    """A call to a program that only sends CRIU's messages: the time of this library's part,
+    measured after a dump, which fills the processor's caches, and repeated at once.
     """
     images = directory / "nothing"
     taken: dict[str, list[float]] = {"after a dump": [], "at once again": []}
@@ -228,7 +217,7 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("libcriu's options are filled", run, "fill"),
     ("a worker is got", worker.Worker, "connect"),
     ("the conversation", exchange.Exchange, "run"),
-    ("libcriu reads the answer", libcriu_request.LibcriuCall, "finish"),
+    ("libcriu reads the response", libcriu_request.LibcriuCall, "finish"),
     ("the worker ends and is reaped", worker.WorkerConnection, "wait"),
     ("statistics are read", completion, "statistics_of"),
 )
@@ -274,7 +263,7 @@ def _clock(owner: Any, method: str, step: str, taken: dict[str, list[float]]) ->
         try:
             return original(*arguments, **named)
         finally:
-            # What a call does twice, such as reaping what is reaped, counts together.
+            # The sum, if a call executes a step twice.
             steps = taken.setdefault(step, [0.0])
             steps[-1] += (time.perf_counter() - started) * 1e3
 

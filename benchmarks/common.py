@@ -59,14 +59,14 @@ def note(what: str, notes: str, **case: object) -> Row:
 def main(name: str, about: str, measure: Callable[[bool], list[Row]]) -> None:
     """The command line of each benchmark."""
     parser = argparse.ArgumentParser(prog=f"benchmarks.{name}", description=about)
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--json", type=Path, help="the file for the results")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller samples")
-    asked = parser.parse_args()
-    rows = measure(asked.quick)
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        result = {"benchmark": name, "about": about, "quick": asked.quick, "rows": rows}
-        asked.json.write_text(json.dumps(result, indent=1) + "\n")
+    arguments = parser.parse_args()
+    rows = measure(arguments.quick)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        result = {"benchmark": name, "about": about, "quick": arguments.quick, "rows": rows}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     for each in rows:
         case = " ".join(f"{key}={value}" for key, value in each["case"].items())
         number = (
@@ -121,38 +121,41 @@ def scratch(where: str | None = None) -> Iterator[Path]:
 
 
 class Target:
-    """A process of ``native/target.c``, ended by its pid.
+    """A process of ``native/target.c``.
 
-    ``writes``: 1 has it write all over its memory, 16 over a sixteenth of it, and so on.
+    ``writes``: 0 for no writes, 1 if it writes to all of its memory, 16 for a sixteenth of it.
     """
 
     def __init__(self, directory: Path, mib: int = 0, *, writes: int = 0, name: str = "t") -> None:
-        self.told = directory / f"{name}.told"
-        self.told.unlink(missing_ok=True)
-        words = [str(build("target")), str(self.told), str(mib), f"password-{name}"]
+        self.report = directory / f"{name}.report"
+        self.report.unlink(missing_ok=True)
+        words = [str(build("target")), str(self.report), str(mib), f"password-{name}"]
         self.process = subprocess.Popen(
             [*words, *([str(writes)] if writes else [])], start_new_session=True, cwd="/", **QUIET
         )
         self.pid = self.process.pid
-        self.first = self._wait()
+        self.first = self._read_report()
 
-    def _wait(self) -> list[str]:
+    def _read_report(self) -> list[str]:
         until = time.monotonic() + 120
-        while not self.told.exists():
+        while not self.report.exists():
             if time.monotonic() > until:
-                raise TimeoutError(f"pid {self.pid} does not answer")
+                raise TimeoutError(f"pid {self.pid} does not respond")
             time.sleep(0.0005)
-        return self.told.read_text().split()
+        return self.report.read_text().split()
 
-    def ask(self) -> list[str]:
-        """Password, checksum of the memory, and the longest recent stop in seconds."""
-        self.told.unlink(missing_ok=True)
-        os.kill(self.pid, signal.SIGUSR1)
-        return self._wait()
+    def request_report(self, pid: int | None = None) -> list[str]:
+        """Return password, checksum of the memory, and the longest stop since the last report.
+
+        ``pid``: that of the process after a migration.
+        """
+        self.report.unlink(missing_ok=True)
+        os.kill(pid or self.pid, signal.SIGUSR1)
+        return self._read_report()
 
     def is_intact(self) -> bool:
         """Whether the process responds and its memory is unchanged."""
-        return self.ask()[:2] == self.first[:2]
+        return self.request_report()[:2] == self.first[:2]
 
     def reap(self) -> None:
         """Reap the process after a dump."""
@@ -169,6 +172,13 @@ class Target:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, os.WNOHANG)
             time.sleep(0.0005)
+
+
+def memory_of(pid: int) -> tuple[float, float]:
+    """The private memory and the proportional set size, in MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    values = {words[0]: int(words[1]) for words in map(str.split, lines)}
+    return (values["Private_Clean:"] + values["Private_Dirty:"]) / 1024, values["Pss:"] / 1024
 
 
 def adopt() -> None:
@@ -215,6 +225,24 @@ def with_run_on(kind: str, name: str, *numbers: int) -> Any:
         env={**os.environ, "PYTHONPATH": str(HERE.parent)},
     )
     return json.loads(done.stdout)
+
+
+PYCRIU_MISSING = "pycriu is not installed: set PYCRIU_PATH to its directory"
+PYCRIU_DUMPS = """
+import pycriu
+images = os.open(directory, os.O_RDONLY)
+for _ in range(times):
+    started = time.perf_counter()
+    criu = pycriu.criu()
+    criu.use_binary(program)
+    criu.opts.images_dir_fd = images
+    criu.opts.log_file = "dump.log"
+    criu.opts.leave_running = True
+    criu.opts.pid = pid
+    criu.dump()
+    print((time.perf_counter() - started) * 1e3)
+"""
+"""Dumps with pycriu, for a program that sets ``program``, ``pid``, ``directory`` and ``times``."""
 
 
 def pycriu() -> list[str] | None:

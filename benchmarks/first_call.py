@@ -21,7 +21,7 @@ LIBRARY, STAR = "from pycriu_native import dump", "from pycriu_native import *"
 STAR_ALONE = "from pycriu_native import *, no call"
 COMMAND_ALONE = "pycriu-native --version"
 
-# Lower bounds: what no program of this kind can do without.
+# Lower bounds: parts that every program of this kind needs.
 NEEDED = "an interpreter with the modules that calls need"
 NEEDED_MODULES = "import _cffi_backend, contextlib, enum, functools, threading"
 CLICK = "an interpreter with click"
@@ -44,7 +44,7 @@ os.waitpid(pid, 0)
 
 def measure(quick: bool) -> list[Row]:
     """Whole programs, in turns: wall time, and the processor time of all their processes."""
-    adopt()  # what CRIU's worker leaves is reaped here, and counted
+    adopt()  # orphans of CRIU's worker are reaped here, so their processor time counts
     with scratch("/dev/shm") as directory:
         target = Target(directory)
         try:
@@ -114,7 +114,7 @@ def _rows(programs: Mapping[str, list[str]], times: int) -> list[Row]:
         return taken
 
     for name in programs:
-        run(name)  # compiles what there is to compile
+        run(name)  # compiles the modules
     used.clear()
     taken = in_turns({name: (lambda name=name: run(name)) for name in programs}, times)  # type: ignore[misc]
     rows = [row("start to end", "ms", samples, by=name) for name, samples in taken.items()]

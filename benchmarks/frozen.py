@@ -33,9 +33,9 @@ def measure(quick: bool) -> list[Row]:
     shares = [1]
     if feature_check().mem_track:
         ways["rounds"] = _rounds
-        shares.append(16)  # which is what rounds are for
+        shares.append(16)  # pre-dumps help if a part of the memory is written to
     else:
-        why = "this kernel does not track changed memory (soft-dirty): see the guest"
+        why = "this kernel does not track changed memory (soft-dirty): see the results of the guest"
         rows.append(note("pre-dump rounds", why))
     with scratch("/dev/shm") as directory, WorkerPool(1) as warm:
         for mib, share in [(mib, share) for mib in sizes for share in shares]:
@@ -43,23 +43,23 @@ def measure(quick: bool) -> list[Row]:
             where = "" if share == 1 else f", writing to a {share}th of it"
             taken: dict[tuple[str, str], list[float]] = {}
 
-            def took(by: str, what: str, value: float) -> None:
+            def add(by: str, what: str, value: float) -> None:
                 taken.setdefault((by, what), []).append(value)  # noqa: B023
 
             images = directory / "images"
             try:
                 for _ in range(times):
                     for way in ways.values():
-                        target.ask()
+                        target.request_report()
                         result = way(target.pid, images, warm)
-                        felt = float(target.ask()[2]) * 1e3
+                        felt = float(target.request_report()[2]) * 1e3
                         for by, done in result:
                             assert isinstance(done.statistics, DumpStatistics)
                             for part in PARTS:
-                                took(by, part, getattr(done.statistics, part) / 1e3)
-                            took(by, "pages written", done.statistics.pages_written or 0)
-                            took(by, "whole call", done.duration * 1e3)
-                        took(result[-1][0], "felt by the process", felt)
+                                add(by, part, getattr(done.statistics, part) / 1e3)
+                            add(by, "pages written", done.statistics.pages_written or 0)
+                            add(by, "whole call", done.duration * 1e3)
+                        add(result[-1][0], "felt by the process", felt)
                         shutil.rmtree(images)
             finally:
                 target.end()
@@ -78,10 +78,10 @@ def _plain(pid: int, images: Path, via: WorkerPool) -> list[tuple[str, DumpResul
 def _rounds(pid: int, images: Path, via: WorkerPool) -> list[tuple[str, DumpResult]]:
     opts = CriuOpts(images_directory=images, leave_running=True)
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         return round.number < ROUNDS
 
-    done = dump_iters(pid, opts, more, via=via)
+    done = dump_iters(pid, opts, should_continue, via=via)
     result = [(f"pre-dump {each.number}", each.result) for each in done.rounds]
     return [*result, (f"the dump after {ROUNDS} pre-dumps", done.final)]
 

@@ -1,7 +1,7 @@
-"""What this kernel cannot do, measured in a guest that is emulated: how long a process that keeps
-writing stands still with pre-dump rounds, with a plain dump there beside it.
+"""The stop of a process that writes to its memory, with and without pre-dump rounds, in a guest.
 
-Times of a guest compare with each other only. Its root is made by ``make demo-vm``.
+For kernels that do not track changed memory. The guest is emulated, so its times can be compared
+only with each other. ``make demo-vm`` builds the guest.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ MEMORY = 3072
 def measure(quick: bool) -> list[Row]:
     """Run ``benchmarks.frozen --quick`` in the guest; ``quick`` has no effect."""
     if feature_check().mem_track:
-        return [note("pre-dump rounds", "this kernel can do that itself: no guest is needed")]
+        return [note("pre-dump rounds", "this kernel supports them: no guest is needed")]
     sys.path.insert(0, str(HERE.parent))
     from tools.vm import machine, root
     from tools.vm.guests import GUESTS
 
-    key = root.CACHE / GUEST / "key"
-    if not key.exists() or key.read_text() != root._key(GUESTS[GUEST]):
-        return [note("pre-dump rounds", "no guest has been built, or it is old: make demo-vm")]
-    build("target")  # there is no compiler in the guest
+    guest = GUESTS[GUEST]
+    if not root.is_current(guest):
+        return [
+            note("pre-dump rounds", "the guest is not built, or its sources changed: make demo-vm")
+        ]
+    build("target")  # it is copied into the guest
     command = ["python3", "-m", "benchmarks.frozen", "--quick", "--json", "/results/frozen.json"]
     with tempfile.TemporaryDirectory(prefix="pycriu-native-bench-") as results:
-        built = root.build(GUESTS[GUEST])
-        guest = GUESTS[GUEST]
+        built = root.build(guest)
         ended = machine.run(
             guest, built, command, results=Path(results), limit=LIMIT, memory=MEMORY
         )
-        message = Path(results, "frozen.json")
-        if ended.status != 0 or not message.exists():
+        output = Path(results, "frozen.json")
+        if ended.status != 0 or not output.exists():
             why = ended.why or f"it ended with status {ended.status}"
-            return [note("pre-dump rounds", f"the guest did not come to an end: {why}")]
-        rows: list[Row] = json.loads(message.read_text())["rows"]
+            return [note("pre-dump rounds", f"the benchmark failed in the guest: {why}")]
+        rows: list[Row] = json.loads(output.read_text())["rows"]
     return rows
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from .common import Row, in_turns, main, note, pycriu, row
+from .common import PYCRIU_MISSING, Row, in_turns, main, note, pycriu, row
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "from pycriu_native import CriuOpts, dump, restore"
@@ -46,7 +46,7 @@ def measure(quick: bool) -> list[Row]:
         codes["an empty interpreter (pycriu's)"] = (theirs, "")
         codes["pycriu"] = (theirs, "import pycriu")
     for words, code in codes.values():
-        start(words, code, cache)  # compiles what there is to compile
+        start(words, code, cache)  # compiles the modules
     bodies = {
         name: (lambda words=words, code=code: start(words, code, cache))
         for name, (words, code) in codes.items()
@@ -62,7 +62,7 @@ def measure(quick: bool) -> list[Row]:
             goal = "goal: at most 20" if name == "pycriu_native" else ""
             rows.append(row("over an empty interpreter", "ms", more, goal, module=name))
     if theirs is None:
-        rows.append(note("pycriu", "not here: name its directory in PYCRIU_PATH"))
+        rows.append(note("pycriu", PYCRIU_MISSING))
     return rows + profile(cache)
 
 

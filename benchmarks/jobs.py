@@ -1,8 +1,9 @@
 """The cost of a job's checkpoints: slow-down, time of the stop, and size.
 
-A job of fixed work writes all over its memory. Its wall time with checkpoints at a short interval,
-less that without, is what one checkpoint costs; the slow-down at 10 minutes follows from it. DMTCP
-runs the same job where ``dmtcp_launch`` is on the path.
+A job of fixed work writes to all of its memory. Its wall time with checkpoints at a short interval,
+minus the wall time without them, divided by their number, is the cost of one checkpoint; the
+slow-down at an interval of 10 minutes is calculated from it. DMTCP runs the same job if
+``dmtcp_launch`` is installed.
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ def of(mib: int, times: int) -> Iterator[Row]:
         if why == "":
             with scratch("/var/tmp") as directory:
                 why = with_dmtcp(directory, job, plain[-1], theirs)
-    for way, found in (("pycriu_native", ours), ("DMTCP", theirs)):
-        if not found:
+    for way, costs_of_way in (("pycriu_native", ours), ("DMTCP", theirs)):
+        if not costs_of_way:
             yield note("costs of a checkpoint", why, by=way, MiB=mib)
-        for what, samples in found.items():
+        for what, samples in costs_of_way.items():
             unit = {"slow-down at 10 minutes": "%", "bytes": "MiB"}.get(what, "s")
             yield row(what, unit, samples, by=way, MiB=mib)
 
@@ -126,10 +127,10 @@ def with_dmtcp(directory: Path, job: list[str], plain: float, into: dict[str, li
         last = (directory / "log").read_text(errors="replace").strip().splitlines()[-1:]
         return f"DMTCP ended with {done.returncode}: {' '.join(last)}"
     images = [path.stat().st_size for path in directory.glob("ckpt_*.dmtcp")]
-    count = int(wall / interval)  # it states none
+    count = int(wall / interval)  # DMTCP does not report the number
     add(into, {**costs(wall, plain, count), "bytes": sum(images) / (1 << 20)})
     return ""
 
 
 if __name__ == "__main__":
-    main("jobs", "what checkpoints cost a job", measure)
+    main("jobs", "the cost of a job's checkpoints", measure)

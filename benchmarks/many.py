@@ -33,7 +33,8 @@ OURS, THEIRS = "pycriu_native", "the criu program"
 def measure(quick: bool) -> list[Row]:
     """64 small processes; as many concurrent calls as processors, and four times as many.
 
-    With CRIU's feature cache and without: without it probing the kernel is most of CRIU's work.
+    With and without CRIU's feature cache: without it, CRIU spends most of the time on probing the
+    kernel.
     """
     rows: list[Row] = []
     with _pids_to_spare():
@@ -44,8 +45,8 @@ def measure(quick: bool) -> list[Row]:
 
 @contextlib.contextmanager
 def _pids_to_spare() -> Iterator[None]:
-    """Raise ``pid_max``: so many processes start and end that the kernel would use low pids again,
-    and with them that of a process to be restored.
+    """Raise ``pid_max``. Otherwise the kernel would reuse the pids of the dumped processes, because
+    many processes start and end.
     """
     most = Path("/proc/sys/kernel/pid_max")
     before = most.read_text()
@@ -67,7 +68,7 @@ def inside(count: int, rounds: int) -> None:
         targets = [Target(directory, 1, name=f"t{number}") for number in range(count)]
         try:
             first = CriuOpts(images_directory=directory / "first", leave_running=True)
-            dump(targets[0].pid, first)  # which keeps the cache, where it can be
+            dump(targets[0].pid, first)  # CRIU writes its feature cache if /run is a tmpfs
             for parallel in (processors, 4 * processors):
                 rows += _measure(directory, targets, parallel, rounds)
         finally:
@@ -120,14 +121,14 @@ def _ways(
         for done in restore_many(map(opts, pids), parallel=parallel):
             done.get()
 
-    def asked() -> None:
+    def versions() -> None:
         for done in run_many([version] * len(pids), parallel=parallel):
             done.get()
 
     images = f"{directory}/images-{{}}"
     xargs = functools.partial(_xargs, parallel, pids)
     return {
-        OURS: {"version": asked, "dump": dumped, "restore": restored},
+        OURS: {"version": versions, "dump": dumped, "restore": restored},
         THEIRS: {
             "version": lambda: xargs("--version"),
             "dump": lambda: xargs("dump", "-t", "{}", "-o", "dump.log", "-D", images),
@@ -143,7 +144,7 @@ def _measure(directory: Path, targets: list[Target], parallel: int, rounds: int)
     pids = [target.pid for target in targets]
     ways = _ways(directory, pids, parallel)
     for number in range(rounds):
-        for way in sorted(ways, reverse=number % 2 == 1):  # each is first in turn
+        for way in sorted(ways, reverse=number % 2 == 1):  # the order alternates
             for pid in pids:
                 shutil.rmtree(directory / f"images-{pid}", ignore_errors=True)
                 (directory / f"images-{pid}").mkdir()
@@ -157,7 +158,7 @@ def _measure(directory: Path, targets: list[Target], parallel: int, rounds: int)
                 if what == "dump":
                     _reap(targets)
             if not all(target.is_intact() for target in targets):
-                raise AssertionError(f"{way}: a process is not what it was")
+                raise AssertionError(f"{way}: the memory of a process has changed")
     case: dict[str, Any] = {
         "processes": len(pids),
         "parallel": parallel,

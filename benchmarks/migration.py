@@ -1,13 +1,11 @@
 """The time for which a process that writes to its memory is stopped by a migration.
 
-Source and destination are on this machine, with network, pid and mount namespaces of their own
-and a veth pair between them; so the network is as fast as memory, and both share the processors.
+Source and destination are on this machine, in separate network, pid and mount namespaces with a
+veth pair between them, so the network is as fast as memory, and both share the processors.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import threading
 import time
@@ -67,18 +65,16 @@ def _large_pipes() -> Iterator[None]:
 def _process(directory: Path, mib: int) -> Target:
     far_pid()
     target = Target(directory, mib, writes=1)
-    target.ask()  # from here on it counts
+    target.request_report()  # the longest stop is measured from here on
     return target
 
 
 def _felt(target: Target, pid: int) -> float:
     """The longest time between two steps of the process."""
-    target.told.unlink(missing_ok=True)
-    os.kill(pid, signal.SIGUSR1)
-    message = target._wait()
-    if message[0] != target.first[0]:
-        raise AssertionError("the process is not what it was")
-    return float(message[2])
+    report = target.request_report(pid)
+    if report[0] != target.first[0]:
+        raise AssertionError("the restored process has another password")
+    return float(report[2])
 
 
 def _dump_and_restore(directory: Path, mib: int) -> Sample:

@@ -1,7 +1,7 @@
 """A Python process with another libcriu, for options that the installed one lacks.
 
-The parent (``Newest``) has it dump and restore, a line of JSON each, so that both libraries are
-measured in turns in one run; the seconds are those of the call, taken there.
+The parent (``Newest``) sends it dumps and restores as lines of JSON, so both libraries are measured
+in turns in one run. The process measures the duration of each call.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = os.environ.get("CRIU_NEWEST", "/opt/pycriu-native-4.3/bin/criu")
-"""The newest CRIU that is installed beside the one in use, as ``make test-libraries`` does. Its
-library is in ``lib`` next to ``bin``."""
+"""The newest CRIU that ``make test-libraries`` installs. Its library is in ``lib`` next to
+``bin``."""
 
 
 class RefusedError(Exception):
-    """An error message of that process."""
+    """The process refused a dump or restore; its error message."""
 
 
 class Newest:
-    """The Python process, which executes commands."""
+    """The parent's side: starts the process, and sends it dumps and restores."""
 
     def __init__(self) -> None:
         library = str(Path(PROGRAM).resolve().parent.parent / "lib")
@@ -42,27 +42,27 @@ class Newest:
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
 
-    def _ask(self, question: dict[str, Any]) -> float:
-        print(json.dumps(question), file=self._to, flush=True)
-        answer = json.loads(self._from.readline())
-        if "refused" in answer:
-            raise RefusedError(answer["refused"])
-        return float(answer["seconds"])
+    def _request(self, request: dict[str, Any]) -> float:
+        print(json.dumps(request), file=self._to, flush=True)
+        response = json.loads(self._from.readline())
+        if "refused" in response:
+            raise RefusedError(response["refused"])
+        return float(response["seconds"])
 
     def dump(self, pid: int, opts: dict[str, Any], reap: Callable[[], object]) -> float:
-        """Dump a process; the seconds that it took. ``reap`` reaps the dumped process."""
+        """Dump a process, which ``reap`` reaps; returns the seconds of the call."""
         reaper = threading.Thread(target=reap, daemon=True)
         reaper.start()
-        taken = self._ask({"dump": pid, "opts": opts})
+        taken = self._request({"dump": pid, "opts": opts})
         reaper.join()
         return taken
 
     def restore(self, opts: dict[str, Any]) -> float:
-        """Restore a process; the seconds that it took."""
-        return self._ask({"opts": opts})
+        """Restore a process; returns the seconds of the call."""
+        return self._request({"opts": opts})
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._to.close()
         self._process.wait()
         self._from.close()
@@ -74,19 +74,19 @@ def main() -> None:
 
     via = Worker(program=sys.argv[1])
     for line in sys.stdin:
-        question = json.loads(line)
-        answer: dict[str, Any]
+        request = json.loads(line)
+        response: dict[str, Any]
         try:
-            opts = CriuOpts.from_dict(question["opts"])
+            opts = CriuOpts.from_dict(request["opts"])
             started = time.perf_counter()
-            if "dump" in question:
-                dump(question["dump"], opts, via=via)
+            if "dump" in request:
+                dump(request["dump"], opts, via=via)
             else:
                 restore(opts, via=via)
-            answer = {"seconds": time.perf_counter() - started}
+            response = {"seconds": time.perf_counter() - started}
         except (CriuError, UnsupportedError) as error:
-            answer = {"refused": str(error)}
-        print(json.dumps(answer), flush=True)
+            response = {"refused": str(error)}
+        print(json.dumps(response), flush=True)
 
 
 if __name__ == "__main__":

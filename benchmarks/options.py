@@ -108,7 +108,7 @@ def _measure(images: int, status: int, times: int) -> list[Row]:
         "check": lambda: each(lambda: checked(made())),
         "make, check, apply: from scratch": lambda: each(scratch),
         "check, apply: once more": lambda: each(again),
-        "the rules that ask the system": lambda: each(lambda: touched(used)),
+        "the rules that make system calls": lambda: each(lambda: touched(used)),
     }
     taken = in_turns(bodies, times)
     taken["check"] = [

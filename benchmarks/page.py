@@ -8,20 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+from .page_goals import goals
+from .page_starts import jobs, shared_memory, snapshots
+from .page_text import PLOTS, Page, Row, by_way, number, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PLOTS = "performance"
-
-Row = dict[str, Any]
 
 HEAD = """\
 # Performance
@@ -155,181 +151,6 @@ The package's dataclasses satisfy `dataclasses.is_dataclass` and the functions o
 created without importing `dataclasses`, which imports `inspect` and compiles source text for each class.
 `typing`, `re`, `json`, `logging` and rarely used modules of the package are loaded on first use.
 """
-
-
-class Page:
-    """The page: its text, and the source of its numbers."""
-
-    def __init__(self, data: dict[str, Any], plots: Path) -> None:
-        self.data = data
-        self.plots = plots
-        self.lines = [HEAD]
-
-    def rows(self, benchmark: str, what: str | None = None, **case: object) -> list[Row]:
-        """The rows of a benchmark with a number that match."""
-        return [
-            row
-            for row in self.all(benchmark)
-            if "median" in row
-            and (what is None or row["what"] == what)
-            and all(row["case"].get(key) == value for key, value in case.items())
-        ]
-
-    def all(self, benchmark: str) -> list[Row]:
-        """All rows of a benchmark."""
-        result: list[Row] = self.data["benchmarks"].get(benchmark, {}).get("rows", [])
-        return result
-
-    def say(self, text: str) -> None:
-        """Add text."""
-        self.lines.append(text.rstrip() + "\n")
-
-    def table(self, head: Iterable[str], body: Iterable[Iterable[str]]) -> None:
-        """Add a table."""
-        names = list(head)
-        lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-        lines += ["| " + " | ".join(cells) + " |" for cells in body]
-        self.lines.append("\n".join(lines) + "\n")
-
-    def plot(self, name: str, alternative: str, draw: Callable[[Any], None]) -> None:
-        """Add a plot."""
-        plt.rcParams.update(
-            # Text as text: without the outlines of its letters.
-            {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
-        )
-        figure, axes = plt.subplots(figsize=(6.4, 3.2))
-        draw(axes)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-        figure.tight_layout()
-        self.plots.mkdir(exist_ok=True)
-        figure.savefig(self.plots / f"{name}.svg", metadata={"Date": None})
-        plt.close(figure)
-        self.lines.append(f"![{alternative}]({PLOTS}/{name}.svg)\n")
-
-    def notes(self, benchmark: str) -> None:
-        """Add the reasons for missing numbers."""
-        why: dict[str, list[str]] = {}
-        for row in self.all(benchmark):
-            if "median" not in row:
-                case = ", ".join(f"{key} {value}" for key, value in row["case"].items())
-                why.setdefault(row["notes"], []).append(
-                    row["what"] + (f" ({case})" if case else "")
-                )
-        for reason, cases in why.items():
-            self.say(f"*Not measured:* {'; '.join(cases)}: {reason}.")
-
-
-def number(value: float) -> str:
-    """A number with three significant digits."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def shown(row: Row) -> str:
-    """A number with its unit and spread."""
-    spread = f" ({number(row['low'])} to {number(row['high'])})" if row["samples"] > 1 else ""
-    return f"{number(row['median'])} {row['unit']}{spread}"
-
-
-def goals(page: Page) -> None:
-    """Add the goals, with the program or limit of the comparison, and the results."""
-    lines: list[tuple[str, str, str, str, bool]] = []
-
-    def at_most(what: str, against: str, most: float, unit: str, found: list[Row]) -> None:
-        for row in found[:1]:
-            goal = f"at most {most:g} {unit}".strip()
-            lines.append((what, against, goal, shown(row), row["median"] <= most))
-
-    at_most(
-        "a call beyond CRIU's log, warm worker",
-        "limit: CRIU's own log",
-        1,
-        "ms",
-        page.rows("calls", "beyond CRIU's log", by="a warm worker"),
-    )
-    at_most(
-        "`import`",
-        "over an empty interpreter",
-        10,
-        "ms",
-        page.rows("imports", "over an empty interpreter", module="pycriu_native"),
-    )
-    needed = "an interpreter with the modules that calls need"
-    for by, most in (
-        ("from pycriu_native import dump", 1.3),
-        ("from pycriu_native import *", 1.4),
-    ):
-        at_most(
-            f"a program with `{by}` and one dump",
-            f"the `criu` program and {needed}, together",
-            most,
-            "times",
-            page.rows("first_call", f"of criu and {needed}", by=by),
-        )
-    at_most(
-        "`pycriu-native dump`",
-        "over the `criu` program and an interpreter with click, together",
-        60,
-        "ms",
-        page.rows("first_call", "over criu and an interpreter with click"),
-    )
-    for what, most in (("make, check, apply: from scratch", 50), ("check, apply: once more", 12)):
-        at_most(f"options: {what}", "", most, "µs", page.rows("options", what))
-    for way in ("a warm worker", "a worker of its own"):
-        found = page.rows("size", "dump, left running", by=way)
-        if found:
-            slow, fast = (pick(found, key=lambda row: row["median"]) for pick in (max, min))
-            ratio = slow["median"] / fast["median"]
-            response = f"{ratio:.2f} ({shown(slow)} to {shown(fast)})"
-            lines.append(
-                (
-                    f"a dump by {way}, any size of the caller",
-                    "its slowest, against its fastest",
-                    "at most 1.1 times",
-                    response,
-                    ratio <= 1.1,
-                )
-            )
-    ours = page.rows("size", "dump, left running", by="a warm worker", MiB=8192)
-    for other in ("C over libcriu", "pycriu"):
-        theirs = page.rows("size", "dump, left running", by=other, MiB=8192)
-        if ours and theirs:
-            ratio = theirs[0]["median"] / ours[0]["median"]
-            response = f"{ratio:.1f} ({shown(ours[0])}, against {shown(theirs[0])})"
-            goal = "40 times as fast or more"
-            lines.append(("a dump from 8 GiB", other, goal, response, ratio >= 40))
-    for what, least in (("version", 1.5), ("dump", 1), ("restore", 1)):
-        for row in page.rows("many", f"{what}: times faster"):
-            case = row["case"]
-            whole = f"{what}, {case['processes']} times, {case['parallel']} at once"
-            if what != "version":
-                whole += f", feature cache {case['cache']}"
-            elif case["cache"] != "kept":
-                continue  # its CRIU does not probe the kernel
-            is_met = row["median"] >= least
-            goal = f"{least:g} times as fast or more"
-            lines.append((whole, "`xargs -P` with the `criu` program", goal, shown(row), is_met))
-    page.say(
-        "## Goals\n\nWhen a run meets a goal, the goal is changed to the rounded result of that run.\n"
-    )
-    page.table(
-        ("what", "against", "goal", "found", ""),
-        ((*line[:4], "met" if line[4] else "**missed**") for line in lines),
-    )
-
-
-def by_way(page: Page, benchmark: str, whats: Iterable[str], key: str = "by") -> None:
-    """Add a table with a row for each way and a column for each measurement."""
-    whats = [what for what in whats if page.rows(benchmark, what)]
-    ways = list(dict.fromkeys(row["case"][key] for w in whats for row in page.rows(benchmark, w)))
-    body = []
-    for way in ways:
-        cells = [way]
-        for what in whats:
-            result = page.rows(benchmark, what, **{key: way})
-            cells.append(shown(result[0]) if result else "")
-        body.append(cells)
-    page.table(("", *whats), body)
 
 
 def calls(page: Page) -> None:
@@ -585,6 +406,9 @@ SECTIONS: dict[str, Callable[[Page], None]] = {
     "throughput": throughput,
     "many": many,
     "frozen": frozen,
+    "snapshots": snapshots,
+    "shared_memory": shared_memory,
+    "jobs": jobs,
 }
 
 
@@ -614,6 +438,7 @@ def main() -> None:
     if not arguments.file.exists():
         sys.exit(f"{arguments.file} does not exist: run make bench first")
     page = Page(json.loads(arguments.file.read_text()), arguments.out.parent / PLOTS)
+    page.say(HEAD)
     about = page.data["machine"]
     response = ", ".join(f"{name} {value}" for name, value in about.items() if value != "")
     kind = " A quick run: few and small samples." if page.data["quick"] else ""

@@ -1,7 +1,7 @@
 """Run every benchmark and merge the results: ``python -m benchmarks.run [--quick] [NAME]...``.
 
-A benchmark is any other file here with a ``main``, which is given ``--json FILE``; what one
-writes that is not in the form of ``common.py`` is kept as it is.
+Each other file in this directory with a ``main`` is a benchmark, and is run with ``--json FILE``.
+Results in another format than that of ``common.py`` are stored unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 
 from .common import HERE, machine
 
-NO_BENCHMARKS = {"__init__", "common", "newest", "page", "run", "snapshot_programs"}
+NO_BENCHMARKS = {
+    *("__init__", "common", "newest", "page", "page_goals", "page_starts", "page_text"),
+    *("run", "snapshot_programs"),
+}
 OUT = HERE.parent / "build"
 
 
@@ -28,28 +31,30 @@ def names() -> list[str]:
 def main() -> int:
     """Run the benchmarks one after the other; a failure does not stop the others."""
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__)
-    parser.add_argument("names", nargs="*", help="which; default: all")
-    parser.add_argument("--quick", action="store_true", help="about three minutes in all")
+    parser.add_argument("names", nargs="*", help="the benchmarks to run; default: all")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer samples: three minutes in total"
+    )
     parser.add_argument("--json", type=Path, default=OUT / "bench.json")
-    asked = parser.parse_args()
-    if unknown := set(asked.names) - set(names()):
-        parser.error(f"no benchmark {min(unknown)}; there are {', '.join(names())}")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(names()):
+        parser.error(f"unknown benchmark {min(unknown)}; known are {', '.join(names())}")
     benchmarks: dict[str, Any] = {}
     joined = {
         "machine": machine(),
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "quick": asked.quick,
+        "quick": arguments.quick,
         "benchmarks": benchmarks,
     }
     failed = []
-    for name in asked.names or names():
+    for name in arguments.names or names():
         print(f"\n== {name}", flush=True)
         part = OUT / "bench" / f"{name}.json"
         part.unlink(missing_ok=True)
         words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(part)]
         started = time.monotonic()
         done = subprocess.run(
-            [*words, *(["--quick"] if asked.quick else [])], cwd=HERE.parent, check=False
+            [*words, *(["--quick"] if arguments.quick else [])], cwd=HERE.parent, check=False
         )
         if done.returncode or not part.exists():
             failed.append(name)
@@ -58,10 +63,10 @@ def main() -> int:
         if isinstance(result, dict):
             result["seconds"] = round(time.monotonic() - started, 1)
         benchmarks[name] = result
-        # After each: a run that is cut short has what it had.
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(joined, indent=1) + "\n")
-    print(f"\n{asked.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+        # Written after each benchmark, so an aborted run has the results so far.
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(joined, indent=1) + "\n")
+    print(f"\n{arguments.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 

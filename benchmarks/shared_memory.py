@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 from pycriu_native.snapshots import Process, SharedTemplate, Snapshot, prepare
 
-from .common import HERE, Row, in_turns, main, row, scratch, timed
+from .common import HERE, Row, in_turns, main, memory_of, row, scratch, timed
 
 PROGRAM = """
 import sys
@@ -134,16 +133,9 @@ def _at_once(start: Start) -> tuple[list[float], list[float], list[float]]:
         for _, process in done:
             stack.callback(process.__exit__, None, None, None)
             stack.callback(process.kill)
-        memory = [_memory(process.pid) for _, process in done]
+        memory = [memory_of(process.pid) for _, process in done]
     private, proportional = map(list, zip(*memory, strict=True))
     return [each for each, _ in done], private, proportional
-
-
-def _memory(pid: int) -> tuple[float, float]:
-    """The private memory and the proportional set size, in MiB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    found = {words[0]: int(words[1]) for words in map(str.split, lines)}
-    return (found["Private_Clean:"] + found["Private_Dirty:"]) / 1024, found["Pss:"] / 1024
 
 
 def _cold(command: list[str], env: dict[str, str]) -> float:

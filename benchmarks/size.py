@@ -10,7 +10,20 @@ from pathlib import Path
 from pycriu_native import CriuOpts, dump
 from pycriu_native._transport.program import find_program
 
-from .common import HERE, Row, Target, main, note, plain, pycriu, row, scratch, with_run_on
+from .common import (
+    HERE,
+    PYCRIU_DUMPS,
+    PYCRIU_MISSING,
+    Row,
+    Target,
+    main,
+    note,
+    plain,
+    pycriu,
+    row,
+    scratch,
+    with_run_on,
+)
 
 MEMORY = (16, 1024, 8192)
 """The memory of the caller in MiB."""
@@ -47,21 +60,6 @@ for _ in range(times):
     print((time.perf_counter() - started) * 1e3)
 """
 
-THEIRS = """
-import pycriu
-images = os.open(directory, os.O_RDONLY)
-for _ in range(times):
-    started = time.perf_counter()
-    criu = pycriu.criu()
-    criu.use_binary(program)
-    criu.opts.images_dir_fd = images
-    criu.opts.log_file = "dump.log"
-    criu.opts.leave_running = True
-    criu.opts.pid = pid
-    criu.dump()
-    print((time.perf_counter() - started) * 1e3)
-"""
-
 
 def run(
     words: list[str], size: tuple[int, int, int], pid: int, images: Path, times: int, *more: str
@@ -94,7 +92,7 @@ def inside(quick: int) -> None:
 
 def _measure(quick: bool) -> list[Row]:
     """Run rounds, in each of which every caller takes its samples."""
-    rounds, times = (3, 4) if quick else (8, 6)  # many rounds: the machine drifts
+    rounds, times = (3, 4) if quick else (8, 6)  # many rounds, because the load varies over time
     memory = MEMORY[:2] if quick else MEMORY
     sizes = [(mib, 1, 10) for mib in memory]
     sizes += [(16, threads, 10) for threads in THREADS[1:]]
@@ -107,7 +105,7 @@ def _measure(quick: bool) -> list[Row]:
     }
     theirs = pycriu()
     if theirs is not None:
-        callers["pycriu"] = ([*theirs, "-c", BALLAST + THEIRS], "")
+        callers["pycriu"] = ([*theirs, "-c", BALLAST + PYCRIU_DUMPS], "")
     rows = []
     with scratch("/dev/shm") as directory:
         images = directory / "images"
@@ -115,7 +113,7 @@ def _measure(quick: bool) -> list[Row]:
         target = Target(directory)
         try:
             first = CriuOpts(images_directory=images, leave_running=True)
-            dump(target.pid, first)  # which keeps the cache
+            dump(target.pid, first)  # CRIU writes its feature cache
             for what, pid in (("version", 0), ("dump, left running", target.pid)):
                 taken: dict[tuple[str, tuple[int, int, int]], list[float]] = {}
                 for _ in range(rounds):
@@ -133,7 +131,7 @@ def _measure(quick: bool) -> list[Row]:
         finally:
             target.end()
     if theirs is None:
-        rows.append(note("pycriu", "not here: name its directory in PYCRIU_PATH"))
+        rows.append(note("pycriu", PYCRIU_MISSING))
     return rows
 
 

@@ -1,7 +1,7 @@
 """The time to the first response of a program: cold, forked, and started from a snapshot.
 
-Each program is started in each way in turn, and then several times at once. What the rows
-``ratio`` have is compared with in docs/performance.md.
+Each program is started in each way in turn, and then several times at once. docs/performance.md has
+goals for the rows ``ratio``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import os
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,13 +21,13 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
 
-from pycriu_native import CriuError, CriuOpts, Verb, WorkerPool
+from pycriu_native import CriuError, CriuOpts, OptionError, Verb, WorkerPool
 from pycriu_native._transport.program import find_program
 from pycriu_native.snapshots import Snapshot
 from pycriu_native.snapshots.namespaces import Namespaces
 from pycriu_native.snapshots.restore import PID_NAMESPACE
 
-from .common import HERE, Row, in_turns, main, note, row, scratch
+from .common import HERE, Row, in_turns, main, memory_of, note, row, scratch
 from .snapshot_programs import PROGRAMS, Program, check_answer, read_answer
 
 FORKING = """
@@ -95,7 +96,8 @@ class Ways:
         try:
             zygote = owned.enter_context(self.snapshot.zygote())
         except CriuError as error:
-            self.missing[ZYGOTE] = str(error)
+            rules = [each.rule for each in error.problems] if isinstance(error, OptionError) else []
+            self.missing[ZYGOTE] = "; ".join(rules) or str(error)
         else:
             self.starts[ZYGOTE] = lambda: zygote.start(**streams)
         self.spent: dict[str, list[float]] = {}
@@ -127,7 +129,7 @@ class Ways:
         return taken
 
     def restore(self) -> float:
-        """The criu program with the same images and options; the namespaces exist before."""
+        """The criu program with the same images and options, in namespaces that exist."""
         record = self.snapshot.record
         with ExitStack() as owned:
             namespaces = owned.enter_context(Namespaces())
@@ -139,14 +141,13 @@ class Ways:
             inherited = [(pid_namespace, PID_NAMESPACE)]
             start = b'{"number": 1, "arguments": null, "environment": null, "variables": null, '
             start += b'"directory": null, "seed": ""}\n'
-            line, end = os.pipe()
-            os.write(end, start)
-            owned.callback(os.close, end)
+            line, end = socket.socketpair()
+            owned.enter_context(end).sendall(start)
             held, input_end = os.pipe()  # what would end at the end of its input goes on
             owned.callback(os.close, input_end)
             null = os.open(os.devnull, os.O_RDWR)
             for fd, key in zip(
-                (line, held, writer, null),
+                (line.detach(), held, writer, null),
                 (record.guest_key, *record.stream_keys),
                 strict=True,
             ):
@@ -175,7 +176,7 @@ class Ways:
                 os.close(fd)
             answered = answers.readline()
             if not answered:
-                raise RuntimeError((work / "log").read_text())
+                raise RuntimeError((work / "log").read_text())  # the log of CRIU
             check_answer(answered)
             taken = (time.perf_counter() - since) * 1e3
             namespaces.end()
@@ -203,13 +204,6 @@ def processor_time() -> float:
     """The processor time of this process and of its children that have ended, in milliseconds."""
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in both) * 1e3
-
-
-def memory_of(pid: int) -> tuple[float, float]:
-    """The private memory and the proportional set size, in MiB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    found = {words[0]: int(words[1]) for words in map(str.split, lines)}
-    return (found["Private_Clean:"] + found["Private_Dirty:"]) / 1024, found["Pss:"] / 1024
 
 
 def one_start(ways: Ways, program: str, times: int) -> list[Row]:
@@ -258,8 +252,8 @@ def many_starts(ways: Ways, program: str, numbers: tuple[int, ...]) -> list[Row]
 
 def measure(quick: bool) -> list[Row]:
     """Measure each program."""
-    # It restores by sudo, under the pid that was saved: one copy at a time.
-    reason = "not measured: it needs Python 3.12, sudo and crit"
+    # benchmarks/page.py has the numbers of one comparison.
+    reason = "not measured: it needs Python 3.12, crit, and sudo with closefrom_override"
     rows: list[Row] = [note("first answer", reason, way="habemus-papadum-criu")]
     for program in PROGRAMS:
         if lacking := program.lacking():

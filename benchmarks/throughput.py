@@ -48,7 +48,7 @@ def measure(quick: bool) -> list[Row]:
     rows: list[Row] = []
     newest = Newest() if os.path.exists(PROGRAM) else None
     if newest is None:
-        rows.append(note("CRIU 4.3", "it is not installed: name one in CRIU_NEWEST"))
+        rows.append(note("CRIU 4.3", "it is not installed: set CRIU_NEWEST to its criu program"))
     try:
         for where, base in (("tmpfs", "/dev/shm"), ("disk", os.environ.get("TMPDIR", "/var/tmp"))):
             for mib in (1024,) if quick else (1024, 4096):
@@ -68,10 +68,10 @@ def _no_room(base: str, mib: int) -> str | None:
     """The reason why a process of this size cannot be measured."""
     result = os.statvfs(base)
     if result.f_bavail * result.f_frsize < 2 * mib * MIB:
-        return f"no room for twice as much in {base}"
+        return f"{base} has less free space than twice this size"
     with open("/proc/meminfo") as file:
         free = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-    # The process, its images in memory or in the page cache, and what they are compared with.
+    # The process, its images in memory or in the page cache, and the copy for comparison.
     if free // 1024 < 3 * mib + SPARE:
         return f"{free // 1024} MiB of memory are available, {3 * mib + SPARE} are needed"
     return None
@@ -115,7 +115,7 @@ class _Case:
             with WorkerPool(1) as warm:
                 ways = self._ways(warm)
                 for _ in range(times):
-                    # First: on a virtual machine, memory that was never used costs its host too.
+                    # First, because the host of a virtual machine allocates memory at first use.
                     self._limits()
                     for name, way in ways.items():
                         if name not in refused and (why := self._take(name, way)):
@@ -220,8 +220,8 @@ class _Case:
             for name, how in ways.items():
                 self._clear()
                 write = timed(lambda how=how: _write(copy, bytes_, how))  # type: ignore[misc]
-                saved = min(write(), write())  # the second has the file system's tables at hand
-                memory.madvise(mmap.MADV_DONTNEED)  # it is fresh again
+                saved = min(write(), write())  # in the second, the file system's metadata is cached
+                memory.madvise(mmap.MADV_DONTNEED)  # the pages are allocated again when read into
                 back = timed(lambda how=how: _read(copy, bytes_, how))()  # type: ignore[misc]
                 copy.unlink()
                 self.taken.setdefault((name, "dump"), []).append(saved)

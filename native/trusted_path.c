@@ -43,59 +43,59 @@ void pn_trust_unmapped_root(unsigned uid)
 	unmapped_root = uid;
 }
 
-static int refuse(struct pn_refusal *refusal, int reason, const struct stat *found)
+static int refuse(struct pn_refusal *refusal, int reason, const struct stat *entry)
 {
 	refusal->reason = reason;
-	refusal->uid = found->st_uid;
-	refusal->gid = found->st_gid;
-	refusal->mode = found->st_mode & ~S_IFMT;
+	refusal->uid = entry->st_uid;
+	refusal->gid = entry->st_gid;
+	refusal->mode = entry->st_mode & ~S_IFMT;
 	return -EPERM;
 }
 
-static int check_owner(unsigned owner, const struct stat *found, struct pn_refusal *refusal)
+static int check_owner(unsigned owner, const struct stat *entry, struct pn_refusal *refusal)
 {
-	if (found->st_uid == 0 || found->st_uid == owner)
+	if (entry->st_uid == 0 || entry->st_uid == owner)
 		return 0;
-	return refuse(refusal, PN_OWNER, found);
+	return refuse(refusal, PN_OWNER, entry);
 }
 
-static int check_owner_and_mode(unsigned owner, const struct stat *found, bool is_parent,
+static int check_owner_and_mode(unsigned owner, const struct stat *entry, bool is_parent,
 				struct pn_refusal *refusal)
 {
-	int status = check_owner(owner, found, refusal);
+	int status = check_owner(owner, entry, refusal);
 
 	if (status)
 		return status;
-	if (!(found->st_mode & (S_IWGRP | S_IWOTH)) || (is_parent && found->st_mode & S_ISVTX))
+	if (!(entry->st_mode & (S_IWGRP | S_IWOTH)) || (is_parent && entry->st_mode & S_ISVTX))
 		return 0;
-	return refuse(refusal, PN_WRITABLE, found);
+	return refuse(refusal, PN_WRITABLE, entry);
 }
 
 /* All users that are not mapped have that uid. It is therefore trusted only if root alone can have
  * created the entry: not in a directory that others can write, and not as a last component that has
  * to belong to the caller. */
-static unsigned trusted_owner(const struct walk *walk, const struct stat *found, bool is_parent)
+static unsigned trusted_owner(const struct walk *walk, const struct stat *entry, bool is_parent)
 {
-	bool is_root = found->st_uid == unmapped_root && !walk->writable_by_others &&
+	bool is_root = entry->st_uid == unmapped_root && !walk->writable_by_others &&
 		       (is_parent || walk->follow);
 
 	return is_root ? unmapped_root : walk->owner;
 }
 
-static int check_component(struct walk *walk, const struct stat *found, bool is_parent)
+static int check_component(struct walk *walk, const struct stat *entry, bool is_parent)
 {
-	int status = check_owner_and_mode(trusted_owner(walk, found, is_parent), found, is_parent, walk->refusal);
+	int status = check_owner_and_mode(trusted_owner(walk, entry, is_parent), entry, is_parent, walk->refusal);
 
-	walk->writable_by_others = found->st_mode & (S_IWGRP | S_IWOTH);
+	walk->writable_by_others = entry->st_mode & (S_IWGRP | S_IWOTH);
 	return status;
 }
 
 int pn_trust_descriptor(int fd, unsigned owner, struct pn_refusal *refusal)
 {
-	struct stat found;
+	struct stat entry;
 
 	refusal->path[0] = '\0';
-	return fstat(fd, &found) ? -errno : check_owner_and_mode(owner, &found, false, refusal);
+	return fstat(fd, &entry) ? -errno : check_owner_and_mode(owner, &entry, false, refusal);
 }
 
 /* Skips slashes and "." components; false: no component remains. */
@@ -152,12 +152,12 @@ static bool is_magic_link(const struct stat *link, const char *target)
 	return target[0] == '/' || strstr(target, ":[");
 }
 
-static int follow_link(struct walk *walk, int link, const struct stat *found, const char *name,
+static int follow_link(struct walk *walk, int link, const struct stat *entry, const char *name,
 		       size_t parent_length)
 {
 	char target[PATH_MAX];
 	ssize_t length;
-	int status = check_owner(trusted_owner(walk, found, true), found, walk->refusal);
+	int status = check_owner(trusted_owner(walk, entry, true), entry, walk->refusal);
 
 	if (status)
 		return status;
@@ -167,7 +167,7 @@ static int follow_link(struct walk *walk, int link, const struct stat *found, co
 	if (length < 0)
 		return -errno;
 	target[length] = '\0';
-	if (is_magic_link(found, target)) {
+	if (is_magic_link(entry, target)) {
 		struct stat there;
 
 		/* The kernel opens the file itself and ignores the text of the link. */
@@ -189,7 +189,7 @@ static int open_component(struct walk *walk, int flags)
 	size_t parent_length = strlen(walk->path), length;
 	const char *next = walk->remaining + walk->next;
 	char name[NAME_MAX + 1];
-	struct stat found;
+	struct stat entry;
 	int fd, status;
 
 	length = strcspn(next, "/");
@@ -208,15 +208,15 @@ static int open_component(struct walk *walk, int flags)
 	fd = openat(walk->current, name, OPEN_FLAGS);
 	if (fd < 0)
 		return -errno;
-	if (fstat(fd, &found)) {
+	if (fstat(fd, &entry)) {
 		status = -errno;
-	} else if (!S_ISLNK(found.st_mode)) {
-		status = check_component(walk, &found, has_next(walk));
+	} else if (!S_ISLNK(entry.st_mode)) {
+		status = check_component(walk, &entry, has_next(walk));
 		return status ? (close(fd), status) : set_current(walk, fd);
 	} else if (!has_next(walk) && !(flags & PN_FOLLOW)) {
-		status = refuse(walk->refusal, PN_LINK, &found);
+		status = refuse(walk->refusal, PN_LINK, &entry);
 	} else {
-		status = follow_link(walk, fd, &found, name, parent_length);
+		status = follow_link(walk, fd, &entry, name, parent_length);
 	}
 	close(fd);
 	return status;
@@ -225,7 +225,7 @@ static int open_component(struct walk *walk, int flags)
 int pn_trust_path(const char *path, int flags, unsigned owner, struct pn_refusal *refusal)
 {
 	struct walk walk = { .current = -1, .owner = owner, .follow = flags & PN_FOLLOW, .refusal = refusal };
-	struct stat found;
+	struct stat entry;
 	int status;
 
 	if (!*path)
@@ -235,7 +235,7 @@ int pn_trust_path(const char *path, int flags, unsigned owner, struct pn_refusal
 	strcpy(walk.remaining, path);
 	status = start(&walk, path);
 	if (!status)
-		status = fstat(walk.current, &found) ? -errno : check_component(&walk, &found, has_next(&walk));
+		status = fstat(walk.current, &entry) ? -errno : check_component(&walk, &entry, has_next(&walk));
 	while (!status && has_next(&walk))
 		status = open_component(&walk, flags);
 	memcpy(refusal->path, walk.path, sizeof(refusal->path));
@@ -249,12 +249,12 @@ int pn_trust_path(const char *path, int flags, unsigned owner, struct pn_refusal
 /* The length of the longest directory of a path that has been checked before. */
 static size_t common_directory(const char *path, size_t length, const char *known)
 {
-	size_t found = 0;
+	size_t result = 0;
 
 	for (size_t at = 0; at + 1 < length && known[at] && known[at] == path[at]; at++)
 		if ((known[at + 1] == '/' || !known[at + 1]) && path[at + 1] == '/')
-			found = at + 1;
-	return found;
+			result = at + 1;
+	return result;
 }
 
 enum quick_result { UNDECIDED, TRUSTED, MISSING };
@@ -276,14 +276,14 @@ static enum quick_result check_by_names(const char *path, unsigned owner, char k
 	memcpy(prefix, path, length);
 	for (size_t end = known_length + 1; end <= length; end++) {
 		bool is_parent = end < length;
-		struct stat found;
+		struct stat entry;
 
 		if (end > 1 && is_parent && path[end] != '/')
 			continue;
 		prefix[end] = '\0';
-		if (lstat(prefix, &found))
+		if (lstat(prefix, &entry))
 			return errno == ENOENT ? MISSING : UNDECIDED;
-		if (S_ISLNK(found.st_mode) || check_owner_and_mode(owner, &found, is_parent, &refusal))
+		if (S_ISLNK(entry.st_mode) || check_owner_and_mode(owner, &entry, is_parent, &refusal))
 			return UNDECIDED;
 		if (end > 1 && is_parent)
 			strcpy(known, prefix);
@@ -303,13 +303,13 @@ int pn_trust_simple_path(const char *path, unsigned owner)
 static bool is_trusted(const char *path, unsigned owner, char known[PATH_MAX])
 {
 	struct pn_refusal refusal = { .reason = 0 };
-	int found;
+	int fd;
 
 	if (check_by_names(path, owner, known) != UNDECIDED)
 		return true;
-	found = pn_trust_path(path, PN_FOLLOW, owner, &refusal);
-	if (found >= 0)
-		close(found);
+	fd = pn_trust_path(path, PN_FOLLOW, owner, &refusal);
+	if (fd >= 0)
+		close(fd);
 	return !refusal.reason;
 }
 

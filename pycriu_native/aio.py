@@ -105,11 +105,10 @@ class _VerbTask(Generic[R]):
     def _run_in_task(self, hook: Hook, notification: Notification) -> object:
         invocation = self._invocation = HookInvocation(hook, notification)
         self._wake()
-        invocation.answered.wait()
-        self._invocation = None
-        if invocation.refusal is not None:
-            raise invocation.refusal
-        return invocation.returned
+        try:
+            return invocation.wait()
+        finally:
+            self._invocation = None
 
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -123,7 +122,7 @@ class _VerbTask(Generic[R]):
 
     async def answer(self) -> None:
         """Run the hook if a call waits for it."""
-        invocation = self._invocation if self._call is None else self._call.question
+        invocation = self._invocation if self._call is None else self._call.invocation
         if invocation is not None:
             await invocation.run_async()
 

@@ -40,7 +40,7 @@ _ORDER = list(Severity)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One result of a check. ``str()`` is one line for people, ``to_dict()`` is for programs."""
+    """One result of a check. ``str()`` is one line of text; ``to_dict()`` has all fields."""
 
     id: str
     """Stable name of the finding; for ``check_images``, of the check that made it."""
@@ -137,7 +137,7 @@ def details(finding: Finding, indent: str = "        ") -> Iterator[str]:
 def lines(
     findings: Iterable[Finding], headings: Mapping[str, str], field: str = "severity"
 ) -> Iterator[str]:
-    """The findings as text for people, in sections."""
+    """The findings as text, in sections."""
     for heading, members in sections(list(findings), headings, field):
         yield f"{heading}:"
         for each in members:

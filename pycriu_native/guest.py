@@ -27,13 +27,17 @@ the program created; reseed them in a function for :func:`after_start`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import os
 import stat
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import socket
 
 __all__ = ["VARIABLE", "Start", "after_start", "before_snapshot", "wait"]
 
@@ -42,8 +46,11 @@ VARIABLE = "PYCRIU_NATIVE_GUEST_FD"
 
 READY = b"ready\n"
 READY_TO_FORK = b"ready fork\n"
-"""The same of a program that can be a zygote: :meth:`pycriu_native.snapshots.Snapshot.zygote`."""
+"""The same of a program that can be a zygote (:meth:`pycriu_native.snapshots.Snapshot.zygote`), and
+that receives descriptors with the line."""
 CHUNK = 65536
+MOST_DESCRIPTORS = 253
+"""Limit of the descriptors that can be sent with a line (unix(7), SCM_MAX_FD)."""
 
 
 class Start(NamedTuple):
@@ -111,7 +118,8 @@ def wait(*, collect: bool = True) -> Start | None:
     Raises:
         SystemExit: the process that takes the snapshot has ended or closed the connection; or
             this is a copy that was not started with ``savable``.
-        OSError: the working directory cannot be entered.
+        OSError: the working directory cannot be entered, or the limit of open files (RLIMIT_NOFILE)
+            is too low for the descriptors of ``pass_fds``.
     """
     global _descriptor
     if _descriptor is None:
@@ -130,13 +138,13 @@ def wait(*, collect: bool = True) -> Start | None:
     if collect:
         gc.collect()
         gc.freeze()
-    droppable = _Droppable()
-    _write(_descriptor, READY_TO_FORK)
-    line = json.loads(_read_line(_descriptor))
-    droppable.drop()
+    with _socket(_descriptor) as peer:
+        _write(_descriptor, READY_TO_FORK)
+        line = _read_start(peer)
     if "zygote" in line:
         _fork_on_request(_descriptor, line["zygote"])
-        line = json.loads(_read_line(_descriptor))
+        with _socket(_descriptor) as peer:
+            line = _read_start(peer)
     start = Start(**line)
     _apply(start)
     for resume in _after:
@@ -155,6 +163,7 @@ def _fork_on_request(descriptor: int, streams: list[int]) -> None:
     import socket
 
     control = socket.socket(fileno=os.dup(descriptor))
+    control.settimeout(None)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise SystemExit(f"a program with {threads} threads cannot fork copies")
@@ -280,38 +289,6 @@ class _Sibling:
         return self._pidfd.value
 
 
-class _Droppable:
-    """Memory with MAP_DROPPABLE, in which glibc from 2.41 on keeps the state of getrandom().
-
-    CRIU before 4.2 saves its content, and restores it as ordinary memory: copies, and the children
-    that they fork, would get equal random numbers.
-    """
-
-    DONTNEED, WIPEONFORK = 4, 18
-
-    def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []
-        with contextlib.suppress(OSError), open("/proc/self/smaps", encoding="latin-1") as smaps:
-            place = ""
-            for line in smaps:
-                name, _, flags = line.partition(" ")
-                if name == "VmFlags:" and "dp" in flags.split():
-                    start, end = (int(each, 16) for each in place.split("-"))
-                    self._ranges.append((start, end - start))
-                elif not name.endswith(":"):
-                    place = name
-        if self._ranges:
-            import ctypes  # before the snapshot: copies start sooner
-
-            self._c, self._api = ctypes, ctypes.CDLL(None)
-
-    def drop(self) -> None:
-        """Empty the memory, as the kernel may at any time, and have each fork empty its copy."""
-        for start, size in self._ranges:
-            for advice in (self.DONTNEED, self.WIPEONFORK):
-                self._api.madvise(self._c.c_void_p(start), self._c.c_size_t(size), advice)
-
-
 def _write(descriptor: int, data: bytes) -> None:
     try:
         os.write(descriptor, data)
@@ -319,15 +296,53 @@ def _write(descriptor: int, data: bytes) -> None:
         raise SystemExit(_GIVEN_UP) from None
 
 
-def _read_line(descriptor: int) -> bytes:
-    """Read one line; the peer sends nothing more before the next :func:`wait`."""
-    line = b""
+@contextlib.contextmanager
+def _socket(descriptor: int) -> Iterator[socket.socket]:
+    """A socket object of the descriptor, which remains open."""
+    import socket
+
+    result = socket.socket(fileno=descriptor)
+    try:
+        result.settimeout(None)  # the program can have changed the default
+        yield result
+    finally:
+        result.detach()
+
+
+def _read_start(peer: socket.socket) -> Any:
+    """Read one line of JSON; the peer sends nothing more before the next :func:`wait`.
+
+    The member ``descriptors`` has the numbers for the descriptors that come with the line.
+    """
+    import socket
+
+    line, fds = b"", list[int]()
     while not line.endswith(b"\n"):
-        part = os.read(descriptor, CHUNK)
+        part, given, _, _ = socket.recv_fds(peer, CHUNK, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not part:
             raise SystemExit(_GIVEN_UP)
         line += part
-    return line
+        fds += given
+    result = json.loads(line)
+    _renumber(fds, result.pop("descriptors", []))
+    return result
+
+
+def _renumber(fds: list[int], numbers: list[int]) -> None:
+    """Give inheritable descriptors these numbers, which are not open."""
+    if len(fds) != len(numbers):  # the kernel has closed those beyond the limit
+        raise OSError(errno.EMFILE, f"pass_fds: {os.strerror(errno.EMFILE)}")
+    if not fds:
+        return
+    import fcntl
+
+    above = max(numbers) + 1
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
+    for fd in fds:
+        os.close(fd)
+    for fd, number in zip(moved, numbers, strict=True):
+        os.dup2(fd, number)
+        os.close(fd)
 
 
 _GIVEN_UP = "the process that takes the snapshot has ended or given up"

@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         isolation.IN_PLACE,
         action="store_true",
-        help="run in the caller's namespaces: no other run, and nothing else, may come in between",
+        help="run in the caller's namespaces; no other run of the tests may be active",
     )
 
 

@@ -1,4 +1,4 @@
-"""A server of Google Cloud Storage for tests, on this machine."""
+"""A local server of Google Cloud Storage for tests."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @contextmanager
 def gcs_server() -> Iterator[str]:
-    """The URL of a bucket; the environment names the server meanwhile."""
-    # Read when gcsfs is imported: it looks for another service, which this server has not.
+    """The URL of a bucket; the environment names the server until the end of the context."""
+    # gcsfs reads it when it is imported. Without it, gcsfs uses a service that this server lacks.
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
     pytest.importorskip("gcsfs", reason="GCS needs gcsfs")
     fsspec = pytest.importorskip("fsspec")
@@ -37,7 +37,8 @@ def gcs_server() -> Iterator[str]:
         port = str(free.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
     words = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", port]
-    # Not by the class of the package: its server stops when it has filled the pipe of its messages.
+    # Not with the package's class, which does not read the server's messages: the pipe becomes
+    # full.
     with subprocess.Popen(
         [program, *words, "-external-url", url],
         stdout=subprocess.DEVNULL,

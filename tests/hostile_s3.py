@@ -1,4 +1,4 @@
-"""A server before one of S3 that fails: a bucket in the worst state that clients have to expect."""
+"""A proxy of an S3 server that injects the faults which clients have to expect."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 from .s3_server import s3_server
 
 FAULTS = ("cut", "unanswered", "refused")
-"""Half of a request is read; its response is lost; it is refused."""
+"""Only half of a request is read; its response is lost; the request is refused."""
 LATE = 5.0
-"""Seconds for which a listing is repeated."""
+"""Seconds for which an outdated listing is returned."""
 
 
 class Faults:
-    """What fails, and when: each request by chance, or all of them."""
+    """The faults of requests: random ones at a rate, or a fault of each request."""
 
     def __init__(self, seed: int, rate: float) -> None:
         self._dice = random.Random(seed)
@@ -35,7 +35,7 @@ class Faults:
         self.counts: dict[str, int] = {}
 
     def next(self) -> str | None:
-        """What happens to the next request."""
+        """The fault of the next request, or None."""
         with self._lock:
             fault = self._dice.choice(FAULTS)
             if not self.away and self._dice.random() >= self._rate:
@@ -113,12 +113,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Connections end in all ways here."""
+        """Ignore errors of connections, which the faults cause."""
 
 
 @contextmanager
 def hostile_s3(seed: int, rate: float) -> Iterator[tuple[str, Faults]]:
-    """The URL of a bucket, and what fails in it; ``rate``: the part of requests that do."""
+    """The URL of a bucket, and its faults; ``rate`` is the share of requests with a fault."""
     with s3_server() as url:
         address = urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
         faults = Faults(seed, rate)

@@ -1,9 +1,9 @@
-"""Runs the tests in namespaces of their own, below a process that reaps orphans.
+"""Runs the tests in new namespaces, below a process that reaps orphans.
 
-Process ids, mounts, ports, links, firewall rules and SysV objects then belong to this run. Runs
-on one machine do not disturb each other, and the check of what a test leaves behind finds nothing
-of other programs. ``--in-place`` runs the tests in the namespaces of the caller. Users other than
-root stay there too: they can neither make namespaces nor run CRIU.
+Process ids, mounts, ports, links, firewall rules and SysV objects then belong to this run.
+Concurrent runs on one machine do not affect each other, and the check for leftovers of a test sees
+no objects of other programs. ``--in-place`` runs the tests in the namespaces of the caller, as do
+users other than root, who can neither create namespaces nor run CRIU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 def enter() -> None:
     """Continue in new namespaces; this process stays to forward signals and the exit status.
 
-    Where they cannot be made, a process 1 still continues in a child, and reaps.
+    If they cannot be created, a process 1 still continues in a child, and reaps orphans.
     """
     if IN_PLACE not in sys.argv and possible():
         _call("unshare", CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET)
@@ -59,19 +59,19 @@ def possible() -> bool:
 def _continue_in_child() -> None:
     """Return in a child; the parent reaps orphans until the child ends, with the same status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    awaited = {signal.SIGCHLD, *FORWARDED}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    expected = {signal.SIGCHLD, *FORWARDED}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, expected)
     child = os.fork()
     if not child:
-        os.setsid()  # a session with its leader outside has no number here
+        os.setsid()  # the session of the parent has no number in the new pid namespace
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
     while True:
-        came = signal.sigwaitinfo(awaited)
-        if came.si_signo == signal.SIGCHLD:
+        number = signal.sigwaitinfo(expected).si_signo
+        if number == signal.SIGCHLD:
             _reap(child)
         else:
-            os.kill(child, came.si_signo)
+            os.kill(child, number)
 
 
 def _reap(child: int) -> None:

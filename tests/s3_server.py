@@ -1,4 +1,4 @@
-"""A server of S3 for tests, on this machine."""
+"""A local S3 server for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """The URL of a bucket that does not exist yet; the environment names the server meanwhile."""
+    """The URL of a bucket that does not exist yet; the environment names the server."""
     server = pytest.importorskip("moto.server", reason="S3 needs moto[s3] and flask-cors")
     pytest.importorskip("s3fs", reason="S3 needs s3fs")
     served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,4 +1,4 @@
-"""A server of SFTP for tests, on this machine, in a process of its own."""
+"""A local SFTP server for tests, in a separate process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ asyncio.run(main())
 
 @contextmanager
 def ssh_server(home: Path) -> Iterator[str]:
-    """The URL of a directory. ``HOME`` is that directory meanwhile, where the host key is known."""
+    """The URL of a directory. In the context it is also ``HOME``, with the known host key."""
     pytest.importorskip("sshfs", reason="SSH needs sshfs")
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,6 +1,6 @@
 """What a user writes, as a type checker sees it: nothing here is run.
 
-mypy in strict mode must accept the whole file. ``assert_type`` says what a result is. A wrong
+mypy in strict mode must accept the whole file. ``assert_type`` checks the type of a result. A wrong
 use stands with the complaint that it must draw: strict mode also complains of one that is
 ignored and does not come.
 """
@@ -224,16 +224,16 @@ async def coroutine(notification: Notification) -> None:
 
 
 def of_nothing() -> None:
-    """No hook: it is not told anything."""
+    """No hook: it takes no notification."""
 
 
 def of_text(action: str) -> None:
-    """No hook: it wants something else."""
+    """No hook: its parameter has another type."""
 
 
-def hooks(told: list[Notification]) -> None:
+def hooks(received: list[Notification]) -> None:
     """Any callable that takes a notification."""
-    dump(PID, OPTS, on_notify=told.append)
+    dump(PID, OPTS, on_notify=received.append)
     dump(PID, OPTS, on_notify=Runtime())
     restore(OPTS, on_notify=Runtime().hook)
     restore(OPTS, on_notify=lambda notification: print(notification.pid))
@@ -295,7 +295,7 @@ def daemons() -> None:
 
 
 def errors() -> None:
-    """An error of ours is also the builtin one, with the facts as attributes."""
+    """Each error is also a builtin error, and has its facts as attributes."""
     try:
         dump(PID, OPTS)
     except ProcessLookupError as error:

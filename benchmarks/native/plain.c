@@ -1,8 +1,8 @@
 /*
- * A C program over libcriu alone: plain MIB THREADS DESCRIPTORS CRIU PID DIRECTORY TIMES
+ * A C program that only uses libcriu: plain MIB THREADS DESCRIPTORS CRIU PID DIRECTORY TIMES
  *
- * It is as large as it is told to be, and then dumps the process so many times, leaving it running
- * (PID 0: asks for the version). It prints how long each call took, in milliseconds.
+ * It allocates memory, threads and descriptors, and then dumps the process TIMES times, leaving it running
+ * (PID 0: requests the version instead). It prints the duration of each call in milliseconds.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -63,7 +63,7 @@ int main(int argc, char **argv)
 
 	for (int i = 0; i < times; i++) {
 		double started = now();
-		criu_opts *opts = NULL; /* init frees what it finds */
+		criu_opts *opts = NULL; /* criu_local_init_opts() frees the options that it is passed */
 		int result;
 
 		criu_local_init_opts(&opts);

@@ -1,9 +1,9 @@
 /*
  * A process to checkpoint: target FILE MIB PASSWORD [PART]
  *
- * Fills MIB mebibytes so that no two pages are alike, and waits. On SIGUSR1 it writes to FILE the
- * password, a checksum of its memory, and the longest time that it has stood still. With PART
- * it goes on to write all over that part of its memory: 1 is all of it, 16 a sixteenth.
+ * Fills MIB mebibytes with pages that all differ, and waits. On SIGUSR1 it writes to FILE the password, a
+ * checksum of its memory, and the longest time for which it was stopped. With PART it continuously writes
+ * to a part of its memory: 1 is all of it, 16 a sixteenth.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -15,12 +15,12 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile sig_atomic_t asked;
+static volatile sig_atomic_t requested;
 
-static void on_question(int number)
+static void on_request(int number)
 {
 	(void)number;
-	asked = 1;
+	requested = 1;
 }
 
 static double now(void)
@@ -39,7 +39,7 @@ static uint64_t next(uint64_t *state)
 	return *state;
 }
 
-static void answer(const char *path, const char *password, const uint64_t *memory, size_t words, double still)
+static void report(const char *path, const char *password, const uint64_t *memory, size_t words, double still)
 {
 	char partial[4096];
 	uint64_t sum = 0;
@@ -70,10 +70,10 @@ int main(int argc, char **argv)
 	memory = size ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : NULL;
 	if (memory == MAP_FAILED)
 		return 3;
-	for (size_t i = 0; i < words; i++) /* half of it can be compressed */
+	for (size_t i = 0; i < words; i++) /* half of the words are compressible */
 		memory[i] = i & 1 ? next(&state) : i >> 9;
-	signal(SIGUSR1, on_question);
-	answer(argv[1], argv[3], memory, words, 0);
+	signal(SIGUSR1, on_request);
+	report(argv[1], argv[3], memory, words, 0);
 
 	before = now();
 	for (size_t page = 0;; page = (page + 7919) % (words / 512 / (part ? part : 1) + 1)) {
@@ -87,9 +87,9 @@ int main(int argc, char **argv)
 		if (time - before > still)
 			still = time - before;
 		before = time;
-		if (asked) {
-			asked = 0;
-			answer(argv[1], argv[3], memory, words, still);
+		if (requested) {
+			requested = 0;
+			report(argv[1], argv[3], memory, words, still);
 			still = 0;
 			before = now();
 		}

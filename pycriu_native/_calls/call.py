@@ -60,11 +60,11 @@ class Call:
         self._cancelled: BaseException | None = None
         self._in_turn: AbstractContextManager[object] | None = None
         self._connect: Connect = request.via.connect
-        self.question: HookInvocation | None = None
+        self.invocation: HookInvocation | None = None
         """A notification that waits for the hook."""
         self._turn = Event()
         self.wake: Callable[[], None] = self._turn.set
-        """Called, on the call's thread, when there is a question or the end."""
+        """Called, on the call's thread, when the hook is to run, and at the end."""
         self._begins = Lock()
         """Acquired once: by the call's thread, which then works, or by the caller, if it is
         interrupted before. (``Thread.start`` can be interrupted after the thread has started.)
@@ -91,9 +91,9 @@ class Call:
                         continue
                     self._turn.wait()
                     self._turn.clear()
-                    question = self.question
-                    if question is not None:
-                        question.run()
+                    invocation = self.invocation
+                    if invocation is not None:
+                        invocation.run()
                 break
             except BaseException as interruption:
                 if self._begins.acquire(blocking=False):
@@ -134,6 +134,11 @@ class Call:
             exchange is not None and exchange.stopped_by is not None
         )
 
+    @property
+    def socket(self) -> int:
+        """The descriptor of the socket on which CRIU waits for replies; -1 before and after."""
+        return -1 if self._exchange is None else self._exchange.connection.fd
+
     def is_over(self) -> bool:
         """Whether there is an outcome, or an error."""
         return self._outcome is not None or self._error is not None
@@ -172,8 +177,8 @@ class Call:
 
     def cancel(self, reason: BaseException) -> None:
         """Make CRIU undo the call; ``reason`` is raised after that."""
-        question = self.question
-        if question is not None and question.refuse(reason):
+        invocation = self.invocation
+        if invocation is not None and invocation.refuse(reason):
             return
         if self._cancelled is None:
             self._cancelled = reason  # it is raised; later ones are added to it as notes
@@ -193,32 +198,31 @@ class Call:
         finally:
             self.wake()
 
-    def _ask(self, notification: Notification) -> object:
+    def ask(self, notification: Notification) -> object:
         """Make the caller's thread run the hook; return its result or raise its exception."""
         with no_fork:
             from .hook_invocation import HookInvocation  # few calls have a hook
 
         hook = self._request.on_notify
         assert hook is not None
-        question = self.question = HookInvocation(hook, notification)
+        invocation = self.invocation = HookInvocation(hook, notification)
         self.wake()
-        question.answered.wait()
-        self.question = None
-        if question.refusal is not None:
-            raise question.refusal
-        return question.returned
+        try:
+            return invocation.wait()
+        finally:
+            self.invocation = None
 
     def _run(self) -> Outcome:
         return Run(
             self._request,
             self._connect,
-            hook=None if self._request.on_notify is None else self._ask,
+            hook=None if self._request.on_notify is None else self.ask,
             turn=self._in_turn,
             cancelled=lambda: self._cancelled,
-            on_exchange=self._listen_to,
+            on_exchange=self._attach,
         ).run()
 
-    def _listen_to(self, exchange: Exchange) -> None:
+    def _attach(self, exchange: Exchange) -> None:
         """From now on a cancel goes to the exchange; an earlier one is passed to it."""
         self._exchange = exchange
         if self._cancelled is not None:

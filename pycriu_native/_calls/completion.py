@@ -22,7 +22,7 @@ __all__ = ["end", "end_processes", "failure_of", "half_restored", "reap_made", "
 
 
 def end(connection: Connection, request: Request, *, succeeded: bool) -> None:
-    """End the connection; CRIU ends by itself, or has become another program."""
+    """End the connection; CRIU then exits, or has become another program."""
     if succeeded and request.opts.exec_cmd is not None:
         connection.detach()
     elif succeeded and (request.verb is not Verb.RESTORE or request.sibling):

@@ -25,7 +25,7 @@ def converse(
     else:
         from .._wire.direct_request import DirectCall  # few verbs need it
 
-        call = DirectCall(verb, handle, keep_open=request.keep_line)
+        call = DirectCall(verb, handle, keep_open=request.keep_connection)
     try:
         answer, data = exchange.run(call.request())
     except (WorkerDiedError, ProtocolError) as lost:

@@ -60,9 +60,9 @@ ACKNOWLEDGED = tuple(action for action in Notify if action is not Notify.POST_DU
 a pid differ from these.)"""
 
 _ACTIONS: dict[str, Notify | str] = {action.value: action for action in Notify}
-_ACCEPT, _REFUSE = (
-    encode("request", {"type": NOTIFY, "notify_success": accepted}) for accepted in (True, False)
-)
+ACCEPT = encode("request", {"type": NOTIFY, "notify_success": True})
+"""The reply to a notification with which CRIU continues."""
+_REFUSE = encode("request", {"type": NOTIFY, "notify_success": False})
 
 
 class Exchange:
@@ -194,7 +194,7 @@ class Exchange:
                 if self._break_off is not None and not (self._final or self._reply_pending):
                     self._break_off(self.tree)
                 self._continue_criu()
-            except Exception as error:  # the next notification is refused all the same
+            except Exception as error:  # the next notification is refused nevertheless
                 reason.add_note(f"CRIU was not interrupted: {error!r}")
             if self.verb not in UNDONE_BY_CRIU:
                 self.connection.kill()
@@ -310,7 +310,7 @@ class Exchange:
         accepted = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
         if accepted and action in (Notify.POST_DUMP, Notify.POST_RESTORE):
             self._final = True
-        reply = _ACCEPT if accepted else _REFUSE
+        reply = ACCEPT if accepted else _REFUSE
         if external and accepted:
             opts: WireValue = {"images_dir_fd": -1, "external": [*external]}
             reply = encode("request", {"type": NOTIFY, "notify_success": True, "opts": opts})
@@ -362,12 +362,12 @@ class _Acknowledged:
 
     def __init__(self) -> None:
         self._held = [ffi.new("char[]", _notification(name)) for name in ACKNOWLEDGED] + [
-            ffi.new("char[]", _ACCEPT)
+            ffi.new("char[]", ACCEPT)
         ]
         self.array = ffi.new(
             "struct pn_bytes[]", [(text, len(text) - 1) for text in self._held[:-1]]
         )
-        self.reply = (self._held[-1], len(_ACCEPT))
+        self.reply = (self._held[-1], len(ACCEPT))
 
 
 _acknowledged = functools.cache(_Acknowledged)

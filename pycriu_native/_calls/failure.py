@@ -23,7 +23,7 @@ def failure_of(
     stop = exchange.stopped_by
     if stop is None:
         try:
-            with no_fork:  # a call that succeeds does without
+            with no_fork:  # imported here: only failed calls need it
                 from .._failures.explain import explain_failure
 
             return explain_failure(

@@ -14,16 +14,16 @@ class HookInvocation:
     def __init__(self, hook: Hook, notification: Notification) -> None:
         self._hook = hook
         self._notification = notification
-        self._asked = False
+        self._started = False
         self.answered = Event()
         self.refusal: BaseException | None = None
         self.returned: object = None
 
     def run(self) -> None:
         """Run the hook, once."""
-        if self._asked:
+        if self._started:
             return
-        self._asked = True
+        self._started = True
         try:
             self.returned = returned = self._hook(self._notification)
             if isinstance(returned, CoroutineType):
@@ -35,9 +35,9 @@ class HookInvocation:
 
     async def run_async(self) -> None:
         """Run the hook, once, and await what it returns if that can be awaited."""
-        if self._asked:
+        if self._started:
             return
-        self._asked = True
+        self._started = True
         from inspect import isawaitable  # asyncio, on which this runs, has imported it
 
         try:
@@ -47,11 +47,18 @@ class HookInvocation:
             self.refusal = refusal
         self.answered.set()
 
+    def wait(self) -> object:
+        """Wait for the end of the hook; return its result or raise its exception."""
+        self.answered.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        return self.returned
+
     def refuse(self, reason: BaseException) -> bool:
-        """Answer for the hook; False if it has answered already."""
+        """Refuse in place of the hook; False if the hook has ended already."""
         if self.answered.is_set():
             return False
-        self._asked = True
+        self._started = True
         self.refusal = reason
         self.answered.set()
         return True

@@ -163,7 +163,7 @@ def dump_iters(
             from . import progress  # few calls are watched
 
             memory = progress.memory_of(process_tree(number))
-            owned.enter_context(progress.telling(on_progress, measure))
+            owned.enter_context(progress.reporting(on_progress, measure))
         while not rounds or decide(rounds[-1]):
             count = len(rounds) + 1
             phase = f"round {count}"

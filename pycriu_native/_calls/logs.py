@@ -48,7 +48,9 @@ def warn(message: str, *arguments: object, error: BaseException | None = None) -
         logger.log(30 if error is None else 40, message, *arguments, exc_info=error)
 
 
-def tell(verb: Verb, pid: int | None, images: str, duration: float, failure: str | None) -> None:
+def log_call(
+    verb: Verb, pid: int | None, images: str, duration: float, failure: str | None
+) -> None:
     """Log one line for a call that has ended."""
     logger = _logger(NAME)
     if logger is None or not logger.isEnabledFor(20):  # INFO
@@ -76,7 +78,7 @@ def advise() -> None:
         logger.info("CRIU's feature cache %s", result)
 
 
-def wanted() -> bool:
+def logs_criu() -> bool:
     """Whether the lines of CRIU's log are to be logged."""
     criu = _logger(NAME + ".criu")
     return criu is not None and criu.level != 0

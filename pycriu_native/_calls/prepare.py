@@ -53,7 +53,12 @@ class Directories:
         self.images = self.opened.get("images_directory")
         self.work = self.opened.get("work_directory")
         self.log = self.images if self.work is None else self.work
-        """The directory of CRIU's log and statistics; None with ``images_dir`` only."""
+        """The directory of CRIU's log and statistics; None if only CRIU can open it."""
+        if self.log is None and opts.images_dir is not None:
+            with contextlib.suppress(OSError):
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                self.log = os.open(opts.images_dir, flags)
+                owned.callback(close, self.log)
 
     def _open(self, directory: object, field: str) -> int:
         if not isinstance(directory, str):

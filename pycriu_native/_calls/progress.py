@@ -60,7 +60,7 @@ Measure = Callable[[], tuple[str, int, int | None]]
 """Phase, bytes done, bytes to do."""
 
 
-class Story:
+class Operation:
     """The state of a reported operation."""
 
     ends_well = True
@@ -68,20 +68,20 @@ class Story:
 
 
 @contextlib.contextmanager
-def telling(on_progress: OnProgress | None, measure: Measure) -> Iterator[Story]:
+def reporting(on_progress: OnProgress | None, measure: Measure) -> Iterator[Operation]:
     """Report progress during the block, and once more if it succeeds."""
-    story = Story()
+    operation = Operation()
     if on_progress is None:
-        yield story
+        yield operation
         return
-    teller = _Teller(on_progress, measure)
-    thread = Thread(target=teller.run, name="progress", daemon=True)
+    reporter = _Reporter(on_progress, measure)
+    thread = Thread(target=reporter.run, name="progress", daemon=True)
     thread.start()
     try:
-        yield story
-        teller.well = story.ends_well
+        yield operation
+        reporter.well = operation.ends_well
     finally:
-        teller.over.set()
+        reporter.over.set()
         thread.join()
 
 
@@ -111,7 +111,7 @@ def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
     def measure_or_wait() -> tuple[str, int, int | None]:
         return (INTERRUPTING, 0, None) if call.is_undone else measure()
 
-    with telling(on_progress, measure_or_wait):
+    with reporting(on_progress, measure_or_wait):
         yield
 
 
@@ -139,7 +139,7 @@ class Feeding:
         return str(Verb.LAZY_PAGES), min(self._done, self._total), self._total
 
 
-class _Teller:
+class _Reporter:
     """The thread that measures and reports."""
 
     def __init__(self, on_progress: OnProgress, measure: Measure) -> None:
@@ -155,15 +155,15 @@ class _Teller:
     def run(self) -> None:
         """Measure and report until ``over`` is set."""
         try:
-            self._tell()
+            self._report()
             while not self.over.wait(INTERVAL):
-                self._tell()
+                self._report()
             if self.well:
-                self._tell(last=True)
+                self._report(last=True)
         except Exception as error:
             logs.warn("on_progress raised, and is not called again", error=error)
 
-    def _tell(self, *, last: bool = False) -> None:
+    def _report(self, *, last: bool = False) -> None:
         phase, done, total = self._measure()
         now = time.monotonic()
         if phase != self._phase or done < self._seen:

@@ -48,7 +48,7 @@ class Request:
     """Seconds that a dump waits for parents to reap the processes that were dumped."""
     rollback: Rollback | None = None
     """Save the files that the tree writes, or put them back."""
-    keep_line: bool = False
+    keep_connection: bool = False
     """Leave the connection open for the next request."""
     abort: Callable[[], object] | None = None
     """Called when the call is cancelled: it stops the program that receives CRIU's images."""
@@ -100,8 +100,8 @@ class Outcome:
     """CRIU's statistics."""
     stderr_text: str
     """CRIU's standard output and error."""
-    line: Connection
-    """The connection to CRIU: still open with ``keep_line``, else closed."""
+    connection: Connection
+    """The connection to CRIU: still open with ``keep_connection``, else closed."""
     tree: list[int]
     """The processes that were dumped."""
     interrupted_by: BaseException | None

@@ -110,7 +110,7 @@ class Run:
                 if request.verb is Verb.PRE_DUMP:
                     self._check_identity()  # its notifications come before the tree is frozen
                 safeguards.finish()
-            if succeeded and request.keep_line:
+            if succeeded and request.keep_connection:
                 ending.pop_all()
             else:
                 completion.end(connection, request, succeeded=succeeded)
@@ -124,11 +124,11 @@ class Run:
                 log=log_path,
                 statistics=completion.statistics_of(request, log) if succeeded else None,
                 stderr_text=connection.final_stderr,
-                line=connection,
+                connection=connection,
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
-            if logs.wanted():
+            if logs.logs_criu():
                 logs.pass_on((mark.text() if mark else "") + outcome.stderr_text)
             if succeeded:
                 safeguards.succeeded()
@@ -235,11 +235,11 @@ class Run:
                 images = self._request.with_pids_here(outcome.images)
                 outcome.tree.extend(half_restored(images, self._since))
             end_processes(outcome.tree, UNTIL_DEAD, kill=killed)
-        if outcome.line.pid:
+        if outcome.connection.pid:
             reap_made(
                 outcome.images if is_restore else "",
-                outcome.line.pid,
-                outcome.line.program,
+                outcome.connection.pid,
+                outcome.connection.program,
                 self._since,
                 UNTIL_DEAD,
                 kill=killed,
@@ -261,7 +261,7 @@ class Run:
 
         what = None if failure is None else str(failure) or type(failure).__name__
         request = self._request
-        logs.tell(request.verb, request.pid, outcome.images, outcome.duration, what)
+        logs.log_call(request.verb, request.pid, outcome.images, outcome.duration, what)
 
 
 @contextmanager

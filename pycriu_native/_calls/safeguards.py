@@ -1,4 +1,4 @@
-"""Undo of a failed call: marks, files, links, connections.
+"""Undo of a failed call: markers, files, links, connections.
 
 CRIU undoes most of its own work. This module undoes the rest, and all of it if CRIU was killed.
 """
@@ -58,7 +58,7 @@ class Safeguards:
     def mark(self) -> None:
         """Mark the images of a dump as incomplete, and refuse to restore incomplete images.
 
-        A dump of a tree that the caller is in has no mark: no process is left to remove it.
+        A dump of a tree that the caller is in has no marker: no process is left to remove it.
         """
         request = self._request
         if self._images is None or request.opts.stream:
@@ -122,7 +122,12 @@ class Safeguards:
         assert pid is not None
         try:
             with no_fork:
-                from .._integrity import due_timers, dump_record, vdso  # noqa: F401
+                from .._integrity import (  # noqa: F401
+                    droppable_memory,
+                    due_timers,
+                    dump_record,
+                    vdso,
+                )
                 from .._recovery.recovery import Recovery
         except (ImportError, OSError):
             return None  # the caller has changed its root or its user since: see preload()
@@ -134,13 +139,15 @@ class Safeguards:
         """Complete the images of a dump, while its processes are frozen and CRIU can undo it."""
         request, images = self._request, self._images
         if request.verb is Verb.DUMP and not request.opts.stream and images is not None:
-            from .._integrity.due_timers import rearm  # loaded since ``requested``
+            from .._integrity.droppable_memory import drop  # loaded since ``requested``
+            from .._integrity.due_timers import rearm
             from .._integrity.dump_record import write_record
             from .._integrity.vdso import leave_out_lone_vvar
 
             dump_marker.check_written(images, request.pid)
             rearm(images)
             leave_out_lone_vvar(images)
+            drop(images, tree)
             if request.rollback is not None:
                 with no_fork:
                     from .._rollback.saved_files import save  # few dumps need it
@@ -158,7 +165,7 @@ class Safeguards:
         self.finish()
 
     def finish(self) -> None:
-        """Remove the mark: the images are complete. May be called again."""
+        """Remove the marker: the images are complete. May be called again."""
         if self._marker is not None:
             self._marker.finish()
 

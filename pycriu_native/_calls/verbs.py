@@ -282,7 +282,7 @@ def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
         duration=outcome.duration,
         log=outcome.log,
         statistics=statistics,
-        exec_pid=None if request.opts.exec_cmd is None else outcome.line.pid,
+        exec_pid=None if request.opts.exec_cmd is None else outcome.connection.pid,
     )
     return _finish(request, outcome, result)
 

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from .._support.frozen_dataclass import replace
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability
-from .._system.process import name_of, stat_of, status_of
+from .._system.process import leader_of, name_of, stat_of, status_of
 from .._system.process_tree import holders, is_above
 from .._system.regular_file import LogMark
 from .._transport.connection import Connection
@@ -196,7 +196,7 @@ def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:
                 options=("freeze_cgroup",),
             )
         return diagnosis
-    if pid is not None and (leader := int(status_of(pid).get("Tgid", pid))) != pid:
+    if pid is not None and (leader := leader_of(pid) or pid) != pid:
         # CRIU stops with a BUG.
         cause = f"{pid} is the number of a thread of process {leader}"
         return replace(diagnosis, cause=cause, cure=f"dump pid {leader}")
@@ -225,7 +225,7 @@ def _pid_in_use(diagnosis: Diagnosis, taken: int, images: str) -> Diagnosis:
         return replace(diagnosis, cause=cause, cure=cure)
     parent = seen.parent
     if seen.state != "Z":
-        process = int(status_of(taken).get("Tgid", taken))
+        process = leader_of(taken) or taken
         what = f"a thread of pid {process}" if process != taken else "a running process"
         cause = f"pid {taken} is taken by {what}, which is {name_of(process)}"
         if is_above(os.getpid(), process):

@@ -7,7 +7,7 @@ import os
 
 from .._integrity.image_files import DamagedError, ImageFiles
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close
+from .._system.descriptors import opened_directory
 from .._system.port_conflicts import Binding, conflict_of, cure_of_ended
 from .._system.process import name_of
 from ..errors import Diagnosis
@@ -54,12 +54,7 @@ def look_closer(diagnosis: Diagnosis, images: str, number: int, why: str) -> Dia
 
 def _bound(images: str, number: int) -> Binding | None:
     try:
-        directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+        with opened_directory(images) as directory:
+            return ImageFiles(directory).inet_socket(number)
+    except (OSError, DamagedError):
         return None
-    try:
-        return ImageFiles(directory).inet_socket(number)
-    except DamagedError:
-        return None
-    finally:
-        close(directory)

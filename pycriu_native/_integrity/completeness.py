@@ -105,6 +105,8 @@ class _Set:
         self.parents = parents
         self.host: tuple[int, ...] = ()
         """Numbers of the namespaces that CRIU was in."""
+        self.root: Sequence[int] = ()
+        """Those of the namespaces of the root process."""
         self.cgroup = 0
         """Number of the set of control groups that CRIU was in."""
         self.connections = False
@@ -171,6 +173,8 @@ class _Set:
         for pid, threads in processes.items():
             yield from self._process(pid, threads, absent, used, spaces)
         for kind, space in spaces:
+            if kind == _MNT and self.root and self.root[_MNT] == self.host[_MNT]:
+                continue  # CRIU saves no mounts if the root of the tree has those of the host
             yield from self._namespace(kind, space)
         if "files.img" in self.files.names:
             yield from self._files()
@@ -207,6 +211,7 @@ class _Set:
                 yield Problem(f"ids-{pid}.img has no number of a table of descriptors")
         elif f"fdinfo-{table}.img" not in files.names:
             absent.add(f"fdinfo-{table}.img")
+        self.root = self.root or namespaces
         for kind, space in enumerate(namespaces):
             clocks = kind == _TIME  # those of the host are saved as well
             if space and (clocks or space != self.host[kind]):

@@ -18,11 +18,13 @@ from .changed_image import fields_of, replace_image
 NAME = "files.img"
 
 _TYPE, _TIMERFD, _ENTRY = 1, 17, 12
-"""Of ``fdinfo.proto``: the field with a file's type, that of a timerfd, and its field."""
+"""``fdinfo.proto``: the field with a file's type, the type of a timerfd, and the field of its
+entry."""
 _IS_TIMERFD = message((_TYPE, _TIMERFD))
 """The beginning of a timerfd's entry: CRIU writes fields in the order of their numbers."""
 _TICKS, _VALUE, _INTERVAL = 5, (7, 8), (9, 10)
-"""Of ``timerfd.proto``: expiries that were not read; seconds and nanoseconds."""
+"""``timerfd.proto``: the number of unread expirations; seconds and nanoseconds of value and
+interval."""
 
 
 def rearm(directory: int) -> None:

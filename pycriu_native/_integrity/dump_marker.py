@@ -1,13 +1,14 @@
-"""The mark of an unfinished dump: a file among its images.
+"""The marker of an unfinished dump: a file among its images.
 
 CRIU's own files do not show whether a set is complete: ``inventory.img`` is among the last files
 that it writes, but images of files are flushed after it, and ``stats-dump``, the last one, is in
 the work directory and is written after the dumped processes were killed (``criu/cr-dump.c``, 4.2).
-So a mark is in the images directory during a dump. It is removed at the notification ``post-dump``,
-when all images are written and no process has been killed; else after CRIU's response. If CRIU has
-undone the dump, its images and the mark are removed. A dump that ends in another way, for example
-because CRIU and the caller were killed, leaves the mark. Sets of other programs have no mark; their
-files are checked. A complete dump gets a record of its images (``dump_record.py``).
+So a marker is in the images directory during a dump. It is removed at the notification
+``post-dump``, when all images are written and no process has been killed; else after CRIU's
+response. If CRIU has undone the dump, its images and the marker are removed. A dump that ends in
+another way, for example because CRIU and the caller were killed, leaves the marker. Sets of other
+programs have no marker; their files are checked. A complete dump gets a record of its images
+(``dump_record.py``).
 
 CRIU does not sync to disk. Only a manifest can show what a set has lost in a power failure
 (``manifest.py``).
@@ -26,7 +27,7 @@ from ..enums import Verb
 from ..errors import ImagesError
 
 UNFINISHED = "pycriu-native.unfinished"
-"""The name of the mark. A dump under way holds a lock on it."""
+"""The name of the marker. A dump under way holds a lock on it."""
 
 RECORD = "pycriu-native.images"
 """The name of the record of a dump: ``dump_record.py``."""
@@ -53,7 +54,7 @@ _MARKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class DumpMarker:
-    """The mark in the images directory of a dump, open and locked during the dump.
+    """The marker in the images directory of a dump, open and locked during the dump.
 
     Images of an earlier dump are moved away first, since CRIU would overwrite only some of them.
     They are moved back if the dump fails, and removed if it succeeds.
@@ -76,7 +77,7 @@ class DumpMarker:
             raise
 
     def _mark(self) -> tuple[int, bool]:
-        """The mark, open and locked, and whether it is new."""
+        """The marker, open and locked, and whether it is new."""
         # Other users cannot write to the directory: the name cannot lead to another file.
         while True:
             anew = True
@@ -94,7 +95,7 @@ class DumpMarker:
             close(fd)  # the other dump has just ended
 
     def finish(self) -> None:
-        """Remove the mark: the images are complete. A second call does nothing."""
+        """Remove the marker: the images are complete. A second call does nothing."""
         if self._finished:
             return
         self._finished = True
@@ -104,7 +105,7 @@ class DumpMarker:
     def undo(self) -> None:
         """Remove the images of this dump, which CRIU has undone, finished or not.
 
-        If some cannot be removed, the mark stays.
+        If some cannot be removed, the marker stays.
         """
         with contextlib.suppress(OSError):
             if self._finished:
@@ -114,7 +115,7 @@ class DumpMarker:
                 os.unlink(name, dir_fd=self._directory)
 
     def close(self) -> None:
-        """Unlock the mark. An unfinished dump is undone; if that fails, the mark stays."""
+        """Unlock the marker. An unfinished dump is undone; if that fails, the marker stays."""
         try:
             # An error here, such as a full disk, is that of the call, which reports it.
             with contextlib.suppress(OSError):
@@ -146,7 +147,7 @@ def holds_dump(directory: int | str) -> bool:
 
 
 def unfinished(path: str) -> str | None:
-    """The first of these images and their parents whose dump is unfinished; None: no one."""
+    """The first set of these images and their parents whose dump is unfinished, or None."""
     for _ in range(DEEPEST):
         if os.path.lexists(f"{path}/{UNFINISHED}"):
             return path
@@ -157,7 +158,7 @@ def unfinished(path: str) -> str | None:
 
 
 def lock(fd: int) -> bool:
-    """Lock a mark; False if the dump that made it holds a lock on it."""
+    """Lock a marker; False if the dump that made it holds a lock on it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -50,7 +50,7 @@ def write_record(directory: int) -> None:
 
 
 def record_size(directory: int, name: str) -> None:
-    """Record the new size of an image that was written anew, if the set has a record."""
+    """Record the size of an image that was written again, if the set has a record."""
     with contextlib.suppress(OSError, ValueError):
         inventory, sizes = _read(directory)
         encoded = os.fsencode(name)
@@ -60,9 +60,9 @@ def record_size(directory: int, name: str) -> None:
 
 
 def problems(files: ImageFiles, names: set[str]) -> Iterator[Problem]:
-    """What a set lacks of its record; nothing without a record.
+    """The differences of a set from its record; none without a record.
 
-    ``names`` are the files of the set, and ``files.names`` those that no problem was reported of.
+    ``names`` are the files of the set, and ``files.names`` those without a reported problem.
     """
     if RECORD not in names:
         return

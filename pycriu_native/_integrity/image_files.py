@@ -80,6 +80,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "FS": ("1", "2"),
     "MM": ("14*", "12", "14.7", "14.4"),
     "MM auxv": ("13*", "13"),
+    "MM flags": ("14*", "14.1", "14.2", "14.6", "14.7", "14.9"),
     "SECCOMP": ("1*", "1"),
     "REMAP_FPATH": ("1", "2", "3=1"),
     "GHOST_FILE": ("3", "9"),
@@ -171,7 +172,7 @@ class ImageFiles:
     def __init__(self, directory: int) -> None:
         self.directory = directory
         self.names = set(os.listdir(directory))
-        self._rows: dict[str, list[Row]] = {}
+        self._rows: dict[tuple[str, str], list[Row]] = {}
 
     def missing(self, name: str) -> Iterator[Problem]:
         """A problem, if there is no such file."""
@@ -180,14 +181,15 @@ class ImageFiles:
                 f"the images directory has no images, or not all of them: there is no {name}"
             )
 
-    def rows(self, name: str) -> list[Row]:
-        """The columns of an image; none without the image.
+    def rows(self, name: str, columns: str = "") -> list[Row]:
+        """The columns of an image, or its other ``columns``; none without the image.
 
         ``DamagedError`` for an image that is of another kind, or cut short.
         """
-        rows = self._rows.get(name)
+        rows = self._rows.get((name, columns))
         if rows is None:
-            rows = self._rows[name] = self._scan(name, ffi.NULL) if name in self.names else []
+            rows = self._scan(name, ffi.NULL, columns) if name in self.names else []
+            self._rows[name, columns] = rows
         return rows
 
     @cached_property

@@ -71,7 +71,7 @@ class Runs:
 
     @property
     def total(self) -> Counts:
-        """Of all runs."""
+        """The bytes of all runs, by location."""
         stored, in_parent, lazy = self._state.totals
         return stored, in_parent, lazy
 

@@ -1,7 +1,7 @@
 """Problems of an image set and its parents: for restores, which refuse it, and for inspections.
 
-Three sources: the mark of a dump that did not finish (``dump_marker.py``), what the images refer to
-(``completeness.py``), and the record of the dump (``dump_record.py``).
+Three sources: the marker of a dump that did not finish (``dump_marker.py``), what the images refer
+to (``completeness.py``), and the record of the dump (``dump_record.py``).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from .changed_image import fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, kind_of
 
 _VMA, _STATUS = 14, 7
-"""Of ``mm.proto`` and ``vma.proto``: a mapping, and its bits."""
+"""``mm.proto`` and ``vma.proto``: the field of a mapping, and in it that of its bits."""
 _VDSO, _VVAR = 1 << 3, 1 << 12
 """Bits of a mapping (``criu/include/image.h``)."""
 _COLUMN = 2
@@ -30,8 +30,10 @@ def leave_out_lone_vvar(directory: int) -> None:
     files = ImageFiles(directory)
     for name in sorted(files.names):
         try:
-            bits = [row[_COLUMN] for row in files.rows(name)] if kind_of(name) == "MM" else []
-            if any(each & _VVAR for each in bits) and not any(each & _VDSO for each in bits):
+            bits = 0
+            for row in files.rows(name) if kind_of(name) == "MM" else ():
+                bits |= row[_COLUMN]
+            if bits & _VVAR and not bits & _VDSO:
                 _leave_out(directory, name)
         except (DamagedError, IndexError, KeyError, ValueError):
             continue  # the check of the images reports it

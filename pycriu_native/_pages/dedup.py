@@ -37,7 +37,7 @@ def dedup(
     request = Request(verb=Verb.DEDUP, opts=opts, via=via or Worker())
     requirements.check(request)
     began = time.monotonic()
-    from .subcommand import failure, start  # a star import does without
+    from .subcommand import failure, start  # not loaded by a star import
 
     with contextlib.ExitStack() as owned:
         directories = Directories(

@@ -55,7 +55,7 @@ class LazyPages(Closing):
     def __init__(
         self, opts: CriuOpts, *, via: Worker | None = None, deadline: float = UNTIL_READY
     ) -> None:
-        from .subcommand import failure, start  # a star import does without
+        from .subcommand import failure, start  # not loaded by a star import
 
         self._opts = opts
         request = Request(verb=Verb.LAZY_PAGES, opts=opts, via=via or Worker())
@@ -108,13 +108,13 @@ class LazyPages(Closing):
         """
         if on_progress is None or self._process.closed:
             return self._wait(timeout)
-        from .._calls.progress import Feeding, directory_of, telling  # few are watched
+        from .._calls.progress import Feeding, directory_of, reporting  # few are watched
 
         elsewhere = self._opts.page_server is not None
         fed = Feeding(self.pid, directory_of(self._opts), from_elsewhere=elsewhere)
-        with telling(on_progress, fed) as story:
+        with reporting(on_progress, fed) as operation:
             status = self._wait(timeout)
-            story.ends_well = status == 0
+            operation.ends_well = status == 0
         return status
 
     def _wait(self, timeout: float | None) -> int | None:

@@ -49,7 +49,7 @@ def page_server(
     Raises ``ImagesError``, and the errors of any verb. Needs CRIU 3.17; TLS needs ``tls_cert``,
     ``tls_key`` and ``tls_cacert``.
     """
-    return _told(_start(Verb.PAGE_SERVER, opts, via, deadline))
+    return _result_of(_start(Verb.PAGE_SERVER, opts, via, deadline))
 
 
 def page_server_child(
@@ -71,21 +71,21 @@ def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) 
         opts=opts,
         via=via or Worker(),
         deadline=deadline,
-        keep_line=verb is Verb.PAGE_SERVER_CHILD,
+        keep_connection=verb is Verb.PAGE_SERVER_CHILD,
     )
     requirements.check(request)
     outcome = Call(request).wait()
     if outcome.interrupted_by is not None:
         # Too late for CRIU to undo it: the started server is ended.
         with contextlib.suppress(ProcessLookupError):
-            os.kill(_told(outcome).pid, signal.SIGTERM)
-        outcome.line.wait()
+            os.kill(_result_of(outcome).pid, signal.SIGTERM)
+        outcome.connection.wait()
         raise outcome.interrupted_by
     return outcome
 
 
-def _told(outcome: Outcome) -> PageServerResult:
-    from .._system.inet_sockets import listener_on  # a star import does without
+def _result_of(outcome: Outcome) -> PageServerResult:
+    from .._system.inet_sockets import listener_on  # not loaded by a star import
 
     answer = cast(dict[str, WireValue], outcome.answer["ps"])
     port = cast(int, answer["port"]) & 0xFFFF
@@ -103,10 +103,10 @@ class PageServerChild(Closing):
     """A page server under way. Synchronization: not to be shared between threads."""
 
     def __init__(self, outcome: Outcome) -> None:
-        self.result = _told(outcome)
+        self.result = _result_of(outcome)
         """Where it listens, and its pid."""
-        self._line: Connection | None = outcome.line
-        self._asked = False
+        self._connection: Connection | None = outcome.connection
+        self._requested = False
         self._status: int | None = None
 
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> int:
@@ -118,52 +118,52 @@ class PageServerChild(Closing):
         """
         if on_progress is None or self._status is not None:
             return self._wait(timeout)
-        from .._calls.progress import size_of_pages, telling  # few are watched
+        from .._calls.progress import reporting, size_of_pages  # few are watched
 
         def measure() -> tuple[str, int, int | None]:
             return str(Verb.PAGE_SERVER), size_of_pages(self.result.images, parents=False), None
 
-        with telling(on_progress, measure) as story:
+        with reporting(on_progress, measure) as operation:
             status = self._wait(timeout)
-            story.ends_well = status == 0
+            operation.ends_well = status == 0
         return status
 
     def _wait(self, timeout: float | None) -> int:
         if self._status is None:
-            line = self._line
-            if line is None:
+            connection = self._connection
+            if connection is None:
                 raise ValueError("the page server is closed")
-            if not self._asked:
-                self._asked = True
-                question: dict[str, WireValue] = {
+            if not self._requested:
+                self._requested = True
+                request: dict[str, WireValue] = {
                     "type": REQUEST_TYPES["wait-pid"],
                     "pid": self.result.pid,
                 }
-                line.sock().sendall(encode("request", question), socket.MSG_NOSIGNAL)
-            if not readable(line.fd, seconds=timeout):
+                connection.sock().sendall(encode("request", request), socket.MSG_NOSIGNAL)
+            if not readable(connection.fd, seconds=timeout):
                 raise TimeoutError(f"the page server, pid {self.result.pid}, serves on")
-            self._status = self._read(line)
-            line.wait()
+            self._status = self._read(connection)
+            connection.wait()
         return self._status
 
-    def _read(self, line: Connection) -> int:
-        data = line.sock().recv(LARGEST_ANSWER)
+    def _read(self, connection: Connection) -> int:
+        data = connection.sock().recv(LARGEST_ANSWER)
         if not data:
-            raise WorkerDiedError(f"{line.program} ended before the page server")
+            raise WorkerDiedError(f"{connection.program} ended before the page server")
         answer = decode_response(data)
         if answer is None or answer["type"] != REQUEST_TYPES["wait-pid"]:
-            raise ProtocolError(f"{line.program} sent another response")
+            raise ProtocolError(f"{connection.program} sent another response")
         if not answer["success"]:
             raise CriuError(f"CRIU could not wait for the page server, pid {self.result.pid}")
         return os.waitstatus_to_exitcode(cast(int, answer.get("status", 0)))
 
     def close(self) -> None:
         """End it if it still serves, and release all resources. May be called again."""
-        line, self._line = self._line, None
-        if line is None:
+        connection, self._connection = self._connection, None
+        if connection is None:
             return
         if self._status is None:
             # CRIU has not collected it yet, so its pid is its own.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.result.pid, signal.SIGKILL)
-        line.wait()
+        connection.wait()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from .._support.lazy import signal
 from .._support.unpatched import sleep
-from .._system.process import is_running, stat_of, status_of
+from .._system.process import is_running, leader_of, stat_of
 
 
 def half_restored(images: str, since: float) -> list[int]:
@@ -23,7 +23,7 @@ def half_restored(images: str, since: float) -> list[int]:
     first = int(since * os.sysconf("SC_CLK_TCK"))
     result = []
     for pid in pids_in(images):
-        if status_of(pid).get("Tgid") == str(pid):  # not the number of a thread
+        if leader_of(pid) == pid:  # not the number of a thread
             stat = stat_of(pid)
             if stat is not None and stat.start >= first:
                 result.append(pid)

@@ -96,8 +96,11 @@ def _is_since(path: str, since: float, kind: int) -> bool:
 
 
 def _other_criu() -> list[int]:
-    """The pids of running CRIU; that of this call has ended."""
-    return [pid for pid in all_pids() if comm_of(pid) == "criu"]
+    """The pids of running CRIU; that of this call has ended, and fork servers make no files."""
+    from .._transport.forkserver import fork_server_pids  # failed calls alone need it
+
+    ours = fork_server_pids()
+    return [pid for pid in all_pids() if pid not in ours and comm_of(pid) == "criu"]
 
 
 def _unmount(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Copy the content of a file: by a reflink where the file system can, else without its holes."""
+"""Copy the content of a file: by a reflink if possible, else without its holes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ CHUNK = 16 * 2**20
 """Bytes that are copied between two calls of ``check``."""
 
 _ELSEWHERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
-"""What copy_file_range(2) reports where the two file systems cannot do it together."""
+"""Errors of copy_file_range(2) if it does not support the two file systems."""
 
 
 def reflink(source: int, target: int) -> bool:
-    """Have an empty file share the blocks of another one; False where that is not supported."""
+    """Make an empty file share the blocks of ``source``; False if that is not supported."""
     try:
         clone_file(target, source)
     except OSError as error:
@@ -44,13 +44,13 @@ def copy(
                 source, target, min(CHUNK, end - position), position, position - start + at
             )
             if copied == 0:
-                break  # it was cut meanwhile
+                break  # the file was truncated meanwhile
             position += copied
             check()
 
 
 def _data(source: int, start: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are no holes."""
+    """The parts of a file between its holes."""
     position = start
     while position < size:
         try:

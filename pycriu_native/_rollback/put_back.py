@@ -97,7 +97,7 @@ class _File:
             close(fd)
 
     def _check_new(self, entry: SavedFile) -> None:
-        """A file that is to be made anew."""
+        """Raise if the file cannot be created again."""
         if entry.saved is None:
             raise _refused(
                 self.path,
@@ -139,7 +139,7 @@ class _File:
             close(fd)
 
     def give_back(self) -> None:
-        """Have it as it was before. ``OSError``."""
+        """Return the file to its previous state. Raises ``OSError``."""
         seen = self._seen
         if self._changed and (seen is None or self._moved):
             with contextlib.suppress(FileNotFoundError):
@@ -166,7 +166,7 @@ class _File:
         self._kept = self._changed = False
 
     def forget(self) -> None:
-        """What was there before is not needed any more."""
+        """Remove the previous content."""
         if self._kept:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._before)
@@ -182,7 +182,7 @@ def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:
 
 def _refused(path: str, why: str) -> ImagesError:
     cause = f"{path} cannot be put back: {why}"
-    cure = 'bring the file back as it was, or restore without files="rollback"'
+    cure = 'restore the previous content of the file, or restore without files="rollback"'
     return ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
 
 

@@ -60,7 +60,7 @@ class Index:
 
     files: tuple[SavedFile, ...]
     patterns: tuple[str, ...]
-    """Of files that belong to them: one that is not in ``files`` did not exist."""
+    """Patterns of files that belong to the set: a file that is not in ``files`` did not exist."""
 
 
 def save(

@@ -27,8 +27,8 @@ INTERFACES = frozenset(
 """File systems whose files are interfaces of the kernel: their content is no state of a process."""
 
 COMPANIONS = ("-journal", "-wal", "-shm")
-"""What SQLite appends to the name of a database: a journal that is left of a later time would be
-played back into the database of the checkpoint (sqlite.org, "Hot Rollback Journals")."""
+"""Suffixes of SQLite's journals. A journal that is newer than the checkpoint would be applied to
+the database of the checkpoint (sqlite.org, "Hot Rollback Journals")."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,8 @@ class WrittenFile:
     """The name by which it is opened for reading: that of /proc, or ``path``."""
     stat: os.stat_result
     appended: bool
-    """Whether all that have it open for writing append to it (O_APPEND), and none has it mapped."""
+    """Whether each descriptor that is open for writing has O_APPEND, and no process maps the
+    file."""
     pid: int
     """A process that has it open; 0 for a file that is named by the caller."""
     kind: str
@@ -119,7 +120,7 @@ def _refusal(use: WrittenFile) -> str:
 
 
 def _has_changed(use: WrittenFile) -> bool:
-    """Whether a process that runs has closed the file meanwhile, or it has another name by now."""
+    """Whether a running process has closed the file meanwhile, or the file was renamed."""
     try:
         seen = os.stat(use.opened)
         name = os.readlink(use.opened) if use.opened != use.path else use.path

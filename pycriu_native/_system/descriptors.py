@@ -26,6 +26,16 @@ def above_stdio(fd: int) -> int:
         close(fd)
 
 
+@contextlib.contextmanager
+def opened_directory(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A descriptor of a directory, closed at the end. Raises ``OSError``."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        close(fd)
+
+
 def links_of(pid: int | str) -> Iterator[tuple[int, str]]:
     """The numbers and links of a process's descriptors; none if it has ended or is not readable."""
     with contextlib.suppress(OSError):

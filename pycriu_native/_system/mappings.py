@@ -63,17 +63,19 @@ def has_guard_pages(mapping: Mapping) -> bool:
     return any(entry & _GUARD for entry in entries)
 
 
-def has_droppable(pid: int) -> bool:
-    """Whether a process has memory with MAP_DROPPABLE. False before Linux 6.11.
+def droppable_of(pid: int) -> list[tuple[int, int]]:
+    """Start and end of each mapping with MAP_DROPPABLE; none before Linux 6.11.
 
-    glibc from 2.41 on has some for getrandom(), once it was called. False if it cannot be read.
+    glibc from 2.41 on has some for getrandom(), once it was called. Slow, as :func:`details_of`.
+    None are found if they cannot be read.
     """
+    result = []
     with contextlib.suppress(OSError):
-        return any(
-            line.startswith("VmFlags:") and "dp" in line.split()
-            for line in read_lines(f"/proc/{pid}/smaps")
-        )
-    return False
+        for place, field, value in details_of(pid):
+            if field == "VmFlags" and "dp" in value.split():
+                start, _, end = place.partition("-")
+                result.append((int(start, 16), int(end, 16)))
+    return result
 
 
 def mappings_of(pid: int) -> Iterator[Mapping]:

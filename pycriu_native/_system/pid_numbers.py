@@ -18,7 +18,7 @@ from .process_tree import holders
 UNTIL_FREED = 5.0
 """Seconds to wait for the kernel."""
 
-UNTIL_ASKED = 0.02
+UNTIL_READ = 0.02
 """Seconds after which the sessions and process groups are read, which have numbers as well."""
 
 
@@ -27,7 +27,7 @@ def wait_until_freed(numbers: Iterable[int]) -> None:
     probe = os.eventfd(0, os.EFD_CLOEXEC)
     try:
         begun = time.monotonic()
-        asked = False
+        read = False
         remaining = list(numbers)
         while remaining := [
             each for each in remaining if _is_taken(probe, each) and not _is_shown(each)
@@ -35,8 +35,8 @@ def wait_until_freed(numbers: Iterable[int]) -> None:
             waited = time.monotonic() - begun
             if waited > UNTIL_FREED:
                 return
-            if waited > UNTIL_ASKED and not asked:
-                asked = True
+            if waited > UNTIL_READ and not read:
+                read = True
                 held = holders()
                 remaining = [each for each in remaining if each not in held]
             sleep(0.001)

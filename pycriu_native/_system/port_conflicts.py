@@ -30,7 +30,7 @@ _TABLES = {_TCP: "tcp", _UDP: "udp", _UDPLITE: "udplite"}
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What a socket of IPv4 or IPv6 is bound to."""
+    """The address and port that a socket of IPv4 or IPv6 is bound to."""
 
     family: int
     protocol: int
@@ -93,19 +93,19 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Why a socket cannot have its port."""
+    """The reason why a socket cannot be bound to its port."""
 
     pid: int | None = None
     """A process that has the port; None if it is not found: ``/proc/net/tcp`` lacks sockets that
     are bound only."""
     seconds: int | None = None
-    """Connections that have ended hold the port (TIME_WAIT), for so many seconds."""
+    """Seconds until the kernel frees the port of connections that have ended (TIME_WAIT)."""
     certain: bool = True
     """Whether the restore fails; it does not if the other socket shares the port."""
 
 
 def conflict_of(binding: Binding) -> Conflict | None:
-    """What keeps a socket from its port in the network namespace of the caller; None: nothing."""
+    """The conflict of a socket in the network namespace of the caller; None if the port is free."""
     if binding.protocol not in _TABLES or not binding.is_taken():
         return None
     others = [each for each in _on_port(binding) if binding.collides(_of(each))]
@@ -131,9 +131,9 @@ def conflict_of(binding: Binding) -> Conflict | None:
 
 
 def cure_of_ended(seconds: int, port: int) -> str:
-    """What frees a port that only connections hold that have ended."""
+    """The cure for a port that only ended connections use."""
     return (
-        f"try again in {seconds} s, when the kernel has freed the port by itself; or free it at "
+        f"try again in {seconds} s, when the kernel has freed the port; or free it at "
         f"once: ss -K -t state time-wait sport = {port}"
     )
 
@@ -146,7 +146,7 @@ def _on_port(binding: Binding) -> Iterator[InetSocket]:
 
 
 def _of(sock: InetSocket) -> Binding:
-    """What a socket here is bound to; the table does not show IPV6_V6ONLY."""
+    """The binding of a socket of this host; the table does not show IPV6_V6ONLY."""
     address, port = sock.local
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return Binding(family, 0, address, port)

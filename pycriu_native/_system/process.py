@@ -76,6 +76,15 @@ def status_of(pid: int, thread: int | None = None) -> dict[str, str]:
     return {name: value.strip() for name, _, value in pairs if name}
 
 
+def leader_of(number: int) -> int | None:
+    """The pid of the process of a thread; its own for a process, None where there is neither."""
+    try:
+        status = read_small(f"/proc/{number}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(status.partition(b"\nTgid:")[2].partition(b"\n")[0])
+
+
 def comm_of(pid: int) -> str:
     """The name of a process, for a message; empty where there is none."""
     try:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from .._support.unpatched import sleep
-from .process import all_pids, children_of, stat_of, status_of, threads_of
+from .process import all_pids, children_of, leader_of, stat_of, threads_of
 
 
 def process_tree(pid: int) -> list[int]:
@@ -22,8 +22,8 @@ def is_above(pid: int, below: int) -> bool:
     """Whether ``below`` is the process of ``pid``, which may be a thread's number, or descends
     from it. Ancestors in outer pid namespaces have no number here.
     """
-    leader = int(status_of(pid).get("Tgid", 0))
-    root, result = stat_of(leader), stat_of(below)
+    leader = leader_of(pid)
+    root, result = None if leader is None else stat_of(leader), stat_of(below)
     if root is None or result is None or root.start > result.start:
         return False  # an ancestor is older
     while below not in (0, leader):

@@ -193,6 +193,11 @@ _starting = Lock()
 """Held until a new fork server is in ``_servers``: a child forked meanwhile would not find it."""
 
 
+def fork_server_pids() -> frozenset[int]:
+    """The pids of the running fork servers of this process."""
+    return frozenset(server.pid for server in list(_servers) if server.is_open)
+
+
 def _after_fork_in_child() -> None:
     for server in list(_servers):
         server.forget()

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
+from ..results import Version
 from .base import Via
 from .program import SEARCH_PATH
 from .worker import worker_of
@@ -23,7 +24,7 @@ FAMILIES = ("iptables", "ip6tables")
 
 
 class HelperPrograms:
-    """What the CRIU of ``via`` finds. Of a service that runs already it is not known."""
+    """The programs that the CRIU of ``via`` finds; unknown for a running service."""
 
     def __init__(self, via: Via | None) -> None:
         worker = worker_of(via)
@@ -49,7 +50,7 @@ class HelperPrograms:
         return self.missing(*(f"{family}-restore" for family in families))
 
     def described(self, lacking: tuple[str, ...]) -> str:
-        """What CRIU does its work with, and that it does not find: the end of a message."""
+        """The end of a message about programs that CRIU needs and does not find."""
         them = "it" if len(lacking) == 1 else "them"
         return f"with {' and '.join(lacking)}, and {self.path} does not have {them}"
 
@@ -57,16 +58,23 @@ class HelperPrograms:
         """Whether CRIU finds a legacy iptables: it saves the rules of network namespaces then."""
         return self.known and any(not self._missing_legacy(f"{each}-save") for each in FAMILIES)
 
-    def missing_for_rules(self, family: str) -> tuple[str, ...]:
-        """``missing`` for a restore of saved rules."""
-        return self.missing("sh") + self._missing_legacy(f"{family}-restore")
+    def missing_for_rules(self, family: str, release: Version) -> tuple[str, ...]:
+        """``missing`` for a restore of saved rules by this release of CRIU.
+
+        CRIU before 3.18 saves them with the legacy program too, but restores them with the plain
+        one, whatever it is (``criu/net.c`` of 3.17).
+        """
+        program = f"{family}-restore"
+        if release < Version(major=3, minor=18):
+            return self.missing("sh", program)
+        return self.missing("sh") + self._missing_legacy(program)
 
     def _missing_legacy(self, program: str) -> tuple[str, ...]:
         """CRIU takes the program if its release does not say nf_tables, else the legacy one."""
         plain = shutil.which(program, path=self.path)
         if plain is not None:
-            asked = subprocess.run([plain, "-V"], capture_output=True, text=True, check=False)
-            if asked.returncode == 0 and "nf_tables" not in asked.stdout:
+            done = subprocess.run([plain, "-V"], capture_output=True, text=True, check=False)
+            if done.returncode == 0 and "nf_tables" not in done.stdout:
                 return ()
         return self.missing(program.replace("tables-", "tables-legacy-"))
 

@@ -30,7 +30,7 @@ INSTALLED = "/opt/pycriu-native/bin/criu"
 
 
 class Source(enum.StrEnum):
-    """What named a program, by precedence."""
+    """The sources of a program's path, by precedence."""
 
     ARGUMENT = "named by the caller"
     VARIABLE = "named by the environment variable CRIU_PROGRAM"

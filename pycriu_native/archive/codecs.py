@@ -39,7 +39,7 @@ class Peek:
         return self._ahead[:size]
 
     def read(self, size: int = -1) -> bytes:
-        """As any stream's."""
+        """Read, like ``io.RawIOBase``."""
         if not self._ahead:
             return self._stream.read(size)
         if size < 0:
@@ -49,7 +49,7 @@ class Peek:
         return taken
 
     def readinto(self, buffer: Any) -> int:
-        """As any stream's."""
+        """Read, like ``io.RawIOBase``."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

@@ -50,6 +50,7 @@ def pack(
 
     Args:
         to: a path, which never has an incomplete archive, or a binary stream, which is left open.
+            An existing regular file is replaced.
         inside: the directory of the archive that the images get; Podman's is ``checkpoint``.
         more: other files for the archive, by their names in it.
         compress: ``"gzip"``, ``"zstd"`` (faster and smaller) or ``"none"`` (fastest).
@@ -264,8 +265,11 @@ def written_beside(to: Path) -> Iterator[BinaryIO]:
     """A file that gets its name when it is complete.
 
     It is always a new file, of mode 0600: in a directory such as /tmp another user could create a
-    file of a predictable name before, and would own it.
+    file of a predictable name before, and would own it. An existing file is replaced;
+    ``FileExistsError`` if it is not a regular one, such as a device.
     """
+    if to.exists() and not to.is_file():
+        raise FileExistsError(errno.EEXIST, "it exists, and is not a regular file", os.fspath(to))
     fd, partial = tempfile.mkstemp(prefix=".pycriu-native-", dir=to.absolute().parent)
     try:
         with open(fd, "wb") as file:

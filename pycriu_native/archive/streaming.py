@@ -393,7 +393,7 @@ class Images(Closing):
 class _Reading:
     """The remaining pieces of one file."""
 
-    left: list[tuple[int, int]] = field(default_factory=list)
+    pieces: list[tuple[int, int]] = field(default_factory=list)
 
 
 class _Serve(_Streamer):
@@ -411,7 +411,7 @@ class _Serve(_Streamer):
             self._add(criu, select.POLLOUT, _Reading(list(reversed(pieces))))
 
     def _move(self, fd: int, data: Any) -> None:
-        remaining = data.left
+        remaining = data.pieces
         if not remaining:
             self._drop(fd)
             return

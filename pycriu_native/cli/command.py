@@ -277,6 +277,22 @@ class Given:
     via: Via | None = None
 
 
+# ---- kinds of options ----
+
+
+def flag(*names: str, help: str) -> click.Option:
+    """An option without a value."""
+    return click.Option(names, is_flag=True, help=help)
+
+
+def file_option(
+    *names: str, help: str, metavar: str = "FILE", multiple: bool = False
+) -> click.Option:
+    """An option whose value is the path of a file."""
+    path = click.Path(dir_okay=False)
+    return click.Option(names, type=path, metavar=metavar, multiple=multiple, help=help)
+
+
 # ---- shared options ----
 
 SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "allow_untrusted", "deadline")
@@ -284,13 +300,9 @@ SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "allow_unt
 
 def _output_options() -> list[click.Parameter]:
     return [
-        click.Option(
-            ["--json", "as_json"], is_flag=True, help="Print JSON (docs/cli.md has the shapes)."
-        ),
-        click.Option(["-q", "--quiet"], is_flag=True, help="Print errors only."),
-        click.Option(
-            ["--verbose"], is_flag=True, help="Print hints and progress even without a terminal."
-        ),
+        flag("--json", "as_json", help="Print JSON (docs/cli.md has the shapes)."),
+        flag("-q", "--quiet", help="Print errors only."),
+        flag("--verbose", help="Print hints and progress even without a terminal."),
     ]
 
 
@@ -310,10 +322,8 @@ def _help_option(names: Sequence[str], help: str, *, with_all: bool = False) -> 
 
 
 def _config_option() -> click.Option:
-    return click.Option(
-        ["--config"],
-        type=click.Path(dir_okay=False),
-        metavar="FILE",
+    return file_option(
+        "--config",
         help="TOML file of options by the names of CriuOpts; options of the command line replace "
         f"them. CRIU's own configuration files: {CONFIG}.",
     )
@@ -322,21 +332,14 @@ def _config_option() -> click.Option:
 def reach_options() -> list[click.Parameter]:
     """The options that set the ``criu`` of a call, and its deadline."""
     return [
-        click.Option(
-            ["--criu"],
-            type=click.Path(dir_okay=False),
-            metavar="PROGRAM",
-            help="The criu to run.",
-        ),
-        click.Option(
-            ["--service"],
-            type=click.Path(dir_okay=False),
+        file_option("--criu", metavar="PROGRAM", help="The criu to run."),
+        file_option(
+            "--service",
             metavar="SOCKET",
             help=f"Use a running criu service (usually {DEFAULT_SERVICE}) instead.",
         ),
-        click.Option(
-            ["--allow-untrusted"],
-            is_flag=True,
+        flag(
+            "--allow-untrusted",
             help="Accept a program, directories and files that other users can change or replace.",
         ),
         click.Option(
@@ -393,9 +396,8 @@ def pid_params() -> list[click.Parameter]:
 
 def include_caller_option() -> click.Option:
     """``--include-caller``."""
-    return click.Option(
-        ["--include-caller"],
-        is_flag=True,
+    return flag(
+        "--include-caller",
         help="Allow a tree that contains this command, such as that of its own shell; the command "
         "is then dumped and ends too.",
     )
@@ -435,6 +437,17 @@ def compress_option(help: str) -> click.Option:
     )
 
 
+def overwrite_option() -> click.Option:
+    """``--overwrite``: replace an existing file."""
+    return click.Option(["--overwrite"], is_flag=True, help="Replace an existing file.")
+
+
+def check_new(path: str, overwrite: bool) -> None:
+    """Refuse the path of an existing file, unless ``overwrite`` is set."""
+    if not overwrite and os.path.lexists(path):
+        raise click.UsageError(f"{path} exists; --overwrite replaces it.")
+
+
 def encrypt_to_option(what: str) -> click.Option:
     """``--encrypt-to``: the recipients that can read ``what``."""
     return click.Option(
@@ -468,11 +481,10 @@ def directory_argument(name: str = "directory") -> click.Argument:
 
 def identity_option(purpose: str = "") -> click.Option:
     """``--identity``: the files of private keys, for ``purpose``."""
-    return click.Option(
-        ["-i", "--identity"],
+    return file_option(
+        "-i",
+        "--identity",
         multiple=True,
-        type=click.Path(dir_okay=False),
-        metavar="FILE",
         help=f"File of age identities, or an ssh private key{purpose}; may be repeated.",
     )
 
@@ -499,11 +511,9 @@ def extra(name: str) -> Iterator[None]:
 
 def script_option() -> click.Option:
     """``--action-script``, as in criu."""
-    return click.Option(
-        ["--action-script"],
+    return file_option(
+        "--action-script",
         multiple=True,
-        type=click.Path(dir_okay=False),
-        metavar="FILE",
         help="Program to run on each notification of CRIU; the variable CRTOOLS_SCRIPT_ACTION is "
         "the notification's name. If it fails, CRIU undoes its work. May be repeated.",
     )
@@ -534,12 +544,7 @@ def _run_scripts(scripts: Sequence[str], opts: CriuOpts, notification: Notificat
 
 def pidfile_option(of: str) -> click.Option:
     """``--pidfile``, as in criu."""
-    return click.Option(
-        ["--pidfile"],
-        type=click.Path(dir_okay=False),
-        metavar="FILE",
-        help=f"Write the pid of {of} into this new file.",
-    )
+    return file_option("--pidfile", help=f"Write the pid of {of} into this new file.")
 
 
 def write_pidfile(path: str | None, pid: int) -> None:

@@ -51,6 +51,8 @@ _ARGUMENTS = {
     "insecure=True": "--insecure",
     "seal()": "pycriu-native seal",
     "keep_feature_cache()": "pycriu-native keep-cache",
+    'files="rollback"': "--files rollback",
+    'the option files ("rollback")': "--files rollback",
     "Worker(program)": "--criu PROGRAM",
     "via=Worker(stdin=terminal)": "--wait",
     ', or name its directory with Worker(env={"CRIU_LIBS_DIR": directory})': "",

@@ -15,7 +15,7 @@ from .._integrity import statistics as statistics_module
 from .._integrity.completeness import is_pre_dump
 from .._integrity.image_files import ImageFiles, kind_of
 from .._integrity.page_size import HOST_PAGE, page_size
-from .._support.unpatched import close
+from .._system.descriptors import opened_directory
 from .._system.regular_file import open_regular
 from ..enums import NetworkLock
 from ..errors import ImagesError
@@ -172,15 +172,12 @@ class _Builder:
 
     def _problems(self) -> list[str]:
         """Why a restore would refuse the set. Lazy pages do not count as missing."""
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened_directory(self.directory) as fd:
             files = ImageFiles(fd)
             result = [
                 each for each in set_check.problems(fd, files) if each.options != ("lazy_pages",)
             ]
             self.pre_dump = is_pre_dump(files)
-        finally:
-            close(fd)
         return list(dict.fromkeys(each.cause for each in result))
 
     # --- Single images --------------------------------------------------------------
@@ -302,11 +299,8 @@ class _Builder:
         return None, None
 
     def _statistics(self) -> tuple[DumpStatistics | None, RestoreStatistics | None]:
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened_directory(self.directory) as fd:
             return statistics_module.read_dump(fd), statistics_module.read_restore(fd)
-        finally:
-            close(fd)
 
     # --- Processes ------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from .._checks import service_fds
 from .._checks.arguments import check_types
 from .._failures.log_excerpt import known
 from .._integrity.page_size import HOST_PAGE
-from .._support.unpatched import close
 from .._system.capabilities import (
     CAP_SETPCAP,
     CAPABILITIES,
@@ -31,6 +30,7 @@ from .._system.capabilities import (
     lacking_for_restore,
     permitted,
 )
+from .._system.descriptors import opened_directory
 from .._system.elf import build_id
 from .._system.host import lines, number, type_of
 from .._system.inet_sockets import abstract_names
@@ -43,6 +43,7 @@ from ..enums import NetworkLock
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
 from .build import inspect
+from .codec import decode
 from .kernel_names import PROTOCOLS
 from .model import (
     ImageSet,
@@ -162,14 +163,24 @@ class _Check:
                 "restore the dump that builds on it",
             )
 
-    def release(self) -> Iterator[Finding]:
+    def _release(self) -> Version:
+        """That of the program here."""
         from .._calls import requirements
         from .._transport.worker import Worker
 
+        return requirements.program_version(self.via or Worker())
+
+    def release(self) -> Iterator[Finding]:
+        from .._calls import requirements
+
         try:
-            here = requirements.program_version(self.via or Worker())
+            here = self._release()
         except CriuError as error:
-            yield _error("criu", str(error), "install CRIU, or name it with via=Worker(program)")
+            yield _error(
+                "criu",
+                str(error),
+                "install CRIU (pycriu-native install-criu), or name it with Worker(program)",
+            )
             return
         if self.images.kind == "pre-dump":
             pass  # refused as such
@@ -403,8 +414,7 @@ class _Check:
         from .._recovery.created_names import made_names, taken_names
         from .._recovery.link_remaps import has_link
 
-        directory = os.open(self.images.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened_directory(self.images.directory) as directory:
             names = made_names(directory, self.opts)
             for path in taken_names(names):
                 yield _error(
@@ -422,8 +432,6 @@ class _Check:
                         "another host copy it there",
                         "link_remap",
                     )
-        finally:
-            close(directory)
 
     def _here(self, file: RegularFile) -> str | None:
         """The path of a file on this host; None if it is not known."""
@@ -546,16 +554,27 @@ class _Check:
         return _error(sock.label, f"{what} {does}", "end that process")
 
     def unix_sockets(self) -> Iterator[Finding]:
-        outside = [
-            each for each in self.images.files if isinstance(each, UnixSocket) and each.external
-        ]
-        if outside and not self.opts.external_unix_connections:
-            yield _error(
-                outside[0].label,
-                "a socket of another process is connected to",
-                "external_unix_connections=True",
-                "external_unix_connections",
-            )
+        sockets = [each for each in self.images.files if isinstance(each, UnixSocket)]
+        outside = {each.inode: each for each in sockets if each.external}
+        for sock in sockets:
+            key = f"socket:[{sock.inode}]"
+            peer = outside.get(sock.peer)
+            if peer is None or self._inherited(key):
+                continue
+            if not peer.name:
+                yield _error(
+                    sock.label,
+                    "it is connected to a socket of another process",
+                    f"inherit_fds=[(fd, {key!r})]",
+                    "inherit_fds",
+                )
+            elif not self.opts.external_unix_connections:
+                yield _error(
+                    sock.label,
+                    f"it is connected to {peer.name}, a socket of another process",
+                    "external_unix_connections=True",
+                    "external_unix_connections",
+                )
         if "mnt" not in self.host:
             return
         taken = abstract_names() if "net" in self.host else frozenset()
@@ -701,9 +720,10 @@ class _Check:
             restored["the files of a tmpfs"] = helpers.missing("tar", "gzip")
         if has("ifaddr") and not self.opts.empty_ns:
             restored["a network namespace"] = helpers.missing(helpers.ip)
-        for family in FAMILIES:
-            if has(family):
-                restored[f"rules of {family}"] = helpers.missing_for_rules(family)
+        with contextlib.suppress(CriuError):  # "release" reports that there is no CRIU
+            for family in filter(has, FAMILIES):
+                lacking = helpers.missing_for_rules(family, self._release())
+                restored[f"rules of {family}"] = lacking
         for what, lacking in restored.items():
             if lacking:
                 message = f"CRIU restores it {helpers.described(lacking)}"
@@ -724,6 +744,7 @@ class _Check:
             )
 
     def namespaces(self) -> Iterator[Finding]:
+        yield from self._nested_namespaces()
         for each in self.images.namespaces:
             if each.host:
                 continue
@@ -742,9 +763,28 @@ class _Check:
                     "join_ns",
                 )
 
+    def _nested_namespaces(self) -> Iterator[Finding]:
+        """Namespaces that processes have and the root of the tree has not."""
+        host = {(each.kind, each.id) for each in self.images.namespaces if each.host}
+        root = self.images.processes[0].namespaces if self.images.processes else {}
+        kinds = {
+            kind
+            for process in self.images.processes
+            for kind, number in process.namespaces.items()
+            if number != root.get(kind, number) and kind != "cgroup"
+        }
+        for kind in sorted(kinds):
+            if kind not in ("net", "mnt") or (kind, root[kind]) in host:
+                nested = known("nested-ns-root")
+                yield _error(f"{kind} namespace", nested.cause, nested.cure)
+
     def cgroups(self) -> Iterator[Finding]:
         mode = str(getattr(self.opts.manage_cgroups_mode, "name", "") or "").upper()
-        if mode == "IGNORE" or not self.images.cgroups:
+        if mode == "IGNORE":
+            return
+        if any(each.kind == "cgroup" and not each.host for each in self.images.namespaces):
+            yield from self._cgroup_namespace()
+        if not self.images.cgroups:
             return
         here = {
             name for line in lines("/proc/self/cgroup") for name in line.split(":", 2)[1].split(",")
@@ -760,6 +800,28 @@ class _Check:
                     )
         if mode in ("NONE", "PROPS", "STRICT") and not (self.opts.cg_roots or self.opts.cg_yard):
             yield from self._cgroup_directories(mode)
+
+    def _cgroup_namespace(self) -> Iterator[Finding]:
+        """Whether the set of cgroups of each process is saved, or is that of its parent."""
+        with contextlib.suppress(CriuError):  # ``complete`` reports what is missing
+            saved = {each["id"] for each in self._entry("cgroup").get("sets", ())}
+            sets = {
+                each.pid: self._entry(f"core-{each.pid}").get("thread_core", {}).get("cg_set")
+                for each in self.images.processes
+            }
+            parents = {each.pid: each.parent for each in self.images.processes}
+            if any(
+                own and own not in saved and own != sets.get(parents[pid], own)
+                for pid, own in sets.items()
+            ):
+                entry = known("cg-namespace")
+                yield _error("cgroup namespace", entry.cause, entry.cure, "manage_cgroups_mode")
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        """The first entry of an image."""
+        path = os.path.join(self.images.directory, f"{name}.img")
+        result: dict[str, Any] = decode(path)["entries"][0]
+        return result
 
     def _cgroup_directories(self, mode: str) -> Iterator[Finding]:
         """Modes that need all directories of the cgroups, or (strict) none of them."""

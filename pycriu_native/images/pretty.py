@@ -126,7 +126,7 @@ def show(value: int, field: str, mark: str) -> str | int:
 def read(text: str, field: str, mark: str | None) -> int:
     """The inverse of ``show``, and hexadecimal or decimal text of any field.
 
-    ``ValueError`` says what is accepted.
+    Raises ``ValueError`` with the accepted form.
     """
     kind, _, which = (mark or "").partition(":")
     if kind in ("dev", "odev"):

@@ -18,7 +18,7 @@ from .._wire.fields import messages_of
 from .._wire.protobuf import message
 
 _QUEUES = {3: 10, 5: 9}
-"""Of ``core.proto``: the field of the entry of a process and of a thread, and in it that of the
+"""``core.proto``: the field of the entry of a process and of a thread, and in it that of the
 pending signals."""
 _INFO = struct.Struct("iiiii")
 """The beginning of ``siginfo_t`` in <asm-generic/siginfo.h>: number, error, code, padding and, with

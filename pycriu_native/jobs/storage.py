@@ -91,10 +91,10 @@ class Storage:
         """The names of files in a folder, in order."""
         self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._path(folder), detail=False)
+            listing = self._fs.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
-        names = (str(each).rstrip("/").rpartition("/")[2] for each in found)
+        names = (str(each).rstrip("/").rpartition("/")[2] for each in listing)
         # Object stores also list the folder itself; NFS has files .nfsXXXX.
         return sorted(name for name in names if name[:1].isdigit())
 

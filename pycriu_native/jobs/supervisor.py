@@ -397,8 +397,8 @@ class Supervisor:
             return False
         until = time.monotonic() + UNTIL_SIGNAL
         self._take_signals()
-        while self._stop_by is None and (left := until - time.monotonic()) > 0:
-            self._wait(left)
+        while self._stop_by is None and (remaining := until - time.monotonic()) > 0:
+            self._wait(remaining)
             self._take_signals()
         if -code in DEATHS or (code < 0 and self._criu_was_lost):
             return True

@@ -18,7 +18,7 @@ from .endpoint import TLS_FIELDS
 MARGIN = 2.0
 """Seconds that the destination needs to end its copy after it has detected a lost source."""
 
-LONGEST_SILENCE = 3600.0
+LONGEST_PEER_TIMEOUT = 3600.0
 """Largest ``peer_timeout`` in seconds, also of a peer: a process can be frozen for that long."""
 
 SET_BY_US = (
@@ -107,7 +107,7 @@ def problems_with(opts: CriuOpts) -> Iterator[Problem]:
             )
 
 
-def seconds(message: Mapping[str, object], name: str, most: float = LONGEST_SILENCE) -> float:
+def seconds(message: Mapping[str, object], name: str, most: float = LONGEST_PEER_TIMEOUT) -> float:
     """Seconds in a message of the peer; ``PeerLostError`` if it is not a number in range."""
     value = message.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:

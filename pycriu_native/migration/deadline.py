@@ -21,12 +21,12 @@ class MigrationDeadline:
         """Let the deadline pass now. ``reason`` is not used."""
         self._cancelled = True
 
-    def left(self, most: float | None = None) -> float | None:
+    def remaining(self, most: float | None = None) -> float | None:
         """Remaining seconds, at most ``most``; never 0: a socket timeout of 0 does not wait."""
         if self._at is None:
             return most
-        left = max(0.01, self._at - time.monotonic())
-        return left if most is None else min(left, most)
+        remaining = max(0.01, self._at - time.monotonic())
+        return remaining if most is None else min(remaining, most)
 
     def is_over(self) -> bool:
         """Whether the deadline has passed."""

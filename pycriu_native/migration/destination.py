@@ -30,6 +30,7 @@ from ..options.values import PageServer
 from ..results import RestoreStatistics
 from . import image_transfer
 from .common import (
+    MARGIN,
     Phases,
     Workspace,
     for_criu,
@@ -259,7 +260,8 @@ class Destination:
                 f"before the source confirmed that it has ended its process ({error}); the copy "
                 f"here is stopped now. If the call at the source returned, resume the copy: "
                 f"kill -CONT {pid}; if it raised, the process runs there, and the copy has to be "
-                f"ended: kill -KILL {pid}",
+                f"ended: kill -KILL {pid}. If it was killed, see after "
+                f"{self._peer_timeout + MARGIN:g} s whether the process runs there",
                 pid=pid,
                 phase=self.phases.name,
             ) from error

@@ -111,7 +111,7 @@ def connect(
     else:
         name, port = _host_and_port(place)
         try:
-            sock = _connection(name, port, until.left(HANDSHAKE))
+            sock = _connection(name, port, until.remaining(HANDSHAKE))
         except OSError as error:
             raise PeerLostError(
                 f"no connection to the destination {name}:{port}: {error}; the process continues "
@@ -120,7 +120,7 @@ def connect(
                 cure="start the destination first",
             ) from None
     try:
-        sock.settimeout(until.left(HANDSHAKE))
+        sock.settimeout(until.remaining(HANDSHAKE))
         if opts.tls:
             sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_CLIENT, opts), server_hostname=name)
         greet(sock)
@@ -138,7 +138,7 @@ def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: boo
         return _welcome(_duplicate(place), opts, until)
     with _listener(place) as listener:
         while True:
-            listener.settimeout(until.left(LOOK))
+            listener.settimeout(until.remaining(LOOK))
             try:
                 sock, name = listener.accept()
                 sock = blocking(sock)
@@ -219,7 +219,7 @@ def _welcome(
     sock: socket.socket, opts: CriuOpts, until: MigrationDeadline, *, from_here: bool = False
 ) -> socket.socket:
     try:
-        sock.settimeout(until.left(HANDSHAKE))
+        sock.settimeout(until.remaining(HANDSHAKE))
         if opts.tls:
             sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_SERVER, opts), server_side=True)
         greet(sock)

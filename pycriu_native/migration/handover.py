@@ -4,18 +4,24 @@ From the final dump on, the process is frozen: in CRIU's ``post-dump`` notificat
 post-copy also while CRIU serves its pages. It is ended after the final message of the destination:
 ``running`` (stop-and-copy, pre-copy), or ``complete`` after all memory has arrived (post-copy).
 After a failure CRIU resumes it; if ``go`` was sent, not before the destination's copy has ended.
+
+The transitions run on threads that no signal handler interrupts, since an exception between two of
+them could resume the process while the copy runs. This process can also be killed between two of
+them: the watchdog has the actions for that before the messages ``go`` and ``done`` are sent.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from enum import Enum
 from typing import Any, NoReturn
 
 from .._calls.call import Call
-from .._support.unpatched import Event, Thread, sleep
+from .._calls.exchange import ACCEPT
+from .._calls.notification import Notification
+from .._support.unpatched import Event, Lock, Thread, sleep
+from ..enums import Notify
 from ..errors import CriuError, MigrationError
 from . import image_transfer
 from .common import MARGIN, Phases
@@ -40,18 +46,27 @@ class State(Enum):
 class HeldCall(Call):
     """A dump that is cancelled only after the destination has ended its copy, if it has one."""
 
-    def __init__(self, request: Any, withdraw: Callable[[BaseException], None]) -> None:
+    def __init__(self, request: Any, handover: Handover) -> None:
         super().__init__(request)
         self.held = False
-        self._withdraw = withdraw
+        self._handover = handover
         self._reason: BaseException | None = None
 
+    def ask(self, notification: Notification) -> object:
+        """Run the hook; after that of ``post-dump`` decide, on this thread, who continues."""
+        returned = super().ask(notification)
+        if notification.action is Notify.POST_DUMP:
+            self._handover.after_dump(self)
+        return returned
+
     def cancel(self, reason: BaseException) -> None:
-        if not self.held or self.question is not None:
+        if not self.held or self.invocation is not None:
             super().cancel(reason)
             return
-        self._reason = reason
-        self._withdraw(reason)
+        if self._handover.withdraw(reason):
+            self._reason = reason
+        else:
+            super().cancel(reason)  # CRIU can no longer undo the dump: it is raised after it
 
     def cancel_deferred(self) -> None:
         """Carry out a deferred cancellation: the destination has no copy."""
@@ -63,7 +78,7 @@ class Handover:
     """The transfer of the right to run, from this host to the destination.
 
     Synchronization: ``withdraw`` may be called from any thread. The rest is for the thread of
-    the hook, and for post-copy, after ``serve``, for a separate thread.
+    the call, and for post-copy, after ``serve``, for a separate thread.
     """
 
     def __init__(
@@ -84,32 +99,46 @@ class Handover:
         self.failure: BaseException | None = None
         """Why post-copy failed."""
         self._thread: Any = None
+        self._deciding = Lock()
+        self._withdrawn: BaseException | None = None
         # A restore can access memory before it is complete: CRIU then has to serve pages at once.
         self._released = Event() if relay is None else relay.requested
 
     # ---- the transitions ----
 
+    def await_copy(self) -> None:
+        """Wait, in HERE, until the copy is prepared."""
+        self._require(State.HERE)
+        self.pid = image_transfer.number(self._channel.expect("prepared"), "pid")
+
     def go(self) -> None:
         """HERE to UNDECIDED, when the copy is prepared. Returns when the copy runs."""
         self._require(State.HERE)
-        self.pid = image_transfer.number(self._channel.expect("prepared"), "pid")
         self.state = State.UNDECIDED
         self._channel.send_message("go")
         self._released.set()
         self._channel.expect("running")
         self.downtime = time.monotonic() - self.frozen_at
 
-    def give_up(self) -> None:
-        """UNDECIDED to GIVEN_UP: the destination's final message was received."""
-        self._require(State.UNDECIDED)
-        self.state = State.GIVEN_UP
+    def give_up(self, **cleanup: Any) -> None:
+        """UNDECIDED to GIVEN_UP: the destination's final message was received.
+
+        Raises the reason if the source has withdrawn before. ``cleanup`` is for the watchdog.
+        """
+        with self._deciding:
+            self._require(State.UNDECIDED)
+            if self._withdrawn is not None:
+                raise self._withdrawn
+            self.state = State.GIVEN_UP
+        self._watchdog.set_cleanup(**cleanup)
         # Without this message the destination is in doubt; the source is not.
         with contextlib.suppress(CriuError):
             self._channel.send_message("done", downtime=self.downtime)
 
     def keep(self, error: BaseException) -> None:
-        """To KEPT, from every state. Returns when no copy runs at the destination."""
-        may_run = self.state in (State.UNDECIDED, State.GIVEN_UP)
+        """To KEPT, unless the process was given up. Returns when the destination has no copy."""
+        self._require(State.HERE, State.UNDECIDED, State.KEPT)
+        may_run = self.state is State.UNDECIDED
         if may_run and not (isinstance(error, MigrationError) and error.by_peer):
             with contextlib.suppress(CriuError):
                 self._channel.send_message("failed", why=f"the source cancelled: {error!r}")
@@ -119,44 +148,53 @@ class Handover:
                 sleep(self.peer_timeout + MARGIN)
         self.state = State.KEPT
 
-    def _require(self, state: State) -> None:
-        if self.state is not state:
-            raise AssertionError(f"the handover is {self.state.value}, not {state.value}")
+    def _require(self, *states: State) -> None:
+        if self.state not in states:
+            raise AssertionError(f"the handover is {self.state.value}, not {states[0].value}")
 
     # ---- sequences of transitions ----
 
-    def complete(self) -> None:
-        """Stop-and-copy and pre-copy, in the hook: returns when the process can be ended."""
+    def after_dump(self, call: HeldCall) -> None:
+        """At ``post-dump``, when the images are sent: returns if CRIU may continue."""
+        call.held = True
+        if self._relay is None:
+            self._complete(call)
+        else:
+            self._serve(call, self._relay)
+
+    def _complete(self, call: HeldCall) -> None:
+        """Stop-and-copy and pre-copy: returns when the process can be ended."""
         try:
+            self.await_copy()
+            self._watchdog.set_cleanup([call.socket], hold=self.peer_timeout + MARGIN)
             self.go()
-            self.give_up()
+            self.give_up(accept=ACCEPT.hex())
         except BaseException as error:
             self.keep(error)
+            call.cancel_deferred()
             raise
 
-    def serve(self, call: HeldCall) -> None:
-        """Post-copy, in the hook: returns when CRIU has to serve pages; a thread continues."""
-        assert self._relay is not None
-        call.held = True
-        self._relay.start(self._channel)
-        self._watchdog.set_cleanup(
-            [self._relay.ours.fileno()], abort_serving=self.peer_timeout + MARGIN
-        )
+    def _serve(self, call: HeldCall, relay: PageRelay) -> None:
+        """Post-copy: returns when CRIU has to serve pages; a thread continues."""
+        relay.start(self._channel)
+        self._watchdog.set_cleanup([relay.ours.fileno()], abort_serving=self.peer_timeout + MARGIN)
         self._thread = Thread(
-            target=self._serve, name="migration", args=(call, self._relay), daemon=True
+            target=self._complete_serving, name="migration", args=(call, relay), daemon=True
         )
         self._thread.start()
         self._released.wait()
         if self.failure is not None:
             raise self.failure
 
-    def _serve(self, call: HeldCall, relay: PageRelay) -> None:
+    def _complete_serving(self, call: HeldCall, relay: PageRelay) -> None:
         try:
+            self.await_copy()
+            fds = [relay.ours.fileno(), call.socket]
+            self._watchdog.set_cleanup(fds, abort_serving=self.peer_timeout + MARGIN)
             self.go()
             self._phases.enter("pages")
             self._channel.expect("complete")
-            self.give_up()
-            self._watchdog.set_cleanup(abort_serving=None)
+            self.give_up(abort_serving=None)
             relay.finish()
         except BaseException as error:
             self.keep(error)
@@ -166,10 +204,15 @@ class Handover:
         finally:
             self._released.set()
 
-    def withdraw(self, reason: BaseException) -> None:
-        """Request that the destination ends its copy."""
+    def withdraw(self, reason: BaseException) -> bool:
+        """Request that the destination ends its copy. Returns False if the process was given up."""
+        with self._deciding:
+            if self.state is State.GIVEN_UP:
+                return False
+            self._withdrawn = reason
         with contextlib.suppress(CriuError):
             self._channel.send_message("failed", why=f"the source was interrupted: {reason!r}")
+        return True
 
     def join(self) -> None:
         """Wait for the thread of post-copy, after the final message was received."""

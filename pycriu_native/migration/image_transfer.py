@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 
-from .._support.unpatched import close
+from .._system.descriptors import opened_directory
 from .._system.regular_file import open_regular
 from ..errors import MigrationError, PeerLostError
 from .control_channel import LARGEST_PIECE, Channel, Kind
@@ -87,8 +87,7 @@ def receive(
     os.mkdir(directory, 0o700)
     if this > 1:
         os.symlink(f"../{this - 1}", os.path.join(directory, "parent"))
-    where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened_directory(directory) as where:
         for _ in range(files):
             entry = channel.expect("file")
             size = number(entry, "size")
@@ -96,26 +95,24 @@ def receive(
             if total < 0:
                 raise PeerLostError("the peer sent more bytes of images than it announced")
             _receive_file(channel, where, checked_name(entry.get("name")), size, count)
-    finally:
-        close(where)
     return this
 
 
-def _receive_file(channel: Channel, where: int, name: str, left: int, count: Count) -> None:
+def _receive_file(channel: Channel, where: int, name: str, remaining: int, count: Count) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, 0o600, dir_fd=where)
     except FileExistsError:
         raise PeerLostError(f"the peer sent the file {name} twice") from None
     with open(fd, "wb", buffering=0) as file:
-        while left:
+        while remaining:
             piece = channel.expect_piece()
-            if not 0 < len(piece) <= left:
-                raise PeerLostError(f"the peer sent {len(piece)} bytes where {left} were left")
+            if not 0 < len(piece) <= remaining:
+                raise PeerLostError(f"the peer sent {len(piece)} bytes where {remaining} were left")
             view = memoryview(piece)
             while view:
                 view = view[file.write(view) :]
-            left -= len(piece)
+            remaining -= len(piece)
             count(len(piece))
 
 

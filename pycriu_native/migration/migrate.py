@@ -32,7 +32,7 @@ from .result import MigrationMode, MigrationResult
 
 __all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
 
-SILENCE = 10.0
+PEER_TIMEOUT = 10.0
 """Seconds without a received message after which the peer is treated as lost."""
 
 
@@ -48,7 +48,7 @@ def migrate_out(
     on_notify: Hook | None = None,
     on_progress: OnProgress | None = None,
     deadline: float | None = None,
-    peer_timeout: float = SILENCE,
+    peer_timeout: float = PEER_TIMEOUT,
 ) -> MigrationResult:
     """Move a process and its descendants to a host on which :func:`migrate_in` was called.
 
@@ -93,7 +93,7 @@ def migrate_in(
     on_notify: Hook | None = None,
     on_progress: OnProgress | None = None,
     deadline: float | None = None,
-    peer_timeout: float = SILENCE,
+    peer_timeout: float = PEER_TIMEOUT,
 ) -> MigrationResult:
     """Wait for one process tree that :func:`migrate_out` sends, and run it on this host.
 
@@ -104,7 +104,7 @@ def migrate_in(
     process; for post-copy, when all memory has arrived.
 
     If this raises, no process, daemon or image remains here, except after
-    ``MigrationInDoubtError``, whose message says what to do. A watchdog process ensures the same if
+    ``MigrationInDoubtError``, whose message has the cure. A watchdog process ensures the same if
     this process is killed. Raises ``OptionError`` before anything is touched, ``MigrationError``,
     and the exceptions of a restore. Needs CRIU 3.17.
     """

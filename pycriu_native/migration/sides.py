@@ -14,7 +14,7 @@ from .._calls import verbs
 from .._calls.call import CALL_RUNNER
 from .._calls.iterative_dump import More
 from .._calls.notification import Hook
-from .._calls.progress import telling
+from .._calls.progress import reporting
 from .._calls.progress_state import OnProgress
 from .._checks.arguments import check_types
 from .._system.process_identity import Target, identified, number_of
@@ -23,7 +23,7 @@ from ..errors import MigrationError, MigrationInDoubtError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from . import common, endpoint
-from .common import LONGEST_SILENCE, Phases, Workspace, for_criu
+from .common import LONGEST_PEER_TIMEOUT, Phases, Workspace, for_criu
 from .control_channel import Channel
 from .deadline import MigrationDeadline
 from .destination import Destination
@@ -92,13 +92,17 @@ def run_source(
             should_continue=should_continue,
         )
         try:
-            with telling(on_progress, source.measure):
+            with reporting(on_progress, source.measure):
                 return source.run()
         except BaseException as error:
+            what = f"migration of pid {number}"
+            if source.has_moved:
+                channel.part()
+                _add_state(error, phases, f"{what} was complete", "it runs at the destination")
+                raise
             channel.part("failed", str(error))
             workspace.remove()
-            what = f"migration of pid {number} failed"
-            _add_state(error, phases, what, "the process continues at the source")
+            _add_state(error, phases, f"{what} failed", "the process continues at the source")
             raise
 
 
@@ -156,7 +160,7 @@ def run_destination(
             raise
         owned.callback(channel.close)
         try:
-            with telling(on_progress, destination.measure):
+            with reporting(on_progress, destination.measure):
                 result = destination.run()
         except MigrationInDoubtError:
             raise
@@ -187,7 +191,7 @@ def _until(deadline: float | None, on_notify: Hook | None) -> tuple[MigrationDea
 def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:
     bounds = (
         ("deadline", deadline, 0.0, math.inf),
-        ("peer_timeout", peer_timeout, 0.1, LONGEST_SILENCE),
+        ("peer_timeout", peer_timeout, 0.1, LONGEST_PEER_TIMEOUT),
     )
     for name, value, least, most in bounds:
         if value is None and name == "deadline":

@@ -28,7 +28,7 @@ from .common import (
     seconds,
 )
 from .control_channel import Channel, Message
-from .handover import Handover, HeldCall
+from .handover import Handover, HeldCall, State
 from .page_relay import PageRelay
 from .result import MigrationMode, MigrationResult
 from .watchdog import Watchdog
@@ -108,7 +108,11 @@ class Source:
         self._handover = Handover(channel, phases, watchdog=watchdog, relay=relay)
         self._memory = 0
         """Bytes of the tree's memory, before the migration."""
-        self._call: HeldCall | None = None
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the process was handed over: the destination's copy runs, whatever fails here."""
+        return self._handover.state is State.GIVEN_UP
 
     def measure(self) -> tuple[str, int, int | None]:
         """Phase, bytes done, total bytes if known."""
@@ -156,9 +160,9 @@ class Source:
         request = verbs.dump_request(
             self._target, self._rounds.next(**changes), self._via, self._hook, None
         )
-        self._call = HeldCall(request, self._handover.withdraw)
+        call = HeldCall(request, self._handover)
         try:
-            return verbs.dump_result(request, self._call.wait())
+            return verbs.dump_result(request, call.wait())
         except BaseException as error:
             self._handover.fail(error)
 
@@ -175,11 +179,6 @@ class Source:
             self._send("images")
             self._phases.enter("restore")
             self._channel.send_message("restore", lazy=self._mode.lazy)
-            if self._relay is None:
-                self._handover.complete()
-            else:
-                assert self._call is not None
-                self._handover.serve(self._call)
 
     def _result(self, dumped: DumpResult) -> MigrationResult:
         self._phases.enter("report")

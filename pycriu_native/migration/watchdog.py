@@ -48,12 +48,14 @@ class Watchdog(Closing):
             self._process = ChildProcess(pid, pidfd, stderr_text)
 
     def set_cleanup(self, fds: Sequence[int] = (), **cleanup: Any) -> None:
-        """Set the actions for the death of this process; the watchdog keeps copies of ``fds``."""
+        """Set the actions for the death of this process; the watchdog keeps copies of ``fds``.
+
+        With ``abort_serving`` or ``hold``, ``fds`` are connections to the CRIU of a dump.
+        """
         with self._lock:
             self._cleanup |= cleanup
-            message = json.dumps(
-                self._cleanup | ({"has_server": True} if "abort_serving" in cleanup else {})
-            )
+            to_criu = bool(fds) and not {"abort_serving", "hold"}.isdisjoint(cleanup)
+            message = json.dumps(self._cleanup | {"to_criu": to_criu})
             with contextlib.suppress(BrokenPipeError):
                 socket.send_fds(self._socket, [message.encode()], list(fds))
 

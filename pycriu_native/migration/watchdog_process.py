@@ -2,7 +2,7 @@
 
 The parent sends the required actions, again after each change. When the connection ends without a
 release, the watchdog carries them out: it ends or stops the restored processes, ends the lazy-pages
-daemon, removes the images, and makes a CRIU that serves pages resume the process. It also has
+daemon, removes the images, and makes the CRIU of a dump resume or end its process. It also has
 copies of the userfaultfds: without them the kernel would fill missing pages with zeros at the
 daemon's end, and the process would continue with wrong memory.
 
@@ -88,18 +88,40 @@ def end_tree(pid: int, start: str) -> bool:
     return not remaining
 
 
-def undo(cleanup: dict[str, Any], server: int) -> None:
-    """Undo the migration. ``server`` is the page connection of a CRIU that serves, or -1."""
+def settle(cleanup: dict[str, Any], criu: list[int]) -> None:
+    """Make the CRIU of a dump end or resume its process, through the first of its descriptors.
+
+    ``accept``: the destination's copy runs, and CRIU continues with this reply. Otherwise the
+    process is resumed after a wait, in which the destination ends its copy: ``hold`` for a CRIU
+    that waits for a reply, ``abort_serving`` for one that serves pages.
+    """
+    with socket.socket(fileno=criu[0]) as connection:
+        if cleanup.get("accept") is not None:
+            connection.settimeout(DEATH_TIMEOUT)
+            connection.sendall(bytes.fromhex(cleanup["accept"]))
+        elif cleanup.get("hold") is not None:
+            time.sleep(cleanup["hold"])
+            return  # CRIU fails at the end of the connection
+        elif cleanup.get("abort_serving") is not None:
+            time.sleep(cleanup["abort_serving"])
+            connection.sendall(INVALID_COMMAND)
+            for other in criu[1:]:
+                os.close(other)  # if CRIU does not serve yet, it waits at this one, and fails
+        else:
+            return
+        while connection.recv(2**20):
+            pass  # read, since a CRIU that is blocked in a write reads no commands
+
+
+def undo(cleanup: dict[str, Any], criu: list[int]) -> None:
+    """Undo the migration. ``criu``: the descriptors that ``settle`` needs, if there are any."""
     for pid, start in cleanup.get("end", ()):
         end_tree(pid, start)
     for pid, start in cleanup.get("stop", ()):
         stop_tree(pid, start)
-    if cleanup.get("abort_serving") is not None and server >= 0:
-        time.sleep(cleanup["abort_serving"])
-        with contextlib.suppress(OSError), socket.socket(fileno=server) as pages:
-            pages.sendall(INVALID_COMMAND)
-            while pages.recv(2**20):
-                pass  # read, since a CRIU that is blocked in a write reads no commands
+    if criu:
+        with contextlib.suppress(OSError):
+            settle(cleanup, criu)
     if cleanup.get("remove"):
         import shutil
 
@@ -114,17 +136,17 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     cleanup: dict[str, Any] = {}
-    server = -1
+    criu: list[int] = []
     while True:
         message, fds, _, _ = socket.recv_fds(parent, LARGEST_MESSAGE, FDS)
         if not message:
-            undo(cleanup, server)
+            undo(cleanup, criu)
             return
         cleanup = json.loads(message)
         if cleanup.get("release"):
             return
-        if cleanup.get("has_server"):
-            server = fds[0]
+        if cleanup.get("to_criu"):
+            criu = list(fds)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ class Fields:
     """The earlier images that a dump builds on, as a path relative to the images directory. A dump
     needs ``track_mem`` as well; otherwise CRIU saves all memory again, without a warning."""
     leave_running: bool | None = None
-    """Leave the process running after the dump. CRIU's default is to kill it."""
+    """Leave the process running after the dump; with ``files="rollback"`` a restore returns the
+    files that it writes to from then on. CRIU's default is to kill it."""
     tcp_established: bool | None = None
     """Save established TCP connections. The restore needs it too, and the same addresses."""
     external_unix_connections: bool | None = None
@@ -185,7 +186,7 @@ class Fields:
     skip_mnts: Iterable[StrPath] | None = None
     """Mount points that are not saved."""
     enable_fs: Iterable[str] | None = None
-    """File systems that CRIU does not support and that are saved all the same: names, or
+    """File systems that are saved although CRIU does not support them: names, or
     ``"all"``."""
     mntns_compat_mode: bool | None = None
     """Restore mounts as CRIU before 3.17 did. CRIU 3.17."""

@@ -218,7 +218,7 @@ class FlagParser:
 
     def _take_number(self, flag: str, number: int) -> None:
         if flag == "--close":
-            return  # a worker inherits none of the caller's
+            return  # a worker does not inherit the caller's descriptors
         if not number and flag != "--ps-socket":
             raise ValueError("1 or more is accepted")
         if flag == "--tree":

@@ -93,49 +93,44 @@ def start(timings: Place | Sequence[StartTimings], to: Place) -> None:
     ``pycriu-native start --timings``. Only the last 16 are drawn. Raises as :func:`timeline`.
     """
     _check(to)
-    found = read_starts(timings) if isinstance(timings, str | os.PathLike) else timings
-    if not any(each.total for each in found):
-        raise OptionError([Problem("timings", found, "timings of at least one start")])
-    _draw_starts(found[-MOST:], to)
+    if isinstance(timings, str | os.PathLike):
+        timings = read_starts(timings)
+    if not any(each.total for each in timings):
+        raise OptionError([Problem("timings", timings, "timings of at least one start")])
+    _draw_starts(timings[-MOST:], to)
 
 
 # ---- the plots ----
 
 
-def _draw_timeline(found: Timeline, to: Place) -> None:
-    shown, rest = _lanes(found.processes)
+def _draw_timeline(dump: Timeline, to: Place) -> None:
+    shown, rest = _lanes(dump.processes)
     lanes = 1 + len(shown) + bool(rest)
     figure = _figure(10, 1.9 + 0.36 * lanes)
     axes = figure.subplots()
-    scale, unit = _unit(found.end)
-    assert found.frozen is not None
-    begin, end = (at * scale for at in found.frozen)
+    scale, unit = _unit(dump.end)
+    assert dump.frozen is not None
+    begin, end = (at * scale for at in dump.frozen)
     axes.axvspan(begin, end, color=YELLOW, alpha=0.28, linewidth=0)
     for at in (begin, end):
         axes.axvline(at, color=RED, linewidth=1.1, linestyle=(0, (4, 2)))
-    for phase in found.phases:
-        axes.barh(
-            0,
-            (phase.end - phase.begin) * scale,
-            left=phase.begin * scale,
-            height=0.62,
-            color=_PHASE_COLOURS[phase.name],
-            label=phase.name if phase.name != "resume" or phase.end > phase.begin else None,
-        )
+    for phase in dump.phases:
+        label = phase.name if phase.name != "resume" or phase.end > phase.begin else None
+        _bar(axes, 0, phase, scale, color=_PHASE_COLOURS[phase.name], label=label)
     labels = ["CRIU"]
     for row, span in enumerate(shown, 1):
-        _lane(axes, row, [span], found.memory, scale)
+        _lane(axes, row, [span], dump.memory, scale)
         labels.append(f"{span.name} {span.pid}")
     if rest:
-        _lane(axes, len(labels), rest, found.memory, scale)
+        _lane(axes, len(labels), rest, dump.memory, scale)
         labels.append(f"{len(rest)} more")
     axes.barh(0, 0, color=PALE, label="a process")
     axes.barh(0, 0, color=ORANGE, label="its memory")
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    axes.set_xlim(0, found.end * scale * 1.005)
+    axes.set_xlim(0, dump.end * scale * 1.005)
     axes.set_xlabel(f"time since CRIU began, {unit}")
-    frozen = found.frozen[1] - found.frozen[0]
+    frozen = dump.frozen[1] - dump.frozen[0]
     axes.annotate(
         f"frozen for {_time(frozen)}",
         ((begin + end) / 2, 1.0),
@@ -147,7 +142,7 @@ def _draw_timeline(found: Timeline, to: Place) -> None:
         color=RED,
         fontweight="bold",
     )
-    _title(figure, f"A dump of {_processes(len(found.processes))}, {_time(found.end)}")
+    _title(figure, f"A dump of {_processes(len(dump.processes))}, {_time(dump.end)}")
     _legend(figure, axes)
     _save(figure, to)
 
@@ -156,23 +151,19 @@ def _lane(
     axes: Axes, row: int, spans: Sequence[Span], memory: Sequence[Span], scale: float
 ) -> None:
     for span in spans:
-        axes.barh(
-            row,
-            (span.end - span.begin) * scale,
-            left=span.begin * scale,
-            height=0.62,
-            color=PALE,
-        )
+        _bar(axes, row, span, scale, color=PALE)
     pids = {span.pid for span in spans}
     for each in memory:
         if each.pid in pids:
-            axes.barh(
-                row,
-                (each.end - each.begin) * scale,
-                left=each.begin * scale,
-                height=0.3,
-                color=ORANGE,
-            )
+            _bar(axes, row, each, scale, color=ORANGE, height=0.3)
+
+
+def _bar(
+    axes: Axes, row: int, span: Any, scale: float, *, height: float = 0.62, **style: Any
+) -> None:
+    """Draw the time from ``span.begin`` to ``span.end``."""
+    width = (span.end - span.begin) * scale
+    axes.barh(row, width, left=span.begin * scale, height=height, **style)
 
 
 def _lanes(processes: Sequence[Span]) -> tuple[list[Span], list[Span]]:
@@ -183,8 +174,8 @@ def _lanes(processes: Sequence[Span]) -> tuple[list[Span], list[Span]]:
     return [p for p in processes if p in longest], [p for p in processes if p not in longest]
 
 
-def _draw_durations(found: Timeline, to: Place) -> None:
-    statistics = found.statistics
+def _draw_durations(timing: Timeline, to: Place) -> None:
+    statistics = timing.statistics
     assert statistics is not None
     rows = {
         "freezing": statistics.freezing_time,
@@ -221,50 +212,36 @@ _START_COLOURS = {
 }
 
 
-def _draw_starts(found: Sequence[StartTimings], to: Place) -> None:
-    longest = max(each.total for each in found)
+def _draw_starts(starts: Sequence[StartTimings], to: Place) -> None:
+    longest = max(each.total for each in starts)
     scale, unit = _unit(longest)
-    figure = _figure(10, 2.1 + 0.36 * len(found))
+    figure = _figure(10, 2.1 + 0.36 * len(starts))
     axes = figure.subplots()
-    for place, each in enumerate(found):
+    for place, each in enumerate(starts):
         for phase in each.phases:
-            axes.barh(
-                place,
-                (phase.end - phase.begin) * scale,
-                left=phase.begin * scale,
-                height=0.62,
-                color=_START_COLOURS.get(phase.name, INK),
-                label=phase.name,
-            )
-        axes.annotate(
-            _time(each.total),
-            (each.total * scale, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=FAINT,
-        )
-    axes.set_yticks(range(len(found)), [f"{each.number} {each.way}" for each in found])
+            colour = _START_COLOURS.get(phase.name, INK)
+            _bar(axes, place, phase, scale, color=colour, label=phase.name)
+        _note_beside(axes, _time(each.total), each.total * scale, place)
+    axes.set_yticks(range(len(starts)), [f"{each.number} {each.way}" for each in starts])
     axes.invert_yaxis()
     axes.set_xlim(0, longest * scale * 1.1)
     axes.set_xlabel(f"time since the call began, {unit}")
-    _title(figure, f"{len(found)} start{'s' * (len(found) > 1)} of a snapshot")
+    _title(figure, f"{len(starts)} start{'s' * (len(starts) > 1)} of a snapshot")
     _legend(figure, axes)
     _save(figure, to)
 
 
-def _draw_rounds(found: Sequence[ImageRound], to: Place) -> None:
-    scale, unit = _size_unit(max(each.written + (each.in_parent or 0) for each in found))
-    names = [_short(os.path.basename(each.directory)) for each in found]
-    timed = [each.frozen for each in found]
-    figure = _figure(max(6, 1.6 + 0.8 * len(found)), 5.2)
+def _draw_rounds(rounds: Sequence[ImageRound], to: Place) -> None:
+    scale, unit = _size_unit(max(each.written + (each.in_parent or 0) for each in rounds))
+    names = [_short(os.path.basename(each.directory)) for each in rounds]
+    timed = [each.frozen for each in rounds]
+    figure = _figure(max(6, 1.6 + 0.8 * len(rounds)), 5.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    places = range(len(found))
-    written = [each.written / scale for each in found]
+    places = range(len(rounds))
+    written = [each.written / scale for each in rounds]
     bars = above.bar(places, written, width=0.62, color=BLUE, label="written")
-    above.bar_label(bars, [_size(each.written) for each in found], padding=2, fontsize=8)
-    skipped = [(each.in_parent or 0) / scale for each in found]
+    above.bar_label(bars, [_size(each.written) for each in rounds], padding=2, fontsize=8)
+    skipped = [(each.in_parent or 0) / scale for each in rounds]
     if any(skipped):
         above.bar(places, skipped, bottom=written, width=0.62, color=GREY, alpha=0.6,
                   label="left in the parents")  # fmt: skip
@@ -279,7 +256,7 @@ def _draw_rounds(found: Sequence[ImageRound], to: Place) -> None:
     below.margins(y=0.25)
     below.set_xticks(places, names)
     below.set_xlabel("round, the last one is the dump")
-    _title(figure, f"{len(found)} round{'s' * (len(found) > 1)} of one chain")
+    _title(figure, f"{len(rounds)} round{'s' * (len(rounds) > 1)} of one chain")
     _legend(figure, above)
     _save(figure, to)
 
@@ -302,10 +279,10 @@ _PLACES = {
 }
 
 
-def _draw_memory(found: ImageSet, to: Place) -> None:
+def _draw_memory(images: ImageSet, to: Place) -> None:
     kinds: dict[str, dict[str, int]] = {}
     seen: set[tuple[int, int]] = set()
-    for mapping in (each for process in found.processes for each in process.mappings):
+    for mapping in (each for process in images.processes for each in process.mappings):
         if mapping.shared is not None:
             # The images contain the pages of shared memory once.
             if (mapping.shared, mapping.offset) in seen:
@@ -318,14 +295,14 @@ def _draw_memory(found: ImageSet, to: Place) -> None:
                 row[place] += getattr(mapping, place)
     total = sum(row["stored"] for row in kinds.values())
     kinds = {kind: row for kind, row in kinds.items() if any(row.values())}
-    by_size = sorted((p for p in found.processes if p.mappings), key=_stored, reverse=True)
+    by_size = sorted((p for p in images.processes if p.mappings), key=_stored, reverse=True)
     shown, rest = by_size[:MOST], by_size[MOST:]
     lanes = len(shown) + bool(rest)
     figure = _figure(10, 2.4 + 0.36 * (len(kinds) + lanes))
     above, below = figure.subplots(2, 1, height_ratios=[len(kinds) + 1, lanes + 1])
     _by_kind(above, dict(sorted(kinds.items(), key=lambda each: -each[1]["stored"])))
     _by_process(below, shown, rest)
-    _title(figure, f"Memory in the images: {_size(total)} of {_processes(len(found.processes))}")
+    _title(figure, f"Memory in the images: {_size(total)} of {_processes(len(images.processes))}")
     _save(figure, to)
 
 
@@ -338,19 +315,18 @@ def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
             axes.barh(list(kinds), values, left=remaining, height=0.62, color=colour, label=label)
         remaining = [a + b for a, b in zip(remaining, values, strict=True)]
     for row, sizes in enumerate(kinds.values()):
-        axes.annotate(
-            _size(sizes["stored"] + sizes["in_parent"] + sizes["lazy"]),
-            (remaining[row], row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=FAINT,
-        )
+        in_images = sizes["stored"] + sizes["in_parent"] + sizes["lazy"]
+        _note_beside(axes, _size(in_images), remaining[row], row)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlabel(f"by kind, {unit}; the totals exclude zeros")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
+
+
+def _note_beside(axes: Axes, text: str, end: float, row: int) -> None:
+    """Write the text to the right of the bar of a row."""
+    style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": FAINT}
+    axes.annotate(text, (end, row), xytext=(4, 0), textcoords="offset points", **style)
 
 
 def _by_process(axes: Axes, shown: Sequence[Process], rest: Sequence[Process]) -> None:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from .._integrity.statistics import read_dump
-from .._support.unpatched import close
+from .._system.descriptors import opened_directory
 from ..errors import ImagesError
 from ..results import DumpStatistics
 
@@ -83,13 +83,10 @@ def read_timeline(
 
 def _statistics(directory: str) -> DumpStatistics | None:
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with opened_directory(directory) as fd:
+            return read_dump(fd)
     except OSError as error:
         raise ImagesError(f"{directory}: {error.strerror}") from None
-    try:
-        return read_dump(fd)
-    finally:
-        close(fd)
 
 
 class _Reader:

@@ -165,9 +165,9 @@ class Starting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait until the copy ends; it is killed if the task was cancelled."""
+        """Wait until the copy ends; it is killed if the block raised an exception."""
         assert self._process is not None
-        if isinstance(error, asyncio.CancelledError):
+        if error is not None:
             self._process.kill()
         await self._process.aclose()
 

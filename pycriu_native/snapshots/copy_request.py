@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import guest
@@ -14,6 +14,9 @@ from ..errors import OptionError, Problem
 from . import streams
 from .record import Record
 from .streams import Stream, TextMode
+
+LAST_STREAM = 2
+"""The number of standard error."""
 
 LARGEST_START = 16 * 1024 * 1024
 """Limit of arguments and environment in bytes, by the buffer of the socket to a copy."""
@@ -29,6 +32,7 @@ class CopyRequest:
     env: Mapping[str, str] | None
     extra_env: Mapping[str, str] | None
     cwd: str | os.PathLike[str] | None
+    pass_fds: Collection[int] = ()
 
     def problems(self, record: Record, *, by_criu: bool = True) -> Iterator[Problem]:
         """Problems of the arguments. ``by_criu``: CRIU installs the streams, not a zygote."""
@@ -41,6 +45,7 @@ class CopyRequest:
         else:
             yield from self._guest_problems()
         yield from streams.check(self.streams, record.stream_keys, by_criu=by_criu)
+        yield from self._descriptor_problems(record)
 
     def _guest_problems(self) -> Iterator[Problem]:
         if self.args is not None and (
@@ -55,9 +60,39 @@ class CopyRequest:
                 "cwd", os.fspath(self.cwd), "the absolute path of a directory is accepted"
             )
 
+    def _descriptor_problems(self, record: Record) -> Iterator[Problem]:
+        if not self.pass_fds:
+            return
+        if not record.forks:
+            rule = (
+                "accepted if the program calls pycriu_native.guest.wait(), which receives the "
+                "descriptors; other programs read only a line"
+            )
+            yield Problem("pass_fds", self.pass_fds, rule)
+            return
+        if wrong := [fd for fd in self.pass_fds if not is_open(fd)]:
+            yield Problem("pass_fds", wrong, "numbers of open descriptors are accepted")
+            return
+        if used := set(self.descriptors) & set(record.descriptors):
+            free = max(record.descriptors) + 1
+            rule = (
+                "the saved program has other files open with these numbers; numbers from "
+                f"{free} on are free: fcntl.fcntl(fd, fcntl.F_DUPFD, {free})"
+            )
+            yield Problem("pass_fds", sorted(used), rule)
+        if len(self.descriptors) > guest.MOST_DESCRIPTORS:
+            rule = f"at most {guest.MOST_DESCRIPTORS} descriptors are accepted"
+            yield Problem("pass_fds", len(self.descriptors), rule)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The descriptors that the copy gets with the same numbers, beside its streams."""
+        return sorted({fd for fd in self.pass_fds if fd > LAST_STREAM})
+
     def command(self, record: Record) -> list[str]:
         """The command line of the copy."""
-        return [*record.command[:1], *(self.args or record.command[1:])]
+        args = record.command[1:] if self.args is None else self.args
+        return [*record.command[:1], *args]
 
     def line(self, number: int) -> bytes:
         """The line that a copy reads: see :class:`pycriu_native.guest.Start`."""
@@ -69,23 +104,43 @@ class CopyRequest:
             directory=None if self.cwd is None else os.fspath(self.cwd),
             seed=os.urandom(32).hex(),
         )
-        return json.dumps(start._asdict()).encode() + b"\n"
+        members = start._asdict()
+        if self.descriptors:
+            members["descriptors"] = self.descriptors
+        return json.dumps(members).encode() + b"\n"
 
 
-def send_line(guest_socket: socket.socket, line: bytes) -> None:
-    """Write a line that is read later. ``OptionError`` if it exceeds the socket's buffer."""
+def send_line(guest_socket: socket.socket, line: bytes, fds: Sequence[int] = ()) -> None:
+    """Write a line, with descriptors, that is read later.
+
+    ``OptionError`` if it exceeds the socket's buffer.
+    """
     if len(line) > 65536:
         for option in (socket.SO_SNDBUF, 32):  # SO_SNDBUFFORCE, beyond net.core.wmem_max
             with contextlib.suppress(OSError):
                 size = min(2 * len(line), LARGEST_START)
                 guest_socket.setsockopt(socket.SOL_SOCKET, option, size)
     try:
-        sent = guest_socket.send(line, socket.MSG_DONTWAIT)
+        if fds:
+            sent = socket.send_fds(guest_socket, [line], fds, socket.MSG_DONTWAIT)
+        else:
+            sent = guest_socket.send(line, socket.MSG_DONTWAIT)
     except BlockingIOError:
         sent = 0
     if sent != len(line):
         rule = "arguments and environment are too large to be sent to a copy at once"
         raise OptionError([Problem("args", f"{len(line)} bytes", rule)], verb="start")
+
+
+def is_open(fd: object) -> bool:
+    """Whether this is the number of an open descriptor of this process."""
+    if type(fd) is not int:
+        return False
+    try:
+        os.fstat(fd)
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def are_texts(values: Sequence[object]) -> bool:

@@ -58,7 +58,7 @@ class ForkedWorkers(Closing):
 
     @property
     def allow_untrusted(self) -> bool:
-        """As for the worker."""
+        """Like that of ``worker``."""
         return self.worker.allow_untrusted
 
     @property
@@ -67,11 +67,11 @@ class ForkedWorkers(Closing):
         return 0 if self._server is None else self._server.pid
 
     def identity(self) -> tuple[object, ...] | None:
-        """As for the worker."""
+        """Like that of ``worker``."""
         return self.worker.identity()
 
     def name(self) -> str:
-        """As for the worker."""
+        """Like that of ``worker``."""
         return self.worker.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:

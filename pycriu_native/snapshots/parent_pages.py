@@ -3,7 +3,7 @@
 The page maps of the new snapshot refer to its parent for these pages, as in CRIU's incremental
 dumps (``PE_PARENT``). The parent is the subdirectory ``parent``, with hard links to the page maps
 and pages of the other snapshot and of its parents. Pages are thus stored once, but no snapshot
-needs the directory of another one: each can be moved, packed and removed by itself.
+needs the directory of another one: each can be moved, packed and removed separately.
 """
 
 from __future__ import annotations

@@ -66,8 +66,10 @@ class Record:
     threads: int = 0
     """Threads of the root process; 0: unknown."""
     forks: bool = False
-    """Whether the program forks copies of itself on request (:meth:`.Snapshot.zygote`)."""
-
+    """Whether the program calls :func:`pycriu_native.guest.wait`: it forks copies of itself on
+    request (:meth:`.Snapshot.zygote`), and receives descriptors (``pass_fds``)."""
+    descriptors: tuple[int, ...] = ()
+    """The open descriptors of the root process."""
     processor: str = ""
     """The processor level that the program was limited to; empty: none."""
 
@@ -107,5 +109,6 @@ class Record:
         host["cpu_flags"] = tuple(host["cpu_flags"])
         files = tuple(MappedFile(**each) for each in fields.pop("files"))
         fields["command"] = tuple(fields["command"])
+        fields["descriptors"] = tuple(fields.get("descriptors", ()))
         first, second, third = fields.pop("stream_keys")
         return cls(host=Host(**host), files=files, stream_keys=(first, second, third), **fields)

@@ -94,7 +94,7 @@ def start_copy(
             # The copy can read the data after this end was closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
-            send_line(ours, given.line(number))
+            send_line(ours, given.line(number), given.descriptors)
             guest_fd = theirs.fileno()
             if savable:
                 inode = os.fstat(guest_fd).st_ino

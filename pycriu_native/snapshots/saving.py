@@ -46,7 +46,7 @@ class Ends:
     """CRIU's keys for a program's streams and the guest's socket."""
 
     keys: Sequence[str | None]
-    """Of standard input, output, error, and the guest's socket; None: it cannot be replaced."""
+    """The keys of standard input, output, error and the guest's socket; None: not replaceable."""
     external: Sequence[str] = ()
     """The keys of resources that CRIU does not save."""
     guest_fd: int | None = None
@@ -180,6 +180,7 @@ class Saving:
             files=host_check.mapped_files(tree),
             threads=len(seen.threads),
             forks=ends.forks,
+            descriptors=tuple(sorted(each.number for each in seen.descriptors)),
             processor=processor,
         )
         created = not self.directory.exists()

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,7 @@ class Snapshot(Closing):
         env: Mapping[str, str] | None = None,
         extra_env: Mapping[str, str] | None = None,
         cwd: StrPath | None = None,
+        pass_fds: Collection[int] = (),
         hostname: str | None = None,
         network: bool | StrPath | None = None,
         cgroup: StrPath | None = None,
@@ -190,6 +191,9 @@ class Snapshot(Closing):
             env: the environment; None: that of the snapshot.
             extra_env: variables to add to it.
             cwd: the working directory; None: that of the snapshot.
+            pass_fds: descriptors that the copy gets with the same numbers, as for
+                ``subprocess.Popen``. The program has to call ``guest.wait()``, and must not have
+                saved a descriptor with such a number.
             hostname: the copy's host name, in a new UTS namespace; None: the host's.
             network: True: a new network namespace with the loopback interface up; a path
                 (``/run/netns/blue``): an existing one; None or False: that of this process.
@@ -224,6 +228,7 @@ class Snapshot(Closing):
             env=env,
             extra_env=extra_env,
             cwd=cwd,
+            pass_fds=pass_fds,
         )
         place = Place(hostname=hostname, network=network, cgroup=cgroup)
         chosen = via or Worker()
@@ -341,7 +346,7 @@ class Snapshot(Closing):
 
         ``async with snapshot.start_async(...) as process``, or ``await``, returns an
         :class:`~pycriu_native.snapshots.AsyncProcess`. A cancellation of the task during the start
-        or in the block ends the copy.
+        ends the copy, and so does an exception in the block, such as that of a timeout.
         """
         from .aio_process import starting  # asyncio takes long to load
 

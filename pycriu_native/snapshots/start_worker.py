@@ -81,19 +81,19 @@ class StartWorker(Closing):
 
     @property
     def allow_untrusted(self) -> bool:
-        """As for the worker."""
+        """Like that of ``via``."""
         return self.via.allow_untrusted
 
     def identity(self) -> tuple[object, ...] | None:
-        """As for the worker."""
+        """Like that of ``via``."""
         return self.via.identity()
 
     def name(self) -> str:
-        """As for the worker."""
+        """Like that of ``via``."""
         return self.via.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """As for the worker."""
+        """Like that of ``via``."""
         return self.via.refuses(inherits=inherits, sibling=sibling)
 
     def connect(

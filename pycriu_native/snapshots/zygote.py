@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,7 @@ class Zygote(Closing):
         env: Mapping[str, str] | None = None,
         extra_env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        pass_fds: Collection[int] = (),
         text: bool | None = None,
         encoding: str | None = None,
         errors: str | None = None,
@@ -148,6 +149,7 @@ class Zygote(Closing):
             env=env,
             extra_env=extra_env,
             cwd=cwd,
+            pass_fds=pass_fds,
         )
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
@@ -166,7 +168,7 @@ class Zygote(Closing):
             child = ForkedChild(self._forked(ours, until), self)
             kept.callback(child.close, wait=True)
             watch.ends("fork")
-            send_line(ours, given.line(number))
+            send_line(ours, given.line(number), given.descriptors)
             self._copies.add(child)
             kept.pop_all()
         return Process(

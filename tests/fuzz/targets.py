@@ -312,7 +312,7 @@ def _manifest_seeds() -> list[bytes]:
 # ---- a migration's peer ----
 
 
-def shipments(data: bytes) -> None:
+def transfers(data: bytes) -> None:
     """Any stream of a peer: the files are in their directory, or it is refused."""
     place = fresh()
     ours, theirs = socket.socketpair()
@@ -321,9 +321,9 @@ def shipments(data: bytes) -> None:
         with theirs:
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
-            told: dict[str, object] = {"number": 1, "files": 2, "bytes": 100}
+            announcement: dict[str, object] = {"number": 1, "files": 2, "bytes": 100}
             with contextlib.suppress(CriuError):
-                image_transfer.receive(channel, str(place), told, 0, lambda size: None)
+                image_transfer.receive(channel, str(place), announcement, 0, lambda size: None)
     finally:
         channel.close()
     assert os.listdir(place) in ([], ["1"])
@@ -337,14 +337,19 @@ def _frame(kind: Kind, data: bytes) -> bytes:
     return HEADER.pack(kind, len(data)) + data
 
 
-def _shipment_seeds() -> list[bytes]:
-    def told(name: str, size: int) -> bytes:
+def _transfer_seeds() -> list[bytes]:
+    def announced(name: str, size: int) -> bytes:
         text = json.dumps({"word": "file", "name": name, "size": size})
         return _frame(Kind.MESSAGE, text.encode())
 
-    files = told("core-1.img", 3) + _frame(Kind.PIECE, b"abc") + told("b.img", 0)
+    files = announced("core-1.img", 3) + _frame(Kind.PIECE, b"abc") + announced("b.img", 0)
     refusal = _frame(Kind.MESSAGE, b'{"word": "failed", "why": "no"}')
-    return [files, told("../x", 1) + _frame(Kind.PIECE, b"x"), refusal, _frame(Kind.ALIVE, b"")]
+    return [
+        files,
+        announced("../x", 1) + _frame(Kind.PIECE, b"x"),
+        refusal,
+        _frame(Kind.ALIVE, b""),
+    ]
 
 
 # ---- other forms of options ----
@@ -401,7 +406,7 @@ TARGETS = {
     "pagemaps": Target(pagemaps, _pagemap_seeds),
     "archives": Target(archives, _archive_seeds, largest=LARGE),
     "manifests": Target(manifests, _manifest_seeds),
-    "shipments": Target(shipments, _shipment_seeds),
+    "transfers": Target(transfers, _transfer_seeds),
     "configuration": Target(configuration, _configuration_seeds),
     "runc": Target(runc, _runc_seeds),
 }

@@ -303,15 +303,15 @@ def test_a_thread_is_left_as_it_was(spawn: Spawn, tmp_path: Path) -> None:
 def test_a_hook_in_a_job(spawn: Spawn, tmp_path: Path) -> None:
     """A job with a hook runs it on the job's thread."""
     target = spawn()
-    heard: list[threading.Thread] = []
+    received: list[threading.Thread] = []
 
     def job() -> threading.Thread:
         opts = CriuOpts(images_directory=tmp_path / "a", leave_running=True)
-        dump(target.pid, opts, on_notify=lambda _: heard.append(threading.current_thread()))
+        dump(target.pid, opts, on_notify=lambda _: received.append(threading.current_thread()))
         return threading.current_thread()
 
     (over,) = run_many([job])
-    assert set(heard) == {over.get()}
+    assert set(received) == {over.get()}
 
 
 def test_waiting_for_a_turn_costs_no_time(

@@ -111,11 +111,11 @@ def test_kept_all_the_same(images: Path) -> None:
         Path("/dev/shm/criu.kdat").write_bytes(b"of another build")
         assert any("Stale" in line for line in saved())
         assert feature_cache().state == "impossible"
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "pycriu_native", "keep-cache"],
             capture_output=True, text=True, check=True,
         )
-        assert told.stdout == "/run/criu.kdat: it is kept, in /dev/shm/criu.kdat\\n", told.stdout
+        assert done.stdout == "/run/criu.kdat: it is kept, in /dev/shm/criu.kdat\\n", done.stdout
         assert feature_cache() == found
         """,
         images,

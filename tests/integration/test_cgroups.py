@@ -394,12 +394,15 @@ print(result.id)
 """
 
 
+@pytest.mark.cures("preflight:caller-frozen")
 @pytest.mark.parametrize("nested", [False, True], ids=["in it", "below it"])
 @pytest.mark.parametrize("controller", FREEZERS, ids=["v1", "v2"])
 def test_freeze_cgroup_of_the_caller(
     make_cgroup: Make, spawn: Spawn, images: Path, controller: str, nested: bool
 ) -> None:
-    """It is refused: CRIU, the caller and the process would be frozen for ever."""
+    """It is refused: CRIU, the caller and the process would be frozen for ever. A call from outside
+    of the cgroup works.
+    """
     hierarchy = cgroups.required(controller)
     cgroup = make_cgroup(hierarchy)
     own = cgroup / "below" if nested else cgroup
@@ -418,6 +421,8 @@ def test_freeze_cgroup_of_the_caller(
     assert (caller.returncode, output) == (0, "caller-frozen\n")
     assert target.runs_on()
     assert not images.exists()
+    dump(target.pid, CriuOpts(images_directory=images, freeze_cgroup=cgroup, leave_running=True))
+    assert target.runs_on()
 
 
 def _end_all_but(cgroup: Path, pid: int, controller: str) -> None:

@@ -435,9 +435,9 @@ def test_log_options_of_files(target: Target, images: Path, tmp_path: Path) -> N
     dump(target.pid, own)
     message = (images / "theirs.log").stat().st_size
     dump(target.pid, replace(opts, log_level=4))
-    is_heard = message > (images / "dump.log").stat().st_size / 10
-    assert is_heard == setting(own, Worker(), path, "log_level").applies
-    assert is_heard == (not releases.has("4.2"))
+    applies = message > (images / "dump.log").stat().st_size / 10
+    assert applies == setting(own, Worker(), path, "log_level").applies
+    assert applies == (not releases.has("4.2"))
 
 
 def program_of(release: str) -> Path:

@@ -43,18 +43,18 @@ while True:
 
 
 @pytest.fixture
-def heard(tmp_path: Path) -> Path:
+def log(tmp_path: Path) -> Path:
     """The output file of the programs."""
-    path = tmp_path / "heard"
+    path = tmp_path / "log"
     path.touch()
     return path
 
 
-def _moved(program: str, heard: Path, images: Path, *arguments: str) -> Iterator[list[str]]:
+def _moved(program: str, log: Path, images: Path, *arguments: str) -> Iterator[list[str]]:
     """Dump and restore the program while its timer is due; yields its output at each check."""
     null = subprocess.DEVNULL
     process = subprocess.Popen(
-        [sys.executable, "-c", program, heard, *arguments],
+        [sys.executable, "-c", program, log, *arguments],
         stdin=null, stdout=null, stderr=null, start_new_session=True,
     )  # fmt: skip
     restored = None
@@ -63,9 +63,9 @@ def _moved(program: str, heard: Path, images: Path, *arguments: str) -> Iterator
         dump(process.pid, CriuOpts(images_directory=images))
         process.wait()
         restored = restore_child(CriuOpts(images_directory=images)).pid
-        Path(f"{heard}.go").touch()
+        Path(f"{log}.go").touch()
         while True:
-            yield heard.read_text().split()
+            yield log.read_text().split()
     finally:
         process.kill()
         process.wait()
@@ -78,21 +78,21 @@ def _moved(program: str, heard: Path, images: Path, *arguments: str) -> Iterator
     ("program", "arguments"), [(TIMERFD, ("1000000", "1000000")), (ITIMER, ())]
 )
 def test_a_periodic_timer_fires_on(
-    program: str, arguments: tuple[str, ...], heard: Path, images: Path
+    program: str, arguments: tuple[str, ...], log: Path, images: Path
 ) -> None:
     """A timer that was due at the dump fires again after the restore."""
-    looks = _moved(program, heard, images, *arguments)
+    looks = _moved(program, log, images, *arguments)
     try:
         eventually(lambda: len(next(looks)) > 20, "twenty expiries")
     finally:
         looks.close()  # type: ignore[attr-defined]
 
 
-def test_a_timer_that_fires_once(heard: Path, images: Path) -> None:
+def test_a_timer_that_fires_once(log: Path, images: Path) -> None:
     """An expiration that was not read is read after the restore, and the timer does not
     fire again.
     """
-    looks = _moved(TIMERFD, heard, images, "1000000", "0")
+    looks = _moved(TIMERFD, log, images, "1000000", "0")
     try:
         eventually(lambda: next(looks), "its expiry")
         time.sleep(0.2)

@@ -52,7 +52,7 @@ def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
 
 
-def test_until_steady(spawn: Spawn, images: Path) -> None:
+def test_shrinking_rounds(spawn: Spawn, images: Path) -> None:
     """The default policy continues after the first round, and ends when rounds no longer shrink."""
     target = spawn(WRITER)
     steady = ShrinkingRounds(enough=0)

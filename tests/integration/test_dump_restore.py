@@ -106,7 +106,7 @@ def test_leave_running(spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
 
 
-def test_gone_tells_whether_the_pid_is_free(spawn: Spawn, images: Path) -> None:
+def test_pid_free_reports_a_free_pid(spawn: Spawn, images: Path) -> None:
     """A zombie child of the caller keeps its pid, as the result of the dump reports."""
     target = spawn()
     result = dump(target.pid, CriuOpts(images_directory=images))

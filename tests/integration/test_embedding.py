@@ -33,9 +33,9 @@ from pycriu_native import CriuError, CriuOpts, NoSuchProcessError, check, dump, 
 HERE = Path(sys.argv[1])
 
 def tell(*values):
-    partial = HERE / "told.partial"
+    partial = HERE / "output.partial"
     partial.write_text(json.dumps(values))
-    partial.rename(HERE / "told")
+    partial.rename(HERE / "output")
 
 def descriptors():
     return sorted(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}" for fd in os.listdir("/proc/self/fd")
@@ -46,7 +46,7 @@ def round_trip(pid, images):
     opts = CriuOpts(images_directory=images, leave_running=True)
     try:
         dump(int(Path("/proc/sys/kernel/pid_max").read_text()) - 1, opts)
-        raise AssertionError("a dump of nobody")
+        raise AssertionError("a dump of a pid that does not exist")
     except NoSuchProcessError:
         pass
     check()
@@ -82,13 +82,13 @@ def embed(tmp_path: Path) -> Iterator[Embed]:
         process.wait()
 
 
-def told(here: Path, process: subprocess.Popen[bytes]) -> Any:
+def output_of(here: Path, process: subprocess.Popen[bytes]) -> Any:
     """The values that an embedding program printed, after its successful end."""
     status = process.wait(3 * PATIENCE)
     errors = (here / "stderr").read_text()
     assert status == 0, errors
     assert not errors
-    return json.loads((here / "told").read_text())
+    return json.loads((here / "output").read_text())
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
@@ -115,7 +115,7 @@ def test_multiprocessing(spawn: Spawn, embed: Embed, tmp_path: Path, method: str
         """
     process = embed(program, target.pid, method)
     images = str(tmp_path / "images")
-    assert told(tmp_path, process) == [target.pid, images, -52, "restore", 17]
+    assert output_of(tmp_path, process) == [target.pid, images, -52, "restore", 17]
     assert target.runs_on()
 
 
@@ -130,7 +130,7 @@ def test_after_a_fork(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
         ended = os.waitpid(child, 0)[1]
         tell(ended, round_trip(int(sys.argv[2]), HERE / "after"))
         """
-    assert told(tmp_path, embed(program, target.pid)) == [0, True]
+    assert output_of(tmp_path, embed(program, target.pid)) == [0, True]
     assert target.runs_on()
 
 
@@ -151,13 +151,13 @@ def test_a_fork_in_mid_call(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
 
         opts = CriuOpts(images_directory=HERE / "images", leave_running=True)
         result = dump(int(sys.argv[2]), opts, on_notify=hook)
-        told = [result.pid, len(children) > 1]
+        values = [result.pid, len(children) > 1]
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        tell(*told)
+        tell(*values)
         """
-    assert told(tmp_path, embed(program, target.pid)) == [target.pid, True]
+    assert output_of(tmp_path, embed(program, target.pid)) == [target.pid, True]
     assert target.runs_on()
 
 
@@ -193,7 +193,7 @@ def test_a_default_timeout_of_sockets(spawn: Spawn, embed: Embed, tmp_path: Path
         except TimeoutError:
             tell("undone")
         """
-    assert told(tmp_path, embed(program, target.pid)) == ["undone"]
+    assert output_of(tmp_path, embed(program, target.pid)) == ["undone"]
     assert target.ask("blocks") == [True, True, True]
 
 
@@ -204,10 +204,10 @@ def test_threads(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         def one(pid):
-            heard = []
+            received = []
             opts = CriuOpts(images_directory=HERE / f"images-{pid}", leave_running=True)
-            result = dump(pid, opts, on_notify=lambda n: heard.append(threading.get_ident()))
-            return result.pid == pid and {threading.get_ident()} == set(heard)
+            result = dump(pid, opts, on_notify=lambda n: received.append(threading.get_ident()))
+            return result.pid == pid and {threading.get_ident()} == set(received)
 
         def small(_):
             return version().major >= 3
@@ -219,7 +219,7 @@ def test_threads(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
         tell(len(answers), all(answers), before == (descriptors(), threading.active_count()))
         """
     process = embed(program, *(target.pid for target in targets))
-    assert told(tmp_path, process) == [27, True, True]
+    assert output_of(tmp_path, process) == [27, True, True]
     assert all(target.runs_on() for target in targets)
 
 
@@ -271,7 +271,7 @@ def test_an_embedder_that_reaps_all(
         tell(good, died, taken)
         """)
     )
-    assert told(tmp_path, embed(program, target.pid)) == [True, True, True]
+    assert output_of(tmp_path, embed(program, target.pid)) == [True, True, True]
     assert target.runs_on()
 
 
@@ -303,7 +303,7 @@ def test_restored_children_of_an_embedder_that_reaps_all(
         target.reap()
     finally:
         (tmp_path / "reaped").touch()
-    assert told(tmp_path, process) == [target.pid, None]
+    assert output_of(tmp_path, process) == [target.pid, None]
 
 
 @pytest.mark.parametrize("closed", [(0,), (0, 1), (0, 1, 2), (2,)], ids=str)
@@ -330,7 +330,7 @@ def test_closed_standard_descriptors(
         tell(good, before == descriptors(), sorted(inputs))
         """
     process = embed(program, target.pid, json.dumps(closed))
-    assert told(tmp_path, process) == [True, True, ["/dev/null"]]
+    assert output_of(tmp_path, process) == [True, True, ["/dev/null"]]
     assert target.runs_on()
 
 
@@ -361,7 +361,7 @@ def test_few_descriptors(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
             assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "SR"
         tell(*outcomes)
         """
-    outcomes = told(tmp_path, embed(program, target.pid))
+    outcomes = output_of(tmp_path, embed(program, target.pid))
     assert set(outcomes) == {"Too many open files", "done"}
     assert outcomes == sorted(outcomes), "with more it is worse"
     assert target.runs_on()
@@ -383,10 +383,10 @@ def test_a_subinterpreter(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
                 import json, sys
                 sys.path[:] = json.loads(path)
                 from pycriu_native import CriuOpts, NoSuchProcessError, dump, version
-                heard = []
+                received = []
                 opts = CriuOpts(images_directory=here + "/images", leave_running=True)
-                result = dump(pid, opts, on_notify=heard.append)
-                assert result.pid == pid and heard and version().major >= 3
+                result = dump(pid, opts, on_notify=received.append)
+                assert result.pid == pid and received and version().major >= 3
                 try:
                     dump(2**22 - 1, opts)
                 except NoSuchProcessError:
@@ -396,7 +396,7 @@ def test_a_subinterpreter(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
         tell((HERE / "refused").read_text(), round_trip(int(sys.argv[2]), HERE / "main"))
         """
     pytest.importorskip("_xxsubinterpreters")
-    assert told(tmp_path, embed(program, target.pid)) == ["xx", True]
+    assert output_of(tmp_path, embed(program, target.pid)) == ["xx", True]
     assert target.runs_on()
 
 
@@ -422,7 +422,7 @@ def test_an_isolated_subinterpreter(embed: Embed, tmp_path: Path) -> None:
         tell((HERE / "refused").read_text())
         """
     pytest.importorskip("_xxsubinterpreters")
-    [refused] = told(tmp_path, embed(program))
+    [refused] = output_of(tmp_path, embed(program))
     assert "isolated subinterpreter" in refused
 
 
@@ -461,7 +461,7 @@ def test_exit_during_a_call(
         assert process.poll() is None
     finally:
         (tmp_path / "go").touch()
-    assert told(tmp_path, process) == [target.pid]
+    assert output_of(tmp_path, process) == [target.pid]
     assert (tmp_path / "images" / "inventory.img").exists()
     if leave_running:
         assert target.runs_on()

@@ -225,16 +225,16 @@ def test_a_restore_fails_where_it_cannot_wait(hold: Spawn, locked: Path, images:
 LEASE = """
     import fcntl, signal
 
-    told = []
+    signals = []
     def give_up(*_):
-        told.append(1)
+        signals.append(1)
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     signal.signal(signal.SIGIO, give_up)
 
     (HERE / "leased").write_text("content")
     file = open(HERE / "leased", "rb")
     fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    serve(told=lambda: len(told), lease=lambda: fcntl.fcntl(file, fcntl.F_GETLEASE))
+    serve(signals=lambda: len(signals), lease=lambda: fcntl.fcntl(file, fcntl.F_GETLEASE))
 """
 
 
@@ -251,6 +251,6 @@ def test_a_lease(spawn: Spawn, images: Path) -> None:
     target.reap()
     restore(opts)
     assert target.ask("lease") == fcntl.F_RDLCK
-    assert target.ask("told") == 0
+    assert target.ask("signals") == 0
     (target.directory / "leased").write_text("changed")  # waits until the lease is given up
-    assert target.ask("told") == 1
+    assert target.ask("signals") == 1

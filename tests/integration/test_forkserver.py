@@ -1,4 +1,4 @@
-"""A fork server: its workers, and the end of it, whatever happens to it."""
+"""Fork servers: their workers, and their end after each kind of failure."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from pycriu_native import (
     run_many,
     version,
 )
+from pycriu_native._recovery.temporary_files import remove_temporary
 from pycriu_native._transport import forkserver as module
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.forkserver import ForkServer, ForkServerUnavailableError
@@ -40,19 +41,32 @@ from .support.processes import children, eventually, is_alive
 
 @pytest.fixture
 def server() -> Iterator[ForkServer]:
-    """One that is ready."""
+    """A fork server that is ready."""
     made = ForkServer(find_program(), {}, SAVING)
     yield made
     made.close()
 
 
 def fork_worker(server: ForkServer) -> WorkerConnection:
-    """A worker."""
+    """Return a new worker of the fork server."""
     return connect_worker(find_program(), server.fork_worker)
 
 
+def test_files_of_a_killed_worker_are_removed(server: ForkServer) -> None:
+    """The fork server is no other CRIU that may use them."""
+    path = Path("/tmp/.criu.move_mount_set_group.Ab12cd")
+    path.mkdir()
+    try:
+        assert server.is_open
+        assert list(remove_temporary(time.time() - 1, (), killed=True)) == []
+        assert not path.exists()
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+
+
 def test_a_copy_of_its_socket_holds_nobody_up(server: ForkServer) -> None:
-    """A process that somebody has forked may hold one: the server ends all the same, by itself."""
+    """A forked process can hold a copy of the socket: the server still ends by itself."""
     copy = os.dup(server._connection.fd)
     server.close()
     os.close(copy)
@@ -61,8 +75,8 @@ def test_a_copy_of_its_socket_holds_nobody_up(server: ForkServer) -> None:
         fork_worker(server)
 
 
-def test_it_stays_the_parents(server: ForkServer) -> None:
-    """A forked child has no hold on it, and the parent's end ends it."""
+def test_a_forked_child_does_not_keep_the_server(server: ForkServer) -> None:
+    """A forked child closes its copy of the socket, and the parent can use the server."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -72,14 +86,14 @@ def test_it_stays_the_parents(server: ForkServer) -> None:
         finally:
             os._exit(0)
     ours = os.readlink(f"/proc/self/fd/{server._connection.fd}")
-    eventually(lambda: ours not in _held(pid), "the child's letting go")
+    eventually(lambda: ours not in _open_files(pid), "the closing of the child's copy")
     os.close(writing)
     os.close(reading)
     os.waitpid(pid, 0)
     fork_worker(server).wait()
 
 
-def _held(pid: int) -> list[str]:
+def _open_files(pid: int) -> list[str]:
     result = []
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -87,8 +101,8 @@ def _held(pid: int) -> list[str]:
     return result
 
 
-def test_one_that_does_not_answer(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is ended, and with it the worker that it would have made later."""
+def test_a_server_that_does_not_answer(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is ended, and so is the worker that it would have forked later."""
     monkeypatch.setattr(module, "UNTIL_FORKED", 200)
     before = children()
     os.kill(server.pid, signal.SIGSTOP)
@@ -132,25 +146,25 @@ def test_a_fork_server_that_is_killed_after_the_fork(server: ForkServer) -> None
     assert children() == before - {server.pid}
 
 
-def test_one_that_was_stopped_ends(server: ForkServer) -> None:
-    """By itself: it is set going."""
+def test_a_stopped_server_ends(server: ForkServer) -> None:
+    """A stopped server is continued, so that it ends by itself."""
     os.kill(server.pid, signal.SIGSTOP)
     server.close()
     assert server._connection.status == 0
 
 
-class _Another(Worker):
-    """A way of one's own to start them."""
+class _CustomWorker(Worker):
+    """A subclass with its own way to start a worker."""
 
     def connect(self, keep: Sequence[int] = (), spawn_options: SpawnOptions = SAVING) -> Connection:
         raise NotImplementedError
 
 
-def test_other_ways_are_left_alone() -> None:
-    """What a batch cannot know, it does not replace; nor what has an input of its own."""
+def test_other_kinds_of_workers_are_not_replaced() -> None:
+    """A batch replaces neither subclasses, nor pools, nor workers with their own stdin."""
     with ForkServerCache() as cache:
         with pytest.raises(NotImplementedError):
-            cache.connect(_Another(), (), SAVING)
+            cache.connect(_CustomWorker(), (), SAVING)
         with open(os.devnull) as null:
             cache.connect(Worker(stdin=null), (), SAVING).wait()
         assert not cache._servers
@@ -163,7 +177,7 @@ def test_other_ways_are_left_alone() -> None:
 
 
 def test_a_worker_inherits_descriptors(server: ForkServer) -> None:
-    """Under the numbers that they have here, whichever the fork server itself has there."""
+    """They have the same numbers as in the caller, also if the fork server uses these itself."""
     own = {int(number) for number in os.listdir(f"/proc/{server.pid}/fd")}
     numbers = sorted((own | set(range(3, 60))) - {0, 1, 2})
     is_open = {int(each) for each in os.listdir("/proc/self/fd")}
@@ -173,13 +187,13 @@ def test_a_worker_inherits_descriptors(server: ForkServer) -> None:
         expected = [os.readlink(f"/proc/self/fd/{number}") for number in numbers]
         worker = connect_worker(find_program(), lambda ends: server.fork_worker(ends, numbers))
 
-        def found() -> list[str]:
+        def inherited() -> list[str]:
             here = f"/proc/{worker.pid}/fd"
             held = set(os.listdir(here))
             return [os.readlink(f"{here}/{each}") for each in numbers if str(each) in held]
 
-        eventually(lambda: found() == expected, "its descriptors")
-        # CRIU has waited for a request on its own socket: that one was closed.
+        eventually(lambda: inherited() == expected, "its descriptors")
+        # CRIU waited for a request on its own socket, which has been closed.
         worker.wait()
         assert "Can't recv request: Connection reset by peer" in worker.final_stderr
     assert {int(number) for number in os.listdir(f"/proc/{server.pid}/fd")} == own
@@ -188,7 +202,7 @@ def test_a_worker_inherits_descriptors(server: ForkServer) -> None:
 def test_a_worker_that_cannot_be_watched(
     server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is ended and reaped: nobody would know of it."""
+    """Without a pidfd the worker is ended and reaped, since the call could not detect its end."""
 
     def fail(pid: int, flags: int = 0) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -202,10 +216,10 @@ def test_a_worker_that_cannot_be_watched(
     fork_worker(server).wait()
 
 
-def test_a_program_without_a_word_is_asked_once(
+def test_a_program_that_sends_nothing_is_tried_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The wait for its first word is long."""
+    """The wait for its first message is long, so the program is remembered as unable."""
     monkeypatch.setattr(module, "UNTIL_LOADED", 0.2)
     monkeypatch.setattr(module, "_unable", set())
     script = tmp_path / "criu"
@@ -214,13 +228,13 @@ def test_a_program_without_a_word_is_asked_once(
     with pytest.raises(ForkServerUnavailableError):
         ForkServer(str(script), {}, SAVING)
     assert len(module._unable) == 1
-    monkeypatch.setattr(module, "start_worker", None)  # it is not even started
+    monkeypatch.setattr(module, "start_worker", None)  # the program is not started again
     with pytest.raises(ForkServerUnavailableError):
         ForkServer(str(script), {}, SAVING)
 
 
 def test_a_static_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no loader, which its file shows: it is not started."""
+    """A program without a loader cannot preload a library: it is not started."""
     program = tmp_path / "criu"
     data = bytearray(Path(find_program()).read_bytes())
     assert not module._is_static(find_program())
@@ -238,22 +252,22 @@ def test_a_static_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "path", ["/a b/server.so", "/a:b/server.so", "/$LIB/server.so", "/none.so"]
 )
-def test_an_image_that_the_loader_would_misread(
+def test_a_library_path_that_the_loader_would_misread(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str
 ) -> None:
-    """It takes a space or a colon for the end of a path, and would load what is named behind."""
-    image = tmp_path / path[1:]
+    """The loader ends a path at a space or colon, and would load the file that follows."""
+    library = tmp_path / path[1:]
     if path != "/none.so":
-        image.parent.mkdir()
-        image.touch()
-    monkeypatch.setattr(module, "IMAGE", str(image))
+        library.parent.mkdir()
+        library.touch()
+    monkeypatch.setattr(module, "IMAGE", str(library))
     monkeypatch.setattr(module, "start_worker", None)
     with pytest.raises(ForkServerUnavailableError):
         ForkServer(find_program(), {}, SAVING)
 
 
-def test_a_batch_whose_jobs_are_elsewhere() -> None:
-    """A job that has entered a network namespace has its CRIU there, and no other job has."""
+def test_a_batch_with_jobs_in_another_namespace() -> None:
+    """The CRIU of a job that entered a network namespace is there, and that of no other job."""
     places = []
 
     def place(pid: int) -> str:
@@ -276,20 +290,20 @@ def test_a_batch_whose_jobs_are_elsewhere() -> None:
 
 
 def _worker_place(place: Any) -> str:
-    """Where the worker of a call that this thread makes would be."""
+    """Return the place of the worker that a call of this thread would use."""
     from pycriu_native._calls.call import CALL_RUNNER
 
     runner = CALL_RUNNER.get()
     assert isinstance(runner, ForkServerCache)
-    line = runner.connect(Worker(), (), SAVING)
+    worker = runner.connect(Worker(), (), SAVING)
     try:
-        return str(place(line.pid))
+        return str(place(worker.pid))
     finally:
-        line.wait()
+        worker.wait()
 
 
 def test_children_in_another_pid_namespace() -> None:
-    """A server there would tell the numbers of that namespace, which are others' here."""
+    """A server there would report the pids of that namespace, which the caller cannot use."""
 
     def inside() -> str:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -303,7 +317,7 @@ def test_children_in_another_pid_namespace() -> None:
 
 
 def test_a_batch_leaves_nothing(spawn: Spawn, tmp_path: Path) -> None:
-    """Neither its server nor any worker."""
+    """After a batch there is neither its fork server nor any worker."""
     target = spawn()
     before = children()
     done = dump_many(
@@ -315,10 +329,10 @@ def test_a_batch_leaves_nothing(spawn: Spawn, tmp_path: Path) -> None:
     assert target.runs_on()
 
 
-def test_one_that_was_killed_in_a_batch(
+def test_a_server_that_is_killed_in_a_batch(
     spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest of the workers are started each on its own."""
+    """The other workers are started without a fork server."""
     target = spawn()
     made: list[int] = []
     fork_worker = ForkServer.fork_worker

@@ -26,8 +26,10 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._failures.log_excerpt import known
+from pycriu_native._transport.helper_programs import HelperPrograms
 from pycriu_native._transport.program import SEARCH_PATH, find_program
 from pycriu_native.images import check_images
+from pycriu_native.results import Version
 
 from .conftest import Spawn
 from .support.containers import Container, container
@@ -152,3 +154,19 @@ def test_an_option_has_its_name(spawn: Spawn, images: Path, tmp_path: Path) -> N
     found = preflight(spawn(CONNECTED).pid, opts, via=_without(tmp_path / "bin"))
     assert "    network_lock='nftables'\n" in str(found)
     assert found.to_dict()["options"] == {"network_lock": "nftables"}
+
+
+@pytest.mark.parametrize("release", ["3.17", "3.17.1", "3.18", "4.2.1"])
+def test_the_program_that_restores_rules(tmp_path: Path, release: str) -> None:
+    """CRIU before 3.18 runs the plain program, also that of nftables; later ones the legacy one."""
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    plain = tmp_path / "iptables-restore"
+    plain.write_text("#!/bin/sh\necho 'iptables-restore v1.8.9 (nf_tables)'\n")
+    plain.chmod(0o755)
+    helpers = HelperPrograms(Worker(env={"PATH": str(tmp_path)}))
+    old = release.startswith("3.17")
+    lacking = () if old else ("iptables-legacy-restore",)
+    assert helpers.missing_for_rules("iptables", Version.parse(release)) == lacking
+    plain.unlink()
+    lacking = ("iptables-restore",) if old else ("iptables-legacy-restore",)
+    assert helpers.missing_for_rules("iptables", Version.parse(release)) == lacking

@@ -56,14 +56,14 @@ def _runs_untraced(pid: int) -> bool:
 def test_the_notifications_are_these(orphans: None, spawn: Spawn, images: Path) -> None:
     """The lists above have every notification."""
     target = spawn()
-    heard: list[Notify | str] = []
+    received: list[Notify | str] = []
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts, on_notify=lambda n: heard.append(n.action))
-    assert heard == [n for n in DUMP if n is not Notify.QUERY_EXT_FILES or releases.has("3.19")]
+    dump(target.pid, opts, on_notify=lambda n: received.append(n.action))
+    assert received == [n for n in DUMP if n is not Notify.QUERY_EXT_FILES or releases.has("3.19")]
     reap_all()
-    heard.clear()
-    restore(opts, on_notify=lambda n: heard.append(n.action))
-    assert heard == RESTORE
+    received.clear()
+    restore(opts, on_notify=lambda n: received.append(n.action))
+    assert received == RESTORE
 
 
 # ---- a hook that raises ----
@@ -247,12 +247,12 @@ from pycriu_native._support.unpatched import Event
 
 verb, pid, images, how = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 main = threading.main_thread().ident
-heard = threading.Event()
+received = threading.Event()
 threads = []
 
 
 def interrupt(*_):
-    heard.set()
+    received.set()
     raise KeyboardInterrupt
 
 
@@ -283,7 +283,7 @@ def ctrl_c(worker):
     while not waits():
         time.sleep(0.001)
     os.killpg(0, signal.SIGINT)
-    heard.wait()
+    received.wait()
     time.sleep(0.01)
     os.kill(worker, signal.SIGCONT)
 
@@ -301,7 +301,7 @@ def later():
     os.killpg(0, signal.SIGINT)
 
 
-told = {"interrupted": False, "result": None, "notes": []}
+outcome = {"interrupted": False, "result": None, "notes": []}
 try:
     if how[0].isdigit():
         threads.append(threading.Thread(target=later))
@@ -312,23 +312,23 @@ try:
     else:
         dump(pid, opts, on_notify=on_notify)
 except KeyboardInterrupt as interruption:
-    told["interrupted"] = True
-    told["result"] = repr(getattr(interruption, "result", None))
-    told["notes"] = getattr(interruption, "__notes__", [])
+    outcome["interrupted"] = True
+    outcome["result"] = repr(getattr(interruption, "result", None))
+    outcome["notes"] = getattr(interruption, "__notes__", [])
 try:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
 except (FileNotFoundError, ProcessLookupError):
     lines = []
-told["status"] = dict(line.split(":\\t", 1) for line in lines if "\\t" in line)
-told["workers"] = workers()
+outcome["status"] = dict(line.split(":\\t", 1) for line in lines if "\\t" in line)
+outcome["workers"] = workers()
 try:
     for thread in threads:
         thread.join()
-    if not heard.wait(60):
+    if not received.wait(60):
         raise SystemExit("no signal came")
 except KeyboardInterrupt:
     pass
-print(json.dumps(told))
+print(json.dumps(outcome))
 """
 
 

@@ -196,8 +196,8 @@ def test_the_newest_is_damaged(job: RunningJob, tmp_path: Path) -> None:
     newest, before, *_ = job.directory.all_checkpoints()
     next(Path(newest.path).glob("core-*.img")).unlink()
     assert job.finish() == 0
-    told = [each for each in job.directory.events() if each["event"] == "restore failed"]
-    assert [f"checkpoint {newest.number}: " in each["message"] for each in told] == [True]
+    failures = [each for each in job.directory.events() if each["event"] == "restore failed"]
+    assert [f"checkpoint {newest.number}: " in each["message"] for each in failures] == [True]
     resumed = [each for each in job.directory.events() if each["event"] == "resumed"]
     assert resumed[0]["number"] == before.number
     check_exact(job, tmp_path / "reference")

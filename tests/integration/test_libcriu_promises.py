@@ -280,11 +280,11 @@ def test_check() -> None:
 # ---- notifications ----
 
 HEARS = """
-    heard = []
+    received = []
 
     @ffi.def_extern()
     def on_notify(action, argument):
-        heard.append([ffi.string(action).decode(), lib.criu_notify_pid(argument)])
+        received.append([ffi.string(action).decode(), lib.criu_notify_pid(argument)])
         return 0
     """
 
@@ -302,9 +302,9 @@ def test_notifications(spawn: Spawn, images: Path) -> None:
     message: list[Notification] = []
 
     def ours() -> list[list[object]]:
-        heard = [[str(one.action), one.pid or 0] for one in message]
+        received = [[str(one.action), one.pid or 0] for one in message]
         message.clear()
-        return heard
+        return received
 
     dump(target.pid, opts, on_notify=message.append)
     dumped = ours()
@@ -318,7 +318,7 @@ def test_notifications(spawn: Spawn, images: Path) -> None:
     begin(sys.argv[2], sys.argv[3] if sys.argv[1] == "dump" else None)
     lib.criu_set_notify_cb(lib.on_notify)
     result = getattr(lib, "criu_" + sys.argv[1])()
-    tell(result, heard, lib.criu_get_orphan_pts_master_fd())
+    tell(result, received, lib.criu_get_orphan_pts_master_fd())
     """
     assert run(program, "dump", images, target.pid) == [0, dumped, -1]
     target.until_free()
@@ -444,12 +444,12 @@ def test_feature_check() -> None:
     """Requested features are false if missing, true if available, as in ``feature_check``."""
     program = """
         begin()
-        told = []
-        for asked in ([1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]):
-            features = ffi.new("struct criu_feature_check *", asked)
+        results = []
+        for requested in ([1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]):
+            features = ffi.new("struct criu_feature_check *", requested)
             assert lib.criu_feature_check(features, 3) == 0
-            told.append([features.mem_track, features.lazy_pages, features.pidfd_store])
-        tell(*told)
+            results.append([features.mem_track, features.lazy_pages, features.pidfd_store])
+        tell(*results)
         """
     ours = pycriu_native.feature_check()
     here = [ours.mem_track, ours.lazy_pages, ours.pidfd_store]
@@ -586,12 +586,12 @@ def test_self_dump(orphans: None, tmp_path: Path) -> None:
 
 MORE = """
     answers = [int(word) for word in sys.argv[1].split(",")]
-    told = []
+    infos = []
 
     @ffi.def_extern()
     def on_more(info):
-        told.append(info == ffi.NULL)
-        return answers[len(told) - 1]
+        infos.append(info == ffi.NULL)
+        return answers[len(infos) - 1]
     """
 
 
@@ -605,7 +605,7 @@ def test_iterations_need_a_process_and_a_callback(verb: str) -> None:
     own = (handle[0],) if "local" in {verb!r} else ()
     no_pid = lib.{verb}(*own, lib.on_more)
     lib.criu_set_pid(1); lib.criu_local_set_pid(handle[0], 1)
-    tell(no_pid, lib.{verb}(*own, ffi.NULL), told)
+    tell(no_pid, lib.{verb}(*own, ffi.NULL), infos)
     """
     assert run(program, "0") == [-errno.EINVAL, -errno.EINVAL, []]
 
@@ -629,7 +629,7 @@ def test_the_callback_decides(answers: list[int], result: int, requests: list[in
     lib.criu_set_pid(1)
     service, requests = scripted(*["0804 1001"] * len(answers), "0801 1001 1a00")
     lib.criu_set_service_fd(service)
-    tell(lib.criu_dump_iters(lib.on_more), told, requests())
+    tell(lib.criu_dump_iters(lib.on_more), infos, requests())
     """
     message = run(program, ",".join(map(str, answers)))
     assert message == [result, [True] * len(answers), requests]
@@ -639,7 +639,7 @@ def test_an_iteration_that_fails(images: Path) -> None:
     """A failed iteration returns -EBADE without a call of the callback."""
     program = f"""{MORE}
     begin(sys.argv[2], sys.argv[3])
-    tell(lib.criu_dump_iters(lib.on_more), told)
+    tell(lib.criu_dump_iters(lib.on_more), infos)
     """
     assert run(program, "0", images, free_pid()) == [-errno.EBADE, []]
 

@@ -113,7 +113,7 @@ def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: Migrat
     assert result.restore is not None
     assert set(there.pids()) == {there.init, there.pid, there.inside(result.pid)}
     assert not message["files"]
-    assert set(message["descriptors"]) <= set(there.heard[0]["descriptors"])
+    assert set(message["descriptors"]) <= set(there.reports[0]["descriptors"])
 
 
 def program(release: str) -> str:
@@ -300,7 +300,7 @@ def test_the_examples_of_the_page(
             taker.kill()
 
 
-def test_a_stranger_is_turned_away(
+def test_a_foreign_certificate_is_refused(
     arrive: Arrive,
     far: tuple[Host, str],
     traveller: Target,

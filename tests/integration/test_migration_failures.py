@@ -6,6 +6,7 @@ interrupted network; before, during and after the permission to run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,14 +31,18 @@ from pycriu_native import (
     PeerLostError,
     migrate_out,
 )
+from pycriu_native.migration.handover import Handover
 
 from .support.features import needs_lazy_pages
 from .support.hosts import Host
 from .support.migrations import Destination, Leaving, shaped
-from .support.processes import Target, children, eventually, is_alive, kill, state
+from .support.processes import PATIENCE, Target, children, eventually, is_alive, kill, state
 from .test_migration import BOTH, Arrive, arrive, far, resident, traveller
 
 __all__ = ["arrive", "far", "traveller"]
+
+RUNNING = ("R", "S", "D")
+"""States of a process that is neither stopped nor ended."""
 
 BRIEF: dict[str, Any] = {"insecure": True, "peer_timeout": 2.0}
 """Arguments of both calls, with a short timeout for a lost peer."""
@@ -58,10 +63,22 @@ def _is_clean(there: Destination) -> None:
     eventually(there.is_clean, "a clean destination")
 
 
+def _reap_orphans(*others: int) -> None:
+    """Reap the worker and the watchdog of a killed source, when they have ended."""
+
+    def all_ended() -> bool:
+        for pid in children() - set(others):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        return children() <= set(others)
+
+    eventually(all_ended, "the end of the worker and the watchdog")
+
+
 def _never_both(leaving: Leaving, source: int, copy: int) -> None:
     """During the migration: when the source's process runs, the copy does not."""
     while leaving.under_way:
-        if state(source) in ("R", "S", "D"):
+        if state(source) in RUNNING:
             assert state(copy) in ("", "T", "Z"), "both of them run"
         time.sleep(0.001)
 
@@ -115,7 +132,7 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
     assert message["error"] != "MigrationInDoubtError", message
     _is_clean(there)
     assert not message["files"]
-    assert set(message["descriptors"]) <= set(there.heard[0]["descriptors"])
+    assert set(message["descriptors"]) <= set(there.reports[0]["descriptors"])
     _is_whole(traveller, checksum)
 
 
@@ -251,6 +268,103 @@ def test_a_source_that_is_killed(
     assert not is_alive(copy)
     _is_clean(there)
     _is_whole(traveller, checksum)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        MigrationMode.STOP_AND_COPY,
+        pytest.param(MigrationMode.POST_COPY, marks=[pytest.mark.long, needs_lazy_pages]),
+    ],
+)
+def test_a_source_that_is_killed_while_the_network_is_down(
+    arrive: Arrive,
+    traveller: Target,
+    cut: Callable[[], None],
+    mode: MigrationMode,
+    orphans: None,
+) -> None:
+    """The source's process continues only when the destination has ended the running copy."""
+    checksum = traveller.ask("checksum")
+    there = arrive(arguments=BRIEF, wait_at="post-resume")
+    words = json.dumps([traveller.pid, *there.place, str(mode)])
+    source = subprocess.Popen([sys.executable, "-c", LEAVE, words], start_new_session=True)
+    _until(there, "post-resume")
+    copy = there.inside(traveller.pid)
+    cut()
+    source.kill()
+    source.wait()
+    while state(copy) in RUNNING:
+        assert state(traveller.pid) not in RUNNING, "both of them run"
+        time.sleep(0.001)
+    there.go_on()
+    assert there.until("result", "error")["error"] == "PeerLostError"
+    _is_clean(there)
+    _is_whole(traveller, checksum)
+    _reap_orphans(traveller.pid, there.process.pid)
+
+
+GIVES_UP = """
+import os, signal
+from pycriu_native.migration.handover import Handover
+give_up = Handover.give_up
+def give_up_and_die(self, **cleanup):
+    give_up(self, **cleanup)
+    os.kill(os.getpid(), signal.SIGKILL)
+Handover.give_up = give_up_and_die
+"""
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        MigrationMode.STOP_AND_COPY,
+        pytest.param(MigrationMode.POST_COPY, marks=[pytest.mark.long, needs_lazy_pages]),
+    ],
+)
+def test_a_source_that_is_killed_after_the_end(
+    arrive: Arrive, traveller: Target, mode: MigrationMode, orphans: None
+) -> None:
+    """It has confirmed that the copy may run: its process ends, and the copy continues."""
+    there = arrive(arguments=BRIEF)
+    words = json.dumps([traveller.pid, *there.place, str(mode)])
+    program = [sys.executable, "-c", GIVES_UP + LEAVE, words]
+    assert subprocess.run(program, start_new_session=True).returncode == -signal.SIGKILL
+    assert "result" in there.until("result", "error")
+    eventually(lambda: not is_alive(traveller.pid), "the end of the process at the source")
+    assert is_alive(there.inside(traveller.pid))
+    _reap_orphans(traveller.pid, there.process.pid)
+
+
+@BOTH
+def test_an_interruption_after_the_end(
+    arrive: Arrive, traveller: Target, mode: MigrationMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised, and does not resume the process, whose copy runs at the destination."""
+    there = arrive(arguments=BRIEF)
+    interrupted = threading.Event()
+    give_up = Handover.give_up
+
+    def interrupt(handover: Handover, **cleanup: Any) -> None:
+        give_up(handover, **cleanup)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interrupted.wait(PATIENCE)
+
+    def handler(*_: object) -> None:
+        interrupted.set()
+        raise _Interrupted
+
+    monkeypatch.setattr(Handover, "give_up", interrupt)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(_Interrupted) as caught:
+            migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert "it runs at the destination" in "".join(caught.value.__notes__)
+    assert "result" in there.until("result", "error")
+    assert not is_alive(traveller.pid)
+    assert is_alive(there.inside(traveller.pid))
 
 
 def _command(pid: int) -> bytes:

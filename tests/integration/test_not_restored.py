@@ -104,7 +104,11 @@ WATCHES = """
         return sum(line.startswith(("inotify ", "fanotify sdev", "fanotify ino"))
                    for line in text.splitlines())
 
-    serve(queued=queued, marks=marks)
+    def again():
+        checked({mark})
+        (HERE / "watched" / "newer").write_text("newer")
+
+    serve(queued=queued, marks=marks, again=again, listed=lambda: os.listdir(HERE / "watched"))
 """
 NOTICES = {
     "inotify": (
@@ -122,9 +126,12 @@ NOTICES = {
 }
 
 
+@pytest.mark.cures("preflight:events", "preflight:watch-of-a-file-system")
 @pytest.mark.parametrize("kind", NOTICES)
 def test_watches(kind: str, spawn: Spawn, images: Path) -> None:
-    """Unread events are lost, and so are marks of whole file systems."""
+    """Unread events are lost, and so are marks of whole file systems; the program looks again, and
+    marks them again.
+    """
     start, mark, ids, marks = NOTICES[kind]
     target = spawn(WATCHES.format(start=start, mark=mark))
     assert target.ask("queued") > 0
@@ -135,6 +142,10 @@ def test_watches(kind: str, spawn: Spawn, images: Path) -> None:
     restore(CriuOpts(images_directory=images))
     assert target.ask("queued") == 0
     assert target.ask("marks") == marks
+    assert target.ask("listed") == ["new"]
+    target.ask("again")
+    assert target.ask("marks") == 1
+    assert target.ask("queued") > 0
 
 
 def test_a_wait_without_a_timeout(spawn: Spawn, images: Path, tmp_path: Path) -> None:
@@ -163,7 +174,13 @@ RAW = """
     import socket
     sock = socket.socket({family}, {kind}, {protocol})
     sock.{call}(({address!r}, {port}))
-    serve(address=lambda: sock.getsockname()[:2])
+    def again(host, identifier):
+        global sock
+        sock.close()
+        sock = socket.socket({family}, {kind}, {protocol})
+        if {ping}: sock.bind((host, identifier))
+        sock.{call}(({address!r}, {port}))
+    serve(address=lambda: sock.getsockname()[:2], again=again)
 """
 
 
@@ -183,6 +200,7 @@ def ping_sockets() -> Iterator[None]:
 V4, V6 = ("socket.AF_INET", "127.0.0.1", 1), ("socket.AF_INET6", "::1", 58)
 
 
+@pytest.mark.cures("preflight:raw-address")
 @pytest.mark.parametrize("call", ["bind", "connect"])
 @pytest.mark.parametrize(("family", "address", "protocol"), [V4, V6], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("kind", ["RAW", "DGRAM"])
@@ -195,7 +213,7 @@ def test_addresses_of_raw_sockets(
     target = spawn(
         RAW.format(
             family=family, kind=f"socket.SOCK_{kind}", protocol=protocol, call=call,
-            address=address, port=77 if ping else 0,
+            address=address, port=77 if ping else 0, ping=ping and call == "connect",
         )
     )  # fmt: skip
     before = target.ask("address")
@@ -211,6 +229,8 @@ def test_addresses_of_raw_sockets(
     after = target.ask("address")
     assert after[0] == address if connected else after[0] in ("0.0.0.0", "::")
     assert (after[1] != before[1]) is ping
+    target.ask("again", *before)
+    assert target.ask("address") == before
 
 
 @pytest.mark.usefixtures("orphans")

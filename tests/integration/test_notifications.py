@@ -14,36 +14,36 @@ from .conftest import Spawn
 from .support.processes import eventually, state
 
 
-def test_a_closure_hears_a_dump(spawn: Spawn, images: Path) -> None:
+def test_a_closure_receives_the_notifications(spawn: Spawn, images: Path) -> None:
     """They have CRIU's order; the process runs before the dump and is stopped after it."""
     target = spawn()
-    heard: list[tuple[Notification, str, int]] = []
+    received: list[tuple[Notification, str, int]] = []
     dump(
         target.pid,
         CriuOpts(images_directory=images),
-        on_notify=lambda n: heard.append((n, state(target.pid), threading.get_ident())),
+        on_notify=lambda n: received.append((n, state(target.pid), threading.get_ident())),
     )
     target.reap()
-    actions = [notification.action for notification, _, _ in heard]
+    actions = [notification.action for notification, _, _ in received]
     assert actions[0] is Notify.PRE_DUMP
     assert actions[-1] is Notify.POST_DUMP
-    assert {notification.verb for notification, _, _ in heard} == {Verb.DUMP}
-    assert heard[0][1] in "RS"
-    assert heard[-1][1] == "t"
-    assert {ident for _, _, ident in heard} == {threading.get_ident()}
+    assert {notification.verb for notification, _, _ in received} == {Verb.DUMP}
+    assert received[0][1] in "RS"
+    assert received[-1][1] == "t"
+    assert {ident for _, _, ident in received} == {threading.get_ident()}
 
 
-def test_a_restore_tells_the_pid(spawn: Spawn, images: Path) -> None:
+def test_a_restore_passes_the_pid(spawn: Spawn, images: Path) -> None:
     """post-restore has the pid of the root task, which does not run yet."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
     target.reap()
-    heard: list[Notification] = []
+    received: list[Notification] = []
     ticks: list[int] = []
 
     def hook(notification: Notification) -> None:
-        heard.append(notification)
+        received.append(notification)
         if notification.action == "post-restore":
             assert notification.pid is not None
             ticks.append(notification.pid)
@@ -51,14 +51,14 @@ def test_a_restore_tells_the_pid(spawn: Spawn, images: Path) -> None:
 
     restore(opts, on_notify=hook)
     assert ticks == [target.pid]
-    actions = [notification.action for notification in heard]
+    actions = [notification.action for notification in received]
     assert actions == [
         Notify.PRE_RESTORE,
         Notify.POST_RESTORE,
         Notify.PRE_RESUME,
         Notify.POST_RESUME,
     ]
-    assert [n.pid for n in heard if n.action != "post-restore"] == [None] * 3
+    assert [n.pid for n in received if n.action != "post-restore"] == [None] * 3
 
 
 def test_the_hook_may_use_the_library(spawn: Spawn, images: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_only_the_address_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.cures("page-server-bind")
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """The error says so; on another port the server starts."""
+    """The error names the port; on another port the server starts."""
     opts = CriuOpts(images_directory=tmp_path / "there", page_server=(LOOPBACK, 0))
     with socket.create_server((LOOPBACK, 0)) as other:
         taken = replace(opts, page_server=other.getsockname())

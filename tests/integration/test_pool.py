@@ -298,7 +298,7 @@ def test_another_program(tmp_path: Path) -> None:
 
 
 def test_a_waiting_worker_that_died(pool: WorkerPool) -> None:
-    """It is not used."""
+    """Such a worker is not used."""
     pid = pool._stock.idle[0].connection.pid
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid), "the worker's end")
@@ -374,8 +374,8 @@ time.sleep(600)
 """
 
 
-def test_they_die_with_us() -> None:
-    """Also after SIGKILL, while a forked child continues."""
+def test_workers_end_with_their_process() -> None:
+    """Workers end with their process, also after SIGKILL while a forked child continues."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, cwd=REPO, start_new_session=True
     )
@@ -432,7 +432,7 @@ def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
     opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
     env = {"HOME": str(tmp_path)}
 
-    def told(via: Worker | WorkerPool) -> set[str]:
+    def variables(via: Worker | WorkerPool) -> set[str]:
         response.unlink(missing_ok=True)
         dump(target.pid, opts, via=via)
         own = ("CRTOOLS", "_=")  # the pid of CRIU, among others
@@ -441,12 +441,12 @@ def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
     with WorkerPool(1, env=env) as pool:
         assert pool.wait_until_ready(20)
         fork_server_of(pool)
-        assert told(pool) == told(Worker(env=env))
+        assert variables(pool) == variables(Worker(env=env))
     assert target.runs_on()
 
 
 def test_a_fork_server_that_died(pool: WorkerPool) -> None:
-    """It is replaced, without an effect on calls."""
+    """A fork server that was killed is replaced, without an effect on calls."""
     first = fork_server_of(pool).pid
     os.kill(first, signal.SIGKILL)
     for _ in range(4):
@@ -456,7 +456,7 @@ def test_a_fork_server_that_died(pool: WorkerPool) -> None:
 
 
 @pytest.mark.parametrize("what", ["preloaded by others", "preloads nothing"])
-def test_programs_that_grow_no_workers(tmp_path: Path, what: str) -> None:
+def test_programs_that_cannot_be_fork_servers(tmp_path: Path, what: str) -> None:
     """Each of their workers is started separately, in advance."""
     program, env = find_program(), {}
     if what == "preloads nothing":  # such as a program with file capabilities
@@ -531,7 +531,7 @@ def test_restore_with_the_callers_input(spawn: Spawn, images: Path) -> None:
         assert target.runs_on()
 
 
-def test_surroundings_are_steady() -> None:
+def test_the_inherited_state_is_constant() -> None:
     """The compared state does not change without a reason."""
     assert inherited_state({}) is not None
     assert inherited_state({}) == inherited_state({})

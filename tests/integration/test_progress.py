@@ -51,14 +51,14 @@ class Reports(list[Progress]):
             eventually(lambda: len(self) >= enough, f"a report at {notification.action}")
 
 
-def _is_sound(told: Sequence[Progress], phase: str) -> None:
-    assert {one.phase for one in told} == {phase}
-    done = [one.done for one in told]
+def _is_sound(reports: Sequence[Progress], phase: str) -> None:
+    assert {one.phase for one in reports} == {phase}
+    done = [one.done for one in reports]
     assert done == sorted(done)
-    assert told[0].left is None
-    assert told[-1].left == 0
-    assert told[-1].done == told[-1].total
-    assert any(one.rate > 0 for one in told)
+    assert reports[0].left is None
+    assert reports[-1].left == 0
+    assert reports[-1].done == reports[-1].total
+    assert any(one.rate > 0 for one in reports)
 
 
 def test_a_dump_and_a_restore(spawn: Spawn, images: Path) -> None:

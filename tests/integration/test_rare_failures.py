@@ -156,10 +156,10 @@ def test_a_caller_whose_session_has_a_pid_of_the_images(site: Site) -> None:
         [sys.executable, "-c", RESTORES, str(site.images)],
         start_new_session=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    said, _ = caller.communicate()
+    output, _ = caller.communicate()
     assert caller.pid == number
-    assert "session or process group of the caller" in said
-    assert "start_new_session" in said
+    assert "session or process group of the caller" in output
+    assert "start_new_session" in output
     works(site, target)
 
 

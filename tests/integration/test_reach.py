@@ -54,10 +54,10 @@ def test_a_service(service: Service, spawn: Spawn, images: Path) -> None:
     check(via=service)
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    heard: list[str] = []
-    dump(target.pid, opts, via=service, on_notify=lambda n: heard.append(n.action))
+    received: list[str] = []
+    dump(target.pid, opts, via=service, on_notify=lambda n: received.append(n.action))
     target.reap()
-    assert "post-dump" in heard
+    assert "post-dump" in received
     assert restore(opts, via=service).pid == target.pid
     assert target.runs_on()
 

@@ -63,10 +63,10 @@ try:
     preflight(target.pid, opts).require()
 except PreflightError as error:
     result["required"] = str(error)
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     preflight(target.pid, CriuOpts(images_directory=images, leave_running=True)).require()
-result["warned"] = len(told)
+result["warned"] = len(caught)
 dump(target.pid, opts)
 target.wait()
 result["checked"] = [str(each) for each in check_images(images, opts)]

@@ -29,7 +29,17 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .support.failing_calls import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told
+from .support.failing_calls import (
+    CONNECTED,
+    LISTENS,
+    Case,
+    Collection,
+    Site,
+    check_explanation,
+    ids,
+    job,
+    older,
+)
 from .support.mounts import make_read_only, tmpfs
 from .support.processes import PATIENCE, TARGET, Target, eventually, kill, state
 
@@ -390,7 +400,7 @@ def test_a_restore_that_fails(
     with pytest.raises(CriuError) as caught:
         restore(site.opts, via=site.via)
     assert capfd.readouterr() == ("", "")
-    told(case, caught.value)
+    check_explanation(case, caught.value)
     assert caught.value.verb == "restore"
     assert caught.value.pid is None
 

@@ -1,7 +1,7 @@
 """Protection of a CRIU that runs as root against other users of the machine and of the network.
 
 The other user is real: files belong to uid 65534. Tests that need only modes and links are in
-``tests/unit/test_trust.py``; those of incomplete images, in ``test_security_whole.py``.
+``tests/unit/test_trust.py``; those of incomplete images, in ``test_security_images.py``.
 """
 
 from __future__ import annotations

@@ -368,8 +368,8 @@ def test_a_mapping_that_is_mapped_late(python: Saved, tmp_path: Path) -> None:
     assert "Can't restore" in str(caught.value)
 
 
-def test_a_template_that_is_not_whole(python: Saved, tmp_path: Path) -> None:
-    """It is refused before a worker starts."""
+def test_an_incomplete_template(python: Saved, tmp_path: Path) -> None:
+    """The call is refused before a worker starts."""
     directory = tmp_path / "shared"
     before = children()
 
@@ -543,7 +543,7 @@ def test_sharing_is_chosen(snapshot: Snapshot) -> None:
 
 
 def test_plain_starts_are_forked(snapshot: Snapshot) -> None:
-    """From the second one on, from a CRIU that has no template; all is gone with close."""
+    """Copies share memory from the second one on; ``close`` removes the template."""
     before = children()
     assert reason(snapshot, share_memory=False) == "share_memory=False"
     assert children() == before
@@ -560,7 +560,7 @@ def test_plain_starts_are_forked(snapshot: Snapshot) -> None:
 
 
 def test_threads_wait_for_the_template(snapshot: Snapshot) -> None:
-    """Of many concurrent starts, one does not share memory."""
+    """One of many concurrent starts does not share memory."""
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         reasons = list(pool.map(lambda _: reason(snapshot, deadline=PATIENCE), range(6)))
     assert sorted(map(str, reasons)) == sorted([FIRST, *["None"] * 5])
@@ -617,7 +617,7 @@ def test_a_template_that_was_changed(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("end", ["exit", "collected", "kill"])
 def test_the_template_ends_with_its_owner(snapshot: Snapshot, orphans: None, end: str) -> None:
-    """With the interpreter, the object, or the process."""
+    """The template ends with the interpreter, the object, or the process."""
     before = children()
     code = (
         "import gc, os, signal, sys\n"

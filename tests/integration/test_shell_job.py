@@ -40,7 +40,7 @@ def _command(on: Session, line: str, answer: str = "") -> str:
 def shell(tmp_path: Path) -> Iterator[Session]:
     """An interactive bash as a job of another shell, with a variable and a job."""
     with session(*BASH) as result:
-        assert result.told()["pid"]
+        assert result.next_report()["pid"]
         result.terminal.expect(r"# $")
         _command(result, "PS1='ready> '")
         _command(result, "secret=cherry")
@@ -61,13 +61,13 @@ def test_a_shell_goes_on_at_another_terminal(shell: Session, images: Path, tmp_p
     assert dump(
         shell.job, CriuOpts(images_directory=images, shell_job=True), reap_timeout=PATIENCE
     ).pid_free
-    assert shell.told() == {"status": -9}
+    assert shell.next_report() == {"status": -9}
     before = ticks.read_text()
     findings = check_images(images, CriuOpts(shell_job=True))  # the old terminal is not needed
     assert [each for each in findings if each.severity is Severity.STOPS] == []
 
     with session(*_restoring(images)) as new:
-        assert new.told() == {"pid": shell.job}
+        assert new.next_report() == {"pid": shell.job}
         assert shell.tty != new.tty
         assert _command(new, "echo $secret $((6 * 7))", r"^(cherry .*)") == "cherry 42"
         assert _command(new, "tty", "^(/dev/.*)") == new.tty
@@ -90,7 +90,7 @@ def test_a_shell_goes_on_at_another_terminal(shell: Session, images: Path, tmp_p
 
         _command(new, "kill %1; wait")
         new.terminal.type("exit 7\n")
-        assert new.told() == {"status": 7}
+        assert new.next_report() == {"status": 7}
 
 
 def test_a_dump_without_it_is_refused(shell: Session, images: Path, tmp_path: Path) -> None:
@@ -117,13 +117,13 @@ def test_a_restore_needs_it_and_a_terminal(
     dump(shell.job, opts, reap_timeout=PATIENCE)
     reap_all()
     with session(*_restoring(images, **changed)) as new:
-        reported = new.told()
+        reported = new.next_report()
         assert reported.get("error") == "CriuError"
         assert message in reported["message"]
     reap_all()
     assert not is_alive(shell.job)
     with session(*_restoring(images)) as new:
-        assert new.told() == {"pid": shell.job}
+        assert new.next_report() == {"pid": shell.job}
         assert _command(new, "echo $secret", "^(cherry)$")
 
 
@@ -139,15 +139,15 @@ sys.exit(7)
 def test_the_command_leaves_the_screen_to_the_job(images: Path) -> None:
     """``restore --shell-job --wait`` prints no summary, and the job redraws its screen."""
     with session("run", sys.executable, "-c", DRAWS) as old:
-        old.told()
+        old.next_report()
         old.terminal.expect("^drawn$")
         opts = CriuOpts(images_directory=images, shell_job=True)
         assert dump(old.job, opts, reap_timeout=PATIENCE).pid_free
     words = ["restore", "-D", str(images), "--shell-job", "--wait", "--restore-detached"]
     with session("run", *PROGRAM, *words) as new:
-        new.told()
+        new.next_report()
         new.terminal.expect("^drawn again$")
         assert "restored" not in new.terminal.shown
         new.terminal.type("end\n")
-        assert new.told() == {"status": 7}
+        assert new.next_report() == {"status": 7}
         assert "restored" not in new.terminal.shown

@@ -5,6 +5,7 @@ caller.
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
 from typing import Any
@@ -79,7 +80,7 @@ def identity(process: Process[str]) -> Any:
 # ---- what a copy is ----
 
 
-def test_a_copy_is_told(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_a_copy_receives_its_arguments(snapshot: Snapshot, tmp_path: Path) -> None:
     """It receives arguments, environment, working directory and number, and is a child of the
     caller.
     """
@@ -132,6 +133,33 @@ def test_many_at_once(snapshot: Snapshot) -> None:
             copy.kill()
             copy.communicate()
     assert {copy.returncode for copy in copies} == {-signal.SIGKILL}
+
+
+def check_descriptors(start: Callable[..., Process[str]]) -> None:
+    """A copy has the descriptors of pass_fds with their numbers, and inheritable; no others."""
+    reader, writer = os.pipe()
+    number = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 200)
+    os.close(writer)
+    try:
+        with start(pass_fds=[number, 1]) as process:
+            assert ask(process, "write", number, "passed")[1] is True
+        assert os.read(reader, 100) == b"passed"
+        with start() as process:
+            process.communicate(json.dumps(["write", number, "no"]) + "\n", timeout=PATIENCE)
+            assert process.returncode == 1
+        os.close(number)
+        assert os.read(reader, 100) == b""
+        with pytest.raises(OptionError, match="numbers of open descriptors are accepted"):
+            start(pass_fds=[number])
+    finally:
+        os.close(reader)
+
+
+def test_descriptors(snapshot: Snapshot) -> None:
+    """They are passed as by Popen; the record has those that the program uses itself."""
+    record = snapshot.record
+    assert {0, 1, 2, record.guest_fd} <= set(record.descriptors)
+    check_descriptors(lambda **options: started(snapshot, **options))
 
 
 @pytest.mark.parametrize("pooled", [False, True])

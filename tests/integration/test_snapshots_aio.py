@@ -94,6 +94,18 @@ def test_a_cancelled_start_leaves_nothing(snapshot: Snapshot, seconds: float) ->
     eventually(lambda: children() <= before, "its end")
 
 
+def test_an_exception_in_the_block_ends_the_copy(snapshot: Snapshot) -> None:
+    """Such as that of a timeout: the copy does not end by itself."""
+
+    async def main() -> int | None:
+        with pytest.raises(TimeoutError):
+            async with snapshot.start_async(stdin=PIPE, stdout=PIPE) as process:
+                await asyncio.wait_for(process.communicate(b'["sleep", 1000]\n'), 0.1)
+        return process.returncode
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == -signal.SIGKILL
+
+
 def test_what_is_refused(snapshot: Snapshot) -> None:
     """Text mode, and arguments that start refuses."""
 

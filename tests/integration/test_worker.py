@@ -120,7 +120,7 @@ def test_a_program_that_ends_at_once(
         version(via=Worker(program=program))
 
 
-def test_what_it_says_is_told(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+def test_stderr_of_criu_is_in_the_exception(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     """The error lines on a program's standard error are in the exception."""
     text = "#!/bin/sh\necho 'Error (criu/x.c:1): it went wrong' >&2\nexit 1\n"
     error = _refused(spawn(), images, _program(tmp_path / "program", text), WorkerDiedError)

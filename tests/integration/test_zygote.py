@@ -23,7 +23,16 @@ from pycriu_native.snapshots import Process, Snapshot, Zygote
 
 from .support import cgroups
 from .support.processes import PATIENCE, children, children_of, eventually, state
-from .test_snapshots import COMMAND, ENVIRONMENT, SHELL, ask, check_files, check_socket, identity
+from .test_snapshots import (
+    COMMAND,
+    ENVIRONMENT,
+    SHELL,
+    ask,
+    check_descriptors,
+    check_files,
+    check_socket,
+    identity,
+)
 from .test_snapshots_kills import settled
 
 
@@ -49,7 +58,7 @@ def started(zygote: Zygote, *args: str, **options: Any) -> Process[str]:
 # ---- what a copy is ----
 
 
-def test_a_copy_is_told(zygote: Zygote, tmp_path: Path) -> None:
+def test_a_copy_receives_its_arguments(zygote: Zygote, tmp_path: Path) -> None:
     """It receives arguments, environment, working directory and number, and is a child of the
     caller.
     """
@@ -86,6 +95,13 @@ def test_many_at_once(zygote: Zygote) -> None:
             copy.kill()
             copy.communicate()
     assert {copy.returncode for copy in copies} == {-signal.SIGKILL}
+
+
+def test_descriptors(zygote: Zygote) -> None:
+    """A copy gets those of pass_fds; its zygote does not keep them."""
+    before = set(map(int, os.listdir(f"/proc/{zygote.pid}/fd")))
+    check_descriptors(lambda **options: started(zygote, **options))
+    assert set(map(int, os.listdir(f"/proc/{zygote.pid}/fd"))) == before
 
 
 def test_exit_statuses(zygote: Zygote) -> None:

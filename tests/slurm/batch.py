@@ -63,7 +63,7 @@ class BatchJob:
             raise
 
     def until_checkpoints(self, more: int = 2) -> None:
-        """Wait for so many more checkpoints."""
+        """Wait until there are ``more`` additional checkpoints."""
         before = self.job.directory.status().checkpoints
         try:
             eventually(lambda: self.job.has_checkpoints(before + more), f"{more} checkpoints")
@@ -72,7 +72,7 @@ class BatchJob:
             raise
 
     def until_event(self, name: str) -> None:
-        """Wait until there is such an event."""
+        """Wait until there is an event with this name."""
         try:
             eventually(lambda: name in self.events(), name)
         except AssertionError as error:
@@ -80,7 +80,7 @@ class BatchJob:
             raise
 
     def until_resumed(self, times: int) -> None:
-        """Wait until it was resumed so often."""
+        """Wait until the job was resumed this number of times."""
         try:
             eventually(lambda: self.job.directory.status().resumed >= times, "its resumption")
         except AssertionError as error:
@@ -88,7 +88,7 @@ class BatchJob:
             raise
 
     def finish(self, reference: Path) -> int:
-        """Have it end, and compare what it has written with an uninterrupted run; its steps."""
+        """End the job, and compare its files with an uninterrupted run; returns its steps."""
         (self.job.place / "finish").touch()
         self.until_state("COMPLETED")
         return check_exact(self.job, reference)
@@ -98,15 +98,15 @@ class BatchJob:
         return [each["event"] for each in self.job.directory.events()]
 
     def output(self) -> str:
-        """What the batch script has printed."""
+        """The output of the batch script."""
         path = self.place / "output"
         return path.read_text() if path.exists() else ""
 
     def check_end(self) -> None:
-        """Nothing of it runs any more."""
+        """Wait until no process of the job exists."""
         eventually(lambda: nothing_runs(self.job), "the end of the command")
 
     def story(self) -> str:
-        """What has happened, for the message of a test that fails."""
+        """Output, events and logs, for the message of a failed test."""
         parts = [self.output(), *map(str, self.job.directory.events())]
         return "\n".join([*parts, *map(self.cluster.job, self.numbers[-1:]), self.cluster.logs()])

@@ -1,8 +1,7 @@
-"""A cluster of SLURM: munged, slurmctld and slurmd in a directory of their own.
+"""A SLURM cluster: munged, slurmctld and slurmd with their files in one directory.
 
-It has one node, and a second one while a test has it (``second_node``).
-
-The programs are those of Debian's packages, unpacked below one directory and not installed.
+It has one node, and a second one in the context ``second_node``. The programs are those of Debian's
+packages, which are unpacked into a directory and not installed.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class Cluster:
     """One cluster, running until ``stop``."""
 
     root: Path
-    """Where the packages were unpacked."""
+    """The directory of the unpacked packages."""
     directory: Path
     daemons: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
     added_address: bool = field(default=False, init=False)

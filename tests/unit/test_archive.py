@@ -202,7 +202,7 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (_archive(GOOD, ("../up", b"")), "outside"),
         (_archive(GOOD, ("/etc/passwd", b"")), "outside"),
@@ -245,9 +245,9 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08" + b"\0" * 100, "damaged"),
     ],
 )
-def test_archives_of_others(tmp_path: Path, data: bytes, said: str) -> None:
+def test_archives_of_others(tmp_path: Path, data: bytes, message: str) -> None:
     """An invalid archive is refused: nothing is written outside, and nothing is left."""
-    with pytest.raises(CriuError, match=said):
+    with pytest.raises(CriuError, match=message):
         unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
@@ -302,6 +302,17 @@ def test_nothing_of_tarfile_is_overridden(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("next", "__init__"):
         monkeypatch.setattr(tarfile.TarFile, name, None)
     assert unpack(cast(Any, io.BytesIO(DATA)), tmp_path / "a") == 1000
+
+
+def test_a_file_that_is_not_a_regular_one(chain: Path, tmp_path: Path) -> None:
+    """It is refused and stays, as a device such as /dev/null has to."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for name in ("fifo", "link"):
+        with pytest.raises(FileExistsError, match="not a regular file"):
+            pack(chain, tmp_path / name)
+    assert (tmp_path / "fifo").is_fifo()
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_file_that_others_have_made_first(chain: Path, tmp_path: Path) -> None:

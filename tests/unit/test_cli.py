@@ -388,6 +388,30 @@ def test_json(name: str, tmp_path: Path) -> None:
     assert tell(*name.split(), *words, "--quiet").out == ""
 
 
+WRITES = {
+    "pack": ["{images}", "{file}"],
+    "decode": ["{images}/pstree.img", "-o", "{file}"],
+    "inspect": ["{images}", "-o", "{file}"],
+    "plot": ["timeline", "{images}", "{file}"],
+}
+"""Commands that write a file of the caller's name, with their arguments."""
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_an_existing_file_is_kept(name: str, tmp_path: Path) -> None:
+    """It is replaced with ``--overwrite`` only."""
+    images, file = tmp_path / "images", tmp_path / "file.png"
+    images.mkdir()
+    write_images(images)
+    file.write_text("kept")
+    words = [each.format(images=images, file=file) for each in WRITES[name]]
+    message = tell(name, *words)
+    assert message.code == Exit.REFUSED
+    assert "--overwrite replaces it" in message.err
+    assert file.read_text() == "kept"
+    assert "--overwrite" not in tell(name, *words, "--overwrite").err
+
+
 ERRORS = {
     "restore": {
         Failure.PID_IN_USE: Exit.PID_TAKEN,
@@ -428,7 +452,7 @@ def test_an_error_for_people(tmp_path: Path) -> None:
     assert "tcp_established" not in message.err
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_printed_at_once(tmp_path: Path) -> None:
     """All errors are listed with flags and accepted values; no request is sent to CRIU."""
     criu = ScriptedCriu()
     message = tell("dump", PID, "-D", tmp_path, "--ghost-limit=x", "--empty-ns=pid", criu=criu)
@@ -754,7 +778,7 @@ def test_no_colour_without_a_terminal() -> None:
     assert "\x1b" not in message.stdout + message.stderr
 
 
-def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_defect_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An unexpected exception has an exit code of its own and is reported as a defect."""
 
     def fails(*_: object, **__: object) -> None:
@@ -771,7 +795,7 @@ def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.parametrize("what", ["cause", "cure"])
-def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
+def test_cures_name_the_options_of_the_command_line(what: str) -> None:
     """Cures are command-line flags, not Python."""
     python = re.compile(
         r"=True|=False|=\[|\w\(|\b(Worker|CriuOpts|Notification|via|subprocess|hook)\b|\b\w+_fds?\b"
@@ -795,7 +819,7 @@ def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
     )
 
 
-def test_fields_are_told_as_flags() -> None:
+def test_fields_are_printed_as_flags() -> None:
     """A field's name in a message becomes its long option."""
     text = "set tcp_established=True, or tcp_close=False; log_level=3; leave_running; a_b; pid=3"
     assert errors.in_flags(text) == (

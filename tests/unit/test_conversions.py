@@ -56,7 +56,7 @@ quick = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 with_programs = settings(quick, max_examples=40)
 
 
-def said(opts: CriuOpts) -> CriuOpts:
+def without_empty_lists(opts: CriuOpts) -> CriuOpts:
     """The options without empty lists, which mean the same as unset."""
     empty = {row.name: None for row, value in opts.items() if value == ()}
     return replace(opts, **empty)
@@ -164,7 +164,7 @@ def test_runc_and_back(opts: CriuOpts) -> None:
     """Lossless through JSON for all that runc's struct can express, and all its fields exist."""
     rest, struct = convertible(opts, CriuOpts.to_runc)
     assert set(struct) == set(RUNC_DEFAULTS)
-    assert CriuOpts.from_runc(json.loads(json.dumps(struct))) == said(rest)
+    assert CriuOpts.from_runc(json.loads(json.dumps(struct))) == without_empty_lists(rest)
 
 
 def test_runc_with_everything() -> None:
@@ -283,7 +283,11 @@ def test_a_command_line_and_back(opts: CriuOpts, verb: Verb) -> None:
     assert words[1:].index(COMMANDS[verb][0]) == 0
     carried = True if verb is Verb.PRE_DUMP else None
     read = CriuOpts.from_argv(words)
-    assert read == (verb, pid, in_current(replace(said(rest), pre_dump=carried), verb))
+    assert read == (
+        verb,
+        pid,
+        in_current(replace(without_empty_lists(rest), pre_dump=carried), verb),
+    )
 
 
 def in_current(opts: CriuOpts, verb: Verb) -> CriuOpts:
@@ -473,7 +477,7 @@ def test_words_that_are_refused(words: str, named: str) -> None:
     assert list(refused(lambda: CriuOpts.from_argv(words.split()))) == [named]
 
 
-def test_everything_that_is_wrong_is_listed() -> None:
+def test_all_errors_are_listed() -> None:
     """A refusal lists every error."""
     words = ["criu", "dump", "-t1", "--ms", "--nonsense", "--port", "0"]
     assert list(refused(lambda: CriuOpts.from_argv(words))) == [
@@ -530,7 +534,7 @@ def test_pids_and_verbs_of_command_lines() -> None:
 def test_a_configuration_file_and_back(opts: CriuOpts) -> None:
     """Lossless for all that a file can express."""
     rest, text = convertible(opts, CriuOpts.to_config)
-    assert CriuOpts.from_config(text) == said(rest)
+    assert CriuOpts.from_config(text) == without_empty_lists(rest)
 
 
 def test_a_configuration_file_to_read() -> None:
@@ -831,7 +835,7 @@ def test_commands_that_are_read(line: str, verb: Verb, fields: dict[str, Any]) -
         assert CriuOpts.from_argv(words) == (verb, None, rest)
 
 
-def test_every_field_can_be_said_or_tells_why() -> None:
+def test_every_field_has_a_form_or_a_reason() -> None:
     """The list of reasons has exactly the rows without a flag."""
     assert {row.name for row in BY_FIELD.values() if row.flag is None} <= set(NO_WORDS)
     assert set(NO_WORDS) <= set(BY_FIELD)

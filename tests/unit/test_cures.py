@@ -27,6 +27,7 @@ REFINED = {
     "process_that_is_traced": "ptrace-refused",
     "pid_of_a_running_process": "pid-in-use",
     "file_on_something_unmounted": "fd-mount",
+    "main_thread_that_ended": "zombie-thread",
     "images_of_pages_missing": "pages-unreadable",
 }
 """Cases whose error has more precise texts than the entry of the failure."""
@@ -43,25 +44,11 @@ OPEN = "no test brings it about yet"
 TIMING = "depends on the moment: no test can bring it about reliably"
 
 NOT_FOLLOWED = {
-    "preflight:random-numbers": CRIU,
     "seize-gone": ADVICE,
     "pid-missing": ADVICE,
     "zombie-root": ADVICE,
-    "zombie-thread": ADVICE,
-    "seize-refused": ADVICE,
     "pidns-init": ADVICE,
-    "script": ADVICE,
-    "preflight:option": ADVICE,
-    "preflight:program": ADVICE,
-    "preflight:thread-number": ADVICE,
-    "preflight:hidden": ADVICE,
-    "preflight:events": ADVICE,
-    "preflight:watch-of-a-file-system": ADVICE,
-    "preflight:unix-dangling": ADVICE,
-    "preflight:socket-of-another-network": ADVICE,
-    "preflight:file-not-saved": ADVICE,
-    "preflight:raw-address": ADVICE,
-    "preflight:caller-frozen": ADVICE,
+    "preflight:unix-dangling": OPEN,
     "track-mem": REFUSED,
     "predump-nodirty": REFUSED,
     "uffd": REFUSED,
@@ -92,14 +79,12 @@ NOT_FOLLOWED = {
     "fuse": DEVICE,
     "plugin": DEVICE,
     "lazy-transfer": TIMING,
-    "pty-index": TIMING,
     "freeze-cgroup": TIMING,
     "lazy-pipe-size": TIMING,
     "path-unsupported": PRECEDED,
     "map-files-eperm": PRECEDED,
-    "mapfile": PRECEDED,
-    "no-parent-mount": OPEN,
     "root-without-tmp": OPEN,
+    "mapfile": PRECEDED,
 }
 """Cures that no test follows, and why."""
 
@@ -108,7 +93,9 @@ CHECK_IMAGES = {
     "apt-get install {}": "test_helper_programs.py: test_a_restore",
     "dump again, or copy all of it here": "test_images_check.py: an image is missing",
     "restore the dump that builds on it": ADVICE,
-    "install CRIU, or name it with via=Worker(program)": "test_worker.py: ProgramNotFoundError",
+    "install CRIU (pycriu-native install-criu), or name it with Worker(program)": (
+        "test_worker.py: ProgramNotFoundError"
+    ),
     "a newer CRIU": CRIU,
     "CRIU 4.3 or later": CRIU,
     "CRIU 4.2 or later": PROCESSOR,
@@ -178,8 +165,8 @@ DOCTOR = {
     "it needs {}": KERNEL,
     "install both from one release": CRIU,
     "run as root, or set unprivileged=True": "test_security_unprivileged.py: test_what_it_takes",
-    "install CRIU {} or later": CRIU,
-    "install CRIU 4.2 or later": PROCESSOR,
+    "install CRIU {} or later (pycriu-native install-criu)": CRIU,
+    "install CRIU 4.2 or later (pycriu-native install-criu)": PROCESSOR,
     "check whether that is intended; else remove {}": (
         "test_doctor.py: test_a_configuration_file_that_interferes"
     ),

@@ -126,6 +126,29 @@ def test_a_failure_of_a_restore_is_none_of_a_dump() -> None:
     assert diagnose([line], Verb.DUMP).cause is None
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cr-restore.c:1230): Can't fork for 7",
+        "kerndat.c:33): has_ptrace(): failed to fork()",
+        "mount.c:1615): Can't clone helper process",
+        "namespaces.c:918): Unable to fork a process",
+        "namespaces.c:1141): Can't fork ns dumper",
+        "pidfd.c:129): Could not fork",
+        "util.c:585): fork() failed",
+        "util.c:723): fork",
+    ],
+)
+@pytest.mark.parametrize("verb", [Verb.DUMP, Verb.RESTORE])
+def test_a_limit_of_processes_stops_each_fork(message: str, verb: Verb) -> None:
+    """CRIU forks in many places, also to test the kernel, which is then not the cause."""
+    lines = [
+        f"Error (criu/{message}: Resource temporarily unavailable",
+        "Error (criu/kerndat.c:1878): kerndat_has_a_feature failed when initializing kerndat.",
+    ]
+    assert "pids.max" in str(diagnose(lines, verb).cause)
+
+
 def test_errno_decides_where_the_log_is_silent() -> None:
     """CRIU's errno is used only if no line has an entry."""
     assert diagnose([], Verb.DUMP, 3).kind is NoSuchProcessError

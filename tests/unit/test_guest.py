@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pycriu_native import guest
-from pycriu_native._system.mappings import has_droppable
+from pycriu_native._system.process import stat_of
 
 REPO = Path(__file__).parents[2]
 START: dict[str, Any] = {
@@ -53,6 +52,12 @@ class Parked:
     def start(self, **values: Any) -> None:
         """Send the start of a copy."""
         self.socket.sendall(json.dumps({**START, **values}).encode() + b"\n")
+
+    def until_it_sleeps(self) -> None:
+        """Wait until it waits for the line, or has ended."""
+        pid = self.process.pid
+        while (stat := stat_of(pid)) is not None and stat.state not in "SZ":
+            time.sleep(0.01)
 
     def output(self) -> str:
         """Its output."""
@@ -336,22 +341,52 @@ def test_a_program_with_threads_does_not_fork(alone: Path) -> None:
         parked.close()
 
 
-def test_droppable_memory_is_emptied() -> None:
-    """A CRIU before 4.2 restores it with its content, and it must not be equal in copies."""
-    private, anonymous, droppable = 2, 0x20, 8  # linux/mman.h
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    size = ctypes.c_size_t(mmap.PAGESIZE)
-    place = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, anonymous | droppable, -1, 0)
-    if place in (None, ctypes.c_void_p(-1).value):
-        pytest.skip("this kernel has no MAP_DROPPABLE (Linux 6.11)")
+RECEIVING = """
+import guest, os, socket, sys
+socket.setdefaulttimeout(0)  # of other sockets
+guest.wait()
+for number in map(int, sys.argv[1:]):
+    print(os.read(number, 100).decode(), os.get_inheritable(number))
+print(sorted(map(int, os.listdir("/proc/self/fd"))))
+"""
+
+
+def test_descriptors_come_with_the_line(alone: Path) -> None:
+    """They get the numbers of the line, also those that the kernel has just used for others."""
+    parked = Parked(RECEIVING, alone)
     try:
-        ordinary = mmap.mmap(-1, mmap.PAGESIZE, flags=private | anonymous)
-        ordinary[:4] = b"kept"
-        ctypes.memmove(place, b"state", 5)
-        assert has_droppable(os.getpid())
-        guest._Droppable().drop()
-        assert ctypes.string_at(place, 5) == bytes(5)
-        assert ordinary[:4] == b"kept"
+        assert parked.ready() == guest.READY_TO_FORK
+        parked.until_it_sleeps()
+        open_before = sorted(map(int, os.listdir(f"/proc/{parked.process.pid}/fd")))
+        free = next(number for number in range(3, 99) if number not in open_before)
+        numbers = [free + 4, free + 3, 70]
+        pipes = [os.pipe() for _ in numbers]
+        for number, (_, writer) in zip(numbers, pipes, strict=True):
+            os.write(writer, b"for %d" % number)
+        values = {**START, "descriptors": numbers, "arguments": [str(each) for each in numbers]}
+        line = json.dumps(values).encode() + b"\n"
+        socket.send_fds(parked.socket, [line], [reader for reader, _ in pipes])
+        for pair in pipes:
+            for fd in pair:
+                os.close(fd)
+        *read, listed = parked.output().splitlines()
+        assert read == [f"for {number} True" for number in numbers]
+        # The directory of the list has a number of its own.
+        assert set(json.loads(listed)) >= {*open_before, *numbers}
+        assert len(json.loads(listed)) == len(open_before) + len(numbers) + 1
     finally:
-        libc.munmap(ctypes.c_void_p(place), size)
+        parked.close()
+
+
+def test_too_many_descriptors(alone: Path) -> None:
+    """The kernel closes those beyond the limit of the program, which ends with the reason."""
+    code = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))\n" + RECEIVING
+    parked = Parked(code, alone)
+    try:
+        parked.ready()
+        line = json.dumps({**START, "descriptors": list(range(20, 60))}).encode() + b"\n"
+        socket.send_fds(parked.socket, [line], [0] * 40)
+        _, errors = parked.process.communicate(timeout=60)
+        assert "pass_fds: Too many open files" in errors
+    finally:
+        parked.close()

@@ -1,4 +1,4 @@
-"""What images say of the processor and of the lock of the network."""
+"""The processor and the network lock that images record."""
 
 from __future__ import annotations
 

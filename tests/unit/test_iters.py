@@ -102,7 +102,7 @@ def test_each_option_goes_where_it_belongs(tmp_path: Path) -> None:
     assert last["leave_running"]
 
 
-def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
+def test_errors_of_the_last_dump_come_first(tmp_path: Path) -> None:
     """Invalid options of the final dump are refused before the first round."""
     peer = ScriptedCriu()
     opts = CriuOpts(images_directory=tmp_path / "chain", tcp_close=True, tcp_established=True)
@@ -112,7 +112,7 @@ def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
     assert not (tmp_path / "chain").exists()
 
 
-def test_until_steady() -> None:
+def test_shrinking_rounds() -> None:
     """Rounds continue while they shrink, and end at the limit, at few bytes, or if they do not."""
     policy = ShrinkingRounds(most=4, shrink=0.8, enough=100 * 4096)
     assert [policy(_round(n, pages)) for n, pages in ((1, 10000), (2, 5000), (3, 4500))] == [

@@ -612,21 +612,21 @@ def test_uploads_behind(clock: Clock, tmp_path: Path, monkeypatch: pytest.Monkey
     storage = Faulty(f"memory://job-{next(numbers)}")
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
-    told: list[str] = []
+    events: list[str] = []
     spec = {"compress": "gzip", "encrypt_to": [], "keep": 2}
     running = Uploads(
         storage,
         lease,
         here,
         spec,
-        report=lambda event, message, **more: told.append(event),
-        lost=told.append,
+        report=lambda event, message, **more: events.append(event),
+        lost=events.append,
     )
-    storage.fails = lambda name, written: name.startswith("checkpoints") and len(told) < 7
+    storage.fails = lambda name, written: name.startswith("checkpoints") and len(events) < 7
     _taken(here, 1)
     running.start()
     assert running.finish(float("inf"))
-    assert told == ["upload failed"] * 7 + ["uploaded"]
+    assert events == ["upload failed"] * 7 + ["uploaded"]
     assert [each.checkpoint.number for each in commits(storage)] == [1]
 
 
@@ -636,20 +636,20 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
     storage.fails = lambda name, written: name.startswith("checkpoints")
-    told: list[str] = []
+    events: list[str] = []
     running = Uploads(
         storage,
         lease,
         here,
         {"compress": "gzip", "encrypt_to": [], "keep": 2},
-        report=lambda event, message, **more: told.append(event),
-        lost=told.append,
+        report=lambda event, message, **more: events.append(event),
+        lost=events.append,
     )
     _taken(here, 1)
     running.start()
     assert not running.finish(0.0)
-    assert told
-    assert set(told) == {"upload failed"}
+    assert events
+    assert set(events) == {"upload failed"}
     assert [each.number for each in here.all_checkpoints()] == [1]
     assert not commits(storage)
 

@@ -115,13 +115,13 @@ def test_a_name_that_is_taken_is_a_plain_one(name: str) -> None:
     assert len(name) <= 200
 
 
-def _receive(channel: Channel, root: Path, last: int = 0, **told: Any) -> int:
-    told.setdefault("number", 1)
-    return image_transfer.receive(channel, str(root), told, last, lambda size: None)
+def _receive(channel: Channel, root: Path, last: int = 0, **announcement: Any) -> int:
+    announcement.setdefault("number", 1)
+    return image_transfer.receive(channel, str(root), announcement, last, lambda size: None)
 
 
 @pytest.mark.parametrize(
-    "told",
+    "announcement",
     [
         {"number": 2, "files": 1, "bytes": 1},
         {"number": 0, "files": 1, "bytes": 1},
@@ -135,11 +135,11 @@ def _receive(channel: Channel, root: Path, last: int = 0, **told: Any) -> int:
     ],
 )
 def test_announcements_that_cannot_be(
-    ends: tuple[Channel, Peer], tmp_path: Path, told: dict[str, Any]
+    ends: tuple[Channel, Peer], tmp_path: Path, announcement: dict[str, Any]
 ) -> None:
     """Rounds arrive in order, with valid numbers."""
     with pytest.raises(PeerLostError):
-        _receive(ends[0], tmp_path, **told)
+        _receive(ends[0], tmp_path, **announcement)
     assert os.listdir(tmp_path) == []
 
 
@@ -249,7 +249,7 @@ def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
     assert channel.lost is None
 
 
-def test_silence_and_its_end() -> None:
+def test_a_peer_that_sends_nothing() -> None:
     """A silent peer is lost; one that sends signs of life is not."""
     ours, theirs = socket.socketpair()
     mute = Channel(ours, peer_timeout=0.4, until=MigrationDeadline(), on_pages=lambda data: None)
@@ -318,16 +318,14 @@ def test_a_greeting_byte_by_byte() -> None:
 
 
 @pytest.mark.parametrize("size", [24, 32])
-def test_the_daemons_last_word_stays_here(size: int) -> None:
+def test_the_last_message_of_the_daemon_is_not_sent(size: int) -> None:
     """The relay responds in the form of CRIU 4.1 and 4.2; requests are passed on."""
-    remaining, right = socket.socketpair()
+    near, far = socket.socketpair()
     request = bytes([7]) + bytes(size - 2) + b"\1"
     came: list[bytes] = []
-    here = Channel(
-        remaining, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None
-    )
+    here = Channel(near, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
     there = Channel(
-        right,
+        far,
         peer_timeout=30,
         until=MigrationDeadline(),
         on_pages=lambda data: came.append(bytes(data)),
@@ -359,6 +357,9 @@ def test_errors_pickle() -> None:
 # ---- what a destination says of itself ----
 
 
+WATCHDOG = cast(Any, SimpleNamespace(set_cleanup=lambda *_, **__: None))
+
+
 def _source(channel: Channel, workspace: Workspace) -> Source:
     return Source(
         os.getpid(),
@@ -378,7 +379,7 @@ def _source(channel: Channel, workspace: Workspace) -> Source:
 @pytest.mark.parametrize(
     "peer_timeout", [None, "5", -1, 1e9, float("inf"), float("nan"), True, [1]], ids=repr
 )
-def test_a_silence_that_nobody_waits_for(
+def test_peer_timeouts_that_are_refused(
     ends: tuple[Channel, Peer], tmp_path: Path, peer_timeout: object
 ) -> None:
     """An invalid peer_timeout is refused: it bounds the wait of the frozen process."""
@@ -394,9 +395,9 @@ def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) ->
     """Refused with an error of this package, before the destination gets ``go``."""
     channel, peer = ends
     peer.send_message("prepared", **told)
-    handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
+    handover = Handover(channel, Phases(), watchdog=WATCHDOG, relay=None)
     with pytest.raises(PeerLostError, match="the peer sent pid="):
-        handover.go()
+        handover.await_copy()
     assert handover.state is State.HERE
 
 
@@ -418,7 +419,7 @@ def test_a_report_that_never_comes(
 
 
 def _handover(channel: Channel, state: State) -> Handover:
-    handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
+    handover = Handover(channel, Phases(), watchdog=WATCHDOG, relay=None)
     handover.state = state
     return handover
 
@@ -431,11 +432,11 @@ def _transition(handover: Handover, name: str) -> None:
 
 
 HANDOVERS = {
+    ("await_copy", State.HERE): (State.HERE, []),
     ("go", State.HERE): (State.UNDECIDED, ["go"]),
     ("give_up", State.UNDECIDED): (State.GIVEN_UP, ["done"]),
     ("keep", State.HERE): (State.KEPT, []),
     ("keep", State.UNDECIDED): (State.KEPT, []),
-    ("keep", State.GIVEN_UP): (State.KEPT, []),
     ("keep", State.KEPT): (State.KEPT, []),
     ("join", State.GIVEN_UP): (State.GIVEN_UP, []),
 }
@@ -443,7 +444,7 @@ HANDOVERS = {
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("name", ["go", "give_up", "keep", "join"])
+@pytest.mark.parametrize("name", ["await_copy", "go", "give_up", "keep", "join"])
 def test_transitions_of_the_source(
     ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch, name: str, state: State
 ) -> None:
@@ -451,7 +452,8 @@ def test_transitions_of_the_source(
     channel, peer = ends
     sent: list[str] = []
     monkeypatch.setattr(channel, "send_message", lambda word, **_: sent.append(word))
-    peer.send_message("prepared", pid=7)
+    if name != "go":
+        peer.send_message("prepared", pid=7)
     peer.send_message("running")
     handover = _handover(channel, state)
     if (name, state) not in HANDOVERS:
@@ -463,17 +465,39 @@ def test_transitions_of_the_source(
     assert (handover.state, sent) == HANDOVERS[name, state]
 
 
-@pytest.mark.parametrize("state", [State.UNDECIDED, State.GIVEN_UP])
-def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer], state: State) -> None:
+def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer]) -> None:
     """A failure after ``go`` is sent to the destination, whose refusal ends the wait."""
     channel, peer = ends
     peer.send_message("running")
     peer.send_message("failed", why="as requested")
-    handover = _handover(channel, state)
+    handover = _handover(channel, State.UNDECIDED)
     handover.peer_timeout = 3600
     handover.keep(PeerLostError("no"))
     assert handover.state is State.KEPT
     assert b"the source cancelled" in peer.sock.recv(4096)
+
+
+def test_a_source_that_withdraws_first(ends: tuple[Channel, Peer]) -> None:
+    """The process is not given up after the destination was asked to end its copy."""
+    channel, peer = ends
+    handover = _handover(channel, State.UNDECIDED)
+    assert handover.withdraw(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        handover.give_up()
+    assert handover.state is State.UNDECIDED
+    assert b"the source was interrupted" in peer.sock.recv(4096)
+
+
+def test_a_source_that_withdraws_too_late(
+    ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No message is sent to the destination, whose copy continues."""
+    sent: list[str] = []
+    monkeypatch.setattr(ends[0], "send_message", lambda word, **_: sent.append(word))
+    handover = _handover(ends[0], State.UNDECIDED)
+    handover.give_up()
+    assert not handover.withdraw(KeyboardInterrupt())
+    assert sent == ["done"]
 
 
 COPIES = {

@@ -79,7 +79,7 @@ PROOFS = {
     "image streaming": r"dump_stream\(",
     "errno surfaced": r"errno",
     "cr_errmsg surfaced": r"cr_errmsg",
-    "log excerpt on error": r"\.lines|told\(",
+    "log excerpt on error": r"\.lines|check_explanation\(",
     "typed errors": r"NoSuchProcessError",
     "missing criu reported as such": r"ProgramNotFoundError",
     "version-gated option errors": r"UnsupportedError|release|needs CRIU",

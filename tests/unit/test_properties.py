@@ -320,7 +320,7 @@ def test_no_verb_is_left_out() -> None:
     assert set(expected.LOG) == {verb for verb in VERB_MASK if str(verb) in REQUEST_TYPES}
 
 
-def test_who_dumps_itself_cannot_be_asked(peer: Peer, judge: Judge) -> None:
+def test_a_self_dump_has_no_notifications(peer: Peer, judge: Judge) -> None:
     """A dump of the caller or of a tree that contains it: no pid for itself, no notifications."""
     for pid in (None, 1):
         sent = judge.decode(peer.ask(asked.filled, CriuOpts(), Verb.DUMP, pid).request)["opts"]

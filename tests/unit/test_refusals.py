@@ -173,7 +173,7 @@ WRONG_BY_ITSELF = [
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_one_error_tells_all(data: st.DataObject) -> None:
+def test_one_error_has_all_problems(data: st.DataObject) -> None:
     """All problems are named at once."""
     verb = data.draw(st.sampled_from([DUMP, RESTORE]))
     fields: dict[str, Any] = {}

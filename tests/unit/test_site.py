@@ -6,11 +6,12 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pycriu_native import CriuOpts
-from tools.docs_site import api, failures, howto, site
+from tools.docs_site import api, failures, howto, search_hook, site
 from tools.docs_site.sources import ROOT, SiteError, meanings, options
 
 
@@ -59,7 +60,7 @@ def test_links_of_written_pages() -> None:
     assert broken == ["README.md links to docs/none.md, which is not a file"]
 
 
-def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scenario_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken link stops the build and is named with its file."""
     exited = howto.Scenario(
         title="x", names=("timeout",), files=("tests/integration/test_gone.py",)
@@ -103,3 +104,15 @@ def test_the_index_has_whole_sentences() -> None:
     assert howto.first_sentence("Mount points to leave out") == "Mount points to leave out."
     for meaning in meanings().values():
         assert howto.first_sentence(meaning).endswith(".")
+
+
+def test_sources_are_not_searched(tmp_path: Path) -> None:
+    """The hook that the configuration names removes only the pages with sources."""
+    (hook,) = site.configuration(site.pages())["hooks"]
+    assert Path(hook) == Path(search_hook.__file__)
+    index = tmp_path / "search" / "search_index.json"
+    index.parent.mkdir()
+    pages = [{"location": name, "text": ""} for name in ("cli.html", "source/x.html#f")]
+    index.write_text(json.dumps({"config": {}, "docs": pages}))
+    search_hook.on_post_build(SimpleNamespace(site_dir=str(tmp_path)))
+    assert json.loads(index.read_text()) == {"config": {}, "docs": pages[:1]}

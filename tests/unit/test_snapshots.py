@@ -18,7 +18,8 @@ from pycriu_native._system.process_snapshot import Tree
 from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.spawn import SpawnOptions, spawn
 from pycriu_native.snapshots import Host, MappedFile, Record, host_check, sharing
-from pycriu_native.snapshots.streams import check
+from pycriu_native.snapshots.copy_request import CopyRequest
+from pycriu_native.snapshots.streams import TextMode, check
 
 CRIU = Version.parse("4.2.1")
 
@@ -122,6 +123,31 @@ def test_streams(tmp_path: Path, stdout: object, key: str | None, accepted: bool
         value = file if stdout == "file" else stdout
         problems = check((None, value, None), ("socket:[0]", key, "socket:[2]"))  # type: ignore[arg-type]
     assert [problem.field for problem in problems] == ([] if accepted else ["stdout"])
+
+
+def test_descriptors(record: Record) -> None:
+    """Those that the program has open are refused, and those of programs without a helper."""
+
+    def rules(record: Record, *fds: Any) -> list[str]:
+        mode = TextMode(text=False)
+        given = CopyRequest(
+            args=None, streams=(None, None, None), mode=mode, env=None, extra_env=None, cwd=None,
+            pass_fds=fds,
+        )  # fmt: skip
+        return [each.rule for each in given.problems(record) if each.field == "pass_fds"]
+
+    fd = os.open(os.devnull, os.O_RDONLY)
+    try:
+        python = dataclasses.replace(record, forks=True, descriptors=(0, 1, 2, fd + 1))
+        assert rules(python, fd, fd, 0, 1, 2) == []
+        used = dataclasses.replace(python, descriptors=(0, 1, 2, fd, fd + 3))
+        assert f"numbers from {fd + 4} on are free" in rules(used, fd)[0]
+        assert "other programs read only a line" in rules(record, fd)[0]
+        for wrong in (-1, "1", True, 2**40, fd + 0.0):
+            assert rules(python, wrong) == ["numbers of open descriptors are accepted"]
+    finally:
+        os.close(fd)
+    assert rules(python, fd) == ["numbers of open descriptors are accepted"]
 
 
 def test_pids_of_another_namespace() -> None:

@@ -152,7 +152,7 @@ def _accepts(kind: kinds.Kind) -> set[object]:
 
 
 @rows_with_field
-def test_annotations_tell_what_is_accepted(row: Row) -> None:
+def test_annotations_are_the_accepted_types(row: Row) -> None:
     """The annotation has the types of the row's kind, and None."""
     hint = typing.get_type_hints(CriuOpts, vars(fields))[row.name]
     parts = set(typing.get_args(hint))

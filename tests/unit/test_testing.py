@@ -58,7 +58,7 @@ def test_its_release_and_its_kernel(opts: CriuOpts) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "verb", "error", "said"),
+    ("failure", "verb", "error", "message"),
     [
         (Failure.PID_IN_USE, restore, PidInUseError, "Can.t fork for 77: File exists"),
         (Failure.NO_SUCH_PROCESS, DUMP, NoSuchProcessError, "No such process"),
@@ -71,25 +71,25 @@ def test_failures(
     failure: Failure,
     verb: Callable[..., object],
     error: type[CriuError],
-    said: str,
+    message: str,
 ) -> None:
     """They are raised like those of a real CRIU, with cause and cure."""
     criu = ScriptedCriu(failures={"dump": failure, "restore": failure})
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         verb(opts, via=criu)
 
 
 def test_notifications(opts: CriuOpts) -> None:
     """They arrive in the scripted order; a refused one makes the call fail."""
-    heard: list[tuple[str, int | None]] = []
+    received: list[tuple[str, int | None]] = []
     criu = ScriptedCriu(notify={"restore": ("pre-restore", "post-restore", "of-the-future")})
 
     def hook(notification: Notification) -> None:
-        heard.append((str(notification.action), notification.pid))
+        received.append((str(notification.action), notification.pid))
         if notification.action == "of-the-future":
             raise LookupError("no")
 
     with pytest.raises(LookupError, match="no"):
         restore(opts, via=criu, on_notify=hook)
-    assert heard == [("pre-restore", None), ("post-restore", 1234), ("of-the-future", None)]
+    assert received == [("pre-restore", None), ("post-restore", 1234), ("of-the-future", None)]
     assert restore(opts, via=criu).pid == 1234  # without a hook CRIU sends none

@@ -180,7 +180,7 @@ def test_everything_else_is_refused_by_name(field: str, value: Any) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-def test_one_error_tells_all_that_is_wrong() -> None:
+def test_one_error_lists_all_problems() -> None:
     """All problems are listed, each field with its reason and the index of a list's item."""
     with pytest.raises(OptionError) as caught:
         CriuOpts(log_level=9, network_lock="x", external=["dev[1/2]:a", "", "b"], tcp_close=True)

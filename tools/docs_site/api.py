@@ -68,6 +68,7 @@ def plugin() -> dict[str, Any]:
         "members_order": "source",
         "merge_init_into_class": True,
         "separate_signature": True,
+        "show_labels": False,
         "show_root_heading": False,
         "show_root_toc_entry": False,
         "show_signature_annotations": True,

@@ -1,5 +1,5 @@
-// A browser does not load the search index over file://. Instead of a search that never ends, the page
-// shows how to open the site.
+// Browsers do not load the search index over file://. The search would never end, so the page shows how
+// to open the site instead.
 if (location.protocol === "file:") {
   document.addEventListener("DOMContentLoaded", () => {
     const results = document.getElementById("mkdocs-search-results");

@@ -155,6 +155,7 @@ def configuration(made: dict[str, str]) -> dict[str, Any]:
             "pymdownx.superfences",
         ],
         "plugins": ["search", api.plugin()],
+        "hooks": [str(Path(__file__).with_name("search_hook.py"))],
     }
 
 

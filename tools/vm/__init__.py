@@ -1,1 +1,1 @@
-"""Guests in QEMU with other kernels than this machine; ``python -m tools.vm --help``."""
+"""Virtual machines (QEMU) whose kernels differ from this one; ``python -m tools.vm --help``."""

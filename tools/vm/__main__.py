@@ -15,9 +15,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.vm", description=__doc__)
     parser.add_argument("guest", choices=sorted(GUESTS))
     parser.add_argument("--limit", type=float, default=600, help="seconds (default: 600)")
-    parser.add_argument("--results", type=Path, help="directory for the guest's /results")
+    parser.add_argument("--results", type=Path, help="where the guest's /results is copied to")
     parser.add_argument("--directory", type=Path, help="copied instead of the checkout")
-    parser.add_argument("command", nargs="+", help="run by root in a copy of the checkout")
+    parser.add_argument("command", nargs="+", help="run as root in a copy of the checkout")
     chosen = parser.parse_args()
     results = chosen.results or root.CACHE / "left" / chosen.guest
     built = root.build(GUESTS[chosen.guest])

@@ -25,7 +25,7 @@ PARTS = (
     *("benchmarks", "tests"),
 )
 PROGRAM = "build/bench/target"
-"""A program that is compiled on this machine: guests have no compiler."""
+"""A program of the benchmarks, compiled on this machine."""
 
 
 def copy(place: Path, extension: Path | None) -> None:
@@ -42,4 +42,4 @@ def copy(place: Path, extension: Path | None) -> None:
         shutil.copytree(extension, place, dirs_exist_ok=True)
     elif (ROOT / PROGRAM).exists():
         (place / PROGRAM).parent.mkdir(parents=True)
-        shutil.copy(ROOT / PROGRAM, place / PROGRAM)  # newer than its source there
+        shutil.copy(ROOT / PROGRAM, place / PROGRAM)  # after its source, so it is not built again

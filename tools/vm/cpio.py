@@ -1,4 +1,4 @@
-"""Archives as the kernel unpacks them at its start: cpio, "newc" (initramfs buffer format)."""
+"""Archives for an initramfs, in the cpio format "newc" (initramfs buffer format)."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import stat
 
 
 class Archive:
-    """An archive that is being written; everything in it is root's."""
+    """An archive that is being written; root owns all files in it."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._numbers = itertools.count(1)
 
     def directory(self, name: str) -> None:
-        """An empty directory."""
+        """Add an empty directory."""
         self._add(name, stat.S_IFDIR | 0o755)
 
     def device(self, name: str, major: int, minor: int) -> None:
-        """A character device."""
+        """Add a character device."""
         self._add(name, stat.S_IFCHR | 0o600, device=(major, minor))
 
     def file(self, name: str, data: bytes, mode: int = 0o644) -> None:
-        """A file."""
+        """Add a regular file."""
         self._add(name, stat.S_IFREG | mode, data)
 
-    def whole(self) -> bytes:
-        """The whole archive."""
+    def content(self) -> bytes:
+        """Return the bytes of the archive."""
         end = Archive()
         end._add("TRAILER!!!", 0)
         return b"".join((*self._parts, *end._parts))

@@ -1,7 +1,7 @@
-"""Programs of another architecture: run by qemu-user, and compiled by a cross compiler.
+"""Runs programs of another architecture with qemu-user, and compiles them with a cross compiler.
 
-``binfmt_misc`` belongs to a user namespace since Linux 6.7. The interpreter is registered in one
-of its own, so that nothing changes on this machine: ``python -m tools.vm.foreign MACHINE COMMAND``.
+``python -m tools.vm.foreign MACHINE COMMAND`` registers the interpreter in ``binfmt_misc`` of a new
+user namespace, which Linux 6.7 and later support, so the settings of this machine do not change.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ ROOT = Path(__file__).parents[2]
 BINFMT = "/proc/sys/fs/binfmt_misc"
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 IDS = 65536
-"""Users and groups of this machine that the namespace has, with their own numbers."""
+"""The number of user and group ids that are mapped to themselves in the namespace."""
 
 ELF_MACHINE = {"aarch64": 183}
 """``e_machine`` of the headers of executable files (``elf.h``)."""
 
 
 def command(guest: Guest, *words: str) -> list[str]:
-    """A command that may run programs of the guest."""
+    """The command that runs these words, which can be a program of the guest's architecture."""
     if not guest.is_foreign:
         return list(words)
     return [sys.executable, "-m", "tools.vm.foreign", guest.machine.uname, *words]
 
 
 def build_extension(guest: Guest, tree: Path, place: Path) -> None:
-    """Compile the extension for the guest's architecture against the libraries of its root."""
+    """Compile the extension for the guest's architecture with the libraries of its root."""
     triplet = f"{guest.machine.uname}-linux-gnu"
     libraries, headers = tree / "usr/lib" / triplet, tree / "usr/include"
     gcc = f"{triplet}-gcc"
@@ -61,7 +61,7 @@ def build_extension(guest: Guest, tree: Path, place: Path) -> None:
 
 
 def main() -> int:
-    """Run a command in a user namespace in which the machine's programs run."""
+    """Run a command in a user namespace that can execute programs of an architecture."""
     machine, *words = sys.argv[1:]
     libc = ctypes.CDLL(None, use_errno=True)
     ready, mapped = os.pipe(), os.pipe()
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def _interpreter(machine: str) -> bytes:
-    """A line of ``register``: 64-bit little-endian programs and libraries of this machine."""
+    """The line for ``register``: 64-bit little-endian programs and libraries of this machine."""
 
     def escaped(data: bytes) -> bytes:
         return b"".join(b"\\x%02x" % byte for byte in data)

@@ -21,37 +21,37 @@ TOOLS = (
     "procps",
     "runc",
 )
-"""What the tests run, and what the guest needs to start."""
+"""The packages that the tests and the start of a guest need."""
 
 CROSS_BUILD = ("libcriu-dev", "libprotobuf-c-dev")
-"""What the extension is compiled against for a guest of another architecture."""
+"""The packages with which the extension is compiled for a guest of another architecture."""
 
 OMITTED = ("doc", "info", "locale", "man")
-"""Directories of ``/usr/share`` that no guest needs."""
+"""Directories of ``/usr/share`` that are not installed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """An architecture, and how QEMU emulates it."""
+    """An architecture, and the way in which QEMU emulates it."""
 
     architecture: str
-    """Debian's name of it."""
+    """Debian's name of the architecture."""
     uname: str
-    """The kernel's name of it."""
+    """The kernel's name of the architecture."""
     qemu: tuple[str, ...]
+    """The program and the options that select the machine."""
     console: str
-    """Where the kernel's messages go; the command's output goes to ``output``."""
+    """The guest's device for messages of the kernel."""
     output: str
+    """The guest's device for the output of the command."""
     devices: tuple[str, ...]
-    """Of QEMU, for the output: it is on standard output."""
+    """The options that connect the device of the output to QEMU's standard output."""
 
 
 AMD64 = Machine(
     architecture="amd64",
     uname="x86_64",
-    # One processor: with two, the kernel fails on code that the other has just changed (int3 in
-    # finish_task_switch, seen with QEMU 7.2). A plain one: saving the registers of a newer one
-    # takes a third of the emulator's time.
+    # An old processor: emulating the saving of a newer one's registers takes a third of the time.
     qemu=("qemu-system-x86_64", "-cpu", "Nehalem"),
     console="ttyS0",
     output="ttyS1",
@@ -71,7 +71,8 @@ ARM64 = Machine(
 ARM64_PAC = Machine(
     architecture="arm64",
     uname="aarch64",
-    # With pointer authentication; the architecture's own algorithm takes most of the time.
+    # With pointer authentication. Without pauth-impdef, the emulation of the architecture's own
+    # algorithm takes most of the time.
     qemu=("qemu-system-aarch64", "-M", "virt", "-cpu", "max,pauth-impdef=on"),
     console=ARM64.console,
     output=ARM64.output,
@@ -87,14 +88,15 @@ class Guest:
     suite: str
     """Debian's codename."""
     packages: tuple[str, ...]
-    """What is installed beside the bare system; without recommended packages."""
+    """The packages beyond the minimal system; recommended packages are not installed."""
     kernel: str = "linux-image-cloud-amd64"
-    """The package that depends on the suite's kernel; the cloud one is for virtual machines."""
+    """The package that depends on the suite's kernel; ``cloud`` is a kernel for virtual
+    machines."""
     machine: Machine = AMD64
 
     @property
     def is_foreign(self) -> bool:
-        """Whether its programs do not run on this machine."""
+        """Whether its architecture is not that of this machine."""
         return self.machine.uname != os.uname().machine
 
 
@@ -118,7 +120,8 @@ GUESTS = {
         _arm64("forky-arm64-pac", "forky", machine=ARM64_PAC),
     )
 }
-"""By name. Debian 12: kernel 6.1, CRIU 3.17.1. Debian 13: kernel 6.12, CRIU 4.1.1. Forky: 4.2.1."""
+"""The guests by name. bookworm (Debian 12) has kernel 6.1 and CRIU 3.17.1, trixie (Debian 13)
+kernel 6.12 and CRIU 4.1.1, forky CRIU 4.2.1."""
 
 NATIVE = tuple(name for name, guest in GUESTS.items() if guest.machine is AMD64)
 FOREIGN = tuple(name for name in GUESTS if name not in NATIVE)

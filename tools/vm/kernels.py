@@ -1,9 +1,9 @@
-"""Two tables of the fields that were tested with each CRIU and kernel.
+"""Writes two tables of the fields that were tested with each CRIU and kernel.
 
-Made from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has the
-test files of each field; this module writes its other columns. ``docs/kernels.md`` has the other
-tests and the reason for each skipped test, and a section for the guests of arm64. A section whose
-guests have left no results here stays as it is.
+They come from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has
+the test files of each field; this module writes its other columns. ``docs/kernels.md`` has the
+other tests, the reason for each skipped test, and a section for the arm64 guests. A section does
+not change if there are no results of its guests.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Run:
 
     @property
     def title(self) -> str:
-        """CRIU and kernel: the head of a column."""
+        """The head of a column: the releases of CRIU and of the kernel."""
         return f"CRIU {self.facts['criu']}, kernel {re.split('[-+]', self.facts['kernel'])[0]}"
 
     @property
     def arm64_title(self) -> str:
-        """The same with the differences between arm64 machines."""
+        """The head of a column of the arm64 table, with page size and pointer authentication."""
         pac = "with" if self.facts["pointer_authentication"] else "without"
         return f"{self.title}, {self.facts['page_size'] // 1024}K pages, {pac} PAC"
 
@@ -74,7 +74,7 @@ class Row:
 
 
 class Reasons:
-    """Numbered reasons for the end of the page."""
+    """The numbered reasons at the end of the page."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}

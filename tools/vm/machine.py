@@ -29,7 +29,7 @@ SPARE = 2**30
 
 
 PARAMETERS = "quiet loglevel=4 panic=-1 mitigations=off nokaslr"
-"""Kernel parameters; guest-init reads the one named output."""
+"""Kernel parameters. ``_qemu`` adds ``output``, which guest-init reads."""
 
 NO_STATUS = 125
 """The exit status of this program if the guest returned none."""
@@ -37,12 +37,12 @@ NO_STATUS = 125
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a guest ended."""
+    """The end of a guest."""
 
     status: int | None
-    """The exit status of the command; None: the guest ended without one."""
+    """The exit status of the command; None if the guest ended before the command."""
     why: str
-    """Why there is no exit status, with the kernel's last messages."""
+    """The reason for a missing exit status, with the last messages of the kernel."""
 
 
 def run(
@@ -74,9 +74,9 @@ def run(
         status = results / "status"
         if not late and status.exists():
             return Ended(int(status.read_text()), "")
-        why = f"it was ended after {limit:g} s" if late else "it ended before the command did"
+        why = f"it was killed after {limit:g} s" if late else "it ended before the command"
         last = console.read_text(errors="replace").splitlines()[-25:] if console.exists() else []
-        return Ended(None, "\n".join([why, "the kernel's last words:", *last]))
+        return Ended(None, "\n".join([why, "the last messages of its kernel:", *last]))
 
 
 def _make_job(
@@ -93,7 +93,7 @@ def _make_job(
         shutil.copytree(directory, tree / "checkout")
     variables = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines = [
-        # On the file system of the root: CRIU needs an option for a second disk.
+        # On the root file system: without an option, CRIU does not save mounts of other disks.
         "cp -a /job/checkout /checkout",
         "umount --lazy /job",
         "cd /checkout",
@@ -113,6 +113,8 @@ def _qemu(
     def drive(path: Path, snapshot: str) -> list[str]:
         return ["-drive", f"file={path},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}"]
 
+    # One processor: with two, an emulated kernel fails on code that the other processor has just
+    # changed (int3 in finish_task_switch, QEMU 7.2).
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *(*machine.qemu, "-accel", "tcg", "-smp", "1", "-m", str(memory)),

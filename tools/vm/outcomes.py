@@ -1,7 +1,8 @@
 """A pytest plugin for guests: prints each failure at once, and stores all outcomes in a file.
 
-``-p tools.vm.outcomes`` writes ``/results/outcomes.json`` (``PYCRIU_NATIVE_OUTCOMES`` names
-another place); ``kernels.py`` reads it. A guest that is ended too early has shown why.
+``-p tools.vm.outcomes`` writes ``/results/outcomes.json``, or the file that the environment
+variable ``PYCRIU_NATIVE_OUTCOMES`` names; ``kernels.py`` reads it. Failures are also printed before
+the end of a guest that is killed.
 """
 
 from __future__ import annotations

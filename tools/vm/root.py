@@ -1,8 +1,8 @@
-"""The root of a guest, its kernel and the first program: made once, kept under ``build/vm``.
+"""Builds the root disk, the kernel and the initramfs of a guest once; they stay in ``build/vm``.
 
-``mmdebstrap`` installs the suite's packages into a directory, Python's packages are laid beside
-them by pip, and ``mke2fs`` makes a disk of it. The kernel is unpacked, not installed: nothing
-of what its scripts do (boot loader, initramfs) is needed.
+``mmdebstrap`` installs the suite's packages into a directory, pip installs Python packages there,
+and ``mke2fs`` creates a disk image of it. The kernel's package is unpacked without its scripts,
+because a guest needs no boot loader and has its own initramfs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / "build" / "vm"
 KEPT = Path("/var/tmp/pycriu-native-roots")
-"""Where the guests of other architectures are kept beside the checkouts: each takes long."""
+"""The directory of guests of other architectures. All checkouts share it, since a build takes
+long."""
 
 DRIVERS = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
-"""Modules that the disk with the root needs; all others are in it."""
+"""Kernel modules in the initramfs: those that the mount of the root disk needs."""
 
 SOURCES = (
     "cpio.py",
@@ -43,45 +44,54 @@ SOURCES = (
     "initrd-init",
     "root.py",
 )
-"""The files of this directory that say what a guest is made of."""
+"""The files of this directory that affect the content of a guest."""
 
 NETWORK = r"Acquire::(https?|ftp|Check-|Retries|Force)"
-"""What of the system's settings of apt the guest's apt gets while the root is made."""
+"""The system's settings of apt, such as proxies, with which packages are fetched."""
 
 SPARE = 3 * 2**30
-"""Bytes of the disk beyond what the root fills: for what the tests write."""
+"""Free space of the root disk for the tests, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The files that a guest is started from."""
+    """The files of a guest."""
 
     root: Path
     kernel: Path
     initrd: Path
     extension: Path
-    """Compiled modules for its architecture; not there if they are this machine's."""
+    """The compiled modules for its architecture; a guest of this machine's architecture has
+    none."""
 
 
 def build(guest: Guest) -> Built:
-    """The guest's files, made anew where what they are made from has changed."""
-    cache = KEPT if guest.is_foreign else CACHE
-    place = cache / guest.name
+    """The files of the guest, which are built if they are missing or older than their sources."""
+    place = _directory(guest)
     built = Built(
         place / "root.ext4", place / "vmlinuz", place / "initrd", CACHE / "extension" / guest.name
     )
-    _make(guest, cache, place)
+    _make(guest, place)
     if guest.is_foreign:
         _build_extension(guest, place, built.extension)
     return built
 
 
-def _make(guest: Guest, cache: Path, place: Path) -> None:
-    key = _key(guest)
-    record = place / "key"
-    if record.exists() and record.read_text() == key:
+def is_current(guest: Guest) -> bool:
+    """Whether the guest has been built from the present sources."""
+    record = _directory(guest) / "key"
+    return record.exists() and record.read_text() == _key(guest)
+
+
+def _directory(guest: Guest) -> Path:
+    return (KEPT if guest.is_foreign else CACHE) / guest.name
+
+
+def _make(guest: Guest, place: Path) -> None:
+    if is_current(guest):
         return
-    print(f"making the guest {guest.name} with mmdebstrap", flush=True)
+    cache = place.parent
+    print(f"building the guest {guest.name} with mmdebstrap", flush=True)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{guest.name}-", dir=cache) as scratch:
         tree, made = Path(scratch, "tree"), Path(scratch, "made")
@@ -95,22 +105,23 @@ def _make(guest: Guest, cache: Path, place: Path) -> None:
         disk.make(made / "root.ext4", tree, spare=SPARE)
         if guest.is_foreign:
             _keep_for_builds(guest, tree, made)
-        (made / "key").write_text(key)
+        (made / "key").write_text(_key(guest))
         shutil.rmtree(place, ignore_errors=True)
         made.rename(place)
 
 
 def _dangling(directory: str, names: list[str]) -> list[str]:
-    """Links without a target. ``ignore_dangling_symlinks`` takes them to be relative to the current
-    directory, and leaves out those of linux-libc-dev 6.12.117 (Debian 13).
+    """Names of links without a target. ``ignore_dangling_symlinks`` of ``shutil.copytree``
+    interprets targets relative to the current directory, and omits valid links of linux-libc-dev
+    6.12.117.
     """
     return [name for name in names if not os.path.exists(os.path.join(directory, name))]
 
 
 def _keep_for_builds(guest: Guest, tree: Path, made: Path) -> None:
-    """What the extension is compiled against, for later checkouts."""
+    """Keep the headers and libraries with which the extension is compiled."""
     kept = made / "tree/usr"
-    # Links to elsewhere become what they point to.
+    # copytree() replaces links by the files that they refer to.
     shutil.copytree(tree / "usr/include", kept / "include", ignore=_dangling)
     libraries = f"lib/{guest.machine.uname}-linux-gnu"
     shutil.copytree(tree / "usr" / libraries, kept / libraries, symlinks=True)
@@ -120,7 +131,7 @@ def _keep_for_builds(guest: Guest, tree: Path, made: Path) -> None:
 
 
 def _build_extension(guest: Guest, place: Path, extension: Path) -> None:
-    """Newer than its sources, or made anew."""
+    """Compile the extension if it is older than its sources."""
     sources = [*(ROOT / "native").iterdir(), *(ROOT / "include").iterdir(), place / "key"]
     newest = max(source.stat().st_mtime for source in sources)
     if not extension.exists() or extension.stat().st_mtime < newest:
@@ -129,7 +140,7 @@ def _build_extension(guest: Guest, place: Path, extension: Path) -> None:
 
 
 def _key(guest: Guest) -> str:
-    """A digest of everything that a guest is made from, but the packages' releases."""
+    """A digest of the sources of a guest; the versions of its packages are not included."""
     digest = hashlib.sha256(repr((guest, _requirements())).encode())
     for source in SOURCES:
         digest.update((HERE / source).read_bytes())
@@ -137,11 +148,10 @@ def _key(guest: Guest) -> str:
 
 
 def _install(guest: Guest, tree: Path) -> None:
-    mirrors = _told(str(ROOT / "tools" / "install-criu"), "--mirrors")
+    mirrors = _output_lines(str(ROOT / "tools" / "install-criu"), "--mirrors")
     if not mirrors:
         sys.exit("the system's apt sources name no Debian mirror")
-    # The way to the mirror: proxies and the like.
-    network = [line for line in _told("apt-config", "dump") if re.match(NETWORK, line)]
+    network = [line for line in _output_lines("apt-config", "dump") if re.match(NETWORK, line)]
     foreign_only = [f"--architectures={guest.machine.architecture}"] if guest.is_foreign else []
     words = foreign.command(
         guest,
@@ -165,14 +175,14 @@ def _install(guest: Guest, tree: Path) -> None:
     subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, "KERNEL": guest.kernel})
 
 
-def _told(*command: str) -> list[str]:
-    message = subprocess.run(command, check=True, capture_output=True, text=True)
-    return message.stdout.splitlines()
+def _output_lines(*command: str) -> list[str]:
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()
 
 
 def _requirements() -> list[str]:
-    """What the package needs to run and to be tested with a real CRIU: neither the compiler of
-    ``.proto`` files, nor what draws pictures or packs archives.
+    """The requirements of the package and of its tests, except those for plots, archives and the
+    compiler of ``.proto`` files.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -181,7 +191,7 @@ def _requirements() -> list[str]:
 
 
 def _install_python_packages(guest: Guest, tree: Path) -> None:
-    """The wheels for the guest's Python, which need not be the one that runs here."""
+    """Install the wheels for the guest's Python, which can differ from this one."""
     python = os.readlink(tree / "usr/bin/python3")
     release = python.removeprefix("python")
     place = tree / "usr/local/lib" / python / "dist-packages"
@@ -195,14 +205,14 @@ def _install_python_packages(guest: Guest, tree: Path) -> None:
         ],
         check=True,
     )
-    # By the guest's own Python, here: under emulation it takes minutes.
+    # The guest's Python compiles them here, because in the emulated guest it would take minutes.
     inside = ["python3", "-m", "compileall", "-q", f"/{place.relative_to(tree)}"]
     words = foreign.command(guest, "chroot", str(tree), *inside)
     subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def _make_initrd(tree: Path, place: Path) -> None:
-    """The first program: it loads the disk's drivers and goes over to the root."""
+    """Create the initramfs, which loads the drivers of the root disk and mounts it."""
     [modules] = (tree / "lib/modules").iterdir()
     archive = cpio.Archive()
     for directory in ("bin", "dev", "proc", "root", "modules"):
@@ -217,16 +227,16 @@ def _make_initrd(tree: Path, place: Path) -> None:
         names.append(os.path.basename(path).removesuffix(".xz"))
         archive.file(f"modules/{names[-1]}", data)
     archive.file("modules/order", "".join(f"{name}\n" for name in names).encode())
-    place.write_bytes(gzip.compress(archive.whole(), 1))
+    place.write_bytes(gzip.compress(archive.content(), 1))
 
 
 def _with_dependencies(modules: Path, wanted: tuple[str, ...]) -> list[str]:
-    """The files of these modules, each after those that it needs."""
+    """The files of these modules and of their dependencies, which come first."""
     needs = dict(_dependencies(modules))
     by_name = {os.path.basename(path).partition(".ko")[0].replace("-", "_"): path for path in needs}
     ordered: list[str] = []
     for name in wanted:
-        # A module that is not there is built in. depmod names the nearest need first.
+        # A missing module is part of the kernel. depmod lists the nearest dependency first.
         for path in reversed([by_name[name], *needs[by_name[name]]] if name in by_name else []):
             if path not in ordered:
                 ordered.append(path)

@@ -98,7 +98,7 @@ def _run(words: list[str], log: IO[bytes] | None = None) -> int:
     )
     status = ran().returncode
     if status == NO_STATUS:
-        print("repeating in another guest", flush=True)
+        print("running the tests again in another guest", flush=True)
         status = ran().returncode
     return status
 

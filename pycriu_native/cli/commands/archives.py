@@ -11,6 +11,7 @@ import click
 
 from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
+from ...errors import CriuError
 from .. import command, streams
 from ..command import (
     Call,
@@ -33,16 +34,25 @@ def _pack(
     inside: str,
     compress: str,
     encrypt_to: tuple[str, ...],
-) -> Exit:
-    with command.extra("archive"), _stream(archive, "wb") as target:
-        total = pack(
-            directory,
-            target,
-            inside=inside,
-            compress=compress,  # type: ignore[arg-type]
-            encrypt_to=encrypt_to,
-        )
-    if archive == "-":
+    overwrite: bool,
+) -> Exit | int:
+    if archive != streams.STANDARD:
+        command.check_new(archive, overwrite)
+    try:
+        with command.extra("archive"), _stream(archive, "wb") as target:
+            total = pack(
+                directory,
+                target,
+                inside=inside,
+                compress=compress,  # type: ignore[arg-type]
+                encrypt_to=encrypt_to,
+            )
+    except OSError as error:
+        if archive != streams.STANDARD or error.filename is not None:
+            raise
+        why = f"standard output cannot be written: {error.strerror}"
+        return call.out.failed(CriuError(why, verb="pack"), Exit.OUTPUT)
+    if archive == streams.STANDARD:
         call.out.hint(f"packed {size(total)}")
         return Exit.DONE
     written = os.stat(archive).st_size
@@ -120,6 +130,7 @@ COMMANDS = {
             click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
             compress_option("zstd is faster than gzip and gives a smaller file; none is fastest."),
             encrypt_to_option("it"),
+            command.overwrite_option(),
             _INSIDE,
         ],
     ),

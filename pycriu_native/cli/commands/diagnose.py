@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-import click
-
 from ... import CriuOpts, Doctor, Preflight, Severity, Verdict, doctor, preflight
 from ...diagnostics.doctor.values import HEADINGS
 from ...enums import Verb
@@ -106,10 +104,8 @@ COMMANDS = {
         ],
         exits=(Exit.NO,),
         params=[
-            click.Option(
-                ["-a", "--all", "everything"],
-                is_flag=True,
-                help="Also show the checks that found nothing.",
+            command.flag(
+                "-a", "--all", "everything", help="Also show the checks that found nothing."
             )
         ],
     ),
@@ -117,11 +113,12 @@ COMMANDS = {
         "preflight",
         function=_preflight,
         verb=Verb.DUMP,
-        help="Check a dump of PID and its descendants before anything is frozen.\n\n"
-        "The output lists what would stop the dump, the options that it needs, what would be lost, "
-        "and the expected size. The processes keep running. Give the options of the dump: they are "
-        "taken into account. The exit status is 11 if a dump with these options, or a restore on "
-        "this machine, would fail.",
+        help="Check whether a dump of PID and its descendants would succeed, without freezing "
+        "them.\n\n"
+        "The output lists what makes the dump fail, the options that the dump and the restore "
+        "need, what a restore does not bring back, and the expected size of the images. Pass the "
+        "options of the dump: the check uses them. The exit status is 11 if a dump with these "
+        "options, or a restore on this machine, would fail.",
         examples=[
             "pycriu-native preflight 4242",
             "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",

@@ -110,7 +110,7 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
 
     steady = ShrinkingRounds(most=rounds)
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         call.out.progress(f"round {round.number}: {size(round.bytes_written)} written")
         return steady(round)
 
@@ -121,7 +121,7 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
         result = dump_iters(
             pid,
             call.opts,
-            more,
+            should_continue,
             via=call.via,
             on_notify=call.hook,
             on_progress=on_progress,
@@ -214,7 +214,9 @@ COMMANDS = {
         verb=Verb.DUMP,
         help="Save process PID and all its descendants into the images directory.\n\n"
         "The processes are frozen and saved, then killed unless --leave-running or --leave-stopped "
-        "is given. After a failure or Ctrl-C, CRIU undoes its work and they continue to run.",
+        "is given. With --leave-running they can change files afterwards, which a restore then "
+        "refuses or uses as they are: --files rollback saves these files too. After a failure or "
+        "Ctrl-C, CRIU undoes its work and the processes continue to run.",
         examples=[
             "pycriu-native dump 4242 --images-dir ckpt",
             "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",

@@ -58,10 +58,13 @@ def _inspect(
     protection: str,
     read: tuple[int, int] | None,
     output: str | None,
+    overwrite: bool,
     search: str | None,
     regex: bool,
     context: int,
 ) -> Exit:
+    if output is not None:
+        command.check_new(output, overwrite)
     images = _images()
     with _set_in(directory) as (place, archive, _):
         result: ImageSet = images.inspect(place)
@@ -318,7 +321,11 @@ def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
     return call.out.answer(result, images.render_diff(result), code=code)
 
 
-def _decode(call: Call, image: str, output: str | None, info: bool, pretty: bool) -> Exit:
+def _decode(
+    call: Call, image: str, output: str | None, overwrite: bool, info: bool, pretty: bool
+) -> Exit:
+    if output is not None:
+        command.check_new(output, overwrite)
     with _image_file(image) as path:
         result = _images().decode(path, payload=not info, pretty=pretty)
     if info:
@@ -459,14 +466,12 @@ COMMANDS = {
         params=[
             click.Argument(["directory"], type=click.Path()),
             click.Option(["-p", "--pid"], type=command.Pid(), help="Show only this process."),
-            click.Option(["--tree"], is_flag=True, help="Show the whole set as a tree."),
-            click.Option(["--memory"], is_flag=True, help="Show the mappings of each process."),
-            click.Option(["--files"], is_flag=True, help="Show the descriptors of each process."),
-            click.Option(
-                ["--environment"], is_flag=True, help="Show the environment of each process."
-            ),
-            click.Option(["--sockets"], is_flag=True, help="Show only the sockets."),
-            click.Option(["--mounts"], is_flag=True, help="Show only the mounts."),
+            command.flag("--tree", help="Show the whole set as a tree."),
+            command.flag("--memory", help="Show the mappings of each process."),
+            command.flag("--files", help="Show the descriptors of each process."),
+            command.flag("--environment", help="Show the environment of each process."),
+            command.flag("--sockets", help="Show only the sockets."),
+            command.flag("--mounts", help="Show only the mounts."),
             click.Option(
                 ["--kind"],
                 multiple=True,
@@ -486,18 +491,16 @@ COMMANDS = {
                 help="Print memory as hexadecimal digits and text. RANGE is START-END or "
                 "START+SIZE in hexadecimal digits.",
             ),
-            click.Option(
-                ["-o", "--output"],
-                type=click.Path(dir_okay=False),
-                metavar="FILE",
+            command.file_option(
+                "-o",
+                "--output",
                 help="Write the bytes of --read, or all memory in the images, to this file.",
             ),
+            command.overwrite_option(),
             click.Option(
                 ["--search"], metavar="TEXT", help="Print the addresses of this text in memory."
             ),
-            click.Option(
-                ["--regex"], is_flag=True, help="TEXT of --search is a regular expression."
-            ),
+            command.flag("--regex", help="TEXT of --search is a regular expression."),
             click.Option(
                 ["--context"],
                 type=click.IntRange(0, 2**20),
@@ -520,7 +523,7 @@ COMMANDS = {
         params=[
             command.directory_argument("before"),
             command.directory_argument("after"),
-            click.Option(["--no-memory"], is_flag=True, help="Do not read the pages: faster."),
+            command.flag("--no-memory", help="Do not read the pages: faster."),
         ],
     ),
     "decode": Command(
@@ -544,6 +547,7 @@ COMMANDS = {
                 metavar="JSON",
                 help="Write to this file.",
             ),
+            command.overwrite_option(),
             click.Option(
                 ["--info"], is_flag=True, help="Print only the kind and number of entries."
             ),

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ...errors import CriuError, OptionError, Problem, UnsupportedError
-from ..command import Call, Command
+from ..command import Call, Command, flag
 from ..exit_codes import Exit
 
 SCRIPT = Path(__file__).parents[1] / "install-criu"
@@ -99,10 +99,8 @@ COMMANDS = {
                 metavar="NAME",
                 help="Install the CRIU of this Debian suite there, and replace an installed one.",
             ),
-            click.Option(["--dry-run"], is_flag=True, help="Print what would be done."),
-            click.Option(
-                ["--uninstall"], is_flag=True, help="Remove what an earlier run installed."
-            ),
+            flag("--dry-run", help="Print what would be done."),
+            flag("--uninstall", help="Remove what an earlier run installed."),
         ],
     ),
 }

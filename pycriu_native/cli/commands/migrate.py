@@ -82,9 +82,8 @@ def _text(result: MigrationResult, headline: str) -> str:
 
 def _shared_options() -> list[click.Parameter]:
     return [
-        click.Option(
-            ["--insecure"],
-            is_flag=True,
+        command.flag(
+            "--insecure",
             help="Accept a network address without --tls: anyone on the network path can read and "
             "change the memory.",
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ... import plots
-from ..command import Call, Command
+from ..command import Call, Command, check_new, overwrite_option
 from ..exit_codes import Exit
 from ..text import safe
 
@@ -17,7 +17,8 @@ KINDS = {
 }
 
 
-def _plot(call: Call, what: str, source: str, picture: str) -> Exit:
+def _plot(call: Call, what: str, source: str, picture: str, overwrite: bool) -> Exit:
+    check_new(picture, overwrite)
     KINDS[what](source, picture)
     body = {"what": what, "source": source, "picture": picture}
     return call.out.result(body, safe(f"drew {picture}"))
@@ -44,6 +45,7 @@ COMMANDS = {
             click.Argument(["what"], type=click.Choice(list(KINDS))),
             click.Argument(["source"], type=click.Path()),
             click.Argument(["picture"], type=click.Path(dir_okay=False)),
+            overwrite_option(),
         ],
     ),
 }

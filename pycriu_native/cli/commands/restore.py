@@ -189,21 +189,19 @@ COMMANDS = {
         exits=(*CALL_EXITS, Exit.PID_TAKEN),
         params=[
             click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
-            click.Option(
-                ["--wait"],
-                is_flag=True,
+            command_module.flag(
+                "--wait",
                 help="Wait until the root process ends, and return its exit code (128 and the "
                 "signal's number, if a signal ended it).",
             ),
-            click.Option(
-                ["--exec-cmd"],
-                is_flag=True,
+            command_module.flag(
+                "--exec-cmd",
                 help="Run the command after '--' as the parent of the restored processes, and end "
                 "with its exit code.",
             ),
-            click.Option(
-                ["-d", "--restore-detached"],
-                is_flag=True,
+            command_module.flag(
+                "-d",
+                "--restore-detached",
                 help="Accepted for compatibility with criu; it is the default here.",
             ),
             command_module.files_option(

@@ -92,9 +92,9 @@ COMMANDS = {
         ],
         exits=CALL_EXITS,
         params=[
-            click.Option(
-                ["-d", "--daemon"],
-                is_flag=True,
+            command.flag(
+                "-d",
+                "--daemon",
                 help="Return when it listens; the server continues in the background.",
             ),
             command.pidfile_option("the page server"),

@@ -74,7 +74,8 @@ FEATURES = {
     "network_lock_nftables": Feature(
         "locking the network with nftables",
         'network_lock="nftables" does not work; iptables is needed for tcp_established',
-        "the module nf_tables, the library libnftables, and a CRIU that was built with nftables",
+        "the module nf_tables (modprobe nf_tables), the library libnftables (apt-get install "
+        "libnftables1), and a CRIU that was built with nftables",
     ),
     "nftables": Feature(
         "nftables rules of containers",
@@ -230,7 +231,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
 
 
 def _lacking_rights() -> str:
-    """What the caller lacks of the rights that the tests need; empty for nothing."""
+    """The rights that the tests need and the caller lacks; empty if it has all."""
     if os.geteuid() == 0 and not is_root_of_host():
         return "the rights of the first user namespace"
     return ", ".join(capability_name(bit) for bit in RIGHTS if not has_capability(bit))

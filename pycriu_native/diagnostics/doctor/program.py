@@ -77,7 +77,7 @@ def _libcriu() -> Finding:
 
 
 def _source(via: Via) -> str:
-    """What named the program of a worker; a suffix for its path."""
+    """The source of a worker's program path, as a suffix of the path."""
     worker = worker_of(via)
     return f" ({locate(worker.program)[1]})" if worker else ""
 
@@ -122,7 +122,7 @@ def _fits_kernel(criu: Version) -> Finding:
                 message=f"CRIU {criu}, Linux {release}",
                 costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "
                 "sockets cannot be dumped",
-                cure=f"install CRIU {needed} or later",
+                cure=f"install CRIU {needed} or later (pycriu-native install-criu)",
             )
     return finding(severity=Severity.GOOD, message=f"Linux {release}; {_kernels(criu)}")
 
@@ -144,7 +144,7 @@ def _fits_processor(criu: Version) -> Iterator[Finding]:
             severity=Severity.STOPS,
             message=message,
             costs="dumps work, but no restore does",
-            cure="install CRIU 4.2 or later",
+            cure="install CRIU 4.2 or later (pycriu-native install-criu)",
         )
 
 

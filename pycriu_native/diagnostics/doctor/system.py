@@ -108,10 +108,10 @@ def _pipe_size() -> Finding:
     size = int(read("/proc/sys/fs/pipe-max-size") or 0)
     held = int(status_of(os.getpid()).get("CapEff", "0"), 16) >> RESOURCE & 1
     if size >= LAZY_PIPE or held:
-        return finding(severity=Severity.GOOD, message=str(size))
+        return finding(severity=Severity.GOOD, message=f"{size} bytes")
     return finding(
         severity=Severity.WARNING,
-        message=str(size),
+        message=f"{size} bytes",
         costs="without CAP_SYS_RESOURCE, lazy_pages fails with large processes",
         cure=f"sysctl -w fs.pipe-max-size={LAZY_PIPE}",
     )
@@ -152,7 +152,7 @@ def _limits() -> Iterator[Finding]:
             cure=f"ulimit -Hn {most} before, as root with CAP_SYS_RESOURCE",
         )
     soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
-    value = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    value = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft} bytes"
     costs = "" if soft else "a crash of CRIU leaves no core file"
     yield Finding(
         id="core",

@@ -39,9 +39,9 @@ def _epoll(processes: list[Process], epoll: Descriptor) -> Iterator[Finding]:
             return  # a kernel before 4.14
         watched = int(words[0])
         file = int(values["ino"], 16), int(values["sdev"], 16)
-        found = _is_found(processes, epoll, watched, before[watched], file)
+        is_found = _is_found(processes, epoll, watched, before[watched], file)
         before[watched] += 1  # the number of a closed descriptor can be there again
-        if not found and line in epoll.read_again().get("tfd", ()):
+        if not is_found and line in epoll.read_again().get("tfd", ()):
             yield stops(
                 "epoll-of-a-closed-file",
                 f"an epoll watches descriptor {watched}, which the process has closed while "

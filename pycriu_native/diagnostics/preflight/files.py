@@ -257,7 +257,7 @@ def _nameless(context: Context, used: Used) -> Iterator[Finding]:
     if taken <= limit:
         yield note("deleted", f"{_called(used)} is deleted: its {taken} bytes are saved", **about)
         return
-    words = f"{_called(used)} is deleted, and takes {taken} bytes, above the limit of {limit}"
+    words = f"{_called(used)} is deleted, and takes {taken} bytes, above the limit of {limit} bytes"
     if taken >= 1 << 32:
         yield stops(
             "deleted-too-large",

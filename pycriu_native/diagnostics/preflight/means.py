@@ -30,6 +30,7 @@ from ..doctor.features import tested
 from . import sockets
 from .context import Context, needs, no_restore, note, stops
 from .sockets import INTERNET, kinds
+from .values import in_units
 
 LOCK = "network_lock_nftables"
 """The feature of ``criu check`` that tests the lock by nftables."""
@@ -52,6 +53,7 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _network_lock(context)
     yield from _cgroup_yard(context)
     yield from _cgroup_properties(context.opts)
+    yield from _cgroup_namespace(context)
 
 
 def _program(context: Context) -> Iterator[Finding]:
@@ -60,7 +62,7 @@ def _program(context: Context) -> Iterator[Finding]:
         return
     try:
         result = requirements.program_version(context.via)
-        _ask_whether_it_works(context)
+        _check_program(context)
         problems = [
             *requirements.by_library(context.opts),
             *requirements.by_program(context.opts, context.via),
@@ -75,7 +77,9 @@ def _program(context: Context) -> Iterator[Finding]:
         yield stops("option", str(problem), cure=f"leave {problem.field} unset")
     if problem_of_processor := requirements.pointer_authentication(result):
         yield no_restore(
-            "pointer-authentication", problem_of_processor, cure="install CRIU 4.2 or later"
+            "pointer-authentication",
+            problem_of_processor,
+            cure="install CRIU 4.2 or later (pycriu-native install-criu)",
         )
     if result < Version(major=4, minor=2) and kernel() >= (6, 16):
         internet = sorted(kinds(context) & set(INTERNET))
@@ -90,10 +94,10 @@ def _program(context: Context) -> Iterator[Finding]:
 _working: set[tuple[object, ...]] = set()
 
 
-def _ask_whether_it_works(context: Context) -> None:
-    """CRIU's own check, once for each program; raises if it cannot start or may not work at all.
+def _check_program(context: Context) -> None:
+    """Run CRIU's check once for each program; raise if CRIU does not start or lacks permissions.
 
-    Other missing features may not matter to this dump.
+    Other errors of the check are ignored: the dump may not need what is missing.
     """
     identity = context.opts.unprivileged, context.via.identity()
     if identity not in _working:
@@ -288,6 +292,25 @@ def _cgroup_yard(context: Context) -> Iterator[Finding]:
             return
 
 
+def _cgroup_namespace(context: Context) -> Iterator[Finding]:
+    """CRIU saves no cgroups if all processes are in its own, and then needs them at the restore."""
+    alive, ours = context.tree.alive, lines("/proc/self/cgroup")
+    if len(alive) < 2 or not context.tree.has_own("cgroup"):
+        return
+    if all(lines(f"/proc/{process.pid}/cgroup") == ours for process in alive):
+        entry = known("cg-namespace")
+        yield needs(
+            context,
+            "cgroup-namespace",
+            "the processes have a cgroup namespace of their own and are in the cgroups of CRIU: a "
+            "restore with the option leaves them in the cgroup namespace of CRIU, and fails "
+            "without it",
+            entry.cure,
+            sets={"manage_cgroups_mode": CgroupMode.IGNORE},
+            failure=entry.id,
+        )
+
+
 def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
     text = opts.cg_props
     if text is None and opts.cg_props_file is not None:
@@ -307,8 +330,8 @@ def file_size(opts: CriuOpts, largest: int) -> Iterator[Finding]:
     if limit != resource.RLIM_INFINITY and largest > limit and opts.compress is None:
         yield stops(
             "images-too-large",
-            f"one image is to have about {largest} bytes, and files may have {limit} here "
-            "(RLIMIT_FSIZE)",
+            f"one image is to have about {in_units(largest)}, and files may have {in_units(limit)} "
+            "here (RLIMIT_FSIZE)",
             failure="images-too-large",
         )
 
@@ -334,7 +357,7 @@ def directories(opts: CriuOpts, size: int) -> Iterator[Finding]:
     if free < size and opts.page_server is None:
         yield stops(
             "images-full",
-            f"about {size} bytes of images are to go where {free} are free",
+            f"about {in_units(size)} of images are to go where {in_units(free)} are free",
             path=path,
             failure="images-full",
         )

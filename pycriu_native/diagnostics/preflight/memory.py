@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
-from ..._system.mappings import Mapping, has_droppable, has_guard_pages
+from ..._system.mappings import Mapping, droppable_of, has_guard_pages
 from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
 from ...findings import Finding
@@ -32,14 +32,14 @@ def look(context: Context) -> Iterator[Finding]:
                 failure="guard-pages",
                 pid=process.pid,
             )
-        if old and has_droppable(process.pid):
+        if old and _keeps_droppable(context) and droppable_of(process.pid):
             yield lost(
                 "random-numbers",
                 "glibc keeps the state of getrandom() in memory that a fork empties "
-                "(MAP_DROPPABLE), and CRIU before 4.2 restores it as ordinary memory: processes "
-                "that are restored from the same images, and their children, can get equal "
-                "random numbers",
-                cure="CRIU 4.2 or later",
+                "(MAP_DROPPABLE), and CRIU before 4.2 saves its content, which the library cannot "
+                "remove from the images of this dump: processes that are restored from the same "
+                "images, and their children, can get equal random numbers",
+                cure="CRIU 4.2 or later, or a dump by another process without page_server",
                 pid=process.pid,
             )
         seen: set[str] = set()
@@ -102,6 +102,11 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
             if stat.S_ISCHR(seen.st_mode) and seen.st_rdev != ZERO:
                 numbers = os.major(seen.st_rdev), os.minor(seen.st_rdev)
                 yield device(process.pid, numbers, name)
+
+
+def _keeps_droppable(context: Context) -> bool:
+    """Whether the library does not change the images: see ``_integrity.droppable_memory``."""
+    return os.getpid() in context.tree.pids or context.in_force("page_server") is not None
 
 
 def _is_guarded(process: Process) -> bool:

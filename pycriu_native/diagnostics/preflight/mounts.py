@@ -76,7 +76,7 @@ def look(context: Context) -> Iterator[Finding]:
                 pid=context.mounts.owners[mount.namespace].pid,
                 path=mount.place,
                 failure="tmpfs-content",
-                cure=known("tmpfs-content").cure,
+                cure=known("tmpfs-content").cure.replace("/dev/shm", mount.place),
             )
         finding = mounts.unreachable_sharing(mount)
         packed |= mounts.is_packed(mount)

@@ -19,6 +19,9 @@ from ..._support.unpatched import close
 from ..._system.descriptors import copied, where
 from ..._system.process_snapshot import Descriptor
 from ..._system.system_calls import open_by_handle
+from ..._transport.base import Via
+from ..._transport.worker import worker_of
+from ...errors import CriuError
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
 from .files import is_plain_device
@@ -28,6 +31,8 @@ SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[ti
 """Types of ``anon_inode:`` that CRIU saves; some only under the conditions checked below."""
 GPUS = {195: "NVIDIA", 226: "a GPU (DRM)"}
 """Major numbers of devices with a CRIU plugin."""
+TUN = (10, 200)
+"""Numbers of /dev/net/tun."""
 NOT_FOUND_ON = ("tmpfs", "devtmpfs")
 """File systems on which CRIU cannot find a watched file that has no name."""
 
@@ -40,10 +45,25 @@ def look(context: Context) -> Iterator[Finding]:
             yield from _anonymous(context, fd)
         elif fd.link.startswith("pidfd:"):
             yield from _pidfd(context, fd)
+        elif stat.S_ISCHR(mode) and fd.device == TUN and _is_attached(fd):
+            if not context.tree.has_own("net"):
+                yield stops(
+                    "tun",
+                    "it has a tun or tap device of the host open",
+                    failure="tun-of-the-host",
+                    pid=fd.pid,
+                    fd=fd.number,
+                    path=fd.link,
+                )
         elif stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not _is_saved_device(context, fd)):
             yield device(fd.pid, fd.device, fd.link, fd=fd.number)
         elif ":[" in fd.link and not fd.is_socket and not fd.is_pipe:
             yield from _namespace(context, fd)
+
+
+def _is_attached(fd: Descriptor) -> bool:
+    """Whether /dev/net/tun was opened for a device, which fdinfo names."""
+    return bool(fd.value("iff"))
 
 
 def _is_saved_device(context: Context, fd: Descriptor) -> bool:
@@ -76,13 +96,32 @@ def _anonymous(context: Context, fd: Descriptor) -> Iterator[Finding]:
         yield from _pidfd(context, fd)
     elif name in ("inotify", "[fanotify]"):
         yield from _watches(context, fd)
-    elif name not in SAVED and name != "bpf-map":
+    elif name == "bpf-map":
+        if _is_without_libbpf(context.via):
+            yield stops(
+                "kernel-object",
+                "it has a map of BPF open, and this CRIU was built without libbpf, which saves it",
+                failure="anon-fd",
+                **about,
+            )
+    elif name not in SAVED:
         yield stops(
             "kernel-object",
             "it has an object of the kernel open that CRIU cannot save",
             failure="anon-fd",
             **about,
         )
+
+
+def _is_without_libbpf(via: Via) -> bool:
+    """Whether the program is an ELF file that neither needs nor contains libbpf."""
+    worker = worker_of(via)
+    with contextlib.suppress(OSError, CriuError):
+        if worker is not None:
+            with open(worker.name(), "rb") as file:
+                text = file.read()
+            return text.startswith(b"\x7fELF") and b"libbpf" not in text
+    return False
 
 
 def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:

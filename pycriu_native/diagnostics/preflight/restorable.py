@@ -21,6 +21,7 @@ from ..._system.process_tree import holders
 from ...findings import Finding
 from .context import Context, no_restore
 from .tasks import owner_of
+from .values import in_units
 
 CRIU_ITSELF = 16 << 20
 """Approximate memory in bytes that CRIU needs besides that of the restored process."""
@@ -64,7 +65,8 @@ def _memory(context: Context) -> Iterator[Finding]:
             if size + CRIU_ITSELF > limit:
                 yield no_restore(
                     "memory-limit",
-                    f"it has {size} bytes of memory, and {name} of the caller is {limit}",
+                    f"it has {in_units(size)} of memory, and {name} of the caller is "
+                    f"{in_units(limit)}",
                     pid=process.pid,
                     failure="address-space",
                 )

@@ -7,6 +7,7 @@ another process's socket is an attribute of its file (``system.sockprotoname``).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._support.sockets import of_another
-from ..._support.unpatched import readable
+from ..._support.unpatched import close, readable
 from ..._system.descriptors import copied
 from ..._system.inet_sockets import InetSocket, inet_sockets
 from ..._system.port_conflicts import ANY
@@ -47,6 +48,8 @@ UDP_CORK = 1
 """``linux/udp.h``."""
 SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS = 270, 9
 """``linux/netlink.h``."""
+SIOCGSKNS = 0x894C
+"""``linux/sockios.h``: a descriptor of the network namespace of a socket."""
 SO_PEERNAME = 28
 """``asm-generic/socket.h``."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
@@ -62,9 +65,12 @@ def look(context: Context) -> Iterator[Finding]:
     result = list(sockets_of(context))
     tables = _tables(context)
     ours = {fd.stat.st_ino for fd, _ in result}
+    networks = context.tree.in_namespaces("net")
     for fd, kind in result:
         about = {"pid": fd.pid, "fd": fd.number}
-        if kind in UNIX:
+        if (network := _network_of(fd)) and network not in networks:
+            yield _of_another_network(fd, kind)
+        elif kind in UNIX:
             yield from _unix(context, fd, tables, ours)
         elif kind in INTERNET:
             yield from _internet(context, fd, kind, tables)
@@ -235,9 +241,43 @@ def _unbound_after_a_restore(
         yield lost(
             "raw-address",
             f"a {kind} socket is bound to or connected with {' and '.join(what)}",
-            cure="make the program bind and connect it again after the restore",
+            cure="make the program open it again after the restore",
             **about,
         )
+
+
+def _network_of(fd: Descriptor) -> str:
+    """The network namespace of a socket, as its link in /proc; empty if it is not known."""
+    with contextlib.suppress(OSError), copied_socket(fd) as sock:
+        number = fcntl.ioctl(sock, SIOCGSKNS)
+        try:
+            return f"net:[{os.fstat(number).st_ino}]"
+        finally:
+            close(number)
+    return ""
+
+
+def _of_another_network(fd: Descriptor, kind: str) -> Finding:
+    """CRIU finds no state of such a socket: it fails, or takes it for one without an address."""
+    about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number}
+    where = f"a socket ({kind}) belongs to a network namespace in which no process of the tree is"
+    if kind in UNIX or kind.startswith("PACKET") or _is_tcp_in_use(fd, kind):
+        failure = "socket-of-another-network"
+        return stops("socket-of-another-network", where, failure=failure, **about)
+    return lost(
+        "socket-of-another-network",
+        f"{where}: it is restored without an address, in that of the process",
+        cure="close it before the dump",
+        **about,
+    )
+
+
+def _is_tcp_in_use(fd: Descriptor, kind: str) -> bool:
+    """Whether it is a TCP socket that listens or is connected."""
+    with contextlib.suppress(OSError), copied_socket(fd) as sock:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return kind.startswith("TCP") and info[0] != CLOSE
+    return False
 
 
 @contextlib.contextmanager
@@ -322,7 +362,7 @@ def _unix(
             yield stops(
                 "socket-of-another-network",
                 "a unix socket belongs to a network namespace in which no process of the tree is",
-                cure="close it before the dump",
+                failure="socket-of-another-network",
                 **about,
             )
         return

@@ -23,7 +23,7 @@ from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namesp
 from ...enums import Verb
 from ...findings import Finding
 from ..doctor.namespaces import in_first
-from .context import Context, needs, note, stops
+from .context import Context, needs, no_restore, note, stops
 
 KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
 """Resources that only threads of one process may share, and their names."""
@@ -284,15 +284,26 @@ def _shares(context: Context, process: Process) -> Iterator[Finding]:
 
 
 def _nested(context: Context, process: Process) -> Iterator[Finding]:
+    """Other namespaces than those of the root (``criu/namespaces.c``, ``criu/pstree.c``)."""
     root, ours = context.tree.root.namespaces, context.tree.ours.namespaces
     for kind, which in process.namespaces.items():
-        if kind in EVEN_NESTED or which in ("", root[kind], ours[kind]):
-            continue
-        yield stops(
+        if which in ("", root[kind]) or (kind, which) == ("cgroup", ours[kind]):
+            continue  # of cgroups see ``means``
+        where, failure, makes = "of its own that the root of the tree has not", "nested-ns", stops
+        if which == ours[kind]:
+            where, failure = "that CRIU has, and the root of the tree has one of its own", "host-ns"
+            if kind not in EVEN_NESTED:
+                failure, makes = "nested-ns-root", no_restore
+        elif kind in EVEN_NESTED:
+            if context.tree.has_own(kind):
+                continue
+            where = "of its own, and the root of the tree has that of CRIU"
+            failure, makes = "nested-ns-root", no_restore
+        yield makes(
             "nested-namespace",
-            f"it has a {kind} namespace of its own that the root of the tree has not",
+            f"it has a {kind} namespace {where}",
             pid=process.pid,
-            failure="nested-ns",
+            failure=failure,
         )
 
 

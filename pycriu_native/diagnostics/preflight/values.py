@@ -102,7 +102,7 @@ class Preflight:
     restore_opts: CriuOpts
     """The options of a restore of that dump, without what ``restore_needs`` names."""
     restore_needs: tuple[RestoreNeed, ...]
-    """What the caller of that restore gives besides; see ``for_restore``."""
+    """What the caller of that restore has to provide in addition; see ``for_restore``."""
     size: ImageSize
     """The expected size of the images."""
 
@@ -234,7 +234,7 @@ class PreflightError(CriuError):
 
     def __init__(self, result: Preflight) -> None:
         self.findings = result.stops or result.no_restore
-        """What makes it fail."""
+        """The obstacles."""
         what = "dumped" if result.stops else "restored here after a dump"
         obstacles = "; ".join(f"({n}) {results}" for n, results in enumerate(self.findings, 1))
         super().__init__(

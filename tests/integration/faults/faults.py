@@ -34,11 +34,11 @@ SCENARIO = """
         end.settimeout(10)
 
     def echo(text):
-        heard = []
+        received = []
         for one, other in ((client, accepted), (accepted, client)):
             one.sendall(text.encode())
-            heard.append(other.recv(100).decode())
-        return heard
+            received.append(other.recv(100).decode())
+        return received
 
     for _ in range(2):
         threading.Thread(target=time.sleep, args=[1e6], daemon=True).start()
@@ -88,10 +88,10 @@ class Patient:
         return state(self.pid) in ("R", "S", "D") and not traced and self.harm() == []
 
     def survives(self) -> bool:
-        """Whether it still answers; else it has died."""
-        answer = self.target.put("ticks")
-        eventually(lambda: answer.exists() or not is_alive(self.pid), "its answer, or its end")
-        return answer.exists() and is_alive(self.pid)
+        """Whether it still responds; else it has ended."""
+        response = self.target.put("ticks")
+        eventually(lambda: response.exists() or not is_alive(self.pid), "its response, or its end")
+        return response.exists() and is_alive(self.pid)
 
     def dumps_and_restores(self, opts: CriuOpts) -> None:
         """Check that it can be dumped and restored."""

@@ -89,17 +89,17 @@ def test_deadlines_at_random_instants(spawn: Spawn, tmp_path: Path, orphans: Non
     span = time.monotonic() - started
     for instant in range(INSTANTS):
         opts = _opts(tmp_path / str(instant))
-        heard: list[Notify | str] = []
+        received: list[Notify | str] = []
         deadline = chance.uniform(0, span * 1.2)
         over = time.monotonic() + deadline
 
-        def hear(notification: Notification, heard: list[Notify | str] = heard) -> None:
-            heard.append(notification.action)
+        def record(notification: Notification, received: list[Notify | str] = received) -> None:
+            received.append(notification.action)
 
         try:
-            dump(patient.pid, opts, deadline=deadline, on_notify=hear)
+            dump(patient.pid, opts, deadline=deadline, on_notify=record)
         except DeadlineError as error:
-            when = f"after `{heard[-1]}`" if heard else "before the first notification"
+            when = f"after `{received[-1]}`" if received else "before the first notification"
             _record(when, error, patient, opts, time.monotonic() - over)
         else:
             patient.restores(opts)

@@ -78,9 +78,9 @@ def _end(pid: int) -> None:
 
 def dump_and_restore() -> None:
     """With a hook, a deadline and progress; a restore, and one of a child."""
-    heard: list[object] = []
-    opts = _dumped(on_notify=lambda told: heard.append(told.action), deadline=60)
-    assert heard
+    received: list[object] = []
+    opts = _dumped(on_notify=lambda n: received.append(n.action), deadline=60)
+    assert received
     _end(criu.restore(opts, deadline=60, on_progress=lambda _: None).pid)
     child = criu.restore_child(_dumped())
     _end(child.pid)
@@ -91,7 +91,7 @@ def refused() -> None:
     """A hook refuses; the process continues."""
     pid = _target()
 
-    def refuse(told: object) -> None:
+    def refuse(notification: object) -> None:
         raise RuntimeError("refused")
 
     try:
@@ -108,8 +108,8 @@ def failed_child() -> None:
     """A child that a failed restore made is reaped; the next restore finds its pid free."""
     opts = _dumped()
 
-    def refuse(told: criu.Notification) -> None:
-        if told.action is criu.Notify.POST_RESTORE:
+    def refuse(notification: criu.Notification) -> None:
+        if notification.action is criu.Notify.POST_RESTORE:
             raise RuntimeError("refused")
 
     try:
@@ -255,8 +255,8 @@ def lazy_dump() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = criu.PageServer("127.0.0.1", probe.getsockname()[1])
 
-    def refuse(told: criu.Notification) -> None:
-        if told.action is criu.Notify.STATUS_READY:
+    def refuse(notification: criu.Notification) -> None:
+        if notification.action is criu.Notify.STATUS_READY:
             raise RuntimeError("refused")
 
     try:

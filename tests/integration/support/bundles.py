@@ -63,7 +63,7 @@ class Streams:
 
     ours: list[int] = field(default_factory=list)
     theirs: list[int] = field(default_factory=list)
-    said: list[str] = field(default_factory=lambda: ["", ""])
+    output: list[str] = field(default_factory=lambda: ["", ""])
 
     @classmethod
     @contextlib.contextmanager
@@ -92,8 +92,8 @@ class Streams:
         for index, reader in enumerate(self.ours):
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(reader, 65536):
-                    self.said[index] += data.decode()
-        return self.said
+                    self.output[index] += data.decode()
+        return self.output
 
     def numbers(self) -> list[list[int]]:
         """The numbers printed so far, of each of the two.
@@ -316,7 +316,7 @@ class Counting:
         mounts = self.mounts()
         hidden = [path for path in mounts if path in masked]
         # Before 4.2 CRIU always restores the root writable.
-        untold = [*masked, *([] if releases.has("4.2") else ["/"])]
+        ignored = [*masked, *([] if releases.has("4.2") else ["/"])]
         return {
             "hostname": self.enter("hostname").strip(),
             "namespaces that are the host's": [
@@ -325,7 +325,7 @@ class Counting:
             "cgroups": sorted(Path(f"/proc/{self.pid}/cgroup").read_text().splitlines()),
             "limit": self._limit(),
             "places": sorted(mounts),
-            "read-only": sorted(p for p, (_, ro) in mounts.items() if ro and p not in untold),
+            "read-only": sorted(p for p, (_, ro) in mounts.items() if ro and p not in ignored),
             # The path of a root may change; the visible part of a cgroup hierarchy may not.
             "cgroup mounts": {p: root for p, (root, _) in mounts.items() if "/cgroup/" in p},
             "masked": {path: self._is_masked(path) for path in hidden},
@@ -410,7 +410,7 @@ def _configure(container: Counting) -> None:
         {"destination": "/etc/motd", "type": "bind", "source": "motd", "options": ["bind", "ro"]},
     ]
     if container.runtime.name == "crun":
-        for mount in config["mounts"][-3:]:  # it runs relative ones, but cannot restore them
+        for mount in config["mounts"][-3:]:  # crun cannot restore mounts of relative paths
             mount["source"] = str(container.bundle / mount["source"])
     config["linux"] |= {"cgroupsPath": f"/{container.id}"}
     config["linux"]["resources"]["pids"] = {"limit": int(LIMIT)}

@@ -88,13 +88,13 @@ def read(cgroup: Path, name: str) -> str:
 def remove(cgroup: Path) -> None:
     """Remove a cgroup and all below it, once its processes have ended."""
 
-    def gone() -> bool:
+    def is_removed() -> bool:
         with contextlib.suppress(FileNotFoundError, OSError):
             for directory, _, _ in os.walk(cgroup, topdown=False):
                 os.rmdir(directory)
         return not cgroup.exists()
 
-    eventually(gone, f"the removal of {cgroup}")
+    eventually(is_removed, f"the removal of {cgroup}")
 
 
 def maker() -> Iterator[Make]:

@@ -1,10 +1,9 @@
-"""Small containers with pid, mount, net, ipc and uts namespaces of their own.
+"""Small containers with new pid, mount, net, ipc and uts namespaces.
 
-The root is a directory with nothing but mount points and a few devices: the host's system
-directories and the interpreter are bound in read-only, /box is bound to the test's own
-directory, /proc and /dev/pts are the container's own. Each bind is an external mount: a
-dump names it, and a restore maps it (``given_on_dump``, ``given_on_restore``). So every option
-about namespaces has an effect.
+The root is a directory that contains only mount points and a few devices. The host's system
+directories and the interpreter are bind mounts, read-only; /box is a bind mount of the test's
+directory; /proc and /dev/pts are new. Each bind mount is external: a dump names it, and a restore
+maps it (``given_on_dump``, ``given_on_restore``). So every option about namespaces has an effect.
 """
 
 from __future__ import annotations

@@ -77,14 +77,14 @@ class Copy:
             os.close(theirs_out)
 
     def ask(self, line: str) -> str:
-        """Write a line; return the line that it answers with."""
+        """Write a line, and return the line of the response."""
         os.write(self._input, line.encode() + b"\n")
-        answer = b""
-        while not answer.endswith(b"\n"):
+        response = b""
+        while not response.endswith(b"\n"):
             data = os.read(self._output, 65536)
             assert data, "it has ended"
-            answer += data
-        return answer.decode().rstrip("\n")
+            response += data
+        return response.decode().rstrip("\n")
 
     def close(self) -> None:
         """Kill and reap it."""
@@ -97,7 +97,7 @@ class Copy:
 
 @contextlib.contextmanager
 def copy(saved: Saved, images: Path | None = None, via: Via | None = None) -> Iterator[Copy]:
-    """Restore a copy, of the images of the dump unless others are given; kill it in the end."""
+    """Restore a copy, by default from the images of the dump, and kill it at the end."""
     result = Copy(saved, saved.images if images is None else images, via or Worker())
     try:
         yield result
@@ -113,7 +113,7 @@ ZEROS = bytes(PAGE)
 
 
 def memory_of(pid: int) -> set[Page]:
-    """Every page of a process that sleeps, but for zeros and what only a file has."""
+    """Every page of a sleeping process, except pages of zeros and unchanged pages of files."""
     result: set[Page] = set()
     size = 2**20
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
@@ -145,7 +145,7 @@ def _read(memory: FileIO, at: int, size: int) -> bytes:
 
 
 def mappings_of(pid: int) -> list[tuple[int, int, str]]:
-    """Start, end and protection; adjoining ones are joined, as the kernel does in some copies."""
+    """Start, end and protection of mappings; adjacent ones are merged, as the kernel may do."""
     result: list[tuple[int, int, str]] = []
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         place, protection = line.split()[:2]

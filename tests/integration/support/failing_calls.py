@@ -81,12 +81,14 @@ class Site:
         target.reap()
         return target
 
-    def apply_cure(self) -> None:
-        """Apply the cure."""
+    def apply_cure(self) -> Target | None:
+        """Apply the cure. Returns the process to dump instead, if there is one."""
         if callable(self.cure):
-            self.cure()
-        elif self.cure is not None:
+            result = self.cure()
+            return result if isinstance(result, Target) else None
+        if self.cure is not None:
             self.options |= self.cure
+        return None
 
 
 Build = Callable[[Site], Target | int]
@@ -185,7 +187,7 @@ def ids(case: Case) -> str:
     return case.build.__name__
 
 
-def told(case: Case, error: CriuError) -> None:
+def check_explanation(case: Case, error: CriuError) -> None:
     """Check that the error has the case's expected content."""
     shown = f"{type(error).__name__}: {error}"
     assert type(error) is case.error, shown

@@ -61,7 +61,7 @@ class RunningJob:
         return self.process
 
     def messages(self) -> str:
-        """What the command line has printed."""
+        """The messages of the command line."""
         return (self.place / "messages").read_text()
 
     def wait(self) -> int:
@@ -102,7 +102,7 @@ class RunningJob:
             self.wait()
 
     def finish(self) -> int:
-        """Have the command end, resuming it as often as that takes; its exit code."""
+        """End the command, and resume it first if it is interrupted; returns its exit code."""
         (self.place / "finish").touch()
         return self.wait() if self.process and self.process.poll() is None else self._resumed()
 
@@ -111,7 +111,7 @@ class RunningJob:
         return self.wait()
 
     def kill_one(self, dice: random.Random) -> str:
-        """Kill one process of the job at random; which kind it was."""
+        """Kill one process of the job at random; returns its kind."""
         pids = self.processes()
         kinds = {pid: self.kind(number, pid) for number, pid in enumerate(pids)}
         kind = dice.choice(sorted(set(kinds.values())))
@@ -134,7 +134,7 @@ class RunningJob:
 
 
 def contents(place: Path) -> dict[str, object]:
-    """All that the command has written; of the database, its rows."""
+    """The contents of the files that the command has written, and the rows of its database."""
     result: dict[str, object] = {}
     for path in sorted((place / "out").iterdir()):
         if path.name == "database":
@@ -147,7 +147,10 @@ def contents(place: Path) -> dict[str, object]:
 
 
 def check_exact(job: RunningJob, reference: Path) -> int:
-    """Compare what a job has written with an uninterrupted run of as many steps; that number."""
+    """Compare the files of a job with those of an uninterrupted run of the same number of steps.
+
+    Returns that number.
+    """
     steps = int((job.place / "steps").read_text())
     reference.mkdir()
     with open(reference / "stdout", "wb") as stdout:

@@ -3,7 +3,7 @@
 The setting is the machine's, and several runs may need it at the same time. A run holds a shared
 lock while it needs the setting, and restores a raised setting under an exclusive lock. The lock is
 on the file of the user namespace, which is the same for all processes that can write the setting,
-in whatever other namespaces they are.
+independent of their other namespaces.
 """
 
 from __future__ import annotations

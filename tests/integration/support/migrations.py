@@ -31,19 +31,19 @@ class Destination:
     process: subprocess.Popen[bytes]
     address: str
     temporary: Path
-    heard: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
 
     def next(self) -> dict[str, Any]:
         """Its next report."""
         assert self.process.stdout is not None
         poll = select.poll()
         poll.register(self.process.stdout, select.POLLIN)
-        assert poll.poll(PATIENCE * 1000), f"the destination says nothing after {self.heard}"
+        assert poll.poll(PATIENCE * 1000), f"the destination sends nothing after {self.reports}"
         line = self.process.stdout.readline()
-        assert line, f"the destination ended after {self.heard}"
-        message: dict[str, Any] = json.loads(line)
-        self.heard.append(message)
-        return message
+        assert line, f"the destination ended after {self.reports}"
+        report: dict[str, Any] = json.loads(line)
+        self.reports.append(report)
+        return report
 
     def until(self, *names: str) -> dict[str, Any]:
         """Its first report with one of these keys."""
@@ -55,7 +55,7 @@ class Destination:
     @property
     def place(self) -> tuple[str, int]:
         """Its address and port."""
-        return self.address, next(message["port"] for message in self.heard if "port" in message)
+        return self.address, next(report["port"] for report in self.reports if "port" in report)
 
     @property
     def init(self) -> int:
@@ -118,7 +118,7 @@ def destination(
     """Start a destination; it listens when the context is entered."""
     temporary = directory / "there"
     temporary.mkdir()
-    response = {"opts": opts or {}, "listen": address, "temporary": str(temporary), **given}
+    arguments = {"opts": opts or {}, "listen": address, "temporary": str(temporary), **given}
     enter = ["nsenter", f"--net={there.path}"] if there.name else []
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     unshare += ["--propagation", "private"]
@@ -130,7 +130,7 @@ def destination(
                 sys.executable,
                 "-m",
                 "tests.integration.programs.destination",
-                json.dumps(response),
+                json.dumps(arguments),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Scripts that run as an ordinary user, in a user namespace of that user or not."""
+"""Runs scripts as an ordinary user, with or without a user namespace of that user."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMESPACE = (
     "--kill-child",
 )
 BEGIN = f"import sys; sys.path[:0] = {[str(ROOT), sysconfig.get_path('platlib')]!r}\n"
-"""Of each script: another Python of this version finds what is installed for this one."""
+"""The first line of each script: another Python of this version uses the packages of this one."""
 
 
 def as_user(user: int = USER) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def run(
     user: int = USER,
     module: str = "pycriu_native.jobs",
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script as the user, in a user namespace or not."""
+    """Run a script as the user; ``inside``: in a user namespace."""
     prefix = (*as_user(user), *(NAMESPACE if inside else ()))
     return subprocess.run(
         [*prefix, python(module), "-c", BEGIN + textwrap.dedent(script), *map(str, words)],

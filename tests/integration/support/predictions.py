@@ -17,12 +17,12 @@ from .failing_calls import Site
 class Situation:
     """A situation, its prediction, and CRIU's result."""
 
-    said: Verdict
-    did: Verdict
+    predicted: Verdict
+    actual: Verdict
 
     @property
     def right(self) -> bool:
-        return self.said is self.did
+        return self.predicted is self.actual
 
 
 ledger: dict[str, Situation] = {}
@@ -32,23 +32,24 @@ MISSED: dict[str, str] = {}
 """Situations that preflight cannot predict, and why: docs/preflight.md has the same list."""
 
 
-def enter(name: str, said: Verdict, did: Verdict) -> None:
+def enter(name: str, predicted: Verdict, actual: Verdict) -> None:
     """Record a situation; the prediction must be right or listed as impossible."""
-    ledger[name] = Situation(said, did)
+    ledger[name] = Situation(predicted, actual)
     if name in MISSED:
-        assert said is not did, f"{name} is foretold by now: take it out of MISSED"
+        assert predicted is not actual, f"preflight now predicts {name}: remove it from MISSED"
     else:
-        assert said is did, f"preflight said of {name} that a dump {said}, and it {did}"
+        assert predicted is actual, f"preflight predicted of {name} {predicted}; it is {actual}"
 
 
-def compare(name: str, foretold: Preflight, site: Site) -> None:
+def compare(name: str, prediction: Preflight, site: Site) -> None:
     """Record a situation whose dump has failed, and whether preflight's options cure it."""
-    did = Verdict.FAILS
-    if foretold.verdict is Verdict.NEEDS_OPTIONS and works(foretold.pid, foretold.opts, site.via):
-        did = Verdict.NEEDS_OPTIONS
+    actual = Verdict.FAILS
+    needs_options = prediction.verdict is Verdict.NEEDS_OPTIONS
+    if needs_options and works(prediction.pid, prediction.opts, site.via):
+        actual = Verdict.NEEDS_OPTIONS
     elif isinstance(site.cure, Mapping) and not set(site.cure) & set(site.options):
-        did = Verdict.NEEDS_OPTIONS  # an option cures it
-    enter(name, foretold.verdict, did)
+        actual = Verdict.NEEDS_OPTIONS  # an option cures it
+    enter(name, prediction.verdict, actual)
 
 
 def works(pid: int, opts: CriuOpts, via: Worker | None = None) -> bool:

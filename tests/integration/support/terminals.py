@@ -1,8 +1,8 @@
 """Terminals whose master end the test holds, and sessions on them.
 
-A :class:`Terminal` is what a terminal emulator or an SSH server is: it types, and reads what
-is shown. A :class:`Session` is what a login shell is (``session_leader.py``): its job's parent, and
-the owner of the controlling terminal.
+A :class:`Terminal` replaces a terminal emulator or an SSH server: it writes input, and reads
+output. A :class:`Session` replaces a login shell (``session_leader.py``), which is the parent of
+its job and owns the controlling terminal.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Terminal:
         """The output since the last input."""
 
     def type(self, text: str) -> None:
-        """Press keys."""
+        """Write input, as keys do."""
         self.shown = ""
         os.write(self.master, text.encode())
 
     def foreground(self) -> int:
-        """The process group that it sends keys and signals to."""
+        """The foreground process group, which receives input and signals."""
         return os.tcgetpgrp(self.master)
 
     def expect(self, pattern: str) -> re.Match[str]:
-        """Wait until this has been shown, and return it; ``^`` and ``$`` are those of a line."""
+        """Wait for matching output, and return the match; ``^`` and ``$`` match at each line."""
         until = time.monotonic() + PATIENCE
         while True:
             result = re.search(pattern, self.shown, re.M)
@@ -68,12 +68,12 @@ class Session:
         """The pid of the leader's job, once the leader has reported it."""
         self._process = process
 
-    def told(self) -> dict[str, Any]:
+    def next_report(self) -> dict[str, Any]:
         """The leader's next report: ``pid``; ``status``; or ``error`` and ``message``."""
         assert self._process.stderr is not None
-        told: dict[str, Any] = json.loads(self._process.stderr.readline())
-        self.job = told.get("pid", self.job)
-        return told
+        report: dict[str, Any] = json.loads(self._process.stderr.readline())
+        self.job = report.get("pid", self.job)
+        return report
 
     def members(self) -> list[int]:
         """The running processes of the session, its leader last."""

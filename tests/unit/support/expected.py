@@ -48,7 +48,7 @@ LOG = {
 }
 """The default log file of each verb."""
 
-HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
+NOTIFIED = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """The verbs that request notifications."""
 
 
@@ -63,14 +63,14 @@ def message(
         result[row.wire] = _value(row.name, value)
     if opts.log_file is None and not opts.log_to_stderr:
         result["log_file"] = LOG[verb]
-    if verb in HEARD and not (verb in (Verb.DUMP, Verb.PRE_DUMP) and pid is None):
+    if verb in NOTIFIED and not (verb in (Verb.DUMP, Verb.PRE_DUMP) and pid is None):
         result["notify_scripts"] = True  # the caller is frozen and cannot run a hook
     if pid is not None:
         result["pid"] = pid
     if sibling:
         result["rst_sibling"] = True
     if adds_config(opts, verb):
-        result["config_file"] = "a file with what no field can say"
+        result["config_file"] = "a file with the options that have no field"
     return result
 
 

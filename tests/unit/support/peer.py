@@ -65,11 +65,11 @@ def filled(
     ``shuffle`` selects an order other than the table's. ``turns`` is the number of repetitions; the
     last result is returned; all but the first can reuse the previous one.
     """
-    asked = _in_another_order(opts, shuffle) if shuffle else opts
+    ordered = _in_another_order(opts, shuffle) if shuffle else opts
     for _ in range(turns - 1):
         filled(opts, verb, pid, sibling)
     with ExitStack() as owned:
-        request = Request(verb=verb, opts=asked, pid=pid, via=ScriptedCriu(), sibling=sibling)
+        request = Request(verb=verb, opts=ordered, pid=pid, via=ScriptedCriu(), sibling=sibling)
         directories = Directories(opts, verb, owned)
         handle = owned.enter_context(Handle())
         keep = fill(handle, request, directories, owned)

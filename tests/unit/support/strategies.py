@@ -281,7 +281,7 @@ def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None
         if name is not None:
             add(name)
     for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=25)):
-        if name != "images_dir":  # a worker of ours accepts it only with allow_untrusted
+        if name != "images_dir":  # a Worker accepts it only with allow_untrusted
             add(name)
     keep = {must, *needed, *COMPANIONS.get(must or "", ())}
     if "images_dir" not in chosen:

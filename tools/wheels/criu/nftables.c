@@ -1,11 +1,11 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * libnftables for a criu that is linked statically: the functions that CRIU calls, which load the
- * system's shared library at the first use. Only network locks and nftables rules need it.
+ * Replaces libnftables in a statically linked criu: defines the functions that CRIU calls, and loads the
+ * system's shared library at the first call. Only network locks and nftables rules need it.
  *
- * CRIU creates a context at its start, to probe the kernel. So a context is created also where the
- * library is not installed: each of its commands fails.
+ * CRIU creates a context at its start, to probe the kernel. A context is therefore created even if the
+ * library is not installed; each command of such a context fails.
  */
 #include <dlfcn.h>
 #include <stddef.h>
@@ -18,7 +18,7 @@
 
 struct nft_ctx;
 
-/* CRIU's log. Weak, for the configuration of CRIU, which links this file alone. */
+/* Writes to CRIU's log. Weak: tests in CRIU's makefiles link this file without the rest of CRIU. */
 extern void print_on_level(unsigned int level, const char *format, ...) __attribute__((weak));
 
 static struct {
@@ -43,10 +43,10 @@ static const struct {
 	{ "nft_ctx_set_error", &nft.ctx_set_error },
 	{ "nft_ctx_set_output", &nft.ctx_set_output },
 	{ "nft_run_cmd_from_buffer", &nft.run_cmd_from_buffer },
-	{ "nft_ctx_new", &nft.ctx_new }, /* the last: it tells that all are there */
+	{ "nft_ctx_new", &nft.ctx_new }, /* the last one: if it is set, all are */
 };
 
-/* The context where there is no library: why. */
+/* The reason why the library cannot be loaded. Its address is the context in this case. */
 static char reason[256];
 
 static int is_unavailable(const struct nft_ctx *ctx)

@@ -1,4 +1,4 @@
-"""Refuses to make a wheel without the program, as pip would from the source archive."""
+"""Refuses to build a wheel without the program, which pip would do from the source archive."""
 
 import sys
 from pathlib import Path
@@ -8,14 +8,14 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithProgram(build_py):
-    """Copies the program that was built before."""
+    """Requires the program, which tools/wheels/build has built."""
 
     def run(self) -> None:
-        """End with the cure where there is none."""
+        """Copy the files; exit with an error message if the program is missing."""
         if not Path("src/pycriu_native_criu/bin/criu").exists():
             sys.exit(
-                "pycriu-native-criu has no wheel for this machine, and its criu is built by "
-                "tools/wheels/build of pycriu-native only: install criu from your distribution"
+                "pycriu-native-criu has no wheel for this machine, and only tools/wheels/build of "
+                "pycriu-native builds its criu: install criu from your distribution"
             )
         super().run()
 

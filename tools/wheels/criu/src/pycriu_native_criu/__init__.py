@@ -1,4 +1,4 @@
-"""The criu program that this package carries."""
+"""The criu program in this package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def program() -> str:
 
 
 def libraries() -> dict[str, str]:
-    """Return the libraries in the program, by name, with their versions."""
+    """Return the name and version of each library that is linked into the program."""
     with open(os.path.join(_HERE, "libraries.txt")) as file:
         lines = file.read().splitlines()
     return dict(line.split(" ", 1) for line in lines)

@@ -202,7 +202,7 @@ def test_the_images_of_an_earlier_dump(orphans: None, spawn: Spawn, images: Path
     assert target.ask("checksum") == checksum
 
 
-def test_a_hook_finds_the_images_whole(spawn: Spawn, images: Path) -> None:
+def test_a_hook_finds_complete_images(spawn: Spawn, images: Path) -> None:
     """At ``post-dump`` they can be sent or sealed; if the hook then refuses, they are removed."""
     target = spawn(WITH_MEMORY)
     sealed: list[str] = []

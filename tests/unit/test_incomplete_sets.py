@@ -1,7 +1,7 @@
-"""Incomplete image sets are detected: by the mark, and by the references of images.
+"""Incomplete image sets are detected: by the marker, and by the references of images.
 
 With images that are made here; those of a real CRIU are in
-``tests/integration/test_security_whole.py``.
+``tests/integration/test_security_images.py``.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def test_parents(tmp_path: Path) -> None:
     assert caught.value.options == ("parent_image",)
 
 
-# ---- the mark ----
+# ---- the marker ----
 
 
 def _names(directory: Path) -> set[str]:
@@ -238,7 +238,7 @@ def _names(directory: Path) -> set[str]:
 
 
 def test_the_mark_of_a_dump(tmp_path: Path) -> None:
-    """The mark exists while images are written, and is removed when they are complete."""
+    """The marker exists while images are written, and is removed when they are complete."""
     with _opened(tmp_path) as fd:
         unfinished = DumpMarker(fd)
         _write(tmp_path)
@@ -253,7 +253,7 @@ def test_the_mark_of_a_dump(tmp_path: Path) -> None:
 
 
 def test_a_dump_that_does_not_finish(tmp_path: Path) -> None:
-    """The mark stays with the images; a restore refuses them, and the next dump removes them."""
+    """The marker stays with the images; a restore refuses them, and the next dump removes them."""
     with _opened(tmp_path) as fd:
         first = DumpMarker(fd)
         _write(tmp_path)

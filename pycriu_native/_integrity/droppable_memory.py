@@ -1,0 +1,163 @@
+"""Memory that the kernel may drop (MAP_DROPPABLE), in images of CRIU before 4.2.
+
+That CRIU saves it as ordinary memory, with its content. glibc from 2.41 on keeps the state of
+getrandom() in it, so that all processes restored from the same images, and their children, would
+get equal random numbers. This module changes the images to what CRIU 4.2 saves, while the dumped
+processes are frozen: a mapping with MAP_DROPPABLE, without content. Programs cannot rely on the
+content: the kernel may replace it by zeros at any time. For the state of getrandom() zeros mean
+that a new key is needed (``lib/vdso/getrandom.c``: the generation of a valid key is never 0).
+
+Pages that a page server received, and the images of a stream, are not in the directory, and are
+not changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from .._native.ffi import native
+from .._system.mappings import droppable_of
+from .._system.process import status_of
+from .._system.regular_file import open_regular
+from .._wire.fields import messages_of
+from .._wire.protobuf import message
+from .changed_image import fields_of, replace_image
+from .image_files import DamagedError, ImageFiles, Row, kind_of
+from .pagemap import PRESENT
+
+Range = tuple[int, int]
+"""Start and end of a part of memory."""
+
+CHUNK = 2**20
+"""Bytes that are overwritten at once."""
+
+_VMA, _START, _FLAGS = 14, 1, 6
+"""Of ``mm.proto`` and ``vma.proto``: a mapping, its address and its flags."""
+_ADDRESS, _COMPAT_PAGES, _PAGES = 1, 2, 5
+"""Of ``pagemap.proto``: the address of a run, and its pages as 32 and 64 bits."""
+_ANON_PRIVATE = 1 << 9
+"""Bit of the status of a mapping (``criu/include/image.h``)."""
+_MAP_PRIVATE, _MAP_DROPPABLE = 0x02, 0x08
+"""Of mmap(2)."""
+_DONT_DUMP = 1 << 16
+"""MADV_DONTDUMP, among the advices of a mapping."""
+
+
+def drop(directory: int, tree: Sequence[int]) -> None:
+    """Change the images of droppable memory of the processes, which are frozen.
+
+    An image of an unexpected form is not changed. Raises ``OSError`` if one cannot be written.
+    """
+    files = ImageFiles(directory)
+    names = {name for name in files.names if kind_of(name) == "MM" and _has_candidates(files, name)}
+    for pid in tree if names else ():
+        number = status_of(pid).get("NSpid", str(pid)).split()[-1]
+        if (name := f"mm-{number}.img") not in names:
+            continue
+        if ranges := [each for each in droppable_of(pid) if each in _candidates(files, name)]:
+            try:
+                _drop_pages(files, f"pagemap-{number}.img", ranges)
+                _mark(directory, name, ranges)
+            except (DamagedError, IndexError, KeyError, ValueError):
+                continue  # the check of the images reports it, or a page server has the pages
+
+
+def _has_candidates(files: ImageFiles, name: str) -> bool:
+    try:
+        return any(map(_is_candidate, files.rows(name, "MM flags")))
+    except DamagedError:
+        return False
+
+
+def _candidates(files: ImageFiles, name: str) -> set[Range]:
+    rows = files.rows(name, "MM flags")
+    return {(start, end) for _, start, end, *_ in filter(_is_candidate, rows)}
+
+
+def _is_candidate(row: Row) -> bool:
+    """Whether a mapping has the properties that the kernel gives to droppable ones."""
+    _, _, _, flags, status, advices = row
+    return bool(
+        status & _ANON_PRIVATE
+        and flags & native.pn_map_noreserve
+        and not flags & _MAP_DROPPABLE
+        and advices & _DONT_DUMP
+    )
+
+
+def _drop_pages(files: ImageFiles, name: str, ranges: Sequence[Range]) -> None:
+    """Replace stored pages by zeros, and remove references to pages elsewhere."""
+    pages, runs = files.page_map(name).pages, files.runs(name)
+    removed: dict[int, Range] = {}
+    access = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(pages, access, dir_fd=files.directory), "wb", buffering=0) as file:
+        for start, end in ranges:
+            for index, (first, last, flags, offset) in runs.between(start, end):
+                begin, until = max(start, first), min(end, last)
+                if not flags & PRESENT:
+                    removed[index] = begin, until
+                elif runs.blocks(index) is None:
+                    _overwrite(file.fileno(), offset + begin - first, until - begin)
+    if removed:
+        _remove(files, name, removed)
+
+
+def _overwrite(fd: int, offset: int, size: int) -> None:
+    zeros = bytes(min(size, CHUNK))
+    while size:
+        done = os.pwrite(fd, zeros[:size], offset)
+        offset, size = offset + done, size - done
+
+
+def _remove(files: ImageFiles, name: str, removed: dict[int, Range]) -> None:
+    """Remove parts of runs, by the indexes of the runs."""
+    data = b"".join(files.pieces(name))
+    head, *entries = messages_of(data)
+    kept = [head]
+    for index, entry in enumerate(entries):
+        if index in removed:
+            kept += _outside(entry, removed[index], files.page)
+        else:
+            kept.append(entry)
+    replace_image(files.directory, name, data[:8], kept)
+
+
+def _outside(entry: bytes, part: Range, page: int) -> Iterator[bytes]:
+    """The runs before and behind a part of a run."""
+    fields = fields_of(entry)
+    numbers = dict(fields)
+    start, pages = numbers[_ADDRESS], numbers.get(_PAGES) or numbers[_COMPAT_PAGES]
+    assert isinstance(start, int)
+    assert isinstance(pages, int)
+    for first, last in ((start, part[0]), (part[1], start + pages * page)):
+        if first < last:
+            count = (last - first) // page
+            changed = {_ADDRESS: first, _COMPAT_PAGES: count, _PAGES: count}
+            yield message(*((number, changed.get(number, value)) for number, value in fields))
+
+
+def _mark(directory: int, name: str, ranges: Sequence[Range]) -> None:
+    """Give mappings the flag MAP_DROPPABLE, which replaces MAP_PRIVATE."""
+    with open(open_regular(name, dir_fd=directory), "rb") as file:
+        data = file.read()
+    (entry,) = messages_of(data)
+    starts = {start for start, _ in ranges}
+    changed = [(number, _changed(number, value, starts)) for number, value in fields_of(entry)]
+    replace_image(directory, name, data[:8], [message(*changed)])
+
+
+def _changed(number: int, mapping: int | bytes, starts: set[int]) -> int | bytes:
+    if number != _VMA or not isinstance(mapping, bytes):
+        return mapping
+    fields = fields_of(mapping)
+    if dict(fields)[_START] not in starts:
+        return mapping
+    return message(
+        *(
+            (number, value & ~_MAP_PRIVATE | _MAP_DROPPABLE)
+            if number == _FLAGS and isinstance(value, int)
+            else (number, value)
+            for number, value in fields
+        )
+    )
