@@ -33,7 +33,7 @@ from pycriu_native import (
 )
 from pycriu_native.oci import Bundle, Container
 
-from .support.bundles import Counting, Runtime, Streams, counting, runtime
+from .support.bundles import Counting, Runtime, Streams, counting, repeated, runtime
 from .support.containers import mount_point
 from .support.hosts import host
 from .support.processes import PATIENCE, children_of, eventually, kill
@@ -61,7 +61,8 @@ def dumped(box: Counting, images: Path, **more: Any) -> int:
     """Dump it with replaceable streams; returns its last number."""
     container = asked(box)
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images, **more), reap_timeout=PATIENCE).pid_free
+    opts = container.dump_opts(images, **more)
+    assert repeated(lambda: dump(container.pid, opts, reap_timeout=PATIENCE)).pid_free
     return box.count
 
 
@@ -82,7 +83,8 @@ def test_what_is_dumped_here_runc_restores(box: Counting, images: Path) -> None:
     container = asked(box)
     assert container.pid == box.pid
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images), reap_timeout=PATIENCE).pid_free
+    opts = container.dump_opts(images)
+    assert repeated(lambda: dump(container.pid, opts, reap_timeout=PATIENCE)).pid_free
     stopped_at = box.count
 
     box.restored_by_runtime(images)

@@ -558,7 +558,7 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("nothing://x", OptionError, "no file system nothing"),
         ("simplecache::nothing://x", OptionError, "no file system nothing"),
-        ("simplecache::s3://x::nothing://y", OptionError, "no file system nothing"),
+        ("simplecache::memory://x::nothing://y", OptionError, "no file system nothing"),
         ("dropbox://x", UnsupportedError, "needs the package dropboxdrivefs"),
     ],
 )

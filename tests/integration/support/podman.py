@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from .bundles import Runtime, runtime
+from .bundles import Runtime, repeated, runtime
 from .cgroups import remove
 from .leftovers import RUN
 from .processes import PATIENCE, eventually
@@ -125,7 +125,8 @@ class Podman:
 
     def export(self, name: str, archive: Path, *options: str) -> None:
         """Checkpoint a container into an archive, and remove it."""
-        self("container", "checkpoint", f"--export={archive}", *options, name)
+        arguments = ("container", "checkpoint", f"--export={archive}", *options, name)
+        repeated(lambda: self(*arguments))
         self("rm", "--force", name)
 
     def restored(self, archive: Path, name: str) -> None:
