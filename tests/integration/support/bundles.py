@@ -45,8 +45,8 @@ DUMPS = 3
 def repeated(dump: Callable[[], Result], log: Path | None = None) -> Result:
     """Repeat a dump of a container that timed out; it leaves the container running.
 
-    In a freezer cgroup of version 1, tasks that were seized while they were frozen sometimes stay in
-    state D after they are thawed, also where runc or Podman dumps (seen with Linux 6.18 under load).
+    In a freezer cgroup of version 1, tasks that were seized while they were frozen sometimes stay
+    in state D after they are thawed, also where Podman dumps (seen with Linux 6.18 under load).
     """
     for _ in range(1, DUMPS):
         try:
