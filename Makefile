@@ -206,15 +206,18 @@ reliability: test-tools vm-tools build ## run the fault tests and write docs/rel
 reliability-page: build ## write docs/reliability.md from the results of the last runs
 	@$(RELIABILITY_PAGE)
 
-# Kills of a job at random instants, with a resumption after each, and four kinds of random signals.
+# Kills of a job at random instants, with a resumption after each, four kinds of random signals, and
+# power failures of its file system.
 KILLS ?= 1000
 SIGNALS ?= 50
+POWER_LOSSES ?= 100
 .PHONY: test-jobs
-test-jobs: build ## kill jobs at 1,000 random instants, signal them at 200, compare their results (an hour)
+test-jobs: build ## kill jobs at 1,000 random instants, signal them at 200, cut power at 100, compare results (an hour)
 	@$(AS_ROOT)
 	as_root env PYCRIU_NATIVE_JOB_KILLS=$(KILLS) PYCRIU_NATIVE_JOB_SIGNALS=$(SIGNALS) \
-		$(VENV)/bin/python -m pytest -q -s --timeout=36000 $(ARGS) \
-		tests/integration/test_jobs.py tests/integration/test_job_signals.py -k random
+		PYCRIU_NATIVE_JOB_POWER_LOSSES=$(POWER_LOSSES) \
+		$(VENV)/bin/python -m pytest -q -s --timeout=36000 $(ARGS) tests/integration/test_jobs.py \
+		tests/integration/test_job_signals.py tests/integration/test_job_power_loss.py -k random
 
 # The programs of SLURM, unpacked but not installed: installed packages would start its daemons.
 SLURM := build/slurm
