@@ -27,6 +27,7 @@ from pycriu_native import (
     CriuOpts,
     DeadlineError,
     MigrationError,
+    MigrationInDoubtError,
     MigrationMode,
     PeerLostError,
     Verb,
@@ -36,6 +37,7 @@ from pycriu_native.migration import source as source_module
 from pycriu_native.migration.common import Phases, Workspace
 from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
 from pycriu_native.migration.deadline import MigrationDeadline
+from pycriu_native.migration.destination import Destination
 from pycriu_native.migration.handover import Handover, HeldCall, State
 from pycriu_native.migration.page_relay import FORCE_CLOSE, PageRelay
 from pycriu_native.migration.restored_copy import RestoredCopy
@@ -529,6 +531,25 @@ def test_a_watchdog_that_is_killed() -> None:
         watchdog.set_cleanup()
     finally:
         watchdog.close()
+
+
+def test_an_error_at_the_source_after_the_end() -> None:
+    """The cure of a copy in doubt distinguishes it: the process does not run at the source."""
+    destination = cast(
+        Any,
+        SimpleNamespace(
+            _copy=SimpleNamespace(undo=lambda **_: True, pid=7),
+            _peer_timeout=10.0,
+            channel=SimpleNamespace(refused=None),
+            phases=Phases(),
+        ),
+    )
+    with pytest.raises(MigrationInDoubtError) as caught:
+        Destination._undo(destination, PeerLostError("no"))
+    before, _, after = str(caught.value).partition("kill -CONT 7")
+    assert "its error says that the process runs at the destination" in before
+    assert "another error" in after
+    assert "kill -KILL 7" in after
 
 
 COPIES = {
