@@ -260,9 +260,9 @@ class Destination:
                 f"before the source confirmed that it has ended its process ({error}); the copy "
                 f"here is stopped now. If the call at the source returned, or its error says that the "
                 f"process runs at the destination, resume the copy: kill -CONT {pid}; if it raised "
-                f"another error, the process runs there, and the copy has to be ended: kill -KILL "
-                f"{pid}. If it was killed, see after {self._peer_timeout + MARGIN:g} s whether the "
-                "process runs there",
+                "another error, the process runs there, and the copy has to be ended: "
+                f"kill -KILL {pid}. If it was killed, see after {self._peer_timeout + MARGIN:g} s "
+                "whether the process runs there",
                 pid=pid,
                 phase=self.phases.name,
             ) from error
