@@ -258,10 +258,11 @@ class Destination:
             raise MigrationInDoubtError(
                 f"the process was restored as pid {pid}, and the connection to the source was lost "
                 f"before the source confirmed that it has ended its process ({error}); the copy "
-                f"here is stopped now. If the call at the source returned, resume the copy: "
-                f"kill -CONT {pid}; if it raised, the process runs there, and the copy has to be "
-                f"ended: kill -KILL {pid}. If it was killed, see after "
-                f"{self._peer_timeout + MARGIN:g} s whether the process runs there",
+                "here is stopped now. If the call at the source returned, or its error says that "
+                f"the process runs at the destination, resume the copy: kill -CONT {pid}; if it "
+                "raised another error, the process runs there, and the copy has to be ended: "
+                f"kill -KILL {pid}. If it was killed, see after {self._peer_timeout + MARGIN:g} s "
+                "whether the process runs there",
                 pid=pid,
                 phase=self.phases.name,
             ) from error

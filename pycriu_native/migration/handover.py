@@ -63,9 +63,8 @@ class HeldCall(Call):
         if not self.held or self.invocation is not None:
             super().cancel(reason)
             return
-        if self._handover.withdraw(reason):
-            self._reason = reason
-        else:
+        self._reason = reason  # before the destination can answer
+        if not self._handover.withdraw(reason):
             super().cancel(reason)  # CRIU can no longer undo the dump: it is raised after it
 
     def cancel_deferred(self) -> None:

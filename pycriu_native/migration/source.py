@@ -31,7 +31,8 @@ from .control_channel import Channel, Message
 from .handover import Handover, HeldCall, State
 from .page_relay import PageRelay
 from .result import MigrationMode, MigrationResult
-from .watchdog import Watchdog
+from .watchdog import Watchdog, identity_of
+from .watchdog_process import end_tree
 
 REPORT_TIMEOUT = 5.0
 """Seconds to wait for the destination's statistics, after everything else is complete."""
@@ -108,6 +109,8 @@ class Source:
         self._handover = Handover(channel, phases, watchdog=watchdog, relay=relay)
         self._memory = 0
         """Bytes of the tree's memory, before the migration."""
+        self._tree: list[list[Any]] = []
+        """Pid and start time of the processes, frozen in the final dump."""
 
     @property
     def has_moved(self) -> bool:
@@ -164,7 +167,12 @@ class Source:
         try:
             return verbs.dump_result(request, call.wait())
         except BaseException as error:
-            self._handover.fail(error)
+            try:
+                self._handover.fail(error)
+            finally:
+                if self.has_moved:  # the processes run here if CRIU was killed before it ended them
+                    for pid, start in self._tree:
+                        end_tree(pid, start)
 
     def _send(self, phase: str) -> None:
         self._phases.enter(phase)
@@ -176,6 +184,8 @@ class Source:
         if self._on_notify is not None:
             self._on_notify(notification)
         if notification.action is Notify.POST_DUMP:
+            tree = process_tree(number_of(self._target))
+            self._tree = [each for pid in tree for each in identity_of(pid)]
             self._send("images")
             self._phases.enter("restore")
             self._channel.send_message("restore", lazy=self._mode.lazy)

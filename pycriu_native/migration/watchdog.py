@@ -56,7 +56,7 @@ class Watchdog(Closing):
             self._cleanup |= cleanup
             to_criu = bool(fds) and not {"abort_serving", "hold"}.isdisjoint(cleanup)
             message = json.dumps(self._cleanup | {"to_criu": to_criu})
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(ConnectionError):  # the watchdog was killed
                 socket.send_fds(self._socket, [message.encode()], list(fds))
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +167,7 @@ class Snapshot(Closing):
         env: Mapping[str, str] | None = None,
         extra_env: Mapping[str, str] | None = None,
         cwd: StrPath | None = None,
-        pass_fds: Collection[int] = (),
+        pass_fds: Iterable[int] = (),
         hostname: str | None = None,
         network: bool | StrPath | None = None,
         cgroup: StrPath | None = None,
@@ -228,7 +228,7 @@ class Snapshot(Closing):
             env=env,
             extra_env=extra_env,
             cwd=cwd,
-            pass_fds=pass_fds,
+            pass_fds=tuple(pass_fds),
         )
         place = Place(hostname=hostname, network=network, cgroup=cgroup)
         chosen = via or Worker()

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,7 @@ class Zygote(Closing):
         env: Mapping[str, str] | None = None,
         extra_env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
-        pass_fds: Collection[int] = (),
+        pass_fds: Iterable[int] = (),
         text: bool | None = None,
         encoding: str | None = None,
         errors: str | None = None,
@@ -149,7 +149,7 @@ class Zygote(Closing):
             env=env,
             extra_env=extra_env,
             cwd=cwd,
-            pass_fds=pass_fds,
+            pass_fds=tuple(pass_fds),
         )
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline

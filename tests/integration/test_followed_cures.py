@@ -109,6 +109,34 @@ def test_a_socket_from_before_its_network(site: Site, kind: str) -> None:
     works(site, target)
 
 
+@pytest.mark.parametrize(
+    ("make", "failure"),
+    [
+        ("socket.socket(socket.AF_VSOCK)", "socket-family"),
+        ("socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)", "mptcp"),
+    ],
+)
+def test_an_unsupported_socket_from_before_its_network(site: Site, make: str, failure: str) -> None:
+    """CRIU does not support the socket in any network namespace: the dump fails."""
+    target = site.spawn(f"""
+        import ctypes, socket
+        try:
+            sock = {make}
+        except OSError:
+            sock = None
+        assert ctypes.CDLL(None).unshare(0x40000000) == 0
+        serve(exists=lambda: str(sock is not None))
+    """)
+    if target.ask("exists") != "True":
+        pytest.skip("the kernel has no such sockets")
+    result = preflight(target.pid, site.opts)
+    assert result.verdict is Verdict.FAILS
+    assert [each.failure for each in result.stops] == [failure]
+    with pytest.raises(CriuError) as caught:
+        dump(target.pid, site.opts)
+    assert caught.value.cause == known(failure).cause
+
+
 FORK_FIRST = """
     import ctypes, os, time
     ready, done = os.pipe()

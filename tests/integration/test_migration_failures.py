@@ -29,6 +29,7 @@ from pycriu_native import (
     Notification,
     Notify,
     PeerLostError,
+    WorkerDiedError,
     migrate_out,
 )
 from pycriu_native.migration.handover import Handover
@@ -364,6 +365,27 @@ def test_an_interruption_after_the_end(
     assert "it runs at the destination" in "".join(caught.value.__notes__)
     assert "result" in there.until("result", "error")
     assert not is_alive(traveller.pid)
+    assert is_alive(there.inside(traveller.pid))
+
+
+@BOTH
+def test_a_killed_criu_after_the_end(
+    arrive: Arrive, traveller: Target, mode: MigrationMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel resumes the process then: it is ended, since its copy runs at the destination."""
+    there = arrive(arguments=BRIEF)
+    give_up = Handover.give_up
+
+    def give_up_and_kill(handover: Handover, **cleanup: Any) -> None:
+        give_up(handover, **cleanup)
+        kill(next(pid for pid in children() if b"criu: dump" in _command(pid)))
+
+    monkeypatch.setattr(Handover, "give_up", give_up_and_kill)
+    with pytest.raises(WorkerDiedError) as caught:
+        migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
+    assert "it runs at the destination" in "".join(caught.value.__notes__)
+    assert not is_alive(traveller.pid)
+    assert "result" in there.until("result", "error")
     assert is_alive(there.inside(traveller.pid))
 
 

@@ -141,7 +141,7 @@ def check_descriptors(start: Callable[..., Process[str]]) -> None:
     number = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 200)
     os.close(writer)
     try:
-        with start(pass_fds=[number, 1]) as process:
+        with start(pass_fds=iter([number, 1])) as process:
             assert ask(process, "write", number, "passed")[1] is True
         assert os.read(reader, 100) == b"passed"
         with start() as process:

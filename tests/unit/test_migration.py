@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -26,19 +27,23 @@ from pycriu_native import (
     CriuOpts,
     DeadlineError,
     MigrationError,
+    MigrationInDoubtError,
     MigrationMode,
     PeerLostError,
+    Verb,
 )
 from pycriu_native.migration import image_transfer, watchdog_process
 from pycriu_native.migration import source as source_module
 from pycriu_native.migration.common import Phases, Workspace
 from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
 from pycriu_native.migration.deadline import MigrationDeadline
-from pycriu_native.migration.handover import Handover, State
+from pycriu_native.migration.destination import Destination
+from pycriu_native.migration.handover import Handover, HeldCall, State
 from pycriu_native.migration.page_relay import FORCE_CLOSE, PageRelay
 from pycriu_native.migration.restored_copy import RestoredCopy
 from pycriu_native.migration.restored_copy import State as CopyState
 from pycriu_native.migration.source import Source
+from pycriu_native.migration.watchdog import Watchdog
 from pycriu_native.results import DumpResult
 from pycriu_native.testing import ScriptedCriu
 
@@ -498,6 +503,53 @@ def test_a_source_that_withdraws_too_late(
     handover.give_up()
     assert not handover.withdraw(KeyboardInterrupt())
     assert sent == ["done"]
+
+
+def test_a_reason_that_is_answered_at_once(
+    ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interruption is raised, even if the destination answers before ``cancel`` returns."""
+    handover = _handover(ends[0], State.HERE)
+    call = HeldCall(SimpleNamespace(verb=Verb.DUMP, via=SimpleNamespace(connect=None)), handover)
+    call.held = True
+    monkeypatch.setattr(ends[0], "send_message", lambda *_, **__: call.cancel_deferred())
+    call.cancel(reason := KeyboardInterrupt())
+    assert call._cancelled is reason
+
+
+def test_a_watchdog_that_is_killed() -> None:
+    """The migration continues without it, whether or not it has read its last message."""
+    watchdog = Watchdog()
+    try:
+        pid = watchdog._process.pid
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        watchdog.set_cleanup()
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        watchdog.set_cleanup()
+        watchdog.set_cleanup()
+    finally:
+        watchdog.close()
+
+
+def test_an_error_at_the_source_after_the_end() -> None:
+    """The cure of a copy in doubt distinguishes it: the process does not run at the source."""
+    destination = cast(
+        Any,
+        SimpleNamespace(
+            _copy=SimpleNamespace(undo=lambda **_: True, pid=7),
+            _peer_timeout=10.0,
+            channel=SimpleNamespace(refused=None),
+            phases=Phases(),
+        ),
+    )
+    with pytest.raises(MigrationInDoubtError) as caught:
+        Destination._undo(destination, PeerLostError("no"))
+    before, _, after = str(caught.value).partition("kill -CONT 7")
+    assert "its error says that the process runs at the destination" in before
+    assert "another error" in after
+    assert "kill -KILL 7" in after
 
 
 COPIES = {

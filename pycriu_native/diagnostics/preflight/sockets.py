@@ -68,7 +68,21 @@ def look(context: Context) -> Iterator[Finding]:
     networks = context.tree.in_namespaces("net")
     for fd, kind in result:
         about = {"pid": fd.pid, "fd": fd.number}
-        if (network := _network_of(fd)) and network not in networks:
+        if kind in NO_PROTOCOL:
+            yield stops(
+                "protocol",
+                f"a socket's protocol is {kind}, which CRIU cannot save",
+                failure="mptcp",
+                **about,
+            )
+        elif kind not in (*UNIX, *INTERNET, *OTHERS):
+            yield stops(
+                "socket-family",
+                f"a socket is of a family that CRIU cannot save ({kind})",
+                failure="socket-family",
+                **about,
+            )
+        elif (network := _network_of(fd)) and network not in networks:
             yield _of_another_network(fd, kind)
         elif kind in UNIX:
             yield from _unix(context, fd, tables, ours)
@@ -76,20 +90,6 @@ def look(context: Context) -> Iterator[Finding]:
             yield from _internet(context, fd, kind, tables)
         elif kind == "NETLINK":
             yield from _netlink(fd)
-        elif kind in NO_PROTOCOL:
-            yield stops(
-                "protocol",
-                f"a socket's protocol is {kind}, which CRIU cannot save",
-                failure="mptcp",
-                **about,
-            )
-        elif kind not in OTHERS:
-            yield stops(
-                "socket-family",
-                f"a socket is of a family that CRIU cannot save ({kind})",
-                failure="socket-family",
-                **about,
-            )
     yield from _programs(context)
     yield from _links(context)
 
