@@ -22,7 +22,13 @@ from pycriu_native.jobs.directory import JobDirectory, State
 from .support import ordinary_user
 from .support.jobs import STEPPER, RunningJob, check_exact
 from .support.ordinary_user import BEGIN, USER, run
-from .support.processes import eventually
+from .support.processes import eventually, user_namespace
+
+
+@pytest.fixture
+def readable() -> None:
+    """Skips the test if root of a user namespace cannot read this package."""
+    user_namespace("--map-root-user")
 
 
 @pytest.fixture
@@ -220,6 +226,7 @@ LOOK = """
 """
 
 
+@pytest.mark.usefixtures("readable")
 def test_a_job_of_root(job: RunningJob) -> None:
     """``--unprivileged`` runs it in a user namespace, also for root."""
     job.words = ["readlink", "/proc/self/ns/user"]
@@ -245,6 +252,7 @@ PREFIXES = {
 }
 
 
+@pytest.mark.usefixtures("readable")
 @pytest.mark.parametrize("root", PREFIXES)
 def test_the_rights_of_root(job: RunningJob, tmp_path: Path, root: str) -> None:
     """Root without the right to checkpoint runs a job as other users do."""

@@ -64,14 +64,17 @@ def _is_clean(there: Destination) -> None:
     eventually(there.is_clean, "a clean destination")
 
 
-def _reap_orphans(*others: int) -> None:
-    """Reap the worker and the watchdog of a killed source, when they have ended."""
+def _reap_orphans(others: set[int]) -> None:
+    """Reap the worker and the watchdog of a killed source, when they have ended.
+
+    ``others`` are the children of this process from before, also those of other tests.
+    """
 
     def all_ended() -> bool:
-        for pid in children() - set(others):
+        for pid in children() - others:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-        return children() <= set(others)
+        return children() <= others
 
     eventually(all_ended, "the end of the worker and the watchdog")
 
@@ -288,6 +291,7 @@ def test_a_source_that_is_killed_while_the_network_is_down(
     """The source's process continues only when the destination has ended the running copy."""
     checksum = traveller.ask("checksum")
     there = arrive(arguments=BRIEF, wait_at="post-resume")
+    others = children()
     words = json.dumps([traveller.pid, *there.place, str(mode)])
     source = subprocess.Popen([sys.executable, "-c", LEAVE, words], start_new_session=True)
     _until(there, "post-resume")
@@ -302,7 +306,7 @@ def test_a_source_that_is_killed_while_the_network_is_down(
     assert there.until("result", "error")["error"] == "PeerLostError"
     _is_clean(there)
     _is_whole(traveller, checksum)
-    _reap_orphans(traveller.pid, there.process.pid)
+    _reap_orphans(others)
 
 
 GIVES_UP = """
@@ -328,13 +332,14 @@ def test_a_source_that_is_killed_after_the_end(
 ) -> None:
     """It has confirmed that the copy may run: its process ends, and the copy continues."""
     there = arrive(arguments=BRIEF)
+    others = children()
     words = json.dumps([traveller.pid, *there.place, str(mode)])
     program = [sys.executable, "-c", GIVES_UP + LEAVE, words]
     assert subprocess.run(program, start_new_session=True).returncode == -signal.SIGKILL
     assert "result" in there.until("result", "error")
     eventually(lambda: not is_alive(traveller.pid), "the end of the process at the source")
     assert is_alive(there.inside(traveller.pid))
-    _reap_orphans(traveller.pid, there.process.pid)
+    _reap_orphans(others)
 
 
 @BOTH

@@ -110,7 +110,7 @@ def test_a_capability_that_a_restore_needs(capability: str, images: Path) -> Non
     """
     if capability == "of a namespace":
         capability = "net_admin"
-        prefix = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork"]
+        prefix = user_namespace("--map-root-user", "--mount", "--pid", "--fork")
         # Which ends all processes in it.
         result = probe([*prefix, "--kill-child", "--mount-proc"], images, SLEEPS, unprivileged=True)
     else:
