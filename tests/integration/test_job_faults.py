@@ -31,9 +31,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def _fill(place: Path) -> Path:
-    """Fill a file system."""
+    """Fill a file system, also what has become free since the last time."""
     filler = place / "filler"
-    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+    with contextlib.suppress(OSError), open(filler, "ab", buffering=0) as file:
         while True:
             file.write(bytes(4096))
     return filler
@@ -48,15 +48,28 @@ def _has_begun(job: RunningJob) -> bool:
     return path.exists() and bool(path.stat().st_size)
 
 
-def test_a_full_disk(small: Path) -> None:
-    """The command continues, its exit code is returned, and a second run has no effect."""
+@pytest.fixture
+def small_job(small: Path) -> Iterator[RunningJob]:
+    """A job on the small file system."""
     job = RunningJob(small / "place", options=("--every", "0.5"))
+    yield job
+    job.end()
+
+
+def test_a_full_disk(small: Path, small_job: RunningJob) -> None:
+    """The command continues, its exit code is returned, and a second run has no effect."""
+    job = small_job
     job.words = ["sh", "-c", WAITS, str(job.place)]
     job.start()
     job.until(lambda: _has_begun(job), "its start")
     (job.directory.path / "events.jsonl").write_text("")  # blocks for what is added
+
+    def fails() -> bool:
+        _fill(small)  # a checkpoint that was under way has released its space
+        return job.directory.status().failures > 2
+
     filler = _fill(small)
-    job.until(lambda: job.directory.status().failures > 2, "failed checkpoints")
+    job.until(fails, "failed checkpoints")
     assert "make room" in job.directory.status().message
     filler.unlink()
     job.until(lambda: job.has_checkpoints(1), "a checkpoint")
