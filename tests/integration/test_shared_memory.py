@@ -62,6 +62,7 @@ def hash_all(text=""):
     return found.hexdigest()
 children = []
 def family():
+    reader, writer = os.pipe()
     for number in range(2):
         pid = os.fork()
         if not pid:
@@ -69,9 +70,16 @@ def family():
             extra = bytearray([number + 1]) * 3_000_000
             if not number and not os.fork():
                 large[-1] ^= 255
+            os.close(reader)
+            os.write(writer, b".")
+            os.close(writer)
             while True:
                 time.sleep(1000)
         children.append(pid)
+    for _ in range(3):
+        os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
 def churn():
     global large, blocks, table
     for number in range(20):
