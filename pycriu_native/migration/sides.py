@@ -78,6 +78,8 @@ def run_source(
         watchdog = owned.enter_context(Watchdog())
         workspace = Workspace(opts)
         owned.callback(_remove_temporary, workspace)
+        if workspace.temporary:
+            watchdog.set_cleanup(remove=[workspace.path])
         source = Source(
             target,
             opts,

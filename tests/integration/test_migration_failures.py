@@ -287,6 +287,7 @@ def test_a_source_that_is_killed_while_the_network_is_down(
     cut: Callable[[], None],
     mode: MigrationMode,
     orphans: None,
+    temporary: Path,
 ) -> None:
     """The source's process continues only when the destination has ended the running copy."""
     checksum = traveller.ask("checksum")
@@ -307,6 +308,16 @@ def test_a_source_that_is_killed_while_the_network_is_down(
     _is_clean(there)
     _is_whole(traveller, checksum)
     _reap_orphans(others)
+    assert not os.listdir(temporary)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory for temporary files of the programs that a test starts."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    return place
 
 
 GIVES_UP = """
@@ -328,7 +339,7 @@ Handover.give_up = give_up_and_die
     ],
 )
 def test_a_source_that_is_killed_after_the_end(
-    arrive: Arrive, traveller: Target, mode: MigrationMode, orphans: None
+    arrive: Arrive, traveller: Target, mode: MigrationMode, orphans: None, temporary: Path
 ) -> None:
     """It has confirmed that the copy may run: its process ends, and the copy continues."""
     there = arrive(arguments=BRIEF)
@@ -340,6 +351,7 @@ def test_a_source_that_is_killed_after_the_end(
     eventually(lambda: not is_alive(traveller.pid), "the end of the process at the source")
     assert is_alive(there.inside(traveller.pid))
     _reap_orphans(others)
+    assert not os.listdir(temporary)
 
 
 @BOTH
