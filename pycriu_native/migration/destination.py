@@ -216,11 +216,16 @@ class Destination:
                 self._send_final("running")
 
     def _hold(self, pid: int) -> None:
+        ended = MigrationError("the lazy-pages daemon ended before the process ran")
         if self._daemon is not None:
-            self._held = descriptors_of(self._daemon.pid, USERFAULT)
+            try:
+                self._held = descriptors_of(self._daemon.pid, USERFAULT)
+            except ProcessLookupError:
+                self._has_all(MARGIN)  # raises the reason, such as a lost source
+                raise ended from None
         self._copy.prepare(pid, self._held)
         if self._daemon is not None and self._has_all(0):
-            raise MigrationError("the lazy-pages daemon ended before the process ran")
+            raise ended
         self.channel.send_message("prepared", pid=pid)
         self.channel.expect("go")
 
