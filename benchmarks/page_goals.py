@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from .page_text import Page, Row, number, shown
+from .snapshot_programs import COLD, FORKED, PLAIN, PROGRAM, SHARED, ZYGOTE
 
 Line = tuple[str, str, str, str, bool]
 """What, against what, the goal, the result, and whether it is met."""
 
-COLD, FORKED, PROGRAM = "cold start", "forkserver with preload", "criu restore"
-PLAIN, SHARED, ZYGOTE = "start, share_memory=False", "start, share_memory=True", "zygote"
 SLOW = 500.0
 """The cold start, in milliseconds, from which the goal of a shared start counts."""
 

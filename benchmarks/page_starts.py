@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .page_text import Page, by_way, shown
+from .snapshot_programs import FORKED, ZYGOTE
 
 SNAPSHOTS = """
 Each program loads its libraries, and then writes a line or answers an HTTP request. The time ends with this
@@ -75,7 +76,7 @@ def snapshots(page: Page) -> None:
         page.say(AT_ONCE)
         page.table(("copies", "way", *whats), body)
     page.say(PEER)
-    page.notes("snapshots", ("zygote", "forkserver with preload", "habemus-papadum-criu"))
+    page.notes("snapshots", (ZYGOTE, FORKED, "habemus-papadum-criu"))
 
 
 def shared_memory(page: Page) -> None:

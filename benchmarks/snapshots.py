@@ -28,7 +28,19 @@ from pycriu_native.snapshots.namespaces import Namespaces
 from pycriu_native.snapshots.restore import PID_NAMESPACE
 
 from .common import HERE, Row, in_turns, main, memory_of, note, row, scratch
-from .snapshot_programs import PROGRAMS, Program, check_answer, read_answer
+from .snapshot_programs import (
+    COLD,
+    FORKED,
+    PLAIN,
+    POOLED,
+    PROGRAM,
+    PROGRAMS,
+    SHARED,
+    ZYGOTE,
+    Program,
+    check_answer,
+    read_answer,
+)
 
 FORKING = """
 import multiprocessing, sys, time
@@ -52,10 +64,6 @@ THREADS = 8
 """The number of concurrent starts."""
 SMALL = 16
 """The number of copies that run when their memory is measured."""
-
-COLD, FORKED, PROGRAM = "cold start", "forkserver with preload", "criu restore"
-PLAIN, SHARED = "start, share_memory=False", "start, share_memory=True"
-POOLED, ZYGOTE = "start, WorkerPool", "zygote"
 
 Started = contextlib.AbstractContextManager[subprocess.Popen[bytes]]
 

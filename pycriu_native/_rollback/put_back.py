@@ -35,7 +35,7 @@ _MADE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def before_of(path: str) -> str:
-    """The name under which the content before of a file is saved."""
+    """The path under which the previous content of a file is saved."""
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     return os.path.join(os.path.dirname(path), BEFORE + name)
 

@@ -20,17 +20,12 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, dump, restore
 
 from .support.containers import container
+from .support.mounts import loop_device, why_no_loop_device
 from .support.processes import is_alive
 
+WHY_NOT = why_no_loop_device("mkfs.ext2")
 
-def _why_not() -> str:
-    if shutil.which("mkfs.ext2") is None:
-        return "needs mkfs.ext2"
-    free = subprocess.run(["losetup", "--find"], capture_output=True, text=True)
-    return "" if free.returncode == 0 else f"needs a loop device: {free.stderr.strip()}"
-
-
-pytestmark = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 READS = """
     import os
@@ -60,10 +55,7 @@ class Disks:
             with open(image, "wb") as file:
                 file.truncate(8 * 2**20)
             subprocess.run(["mkfs.ext2", "-q", image], check=True)
-        words = ["losetup", "--find", "--show", str(image)]
-        device = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
-        self._owned.callback(subprocess.run, ["losetup", "--detach", device], check=True)
-        return device
+        return loop_device(image, self._owned)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import fcntl
 import functools
 import os
 import random
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from .support.jobs import RunningJob, check_exact, nothing_runs
+from .support.mounts import loop_device, why_no_loop_device
 from .support.processes import eventually
 
 LOSSES = int(os.environ.get("PYCRIU_NATIVE_JOB_POWER_LOSSES", "3"))
@@ -38,12 +38,7 @@ class Disk:
         with open(image, "wb") as file:
             file.truncate(512 * 2**20)
         subprocess.run(["mkfs.ext4", "-q", image], check=True)
-        words = ["losetup", "--find", "--show", str(image)]
-        done = subprocess.run(words, check=False, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"needs a loop device: {done.stderr.strip()}")
-        self._device = done.stdout.strip()
-        owned.callback(subprocess.run, ["losetup", "--detach", self._device], check=True)
+        self._device = loop_device(image, owned)
         self._mount()
         owned.callback(self._unmount)
 
@@ -72,8 +67,8 @@ class Disk:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     """A file system that can lose power."""
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("needs mkfs.ext4")
+    if why := why_no_loop_device("mkfs.ext4"):
+        pytest.skip(why)
     with ExitStack() as owned:
         yield Disk(tmp_path, owned)
 

@@ -1,10 +1,12 @@
-"""Small file systems that a test can make read-only or fill."""
+"""Small file systems that a test can make read-only or fill, and loop devices."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 
@@ -19,6 +21,22 @@ def tmpfs(where: Path, size: str = "16m") -> Iterator[Path]:
         yield where
     finally:
         subprocess.run(["umount", where], check=True)
+
+
+def loop_device(image: Path, owned: ExitStack) -> str:
+    """A loop device of an image, which ``owned`` detaches."""
+    words = ["losetup", "--find", "--show", str(image)]
+    device = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    owned.callback(subprocess.run, ["losetup", "--detach", device], check=True)
+    return device
+
+
+def why_no_loop_device(program: str) -> str:
+    """Why no loop device with a file system of this ``mkfs`` program can be made; else empty."""
+    if shutil.which(program) is None:
+        return f"needs {program}"
+    free = subprocess.run(["losetup", "--find"], capture_output=True, text=True)
+    return "" if free.returncode == 0 else f"needs a loop device: {free.stderr.strip()}"
 
 
 def make_read_only(where: Path) -> None:
