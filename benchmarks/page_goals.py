@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .page_text import Page, Row, number, shown
-from .snapshot_programs import COLD, FORKED, PLAIN, PROGRAM, SHARED, ZYGOTE
+from .snapshot_programs import COLD, CRIU_RESTORE, FORKED, PLAIN, SHARED, ZYGOTE
 
 Line = tuple[str, str, str, str, bool]
 """What, against what, the goal, the result, and whether it is met."""
@@ -119,7 +119,7 @@ def starts(page: Page, lines: list[Line]) -> None:
 
     for what, way, other, least in (
         (f"a shared start, where a cold start takes {SLOW:g} ms or more", COLD, SHARED, 10.0),
-        ("a plain start", PROGRAM, PLAIN, 1 / 1.1),
+        ("a plain start", CRIU_RESTORE, PLAIN, 1 / 1.1),
         ("a start by a zygote", FORKED, ZYGOTE, 1.0),
     ):
         found = [each for each in ratios(way, other) if way != COLD or each[2] >= SLOW]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-COLD, FORKED, PROGRAM = "cold start", "forkserver with preload", "criu restore"
+COLD, FORKED, CRIU_RESTORE = "cold start", "forkserver with preload", "criu restore"
 PLAIN, SHARED = "start, share_memory=False", "start, share_memory=True"
 POOLED, ZYGOTE = "start, WorkerPool", "zygote"
 """The ways to start a program, as the results name them."""

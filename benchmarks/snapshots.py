@@ -30,10 +30,10 @@ from pycriu_native.snapshots.restore import PID_NAMESPACE
 from .common import HERE, Row, in_turns, main, memory_of, note, row, scratch
 from .snapshot_programs import (
     COLD,
+    CRIU_RESTORE,
     FORKED,
     PLAIN,
     POOLED,
-    PROGRAM,
     PROGRAMS,
     SHARED,
     ZYGOTE,
@@ -92,7 +92,7 @@ class Ways:
             POOLED: lambda: start(**streams, via=self.pool),
         }
         self.missing: dict[str, str] = {}
-        self.by_turn: dict[str, Callable[[], float]] = {PROGRAM: self.restore}
+        self.by_turn: dict[str, Callable[[], float]] = {CRIU_RESTORE: self.restore}
         if program.modules:
             words = [sys.executable, "-c", FORKING]
             self.forking = owned.enter_context(
@@ -225,7 +225,7 @@ def one_start(ways: Ways, program: str, times: int) -> list[Row]:
     for way, reason in ways.missing.items():
         rows.append(note("first answer", f"not measured: {reason}", program=program, way=way))
     middle = {way: statistics.median(each) for way, each in taken.items()}
-    for way, other in ((COLD, SHARED), (PLAIN, PROGRAM), (ZYGOTE, FORKED)):
+    for way, other in ((COLD, SHARED), (PLAIN, CRIU_RESTORE), (ZYGOTE, FORKED)):
         if way in middle and other in middle:
             ratio = [middle[way] / middle[other]]
             rows.append(row("ratio", "times", ratio, program=program, way=f"{way} / {other}"))

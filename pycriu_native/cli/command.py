@@ -439,7 +439,7 @@ def compress_option(help: str) -> click.Option:
 
 def overwrite_option() -> click.Option:
     """``--overwrite``: replace an existing file."""
-    return click.Option(["--overwrite"], is_flag=True, help="Replace an existing file.")
+    return flag("--overwrite", help="Replace an existing file.")
 
 
 def check_new(path: str, overwrite: bool) -> None:
