@@ -142,12 +142,14 @@ class Safeguards:
             from .._integrity.droppable_memory import drop  # loaded since ``requested``
             from .._integrity.due_timers import rearm
             from .._integrity.dump_record import write_record
+            from .._integrity.image_files import ImageFiles
             from .._integrity.vdso import leave_out_lone_vvar
 
             dump_marker.check_written(images, request.pid)
             rearm(images)
-            leave_out_lone_vvar(images)
-            drop(images, tree)
+            files = ImageFiles(images)
+            leave_out_lone_vvar(files)
+            drop(files, tree)
             if request.rollback is not None:
                 with no_fork:
                     from .._rollback.saved_files import save  # few dumps need it

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
-from .._wire.fields import message_fields
+from .._system.regular_file import open_regular
+from .._wire.fields import message_fields, messages_of
 from .._wire.protobuf import image, message
 
 Fields = list[tuple[int, int | bytes]]
@@ -31,3 +33,11 @@ def fields_of(data: bytes) -> Fields:
     if message(*result) != data:
         raise ValueError("fields of other types")
     return result
+
+
+def change_message(directory: int, name: str, change: Callable[[Fields], Fields]) -> None:
+    """Change the fields of the only message of an image. ``ValueError`` as of ``fields_of``."""
+    with open(open_regular(name, dir_fd=directory), "rb") as file:
+        data = file.read()
+    (entry,) = messages_of(data)
+    replace_image(directory, name, data[:8], [message(*change(fields_of(entry)))])

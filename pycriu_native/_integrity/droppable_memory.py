@@ -19,10 +19,9 @@ from collections.abc import Iterator, Sequence
 from .._native.ffi import native
 from .._system.mappings import droppable_of
 from .._system.process import status_of
-from .._system.regular_file import open_regular
 from .._wire.fields import messages_of
 from .._wire.protobuf import message
-from .changed_image import fields_of, replace_image
+from .changed_image import change_message, fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, Row, kind_of
 from .pagemap import PRESENT
 
@@ -44,12 +43,11 @@ _DONT_DUMP = 1 << 16
 """MADV_DONTDUMP, among the advices of a mapping."""
 
 
-def drop(directory: int, tree: Sequence[int]) -> None:
+def drop(files: ImageFiles, tree: Sequence[int]) -> None:
     """Change the images of droppable memory of the processes, which are frozen.
 
     An image of an unexpected form is not changed. Raises ``OSError`` if one cannot be written.
     """
-    files = ImageFiles(directory)
     names = {name for name in files.names if kind_of(name) == "MM" and _has_candidates(files, name)}
     for pid in tree if names else ():
         number = status_of(pid).get("NSpid", str(pid)).split()[-1]
@@ -58,7 +56,7 @@ def drop(directory: int, tree: Sequence[int]) -> None:
         if ranges := [each for each in droppable_of(pid) if each in _candidates(files, name)]:
             try:
                 _drop_pages(files, f"pagemap-{number}.img", ranges)
-                _mark(directory, name, ranges)
+                _mark(files.directory, name, ranges)
             except (DamagedError, IndexError, KeyError, ValueError):
                 continue  # the check of the images reports it, or a page server has the pages
 
@@ -139,12 +137,12 @@ def _outside(entry: bytes, part: Range, page: int) -> Iterator[bytes]:
 
 def _mark(directory: int, name: str, ranges: Sequence[Range]) -> None:
     """Give mappings the flag MAP_DROPPABLE, which replaces MAP_PRIVATE."""
-    with open(open_regular(name, dir_fd=directory), "rb") as file:
-        data = file.read()
-    (entry,) = messages_of(data)
     starts = {start for start, _ in ranges}
-    changed = [(number, _changed(number, value, starts)) for number, value in fields_of(entry)]
-    replace_image(directory, name, data[:8], [message(*changed)])
+    change_message(
+        directory,
+        name,
+        lambda fields: [(number, _changed(number, value, starts)) for number, value in fields],
+    )
 
 
 def _changed(number: int, mapping: int | bytes, starts: set[int]) -> int | bytes:

@@ -7,11 +7,7 @@ from ``mm-PID.img`` while the dumped processes are frozen.
 
 from __future__ import annotations
 
-import os
-
-from .._wire.fields import messages_of
-from .._wire.protobuf import message
-from .changed_image import fields_of, replace_image
+from .changed_image import Fields, change_message, fields_of
 from .image_files import DamagedError, ImageFiles, kind_of
 
 _VMA, _STATUS = 14, 7
@@ -22,31 +18,24 @@ _COLUMN = 2
 """The column with the bits in a row of ``mm-PID.img``."""
 
 
-def leave_out_lone_vvar(directory: int) -> None:
+def leave_out_lone_vvar(files: ImageFiles) -> None:
     """Remove [vvar] from the images of processes that have no vDSO.
 
     An image of an unexpected form is not changed.
     """
-    files = ImageFiles(directory)
     for name in sorted(files.names):
         try:
             bits = 0
             for row in files.rows(name) if kind_of(name) == "MM" else ():
                 bits |= row[_COLUMN]
             if bits & _VVAR and not bits & _VDSO:
-                _leave_out(directory, name)
+                change_message(files.directory, name, _without_vvar)
         except (DamagedError, IndexError, KeyError, ValueError):
             continue  # the check of the images reports it
 
 
-def _leave_out(directory: int, name: str) -> None:
-    with open(
-        os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb"
-    ) as file:
-        data = file.read()
-    (entry,) = messages_of(data)
-    kept = [(number, value) for number, value in fields_of(entry) if not _is_vvar(number, value)]
-    replace_image(directory, name, data[:8], [message(*kept)])
+def _without_vvar(fields: Fields) -> Fields:
+    return [(number, value) for number, value in fields if not _is_vvar(number, value)]
 
 
 def _is_vvar(number: int, value: int | bytes) -> bool:

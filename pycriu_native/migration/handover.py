@@ -77,7 +77,7 @@ class Handover:
     """The transfer of the right to run, from this host to the destination.
 
     Synchronization: ``withdraw`` may be called from any thread. The rest is for the thread of
-    the call, and for post-copy, after ``serve``, for a separate thread.
+    the call, and in post-copy, after ``after_dump``, for a separate thread.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ def test_content_is_removed(droppable: int, tmp_path: Path, directory: int) -> N
     mappings = [mapping(*before), mapping(droppable, end), mapping(*other, advices=0)]
     runs = [(before[0], 2, PRESENT | LAZY), (droppable + 2 * PAGE, 4, PRESENT)]
     saved(tmp_path, mappings, runs)
-    drop(directory, [os.getpid()])
+    drop(ImageFiles(directory), [os.getpid()])
     assert contents(tmp_path) == [1, 0, 0, 0, 5, 6]
     (entry,) = decode(only(tmp_path, "mm-*.img"))["entries"]
     files = ImageFiles(directory)
@@ -116,7 +116,7 @@ def test_pages_elsewhere_are_not_needed(droppable: int, tmp_path: Path, director
         (droppable + 2 * PAGE, 4, LAZY),
     ]
     saved(tmp_path, [mapping(droppable, end)], runs)
-    drop(directory, [os.getpid()])
+    drop(ImageFiles(directory), [os.getpid()])
     files = ImageFiles(directory)
     kept = files.runs(only(tmp_path, "pagemap-*.img").name).between(0, 2**63)
     expected = [
@@ -136,7 +136,7 @@ def test_other_images_are_not_changed(
     one = mapping(droppable, droppable + PAGES * PAGE, flags=flags, advices=advices)
     saved(tmp_path, [one], [(droppable, 1, PRESENT)])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    drop(directory, [os.getpid()])
+    drop(ImageFiles(directory), [os.getpid()])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -145,7 +145,7 @@ def test_memory_that_only_resembles_it(tmp_path: Path, directory: int) -> None:
     with mmap.mmap(-1, PAGE, flags=PRIVATE | ANONYMOUS) as ordinary:
         start = ctypes.addressof(ctypes.c_char.from_buffer(ordinary))
         saved(tmp_path, [mapping(start, start + PAGE)], [(start, 1, PRESENT)])
-        drop(directory, [os.getpid()])
+        drop(ImageFiles(directory), [os.getpid()])
         assert contents(tmp_path) == [1]
 
 
@@ -154,5 +154,5 @@ def test_pages_of_a_page_server(droppable: int, tmp_path: Path, directory: int) 
     saved(tmp_path, [mapping(droppable, droppable + PAGES * PAGE)], [(droppable, 1, PRESENT)])
     only(tmp_path, "pagemap-*.img").unlink()
     before = only(tmp_path, "mm-*.img").read_bytes()
-    drop(directory, [os.getpid()])
+    drop(ImageFiles(directory), [os.getpid()])
     assert only(tmp_path, "mm-*.img").read_bytes() == before
