@@ -6,6 +6,7 @@ with which xfstests tests file systems). The file system is then mounted again, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import os
@@ -51,10 +52,20 @@ class Disk:
             os.close(place)
 
     def start_again(self) -> bool:
-        """Mount it as after the power failure; False while a process uses it."""
+        """Mount it as after the power failure; False while a process uses it.
+
+        The kernel may still be freeing the job's mount namespace, which has a mount of its own: the
+        new mount is then one of the file system that was shut down, which cannot be written.
+        """
         if not self._unmount():
             return False
         self._mount()
+        try:
+            (self.path / "used").touch()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
         return True
 
     def _mount(self) -> None:
