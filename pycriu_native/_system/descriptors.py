@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -92,27 +93,29 @@ def descriptor_info(pid: int | str, fd: int) -> dict[str, list[str]]:
     return result
 
 
-def descriptors_of(pid: int, kind: str) -> list[int]:
+def descriptors_of(pid: int, kind: str) -> Iterator[int]:
     """Copies of the descriptors whose link begins with ``kind``, such as ``socket:``.
 
+    Each is closed before the next. One that the process closes or replaces meanwhile is left out.
     They are made by ``pidfd_getfd`` (kernel 5.6). Raises ``OSError``.
     """
-    result: list[int] = []
     pidfd = os.pidfd_open(pid)
     try:
         for number, link in links_of(pid):
-            if link.startswith(kind):
-                fd = native.pn_copy_descriptor(pidfd, number)
-                if fd < 0:
-                    raise OSError(-fd, "pidfd_getfd")
-                result.append(fd)
-    except BaseException:
-        for fd in result:
-            close(fd)
-        raise
+            if not link.startswith(kind):
+                continue
+            fd = native.pn_copy_descriptor(pidfd, number)
+            if fd == -errno.EBADF:
+                continue
+            if fd < 0:
+                raise OSError(-fd, "pidfd_getfd")
+            try:
+                if where(fd).startswith(kind):
+                    yield fd
+            finally:
+                close(fd)
     finally:
         close(pidfd)
-    return result
 
 
 @contextlib.contextmanager
