@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,6 @@ from contextlib import ExitStack
 from typing import ClassVar
 
 from .._support.closing import Closing
-from .._support.frozen_dataclass import replace
 from .._support.unpatched import RawThread, close, readable
 from .._transport.base import Via
 from .._transport.connection import Connection
@@ -112,6 +112,7 @@ class StartWorker(Closing):
                 _move(connection.pid, self.cgroup)
             self.namespaces.wait_until_ready()
             self._guards.append(_Guard(connection, self.namespaces, sockets))
+            connection.on_begin = functools.partial(sockets.bind, connection.pid)
             undo.pop_all()
         self._watch.ends("worker")
         return connection
@@ -120,7 +121,7 @@ class StartWorker(Closing):
         self, keep: Sequence[int], spawn_options: SpawnOptions, sockets: LifetimeSockets
     ) -> Connection:
         if isinstance(self.via, Worker | ForkedWorkers):
-            spawn_options = replace(spawn_options, lifetime_sockets=sockets.ends)
+            keep = [*keep, *sockets.ends]
         if isinstance(self.via, ForkedWorkers):
             return self.via.connect(keep, spawn_options, self.fork_server)
         return self.via.connect(keep, spawn_options)
