@@ -112,7 +112,6 @@ class StartWorker(Closing):
                 _move(connection.pid, self.cgroup)
             self.namespaces.wait_until_ready()
             self._guards.append(_Guard(connection, self.namespaces, sockets))
-            connection.on_begin = functools.partial(sockets.bind, connection.pid)
             undo.pop_all()
         self._watch.ends("worker")
         return connection
@@ -120,11 +119,15 @@ class StartWorker(Closing):
     def _connect(
         self, keep: Sequence[int], spawn_options: SpawnOptions, sockets: LifetimeSockets
     ) -> Connection:
-        if isinstance(self.via, Worker | ForkedWorkers):
-            keep = [*keep, *sockets.ends]
+        if not isinstance(self.via, Worker | ForkedWorkers):
+            return self.via.connect(keep, spawn_options)
+        keep = [*keep, *sockets.ends]
         if isinstance(self.via, ForkedWorkers):
-            return self.via.connect(keep, spawn_options, self.fork_server)
-        return self.via.connect(keep, spawn_options)
+            connection = self.via.connect(keep, spawn_options, self.fork_server)
+        else:
+            connection = self.via.connect(keep, spawn_options)
+        connection.on_begin = functools.partial(sockets.bind, connection.pid)
+        return connection
 
 
 class _Guard:
