@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import time
 from collections.abc import Iterator, Mapping
 
 from .._support import unpatched
+from .._support.lazy import signal
 from .._support.unpatched import close
 from .._system.process import children_of, read_small, stat_of, status_of
 from .._wire.fields import message_fields

@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, ImagesError, OptionError, ProgramError, Worker, WorkerPool
-from pycriu_native._support.frozen_dataclass import replace
 from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import RESTORING
@@ -435,7 +434,9 @@ def test_a_worker_ends_with_its_caller(
     """
     via = shared(python)
     with LifetimeSockets() as sockets:
-        connection = via.connect((), replace(RESTORING, lifetime_sockets=sockets.ends))
+        connection = via.connect(sockets.ends, RESTORING)
+        eventually(lambda: os.getpgid(connection.pid) == connection.pid, "its process group")
+        sockets.bind(connection.pid)
         sockets.close()
         assert connection.has_ended(PATIENCE)
         connection.wait()

@@ -394,6 +394,31 @@ def test_what_needs_no_thought_is_agreed_to_without_python(
     assert play.acknowledged() == [True] * len(message)
 
 
+@pytest.mark.parametrize("accepted", [True, False])
+def test_the_begin_of_the_work(accepted: bool, play: Play) -> None:
+    """Python is called before the reply to the first notification, and once; an error refuses it
+    and all others.
+    """
+    received: list[int] = []
+
+    def on_begin() -> None:
+        received.append(len(play.received()))
+        assert accepted
+
+    names = ("pre-restore", "pre-resume", "network-unlock")
+    connection = play.script(*map(notify, names), send(RESTORED)).connect()
+    connection.on_begin = on_begin
+    exchange = exchange_module.Exchange(connection, Verb.RESTORE)
+    try:
+        exchange.run(encode("request", {"type": REQUEST_TYPES["restore"]}))
+    finally:
+        exchange.close()
+        connection.wait()
+    assert received == [1]  # the request
+    assert play.acknowledged() == [accepted, accepted, True]
+    assert (exchange.stopped_by is None) == accepted
+
+
 def test_nothing_is_agreed_to_without_a_thought_once_it_is_undone(play: Play) -> None:
     """After the deadline of a restore without a hook the next notification is refused."""
     with pytest.raises(DeadlineError):
