@@ -33,6 +33,7 @@ from .._system.capabilities import (
 from .._system.descriptors import opened_directory
 from .._system.elf import build_id
 from .._system.host import lines, number, type_of
+from .._system.huge_pages import can_map, setting_of
 from .._system.inet_sockets import abstract_names
 from .._system.mountinfo import hierarchy
 from .._system.port_conflicts import Binding, Conflict, conflict_of, cure_of_ended
@@ -42,6 +43,7 @@ from .._system.processor import authenticates_pointers, cpu_flags
 from ..enums import NetworkLock
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
+from . import huge_pages
 from .build import inspect
 from .codec import decode
 from .kernel_names import PROTOCOLS
@@ -132,6 +134,7 @@ class _Check:
             self.pids,
             self.rights,
             self.descriptors,
+            self.huge_pages,
             self.sessions,
             self.regular_files,
             self.made_names,
@@ -359,6 +362,17 @@ class _Check:
                     f"descriptor {highest} and CRIU's own need a limit of "
                     f"{service_fds.needed(highest, together)} descriptors, and it is {limit} here",
                     known("service-fds").cure,
+                )
+
+    def huge_pages(self) -> Iterator[Finding]:
+        """Free huge pages, which the kernel reserves when CRIU maps the memory."""
+        for size, total in sorted(huge_pages.needed(self.images).items()):
+            if not can_map(size, total):
+                yield _error(
+                    "memory",
+                    f"it needs {total // size} free huge pages of {size >> 10} KiB, and there are "
+                    "fewer here",
+                    f"add {total // size} to the number in {setting_of(size)}",
                 )
 
     def sessions(self) -> Iterator[Finding]:

@@ -114,6 +114,7 @@ CHECK_IMAGES = {
     "end pid {} and others of that {}, or restore in a pid namespace of its own": (
         "test_restorable.py: test_a_number_that_is_a_session"
     ),
+    "add {} to the number in {}": "test_huge_pages.py: test_no_page_is_free",
     "shell_job=True, with the terminal as the worker's standard input": (
         "test_images_check.py: a session led from outside"
     ),
