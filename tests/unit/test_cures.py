@@ -159,6 +159,7 @@ CHECK_IMAGES = {
 """The cures of ``check_images``: a test that follows it, and a name in it, or why none does."""
 
 DOCTOR = {
+    "rm {}": "test_doctor.py: test_a_cache_of_a_criu_with_fewer_rights",
     "apt-get install {}": "test_helper_programs.py: test_a_dump",
     "run as root; or start the program and this library in one user namespace, and set "
     "unprivileged=True: unshare --user --map-root-user --pid --fork --mount-proc; "
@@ -181,9 +182,8 @@ DOCTOR = {
     "sysctl -w kernel.yama.ptrace_scope=0": MODULE,
     "sysctl -w fs.pipe-max-size={}": TIMING,
     "sysctl -w kernel.io_uring_disabled=2 (for new programs)": KERNEL,
-    "mount -t proc proc /proc": OPEN,
+    "mount -t proc proc /proc": "test_doctor.py: test_the_proc_of_another_pid_namespace",
     "mount -t cgroup2 none /sys/fs/cgroup": KERNEL,
-    "mount -o remount,rw {}": OPEN,
     "a kernel with CONFIG_CHECKPOINT_RESTORE": KERNEL,
     "mount -o remount,rw /proc/sys": "test_doctor.py: test_sysctls_that_are_read_only",
     "ulimit -Hn {} before, as root with CAP_SYS_RESOURCE": (
