@@ -133,6 +133,8 @@ class _Check:
             self.processor,
             self.pids,
             self.rights,
+            self.security_module,
+            self.plugins,
             self.descriptors,
             self.huge_pages,
             self.sessions,
@@ -346,6 +348,25 @@ class _Check:
             ):
                 entry = known("bounding-set")
                 yield _error(process.pid, entry.cause, entry.cure)
+
+    def security_module(self) -> Iterator[Finding]:
+        """The module that has confined the processes (``criu/lsm.c``: ``validate_lsm``)."""
+        path = {"APPARMOR": "/sys/kernel/security/apparmor", "SELINUX": "/sys/fs/selinux"}.get(
+            self.images.lsm
+        )
+        for process in () if path is None or os.path.exists(path) else self.images.processes:
+            if process.credentials and process.credentials.lsm_profile:
+                entry = known("lsm-mismatch")
+                yield _error(process.pid, entry.cause, entry.cure)
+
+    def plugins(self) -> Iterator[Finding]:
+        """Plugins with which the dump was made."""
+        from .._checks.criu_files import missing_plugins
+
+        needed = self._entry("inventory").get("plugins_entry", {}).get("plugins", ())
+        for name in missing_plugins(needed, self.opts, self.via):
+            entry = known("plugin")
+            yield _error(f"plugin {name}", entry.cause, entry.cure)
 
     def descriptors(self) -> Iterator[Finding]:
         """Space for CRIU's own descriptors above those of a process."""
@@ -570,7 +591,11 @@ class _Check:
     def unix_sockets(self) -> Iterator[Finding]:
         sockets = [each for each in self.images.files if isinstance(each, UnixSocket)]
         outside = {each.inode: each for each in sockets if each.external}
+        saved = {each.inode for each in sockets}
         for sock in sockets:
+            if sock.peer and sock.peer not in saved:
+                entry = known("unix-not-accepted")
+                yield _error(sock.label, entry.cause, entry.cure)
             key = f"socket:[{sock.inode}]"
             peer = outside.get(sock.peer)
             if peer is None or self._inherited(key):
@@ -658,8 +683,8 @@ class _Check:
 
     def mounts(self) -> Iterator[Finding]:
         own = [each for each in self.images.mounts if each.point == "/"]
-        if own and not self.opts.root:
-            yield _warning(
+        if own and not self.opts.root and not _joins(self.opts, "mnt"):
+            yield _error(
                 "/",
                 "the processes have their own mount namespace, and no root is given",
                 "root=PATH of a mounted file system with their files",

@@ -38,52 +38,26 @@ KERNEL = "needs another kernel, or one that is configured in another way"
 CRIU = "needs another build or release of CRIU"
 MODULE = "needs a security module (AppArmor, SELinux), which the test machine does not run"
 PROCESSOR = "needs another processor"
-DEVICE = "needs a device, a file system or a plugin that the test machine does not have"
 PRECEDED = "another failure, which is followed, comes first on the test machine"
-OPEN = "no test brings it about yet"
-TIMING = "depends on the moment: no test can bring it about reliably"
+SETTING = "is a setting of the whole machine, on which other programs depend: no test changes it"
 
 NOT_FOLLOWED = {
     "seize-gone": ADVICE,
     "pid-missing": ADVICE,
     "zombie-root": ADVICE,
     "pidns-init": ADVICE,
-    "preflight:unix-dangling": OPEN,
-    "track-mem": REFUSED,
     "predump-nodirty": REFUSED,
     "uffd": REFUSED,
-    "inherit-fd": REFUSED,
     "ns-flags": REFUSED,
-    "lsm-arg": REFUSED,
-    "images-dir": REFUSED,
-    "log-subdir": REFUSED,
-    "parent-img": REFUSED,
     "parent-inventory": REFUSED,
     "img-no-file": REFUSED,
-    "img-magic": REFUSED,
-    "images-too-large": REFUSED,
-    "kerndat": KERNEL,
-    "rseq-kernel": KERNEL,
-    "rseq-restore": KERNEL,
-    "pid-mismatch": KERNEL,
-    "last-pid": KERNEL,
-    "preflight:32-bit": KERNEL,
-    "cg-prop": KERNEL,
     "mnt-slave-einval": CRIU,
     "net-lock-nolib": CRIU,
-    "root-missing": CRIU,
     "preflight:pointer-authentication": CRIU,
-    "lsm-mismatch": MODULE,
     "lsm-write": MODULE,
-    "cpu-xsave": PROCESSOR,
-    "fuse": DEVICE,
-    "plugin": DEVICE,
-    "lazy-transfer": TIMING,
-    "freeze-cgroup": TIMING,
-    "lazy-pipe-size": TIMING,
+    "lazy-pipe-size": SETTING,
     "path-unsupported": PRECEDED,
     "map-files-eperm": PRECEDED,
-    "root-without-tmp": OPEN,
     "mapfile": PRECEDED,
 }
 """Cures that no test follows, and why."""
@@ -180,8 +154,8 @@ DOCTOR = {
     "it cannot be lowered while the system runs: remove the setting and restart": MODULE,
     "start the kernel with lockdown=integrity, or none": MODULE,
     "sysctl -w kernel.yama.ptrace_scope=0": MODULE,
-    "sysctl -w fs.pipe-max-size={}": TIMING,
-    "sysctl -w kernel.io_uring_disabled=2 (for new programs)": KERNEL,
+    "sysctl -w fs.pipe-max-size={}": SETTING,
+    "sysctl -w kernel.io_uring_disabled=2 (for new programs)": SETTING,
     "mount -t proc proc /proc": "test_doctor.py: test_the_proc_of_another_pid_namespace",
     "mount -t cgroup2 none /sys/fs/cgroup": KERNEL,
     "a kernel with CONFIG_CHECKPOINT_RESTORE": KERNEL,
