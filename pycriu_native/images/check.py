@@ -518,6 +518,9 @@ class _Check:
 
     def external_files(self) -> Iterator[Finding]:
         for file in self.images.files:
+            if file.flags & os.O_PATH and file.type not in ("REG", "NS", "EXT"):
+                entry = known("path-descriptor")
+                yield _error(file.label, entry.cause, entry.cure)
             if isinstance(file, RegularFile) and file.external and not self._inherited(file.path):
                 yield _error(
                     file.path,
@@ -784,6 +787,17 @@ class _Check:
 
     def namespaces(self) -> Iterator[Finding]:
         yield from self._nested_namespaces()
+        if "user" not in self.host and self.host & {"pid", "mnt"} and not self.opts.join_ns:
+            entry = known("proc-of-user-namespace")
+            yield _error("user namespace", entry.cause, entry.cure)
+        of_processes = {
+            number for each in self.images.processes for number in each.namespaces.values()
+        }
+        files = (each for each in self.images.files if isinstance(each, OtherFile))
+        for file in files:
+            if file.type == "NS" and file.details.get("ns_id") not in of_processes:
+                entry = known("ns-of-no-process")
+                yield _error(file.label, entry.cause, entry.cure)
         for each in self.images.namespaces:
             if each.host:
                 continue

@@ -128,6 +128,11 @@ def test_a_criu_that_does_not_fit_the_kernel() -> None:
     assert findings["fit-kernel"].severity is (Severity.WARNING if new else Severity.GOOD)
     differs = str(libcriu_version()) != "4.1.1"
     assert findings["fit-library"].severity is (Severity.NOTE if differs else Severity.GOOD)
+    cured = {finding.id: finding for finding in program.look(Worker())}
+    if version() >= Version(major=4, minor=2):
+        assert cured["fit-kernel"].severity is Severity.GOOD
+    if str(version()) == str(libcriu_version()):
+        assert cured["fit-library"].severity is Severity.GOOD
 
 
 def test_a_socket_is_not_asked() -> None:
@@ -390,6 +395,16 @@ def test_the_proc_of_another_pid_namespace() -> None:
     assert cured[""]["severity"] != "stops"
 
 
+def test_cgroups_that_are_not_mounted() -> None:
+    """With the hierarchy that the cure mounts, they are."""
+    own = ("unshare", "--mount", "--propagation=private")
+    setup = "umount --recursive /sys/fs/cgroup || umount /sys/fs/cgroup"
+    finding = doctor_in(*own, setup=setup)["cgroups"]
+    assert (finding["severity"], finding["message"]) == ("warning", "not mounted")
+    cured = doctor_in(*own, setup=f"{setup}; {finding['cure']}")
+    assert cured["cgroups"]["severity"] == "good"
+
+
 def test_cgroups_that_are_read_only() -> None:
     """They are writable after the commands of the cure."""
     own = ("unshare", "--mount", "--propagation=private")
@@ -444,6 +459,8 @@ def test_in_a_user_namespace() -> None:
     assert result["check"]["options"] == ["unprivileged"]
     assert result[""]["severity"] == "warning"
     assert result["map-files"]["severity"] == "warning"
+    outside = {each.id: each for each in system.look(Worker())}
+    assert outside["map-files"].severity is Severity.GOOD
     assert_rights_are_no_fault_of_the_kernel(result, "user namespace")
 
 

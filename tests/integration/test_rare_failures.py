@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, dump, preflight, restore
+from pycriu_native import CriuError, CriuOpts, Severity, dump, preflight, restore
+from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .support import cgroups
@@ -110,6 +111,10 @@ def test_a_controller_that_is_not_here(site: Site, make_cgroup: Make) -> None:
     image = site.images / "cgroup.img"
     image.write_bytes(image.read_bytes().replace(b"pids", b"none"))
     fails(site, "does not find here", "manage_cgroups_mode=")
+    (refused,) = (each for each in check_images(site.images) if each.severity is Severity.STOPS)
+    assert "manage_cgroups_mode='ignore'" in refused.cure
+    ignores = replace(site.opts, manage_cgroups_mode="ignore")
+    assert not [f for f in check_images(site.images, ignores) if f.severity is Severity.STOPS]
     works(site, target, manage_cgroups_mode="ignore")
 
 

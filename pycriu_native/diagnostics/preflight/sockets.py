@@ -107,7 +107,7 @@ def sockets_of(context: Context) -> Iterator[tuple[Descriptor, str]]:
     """Each socket of the tree once, and the kernel's name of its protocol."""
     seen = set()
     for fd in context.tree.descriptors():
-        if fd.is_socket and fd.stat.st_ino not in seen:
+        if fd.is_socket and not fd.flags & os.O_PATH and fd.stat.st_ino not in seen:
             seen.add(fd.stat.st_ino)
             yield fd, kind_of(fd)
 
