@@ -16,6 +16,7 @@ from .._integrity.completeness import is_pre_dump
 from .._integrity.image_files import ImageFiles, kind_of
 from .._integrity.page_size import HOST_PAGE, page_size
 from .._system.descriptors import opened_directory
+from .._system.huge_pages import MAP_HUGETLB, size_in
 from .._system.regular_file import open_regular
 from ..enums import NetworkLock
 from ..errors import ImagesError
@@ -484,6 +485,8 @@ class _Builder:
             more["offset"] = offset
         if flags & _GROWS_DOWN:
             more["grows_down"] = True
+        if flags & MAP_HUGETLB and (size := size_in(flags)):
+            more["huge_page"] = size
         for name, size in zip(("stored", "in_parent", "lazy"), counts, strict=True):
             if size:
                 more[name] = size

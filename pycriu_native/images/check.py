@@ -33,6 +33,7 @@ from .._system.capabilities import (
 from .._system.descriptors import opened_directory
 from .._system.elf import build_id
 from .._system.host import lines, number, type_of
+from .._system.huge_pages import can_map, setting_of
 from .._system.inet_sockets import abstract_names
 from .._system.mountinfo import hierarchy
 from .._system.port_conflicts import Binding, Conflict, conflict_of, cure_of_ended
@@ -42,6 +43,7 @@ from .._system.processor import authenticates_pointers, cpu_flags
 from ..enums import NetworkLock
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
+from . import huge_pages
 from .build import inspect
 from .codec import decode
 from .kernel_names import PROTOCOLS
@@ -131,7 +133,10 @@ class _Check:
             self.processor,
             self.pids,
             self.rights,
+            self.security_module,
+            self.plugins,
             self.descriptors,
+            self.huge_pages,
             self.sessions,
             self.regular_files,
             self.made_names,
@@ -344,6 +349,25 @@ class _Check:
                 entry = known("bounding-set")
                 yield _error(process.pid, entry.cause, entry.cure)
 
+    def security_module(self) -> Iterator[Finding]:
+        """The module that has confined the processes (``criu/lsm.c``: ``validate_lsm``)."""
+        path = {"APPARMOR": "/sys/kernel/security/apparmor", "SELINUX": "/sys/fs/selinux"}.get(
+            self.images.lsm
+        )
+        for process in () if path is None or os.path.exists(path) else self.images.processes:
+            if process.credentials and process.credentials.lsm_profile:
+                entry = known("lsm-mismatch")
+                yield _error(process.pid, entry.cause, entry.cure)
+
+    def plugins(self) -> Iterator[Finding]:
+        """Plugins with which the dump was made."""
+        from .._checks.criu_files import missing_plugins
+
+        needed = self._entry("inventory").get("plugins_entry", {}).get("plugins", ())
+        for name in missing_plugins(needed, self.opts, self.via):
+            entry = known("plugin")
+            yield _error(f"plugin {name}", entry.cause, entry.cure)
+
     def descriptors(self) -> Iterator[Finding]:
         """Space for CRIU's own descriptors above those of a process."""
         if not (self.via is None or self.via.ours):
@@ -359,6 +383,17 @@ class _Check:
                     f"descriptor {highest} and CRIU's own need a limit of "
                     f"{service_fds.needed(highest, together)} descriptors, and it is {limit} here",
                     known("service-fds").cure,
+                )
+
+    def huge_pages(self) -> Iterator[Finding]:
+        """Free huge pages, which the kernel reserves when CRIU maps the memory."""
+        for size, total in sorted(huge_pages.needed(self.images).items()):
+            if not can_map(size, total):
+                yield _error(
+                    "memory",
+                    f"it needs {total // size} free huge pages of {size >> 10} KiB, and there are "
+                    "fewer here",
+                    f"add {total // size} to the number in {setting_of(size)}",
                 )
 
     def sessions(self) -> Iterator[Finding]:
@@ -483,6 +518,9 @@ class _Check:
 
     def external_files(self) -> Iterator[Finding]:
         for file in self.images.files:
+            if file.flags & os.O_PATH and file.type not in ("REG", "NS", "EXT"):
+                entry = known("path-descriptor")
+                yield _error(file.label, entry.cause, entry.cure)
             if isinstance(file, RegularFile) and file.external and not self._inherited(file.path):
                 yield _error(
                     file.path,
@@ -556,7 +594,11 @@ class _Check:
     def unix_sockets(self) -> Iterator[Finding]:
         sockets = [each for each in self.images.files if isinstance(each, UnixSocket)]
         outside = {each.inode: each for each in sockets if each.external}
+        saved = {each.inode for each in sockets}
         for sock in sockets:
+            if sock.peer and sock.peer not in saved:
+                entry = known("unix-not-accepted")
+                yield _error(sock.label, entry.cause, entry.cure)
             key = f"socket:[{sock.inode}]"
             peer = outside.get(sock.peer)
             if peer is None or self._inherited(key):
@@ -644,8 +686,8 @@ class _Check:
 
     def mounts(self) -> Iterator[Finding]:
         own = [each for each in self.images.mounts if each.point == "/"]
-        if own and not self.opts.root:
-            yield _warning(
+        if own and not self.opts.root and not _joins(self.opts, "mnt"):
+            yield _error(
                 "/",
                 "the processes have their own mount namespace, and no root is given",
                 "root=PATH of a mounted file system with their files",
@@ -745,6 +787,17 @@ class _Check:
 
     def namespaces(self) -> Iterator[Finding]:
         yield from self._nested_namespaces()
+        if "user" not in self.host and self.host & {"pid", "mnt"} and not self.opts.join_ns:
+            entry = known("proc-of-user-namespace")
+            yield _error("user namespace", entry.cause, entry.cure)
+        of_processes = {
+            number for each in self.images.processes for number in each.namespaces.values()
+        }
+        files = (each for each in self.images.files if isinstance(each, OtherFile))
+        for file in files:
+            if file.type == "NS" and file.details.get("ns_id") not in of_processes:
+                entry = known("ns-of-no-process")
+                yield _error(file.label, entry.cause, entry.cure)
         for each in self.images.namespaces:
             if each.host:
                 continue

@@ -29,6 +29,7 @@ from pycriu_native import (
     version,
 )
 from pycriu_native._system.host import boot_time
+from pycriu_native._system.mountinfo import mounts_of
 from pycriu_native.diagnostics.doctor import features, program, rights, system
 
 from .conftest import Spawn
@@ -127,6 +128,11 @@ def test_a_criu_that_does_not_fit_the_kernel() -> None:
     assert findings["fit-kernel"].severity is (Severity.WARNING if new else Severity.GOOD)
     differs = str(libcriu_version()) != "4.1.1"
     assert findings["fit-library"].severity is (Severity.NOTE if differs else Severity.GOOD)
+    cured = {finding.id: finding for finding in program.look(Worker())}
+    if version() >= Version(major=4, minor=2):
+        assert cured["fit-kernel"].severity is Severity.GOOD
+    if str(version()) == str(libcriu_version()):
+        assert cured["fit-library"].severity is Severity.GOOD
 
 
 def test_a_socket_is_not_asked() -> None:
@@ -359,14 +365,71 @@ def doctor_in(*words: str, setup: str = "true") -> dict[str, dict[str, Any]]:
     return {"": result, **{finding["id"]: finding for finding in result["findings"]}}
 
 
+@pytest.mark.parametrize(
+    ("capability", "feature"), [("sys_ptrace", "uffd"), ("net_admin", "sk_ns")]
+)
+def test_a_cache_of_a_criu_with_fewer_rights(capability: str, feature: str) -> None:
+    """Every CRIU takes its results for the kernel's, until the file is removed."""
+    own = ("unshare", "--mount", "--propagation=private")
+    without = f"setpriv --bounding-set=-{capability} --inh-caps=-all"
+    poor = f"mount -t tmpfs none /run; {without} {Worker().name()} check >/dev/null 2>&1 || true"
+    result = doctor_in(*own, setup=poor)
+    finding = result["cache-content"]
+    assert finding["severity"] == "warning"
+    assert feature in finding["message"].partition(": ")[2].split(", ")
+    assert finding["cure"] == "rm /run/criu.kdat"
+    assert result[f"feature:{feature}"]["message"] == "there"
+    cured = doctor_in(*own, setup=f"{poor}; {finding['cure']}")
+    assert "cache-content" not in cured
+    assert cured[f"feature:{feature}"]["message"] == "there"
+
+
+def test_the_proc_of_another_pid_namespace() -> None:
+    """Its pids are those of other processes, until the right one is mounted."""
+    own = ("unshare", "--pid", "--fork", "--mount", "--propagation=private")
+    finding = doctor_in(*own)["proc"]
+    assert finding["severity"] == "stops"
+    assert finding["cure"] == "mount -t proc proc /proc"
+    cured = doctor_in(*own, setup=finding["cure"])
+    assert cured["proc"]["severity"] == "good"
+    assert cured[""]["severity"] != "stops"
+
+
+def test_cgroups_that_are_not_mounted() -> None:
+    """With the hierarchy that the cure mounts, they are."""
+    own = ("unshare", "--mount", "--propagation=private")
+    setup = "umount --recursive /sys/fs/cgroup || umount /sys/fs/cgroup"
+    finding = doctor_in(*own, setup=setup)["cgroups"]
+    assert (finding["severity"], finding["message"]) == ("warning", "not mounted")
+    cured = doctor_in(*own, setup=f"{setup}; {finding['cure']}")
+    assert cured["cgroups"]["severity"] == "good"
+
+
+def test_cgroups_that_are_read_only() -> None:
+    """They are writable after the commands of the cure."""
+    own = ("unshare", "--mount", "--propagation=private")
+    places = [each.place for each in mounts_of("self") if each.kind in ("cgroup", "cgroup2")]
+    if not places:
+        pytest.skip("no cgroups are mounted here")
+    setup = "; ".join(f"mount -o remount,bind,ro {each}" for each in places)
+    finding = doctor_in(*own, setup=setup)["cgroups"]
+    assert finding["severity"] == "warning"
+    cured = doctor_in(*own, setup=f"{setup}; {finding['cure']}")
+    assert cured["cgroups"]["severity"] == "good"
+
+
 @pytest.mark.cures("check-last-pid")
 def test_sysctls_that_are_read_only(spawn: Spawn, images: Path) -> None:
     """CRIU's check fails with a read-only /proc/sys, but calls work."""
     own = ("unshare", "--mount", "--propagation=private")
     result = doctor_in(*own, setup=READ_ONLY)
     assert result[""]["severity"] == "warning"
-    assert "mount -o remount,rw /proc/sys" in result["check"]["cure"]
+    cure = "mount -o remount,rw /proc/sys"
+    assert result["check"]["cure"] == cure == result["ns-last-pid"]["cure"]
     assert result["feature:uffd"]
+    cured = doctor_in(*own, setup=f"{READ_ONLY}; {cure}")
+    assert cured["ns-last-pid"]["severity"] == "good"
+    assert cured["check"]["severity"] in ("good", "note")
     target = spawn("serve()")
     code = (
         "import pycriu_native as criu, sys\n"
@@ -396,6 +459,8 @@ def test_in_a_user_namespace() -> None:
     assert result["check"]["options"] == ["unprivileged"]
     assert result[""]["severity"] == "warning"
     assert result["map-files"]["severity"] == "warning"
+    outside = {each.id: each for each in system.look(Worker())}
+    assert outside["map-files"].severity is Severity.GOOD
     assert_rights_are_no_fault_of_the_kernel(result, "user namespace")
 
 

@@ -335,8 +335,10 @@ def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, image
     assert "unshare -Urmpf" in before.no_restore[0].cure
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
+    (refused,) = (each for each in check_images(images) if each.severity is Severity.STOPS)
     with pytest.raises(CriuError, match="may not mount /proc") as caught:
         restore(CriuOpts(images_directory=images))
+    assert refused.message == caught.value.cause
     assert caught.value.cure == before.no_restore[0].cure
     enter("a_user_namespace_alone", before.verdict, Verdict.NO_RESTORE)
 

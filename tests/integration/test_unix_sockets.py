@@ -30,14 +30,18 @@ from pycriu_native import (
     Notification,
     Notify,
     OptionError,
+    Severity,
     aio,
     dump,
+    preflight,
     restore,
 )
+from pycriu_native._failures.log_excerpt import known
+from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .support import releases
-from .support.processes import PATIENCE, Target
+from .support.processes import PATIENCE, Target, reap_all
 
 SENDER = """
     import socket
@@ -292,3 +296,77 @@ def test_a_datagram_socket_whose_other_end_has_no_name(spawn: Spawn, images: Pat
         with pytest.raises(CriuError, match="bind the other end to a name"):
             dump(client.pid, opts)
         assert talk(client, ours)
+
+
+WAITS = """
+    import socket
+    client = socket.socket(socket.AF_UNIX)
+    client.connect({address!r})
+    serve(close=client.close)
+"""
+
+
+@pytest.mark.cures("unix-dangling")
+def test_a_connection_that_waits_in_another_network_namespace(
+    spawn: Spawn, images: Path, tmp_path: Path
+) -> None:
+    """CRIU does not see the listening socket; without the connection the process is dumped."""
+    address, opts = str(tmp_path / "daemon"), CriuOpts(images_directory=images)
+    with a_daemon(socket.SOCK_STREAM, address) as daemon:
+        daemon.listen()
+        target = spawn(WAITS.format(address=address), prefix=["unshare", "--net"])
+        (finding,) = preflight(target.pid, opts).stops
+        with pytest.raises(CriuError) as caught:
+            dump(target.pid, opts)
+        entry = known("unix-dangling")
+        assert (finding.failure, caught.value.cause, caught.value.cure) == (
+            entry.id,
+            entry.cause,
+            entry.cure,
+        )
+        target.ask("close")
+        assert not preflight(target.pid, opts).stops
+        dump(target.pid, opts)
+        target.reap()
+
+
+@pytest.mark.cures("unix-not-accepted")
+@pytest.mark.parametrize("cure", ["accept", "close"])
+def test_a_connection_that_is_not_accepted(
+    spawn: Spawn, images: Path, tmp_path: Path, cure: str
+) -> None:
+    """It is in the images, and no option restores it; accepted or closed it is no obstacle."""
+    address, opts = str(tmp_path / "daemon"), CriuOpts(images_directory=images)
+    with a_daemon(socket.SOCK_STREAM, address) as daemon:
+        daemon.listen()
+        target = spawn(WAITS.format(address=address))
+        (finding,) = preflight(target.pid, opts).no_restore
+        dump(target.pid, opts)
+        target.reap()
+        entry = known("unix-not-accepted")
+        (refused,) = (f for f in check_images(images) if f.severity is Severity.STOPS)
+        with pytest.raises(CriuError) as caught:
+            restore(opts)
+        assert refused.message == caught.value.cause == entry.cause
+        assert refused.cure == caught.value.cure == entry.cure
+        reap_all()
+
+        target = spawn(WAITS.format(address=address))
+        daemon.accept()[0].close()  # that of the first process
+        assert cure in finding.cure
+        if cure == "close":
+            target.ask("close")
+            result = preflight(target.pid, opts)
+            dump(target.pid, result.opts)
+            target.reap()
+            restore(result.for_restore())
+        else:
+            with daemon.accept()[0]:
+                result = preflight(target.pid, opts)
+                dump(target.pid, result.opts)
+                target.reap()
+            (need,) = result.restore_needs
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                restore(result.for_restore({need.key: theirs.fileno()}))
+        assert target.runs_on()
