@@ -21,7 +21,7 @@ import errno
 import fcntl
 import os
 
-from .._support.unpatched import close
+from .._support.unpatched import close, closing
 from .._system.descriptors import above_stdio, where
 from ..enums import Verb
 from ..errors import ImagesError
@@ -133,7 +133,7 @@ class DumpMarker:
         names = os.listdir(self._directory)
         if EARLIER in names:
             _clear(self._directory)
-            _put_back(self._directory)
+            _move(self._directory, EARLIER, ".")
             _remove(self._directory, EARLIER)
             self.finish()
         elif not any(map(_of_dump, names)):
@@ -212,28 +212,18 @@ def _is_there(directory: int, name: str) -> bool:
     return True
 
 
-def _put_back(directory: int) -> None:
-    _move(directory, EARLIER, ".")
-
-
 def _move(directory: int, source: str, target: str) -> None:
-    there = _open(directory, source)
-    try:
+    with closing(_open(directory, source)) as there:
         for name in filter(_of_dump, os.listdir(there)):
             before, after = f"{source}/{name}", f"{target}/{name}"
             os.rename(before, after, src_dir_fd=directory, dst_dir_fd=directory)
-    finally:
-        close(there)
 
 
 def _remove(directory: int, name: str) -> None:
     """Remove the directory EARLIER or MOVING, with the images in it."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        inner = _open(directory, name)
-        try:
+        with closing(_open(directory, name)) as inner:
             _clear(inner)
-        finally:
-            close(inner)
         os.rmdir(name, dir_fd=directory)
 
 

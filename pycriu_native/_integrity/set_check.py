@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from .._support.unpatched import close
+from .._support.unpatched import close, closing
 from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..enums import Verb
@@ -70,11 +70,8 @@ def _mark_in(directory: int, names: set[str]) -> Problem | None:
     if UNFINISHED not in names:
         return None
     with contextlib.suppress(OSError):
-        fd = open_regular(UNFINISHED, dir_fd=directory)
-        try:
+        with closing(open_regular(UNFINISHED, dir_fd=directory)) as fd:
             under_way = not lock(fd)
-        finally:
-            close(fd)
         if under_way:
             return Problem(f"a dump to {where(directory)} is under way", "wait for its end")
     cure = "dump again; a set that was copied while its dump went on is to be copied again"
