@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 
 from .._support.unpatched import close, closing
 from .._system.descriptors import above_stdio, where
+from .._system.file_lock import lock, unlock_and_close
 from ..enums import Verb
 from ..errors import ImagesError
 
@@ -124,10 +124,7 @@ class DumpMarker:
                 elif self._earlier:
                     _remove(self._directory, EARLIER)
         finally:
-            # Closing is not enough: a child that was forked meanwhile has a copy.
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-            close(self._fd)
+            unlock_and_close(self._fd)
 
     def _undo(self) -> None:
         names = os.listdir(self._directory)
@@ -155,17 +152,6 @@ def unfinished(path: str) -> str | None:
         if not os.path.lexists(path):
             break
     return None
-
-
-def lock(fd: int) -> bool:
-    """Lock a marker; False if the dump that made it holds a lock on it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # this file system has no locks
-    return True
 
 
 def _of_dump(name: str) -> bool:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 from .._support.unpatched import close, closing
 from .._system.descriptors import where
+from .._system.file_lock import lock
 from .._system.regular_file import open_regular
 from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
 from . import completeness, dump_record
 from .completeness import is_pre_dump
-from .dump_marker import DEEPEST, EARLIER, UNFINISHED, lock
+from .dump_marker import DEEPEST, EARLIER, UNFINISHED
 from .image_files import ImageFiles, Problem
 from .unchanged import Unchanged
 

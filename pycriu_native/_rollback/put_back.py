@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -21,6 +20,7 @@ from collections.abc import Callable
 
 from .._support.unpatched import close, closing
 from .._system.descriptors import where
+from .._system.file_lock import lock, unlock_and_close
 from .._system.regular_file import create_regular, open_regular
 from ..errors import CriuError, ImagesError
 from .copying import copy
@@ -176,17 +176,13 @@ class RollBack:
         self._index = read(images)
         self._files: list[_File] = []
         self._lock = open_regular(INDEX, dir_fd=images)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._lock):
             close(self._lock)
             raise ImagesError(
                 f"restore from {where(images)} failed: another restore of these images is under "
                 "way, which changes the same files",
                 verb="restore",
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
 
     def put_back(self, check: Callable[[], object]) -> None:
         """Put all files back; if that fails for one, all are changed back."""
@@ -233,9 +229,7 @@ class RollBack:
     def close(self) -> None:
         """Unlock and close; undo the changes unless :meth:`succeeded` was called."""
         self.give_back()
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        close(self._lock)
+        unlock_and_close(self._lock)
 
 
 def _files(index: Index) -> list[_File]:

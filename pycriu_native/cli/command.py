@@ -489,6 +489,13 @@ def identity_option(purpose: str = "") -> click.Option:
     )
 
 
+def worker_only(call: Call, what: str) -> Worker | None:
+    """The worker that the command line names; it is not a service, since ``what``."""
+    if call.given is not None and not isinstance(call.given, Worker):
+        raise click.UsageError(f"--service is not accepted: {what}.")
+    return call.given
+
+
 def one_pid(pid: int | None, tree: int | None) -> int:
     """The pid, which PID or ``--tree`` gives, but not both."""
     if (pid is None) == (tree is None):

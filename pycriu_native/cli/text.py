@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .._support.kernel_text import escaped as safe
+from .._support.sizes import size_text as size
 
 __all__ = ["columns", "count", "left", "micro", "pids", "safe", "size", "time"]
-
-
-def size(count: float) -> str:
-    """Bytes: ``4.0 KiB``, ``17 B``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def time(seconds: float) -> str:

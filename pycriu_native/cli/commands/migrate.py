@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from ... import MigrationMode, MigrationResult, migrate_in, migrate_out
-from ..._transport.worker import Worker
 from ...enums import Verb
 from ...migration.common import SET_BY_US
 from ...migration.endpoint import TLS_FIELDS
@@ -49,12 +48,11 @@ def _in(call: Call, listen: str, insecure: bool, peer_timeout: float | None) -> 
 
 
 def _shared(call: Call, insecure: bool, peer_timeout: float | None) -> dict[str, Any]:
-    if call.given is not None and not isinstance(call.given, Worker):
-        raise click.UsageError("--service is not accepted: a migration starts criu itself.")
+    via = command.worker_only(call, "a migration starts criu itself")
     more = {} if peer_timeout is None else {"peer_timeout": peer_timeout}
     return {
         "insecure": insecure,
-        "via": call.given,
+        "via": via,
         "on_notify": call.hook,
         "deadline": call.deadline,
         **more,
