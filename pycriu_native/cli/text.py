@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from .._support.kernel_text import escaped as safe
 from .._support.sizes import size_text as size
 
-__all__ = ["columns", "count", "left", "micro", "pids", "safe", "size", "time"]
+__all__ = ["columns", "count", "micro", "pids", "remaining", "safe", "size", "time"]
 
 
 def time(seconds: float) -> str:
@@ -21,7 +21,7 @@ def time(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} us"
 
 
-def left(seconds: float) -> str:
+def remaining(seconds: float) -> str:
     """The remaining time, in whole seconds."""
     return time(seconds) if seconds >= 120 else f"{max(1, round(seconds))} s"
 
