@@ -262,7 +262,7 @@ async def awaited() -> None:
 
 
 def a_policy(round: Round) -> bool:
-    """Told of each round, and decides."""
+    """A function for ``should_continue``, which decides after each round."""
     assert_type(round.bytes_written, int)
     return round.number < 3
 

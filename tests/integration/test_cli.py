@@ -208,7 +208,7 @@ def test_check_and_doctor() -> None:
 
 
 def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:
-    """Its exit code is NO with the required options, and the printed command line works."""
+    """preflight ends with exit code NO; the command line that it prints works."""
     target = spawn(CONNECTED)
     results = result("preflight", target.pid, code=11)
     assert results["verdict"] == "needs options"
@@ -280,7 +280,7 @@ def test_pictures(spawn: Spawn, images: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_server(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """It prints its address, receives the pages of one dump, and ends."""
+    """page-server prints its address, receives the pages of one dump, and ends."""
     target = spawn(MEMORY)
     images.mkdir()
     where = ["--address", "127.0.0.1", "--port"]

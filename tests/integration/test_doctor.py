@@ -44,9 +44,7 @@ def here() -> Any:
 
 
 def test_what_is_right_here(here: Any) -> None:
-    """Its findings agree with the results of other calls: releases, CRIU's check,
-    features, rights.
-    """
+    """The findings agree with other calls: releases, CRIU's check, features, capabilities."""
     assert here.of("criu").message.startswith(str(version()))
     assert here.of("libcriu").message == str(libcriu_version())
     assert here.of("check").severity in (Severity.GOOD, Severity.NOTE)
@@ -60,7 +58,7 @@ def test_what_is_right_here(here: Any) -> None:
 
 
 def test_each_feature_is_answered(here: Any) -> None:
-    """CRIU 4.2 knows every feature in the request, and reports whether the kernel has it."""
+    """CRIU 4.2 reports for every feature of the request whether the kernel has it."""
     if version() < Version(major=4, minor=2):
         pytest.skip(f"CRIU {version()} knows fewer features")
     asked = {finding.id for finding in here.findings if finding.group == "feature"}
@@ -85,7 +83,7 @@ def test_every_finding_can_be_used(here: Any) -> None:
 
 
 def test_as_data_and_as_text(here: Any) -> None:
-    """It can be converted to JSON; the text lists problems, not the good features."""
+    """The result can be converted to JSON; the text lists problems, not the good features."""
     message = json.loads(json.dumps(here.to_dict()))
     assert message["severity"] == str(here.severity)
     assert len(message["findings"]) == len(here.findings)
@@ -411,7 +409,7 @@ def assert_rights_are_no_fault_of_the_kernel(result: dict[str, Any], lacking: st
 
 @pytest.mark.parametrize("capability", ["sys_ptrace", "net_admin"])
 def test_without_one_capability(capability: str, images: Path) -> None:
-    """It is a warning: processes with the same rights can be dumped."""
+    """A missing capability is a warning: processes without it can be dumped."""
     without = ("setpriv", f"--bounding-set=-{capability}", "--inh-caps=-all")
     name = f"CAP_{capability.upper()}"
     result = doctor_in(*without)

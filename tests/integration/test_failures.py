@@ -1052,7 +1052,7 @@ def test_what_successful_runs_print_is_no_cause(name: str, site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["images_directory", "work_directory"])
 def test_a_descriptor_that_is_no_directory(site: Site, name: str) -> None:
-    """It is refused with the library's message before anything is touched."""
+    """The descriptor is refused with the library's message before anything is touched."""
     target = site.spawn()
     with open(site.directory / "file", "w") as file:
         site.options[name] = file

@@ -177,7 +177,7 @@ def test_other_kinds_of_workers_are_not_replaced() -> None:
 
 
 def test_a_worker_inherits_descriptors(server: ForkServer) -> None:
-    """They have the same numbers as in the caller, also if the fork server uses these itself."""
+    """They have the caller's numbers, also if the fork server uses these itself."""
     own = {int(number) for number in os.listdir(f"/proc/{server.pid}/fd")}
     numbers = sorted((own | set(range(3, 60))) - {0, 1, 2})
     is_open = {int(each) for each in os.listdir("/proc/self/fd")}

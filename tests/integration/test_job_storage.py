@@ -271,7 +271,7 @@ def test_another_job(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     ("option", "value"), [("--encrypt-to", "age1wrong"), ("--storage", "nothing://x")]
 )
 def test_values_that_are_refused(hosts: Callable[..., HostedJob], option: str, value: str) -> None:
-    """They are refused by name before anything is started or stored."""
+    """Invalid values are refused by name before anything is started or stored."""
     job = hosts("a")
     job.start(option, value)
     assert job.wait() == 2

@@ -208,7 +208,7 @@ V4, V6 = ("socket.AF_INET", "127.0.0.1", 1), ("socket.AF_INET6", "::1", 58)
 def test_addresses_of_raw_sockets(
     kind: str, family: str, address: str, protocol: int, call: str, spawn: Spawn, images: Path
 ) -> None:
-    """They are lost, and so is the identifier of a ping socket; preflight reports both."""
+    """The addresses, and the identifier of a ping socket, are lost; preflight reports both."""
     ping = kind == "DGRAM"
     target = spawn(
         RAW.format(

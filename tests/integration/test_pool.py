@@ -403,9 +403,7 @@ def fork_server_of(pool: WorkerPool) -> ForkServer:
 
 
 def test_workers_are_forked_from_a_server(pool: WorkerPool) -> None:
-    """They are children of this process, in separate process groups, without descriptors of the
-    server.
-    """
+    """Workers are children of this process, in separate process groups."""
     server = fork_server_of(pool)
     line = pool._stock.idle[0].connection
     stat = Path(f"/proc/{line.pid}/stat").read_text().rpartition(")")[2].split()
@@ -500,13 +498,13 @@ def test_closed(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, True, 1.5, 100000])
 def test_its_size(size: int) -> None:
-    """It is a positive number."""
+    """The size of a pool is a positive number."""
     with pytest.raises(ValueError, match="size="):
         WorkerPool(size)
 
 
 def test_idle_workers_cost_nothing(pool: WorkerPool) -> None:
-    """They wait without running: no context switch for some time."""
+    """Idle workers do not run: they have no context switch for some time."""
 
     def switches() -> str:
         status = Path(f"/proc/{pool._stock.idle[0].connection.pid}/status").read_text()

@@ -212,7 +212,7 @@ def test_track_mem(spawn: Spawn, images: Path) -> None:
 
 
 def test_pre_dump_leaves_it_alone(spawn: Spawn, images: Path) -> None:
-    """It accepts the options of the dump, and calls no hook, in any release."""
+    """``pre_dump`` accepts the options of the dump, and calls no hook, in any release."""
     target = spawn(WRITER)
     asked: list[object] = []
     opts = replace(_round(images, 1), tcp_established=True, file_locks=True)

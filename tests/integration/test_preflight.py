@@ -1023,13 +1023,13 @@ def test_no_process() -> None:
 
 @pytest.mark.parametrize("pid", [0, -1, True, "1", None])
 def test_what_is_no_pid(pid: Any) -> None:
-    """It is refused with the name of the argument."""
+    """An invalid pid is refused with the name of the argument."""
     with pytest.raises(OptionError, match="pid="):
         preflight(pid)
 
 
 def test_options_that_no_dump_takes(spawn: Spawn) -> None:
-    """They are refused as by a dump."""
+    """Options that a dump refuses are refused."""
     with pytest.raises(OptionError, match="tcp_close"):
         preflight(spawn().pid, CriuOpts(tcp_close=True, tcp_established=True))
 

@@ -328,7 +328,7 @@ def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, images: Path) -> None:
-    """It cannot mount /proc, which a restore needs: preflight and the restore report it."""
+    """A restore cannot mount /proc in it, and fails; preflight reports this."""
     target = spawn(prefix=user_namespace("--map-root-user"))
     before = preflight(target.pid)
     assert [finding.id for finding in before.no_restore] == ["proc-of-user-namespace"]

@@ -414,7 +414,7 @@ def test_a_restore_that_fails(
 
 
 def test_pages_cut_short(site: Site) -> None:
-    """They are refused, since CRIU up to 4.2 would wait endlessly for the missing memory."""
+    """Truncated pages are refused: CRIU up to 4.2 would wait endlessly for the missing ones."""
     target = site.dumped()
     for pages in site.images.glob("pages-*.img"):
         os.truncate(pages, 100)

@@ -47,7 +47,7 @@ def _dumped(spawn: Spawn, images: Path, scenario: str = "serve()") -> Target:
 
 
 def test_a_dump_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> None:
-    """It has not ended and does not run; after SIGCONT it continues without a lost step."""
+    """The process is stopped; after SIGCONT it continues without a lost step."""
     target = spawn()
     ticks = target.ask("ticks")
     result = dump(target.pid, CriuOpts(images_directory=images, leave_stopped=True))

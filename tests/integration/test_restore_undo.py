@@ -354,7 +354,7 @@ def test_a_copy_of_images_whose_link_is_gone(
 
 
 def test_a_dump_that_is_killed(spawn: Spawn, images: Path) -> None:
-    """Its link is removed; one of an earlier dump remains."""
+    """The link of the killed dump is removed; that of an earlier dump remains."""
     target = spawn("memory = bytearray(b'x') * (1 << 27)\n" + textwrap.dedent(LINKED))
     os.link(target.directory / "second", target.directory / "link_remap.7777")
     over = threading.Event()

@@ -239,9 +239,7 @@ def test_two_dumps_to_one_directory(spawn: Spawn, images: Path) -> None:
 
 
 def test_images_that_criu_has_made_by_itself(orphans: None, spawn: Spawn, images: Path) -> None:
-    """They have no marker, and no statistics if the work directory is another one, and can be
-    restored.
-    """
+    """Images without a marker or statistics can be restored."""
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
     images.mkdir()

@@ -144,9 +144,7 @@ def shared(tmp_path: Path) -> Iterator[Callable[[Saved], SharedTemplate]]:
 def test_memory_of_each_kind(
     churning: Path, tmp_path: Path, shared: Callable[[Saved], SharedTemplate], allocator: str
 ) -> None:
-    """It has the same contents as after a plain restore, and two copies can change it
-    independently.
-    """
+    """Shared memory has the contents of a plain restore, and two copies change it independently."""
     name, variables = ALLOCATORS[allocator]
     env = {**variables, "LD_PRELOAD": _library(name)} if name else variables
     saved = save([str(churning)], tmp_path / "images", env=env)
@@ -199,9 +197,7 @@ def _are_equal(pid: int, other: int) -> bool:
 
 
 def test_python(python: Saved, shared: Callable[[Saved], SharedTemplate]) -> None:
-    """Its objects grow, and those of another copy do not change; both have little
-    private memory.
-    """
+    """Two copies of Python change their objects independently, with little private memory."""
     via = shared(python)
     with copy(python) as plain:
         expected = plain.ask("hash_all()")
@@ -615,7 +611,7 @@ def test_a_template_that_was_killed(snapshot: Snapshot) -> None:
 
 
 def test_a_template_that_was_changed(snapshot: Snapshot) -> None:
-    """It is refused by default as well, since its memory can be wrong. A plain restore works."""
+    """A changed template is refused, since its memory can be wrong. A plain restore works."""
     snapshot.share().close()
     (pages,) = (snapshot.directory / "shared").glob("*.pages")
     data = bytearray(pages.read_bytes())
@@ -655,7 +651,7 @@ def test_the_template_ends_with_its_owner(snapshot: Snapshot, orphans: None, end
 
 
 def test_a_snapshot_that_shares(snapshot: Snapshot, tmp_path: Path) -> None:
-    """Its copies run at the same time, in separate namespaces, on one template."""
+    """Copies of a snapshot run at the same time, in separate namespaces, on one template."""
     size = snapshot.size()
     with snapshot.share() as template, contextlib.ExitStack() as stack:
         assert snapshot.size() < size * 1.5

@@ -149,7 +149,7 @@ def test_streams(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_copies_that_cannot_be_saved(snapshot: Snapshot, tmp_path: Path) -> None:
-    """They continue with their own /proc; nothing remains."""
+    """Copies that cannot be saved continue with their own /proc; nothing remains."""
     target = tmp_path / "second"
     with started(snapshot, savable=False) as process:
         with pytest.raises(OptionError, match="started with savable=True"):
@@ -247,7 +247,7 @@ def test_a_generation_stores_what_differs(
 
 
 def test_a_generation_by_itself(snapshot: Snapshot, tmp_path: Path) -> None:
-    """It can be packed, moved, and started after all its parents were removed."""
+    """A snapshot of a copy can be packed, moved, and started without its parents."""
     with started(snapshot, "a") as process:
         second = taken(process, tmp_path / "second")
     with started(second, "b") as process:

@@ -81,9 +81,7 @@ def identity(process: Process[str]) -> Any:
 
 
 def test_a_copy_receives_its_arguments(snapshot: Snapshot, tmp_path: Path) -> None:
-    """It receives arguments, environment, working directory and number, and is a child of the
-    caller.
-    """
+    """A copy has its arguments, environment, directory and number, and is a child of the caller."""
     variables = {"SNAPSHOT_TEST": "given"}
     with started(snapshot, "a", "b c", env=variables, cwd=tmp_path) as process:
         number, seen = ask(process, "identity")
@@ -156,7 +154,7 @@ def check_descriptors(start: Callable[..., Process[str]]) -> None:
 
 
 def test_descriptors(snapshot: Snapshot) -> None:
-    """They are passed as by Popen; the record has those that the program uses itself."""
+    """Descriptors are passed as by Popen; the record has those that the program uses itself."""
     record = snapshot.record
     assert {0, 1, 2, record.guest_fd} <= set(record.descriptors)
     check_descriptors(lambda **options: started(snapshot, **options))
@@ -307,7 +305,7 @@ def test_the_streams_of_this_process(snapshot: Snapshot, capfd: pytest.CaptureFi
 
 
 def test_host_name(snapshot: Snapshot) -> None:
-    """It is set in the copy only."""
+    """The host name is set in the copy only."""
     before = socket.gethostname()
     with started(snapshot, hostname="copy-1") as process:
         assert identity(process)["hostname"] == "copy-1"
@@ -329,7 +327,7 @@ def test_network(snapshot: Snapshot) -> None:
 
 
 def test_the_end_of_a_copy_ends_what_it_has_started(snapshot: Snapshot) -> None:
-    """Its orphans end too, and so do its namespaces."""
+    """The orphans of a copy end with it, and so do its namespaces."""
     with started(snapshot) as process:
         orphan = ask(process, "orphan")[1]
         inside = f"/proc/{process.pid}/root/proc/{orphan}/stat"
@@ -352,7 +350,7 @@ def in_namespace(namespace: str) -> list[int]:
 
 
 def test_a_copy_without_owner(snapshot: Snapshot) -> None:
-    """It continues when its Process is deleted, as with subprocess; the next start reaps it."""
+    """A copy continues when its Process is deleted, as with subprocess; the next start reaps it."""
     process = started(snapshot)
     pid = process.pid
     assert process.stdin is not None
@@ -469,7 +467,7 @@ def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
 
 
 def test_a_configuration_file_with_auto_dedup(snapshot: Snapshot, tmp_path: Path) -> None:
-    """It would remove the pages of the snapshot: refused."""
+    """A configuration file that would remove pages of the snapshot is refused."""
     file = tmp_path / "criu.conf"
     file.write_text("auto-dedup\n")
     with pytest.raises(OptionError, match="auto_dedup would remove"):
@@ -498,7 +496,7 @@ def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
 
 
 def test_bad_programs(tmp_path: Path) -> None:
-    """They are refused, and nothing is created."""
+    """Unsuitable programs are refused, and nothing is created."""
     directory = tmp_path / "snapshot"
     programs: list[Any] = [[], "text", True, 1.5]
     for program in programs:
@@ -561,9 +559,7 @@ def test_a_dump_that_fails(tmp_path: Path) -> None:
 
 
 def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
-    """It has ended after the snapshot, or continues with leave_running; copies continue from the
-    same state.
-    """
+    """The process ends, or continues with leave_running; copies have its state."""
     target = spawn(start_new_session=True)
     kept = Snapshot.take(target.pid, tmp_path / "kept", without_guest=True, leave_running=True)
     assert target.runs_on()
@@ -690,7 +686,7 @@ def test_the_directory(snapshot: Snapshot) -> None:
 
 
 def test_progress_of_a_snapshot(tmp_path: Path) -> None:
-    """It is reported while memory is saved, and the last report has all bytes."""
+    """Progress is reported while memory is saved, and the last report has all bytes."""
     seen: list[Progress] = []
     snapshot = Snapshot.take(
         COMMAND, tmp_path / "snapshot", env=ENVIRONMENT, on_progress=seen.append

@@ -95,7 +95,7 @@ def started(directory: Path, *options: dict[str, Any], **how: Any) -> Any:
 
 
 def test_a_snapshot_of_the_user(place: Path) -> None:
-    """It is taken and started, with shared memory, a host name, a network and a /proc."""
+    """A user takes and starts a snapshot, with shared memory, host name, network and /proc."""
     directory = place / "snapshot"
     done = run(TAKE, directory, PROGRAM)
     assert done.returncode == 0, done.stderr

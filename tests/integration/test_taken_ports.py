@@ -108,7 +108,7 @@ LISTENERS = {
 def test_connections_that_have_ended(
     name: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """They occupy the port of a listener without SO_REUSEADDR, until the kernel frees it."""
+    """Ended connections occupy the port of a listener without SO_REUSEADDR for some time."""
     target, port = saved(LISTENERS[name], end_a_connection)
     (found,) = errors(images)
     error = fails(images, target)

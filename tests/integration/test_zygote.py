@@ -59,9 +59,7 @@ def started(zygote: Zygote, *args: str, **options: Any) -> Process[str]:
 
 
 def test_a_copy_receives_its_arguments(zygote: Zygote, tmp_path: Path) -> None:
-    """It receives arguments, environment, working directory and number, and is a child of the
-    caller.
-    """
+    """A copy has its arguments, environment, directory and number, and is a child of the caller."""
     with started(zygote, "a", "b c", env={"SNAPSHOT_TEST": "given"}, cwd=tmp_path) as process:
         number, seen = ask(process, "identity")
         assert number == process.number
@@ -123,7 +121,7 @@ def test_exit_statuses(zygote: Zygote) -> None:
 
 
 def test_a_second_wait_ends_a_copy(zygote: Zygote) -> None:
-    """As for other copies."""
+    """A copy that calls ``wait`` again ends, as other copies do."""
     with started(zygote, stderr=PIPE) as process:
         out, errors = process.communicate(json.dumps(["wait"]) + "\n", timeout=PATIENCE)
     assert (out, process.returncode) == ("", 1)
@@ -197,7 +195,7 @@ def test_asyncio(zygote: Zygote) -> None:
 
 
 def test_close(snapshot: Snapshot) -> None:
-    """It ends all copies, with the exit status of a signal; nothing remains."""
+    """``close`` ends all copies, with the exit status of a signal; nothing remains."""
     before = children()
     zygote = snapshot.zygote()
     copies = [zygote.start(stdin=PIPE) for _ in range(3)]
@@ -212,7 +210,7 @@ def test_close(snapshot: Snapshot) -> None:
 
 
 def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
-    """It is not deleted while a copy is in use."""
+    """A zygote is not deleted while a copy is in use."""
     before = children()
     with started(snapshot.zygote()) as process:
         identity(process)
@@ -222,7 +220,7 @@ def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
 
 
 def test_a_zygote_that_was_killed(zygote: Zygote) -> None:
-    """Its copies end, and a start reports it."""
+    """The copies of a killed zygote end, and a start reports it."""
     with started(zygote) as process:
         identity(process)
         os.kill(zygote.pid, signal.SIGKILL)

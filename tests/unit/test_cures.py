@@ -244,7 +244,7 @@ def named() -> Iterator[str]:
 
 @pytest.mark.parametrize("id", sorted(set(named())))
 def test_a_cure_is_followed(id: str) -> None:
-    """By a test, or the table says why not."""
+    """A test follows each cure, or the table has the reason why none does."""
     assert (id in followed()) is not (id in NOT_FOLLOWED)
 
 

@@ -101,7 +101,7 @@ def test_differences_page_by_page(tmp_path: Path) -> None:
 
 
 def test_pages_of_another_host(tmp_path: Path) -> None:
-    """Images have their own page size, whatever that of the host."""
+    """The page size of images is that of the host of the dump."""
     size = 4 * PAGE
     data = b"a" * size + b"b" * size
     images = image_set(tmp_path, [(0, 1, PRESENT), (2, 1, PRESENT)], data, page_size=size)

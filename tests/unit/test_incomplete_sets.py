@@ -186,7 +186,7 @@ def test_images_of_another_age(tmp_path: Path) -> None:
 
 
 def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
-    """Then the images need not exist."""
+    """If lazy pages are served by a dump, the images need not have them."""
     _write(tmp_path)
     (tmp_path / "pages-7.img").unlink()
     _check(tmp_path, lazy=True)
@@ -269,14 +269,14 @@ def test_a_dump_that_does_not_finish(tmp_path: Path) -> None:
 
 
 def test_nothing_was_written(tmp_path: Path) -> None:
-    """Then nothing is left."""
+    """A dump that fails before it writes an image leaves nothing."""
     with _opened(tmp_path) as fd:
         DumpMarker(fd).close()
     assert _names(tmp_path) == set()
 
 
 def test_the_images_before_it(tmp_path: Path) -> None:
-    """They are moved away; moved back if the dump fails, and removed if it succeeds."""
+    """Earlier images are moved away; back if the dump fails, and removed if it succeeds."""
     _write(tmp_path, {**SET, "core-9.img": b"old", "tmpfs-1.tar.gz.img": b"old"})
     (tmp_path / "parent").symlink_to("../before")
     before = _names(tmp_path)
@@ -333,7 +333,7 @@ def test_we_are_killed_while_they_are_moved(tmp_path: Path, moved: int) -> None:
 
 
 def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
-    """It has a copy of the descriptor, and the lock is released when the dump ends."""
+    """A forked child has a copy of the descriptor; the lock is released when the dump ends."""
     reader, writer = os.pipe()
     with _opened(tmp_path) as fd, ExitStack() as held:
         unfinished = DumpMarker(fd)

@@ -655,7 +655,7 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_uploaded_is_not_pruned(tmp_path: Path) -> None:
-    """It is removed by the next pruning."""
+    """A checkpoint that is being uploaded is removed by the next pruning only."""
     here = _directory(tmp_path / "here")
     first = _taken(here, 1)
     _taken(here, 2)

@@ -255,7 +255,7 @@ def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
 
 
 def test_a_peer_that_sends_nothing() -> None:
-    """A silent peer is lost; one that sends signs of life is not."""
+    """A peer that sends nothing is lost; one that sends keepalives is not."""
     ours, theirs = socket.socketpair()
     mute = Channel(ours, peer_timeout=0.4, until=MigrationDeadline(), on_pages=lambda data: None)
     with theirs, pytest.raises(PeerLostError, match=r"nothing was received .* for 0\.4 s"):
@@ -483,7 +483,7 @@ def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer]) -> None
 
 
 def test_a_source_that_withdraws_first(ends: tuple[Channel, Peer]) -> None:
-    """The process is not given up after the destination was asked to end its copy."""
+    """The process is not given up after a message to the destination to end its copy."""
     channel, peer = ends
     handover = _handover(channel, State.UNDECIDED)
     assert handover.withdraw(KeyboardInterrupt())

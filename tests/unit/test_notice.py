@@ -30,7 +30,7 @@ def test_the_time_of_a_notice(key: str) -> None:
 
 @pytest.mark.parametrize("text", ["TRUE", "soon", "[]", '{"time": 5}', '{"time": "soon"}'])
 def test_notices_without_a_time(text: str) -> None:
-    """They are notices all the same."""
+    """A notice without a time is a notice too."""
     assert attempt(f"echo '{text}'") is not None
     assert seconds_left(text) is None
 

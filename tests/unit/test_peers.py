@@ -114,5 +114,5 @@ def test_every_row_is_known() -> None:
 
 @pytest.mark.parametrize("row", PROOFS)
 def test_the_test_of_a_row(row: str) -> None:
-    """It exists, and uses the option or function of the row."""
+    """The test of a row exists, and uses the option or function of the row."""
     assert re.search(PROOFS[row], (ROOT / ROWS[row]).read_text()), ROWS[row]

@@ -30,7 +30,7 @@ def _is_free(number: int) -> bool:
 
 
 def test_numbers_of_a_process_that_was_reaped() -> None:
-    """Those of its threads are free after the wait: Linux (6.18) frees them late."""
+    """The numbers of its threads are free after the wait: Linux (6.18) frees them late."""
     for _ in range(20):
         with subprocess.Popen([sys.executable, "-c", LEADER], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

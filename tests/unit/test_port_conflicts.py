@@ -69,7 +69,7 @@ def lets_in(binding: Binding, kind: int, **options: bool) -> bool:
 
 @pytest.fixture
 def port(kind: tuple[int, int]) -> int:
-    """A port that is free on every address, and that the kernel gives nobody by itself."""
+    """A port that is free on every address, and that the kernel does not choose by itself."""
     numbers = range(20_000 + os.getpid() % 10_000, 32_000)
     every = (Binding(socket.AF_INET6, kind[1], "::", number) for number in numbers)
     return next(binding.port for binding in every if lets_in(binding, kind[0]))

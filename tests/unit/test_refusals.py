@@ -371,7 +371,7 @@ PID = 2**22 + 1
     ],
 )
 def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> None:
-    """It is named, with what is accepted, before it is used. An iterator is a sequence of words."""
+    """The argument is named, with what is accepted. An iterator is a sequence of words."""
     assert CriuOpts.from_argv(iter(["dump", "-t", "5"]))[1] == 5  # type: ignore[arg-type]
     with pytest.raises(OptionError) as raised:
         call()

@@ -40,7 +40,7 @@ def test_values_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_value() -> None:
-    """It is compared and pickled, also in a job."""
+    """``Rollback`` values are compared and pickled, also in a job."""
     files = Rollback(also=("/var/log/x*", Path("/tmp/y")))
     assert files == Rollback(also=["/var/log/x*", "/tmp/y"])
     job = DumpJob(pid=os.getppid(), opts=CriuOpts(images_directory="/x"), files=files)

@@ -164,7 +164,7 @@ def test_slurm_refuses(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_requeue(calls: Path, tmp_path: Path) -> None:
-    """It is refused before anything is started."""
+    """A SLURM job without requeue is refused before anything is started."""
     _scontrol(tmp_path, fields="Requeue=0")
     with pytest.raises(OptionError, match="submit it with --requeue"):
         run_in_slurm(Job(tmp_path / "job", ["true"]))

@@ -126,7 +126,7 @@ def test_streams(tmp_path: Path, stdout: object, key: str | None, accepted: bool
 
 
 def test_descriptors(record: Record) -> None:
-    """Those that the program has open are refused, and those of programs without a helper."""
+    """Numbers of open descriptors, and descriptors for programs without a helper, are refused."""
 
     def rules(record: Record, *fds: Any) -> list[str]:
         mode = TextMode(text=False)

@@ -92,7 +92,7 @@ def test_a_directory_on_the_way_that_others_can_write(tmp_path: Path, mode: int)
 
 
 def test_a_sticky_directory_on_the_way(tmp_path: Path) -> None:
-    """As /tmp: only the owner of an entry can replace it there, which is the caller."""
+    """A sticky directory such as /tmp is accepted: only the owner of an entry can replace it."""
     (tmp_path / "sticky" / "images").mkdir(parents=True)
     (tmp_path / "sticky").chmod(0o1777)
     assert stat.S_ISDIR(_opened(tmp_path / "sticky" / "images").st_mode)
@@ -120,7 +120,7 @@ def test_links(tmp_path: Path) -> None:
 
 
 def test_links_of_the_kernel(tmp_path: Path) -> None:
-    """``/proc/self/fd`` links lead to the open file, whatever is at the path in their text."""
+    """``/proc/self/fd`` links lead to the open file, not to the path in their text."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     fd = os.open(tmp_path / "open", os.O_RDONLY)
@@ -326,7 +326,7 @@ def _writable(path: Path) -> Path:
 
 
 def test_a_configuration_file_of_the_call(tmp_path: Path) -> None:
-    """It overrides the options, so other users must not be able to write to it."""
+    """Other users must not be able to write to it, since it overrides the options."""
     config = _writable(tmp_path / "criu.conf")
     request = _request(ScriptedCriu(), images_directory=tmp_path / "images", config_file=config)
     with pytest.raises(OptionError, match="overrides other options") as caught:

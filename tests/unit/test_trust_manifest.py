@@ -114,7 +114,7 @@ def test_who_changes_the_manifest_too(images: Path) -> None:
 
 
 def test_an_image_that_is_not_a_file(images: Path) -> None:
-    """It is refused: the manifest would list an incomplete set."""
+    """An image that is no file is refused: the manifest would list an incomplete set."""
     os.mkfifo(images / "pages-9.img")
     with pytest.raises(ImagesError, match=r"pages-9\.img is not a regular file"):
         seal(images)

@@ -78,7 +78,7 @@ def test_other_files_do_not_matter(images: int, tmp_path: Path) -> None:
 
 
 def test_files_of_a_moment_ago(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They could change again at the same time of the clock."""
+    """Files that were changed a moment ago could change again within the same clock tick."""
     monkeypatch.setattr(unchanged, "TICK_NS", 10**18)
     kept, count = Unchanged[int](), counter()
     assert [kept.result(images, "a", count) for _ in range(2)] == [1, 2]

@@ -238,7 +238,7 @@ def test_only_for_drops_what_the_verb_would_ignore() -> None:
 
 
 def test_none_is_unset_and_false_is_false() -> None:
-    """They differ: False is sent."""
+    """None and False differ: False is sent."""
     assert CriuOpts(tcp_close=None) == CriuOpts()
     assert CriuOpts(tcp_close=False) != CriuOpts()
     assert CriuOpts(tcp_close=False).to_dict() == {"tcp_close": False}

@@ -196,7 +196,7 @@ def test_the_lazy_daemon_is_killed(
 ) -> None:
     """Without its daemon a restore with lazy pages fails, no process remains, and it can be
     repeated. The daemon's exit status is reported. (If the daemon is killed after the restore has
-    returned, the process dies: docs/reliability.md.)
+    returned, the process ends: docs/reliability.md.)
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     patient = _dumped(spawn, opts)

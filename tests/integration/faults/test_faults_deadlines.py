@@ -52,7 +52,7 @@ def _record(when: str, error: BaseException, patient: Patient, opts: CriuOpts, l
 def test_a_deadline_at(
     spawn: Spawn, images: Path, orphans: None, moment: Notify, stopped: bool
 ) -> None:
-    """It passes during the hook, or while CRIU is stopped after the notification."""
+    """The deadline passes during the hook, or while CRIU is stopped after the notification."""
     patient = Patient.start(spawn)
     over = time.monotonic() + DEADLINE
 

@@ -31,7 +31,7 @@ Harm = Callable[[Path], None]
 
 
 def _fill(where: Path) -> None:
-    """Take all the room that is left."""
+    """Fill the file system."""
     with open(where / "ballast", "wb", buffering=0) as file:
         try:
             while True:
@@ -82,7 +82,7 @@ CELLS = [
 def test_the_place_fails(
     spawn: Spawn, tmp_path: Path, orphans: None, what: str, moment: Notify
 ) -> None:
-    """An error, and the process runs, intact; or it was too late to harm the images."""
+    """The dump fails and the process runs, intact; or the images were already complete."""
     patient = Patient.start(spawn)
 
     def harm(notification: Notification) -> None:
@@ -135,7 +135,7 @@ def test_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None, there: b
 
 
 def test_a_restore_from_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
-    """It needs a work directory for its log, and changes nothing else."""
+    """A restore from a read-only directory needs a work directory for its log only."""
     patient = Patient.start(spawn)
     with tmpfs(tmp_path / "disk") as disk:
         opts = CriuOpts(images_directory=disk / "images", tcp_established=True)

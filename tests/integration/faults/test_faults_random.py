@@ -54,7 +54,7 @@ PHASES = (
 
 
 class Striker:
-    """Does harm as soon as a log has a certain length."""
+    """Sends a signal to CRIU as soon as a log has a certain length."""
 
     def __init__(self, log: Path, size: int, strike: Callable[[], object]) -> None:
         self._log, self._size, self._do = log, size, strike

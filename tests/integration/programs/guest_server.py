@@ -62,7 +62,7 @@ def answer(question: str, *arguments: Any) -> Any:
 
 
 def main() -> None:
-    """Park, then answer until the input ends."""
+    """Wait for a snapshot, then answer until the input ends."""
     import ssl
 
     ssl.RAND_bytes(1)
