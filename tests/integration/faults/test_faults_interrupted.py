@@ -1,8 +1,8 @@
 """A deadline, or Ctrl-C, at random instants of dumps of processes of several sizes.
 
-CRIU's next write fails then, wherever it is, and it undoes its work. What is promised at each
-instant: the process runs on, untraced, with all that it had and without CRIU's code; the directory
-is as it was before; the process can be dumped again.
+CRIU's next write fails then, and CRIU undoes its work. At each instant the process must continue,
+untraced, with its state and without CRIU's code; the directory must have its previous files; and
+another dump of the process must work.
 """
 
 from __future__ import annotations
