@@ -3,8 +3,8 @@
 The instant is a share of CRIU's log, so that it is the same on a slow machine. At each instant the
 error is tested, and that no worker, lock or stopped process remains and that the images can be
 restored. Losses that cannot be prevented are counted: if CRIU is killed by SIGKILL while the
-process makes a system call for it, or a thread runs its code, the process has wrong registers, and ends.
-(A worker blocks SIGTERM and the other signals that end services.)
+process makes a system call for it, or a thread runs its code, the process has wrong registers, and
+ends. (A worker blocks SIGTERM and the other signals that end services.)
 """
 
 from __future__ import annotations
