@@ -169,7 +169,9 @@ def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
     @settings(max_examples=5, deadline=None, phases=[Phase.generate])
     @given(opts=st.builds(CriuOpts, **fields()))
     def nothing_stays(opts: CriuOpts) -> None:
-        known = without(opts, unknown_to(judge, opts))
+        # A log with a path is written to a configuration file, which cannot have every text.
+        left_out = {"log_file"} if opts.log_file is not None and "/" in opts.log_file else set()
+        known = without(opts, unknown_to(judge, opts) | left_out)
         inherited_by_criu(known)
         assert peer.ask(asked.leaked, known, Verb.DUMP, NOBODY, 100) < 100 * LEAST_CHUNK
 
