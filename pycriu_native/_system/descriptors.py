@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 
 from .._native.ffi import checked, native
 from .._support.kernel_text import read_lines
-from .._support.unpatched import close, closing
+from .._support.unpatched import closing
 
 
 def above_stdio(fd: int) -> int:
@@ -87,23 +88,22 @@ def descriptor_info(pid: int | str, fd: int) -> dict[str, list[str]]:
     return result
 
 
-def descriptors_of(pid: int, kind: str) -> list[int]:
+def descriptors_of(pid: int, kind: str) -> Iterator[int]:
     """Copies of the descriptors whose link begins with ``kind``, such as ``socket:``.
 
+    Each is closed before the next. One that the process closes or replaces meanwhile is left out.
     They are made by ``pidfd_getfd`` (kernel 5.6). Raises ``OSError``.
     """
-    result: list[int] = []
     with closing(os.pidfd_open(pid)) as pidfd:
-        try:
-            for number, link in links_of(pid):
-                if link.startswith(kind):
-                    fd = native.pn_copy_descriptor(pidfd, number)
-                    result.append(checked(fd, "pidfd_getfd"))
-        except BaseException:
-            for fd in result:
-                close(fd)
-            raise
-    return result
+        for number, link in links_of(pid):
+            if not link.startswith(kind):
+                continue
+            fd = native.pn_copy_descriptor(pidfd, number)
+            if fd == -errno.EBADF:
+                continue
+            with closing(checked(fd, "pidfd_getfd")):
+                if where(fd).startswith(kind):
+                    yield fd
 
 
 @contextlib.contextmanager

@@ -212,7 +212,8 @@ class Destination:
         ended = MigrationError("the lazy-pages daemon ended before the process ran")
         if self._daemon is not None:
             try:
-                self._held = descriptors_of(self._daemon.pid, USERFAULT)
+                for fd in descriptors_of(self._daemon.pid, USERFAULT):
+                    self._held.append(os.dup(fd))
             except ProcessLookupError:
                 self._has_all(MARGIN)  # raises the reason, such as a lost source
                 raise ended from None
