@@ -37,6 +37,19 @@ from .support.failing_calls import OLDER
 ROOT = Path(__file__).parents[2]
 
 
+def output_of(code: str, shell: str) -> str:
+    """The output of Python code, which a shell script starts in a mount namespace of its own."""
+    process = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
 @pytest.fixture(scope="module")
 def here() -> Any:
     """The findings of doctor on this machine, read once."""
@@ -166,15 +179,7 @@ def test_a_poorer_place(tmp_path: Path) -> None:
         "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; "
         'exec setpriv --bounding-set=-sys_ptrace,-net_admin,-sys_resource "$@"'
     )
-    message = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert message.returncode == 0, message.stderr
-    result = {finding["id"]: finding for finding in json.loads(message.stdout)}
+    result = {finding["id"]: finding for finding in json.loads(output_of(code, shell))}
     assert result["capability:CAP_SYS_PTRACE"]["severity"] == "warning"
     assert result["capability:CAP_NET_ADMIN"]["severity"] == "warning"
     assert result["capability:CAP_SYS_ADMIN"]["severity"] == "good"
@@ -319,15 +324,7 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
         "print(found[-1])\n"
     )
     shell = 'mount -t tmpfs none /run && exec "$@"'
-    message = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert message.returncode == 0, message.stderr
-    assert message.stdout.startswith("/run/criu.kdat exists")
+    assert output_of(code, shell).startswith("/run/criu.kdat exists")
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:

@@ -215,7 +215,7 @@ def followed() -> frozenset[str]:
             decorator = ast.unparse(call.func)
             if decorator == "pytest.mark.cures":
                 result.update(_texts(call))
-            elif decorator in ("dump_fails", "restore_fails"):
+            elif decorator in ("dump_fails", "restore_fails", "images_fail"):
                 cause, cure, *_ = _texts(call)
                 result.update(
                     entry.id for entry in failures() if cause in entry.cause and cure in entry.cure
