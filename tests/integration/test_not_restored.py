@@ -235,6 +235,6 @@ def test_addresses_of_raw_sockets(
 
 @pytest.mark.usefixtures("orphans")
 def test_a_raw_socket_without_an_address(spawn: Spawn) -> None:
-    """Nothing of it is lost."""
+    """Preflight reports no loss for a raw socket without an address."""
     target = spawn("import socket\nsock = socket.socket(2, socket.SOCK_RAW, 1)\nserve()")
     assert "raw-address" not in {each.id for each in preflight(target.pid).findings}

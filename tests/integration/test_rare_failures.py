@@ -70,7 +70,7 @@ HAS_A_SESSION = """
 @pytest.mark.cures("pids-limit")
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_limit_of_processes(limit: int, site: Site, make_cgroup: Make) -> None:
-    """CRIU cannot start its helpers, or not the restored process."""
+    """At a limit of processes, CRIU cannot start its helpers or the restored process."""
     target = site.dumped(HAS_A_SESSION)
     reap_all()
     cgroup = make_cgroup(cgroups.required("pids"))
@@ -174,7 +174,7 @@ MAP_HUGETLB = 0x40000
 
 @pytest.mark.cures("memory-enomem")
 def test_huge_pages_that_others_have(site: Site) -> None:
-    """The restore works when they are free again."""
+    """The restore works when the huge pages are free again."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     meminfo = {name: value.split()[0] for name, _, value in (each.partition(":") for each in lines)}
     free = int(meminfo.get("HugePages_Free", 0))
@@ -197,7 +197,7 @@ PIDFD_GETFD = 438
 
 @pytest.mark.cures("tcp-connect")
 def test_a_connection_that_is_here_still(site: Site) -> None:
-    """Another process holds it; without the connections the restore works."""
+    """Another process has the connection of the images; without it the restore works."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         target = site.spawn(CONNECTED.format(port=server.getsockname()[1]))
         peer, _ = server.accept()

@@ -83,7 +83,7 @@ def test_a_directory_of_the_user_behind_sudo(
 def test_a_directory_of_another_user(
     spawn: Spawn, tmp_path: Path, theirs: Path, field: str, place: str
 ) -> None:
-    """It is refused, and so is a directory of root below it, which that user could replace."""
+    """It is refused, and so is one of root in it, which the other user could replace."""
     target = spawn()
     directory = theirs / place
     if place == "below":
@@ -136,7 +136,7 @@ def test_why(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_images_are_for_their_user_only(spawn: Spawn, tmp_path: Path) -> None:
-    """With any umask, and in a directory that all users can read, since they contain memory."""
+    """Only the owner can read images, under any umask and in any directory: they contain memory."""
     target = spawn("secret = b'precious'\nserve()")
     images = tmp_path / "images"
     images.mkdir()

@@ -177,7 +177,7 @@ def test_every_byte(
 def test_every_byte_of_several_processes(
     tmp_path: Path, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """Each has its own contents, although they are forked from each other."""
+    """Each of several processes, forked from each other, has its own contents."""
     saved = save([sys.executable, "-c", PYTHON, "family"], tmp_path / "images")
     assert len(list(saved.images.glob("mm-*.img"))) == 4
     _compare(saved, shared(saved))
@@ -329,7 +329,7 @@ def _check_runtime(saved: Saved, shared: Callable[[Saved], SharedTemplate]) -> N
 def test_copies_outlive_the_fork_server(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """Copies continue after it was killed or closed; the next start uses a new one."""
+    """Copies continue after the fork server was killed or closed; the next start uses a new one."""
     before = children()  # earlier tests can have started fork servers
     via = shared(python)
     with copy(python, via.directory, via) as first:
@@ -411,7 +411,7 @@ def test_an_incomplete_template(python: Saved, tmp_path: Path) -> None:
 def test_where_criu_cannot_be_preloaded(
     python: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error has the reason."""
+    """If a library cannot be preloaded into CRIU, the error has the reason."""
     prepare(python.images, tmp_path / "shared")
     program = tmp_path / "criu"
     shutil.copy(find_program(), program)
@@ -426,9 +426,7 @@ def test_where_criu_cannot_be_preloaded(
 def test_a_worker_ends_with_its_caller(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """By the sockets that it is bound to, since CRIU can wait endlessly for a copy that
-    was killed.
-    """
+    """A worker ends with the sockets of its caller, also while CRIU waits for a killed copy."""
     via = shared(python)
     with LifetimeSockets() as sockets:
         connection = via.connect((), replace(RESTORING, lifetime_sockets=sockets.ends))
@@ -442,7 +440,7 @@ def test_a_worker_ends_with_its_caller(
 
 
 def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
-    """Nothing remains of the attempt."""
+    """If the images cannot be prepared, no file of the attempt remains."""
     target = tmp_path / "shared"
 
     def refused(why: str, smallest: int = 65536) -> None:
@@ -466,7 +464,7 @@ def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
 def test_the_images_of_the_dump_may_go(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """The prepared set is complete without them."""
+    """The prepared set is complete without the images of the dump."""
     via = shared(python)
     with copy(python) as plain:
         expected = plain.ask("hash_all()")
@@ -499,9 +497,7 @@ def reason(snapshot: Snapshot, **options: Any) -> str | None:
 
 
 def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
-    """From the second copy on, which has the same contents as the first; ``close`` ends the
-    template.
-    """
+    """From the second copy on, copies share memory by default; ``close`` ends the template."""
     before = children()
     with subprocess.Popen(
         [str(churning)],
@@ -533,7 +529,7 @@ def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
 
 
 def test_sharing_is_chosen(snapshot: Snapshot) -> None:
-    """At once, never, or not with a pool; a closed snapshot starts again."""
+    """Sharing can begin at once or never, and not with a pool; a closed snapshot starts again."""
     assert reason(snapshot, share_memory=True) is None
     assert reason(snapshot) is None
     assert reason(snapshot, via=Worker()) is None

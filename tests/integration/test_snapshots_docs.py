@@ -70,7 +70,7 @@ def test_the_function_server(programs: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_copies_of_a_zygote_from_a_shell(programs: Path) -> None:
-    """Each line of the input starts one."""
+    """Each line of the input starts a copy."""
     directory = taken(programs, "app").directory
     lines = f"printf 'a b\\nc\\n' | python3 many.py {directory}"
     done = run_commands(programs, lines)

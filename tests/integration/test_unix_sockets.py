@@ -261,7 +261,7 @@ def test_a_connection_made_by_the_restore(
 
 
 def test_another_inode_does_not_help(stream: tuple[Target, socket.socket], images: Path) -> None:
-    """Only the named socket is accepted."""
+    """With the inode of another socket in ``external`` the dump is refused."""
     client, end = stream
     inode = client.ask("inode")
     with pytest.raises(CriuError):

@@ -691,7 +691,7 @@ def test_a_missing_extra(missing: str) -> None:
     ],
 )
 def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:
-    """The same holds for commands that need further extras."""
+    """A command that needs another extra names it, too."""
     code = (
         f"import sys; sys.modules[{missing!r}] = None; sys.argv = {['x', *words]!r}\n"
         "from pycriu_native.cli import main; main()"

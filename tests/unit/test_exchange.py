@@ -456,7 +456,7 @@ def test_a_descriptor_belongs_to_the_hook(play: Play) -> None:
 
 
 def test_a_descriptor_that_nobody_takes_is_closed(play: Play) -> None:
-    """Without a hook, or with a response, it is closed. (The fixture counts descriptors.)"""
+    """A descriptor that no hook receives is closed. (The fixture counts descriptors.)"""
     play.dump(notify("orphan-pts-master", fd=True), send(GONE, fd=True))
     with pytest.raises(ProtocolError):
         play.dump(send(b"\xff", fd=True), ["wait-for-end"])

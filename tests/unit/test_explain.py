@@ -44,7 +44,7 @@ class Untouchable:
     allow_untrusted: bool = False
 
     def identity(self) -> tuple[object, ...] | None:
-        """None, as for a socket of the caller."""
+        """The identity of the program: None, as for a socket of the caller."""
         return None
 
     def name(self) -> str:
@@ -52,13 +52,13 @@ class Untouchable:
         return "nobody"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """No problems."""
+        """No option is refused."""
         return iter(())
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Fail."""
+        """A connection fails the test."""
         raise AssertionError("CRIU was reached")
 
 

@@ -85,7 +85,7 @@ def test_lazy_pages_are_in_no_image(tmp_path: Path) -> None:
 
 
 def test_differences_page_by_page(tmp_path: Path) -> None:
-    """Changed, added, removed; a page of zeros equals one that was never written to."""
+    """Pages are changed, added or removed; a page of zeros equals one that was never written to."""
     before = image_set(
         tmp_path / "1", [(0, 4, PRESENT)], page("a") + page("b") + page("c") + bytes(PAGE)
     )

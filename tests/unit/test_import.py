@@ -88,7 +88,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_what_the_import_loads() -> None:
-    """No slow module, and none of this package that few programs use."""
+    """The import loads no slow module, and none of this package that few programs use."""
     result = loaded_by("from pycriu_native import CriuOpts, dump, restore; CriuOpts(timeout=1)")
     if sys.version_info[:2] == (3, 11):  # what others import by themselves differs
         assert not result & SLOW

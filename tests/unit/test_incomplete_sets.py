@@ -74,7 +74,7 @@ def _check(directory: Path, lazy: bool = False) -> None:
 
 
 def test_a_whole_set(tmp_path: Path) -> None:
-    """Nothing is missing; logs, statistics and other files do not matter."""
+    """A complete set has no problem; logs, statistics and other files do not matter."""
     _write(tmp_path, {**SET, "dump.log": b"", "descriptors.json": b"[]", "x.img": b"?"})
     _check(tmp_path)
 
@@ -99,7 +99,7 @@ FRAMED = [name for name in SET if name not in ("pages-7.img", "core-44.img", f"f
 @pytest.mark.parametrize("name", FRAMED)
 @pytest.mark.parametrize("keep", [0, 5, -1])
 def test_a_file_that_is_cut_short(tmp_path: Path, name: str, keep: int) -> None:
-    """Truncated at its beginning, in its head, and in its last message."""
+    """A file that is truncated at its beginning, in its header, or in its end is refused."""
     _write(tmp_path)
     (tmp_path / name).write_bytes(SET[name][:keep])
     with pytest.raises(ImagesError, match=f"{name} is cut short"):

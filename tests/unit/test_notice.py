@@ -37,6 +37,6 @@ def test_notices_without_a_time(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["FALSE", "none", '{"DocumentIncarnation": 1, "Events": []}'])
 def test_what_is_no_notice(text: str) -> None:
-    """Services respond so while there is none; a command that fails has none, too."""
+    """The responses of services without a notice, and the failure of a command, are no notice."""
     assert attempt(f"echo '{text}'") is None
     assert attempt(f"echo '{text}'; exit 1") is None

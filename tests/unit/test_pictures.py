@@ -107,7 +107,7 @@ def test_a_log_without_times(tmp_path: Path) -> None:
 
 
 def test_a_chain(tmp_path: Path) -> None:
-    """The oldest first, each with its written bytes; without statistics, pages are counted."""
+    """A chain begins with the oldest set; each has its written bytes, or counted pages."""
     for number, written in enumerate((100, 40, 5), 1):
         place = tmp_path / str(number)
         place.mkdir()

@@ -44,7 +44,7 @@ def test_numbers_of_a_process_that_was_reaped() -> None:
 
 
 def test_a_number_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that a process has, or that is a session, is not waited for."""
+    """There is no wait for a number that a process or a session has."""
     monkeypatch.setattr(pid_numbers, "UNTIL_FREED", 1e6)
     started = time.monotonic()
     pid_numbers.wait_until_freed([os.getpid(), 1])

@@ -209,7 +209,7 @@ def test_a_call_sends_what_the_options_say(
 
 @pytest.mark.parametrize("name", list(BY_FIELD))
 def test_each_option_at_its_limits(peer: Peer, judge: Judge, name: str) -> None:
-    """Each field alone; unknown fields are refused, not dropped."""
+    """Each field arrives alone with its limits; unknown fields are refused, not dropped."""
     row = BY_FIELD[name]
 
     @settings(max_examples=8, deadline=None, database=None)

@@ -371,7 +371,7 @@ PID = 2**22 + 1
     ],
 )
 def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> None:
-    """The argument is named, with what is accepted. An iterator is a sequence of words."""
+    """The error names the argument and the accepted types; iterators are accepted."""
     assert CriuOpts.from_argv(iter(["dump", "-t", "5"]))[1] == 5  # type: ignore[arg-type]
     with pytest.raises(OptionError) as raised:
         call()

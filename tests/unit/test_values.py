@@ -191,7 +191,7 @@ def test_one_error_lists_all_problems() -> None:
 @settings(max_examples=200, deadline=None)
 @given(opts=any_opts(), other=any_opts())
 def test_options_are_values(opts: CriuOpts, other: CriuOpts) -> None:
-    """Equal if all fields are, hashable, picklable, and the same through a plain mapping."""
+    """Options are equal if all fields are, hashable, picklable, and the same through a mapping."""
     again = CriuOpts(**{field.name: getattr(opts, field.name) for field in fields(opts)})
     assert again == opts
     assert hash(again) == hash(opts)
