@@ -249,7 +249,7 @@ def test_a_cure_is_followed(id: str) -> None:
 
 
 def test_nothing_else_is_in_the_tables() -> None:
-    """No name is left of a cure that went, and no case is misspelt."""
+    """The tables have no name of a removed cure, and no misspelt case."""
     known = {*named(), "preflight:message-queue"}  # it has a cure besides that of its failure
     assert followed() | set(NOT_FOLLOWED) <= known
     cases = {name for path in TESTS.glob("test_*.py") for name, _ in _calls(path)}
@@ -297,7 +297,7 @@ def _cures(paths: Iterable[Path]) -> Iterator[str]:
     ids=["check_images", "doctor"],
 )
 def test_the_cures_of_a_check(table: dict[str, str], pattern: str) -> None:
-    """Each is in the table, with a test that has the name, or a reason; and no other is."""
+    """The table has each cure of the check, with a test or a reason, and no other cure."""
     assert set(_cures(PACKAGE.glob(pattern))) - {""} == set(table)
     for place in table.values():
         file, _, name = place.partition(": ")

@@ -21,7 +21,7 @@ def _text(seconds: float, key: str) -> str:
 
 @pytest.mark.parametrize("key", ["time", "NotBefore"])
 def test_the_time_of_a_notice(key: str) -> None:
-    """A time that has passed is none: the clock of this host is an hour ahead, for example."""
+    """A notice with a past time has none: the clock of this host is an hour ahead, for example."""
     left = seconds_left(_text(3000, key))
     assert left is not None
     assert 2000 < left <= 3000

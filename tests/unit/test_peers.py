@@ -108,7 +108,7 @@ ROWS = {
 
 
 def test_every_row_is_known() -> None:
-    """A new row has its word here, and no word is left of a row that went."""
+    """Each row of the page has a word here, and each word has a row."""
     assert set(ROWS) == set(PROOFS)
 
 

@@ -1,9 +1,9 @@
-"""Every option arrives: properties of the way from ``CriuOpts`` to the bytes of a request.
+"""Each field of ``CriuOpts`` is in the request with its value, for each release of libcriu.
 
-For options of all kinds and values, on each libcriu: what CRIU would be sent is decoded by
-Google's protobuf runtime, which shares nothing with the library, and compared with what the
-options say (``expected.py``). Three ways lead there: libcriu's setters, the wire field where it
-has none, and both where a setter forgets something; which one is taken depends on the release.
+A request of options with any values is decoded by Google's protobuf runtime, which shares no code
+with the library, and compared with the expected content (``expected.py``). A field is set by
+libcriu's setter, directly in the message if there is no setter, or by both if the setter omits a
+part; this depends on the release.
 """
 
 from __future__ import annotations
@@ -162,9 +162,7 @@ def test_what_is_sent_is_what_the_options_say(
 
 
 def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
-    """libcriu's own free forgets fields: after a hundred handles, malloc has the same memory in
-    use.
-    """
+    """Fields that libcriu does not free are freed: a hundred handles leave no memory in use."""
 
     @settings(max_examples=5, deadline=None, phases=[Phase.generate])
     @given(opts=st.builds(CriuOpts, **fields()))
