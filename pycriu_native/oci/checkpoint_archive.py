@@ -382,8 +382,8 @@ def to_archive(
     except BaseException as error:
         if dumped:
             error.add_note(f"the container has been dumped; its files are kept in {work}")
-            raise
-        shutil.rmtree(work, ignore_errors=True)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work)
     return replace(result, images=os.fspath(target), log=None)
