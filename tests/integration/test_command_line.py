@@ -288,7 +288,7 @@ def test_files_that_others_could_change_are_not_run(
 
 
 def test_a_page_server_by_its_command_line(images: Path) -> None:
-    """With ``--daemon`` it serves in the background, and CRIU writes the pid file."""
+    """With ``--daemon`` a page server serves in the background, and CRIU writes the pid file."""
     line = f"criu page-server -D {images} --address 127.0.0.1 --daemon --pidfile server.pid"
     verb, _, opts = CriuOpts.from_argv(line.split())
     assert str(verb) == "page-server"

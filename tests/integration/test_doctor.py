@@ -84,7 +84,7 @@ def test_each_feature_is_answered(here: Any) -> None:
 
 
 def test_every_finding_can_be_used(here: Any) -> None:
-    """Each has a unique id and text; one that is not good has its costs and cure."""
+    """Each finding has a unique id and text; one that is not good has its costs and cure."""
     ids = [finding.id for finding in here.findings]
     assert len(ids) == len(set(ids))
     for finding in here.findings:

@@ -340,7 +340,7 @@ NESTED = """
 @pytest.mark.cures("nested-ns-root")
 @pytest.mark.parametrize("kind", ["net", "mount"])
 def test_a_nested_namespace(site: Site, kind: str) -> None:
-    """It is restored only if the root of the tree has a separate namespace too."""
+    """A nested namespace is restored only if the root of the tree has a separate one too."""
     target = site.spawn(NESTED.format(kind=kind))
     result = preflight(target.pid, site.opts)
     assert result.verdict is Verdict.NO_RESTORE

@@ -15,7 +15,7 @@ from .support.processes import eventually, state
 
 
 def test_a_closure_receives_the_notifications(spawn: Spawn, images: Path) -> None:
-    """They have CRIU's order; the process runs before the dump and is stopped after it."""
+    """Notifications have CRIU's order; the process runs before the dump and is stopped after it."""
     target = spawn()
     received: list[tuple[Notification, str, int]] = []
     dump(

@@ -251,7 +251,7 @@ container's filter of system calls refuses the change."""
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_cannot_be_taken_back(what: str) -> None:
-    """The same for changes that cannot be undone, in a separate process."""
+    """The compared state differs after a change that cannot be undone."""
     code = f"""
         import ctypes, os, sys
         from pycriu_native._transport.inherited_state import inherited_state
@@ -455,7 +455,7 @@ def test_a_fork_server_that_died(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize("what", ["preloaded by others", "preloads nothing"])
 def test_programs_that_cannot_be_fork_servers(tmp_path: Path, what: str) -> None:
-    """Each of their workers is started separately, in advance."""
+    """Workers of programs without a fork server are started separately, in advance."""
     program, env = find_program(), {}
     if what == "preloads nothing":  # such as a program with file capabilities
         script = tmp_path / "criu"

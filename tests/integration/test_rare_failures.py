@@ -119,7 +119,7 @@ def test_a_controller_that_is_not_here(site: Site, make_cgroup: Make) -> None:
 
 @pytest.mark.cures("userns-no-root")
 def test_a_user_namespace_without_root(spawn: Spawn, images: Path) -> None:
-    """With user 0 and group 0 in it, the same program is dumped."""
+    """With user 0 and group 0 in the user namespace, the program can be dumped."""
     opts = CriuOpts(images_directory=images)
     target = spawn(prefix=user_namespace("--map-user=1000", "--map-group=1000"))
     assert "userns-no-root" in {each.failure for each in preflight(target.pid, opts).findings}

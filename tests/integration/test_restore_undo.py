@@ -251,7 +251,7 @@ def test_at_a_notification(nameless: Nameless, what: str, moment: Notify) -> Non
 @pytest.mark.parametrize("moment", RESTORE)
 @pytest.mark.parametrize("what", ["CRIU gets SIGKILL", "the hook refuses"])
 def test_in_namespaces(in_container: Nameless, what: str, moment: Notify) -> None:
-    """The same below the root of a container, with files in an external mount."""
+    """Restores in a container, with files in an external mount, are undone as well."""
     if _harmed(in_container, what, moment) is None:
         in_container.ends()
     else:

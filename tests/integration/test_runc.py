@@ -182,7 +182,7 @@ def test_the_network_is_left_to_a_hook(box: Counting, images: Path) -> None:
 
 
 def test_the_network_can_be_saved(box: Counting, images: Path) -> None:
-    """With empty_ns=None its contents are saved, and restored by this library."""
+    """With empty_ns=None the contents of the network namespace are saved and restored."""
     box.run()
     dumped(box, images, empty_ns=None)
     assert list(images.glob("netdev-*"))

@@ -681,7 +681,7 @@ def test_a_c_program(tmp_path: Path) -> None:
 
 
 def test_the_directory(snapshot: Snapshot) -> None:
-    """Only its owner can access it, and its record describes the contents."""
+    """Only the owner can access the directory of a snapshot; its record describes the contents."""
     assert stat.S_IMODE(snapshot.directory.stat().st_mode) == 0o700
     for path in snapshot.directory.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path

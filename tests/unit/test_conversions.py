@@ -505,7 +505,7 @@ def test_all_errors_are_listed() -> None:
     ],
 )
 def test_what_a_command_line_cannot_say(fields: dict[str, Any], named: str) -> None:
-    """Each is refused by name; ``weak_sysctls`` because it does not apply to a dump."""
+    """Values without a form are refused by name; ``weak_sysctls`` does not apply to a dump."""
     assert list(refused(lambda: CriuOpts(**fields).to_argv("dump", pid=1))) == [named]
 
 

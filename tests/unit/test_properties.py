@@ -181,7 +181,7 @@ def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
 def test_a_call_sends_what_the_options_say(
     peer: Peer, judge: Judge, world: World, data: st.DataObject
 ) -> None:
-    """The same through a whole call, checks included, as a CRIU receives it.
+    """The request of a whole call, as a CRIU receives it, has the content of the options.
 
     Options that the loaded libcriu lacks are refused with their release.
     """

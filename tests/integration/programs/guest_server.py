@@ -17,7 +17,7 @@ from pycriu_native import guest
 
 
 def answer(question: str, *arguments: Any) -> Any:
-    """What one question is answered with."""
+    """The response to one request."""
     if question == "identity":
         return {
             "arguments": sys.argv[1:],
