@@ -48,12 +48,14 @@ def drop(files: ImageFiles, tree: Sequence[int]) -> None:
 
     An image of an unexpected form is not changed. Raises ``OSError`` if one cannot be written.
     """
-    names = {name for name in files.names if kind_of(name) == "MM" and _has_candidates(files, name)}
-    for pid in tree if names else ():
+    images = [name for name in files.names if kind_of(name) == "MM"]
+    candidates = {name: found for name in images if (found := _candidates(files, name))}
+    for pid in tree if candidates else ():
         number = status_of(pid).get("NSpid", str(pid)).split()[-1]
-        if (name := f"mm-{number}.img") not in names:
+        name = f"mm-{number}.img"
+        if name not in candidates:
             continue
-        if ranges := [each for each in droppable_of(pid) if each in _candidates(files, name)]:
+        if ranges := [each for each in droppable_of(pid) if each in candidates[name]]:
             try:
                 _drop_pages(files, f"pagemap-{number}.img", ranges)
                 _mark(files.directory, name, ranges)
@@ -61,15 +63,11 @@ def drop(files: ImageFiles, tree: Sequence[int]) -> None:
                 continue  # the check of the images reports it, or a page server has the pages
 
 
-def _has_candidates(files: ImageFiles, name: str) -> bool:
-    try:
-        return any(map(_is_candidate, files.rows(name, "MM flags")))
-    except DamagedError:
-        return False
-
-
 def _candidates(files: ImageFiles, name: str) -> set[Range]:
-    rows = files.rows(name, "MM flags")
+    try:
+        rows = files.rows(name, "MM flags")
+    except DamagedError:
+        return set()
     return {(start, end) for _, start, end, *_ in filter(_is_candidate, rows)}
 
 

@@ -29,14 +29,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from ..results import RestoreStatistics
 from . import image_transfer
-from .common import (
-    MARGIN,
-    Phases,
-    Workspace,
-    for_criu,
-    has_wide_counts,
-    seconds,
-)
+from .common import MARGIN, Phases, Workspace, for_criu, has_wide_counts, seconds
 from .control_channel import Channel
 from .page_relay import PageRelay
 from .restored_copy import RestoredCopy

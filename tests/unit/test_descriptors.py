@@ -12,7 +12,7 @@ from pycriu_native._system import descriptors
 
 
 def test_closed_and_replaced_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only those that are still of the kind are copied, and no copy remains open."""
+    """Only descriptors that are still of the kind are copied, and no copy remains open."""
     with socket.socket(socket.AF_UNIX) as ours, open(tmp_path / "file", "wb") as file:
         closed = os.dup(ours.fileno())
         os.close(closed)

@@ -114,7 +114,7 @@ def test_content_is_removed(droppable: int, tmp_path: Path, directory: int) -> N
 
 
 def test_pages_elsewhere_are_not_needed(droppable: int, tmp_path: Path, directory: int) -> None:
-    """Of pages in a parent, and of those that a lazy dump serves, those outside remain."""
+    """Pages outside of droppable memory remain in a parent, or served by a lazy dump."""
     end = droppable + PAGES * PAGE
     runs = [
         (droppable - PAGE, 2, PARENT),
@@ -155,7 +155,7 @@ def test_two_in_one_run(droppable: int, tmp_path: Path, directory: int) -> None:
 def test_other_images_are_not_changed(
     flags: int, advices: int, droppable: int, tmp_path: Path, directory: int
 ) -> None:
-    """Images of CRIU 4.2, and a mapping that is not droppable."""
+    """Images of CRIU 4.2, and those of a mapping that is not droppable, are not changed."""
     one = mapping(droppable, droppable + PAGES * PAGE, flags=flags, advices=advices)
     saved(tmp_path, [one], [(droppable, 1, PRESENT)])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
