@@ -537,7 +537,7 @@ def _without(target: Target, images: Path, drop: tuple[int, ...] = (), uid: int 
 
 def test_missing_capabilities(spawn: Spawn, tmp_path: Path) -> None:
     """Root without the capabilities that CRIU needs: PermissionError, and the process continues."""
-    releases.required("3.18", "looking at its own capabilities")
+    releases.required("3.18", "CRIU checks its own capabilities")
     target = spawn()
     assert _without(target, tmp_path / "with") == "done"
     message = _without(target, tmp_path / "without", (CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE))
@@ -554,7 +554,7 @@ def test_missing_ptrace(spawn: Spawn, tmp_path: Path) -> None:
 
 def test_another_user(spawn: Spawn) -> None:
     """A user without capabilities is refused in the same way."""
-    releases.required("3.18", "looking at its own capabilities")
+    releases.required("3.18", "CRIU checks its own capabilities")
     package = Path(pycriu_native.__file__)
     if not all(parent.stat().st_mode & 0o001 for parent in package.parents):
         pytest.skip("the checkout is closed to other users")
