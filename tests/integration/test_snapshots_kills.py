@@ -73,7 +73,7 @@ class Owner:
         assert line, f"the owner ended with {self.process.wait(PATIENCE)}"
         return line.strip()
 
-    def strike(self, part: str) -> bool:
+    def act(self, part: str) -> bool:
         """Kill a process, if it exists now."""
         found = list(names_of_children(self.process.pid).items())
         random.shuffle(found)  # the fork server with shared memory is a criu, too
@@ -134,7 +134,7 @@ def test_parts_killed_at_random(
                 assert owner.outcome() == "ok"
                 counts[part] += 1
             else:
-                counts[part] += bool(eventually(functools.partial(owner.strike, part), part))
+                counts[part] += bool(eventually(functools.partial(owner.act, part), part))
         while owner.outcome() != "ok":
             pass
         assert owner.end() == 0

@@ -126,7 +126,7 @@ def test_streams(tmp_path: Path, stdout: object, key: str | None, accepted: bool
 
 
 def test_descriptors(record: Record) -> None:
-    """Those that the program has open are refused, and those of programs without a helper."""
+    """Numbers of open descriptors, and descriptors for programs without a helper, are refused."""
 
     def rules(record: Record, *fds: Any) -> list[str]:
         mode = TextMode(text=False)
@@ -231,7 +231,7 @@ def test_memory_room(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_snapshot_that_is_closed_during_a_start() -> None:
-    """No fork server is started that nothing would end."""
+    """A start that finds its snapshot closed starts no fork server, since nothing would end it."""
     forking = sharing._Forking(Worker())
     forking.close()
     with pytest.raises(sharing.UnavailableError, match="was closed"):
