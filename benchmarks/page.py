@@ -51,11 +51,11 @@ process that waits for CRIU's last message on CRIU's processor (CRIU's sockets a
 sleeps next), where CRIU first frees its memory. Polling for that message instead of sleeping took
 longer: CRIU, which the response wakes up on the caller's processor, then shares that processor.
 
-The rows *without* leave out what callers rely on, one part more each: the checks; the thread, which
-makes the call safe from signal handlers; and the safeguards, which mark incomplete images, complete
-them, and recover a process whose CRIU was killed. Without all three, sixty calls took 1.14 ms at best
-and 1.7 ms in the median, where complete calls, in turns with them, took 1.83 ms and 3.9 ms (the machine
-was busy). So 1 ms would need a second code path, with less Python code even than this one.
+`benchmarks/call_limit.py` leaves out what callers rely on, one part more each (the rows *without*): the
+checks; the thread, which makes the call safe from signal handlers; and the safeguards, which mark
+incomplete images, complete them, and recover a process whose CRIU was killed. Without all three, sixty
+calls took 1.14 ms at best and 1.7 ms in the median, where complete calls, in turns with them, took 1.83
+ms and 3.9 ms (the machine was busy). So 1 ms would need a second code path, with even less Python code.
 """
 
 PROBES = """
