@@ -585,6 +585,26 @@ except CriuError as error:
 """
 
 
+LOADED = """
+import sys
+from pycriu_native import CriuOpts, dump
+def loaded():
+    return {"signal", "socket"} & sys.modules.keys()
+opts = CriuOpts(images_directory=sys.argv[2], leave_running=True)
+at_notifications = []
+for hook in (None, lambda notification: at_notifications.append(len(loaded()))):
+    dump(int(sys.argv[1]), opts, on_notify=hook)
+    print(len(loaded()), *set(at_notifications))
+"""
+
+
+def test_what_a_hook_could_prevent_from_being_loaded(spawn: Spawn, images: Path) -> None:
+    """Modules for the recovery of a dump are loaded before a hook, which may change the root."""
+    command = [sys.executable, "-c", LOADED, str(spawn().pid), str(images)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n2 2\n"
+
+
 @pytest.mark.parametrize("loaded", [True, False])
 def test_where_nothing_can_be_loaded(images: Path, loaded: bool) -> None:
     """A failure is CRIU's and not a failed import, and it has its cause if preload was called."""
