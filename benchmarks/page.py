@@ -28,13 +28,12 @@ run. Each number is a median; the range in brackets is the middle half of the sa
 
 CALLS = """
 A call starts a thread, which fills libcriu's options, gets a worker, sends the request, passes
-notifications to the hook, and reads the statistics. A *worker of its own* is a `criu` that is started
-for the call; in addition to a *warm worker* it needs the time of its start: dynamic loader, CRIU's
-libraries and configuration. (Warm workers are forked from a `criu` that was loaded once.) A worker of
-its own ends after its response. The call does not wait for the end of a warm worker, except after a
-restore, where CRIU is the parent of the restored process until it ends. *Beyond CRIU's log* is the wall
-time of the call minus the time of the last line in CRIU's log, which starts when CRIU has read the
-options.
+notifications to the hook, and reads the statistics. A *new worker* is a `criu` that is started for the
+call, and ends after its response; compared with a *worker of a pool*, which is forked from a `criu` that
+was loaded once, it needs the time of its start: dynamic loader, CRIU's libraries and configuration. The
+call does not wait for the end of a worker of a pool, except after a restore, where CRIU is the parent of
+the restored process until it ends. *Beyond CRIU's log* is the wall time of the call minus the time of
+the last line in CRIU's log, which starts when CRIU has read the options.
 
 Most of the time of a call is *the conversation*, in which CRIU works. Two things reduce it: `WorkerPool`,
 and CRIU's feature cache (next section).
@@ -173,7 +172,7 @@ def calls(page: Page) -> None:
         *("version", "dump, left running", "beyond CRIU's log"),
         *("all that is ours", "all checks"),
     )
-    ways = ("a warm worker", "a worker of its own")
+    ways = ("a worker of a pool", "a new worker")
     body = []
     for step in steps:
         if step in skip:

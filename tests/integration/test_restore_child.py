@@ -178,7 +178,7 @@ def test_a_taken_pid_leaves_no_child(saved: tuple[Target, CriuOpts], warm: bool)
             assert isinstance(via, WorkerPool)
             with pytest.raises(CriuError):  # from now on the pool has workers for restores
                 restore_child(opts, via=via)
-            eventually(lambda: via._restoring.idle, "a warm worker")
+            eventually(lambda: via._restoring.idle, "a worker of a pool")
         before = children()
         with pytest.raises(CriuError):
             restore_child(opts, via=via)
