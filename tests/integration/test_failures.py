@@ -68,7 +68,7 @@ from .support.failing_calls import (
     older,
     wrapped,
 )
-from .support.mounts import make_read_only, tmpfs
+from .support.mounts import WITHOUT_SHARED_TMPFS, make_read_only, tmpfs
 from .support.predictions import compare
 from .support.processes import (
     Target,
@@ -243,7 +243,7 @@ def file_on_something_unmounted(at: Site) -> Target:
         file = open(HERE / "place/file", "w")
         subprocess.run(["umount", "--lazy", HERE / "place"], check=True)
         serve(close=file.close)
-    """, prefix=["unshare", "--mount"])  # fmt: skip
+    """, prefix=WITHOUT_SHARED_TMPFS)  # fmt: skip
     at.cure = lambda: target.ask("close")
     return target
 
@@ -891,7 +891,7 @@ def file_that_is_covered(at: Site) -> Target:
         file = open(HERE / "place/file", "w")
         subprocess.run(["mount", "-t", "tmpfs", "none", HERE / "place"], check=True)
         serve(close=file.close)
-    """, prefix=["unshare", "--mount"])  # fmt: skip
+    """, prefix=WITHOUT_SHARED_TMPFS)  # fmt: skip
     at.cure = lambda: target.ask("close")
     return target
 

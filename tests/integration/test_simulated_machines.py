@@ -38,7 +38,7 @@ from .support import cgroups, releases
 from .support.cgroups import Make
 from .support.containers import container
 from .support.failing_calls import Site, wrapped
-from .support.mounts import make_read_only, make_writable, tmpfs
+from .support.mounts import WITHOUT_SHARED_TMPFS, make_read_only, make_writable, tmpfs
 from .support.processes import PATIENCE, Target, eventually, kill, reap_all, state
 
 pytestmark = pytest.mark.usefixtures("orphans")
@@ -422,10 +422,7 @@ def test_a_criu_in_another_pid_namespace(site: Site) -> None:
 # ---- fuse ----
 
 FUSE = """
-    import ctypes, os, subprocess
-    for line in open("/proc/self/mountinfo"):
-        if " - tmpfs " in line:  # of the host: the dump would copy it
-            subprocess.run(["umount", "--recursive", "--lazy", line.split()[4]])
+    import ctypes, os
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3): os.dup2(null, number)
     os.close(null)
@@ -445,7 +442,7 @@ needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there i
 @pytest.mark.cures("fuse")
 def test_a_fuse_file_system(site: Site) -> None:
     """Preflight names a fuse file system as external; the dump also works after an unmount."""
-    target = site.spawn(FUSE, prefix=["unshare", "--mount"])
+    target = site.spawn(FUSE, prefix=WITHOUT_SHARED_TMPFS)
     result = preflight(target.pid, site.opts)
     [needed] = [each for each in result.findings if each.severity is Severity.NEEDS_OPTION]
     dump_fails(site, target, str(needed.failure))
