@@ -19,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from .._native.ffi import native
 from .._system.mappings import droppable_of
 from .._system.process import status_of
+from .._system.regular_file import open_regular
 from .._wire.fields import messages_of
 from .._wire.protobuf import message
 from .changed_image import change_message, fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, Row, kind_of
-from .pagemap import PRESENT
+from .manifest import opened_directory
+from .pagemap import IN_PARENT, PRESENT
 
 Range = tuple[int, int]
 """Start and end of a part of memory."""
@@ -85,7 +87,11 @@ def _is_candidate(row: Row) -> bool:
 
 
 def _drop_pages(files: ImageFiles, name: str, ranges: Sequence[Range]) -> None:
-    """Replace stored pages by zeros, and remove references to pages elsewhere."""
+    """Replace stored pages by zeros, and remove references to pages elsewhere.
+
+    A reference to zeros in a parent remains: CRIU refuses a later dump with these images as its
+    parent if they lack a page that has not changed since.
+    """
     pages, runs = files.page_map(name).pages, files.runs(name)
     removed: dict[int, Range] = {}
     access = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -94,11 +100,35 @@ def _drop_pages(files: ImageFiles, name: str, ranges: Sequence[Range]) -> None:
             for index, (first, last, flags, offset) in runs.between(start, end):
                 begin, until = max(start, first), min(end, last)
                 if not flags & PRESENT:
-                    removed[index] = begin, until
+                    if not (flags & IN_PARENT and _parent_has_zeros(files, name, begin, until)):
+                        removed[index] = begin, until
                 elif runs.blocks(index) is None:
                     _overwrite(file.fileno(), offset + begin - first, until - begin)
     if removed:
         _remove(files, name, removed)
+
+
+def _parent_has_zeros(files: ImageFiles, name: str, start: int, end: int) -> bool:
+    """Whether these pages of the parent are stored, and zeros, as after ``_drop_pages``."""
+    try:
+        with opened_directory(f"/proc/self/fd/{files.directory}/parent") as at:
+            parent = ImageFiles(at)
+            pages, runs = parent.page_map(name).pages, parent.runs(name)
+            with open(open_regular(pages, dir_fd=at), "rb") as file:
+                for index, (first, last, flags, offset) in runs.between(start, end):
+                    begin, until = max(start, first), min(end, last)
+                    if begin > start or runs.blocks(index) is not None:
+                        return False
+                    if flags & PRESENT:
+                        data = os.pread(file.fileno(), until - begin, offset + begin - first)
+                        if data != bytes(until - begin):
+                            return False
+                    elif not flags & IN_PARENT or not _parent_has_zeros(parent, name, begin, until):
+                        return False
+                    start = until
+    except (DamagedError, OSError):
+        return False
+    return start == end
 
 
 def _overwrite(fd: int, offset: int, size: int) -> None:

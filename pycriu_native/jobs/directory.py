@@ -12,7 +12,9 @@
     stdout, stderr      the output of the command
     start/              copies of the files of ``also`` before the first start
     checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
+        parent/         the memory of the checkpoint before it, if N is incremental: hard links
     checkpoints/new/    an incomplete one
+    checkpoints/linked/ its parent
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ class Checkpoint:
     frozen: float
     """Seconds that the command was frozen."""
     bytes: int
-    """Size of its files."""
+    """Size of its files, without those of its parents."""
+    parents: int = 0
+    """Number of earlier checkpoints whose memory it contains as hard links; 0: it is full."""
     digest: str | None = None
     """SHA-256 of its manifest."""
     options: dict[str, Any] | None = None
@@ -142,6 +146,8 @@ class JobStatus:
     """Number of restarts from the beginning."""
     checkpoints: int = 0
     """Number of checkpoints that were taken."""
+    incremental: int = 0
+    """Number of these that were incremental."""
     failures: int = 0
     """Number of failed checkpoints."""
     last_success: float | None = None
@@ -149,6 +155,8 @@ class JobStatus:
     last_duration: float | None = None
     last_frozen: float | None = None
     last_bytes: int | None = None
+    last_parents: int | None = None
+    """``Checkpoint.parents`` of the last checkpoint."""
     stopped_by: str | None = None
     """The last interruption: the name of a signal, "notice" or ``STORAGE``; None: a kill."""
     doubted: int | None = None
@@ -177,6 +185,7 @@ class JobDirectory:
         self.path = Path(os.path.abspath(path))
         self.checkpoints = self.path / "checkpoints"
         self.new = self.checkpoints / "new"
+        self.linked = self.checkpoints / "linked"
         self.start = self.path / "start"
 
     # ---- creation ----
@@ -496,6 +505,12 @@ def metrics(directory: JobDirectory, status: JobStatus) -> str:
         directory,
         ("running", "gauge", "Whether the command runs.", int(status.state is State.RUNNING)),
         ("checkpoints_total", "counter", "Checkpoints that were taken.", status.checkpoints),
+        (
+            "incremental_checkpoints_total",
+            "counter",
+            "Checkpoints that were incremental.",
+            status.incremental,
+        ),
         ("checkpoint_failures_total", "counter", "Checkpoints that failed.", status.failures),
         ("resumes_total", "counter", "Restores from a checkpoint.", status.resumed),
         ("restarts_total", "counter", "Starts from the beginning again.", status.restarted),
@@ -520,8 +535,14 @@ def metrics(directory: JobDirectory, status: JobStatus) -> str:
         (
             "last_checkpoint_bytes",
             "gauge",
-            "Size of the last checkpoint.",
+            "Size of the last checkpoint, without its parents.",
             status.last_bytes,
+        ),
+        (
+            "last_checkpoint_parents",
+            "gauge",
+            "Parents of the last checkpoint; 0: it is full.",
+            status.last_parents,
         ),
     )
 

@@ -31,6 +31,7 @@ SMOKE_GUEST = "trixie"
 SMOKE = (
     "tests/integration/test_pre_copy.py",
     "tests/integration/test_dump_iters.py",
+    "tests/integration/test_job_increments.py",
     "tests/integration/test_libcriu_promises.py::test_iterations",
     "tests/integration/test_dump_restore.py::test_everything_in_a_process_comes_back",
     "tests/integration/test_dump_restore.py::test_a_pid_that_is_taken",
