@@ -48,6 +48,11 @@ def _checkpoint(job: RunningJob) -> Checkpoint:
     return next(each for each in job.directory.all_checkpoints() if each.number == number)
 
 
+def _has_begun(job: RunningJob) -> bool:
+    output = job.directory.path / "stdout"
+    return output.exists() and output.stat().st_size > 0
+
+
 def _messages(job: RunningJob, event: str) -> list[str]:
     return [each["message"] for each in job.directory.events() if each["event"] == event]
 
@@ -59,7 +64,7 @@ def test_a_chain(job: RunningJob, tmp_path: Path) -> None:
     """
     options = ("--every", "1h", "--keep", "1", "--incremental", "2")
     process = job.start(*options)
-    job.until(lambda: (job.directory.path / "stdout").stat().st_size > 0, "its first step")
+    job.until(functools.partial(_has_begun, job), "its first step")
     made = [_checkpoint(job) for _ in range(5)]
     assert [each.parents for each in made] == [0, 1, 2, 0, 1]
     full, *incremental = made[:3]
@@ -71,7 +76,7 @@ def test_a_chain(job: RunningJob, tmp_path: Path) -> None:
     assert "incremental" in _pn("job", "list", job.path).stdout
     process.send_signal(signal.SIGTERM)
     assert job.wait() == INTERRUPTED
-    (last,) = job.directory.all_checkpoints()
+    last = job.directory.all_checkpoints()[0]
     assert last.parents == 2
     assert _pn("check-images", last.path).returncode == 0
     job.start(*options)
@@ -110,7 +115,7 @@ def test_killed_at_random_instants(job: RunningJob, tmp_path: Path) -> None:
 def test_a_parent_is_damaged(job: RunningJob) -> None:
     """The memory of a parent is verified too, and all checkpoints that contain it are refused."""
     job.start("--every", "1h", "--incremental", "3")
-    job.until(lambda: (job.directory.path / "stdout").stat().st_size > 0, "its first step")
+    job.until(functools.partial(_has_begun, job), "its first step")
     made = [_checkpoint(job) for _ in range(3)]
     job.end()
     pages = next(Path(made[0].path).glob("pages-*.img"))
