@@ -27,7 +27,6 @@ from ..results import DumpResult
 from . import pending_signals
 from .directory import META, Checkpoint, JobDirectory, sync
 from .increments import PARENT, Increments, link
-from .unchanged_memory import MovedMemoryError
 
 HELPER = "criu"
 
@@ -56,8 +55,10 @@ def take(
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     new = directory.new
     opts = with_defaults(options, new)
-    leave = {"leave_running": None if last else True, "track_mem": increments.tracks or None}
-    opts = CriuOpts.from_dict({**opts.to_dict(), **leave})
+    # auto_dedup would change the files of earlier checkpoints, which are links.
+    opts = replace(opts, leave_running=None if last else True, auto_dedup=None)
+    if increments.tracks:
+        opts = replace(opts, track_mem=True)
     known: dict[str, dict[str, Any]] = {}
     if (parent := increments.parent()) is not None:
         with contextlib.suppress(OSError, ImagesError):  # without links it is full
@@ -81,8 +82,9 @@ def take(
     try:
         with_parent = f"../{directory.linked.name}" if known else None
         opts, result = save(replace(opts, parent_image=with_parent))
-    except (CriuError, MovedMemoryError) as error:
-        if not known or isinstance(error, WorkerDiedError | DeadlineError):
+    except CriuError as error:
+        late = deadline is not None and time.monotonic() - began >= deadline
+        if not known or late or isinstance(error, WorkerDiedError | DeadlineError):
             raise
         known = {}
         increments.refusal = str(error)

@@ -13,35 +13,36 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .._integrity.image_files import DamagedError, ImageFiles
-from .._integrity.pagemap import IN_PARENT
+from .._integrity.pagemap import IN_PARENT, Runs
 from .._support.unpatched import close
 from .._system.page_frames import ENTRY, PAGE, frames, opened_pagemap
 from .._system.process import status_of
+from ..errors import CriuError
 
 
-class MovedMemoryError(Exception):
+class MovedMemoryError(CriuError):
     """Pages of the parent images were moved, or may have been."""
 
 
 class _Process:
-    """The frames of one process, for the runs of its page map."""
+    """The frames of the pages that the images of one process have."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._frames: list[bytes] = []
 
     def add(self, start: int, entries: bytes) -> None:
-        """Add a run; runs are added in ascending order."""
+        """Add consecutive pages, in ascending order."""
         self._starts.append(start)
         self._frames.append(entries)
 
-    def between(self, start: int, end: int) -> bytes | None:
-        """The frames of a range; None if the runs do not contain all of it."""
-        index, result = bisect.bisect_right(self._starts, start) - 1, b""
+    def between(self, start: int, end: int) -> bytearray | None:
+        """The frames of a range; None if a page of it was not added."""
+        index, result = bisect.bisect_right(self._starts, start) - 1, bytearray()
         while start < end:
             if not 0 <= index < len(self._starts):
                 return None
@@ -84,9 +85,27 @@ class FrameRecord:
     def _process(self, files: ImageFiles, number: str, pid: int) -> _Process:
         before, result = self._known.get(number), _Process()
         with opened_pagemap(pid) as pagemap:
-            for _, (start, end, flags, _) in files.runs(f"pagemap-{number}.img").between(0, 2**64):
+            for start, end, in_parent in _spans(files.runs(f"pagemap-{number}.img")):
                 now = frames(pagemap, start, end)
-                if flags & IN_PARENT and (before is None or before.between(start, end) != now):
-                    raise MovedMemoryError(f"memory of pid {number} at {start:#x} was moved")
+                for first, last in in_parent:
+                    at, stop = ((each - start) // PAGE * ENTRY for each in (first, last))
+                    if before is None or before.between(first, last) != now[at:stop]:
+                        raise MovedMemoryError(f"memory of pid {number} at {first:#x} was moved")
                 result.add(start, now)
         return result
+
+
+def _spans(runs: Runs) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    """Start and end of consecutive runs, and of those among them that the parent has."""
+    begin = until = 0
+    in_parent: list[tuple[int, int]] = []
+    for _, (start, end, flags, _) in runs.between(0, 2**64):
+        if start != until:
+            if until:
+                yield begin, until, in_parent
+            begin, in_parent = start, []
+        if flags & IN_PARENT:
+            in_parent.append((start, end))
+        until = end
+    if until:
+        yield begin, until, in_parent
