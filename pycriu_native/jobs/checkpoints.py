@@ -60,6 +60,7 @@ def take(
     if increments.tracks:
         opts = replace(opts, track_mem=True)
     known: dict[str, dict[str, Any]] = {}
+    shutil.rmtree(directory.linked, ignore_errors=True)
     if (parent := increments.parent()) is not None:
         with contextlib.suppress(OSError, ImagesError):  # without links it is full
             known = link(parent, directory.linked)

@@ -8,7 +8,6 @@ removed, and the memory is stored once.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,8 @@ class Increments:
 
     A checkpoint is incremental if the previous one of this run was complete: a failed dump can have
     reset the kernel's tracking of changes, which also begins anew with a restore. It is full after
-    ``most`` incremental ones, or if those contain as much as the last full one.
+    ``most`` incremental ones, or if those contain as much as the last full one. After an
+    incremental dump that was refused, 1, 3, 7, … checkpoints are full before the next attempt.
     """
 
     def __init__(self, most: int | None) -> None:
@@ -55,6 +55,7 @@ class Increments:
         self._frames = FrameRecord()
         self._last: Checkpoint | None = None
         self._full = self._sum = 0
+        self._pause = self._left = 0
         self.refusal = ""
         """Why the last checkpoint is full though an incremental one was tried."""
 
@@ -68,7 +69,12 @@ class Increments:
     def parent(self) -> Checkpoint | None:
         """The parent of the next checkpoint; None for a full one."""
         last = self._last
-        if last is None or last.parents >= (self._most or 0) or self._sum >= self._full:
+        if (
+            last is None
+            or self._left
+            or last.parents >= (self._most or 0)
+            or self._sum >= self._full
+        ):
             return None
         return last
 
@@ -87,7 +93,12 @@ class Increments:
         if not self.tracks:
             return
         self._last = checkpoint
+        if self.refusal:
+            self._left = self._pause = min(2 * self._pause + 1, MOST)
+        elif self._left:
+            self._left -= 1
         if checkpoint.parents:
+            self._pause = 0
             self._sum += checkpoint.bytes
         else:
             self._full, self._sum = checkpoint.bytes, 0
@@ -104,7 +115,6 @@ def link(checkpoint: Checkpoint, place: Path) -> dict[str, dict[str, Any]]:
     Returns the entries of the files for the manifest of the incremental checkpoint. Raises
     ``OSError`` if the file system has no hard links, and ``ImagesError`` without a manifest.
     """
-    shutil.rmtree(place, ignore_errors=True)
     result = {}
     for name, entry in entries_of(checkpoint.path).items():
         directory, _, base = name.rpartition("/")

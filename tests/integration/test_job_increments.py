@@ -24,6 +24,7 @@ from .support.processes import eventually
 
 KILLS = 4
 MOVER = Path(__file__).parent / "programs" / "mover.py"
+CHANGING = MOVER.with_name("changing_memory.py")
 
 
 @pytest.fixture
@@ -146,6 +147,23 @@ def test_memory_that_was_moved(job: RunningJob) -> None:
     job.end()
     assert job.finish() == 0, job.messages()
     assert (job.place / "result").read_text() == "1"
+
+
+@needs_soft_dirty
+def test_memory_that_changes_in_all_ways(job: RunningJob) -> None:
+    """Memory is mapped, written, moved and unmapped between checkpoints; after each resumption, all
+    of it has its contents.
+    """
+    job.words = [sys.executable, str(CHANGING), str(job.place)]
+    seed = random.randrange(2**32)
+    dice = random.Random(seed)
+    for _ in range(KILLS):
+        job.start("--every", "0.4", "--incremental", "4")
+        before = job.directory.status().checkpoints
+        job.until(functools.partial(job.has_checkpoints, before + dice.randint(2, 5)), "them")
+        job.end()
+    assert job.finish() == 0, (seed, job.messages(), (job.directory.path / "stderr").read_text())
+    assert job.directory.status().incremental > 0, seed
 
 
 @pytest.mark.skipif(FEATURES.mem_track, reason="this kernel tracks changed memory")

@@ -109,6 +109,22 @@ def test_after_a_failure() -> None:
     assert increments.parent() is None
 
 
+def test_after_refusals() -> None:
+    """The pause until the next attempt grows, and ends with a success."""
+    increments, attempts = Increments(5), []
+    increments.made(_made(0, 100))
+    for number in range(1, 16):
+        parent = increments.parent()
+        increments.begin()
+        if parent is not None:
+            attempts.append(number)
+            increments.refusal = "moved" if number < 13 else ""
+        is_full = increments.refusal or parent is None
+        increments.made(_made(0, 100) if is_full else _made(1, 10))
+    assert attempts == [1, 3, 7, 15]
+    assert increments.parent() is not None
+
+
 def test_links(tmp_path: Path) -> None:
     """A checkpoint has the memory of its parents, without a copy, and is verified with it."""
     before = tmp_path / "1"
