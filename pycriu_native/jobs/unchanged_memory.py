@@ -40,7 +40,7 @@ class _Process:
         self._starts.append(start)
         self._frames.append(entries)
 
-    def between(self, start: int, end: int) -> bytearray | None:
+    def between(self, start: int, end: int) -> bytes | None:
         """The frames of a range; None if a page of it was not added."""
         index, result = bisect.bisect_right(self._starts, start) - 1, bytearray()
         while start < end:
@@ -53,7 +53,7 @@ class _Process:
             result += part
             start += len(part) // ENTRY * PAGE
             index += 1
-        return result
+        return bytes(result)
 
 
 class FrameRecord:

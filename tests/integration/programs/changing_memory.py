@@ -77,7 +77,8 @@ def change(parts: list[Part], dice: random.Random, step: int) -> None:
 
 
 def main(place: Path) -> None:
-    dice, parts, step = random.Random(1), [], 0
+    dice, step = random.Random(1), 0
+    parts: list[Part] = []
     while not (place / "finish").exists():
         step += 1
         if not parts:
