@@ -16,8 +16,8 @@ from pathlib import Path
 PAGE = mmap.PAGESIZE
 TABLE = 2 * 2**20
 """Bytes of memory of one page table, which the kernel moves as a whole."""
-MOST = 12
-"""Number of parts of memory."""
+MOST, LARGEST = 8, 3 * TABLE
+"""Number of parts of memory, and their size in bytes."""
 
 Part = tuple[mmap.mmap, list[int]]
 """Memory, and the number in each of its pages."""
@@ -56,7 +56,7 @@ def change(parts: list[Part], dice: random.Random, step: int) -> None:
         parts.append(mapped(dice))
     part = dice.choice(parts)
     memory, numbers = part
-    if kind < 0.4:
+    if kind < 0.4 and len(memory) < LARGEST:
         memory.resize(len(memory) + dice.choice((PAGE, TABLE)))
         numbers += [0] * (len(memory) // PAGE - len(numbers))
     elif kind < 0.5:
