@@ -9,7 +9,7 @@ unless its worker has ``allow_untrusted``. Sources: CRIU's ``criu/config.c``, ``
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from .._support.light_typing import TYPE_CHECKING
 from .._system import trusted_path
@@ -50,6 +50,23 @@ def configuration(via: Via) -> Iterator[tuple[str, str]]:
 
 def _plugin_directories(env: Mapping[str, str]) -> tuple[str, ...]:
     return (env["CRIU_LIBS_DIR"],) if "CRIU_LIBS_DIR" in env else PLUGINS
+
+
+def missing_plugins(names: Iterable[str], opts: CriuOpts, via: Via | None) -> list[str]:
+    """The plugins of these names that a restore would miss.
+
+    None if there is no directory of plugins: CRIU then restores without them (``criu/plugin.c``).
+    """
+    worker = None if via is None else worker_of(via)
+    if via is not None and worker is None:
+        return []
+    named = _plugin_directories({} if worker is None else worker.env)
+    directories = [opts.libdir] if opts.libdir is not None else named
+    for directory in map(os.fsdecode, directories):
+        if os.path.isdir(directory):
+            files = os.listdir(directory)
+            return [name for name in names if f"{name}{PLUGIN}" not in files]
+    return []
 
 
 def _plugins(directories: tuple[str, ...]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from enum import StrEnum
 from .._support.frozen_dataclass import dataclass
 from .._support.unpatched import close
 from .._system.host import boot_time
+from .._system.huge_pages import sizes
 from .._system.mountinfo import filesystem_of
 from ..errors import CriuError, PermissionDeniedError, ProgramError
 from .spawn import FIXED_ENVIRONMENT
@@ -150,6 +151,30 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
             raise
         raise CriuError(f"cannot write the feature cache to {made}: {error.strerror}") from None
     return feature_cache()
+
+
+HUGE_PAGES = tuple(1 << bits for bits in (14, 16, 19, 20, 21, 23, 24, 25, 28, 29, 30, 31, 34))
+"""Sizes of huge pages of all architectures, in the order in which CRIU stores their devices."""
+
+
+def knows_huge_pages(size: int) -> bool:
+    """Whether the cache has the device of the huge pages of a size in bytes.
+
+    CRIU stores eight bytes for each size, the number -1 for one that the kernel does not support,
+    and 0 if the device is not known. Their position in the file depends on the release.
+    """
+    import re  # slow to import
+
+    try:
+        with open(os.path.join(RUN, NAME), "rb") as file:
+            content = file.read()
+    except OSError:
+        return False
+    here = sizes()
+    devices = b"".join(b"(.{8})" if each in here else b"\xff{8}" for each in HUGE_PAGES)
+    match = re.search(devices, content, re.DOTALL)
+    supported = [each for each in HUGE_PAGES if each in here]
+    return match is not None and any(match[supported.index(size) + 1])
 
 
 def _probed(program: str) -> bytes:

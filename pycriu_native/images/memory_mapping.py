@@ -80,6 +80,8 @@ class MemoryMapping(Value):
     shared: int | None = None
     """The id of shared memory: mappings with the same one have the same pages."""
     grows_down: bool = False
+    huge_page: int = 0
+    """Size of its huge pages, in bytes; 0 for ordinary pages, and for System V segments."""
     stored: int = 0
     """Bytes of pages in this image set."""
     in_parent: int = 0

@@ -123,7 +123,7 @@ def test_kept_all_the_same(images: Path) -> None:
 
 
 def test_shared_by_a_pool(images: Path) -> None:
-    """The workers of a pool share it where CRIU can write none in /run, which stays as it was."""
+    """The workers of a pool share a cache if CRIU cannot write one in /run; /run is not changed."""
     apart(
         """
         from pycriu_native import WorkerPool
@@ -267,7 +267,7 @@ def test_the_advice(images: Path) -> None:
 
 
 def test_here() -> None:
-    """It can be called on any machine, and reports a state, a reason and a cure."""
+    """``feature_cache`` works on any machine, and reports a state, a reason and a cure."""
     result = feature_cache()
     assert result.state in list(CacheState)
     assert result.reason in str(result)

@@ -400,7 +400,7 @@ print(result.id)
 def test_freeze_cgroup_of_the_caller(
     make_cgroup: Make, spawn: Spawn, images: Path, controller: str, nested: bool
 ) -> None:
-    """It is refused: CRIU, the caller and the process would be frozen for ever. A call from outside
+    """The cgroup of the caller is refused: CRIU would be frozen for ever. A call from outside
     of the cgroup works.
     """
     hierarchy = cgroups.required(controller)

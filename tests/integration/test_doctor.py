@@ -29,12 +29,26 @@ from pycriu_native import (
     version,
 )
 from pycriu_native._system.host import boot_time
+from pycriu_native._system.mountinfo import mounts_of
 from pycriu_native.diagnostics.doctor import features, program, rights, system
 
 from .conftest import Spawn
 from .support.failing_calls import OLDER
 
 ROOT = Path(__file__).parents[2]
+
+
+def output_of(code: str, shell: str) -> str:
+    """The output of Python code, which a shell script starts in a mount namespace of its own."""
+    process = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +58,7 @@ def here() -> Any:
 
 
 def test_what_is_right_here(here: Any) -> None:
-    """Its findings agree with the results of other calls: releases, CRIU's check,
-    features, rights.
-    """
+    """The findings agree with other calls: releases, CRIU's check, features, capabilities."""
     assert here.of("criu").message.startswith(str(version()))
     assert here.of("libcriu").message == str(libcriu_version())
     assert here.of("check").severity in (Severity.GOOD, Severity.NOTE)
@@ -60,7 +72,7 @@ def test_what_is_right_here(here: Any) -> None:
 
 
 def test_each_feature_is_answered(here: Any) -> None:
-    """CRIU 4.2 knows every feature in the request, and reports whether the kernel has it."""
+    """CRIU 4.2 reports for every feature of the request whether the kernel has it."""
     if version() < Version(major=4, minor=2):
         pytest.skip(f"CRIU {version()} knows fewer features")
     asked = {finding.id for finding in here.findings if finding.group == "feature"}
@@ -73,7 +85,7 @@ def test_each_feature_is_answered(here: Any) -> None:
 
 
 def test_every_finding_can_be_used(here: Any) -> None:
-    """Each has a unique id and text; one that is not good has its costs and cure."""
+    """Each finding has a unique id and text; one that is not good has its costs and cure."""
     ids = [finding.id for finding in here.findings]
     assert len(ids) == len(set(ids))
     for finding in here.findings:
@@ -85,7 +97,7 @@ def test_every_finding_can_be_used(here: Any) -> None:
 
 
 def test_as_data_and_as_text(here: Any) -> None:
-    """It can be converted to JSON; the text lists problems, not the good features."""
+    """The result can be converted to JSON; the text lists problems, not the good features."""
     message = json.loads(json.dumps(here.to_dict()))
     assert message["severity"] == str(here.severity)
     assert len(message["findings"]) == len(here.findings)
@@ -127,6 +139,11 @@ def test_a_criu_that_does_not_fit_the_kernel() -> None:
     assert findings["fit-kernel"].severity is (Severity.WARNING if new else Severity.GOOD)
     differs = str(libcriu_version()) != "4.1.1"
     assert findings["fit-library"].severity is (Severity.NOTE if differs else Severity.GOOD)
+    cured = {finding.id: finding for finding in program.look(Worker())}
+    if version() >= Version(major=4, minor=2):
+        assert cured["fit-kernel"].severity is Severity.GOOD
+    if str(version()) == str(libcriu_version()):
+        assert cured["fit-library"].severity is Severity.GOOD
 
 
 def test_a_socket_is_not_asked() -> None:
@@ -168,15 +185,7 @@ def test_a_poorer_place(tmp_path: Path) -> None:
         "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; "
         'exec setpriv --bounding-set=-sys_ptrace,-net_admin,-sys_resource "$@"'
     )
-    message = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert message.returncode == 0, message.stderr
-    result = {finding["id"]: finding for finding in json.loads(message.stdout)}
+    result = {finding["id"]: finding for finding in json.loads(output_of(code, shell))}
     assert result["capability:CAP_SYS_PTRACE"]["severity"] == "warning"
     assert result["capability:CAP_NET_ADMIN"]["severity"] == "warning"
     assert result["capability:CAP_SYS_ADMIN"]["severity"] == "good"
@@ -321,15 +330,7 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
         "print(found[-1])\n"
     )
     shell = 'mount -t tmpfs none /run && exec "$@"'
-    message = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert message.returncode == 0, message.stderr
-    assert message.stdout.startswith("/run/criu.kdat exists")
+    assert output_of(code, shell).startswith("/run/criu.kdat exists")
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:
@@ -359,14 +360,71 @@ def doctor_in(*words: str, setup: str = "true") -> dict[str, dict[str, Any]]:
     return {"": result, **{finding["id"]: finding for finding in result["findings"]}}
 
 
+@pytest.mark.parametrize(
+    ("capability", "feature"), [("sys_ptrace", "uffd"), ("net_admin", "sk_ns")]
+)
+def test_a_cache_of_a_criu_with_fewer_rights(capability: str, feature: str) -> None:
+    """Every CRIU takes its results for the kernel's, until the file is removed."""
+    own = ("unshare", "--mount", "--propagation=private")
+    without = f"setpriv --bounding-set=-{capability} --inh-caps=-all"
+    poor = f"mount -t tmpfs none /run; {without} {Worker().name()} check >/dev/null 2>&1 || true"
+    result = doctor_in(*own, setup=poor)
+    finding = result["cache-content"]
+    assert finding["severity"] == "warning"
+    assert feature in finding["message"].partition(": ")[2].split(", ")
+    assert finding["cure"] == "rm /run/criu.kdat"
+    assert result[f"feature:{feature}"]["message"] == "there"
+    cured = doctor_in(*own, setup=f"{poor}; {finding['cure']}")
+    assert "cache-content" not in cured
+    assert cured[f"feature:{feature}"]["message"] == "there"
+
+
+def test_the_proc_of_another_pid_namespace() -> None:
+    """Its pids are those of other processes, until the right one is mounted."""
+    own = ("unshare", "--pid", "--fork", "--mount", "--propagation=private")
+    finding = doctor_in(*own)["proc"]
+    assert finding["severity"] == "stops"
+    assert finding["cure"] == "mount -t proc proc /proc"
+    cured = doctor_in(*own, setup=finding["cure"])
+    assert cured["proc"]["severity"] == "good"
+    assert cured[""]["severity"] != "stops"
+
+
+def test_cgroups_that_are_not_mounted() -> None:
+    """With the hierarchy that the cure mounts, they are."""
+    own = ("unshare", "--mount", "--propagation=private")
+    setup = "umount --recursive /sys/fs/cgroup || umount /sys/fs/cgroup"
+    finding = doctor_in(*own, setup=setup)["cgroups"]
+    assert (finding["severity"], finding["message"]) == ("warning", "not mounted")
+    cured = doctor_in(*own, setup=f"{setup}; {finding['cure']}")
+    assert cured["cgroups"]["severity"] == "good"
+
+
+def test_cgroups_that_are_read_only() -> None:
+    """They are writable after the commands of the cure."""
+    own = ("unshare", "--mount", "--propagation=private")
+    places = [each.place for each in mounts_of("self") if each.kind in ("cgroup", "cgroup2")]
+    if not places:
+        pytest.skip("no cgroups are mounted here")
+    setup = "; ".join(f"mount -o remount,bind,ro {each}" for each in places)
+    finding = doctor_in(*own, setup=setup)["cgroups"]
+    assert finding["severity"] == "warning"
+    cured = doctor_in(*own, setup=f"{setup}; {finding['cure']}")
+    assert cured["cgroups"]["severity"] == "good"
+
+
 @pytest.mark.cures("check-last-pid")
 def test_sysctls_that_are_read_only(spawn: Spawn, images: Path) -> None:
     """CRIU's check fails with a read-only /proc/sys, but calls work."""
     own = ("unshare", "--mount", "--propagation=private")
     result = doctor_in(*own, setup=READ_ONLY)
     assert result[""]["severity"] == "warning"
-    assert "mount -o remount,rw /proc/sys" in result["check"]["cure"]
+    cure = "mount -o remount,rw /proc/sys"
+    assert result["check"]["cure"] == cure == result["ns-last-pid"]["cure"]
     assert result["feature:uffd"]
+    cured = doctor_in(*own, setup=f"{READ_ONLY}; {cure}")
+    assert cured["ns-last-pid"]["severity"] == "good"
+    assert cured["check"]["severity"] in ("good", "note")
     target = spawn("serve()")
     code = (
         "import pycriu_native as criu, sys\n"
@@ -396,6 +454,8 @@ def test_in_a_user_namespace() -> None:
     assert result["check"]["options"] == ["unprivileged"]
     assert result[""]["severity"] == "warning"
     assert result["map-files"]["severity"] == "warning"
+    outside = {each.id: each for each in system.look(Worker())}
+    assert outside["map-files"].severity is Severity.GOOD
     assert_rights_are_no_fault_of_the_kernel(result, "user namespace")
 
 
@@ -411,7 +471,7 @@ def assert_rights_are_no_fault_of_the_kernel(result: dict[str, Any], lacking: st
 
 @pytest.mark.parametrize("capability", ["sys_ptrace", "net_admin"])
 def test_without_one_capability(capability: str, images: Path) -> None:
-    """It is a warning: processes with the same rights can be dumped."""
+    """A missing capability is a warning: processes without it can be dumped."""
     without = ("setpriv", f"--bounding-set=-{capability}", "--inh-caps=-all")
     name = f"CAP_{capability.upper()}"
     result = doctor_in(*without)

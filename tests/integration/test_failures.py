@@ -362,7 +362,7 @@ def started_from_a_shell(at: Site) -> Target:
 
 @dump_fails("outside of its pid namespace", "in a new session")
 def led_from_outside(at: Site) -> Target:
-    """Its session leader is outside of the pid namespace."""
+    """A process whose session leader is outside of its pid namespace."""
     target = at.spawn(
         "import os\nserve(lead=os.setsid)",
         prefix=["unshare", "--pid", "--fork"],
@@ -842,7 +842,7 @@ def program_that_was_removed(at: Site) -> Target:
 
 @dump_fails("did not stop in time", "larger timeout", "timeout", "freeze_cgroup")
 def thread_that_waits_in_vfork(at: Site) -> Target:
-    """It cannot be stopped until its child has called exec or ended."""
+    """A thread in vfork cannot be stopped until its child has called exec or ended."""
     target = at.spawn("""
         import ctypes, os, signal, threading
         libc = ctypes.CDLL(None)
@@ -1052,7 +1052,7 @@ def test_what_successful_runs_print_is_no_cause(name: str, site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["images_directory", "work_directory"])
 def test_a_descriptor_that_is_no_directory(site: Site, name: str) -> None:
-    """It is refused with the library's message before anything is touched."""
+    """The descriptor is refused with the library's message before anything is touched."""
     target = site.spawn()
     with open(site.directory / "file", "w") as file:
         site.options[name] = file

@@ -10,6 +10,8 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,12 +20,24 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Finding, Severity, cpuinfo_dump, dump, restore
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    Finding,
+    Severity,
+    Version,
+    Worker,
+    cpuinfo_dump,
+    dump,
+    restore,
+    version,
+)
 from pycriu_native.images import check_images, decode, encode, inspect
 
 from .conftest import Spawn
 from .support.cgroups import find
 from .support.containers import container
+from .support.failing_calls import OLDER
 from .support.features import needs_cpuinfo
 from .support.processes import Target, eventually, reap_all
 
@@ -53,7 +67,7 @@ class Case:
 
 
 def _nothing(target: Target, images: Path) -> None:
-    """Only an option is missing."""
+    """Change nothing: only an option is missing."""
 
 
 def _removed(name: str) -> Callable[[Target, Path], Undo]:
@@ -495,3 +509,50 @@ def test_a_container_needs_its_mounts(images: Path, tmp_path: Path) -> None:
         assert "not checked" in result[0].message
         box.pid = restore(opts).pid
         assert box.runs_on()
+
+
+@pytest.mark.skipif(not os.path.exists(OLDER["4.1"]), reason="there is no CRIU 4.1 here")
+def test_images_of_a_newer_criu(spawn: Spawn, images: Path) -> None:
+    """An older CRIU is reported with the release that made the images."""
+    target = spawn("serve()")
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    inventory = images / "inventory.img"
+    content = decode(inventory)
+    content["entries"][0]["allow_uprobes"] = True  # a field of CRIU 4.2
+    inventory.write_bytes(encode(content))
+    cure = "CRIU 4.2 or later: an older one ignores fields that it does not have"
+    older = check_images(images, via=Worker(program=OLDER["4.1"]))
+    assert cure in {each.cure for each in older}
+    if version() >= Version.parse("4.2"):
+        assert cure not in {each.cure for each in check_images(images)}
+
+
+LOWERED = """
+import subprocess, sys
+from pycriu_native import CriuOpts, Severity, restore
+from pycriu_native.images import check_images
+def refusals():
+    return [f for f in check_images(sys.argv[1]) if f.severity is Severity.STOPS]
+subprocess.run(["sysctl", "-q", "kernel.pid_max=1000"], check=True)
+(finding,) = refusals()
+assert finding.message == "kernel.pid_max is 1000 here", finding
+subprocess.run(finding.cure.split(), check=True, stdout=subprocess.DEVNULL)
+assert not refusals(), refusals()
+restore(CriuOpts(images_directory=sys.argv[1]))
+"""
+
+
+def test_a_pid_above_the_highest(spawn: Spawn, images: Path) -> None:
+    """With the limit of the cure the restore works."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 14):
+        pytest.skip("the limit is that of the whole machine before Linux 6.14")
+    Path("/proc/sys/kernel/ns_last_pid").write_text("2999")
+    target = spawn("serve()")
+    assert target.pid >= 3000
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    words = [*own, sys.executable, "-c", LOWERED, str(images)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from .support.features import FEATURES, needs_soft_dirty
 from .support.jobs import RunningJob, check_exact, nothing_runs
 from .support.processes import eventually
 
-KILLS = 4
+KILLS = 3
 MOVER = Path(__file__).parent / "programs" / "mover.py"
 CHANGING = MOVER.with_name("changing_memory.py")
 

@@ -93,9 +93,7 @@ BOTH = pytest.mark.parametrize(
 
 @BOTH
 def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: MigrationMode) -> None:
-    """It runs at the destination with all of its memory, has ended at the source, and both sides
-    return the numbers.
-    """
+    """The process runs at the destination with all of its memory; both sides return the numbers."""
     checksum = traveller.ask("checksum")
     there = arrive()
     result = migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
@@ -137,7 +135,7 @@ def program(release: str) -> str:
 def test_it_runs_before_its_memory_is_there(
     arrive: Arrive, far: tuple[Host, str], spawn: Spawn, release: str
 ) -> None:
-    """It responds at the destination while most of its 256 MiB are at the source.
+    """The process responds at the destination while most of its 256 MiB are at the source.
 
     The zero byte on ``status_fd`` and the ``status-ready`` notification are both sent.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import socket
 import subprocess
@@ -16,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, dump, preflight, restore
+from pycriu_native import CriuError, CriuOpts, Severity, dump, preflight, restore
+from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .support import cgroups
@@ -70,7 +70,7 @@ HAS_A_SESSION = """
 @pytest.mark.cures("pids-limit")
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_limit_of_processes(limit: int, site: Site, make_cgroup: Make) -> None:
-    """CRIU cannot start its helpers, or not the restored process."""
+    """At a limit of processes, CRIU cannot start its helpers or the restored process."""
     target = site.dumped(HAS_A_SESSION)
     reap_all()
     cgroup = make_cgroup(cgroups.required("pids"))
@@ -111,6 +111,10 @@ def test_a_controller_that_is_not_here(site: Site, make_cgroup: Make) -> None:
     image = site.images / "cgroup.img"
     image.write_bytes(image.read_bytes().replace(b"pids", b"none"))
     fails(site, "does not find here", "manage_cgroups_mode=")
+    (refused,) = (each for each in check_images(site.images) if each.severity is Severity.STOPS)
+    assert "manage_cgroups_mode='ignore'" in refused.cure
+    ignores = replace(site.opts, manage_cgroups_mode="ignore")
+    assert not [f for f in check_images(site.images, ignores) if f.severity is Severity.STOPS]
     works(site, target, manage_cgroups_mode="ignore")
 
 
@@ -119,7 +123,7 @@ def test_a_controller_that_is_not_here(site: Site, make_cgroup: Make) -> None:
 
 @pytest.mark.cures("userns-no-root")
 def test_a_user_namespace_without_root(spawn: Spawn, images: Path) -> None:
-    """With user 0 and group 0 in it, the same program is dumped."""
+    """With user 0 and group 0 in the user namespace, the program can be dumped."""
     opts = CriuOpts(images_directory=images)
     target = spawn(prefix=user_namespace("--map-user=1000", "--map-group=1000"))
     assert "userns-no-root" in {each.failure for each in preflight(target.pid, opts).findings}
@@ -163,30 +167,6 @@ def test_a_caller_whose_session_has_a_pid_of_the_images(site: Site) -> None:
     works(site, target)
 
 
-HUGE = """
-    import mmap
-    memory = mmap.mmap(-1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)  # MAP_HUGETLB
-    memory[0] = 1
-    serve()
-"""
-MAP_HUGETLB = 0x40000
-
-
-@pytest.mark.cures("memory-enomem")
-def test_huge_pages_that_others_have(site: Site) -> None:
-    """The restore works when they are free again."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    meminfo = {name: value.split()[0] for name, _, value in (each.partition(":") for each in lines)}
-    free = int(meminfo.get("HugePages_Free", 0))
-    if not free or meminfo["Hugepagesize"] != "2048":
-        pytest.skip("there are no free huge pages of 2 MiB here")
-    target = site.dumped(HUGE)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB
-    with mmap.mmap(-1, free * (2 << 20), flags):
-        fails(site, "too few free huge pages", "vm.nr_hugepages")
-    works(site, target)
-
-
 CONNECTED = """
     import socket
     sock = socket.create_connection(("127.0.0.1", {port}))
@@ -197,7 +177,7 @@ PIDFD_GETFD = 438
 
 @pytest.mark.cures("tcp-connect")
 def test_a_connection_that_is_here_still(site: Site) -> None:
-    """Another process holds it; without the connections the restore works."""
+    """Another process has the connection of the images; without it the restore works."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         target = site.spawn(CONNECTED.format(port=server.getsockname()[1]))
         peer, _ = server.accept()

@@ -47,7 +47,7 @@ def _dumped(spawn: Spawn, images: Path, scenario: str = "serve()") -> Target:
 
 
 def test_a_dump_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> None:
-    """It has not ended and does not run; after SIGCONT it continues without a lost step."""
+    """The process is stopped; after SIGCONT it continues without a lost step."""
     target = spawn()
     ticks = target.ask("ticks")
     result = dump(target.pid, CriuOpts(images_directory=images, leave_stopped=True))
@@ -71,7 +71,7 @@ def test_a_restore_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> 
 
 
 def test_leave_stopped_and_running(spawn: Spawn, images: Path) -> None:
-    """Both together are refused by name before anything is touched."""
+    """leave_stopped and leave_running together are refused by name before anything is touched."""
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_stopped=True, leave_running=True)
     with pytest.raises(OptionError, match="leave_running") as caught:
@@ -137,9 +137,7 @@ def test_without_a_command_criu_ends(orphans: None, spawn: Spawn, images: Path) 
 def test_a_command_that_cannot_run(
     orphans: None, spawn: Spawn, images: Path, supervised: list[RestoreResult]
 ) -> None:
-    """CRIU detects it after its response: the process is restored, and only the log has
-    the error.
-    """
+    """If the command cannot run, the process is restored, and the log has the error."""
     target = _dumped(spawn, images)
     result = restore(CriuOpts(images_directory=images, exec_cmd=["/does/not/exist"]))
     supervised.append(result)

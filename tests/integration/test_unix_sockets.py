@@ -30,14 +30,18 @@ from pycriu_native import (
     Notification,
     Notify,
     OptionError,
+    Severity,
     aio,
     dump,
+    preflight,
     restore,
 )
+from pycriu_native._failures.log_excerpt import known
+from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .support import releases
-from .support.processes import PATIENCE, Target
+from .support.processes import PATIENCE, Target, reap_all
 
 SENDER = """
     import socket
@@ -176,9 +180,7 @@ def talk(client: Target, end: socket.socket) -> bool:
 
 
 def test_half_of_a_stream_connection(stream: tuple[Target, socket.socket], images: Path) -> None:
-    """It is refused with and without the field, and the error has the cure; the
-    connection is kept.
-    """
+    """The dump is refused with and without the field; the error has the cure."""
     client, end = stream
     opts = CriuOpts(images_directory=images, external_unix_connections=True)
     with pytest.raises(CriuError, match=r'external="unix\[ino\]".*inherit_fds') as caught:
@@ -263,7 +265,7 @@ def test_a_connection_made_by_the_restore(
 
 
 def test_another_inode_does_not_help(stream: tuple[Target, socket.socket], images: Path) -> None:
-    """Only the named socket is accepted."""
+    """With the inode of another socket in ``external`` the dump is refused."""
     client, end = stream
     inode = client.ask("inode")
     with pytest.raises(CriuError):
@@ -280,7 +282,7 @@ def test_unix_sks_needs_the_field(stream: tuple[Target, socket.socket], images: 
 
 
 def test_a_datagram_socket_whose_other_end_has_no_name(spawn: Spawn, images: Path) -> None:
-    """It is refused, since it could not be connected again. The socket continues to work."""
+    """The dump is refused: the socket could not be connected again. It continues to work."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours:
         ours.settimeout(PATIENCE)
@@ -292,3 +294,77 @@ def test_a_datagram_socket_whose_other_end_has_no_name(spawn: Spawn, images: Pat
         with pytest.raises(CriuError, match="bind the other end to a name"):
             dump(client.pid, opts)
         assert talk(client, ours)
+
+
+WAITS = """
+    import socket
+    client = socket.socket(socket.AF_UNIX)
+    client.connect({address!r})
+    serve(close=client.close)
+"""
+
+
+@pytest.mark.cures("unix-dangling")
+def test_a_connection_that_waits_in_another_network_namespace(
+    spawn: Spawn, images: Path, tmp_path: Path
+) -> None:
+    """CRIU does not see the listening socket; without the connection the process is dumped."""
+    address, opts = str(tmp_path / "daemon"), CriuOpts(images_directory=images)
+    with a_daemon(socket.SOCK_STREAM, address) as daemon:
+        daemon.listen()
+        target = spawn(WAITS.format(address=address), prefix=["unshare", "--net"])
+        (finding,) = preflight(target.pid, opts).stops
+        with pytest.raises(CriuError) as caught:
+            dump(target.pid, opts)
+        entry = known("unix-dangling")
+        assert (finding.failure, caught.value.cause, caught.value.cure) == (
+            entry.id,
+            entry.cause,
+            entry.cure,
+        )
+        target.ask("close")
+        assert not preflight(target.pid, opts).stops
+        dump(target.pid, opts)
+        target.reap()
+
+
+@pytest.mark.cures("unix-not-accepted")
+@pytest.mark.parametrize("cure", ["accept", "close"])
+def test_a_connection_that_is_not_accepted(
+    spawn: Spawn, images: Path, tmp_path: Path, cure: str
+) -> None:
+    """It is in the images, and no option restores it; accepted or closed it is no obstacle."""
+    address, opts = str(tmp_path / "daemon"), CriuOpts(images_directory=images)
+    with a_daemon(socket.SOCK_STREAM, address) as daemon:
+        daemon.listen()
+        target = spawn(WAITS.format(address=address))
+        (finding,) = preflight(target.pid, opts).no_restore
+        dump(target.pid, opts)
+        target.reap()
+        entry = known("unix-not-accepted")
+        (refused,) = (f for f in check_images(images) if f.severity is Severity.STOPS)
+        with pytest.raises(CriuError) as caught:
+            restore(opts)
+        assert refused.message == caught.value.cause == entry.cause
+        assert refused.cure == caught.value.cure == entry.cure
+        reap_all()
+
+        target = spawn(WAITS.format(address=address))
+        daemon.accept()[0].close()  # that of the first process
+        assert cure in finding.cure
+        if cure == "close":
+            target.ask("close")
+            result = preflight(target.pid, opts)
+            dump(target.pid, result.opts)
+            target.reap()
+            restore(result.for_restore())
+        else:
+            with daemon.accept()[0]:
+                result = preflight(target.pid, opts)
+                dump(target.pid, result.opts)
+                target.reap()
+            (need,) = result.restore_needs
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                restore(result.for_restore({need.key: theirs.fileno()}))
+        assert target.runs_on()

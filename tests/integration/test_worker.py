@@ -312,8 +312,10 @@ def _blocking(*signals: signal.Signals) -> Iterator[None]:
 
 
 def test_its_signals(spy: Callable[..., Spied]) -> None:
-    """Only SIGXFSZ is ignored, whatever the caller ignores, since CRIU does not work with SIGCHLD
-    ignored. A dump's worker blocks termination signals, which could kill the process during a dump.
+    """Only SIGXFSZ is ignored, not the signals that the caller ignores.
+
+    CRIU does not work with SIGCHLD ignored. A dump's worker blocks termination signals, which could
+    kill the process during a dump.
     """
     ignored = (signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGTSTP)
     with _ignoring(*ignored), _blocking(signal.SIGTERM, signal.SIGALRM, signal.SIGUSR2):

@@ -38,52 +38,26 @@ KERNEL = "needs another kernel, or one that is configured in another way"
 CRIU = "needs another build or release of CRIU"
 MODULE = "needs a security module (AppArmor, SELinux), which the test machine does not run"
 PROCESSOR = "needs another processor"
-DEVICE = "needs a device, a file system or a plugin that the test machine does not have"
 PRECEDED = "another failure, which is followed, comes first on the test machine"
-OPEN = "no test brings it about yet"
-TIMING = "depends on the moment: no test can bring it about reliably"
+SETTING = "is a setting of the whole machine, on which other programs depend: no test changes it"
 
 NOT_FOLLOWED = {
     "seize-gone": ADVICE,
     "pid-missing": ADVICE,
     "zombie-root": ADVICE,
     "pidns-init": ADVICE,
-    "preflight:unix-dangling": OPEN,
-    "track-mem": REFUSED,
     "predump-nodirty": REFUSED,
     "uffd": REFUSED,
-    "inherit-fd": REFUSED,
     "ns-flags": REFUSED,
-    "lsm-arg": REFUSED,
-    "images-dir": REFUSED,
-    "log-subdir": REFUSED,
-    "parent-img": REFUSED,
     "parent-inventory": REFUSED,
     "img-no-file": REFUSED,
-    "img-magic": REFUSED,
-    "images-too-large": REFUSED,
-    "kerndat": KERNEL,
-    "rseq-kernel": KERNEL,
-    "rseq-restore": KERNEL,
-    "pid-mismatch": KERNEL,
-    "last-pid": KERNEL,
-    "preflight:32-bit": KERNEL,
-    "cg-prop": KERNEL,
     "mnt-slave-einval": CRIU,
     "net-lock-nolib": CRIU,
-    "root-missing": CRIU,
     "preflight:pointer-authentication": CRIU,
-    "lsm-mismatch": MODULE,
     "lsm-write": MODULE,
-    "cpu-xsave": PROCESSOR,
-    "fuse": DEVICE,
-    "plugin": DEVICE,
-    "lazy-transfer": TIMING,
-    "freeze-cgroup": TIMING,
-    "lazy-pipe-size": TIMING,
+    "lazy-pipe-size": SETTING,
     "path-unsupported": PRECEDED,
     "map-files-eperm": PRECEDED,
-    "root-without-tmp": OPEN,
     "mapfile": PRECEDED,
 }
 """Cures that no test follows, and why."""
@@ -99,14 +73,18 @@ CHECK_IMAGES = {
     "a newer CRIU": CRIU,
     "CRIU 4.3 or later": CRIU,
     "CRIU 4.2 or later": PROCESSOR,
-    "CRIU {} or later: an older one ignores fields that it does not have": CRIU,
+    "CRIU {} or later: an older one ignores fields that it does not have": (
+        "test_images_check.py: test_images_of_a_newer_criu"
+    ),
     "allow_uprobes=True": "test_uprobes.py: test_a_process_that_was_traced",
     "a host with {} processors": PROCESSOR,
     "a host whose kernel has pages of {} bytes (getconf PAGESIZE)": KERNEL,
     "another host": PROCESSOR,
     "another host, if the program uses them (pkeys(7))": PROCESSOR,
-    "another host, or a cpu_cap that compares less": PROCESSOR,
-    "sysctl kernel.pid_max={}": KERNEL,
+    "another host, or a cpu_cap that compares less": (
+        "test_simulated_machines.py: test_a_processor_with_other_registers"
+    ),
+    "sysctl kernel.pid_max={}": "test_images_check.py: test_a_pid_above_the_highest",
     "let its parent wait for it": "test_images_check.py: a pid is a zombie",
     "end that process, or restore in a pid namespace of its own": (
         "test_images_check.py: a pid is taken by the process itself"
@@ -114,6 +92,7 @@ CHECK_IMAGES = {
     "end pid {} and others of that {}, or restore in a pid namespace of its own": (
         "test_restorable.py: test_a_number_that_is_a_session"
     ),
+    "add {} to the number in {}": "test_huge_pages.py: test_no_page_is_free",
     "shell_job=True, with the terminal as the worker's standard input": (
         "test_images_check.py: a session led from outside"
     ),
@@ -152,20 +131,25 @@ CHECK_IMAGES = {
     "external=['mnt[{}]:PATH']": "test_images_check.py: test_a_container_needs_its_mounts",
     "modprobe {}": KERNEL,
     "another kernel": KERNEL,
-    "mount it, or manage_cgroups_mode='ignore'": KERNEL,
+    "mount it, or manage_cgroups_mode='ignore'": (
+        "test_rare_failures.py: test_a_controller_that_is_not_here"
+    ),
     "manage_cgroups_mode='soft'": "test_images_check.py: test_modes_of_cgroups",
 }
 """The cures of ``check_images``: a test that follows it, and a name in it, or why none does."""
 
 DOCTOR = {
+    "rm {}": "test_doctor.py: test_a_cache_of_a_criu_with_fewer_rights",
     "apt-get install {}": "test_helper_programs.py: test_a_dump",
     "run as root; or start the program and this library in one user namespace, and set "
     "unprivileged=True: unshare --user --map-root-user --pid --fork --mount-proc; "
     "pycriu-native run makes one itself": "test_jobs_unprivileged.py: test_dump_and_restore",
     "it needs {}": KERNEL,
-    "install both from one release": CRIU,
+    "install both from one release": ("test_doctor.py: test_a_criu_that_does_not_fit_the_kernel"),
     "run as root, or set unprivileged=True": "test_security_unprivileged.py: test_what_it_takes",
-    "install CRIU {} or later (pycriu-native install-criu)": CRIU,
+    "install CRIU {} or later (pycriu-native install-criu)": (
+        "test_doctor.py: test_a_criu_that_does_not_fit_the_kernel"
+    ),
     "install CRIU 4.2 or later (pycriu-native install-criu)": PROCESSOR,
     "check whether that is intended; else remove {}": (
         "test_doctor.py: test_a_configuration_file_that_interferes"
@@ -178,17 +162,18 @@ DOCTOR = {
     "it cannot be lowered while the system runs: remove the setting and restart": MODULE,
     "start the kernel with lockdown=integrity, or none": MODULE,
     "sysctl -w kernel.yama.ptrace_scope=0": MODULE,
-    "sysctl -w fs.pipe-max-size={}": TIMING,
-    "sysctl -w kernel.io_uring_disabled=2 (for new programs)": KERNEL,
-    "mount -t proc proc /proc": OPEN,
-    "mount -t cgroup2 none /sys/fs/cgroup": KERNEL,
-    "mount -o remount,rw {}": OPEN,
+    "sysctl -w fs.pipe-max-size={}": SETTING,
+    "sysctl -w kernel.io_uring_disabled=2 (for new programs)": SETTING,
+    "mount -t proc proc /proc": "test_doctor.py: test_the_proc_of_another_pid_namespace",
+    "mount -t cgroup2 none /sys/fs/cgroup": "test_doctor.py: test_cgroups_that_are_not_mounted",
     "a kernel with CONFIG_CHECKPOINT_RESTORE": KERNEL,
     "mount -o remount,rw /proc/sys": "test_doctor.py: test_sysctls_that_are_read_only",
     "ulimit -Hn {} before, as root with CAP_SYS_RESOURCE": (
         "test_restorable.py: test_descriptors_near_the_limit"
     ),
-    "CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and a /proc that is not masked": PRECEDED,
+    "CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and a /proc that is not masked": (
+        "test_doctor.py: test_in_a_user_namespace"
+    ),
 }
 """The cures of ``doctor``, in the same way."""
 
@@ -215,7 +200,7 @@ def followed() -> frozenset[str]:
             decorator = ast.unparse(call.func)
             if decorator == "pytest.mark.cures":
                 result.update(_texts(call))
-            elif decorator in ("dump_fails", "restore_fails"):
+            elif decorator in ("dump_fails", "restore_fails", "images_fail"):
                 cause, cure, *_ = _texts(call)
                 result.update(
                     entry.id for entry in failures() if cause in entry.cause and cure in entry.cure
@@ -244,12 +229,12 @@ def named() -> Iterator[str]:
 
 @pytest.mark.parametrize("id", sorted(set(named())))
 def test_a_cure_is_followed(id: str) -> None:
-    """By a test, or the table says why not."""
+    """A test follows each cure, or the table has the reason why none does."""
     assert (id in followed()) is not (id in NOT_FOLLOWED)
 
 
 def test_nothing_else_is_in_the_tables() -> None:
-    """No name is left of a cure that went, and no case is misspelt."""
+    """The tables have no name of a removed cure, and no misspelt case."""
     known = {*named(), "preflight:message-queue"}  # it has a cure besides that of its failure
     assert followed() | set(NOT_FOLLOWED) <= known
     cases = {name for path in TESTS.glob("test_*.py") for name, _ in _calls(path)}
@@ -297,7 +282,7 @@ def _cures(paths: Iterable[Path]) -> Iterator[str]:
     ids=["check_images", "doctor"],
 )
 def test_the_cures_of_a_check(table: dict[str, str], pattern: str) -> None:
-    """Each is in the table, with a test that has the name, or a reason; and no other is."""
+    """The table has each cure of the check, with a test or a reason, and no other cure."""
     assert set(_cures(PACKAGE.glob(pattern))) - {""} == set(table)
     for place in table.values():
         file, _, name = place.partition(": ")

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..._calls import requirements
+from ..._checks.criu_files import KERNEL_CACHE as CACHE
 from ..._support.unpatched import close
 from ..._system.capabilities import capability_name, has_capability, is_root_of_host
 from ..._system.descriptors import above_stdio
+from ..._system.new_namespaces import CLONE_NEWNS
 from ..._system.processor import can_track_memory
 from ..._transport.base import Via
 from ..._transport.process import ChildProcess
@@ -211,7 +213,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
     if worker is None:
         yield from _by_request(via)
         return
-    if not tested(worker, CONTROL, unprivileged):
+    if not tested(worker, CONTROL, unprivileged=unprivileged, cached=True):
         yield Finding(
             id="features",
             group="feature",
@@ -221,13 +223,23 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
         )
         return
     lacking = _lacking_rights()
+    denied: list[str] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = pool.map(lambda name: tested(worker, name, unprivileged), FEATURES)
-        for name, answer in zip(FEATURES, answers, strict=True):
-            if answer is False and lacking and name not in NEEDS_NO_RIGHTS:
-                yield _not_known(name, lacking)
-            elif answer is not None:
-                yield _finding(name, answer)
+        here = partial(tested, worker, unprivileged=unprivileged)
+        answers = list(pool.map(partial(here, cached=True), FEATURES))
+        if os.path.exists(CACHE) and not unprivileged:
+            bad = [name for name, each in zip(FEATURES, answers, strict=True) if each is False]
+            again = pool.map(partial(here, cached=False), bad)
+            denied = [name for name, there in zip(bad, again, strict=True) if there]
+    if denied:
+        yield _poor_cache(denied)
+    for name, answer in zip(FEATURES, answers, strict=True):
+        if answer is False and name in denied:
+            yield _finding(name, True)
+        elif answer is False and lacking and name not in NEEDS_NO_RIGHTS:
+            yield _not_known(name, lacking)
+        elif answer is not None:
+            yield _finding(name, answer)
 
 
 def _lacking_rights() -> str:
@@ -248,13 +260,25 @@ def _by_request(via: Via) -> Iterator[Finding]:
         yield _finding(name, getattr(result, field))
 
 
-def tested(via: Worker, name: str, unprivileged: bool) -> bool | None:
-    """Whether the kernel has a feature; None if this CRIU cannot test it."""
+WITHOUT_CACHE = 'mount --make-rprivate / && mount -n -t tmpfs none /run && exec "$@"'
+"""Runs a command in a new mount namespace, in which CRIU finds no cache."""
+
+
+def tested(via: Worker, name: str, *, unprivileged: bool, cached: bool) -> bool | None:
+    """Whether the kernel has a feature; None if this CRIU cannot test it.
+
+    ``cached=False`` keeps CRIU from reading the result of an earlier test in its cache.
+    """
     stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:
         mode = ["--unprivileged"] if unprivileged else []
         words = [via.name(), "check", *mode, "--feature", name]
-        pid, pidfd = spawn(words, env=via.env, stdin=-1, output=stderr_text, keep=())
+        if not cached:
+            words = ["/bin/sh", "-c", WITHOUT_CACHE, "sh", *words]
+        spaces = 0 if cached else CLONE_NEWNS
+        pid, pidfd = spawn(
+            words, env=via.env, stdin=-1, output=stderr_text, keep=(), namespaces=spaces
+        )
     except CriuError:
         close(stderr_text)
         return None
@@ -263,6 +287,19 @@ def tested(via: Worker, name: str, unprivileged: bool) -> bool | None:
     if UNKNOWN in process.final_stderr:
         return None
     return process.status == 0
+
+
+def _poor_cache(names: list[str]) -> Finding:
+    """CRIU's cache denies features that the kernel has."""
+    return Finding(
+        id="cache-content",
+        group="criu",
+        subject="content of the cache",
+        severity=Severity.WARNING,
+        message=f"{CACHE} lacks features that the kernel has: {', '.join(names)}",
+        costs="a CRIU with fewer rights has written it, and each CRIU works without them",
+        cure=f"rm {CACHE}",
+    )
 
 
 def _not_known(name: str, lacking: str) -> Finding:

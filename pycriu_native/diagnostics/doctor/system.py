@@ -91,7 +91,7 @@ def _cgroups() -> Finding:
             severity=Severity.WARNING,
             message=f"{form}, read-only: {', '.join(shut)}",
             costs="cgroups cannot be made on restore, nor freeze_cgroup be used",
-            cure=f"mount -o remount,rw {shut[0]}",
+            cure="; ".join(f"mount -o remount,bind,rw {place}" for place in shut),
         )
     return finding(severity=Severity.GOOD, message=f"{form}, writable")
 

@@ -262,7 +262,8 @@ def _locks_with_nftables(context: Context) -> bool:
     worker = worker_of(context.via)
     if worker is None or not has_capability(CAP_SYS_ADMIN):
         return True
-    return tested(worker, LOCK, bool(context.opts.unprivileged)) is not False
+    unprivileged = bool(context.opts.unprivileged)
+    return tested(worker, LOCK, unprivileged=unprivileged, cached=True) is not False
 
 
 _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]*"\s*,?\s*)*\]\s*)')

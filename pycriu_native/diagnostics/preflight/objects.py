@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,14 +24,16 @@ from ..._transport.base import Via
 from ..._transport.worker import worker_of
 from ...errors import CriuError
 from ...findings import Finding
-from .context import Context, lost, needs, note, stops
-from .files import is_plain_device
-from .terminals import is_terminal
+from .context import Context, lost, needs, no_restore, note, stops
+from .files import is_memory, is_plain_device
+from .terminals import MASTER, is_terminal
 
 SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")
 """Types of ``anon_inode:`` that CRIU saves; some only under the conditions checked below."""
 GPUS = {195: "NVIDIA", 226: "a GPU (DRM)"}
 """Major numbers of devices with a CRIU plugin."""
+TIMER_CLOCKS = (time.CLOCK_REALTIME, time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)
+"""Clocks of timerfds that CRIU saves."""
 TUN = (10, 200)
 """Numbers of /dev/net/tun."""
 NOT_FOUND_ON = ("tmpfs", "devtmpfs")
@@ -41,29 +44,56 @@ def look(context: Context) -> Iterator[Finding]:
     """Findings on open objects that CRIU cannot save."""
     for fd in context.tree.descriptors():
         mode = fd.stat.st_mode
-        if fd.link.startswith("anon_inode:"):
+        if stat.S_ISCHR(mode) and fd.device == TUN and not context.tree.has_own("net"):
+            yield stops(
+                "tun",
+                "it has a tun or tap device of the host open",
+                failure="tun-of-the-host",
+                pid=fd.pid,
+                fd=fd.number,
+                path=fd.link,
+            )
+        elif fd.flags & os.O_PATH and _has_a_state(context, fd):
+            yield _path_descriptor(context, fd)
+        elif fd.link.startswith("anon_inode:"):
             yield from _anonymous(context, fd)
         elif fd.link.startswith("pidfd:"):
             yield from _pidfd(context, fd)
-        elif stat.S_ISCHR(mode) and fd.device == TUN and _is_attached(fd):
-            if not context.tree.has_own("net"):
-                yield stops(
-                    "tun",
-                    "it has a tun or tap device of the host open",
-                    failure="tun-of-the-host",
-                    pid=fd.pid,
-                    fd=fd.number,
-                    path=fd.link,
-                )
         elif stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not _is_saved_device(context, fd)):
             yield device(fd.pid, fd.device, fd.link, fd=fd.number)
         elif ":[" in fd.link and not fd.is_socket and not fd.is_pipe:
             yield from _namespace(context, fd)
 
 
-def _is_attached(fd: Descriptor) -> bool:
-    """Whether /dev/net/tun was opened for a device, which fdinfo names."""
-    return bool(fd.value("iff"))
+def _has_a_state(context: Context, fd: Descriptor) -> bool:
+    """Whether CRIU saves or restores more of it than the path."""
+    mode = fd.stat.st_mode
+    if stat.S_ISCHR(mode):
+        return fd.device == TUN or is_terminal(context, fd)
+    return (
+        stat.S_ISSOCK(mode)
+        or stat.S_ISFIFO(mode)
+        or fd.link.startswith("anon_inode:")
+        or is_memory(fd)
+    )
+
+
+def _path_descriptor(context: Context, fd: Descriptor) -> Finding:
+    """A descriptor with O_PATH. CRIU saves the state once, by the first descriptor that has it."""
+
+    def has_saved_it(other: Descriptor) -> bool:
+        of_one_file = (other.stat.st_dev, other.stat.st_ino) == (fd.stat.st_dev, fd.stat.st_ino)
+        return of_one_file and not other.flags & (os.O_PATH | os.O_WRONLY)
+
+    is_each_saved = fd.device in (MASTER, TUN) or fd.link.startswith("anon_inode:")
+    is_saved = not is_each_saved and any(map(has_saved_it, context.tree.descriptors()))
+    about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    return (no_restore if is_saved or is_memory(fd) else stops)(
+        "path-descriptor",
+        "it is open with O_PATH, and no file, directory or symbolic link",
+        failure="path-descriptor",
+        **about,
+    )
 
 
 def _is_saved_device(context: Context, fd: Descriptor) -> bool:
@@ -96,6 +126,13 @@ def _anonymous(context: Context, fd: Descriptor) -> Iterator[Finding]:
         yield from _pidfd(context, fd)
     elif name in ("inotify", "[fanotify]"):
         yield from _watches(context, fd)
+    elif name == "[timerfd]" and int(fd.value("clockid") or "0") not in TIMER_CLOCKS:
+        yield stops(
+            "timerfd-clock",
+            "it has a timer that can wake the system from a suspend",
+            failure="timerfd-clock",
+            **about,
+        )
     elif name == "bpf-map":
         if _is_without_libbpf(context.via):
             yield stops(
@@ -157,15 +194,19 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
     kind = fd.link.partition(":")[0]
     if kind not in context.tree.root.namespaces:
         return
-    known_here = set(context.tree.in_namespaces(kind)) | {context.tree.ours.namespaces[kind]}
-    if fd.link not in known_here:
-        yield stops(
+    about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    what = "it has a namespace open in which no process of the tree is"
+    if fd.link in context.tree.in_namespaces(kind):
+        return
+    if fd.link != context.tree.ours.namespaces[kind]:
+        yield stops("namespace-outside", what, failure="ns-outside", **about)
+    else:
+        yield no_restore(
             "namespace-outside",
-            "it has a namespace open in which no process of the tree is",
-            pid=fd.pid,
-            fd=fd.number,
-            path=fd.link,
-            failure="ns-outside",
+            what,
+            failure="ns-of-no-process",
+            cure=known("ns-outside").cure,
+            **about,
         )
 
 

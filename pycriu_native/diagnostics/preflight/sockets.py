@@ -23,7 +23,7 @@ from ..._system.process_snapshot import Descriptor, Process, link
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
 from ..._transport.helper_programs import HelperPrograms
 from ...findings import Finding
-from .context import Context, lost, needs, needs_programs, note, stops
+from .context import Context, lost, needs, needs_programs, no_restore, note, stops
 
 INTERNET = {
     "TCP": "tcp",
@@ -107,7 +107,7 @@ def sockets_of(context: Context) -> Iterator[tuple[Descriptor, str]]:
     """Each socket of the tree once, and the kernel's name of its protocol."""
     seen = set()
     for fd in context.tree.descriptors():
-        if fd.is_socket and fd.stat.st_ino not in seen:
+        if fd.is_socket and not fd.flags & os.O_PATH and fd.stat.st_ino not in seen:
             seen.add(fd.stat.st_ino)
             yield fd, kind_of(fd)
 
@@ -399,8 +399,8 @@ def _unix_in_flight(
     if listener is None:
         yield stops(
             "unix-dangling",
-            "a unix socket is connected to nothing that the kernel names",
-            cure="close it before the dump",
+            "a unix socket waits to be accepted in another network namespace",
+            failure="unix-dangling",
             **about,
         )
     elif sock.unsent:
@@ -412,9 +412,11 @@ def _unix_in_flight(
             **about,
         )
     elif listener.inode not in ours:
-        yield note(
+        yield no_restore(
             "unix-in-flight",
             "it waits to be accepted at a unix socket outside of the tree",
+            failure="unix-not-accepted",
+            cure="make the other side accept the connection, or close it before the dump",
             **about,
         )
 

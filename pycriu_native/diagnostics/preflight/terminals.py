@@ -41,7 +41,7 @@ def is_terminal(context: Context, fd: Descriptor) -> bool:
         or major in SLAVES
         or (major, minor) in CONSOLES
         or major in SERIAL
-        or (major == VIRTUAL and minor <= 63)
+        or (major == VIRTUAL and 1 <= minor <= 63)
     )
     return known_kind or context.external(_key(fd))
 

@@ -1,0 +1,120 @@
+"""Descriptors that CRIU cannot save or restore: the verdict is that of CRIU, and the cure works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, Severity, Verdict, dump, preflight, restore
+from pycriu_native._failures.log_excerpt import known
+from pycriu_native.images import check_images
+
+from .conftest import Spawn
+from .support.processes import Target, reap_all
+
+pytestmark = pytest.mark.usefixtures("orphans")
+
+FAILS, NO_RESTORE = Verdict.FAILS, Verdict.NO_RESTORE
+
+
+@dataclass(frozen=True)
+class Case:
+    """A descriptor, and the entry of the catalogue by which the dump or the restore fails."""
+
+    opened: str
+    """An expression, whose value is the descriptor."""
+    failure: str
+    verdict: Verdict
+    network: bool = False
+    """In a network namespace of its own."""
+
+
+O_PATH = "path-descriptor"
+CASES = {
+    "socket": Case("path_of(bound())", O_PATH, FAILS),
+    "named pipe": Case("path_of(named_pipe())", O_PATH, FAILS),
+    "pipe": Case("again(os.pipe()[0])", O_PATH, NO_RESTORE),
+    "closed pipe": Case("again(os.pipe()[0], close=True)", O_PATH, FAILS),
+    "master of terminals": Case("path_of('/dev/ptmx')", O_PATH, FAILS),
+    "terminal": Case("path_of(os.ttyname(os.openpty()[1]))", O_PATH, NO_RESTORE),
+    "memfd": Case("again(os.memfd_create('memory'))", O_PATH, NO_RESTORE),
+    "eventfd": Case("again(os.eventfd(0))", O_PATH, FAILS),
+    "timer that wakes the system": Case("libc.timerfd_create(9, 0)", "timerfd-clock", FAILS),
+    "namespace of CRIU": Case("left_network()", "ns-of-no-process", NO_RESTORE),
+    "tun without a device": Case("os.open('/dev/net/tun', os.O_RDWR)", "tun-of-the-host", FAILS),
+    "path of tun": Case("path_of('/dev/net/tun')", O_PATH, FAILS, network=True),
+    "terminal 0": Case("os.open('/dev/tty0', os.O_RDWR | os.O_NOCTTY)", "device-fd", FAILS),
+}
+SCENARIO = """
+    import ctypes, os, socket
+    libc = ctypes.CDLL(None)
+    held = []
+    def path_of(path):
+        return os.open(path, os.O_PATH)
+    def again(fd, close=False):
+        held.append(fd)
+        result = path_of(f"/proc/self/fd/{{fd}}")
+        if close: os.close(held.pop())
+        return result
+    def bound():
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(HERE / "socket"))
+        return HERE / "socket"
+    def named_pipe():
+        os.mkfifo(HERE / "pipe")
+        return HERE / "pipe"
+    def left_network():
+        result = os.open("/proc/self/ns/net", os.O_RDONLY)
+        assert libc.unshare(0x40000000) == 0
+        return result
+    try:
+        fd = {opened}
+    except OSError:
+        fd = -1
+    serve(fd=lambda: fd, close=lambda: os.close(fd))
+"""
+
+
+@pytest.mark.cures("path-descriptor", "timerfd-clock", "ns-of-no-process", "tun-of-the-host")
+@pytest.mark.parametrize("name", CASES)
+def test_a_descriptor(name: str, spawn: Spawn, images: Path) -> None:
+    """Preflight refuses it, for the reason of CRIU's error; when it is closed, all works."""
+    case = CASES[name]
+    prefix = ["unshare", "--net"] if case.network else []
+    target = spawn(SCENARIO.format(opened=case.opened), prefix=prefix)
+    if target.ask("fd") < 0:
+        pytest.skip("this kernel has no such thing")
+    opts = CriuOpts(images_directory=images)
+    result = preflight(target.pid, opts)
+    assert result.verdict is case.verdict, str(result)
+    (finding,) = (*result.stops, *result.no_restore)
+    assert finding.failure == case.failure
+    if case.verdict is FAILS:
+        with pytest.raises(CriuError) as caught:
+            dump(target.pid, opts)
+        assert target.runs_on()
+    else:
+        dump(target.pid, opts)
+        target.reap()
+        (refused,) = (each for each in check_images(images) if each.severity is Severity.STOPS)
+        assert refused.message == known(case.failure).cause
+        with pytest.raises(CriuError) as caught:
+            restore(opts)
+        reap_all()
+        target = spawn(SCENARIO.format(opened=case.opened), prefix=prefix)
+    assert caught.value.cause == known(case.failure).cause, caught.value.lines
+    assert "close" in str(caught.value.cure)
+    assert "close" in finding.cure
+    target.ask("close")
+    _continues(target, opts)
+
+
+def _continues(target: Target, opts: CriuOpts) -> None:
+    result = preflight(target.pid, opts)
+    assert result.verdict is Verdict.WORKS, str(result)
+    dump(target.pid, opts)
+    target.reap()
+    restore(result.restore_opts)
+    assert target.runs_on()
