@@ -784,16 +784,13 @@ class _Check:
     def namespaces(self) -> Iterator[Finding]:
         yield from self._nested_namespaces()
         if "user" not in self.host and self.host & {"pid", "mnt"} and not self.opts.join_ns:
-            entry = known("proc-of-user-namespace")
-            yield _error("user namespace", entry.cause, entry.cure)
+            yield _known("user namespace", "proc-of-user-namespace")
         of_processes = {
             number for each in self.images.processes for number in each.namespaces.values()
         }
-        files = (each for each in self.images.files if isinstance(each, OtherFile))
-        for file in files:
+        for file in self._files(OtherFile):
             if file.type == "NS" and file.details.get("ns_id") not in of_processes:
-                entry = known("ns-of-no-process")
-                yield _error(file.label, entry.cause, entry.cure)
+                yield _known(file.label, "ns-of-no-process")
         for each in self.images.namespaces:
             if each.host:
                 continue
