@@ -37,7 +37,7 @@ from typing import Any
 from .._support.unpatched import close, sleep
 from .._system import trusted_path
 from .._system.host import boot_id
-from .._system.process import stat_of
+from .._system.process import stat_of, threads_of
 from ..errors import ImagesError, OptionError, Problem
 
 INTERRUPTED = 75
@@ -273,7 +273,11 @@ class JobDirectory:
         if status.supervisor is None or status.boot_id != boot_id():
             return False
         seen = stat_of(status.supervisor)
-        return seen is not None and not seen.has_ended and seen.start == status.supervisor_start
+        if seen is None or seen.start != status.supervisor_start:
+            return False
+        # Its first thread can have ended before the others, the last of which ends the namespace.
+        threads = [stat_of(status.supervisor, each) for each in threads_of(status.supervisor)]
+        return any(each is not None and not each.has_ended for each in threads)
 
     def _is_locked(self) -> bool:
         # Another user cannot read it; then only _is_ending is used.
