@@ -40,6 +40,7 @@ from .._system.port_conflicts import Binding, Conflict, conflict_of, cure_of_end
 from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
 from .._system.processor import authenticates_pointers, cpu_flags
+from .._system.scheduling import SAVED_POLICIES
 from ..enums import NetworkLock
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
@@ -134,6 +135,7 @@ class _Check:
             self.pids,
             self.rights,
             self.security_module,
+            self.policies,
             self.plugins,
             self.descriptors,
             self.huge_pages,
@@ -358,6 +360,15 @@ class _Check:
             if process.credentials and process.credentials.lsm_profile:
                 entry = known("lsm-mismatch")
                 yield _error(process.pid, entry.cause, entry.cure)
+
+    def policies(self) -> Iterator[Finding]:
+        """Scheduling policies (``criu/cr-restore.c``: ``validate_sched_parm``)."""
+        for process in self.images.processes:
+            for thread in process.threads:
+                if thread.policy not in SAVED_POLICIES:
+                    yield _error(
+                        thread.tid, known("sched-policy").cause, known("sched-policy").cure
+                    )
 
     def plugins(self) -> Iterator[Finding]:
         """Plugins with which the dump was made."""

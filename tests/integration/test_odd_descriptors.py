@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +111,105 @@ def test_a_descriptor(name: str, spawn: Spawn, images: Path) -> None:
     assert "close" in finding.cure
     target.ask("close")
     _continues(target, opts)
+
+
+UNREAD = """
+    import socket
+    receiver, sender = socket.socketpair(socket.AF_UNIX, socket.{kind})
+    receiver.setsockopt(socket.SOL_SOCKET, {option}, 1)
+    sender.send(b"text")
+    serve(read=lambda: receiver.recv(10).decode())
+"""
+
+
+@pytest.mark.cures("unread-credentials")
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [("SOCK_STREAM", "socket.SO_PASSCRED"), ("SOCK_DGRAM", "29"), ("SOCK_SEQPACKET", "76")],
+)
+def test_messages_with_credentials(kind: str, option: str, spawn: Spawn, images: Path) -> None:
+    """The dump fails as long as they are not read."""
+    target = spawn(UNREAD.format(kind=kind, option=option))
+    opts = CriuOpts(images_directory=images)
+    (finding,) = preflight(target.pid, opts).stops
+    with pytest.raises(CriuError) as caught:
+        dump(target.pid, opts)
+    assert finding.failure == "unread-credentials"
+    assert caught.value.cause == known("unread-credentials").cause
+    assert finding.cure == caught.value.cure
+    assert target.ask("read") == "text"
+    _continues(target, opts)
+
+
+DEADLINE = """
+    import ctypes, os, struct
+    libc = ctypes.CDLL(None)
+    attributes = struct.pack("IIQiIQQQ", 48, 6, 0, 0, 0, 10**6, 10**7, 10**7)
+    serve(
+        set=lambda: libc.syscall({sched_setattr}, 0, attributes, 0),
+        unset=lambda: os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0)),
+    )
+"""
+
+
+@pytest.mark.cures("sched-policy")
+def test_a_scheduling_policy(spawn: Spawn, images: Path) -> None:
+    """The dump works, and the restore only with another policy."""
+    number = 314 if os.uname().machine == "x86_64" else 274
+    opts = CriuOpts(images_directory=images)
+    target = spawn(DEADLINE.format(sched_setattr=number))
+    if target.ask("set"):
+        pytest.skip("the kernel refuses SCHED_DEADLINE here")
+    (finding,) = preflight(target.pid, opts).no_restore
+    dump(target.pid, opts)
+    target.reap()
+    entry = known("sched-policy")
+    assert [e.message for e in check_images(images) if e.severity is Severity.STOPS] == [
+        entry.cause
+    ]
+    with pytest.raises(CriuError) as caught:
+        restore(opts)
+    assert (caught.value.cause, finding.cure) == (entry.cause, entry.cure)
+    reap_all()
+    target = spawn(DEADLINE.format(sched_setattr=number))
+    assert not target.ask("set")
+    command = finding.cure.partition("(")[2].partition(")")[0]
+    subprocess.run(command.replace("TID", str(target.pid)).split(), check=True)
+    _continues(target, opts)
+
+
+ENDED = """
+    import socket, struct
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    accepted.close()  # a reset
+    serve(receive=lambda: type(client.recv(1)).__name__)
+"""
+
+
+@pytest.mark.parametrize("how", ["options of preflight", "tcp_close"])
+def test_a_connection_that_has_ended(how: str, spawn: Spawn, images: Path) -> None:
+    """It is in no table of the kernel, and in the images: the restore needs an option."""
+    target = spawn(ENDED)
+    opts = CriuOpts(images_directory=images, tcp_close=True if how == "tcp_close" else None)
+    result = preflight(target.pid, opts)
+    assert result.verdict is (Verdict.WORKS if how == "tcp_close" else Verdict.NEEDS_OPTIONS), str(
+        result
+    )
+    dump(target.pid, result.opts)
+    target.reap()
+    (refused,) = (e for e in check_images(images) if e.severity is Severity.STOPS)
+    with pytest.raises(CriuError):
+        restore(CriuOpts(images_directory=images))
+    assert "tcp_close" in refused.options
+    reap_all()
+    assert not [
+        e for e in check_images(images, result.restore_opts) if e.severity is Severity.STOPS
+    ]
+    restore(result.restore_opts)
+    assert target.runs_on()
 
 
 def _continues(target: Target, opts: CriuOpts) -> None:
