@@ -212,6 +212,45 @@ def test_a_connection_that_has_ended(how: str, spawn: Spawn, images: Path) -> No
     assert target.runs_on()
 
 
+OPTIONS = """
+    import socket
+    sock = socket.{make}
+    def change():
+        for level, number in {options}:
+            sock.setsockopt(level, number, 2)
+    serve(change=change, values=lambda: str([sock.getsockopt(*each) for each in {options}]))
+"""
+
+
+@pytest.mark.cures("preflight:socket-options")
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        ("create_server(('127.0.0.1', 0))", {"TCP_USER_TIMEOUT": (6, 18), "IP_MINTTL": (0, 21)}),
+        ("socket(type=socket.SOCK_DGRAM)", {"IP_MTU_DISCOVER": (0, 10), "UDP_ENCAP": (17, 100)}),
+        ("socket(socket.AF_INET6)", {"IPV6_UNICAST_HOPS": (41, 16)}),
+    ],
+)
+def test_options_of_sockets(
+    make: str, options: dict[str, tuple[int, int]], spawn: Spawn, images: Path
+) -> None:
+    """A restored socket has the defaults until the program sets the options again."""
+    target = spawn(OPTIONS.format(make=make, options=list(options.values())))
+    opts = CriuOpts(images_directory=images)
+    assert not preflight(target.pid, opts).findings
+    default = target.ask("values")
+    target.ask("change")
+    changed = target.ask("values")
+    (finding,) = preflight(target.pid, opts).lost
+    assert sorted(finding.message.partition(": ")[2].split(", ")) == sorted(options)
+    dump(target.pid, opts)
+    target.reap()
+    restore(opts)
+    assert target.ask("values") == default != changed
+    target.ask("change")  # as the cure says
+    assert target.ask("values") == changed
+
+
 def _continues(target: Target, opts: CriuOpts) -> None:
     result = preflight(target.pid, opts)
     assert result.verdict is Verdict.WORKS, str(result)
