@@ -251,6 +251,29 @@ def test_options_of_sockets(
     assert target.ask("values") == changed
 
 
+DEFAULTS = """
+    import socket
+    held = []
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        server = socket.create_server((address, 0), family=family)
+        client = socket.create_connection(server.getsockname()[:2])
+        accepted, _ = server.accept()
+        for end in (client, accepted):
+            end.send(b"text")
+        udp = socket.socket(family, socket.SOCK_DGRAM)
+        udp.connect(server.getsockname())
+        held += [server, client, accepted, udp]
+    serve()
+"""
+
+
+def test_sockets_with_the_default_options(spawn: Spawn, images: Path) -> None:
+    """Connections of which the program has set no option lose none."""
+    target = spawn(DEFAULTS)
+    result = preflight(target.pid, CriuOpts(images_directory=images, tcp_established=True))
+    assert not result.lost
+
+
 def _continues(target: Target, opts: CriuOpts) -> None:
     result = preflight(target.pid, opts)
     assert result.verdict is Verdict.WORKS, str(result)

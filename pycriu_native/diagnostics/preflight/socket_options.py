@@ -21,13 +21,14 @@ _SOCKET = {
 _IP = {
     "IP_MTU_DISCOVER": 10, "IP_RECVERR": 11, "IP_RECVTTL": 12, "IP_RECVTOS": 13,
     "IP_TRANSPARENT": 19, "IP_RECVORIGDSTADDR": 20, "IP_MINTTL": 21, "IP_BIND_ADDRESS_NO_PORT": 24,
-    "IP_MULTICAST_TTL": 33, "IP_MULTICAST_LOOP": 34, "IP_MULTICAST_ALL": 49,
 }  # fmt: skip
+_IP_MULTICAST = {"IP_MULTICAST_TTL": 33, "IP_MULTICAST_LOOP": 34, "IP_MULTICAST_ALL": 49}
 _IPV6 = {
-    "IPV6_UNICAST_HOPS": 16, "IPV6_MULTICAST_HOPS": 18, "IPV6_MULTICAST_LOOP": 19,
-    "IPV6_MTU_DISCOVER": 23, "IPV6_RECVERR": 25, "IPV6_RECVHOPLIMIT": 51, "IPV6_RECVTCLASS": 66,
-    "IPV6_TCLASS": 67,
+    "IPV6_UNICAST_HOPS": 16, "IPV6_MTU_DISCOVER": 23, "IPV6_RECVERR": 25,
+    "IPV6_RECVHOPLIMIT": 51, "IPV6_RECVTCLASS": 66, "IPV6_TCLASS": 67,
 }  # fmt: skip
+_IPV6_MULTICAST = {"IPV6_MULTICAST_HOPS": 18, "IPV6_MULTICAST_LOOP": 19}
+"""Only of UDP: the kernel sets those of an accepted TCP connection from the packets."""
 _TCP = {
     "TCP_SYNCNT": 7, "TCP_LINGER2": 8, "TCP_DEFER_ACCEPT": 9, "TCP_CONGESTION": 13,
     "TCP_USER_TIMEOUT": 18, "TCP_NOTSENT_LOWAT": 25,
@@ -37,8 +38,10 @@ OPTIONS = {
     "TCP": ((socket.SOL_SOCKET, _SOCKET), (socket.IPPROTO_IP, _IP), (socket.IPPROTO_TCP, _TCP)),
     "TCPv6": ((socket.SOL_SOCKET, _SOCKET), (socket.IPPROTO_IPV6, _IPV6),
               (socket.IPPROTO_TCP, _TCP)),
-    "UDP": ((socket.SOL_SOCKET, _SOCKET), (socket.IPPROTO_IP, _IP), (SOL_UDP, _UDP)),
-    "UDPv6": ((socket.SOL_SOCKET, _SOCKET), (socket.IPPROTO_IPV6, _IPV6), (SOL_UDP, _UDP)),
+    "UDP": ((socket.SOL_SOCKET, _SOCKET), (socket.IPPROTO_IP, _IP | _IP_MULTICAST),
+            (SOL_UDP, _UDP)),
+    "UDPv6": ((socket.SOL_SOCKET, _SOCKET), (socket.IPPROTO_IPV6, _IPV6 | _IPV6_MULTICAST),
+              (SOL_UDP, _UDP)),
 }  # fmt: skip
 """Numbers of options by name, for each level of a kind of socket (``linux/in.h``, ``tcp.h``, …)."""
 LONGEST = 16
