@@ -274,6 +274,32 @@ def test_sockets_with_the_default_options(spawn: Spawn, images: Path) -> None:
     assert not result.lost
 
 
+WATCH = """
+    import ctypes
+    libc = ctypes.CDLL(None)
+    fd = libc.inotify_init()
+    assert libc.inotify_add_watch(fd, {path!r}, 0x100) >= 0  # IN_CREATE
+    serve()
+"""
+
+
+@pytest.mark.parametrize("path", ["/proc", "/proc/sys/kernel", "/dev/pts", "/sys/kernel"])
+def test_a_watch_in_a_file_system_without_handles(path: str, spawn: Spawn, images: Path) -> None:
+    """CRIU finds the path if the options of preflight name the file system."""
+    target = spawn(WATCH.format(path=path.encode()))
+    opts = CriuOpts(images_directory=images)
+    result = preflight(target.pid, opts)
+    assert result.verdict is Verdict.NEEDS_OPTIONS, str(result)
+    with pytest.raises(CriuError) as caught:
+        dump(target.pid, opts)
+    assert caught.value.cause == known("irmap").cause
+    assert preflight(target.pid, result.opts).verdict is Verdict.WORKS
+    dump(target.pid, result.opts)
+    target.reap()
+    restore(result.restore_opts)
+    assert target.runs_on()
+
+
 def _continues(target: Target, opts: CriuOpts) -> None:
     result = preflight(target.pid, opts)
     assert result.verdict is Verdict.WORKS, str(result)
