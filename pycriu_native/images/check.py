@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import platform
+import re
 import socket
 import stat
 import tempfile
@@ -433,12 +434,15 @@ class _Check:
         }
         regular = [file for file in self.images.files if isinstance(file, RegularFile)]
         links = {file.remap for file in regular if file.deleted == "linked"}
+        of_thread = re.compile(r"/proc/(\d+)/task/(?!\1(/|$))\d.*")
         for file in regular:
             if file.external or file.id in links or self._inherited(file.path):
                 continue
             path = self._here(file)
             if path is None:
                 hidden += 1
+            elif of_thread.fullmatch(path):
+                yield _error(path, known("thread-file").cause, known("thread-file").cure)
             elif path.startswith(("/proc/", "/sys/")) or file.path in made:
                 continue
             # CRIU saves no size of a file that is open for appending.

@@ -31,6 +31,8 @@ class Case:
     verdict: Verdict
     network: bool = False
     """In a network namespace of its own."""
+    link_remap: bool | None = None
+    """The option, without which CRIU names another cause, for files."""
 
 
 O_PATH = "path-descriptor"
@@ -47,6 +49,8 @@ CASES = {
     "namespace of CRIU": Case("left_network()", "ns-of-no-process", NO_RESTORE),
     "tun without a device": Case("os.open('/dev/net/tun', os.O_RDWR)", "tun-of-the-host", FAILS),
     "path of tun": Case("path_of('/dev/net/tun')", O_PATH, FAILS, network=True),
+    "file of a thread": Case("of_thread()", "thread-file", NO_RESTORE),
+    "removed cgroup": Case("removed_cgroup()", "removed-directory", FAILS, link_remap=True),
     "terminal 0": Case("os.open('/dev/tty0', os.O_RDWR | os.O_NOCTTY)", "device-fd", FAILS),
 }
 SCENARIO = """
@@ -67,6 +71,20 @@ SCENARIO = """
     def named_pipe():
         os.mkfifo(HERE / "pipe")
         return HERE / "pipe"
+    def of_thread():
+        import threading
+        thread = threading.Thread(target=threading.Event().wait, daemon=True)
+        thread.start()
+        return os.open(f"/proc/self/task/{{thread.native_id}}/stat", os.O_RDONLY)
+    def removed_cgroup():
+        for line in open("/proc/self/mountinfo"):
+            if " - cgroup2 " in line:
+                path = f"{{line.split()[4]}}/pycriu-native-{{os.getpid()}}-removed"
+                os.mkdir(path)
+                result = os.open(path, os.O_RDONLY)
+                os.rmdir(path)
+                return result
+        return -1
     def left_network():
         result = os.open("/proc/self/ns/net", os.O_RDONLY)
         assert libc.unshare(0x40000000) == 0
@@ -79,7 +97,14 @@ SCENARIO = """
 """
 
 
-@pytest.mark.cures("path-descriptor", "timerfd-clock", "ns-of-no-process", "tun-of-the-host")
+@pytest.mark.cures(
+    "path-descriptor",
+    "timerfd-clock",
+    "ns-of-no-process",
+    "tun-of-the-host",
+    "thread-file",
+    "removed-directory",
+)
 @pytest.mark.parametrize("name", CASES)
 def test_a_descriptor(name: str, spawn: Spawn, images: Path) -> None:
     """Preflight refuses it, for the reason of CRIU's error; when it is closed, all works."""
@@ -88,7 +113,7 @@ def test_a_descriptor(name: str, spawn: Spawn, images: Path) -> None:
     target = spawn(SCENARIO.format(opened=case.opened), prefix=prefix)
     if target.ask("fd") < 0:
         pytest.skip("this kernel has no such thing")
-    opts = CriuOpts(images_directory=images)
+    opts = CriuOpts(images_directory=images, link_remap=case.link_remap)
     result = preflight(target.pid, opts)
     assert result.verdict is case.verdict, str(result)
     (finding,) = (*result.stops, *result.no_restore)
