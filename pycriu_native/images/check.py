@@ -103,7 +103,8 @@ def check_images(
     Checked: the images themselves and their parents; the release of CRIU; architecture and
     processor (``cpuinfo.img``, if a ``cpuinfo_dump`` wrote it); pids; files (existence, type
     and permissions, size, build id); sockets, terminals, mounts, network devices, cgroups,
-    namespaces; and options that the images need. If the processes have their own mount namespace,
+    namespaces; free huge pages; the security module; plugins of CRIU; scheduling policies; and
+    options that the images need. If the processes have their own mount namespace,
     files are searched below ``root``, if it is set.
 
     The host can change before the restore. Raises ``ImagesError`` as
