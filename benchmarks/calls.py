@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -20,6 +19,7 @@ from pycriu_native._transport.program import find_program
 from pycriu_native._wire import libcriu_request
 from pycriu_native._wire.messages import NOTIFY, REQUEST_TYPES, decode_response, encode
 
+from .call_limit import measure_reduced
 from .common import (
     PYCRIU_DUMPS,
     PYCRIU_MISSING,
@@ -27,6 +27,7 @@ from .common import (
     Target,
     build,
     criu,
+    in_log,
     in_turns,
     main,
     note,
@@ -83,14 +84,14 @@ def _ways(target: Target, directory: Path, times: int) -> list[Row]:
             return sample
 
         versions = {
-            "a warm worker": rested(lambda: version(via=warm)),
-            "a worker of its own": lambda: timed(version),
+            "a worker of a pool": rested(lambda: version(via=warm)),
+            "a new worker": lambda: timed(version),
             "C over libcriu": lambda: _prints([str(plain()), *_small(program, 0, images)]),
             "the criu program": lambda: timed(lambda: criu("--version")),
         }
         dumps = {
-            "a warm worker": rested(lambda: dump(pid, opts, via=warm)),
-            "a worker of its own": lambda: timed(lambda: dump(pid, opts)),
+            "a worker of a pool": rested(lambda: dump(pid, opts, via=warm)),
+            "a new worker": lambda: timed(lambda: dump(pid, opts)),
             "C over libcriu": lambda: _prints([str(plain()), *_small(program, pid, images)]),
             "the criu program": lambda: timed(lambda: criu(*command)),
         }
@@ -115,16 +116,11 @@ def _small(program: str, pid: int, images: Path) -> list[str]:
     return ["1", "1", "0", program, str(pid), str(images), "1"]
 
 
-def _in_log(log: Path) -> float:
-    """The time of the last line of CRIU's log, in milliseconds."""
-    return float(re.findall(r"^\((\d+\.\d+)\)", log.read_text(), re.M)[-1]) * 1e3
-
-
 def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
     """The wall time of a call minus the time in CRIU's log; each call has a new directory."""
     rows = []
     with WorkerPool(2) as warm:
-        for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
+        for name, via in (("a worker of a pool", warm), ("a new worker", Worker())):
             beyond = []
             for number in range(times):
                 images = directory / f"{type(via).__name__}-{number}"
@@ -132,9 +128,10 @@ def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
                 warm.wait_until_ready(10)
                 time.sleep(0.01)
                 taken = timed(lambda via=via, opts=opts: dump(target.pid, opts, via=via))  # type: ignore[misc]
-                beyond.append(taken - _in_log(images / "dump.log"))
+                beyond.append(taken - in_log(images / "dump.log"))
             goal = "goal: at most 1" if via is warm else ""
             rows.append(row("beyond CRIU's log", "ms", beyond, goal, by=name))
+    rows += measure_reduced(target, directory, times)
     rows.append(_alone(target, directory, times))
     rows += _cold(target, directory, times)
     return rows
@@ -170,7 +167,7 @@ def _alone(target: Target, directory: Path, times: int) -> Row:
         os.close(fd)
         if response is None or not response["success"]:
             raise RuntimeError(f"CRIU did not dump: {response}")
-        beyond.append(taken - _in_log(images / "dump.log"))
+        beyond.append(taken - in_log(images / "dump.log"))
     return row("beyond CRIU's log", "ms", beyond, by=ALONE)
 
 
@@ -228,7 +225,7 @@ def _parts(target: Target, directory: Path, times: int) -> list[Row]:
     opts = CriuOpts(images_directory=directory / "images", leave_running=True, log_level=4)
     rows = []
     with WorkerPool(2) as warm:
-        for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
+        for name, via in (("a worker of a pool", warm), ("a new worker", Worker())):
             taken: dict[str, list[float]] = {}
             originals = [(owner, method, getattr(owner, method)) for _, owner, method in PARTS]
             connect = WorkerPool.connect
@@ -243,7 +240,7 @@ def _parts(target: Target, directory: Path, times: int) -> list[Row]:
                     for steps in taken.values():
                         steps.append(0.0)
                     whole.append(timed(lambda via=via: dump(target.pid, opts, via=via)))  # type: ignore[misc]
-                    logged.append(_in_log(directory / "images" / "dump.log"))
+                    logged.append(in_log(directory / "images" / "dump.log"))
             finally:
                 for owner, method, original in originals:
                     setattr(owner, method, original)

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -91,6 +92,11 @@ def timed(body: Callable[[], object]) -> float:
     started = time.perf_counter()
     body()
     return (time.perf_counter() - started) * 1e3
+
+
+def in_log(log: Path) -> float:
+    """The time of the last line of CRIU's log, in milliseconds."""
+    return float(re.findall(r"^\((\d+\.\d+)\)", log.read_text(), re.M)[-1]) * 1e3
 
 
 def build(name: str, *flags: str) -> Path:

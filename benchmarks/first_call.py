@@ -26,6 +26,7 @@ NEEDED = "an interpreter with the modules that calls need"
 NEEDED_MODULES = "import _cffi_backend, contextlib, enum, functools, threading"
 CLICK = "an interpreter with click"
 BARE = "a script without this package"
+BARE_NEEDED = f"{BARE}, with the modules that calls need"
 IMAGES_FD = 9
 BARE_CALL = """
 import os, socket
@@ -60,13 +61,15 @@ def _programs(pid: int, directory: Path) -> dict[str, list[str]]:
     call = DUMP.format(pid=pid, images=images["ours"])
     python = [sys.executable, "-c"]
     command = [*python, "from pycriu_native_main import main; main()"]
+    bare = _bare(pid, images["ours"])
     criu = [find_program(), "dump", "-t", str(pid), "-D", images["criu"], "-o", "dump.log", "-R"]
     return {
         EMPTY: [*python, ""],
         NEEDED: [*python, NEEDED_MODULES],
         CLICK: [*python, "import click"],
         CRIU: criu,
-        BARE: [*python, _bare(pid, images["ours"])],
+        BARE: [*python, bare],
+        BARE_NEEDED: [*python, NEEDED_MODULES + bare],
         LIBRARY: [*python, f"from pycriu_native import CriuOpts, dump; {call}"],
         STAR: [*python, f"from pycriu_native import *; {call}"],
         "pycriu-native dump": [*command, "dump", str(pid), "-D", images["ours"], "-R"],
@@ -121,7 +124,7 @@ def _rows(programs: Mapping[str, list[str]], times: int) -> list[Row]:
     rows += [row("processor time", "ms", samples, by=name) for name, samples in used.items()]
     for base in (EMPTY, NEEDED):
         sums = [sum(pair) for pair in zip(taken[base], taken[CRIU], strict=True)]
-        for name in (BARE, LIBRARY, STAR):
+        for name in (BARE, BARE_NEEDED, LIBRARY, STAR):
             ratio = [one / both for one, both in zip(taken[name], sums, strict=True)]
             rows.append(row(f"of criu and {base}", "x", ratio, by=name))
     command = taken["pycriu-native dump"]

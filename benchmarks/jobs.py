@@ -104,7 +104,7 @@ def with_job(directory: Path, job: list[str], plain: float) -> dict[str, float]:
     status = JobDirectory(place).status()
     return {
         **costs(wall, plain, status.checkpoints),
-        "standing still": status.last_frozen or 0.0,
+        "frozen": status.last_frozen or 0.0,
         "bytes": (status.last_bytes or 0) / (1 << 20),
     }
 

@@ -39,9 +39,9 @@ for a snapshot, *template ready* once for a process that starts copies.
 """
 
 JOBS = """
-A job of constant work writes all over its memory. *Wall time of a checkpoint* is the time of a run with
+A job of constant work writes to all of its memory. *Wall time of a checkpoint* is the time of a run with
 checkpoints less that of a run without, for each checkpoint; the slow-down at an interval of ten minutes
-follows from it. *Standing still* is the time for which the job was stopped. Images are on the disk.
+follows from it. *Frozen* is the time for which the job was stopped. Images are on the disk.
 """
 
 

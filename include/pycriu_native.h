@@ -75,9 +75,6 @@ struct pn_worker {
 	int private_files;   /* umask 077 */
 	int block_signals;   /* HUP, INT, QUIT and TERM are blocked */
 	int ignore_sigxfsz;  /* beyond the file size limit, write() fails with EFBIG */
-	const int *lifetime_sockets; /* also in keep: SIGKILL is sent to the worker's process group each
-				      * time that the peer of one is closed */
-	size_t n_lifetime_sockets;
 	int namespaces;      /* CLONE_NEW* flags of new namespaces; not with detached */
 	/* out */
 	int pid;

@@ -117,21 +117,12 @@ IN_CHILD int become_worker(void *argument)
 		setsid();
 	else
 		setpgid(0, 0);
-	/* PR_SET_PDEATHSIG would not signal the worker's children. */
-	for (size_t i = 0; i < worker->n_lifetime_sockets; i++) {
-		int sock = worker->lifetime_sockets[i];
-
-		if (fcntl(sock, F_SETOWN, -getpid()) || fcntl(sock, F_SETSIG, SIGKILL) ||
-		    fcntl(sock, F_SETFL, O_RDWR | O_ASYNC))
-			goto failed;
-	}
 	if (worker->private_files)
 		umask(077);
 	reset_signals(worker);
 	raise_limits();
 	if (!set_descriptors(worker))
 		execve(worker->program, worker->argv, worker->envp);
-failed:
 	spawning->error = errno;
 	_exit(127);
 }

@@ -30,206 +30,111 @@ if TYPE_CHECKING:
     from . import results as results
     from . import snapshots as snapshots
     from . import testing as testing
-    from ._calls.batch import DumpJob, JobOutcome, RestoreJob, dump_many, restore_many, run_many
-    from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
-    from ._calls.notification import Notification
-    from ._calls.preload import preload
-    from ._calls.progress_state import OnProgress, Progress
-    from ._calls.verbs import (
-        check,
-        cpuinfo_check,
-        cpuinfo_dump,
-        dump,
-        feature_check,
-        libcriu_version,
-        pre_dump,
-        restore,
-        restore_child,
-        version,
-    )
-    from ._integrity.manifest import seal, verify
-    from ._native.ffi import ffi
-    from ._pages.dedup import dedup
-    from ._pages.lazy_pages import LazyPages
-    from ._pages.page_server import PageServerChild, page_server, page_server_child
-    from ._rollback.option import Rollback
-    from ._system.process_identity import Pidfd, ProcessIdentity
-    from ._transport.base import Service, Socket
-    from ._transport.feature_cache import (
-        CacheState,
-        FeatureCache,
-        feature_cache,
-        keep_feature_cache,
-    )
-    from ._transport.pool import WorkerPool
-    from ._transport.worker import Worker
-    from .diagnostics.doctor import Doctor, doctor
-    from .diagnostics.explain import Explanation, explain
-    from .diagnostics.preflight import (
-        ImageSize,
-        Preflight,
-        PreflightError,
-        PreflightWarning,
-        RestoreNeed,
-        Verdict,
-        preflight,
-    )
-    from .enums import (
-        CgroupMode,
-        CompressMode,
-        FileValidation,
-        ImageIOMode,
-        NetworkLock,
-        Notify,
-        PreDumpMode,
-        Verb,
-    )
-    from .errors import (
-        CriuError,
-        DeadlineError,
-        ImagesError,
-        MigrationError,
-        MigrationInDoubtError,
-        NoSuchProcessError,
-        OptionError,
-        PeerLostError,
-        PermissionDeniedError,
-        PidInUseError,
-        Problem,
-        ProcessMismatchError,
-        ProgramError,
-        ProgramNotFoundError,
-        ProtocolError,
-        RestoreClaimedError,
-        UnsupportedError,
-        WorkerDiedError,
-    )
-    from .findings import Finding, Severity
-    from .migration.migrate import MigrationMode, MigrationResult, migrate_in, migrate_out
-    from .options.criu_opts import CriuOpts
-    from .options.values import CgroupRoot, ExtMount, InheritFd, JoinNamespace, PageServer, VethPair
-    from .results import (
-        CheckResult,
-        CpuinfoResult,
-        DedupResult,
-        DumpResult,
-        DumpStatistics,
-        Features,
-        PageServerResult,
-        RestoreResult,
-        RestoreStatistics,
-        Version,
-    )
+    from ._calls.batch import DumpJob as DumpJob
+    from ._calls.batch import JobOutcome as JobOutcome
+    from ._calls.batch import RestoreJob as RestoreJob
+    from ._calls.batch import dump_many as dump_many
+    from ._calls.batch import restore_many as restore_many
+    from ._calls.batch import run_many as run_many
+    from ._calls.iterative_dump import DumpItersResult as DumpItersResult
+    from ._calls.iterative_dump import Round as Round
+    from ._calls.iterative_dump import ShrinkingRounds as ShrinkingRounds
+    from ._calls.iterative_dump import dump_iters as dump_iters
+    from ._calls.notification import Notification as Notification
+    from ._calls.preload import preload as preload
+    from ._calls.progress_state import OnProgress as OnProgress
+    from ._calls.progress_state import Progress as Progress
+    from ._calls.verbs import check as check
+    from ._calls.verbs import cpuinfo_check as cpuinfo_check
+    from ._calls.verbs import cpuinfo_dump as cpuinfo_dump
+    from ._calls.verbs import dump as dump
+    from ._calls.verbs import feature_check as feature_check
+    from ._calls.verbs import libcriu_version as libcriu_version
+    from ._calls.verbs import pre_dump as pre_dump
+    from ._calls.verbs import restore as restore
+    from ._calls.verbs import restore_child as restore_child
+    from ._calls.verbs import version as version
+    from ._integrity.manifest import seal as seal
+    from ._integrity.manifest import verify as verify
+    from ._native.ffi import ffi as ffi
+    from ._pages.dedup import dedup as dedup
+    from ._pages.lazy_pages import LazyPages as LazyPages
+    from ._pages.page_server import PageServerChild as PageServerChild
+    from ._pages.page_server import page_server as page_server
+    from ._pages.page_server import page_server_child as page_server_child
+    from ._rollback.option import Rollback as Rollback
+    from ._system.process_identity import Pidfd as Pidfd
+    from ._system.process_identity import ProcessIdentity as ProcessIdentity
+    from ._transport.base import Service as Service
+    from ._transport.base import Socket as Socket
+    from ._transport.feature_cache import CacheState as CacheState
+    from ._transport.feature_cache import FeatureCache as FeatureCache
+    from ._transport.feature_cache import feature_cache as feature_cache
+    from ._transport.feature_cache import keep_feature_cache as keep_feature_cache
+    from ._transport.pool import WorkerPool as WorkerPool
+    from ._transport.worker import Worker as Worker
+    from .diagnostics.doctor import Doctor as Doctor
+    from .diagnostics.doctor import doctor as doctor
+    from .diagnostics.explain import Explanation as Explanation
+    from .diagnostics.explain import explain as explain
+    from .diagnostics.preflight import ImageSize as ImageSize
+    from .diagnostics.preflight import Preflight as Preflight
+    from .diagnostics.preflight import PreflightError as PreflightError
+    from .diagnostics.preflight import PreflightWarning as PreflightWarning
+    from .diagnostics.preflight import RestoreNeed as RestoreNeed
+    from .diagnostics.preflight import Verdict as Verdict
+    from .diagnostics.preflight import preflight as preflight
+    from .enums import CgroupMode as CgroupMode
+    from .enums import CompressMode as CompressMode
+    from .enums import FileValidation as FileValidation
+    from .enums import ImageIOMode as ImageIOMode
+    from .enums import NetworkLock as NetworkLock
+    from .enums import Notify as Notify
+    from .enums import PreDumpMode as PreDumpMode
+    from .enums import Verb as Verb
+    from .errors import CriuError as CriuError
+    from .errors import DeadlineError as DeadlineError
+    from .errors import ImagesError as ImagesError
+    from .errors import MigrationError as MigrationError
+    from .errors import MigrationInDoubtError as MigrationInDoubtError
+    from .errors import NoSuchProcessError as NoSuchProcessError
+    from .errors import OptionError as OptionError
+    from .errors import PeerLostError as PeerLostError
+    from .errors import PermissionDeniedError as PermissionDeniedError
+    from .errors import PidInUseError as PidInUseError
+    from .errors import Problem as Problem
+    from .errors import ProcessMismatchError as ProcessMismatchError
+    from .errors import ProgramError as ProgramError
+    from .errors import ProgramNotFoundError as ProgramNotFoundError
+    from .errors import ProtocolError as ProtocolError
+    from .errors import RestoreClaimedError as RestoreClaimedError
+    from .errors import UnsupportedError as UnsupportedError
+    from .errors import WorkerDiedError as WorkerDiedError
+    from .findings import Finding as Finding
+    from .findings import Severity as Severity
+    from .migration.migrate import MigrationMode as MigrationMode
+    from .migration.migrate import MigrationResult as MigrationResult
+    from .migration.migrate import migrate_in as migrate_in
+    from .migration.migrate import migrate_out as migrate_out
+    from .options.criu_opts import CriuOpts as CriuOpts
+    from .options.values import CgroupRoot as CgroupRoot
+    from .options.values import ExtMount as ExtMount
+    from .options.values import InheritFd as InheritFd
+    from .options.values import JoinNamespace as JoinNamespace
+    from .options.values import PageServer as PageServer
+    from .options.values import VethPair as VethPair
+    from .results import CheckResult as CheckResult
+    from .results import CpuinfoResult as CpuinfoResult
+    from .results import DedupResult as DedupResult
+    from .results import DumpResult as DumpResult
+    from .results import DumpStatistics as DumpStatistics
+    from .results import Features as Features
+    from .results import PageServerResult as PageServerResult
+    from .results import RestoreResult as RestoreResult
+    from .results import RestoreStatistics as RestoreStatistics
+    from .results import Version as Version
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "CacheState",
-    "CgroupMode",
-    "CgroupRoot",
-    "CheckResult",
-    "CompressMode",
-    "CpuinfoResult",
-    "CriuError",
-    "CriuOpts",
-    "DeadlineError",
-    "DedupResult",
-    "Doctor",
-    "DumpItersResult",
-    "DumpJob",
-    "DumpResult",
-    "DumpStatistics",
-    "Explanation",
-    "ExtMount",
-    "FeatureCache",
-    "Features",
-    "FileValidation",
-    "Finding",
-    "ImageIOMode",
-    "ImageSize",
-    "ImagesError",
-    "InheritFd",
-    "JobOutcome",
-    "JoinNamespace",
-    "LazyPages",
-    "MigrationError",
-    "MigrationInDoubtError",
-    "MigrationMode",
-    "MigrationResult",
-    "NetworkLock",
-    "NoSuchProcessError",
-    "Notification",
-    "Notify",
-    "OnProgress",
-    "OptionError",
-    "PageServer",
-    "PageServerChild",
-    "PageServerResult",
-    "PeerLostError",
-    "PermissionDeniedError",
-    "PidInUseError",
-    "Pidfd",
-    "PreDumpMode",
-    "Preflight",
-    "PreflightError",
-    "PreflightWarning",
-    "Problem",
-    "ProcessIdentity",
-    "ProcessMismatchError",
-    "ProgramError",
-    "ProgramNotFoundError",
-    "Progress",
-    "ProtocolError",
-    "RestoreClaimedError",
-    "RestoreJob",
-    "RestoreNeed",
-    "RestoreResult",
-    "RestoreStatistics",
-    "Rollback",
-    "Round",
-    "Service",
-    "Severity",
-    "ShrinkingRounds",
-    "Socket",
-    "UnsupportedError",
-    "Verb",
-    "Verdict",
-    "Version",
-    "VethPair",
-    "Worker",
-    "WorkerDiedError",
-    "WorkerPool",
-    "check",
-    "cpuinfo_check",
-    "cpuinfo_dump",
-    "dedup",
-    "doctor",
-    "dump",
-    "dump_iters",
-    "dump_many",
-    "explain",
-    "feature_cache",
-    "feature_check",
-    "ffi",
-    "keep_feature_cache",
-    "lib",
-    "libcriu_version",
-    "migrate_in",
-    "migrate_out",
-    "page_server",
-    "page_server_child",
-    "pre_dump",
-    "preflight",
-    "preload",
-    "restore",
-    "restore_child",
-    "restore_many",
-    "run_many",
-    "seal",
-    "verify",
-    "version",
-]
-
 
 # Each name is imported on first use, for a short import time, and because pycriu_native.guest works
 # without the extension.
@@ -293,6 +198,8 @@ _MODULES = (
     "snapshots",
     "testing",
 )
+
+__all__ = sorted((*_LATER, "lib"))
 
 
 if not TYPE_CHECKING:  # type checkers would accept any name

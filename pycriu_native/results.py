@@ -6,7 +6,7 @@ import functools
 import os
 
 from ._support.frozen_dataclass import dataclass, field
-from ._support.unpatched import close, readable
+from ._support.unpatched import closing, readable
 
 __all__ = [
     "CheckResult",
@@ -134,14 +134,13 @@ class RestoreResult:
             pidfd = self.open_pidfd()
         except ProcessLookupError:
             return None
-        try:
+        with closing(pidfd):
             if not readable(pidfd, seconds=timeout):
                 raise TimeoutError(f"pid {self.pid} runs on")
-            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        except ChildProcessError:
-            return None
-        finally:
-            close(pidfd)
+            try:
+                ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            except ChildProcessError:
+                return None
         assert ended is not None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 

@@ -1,8 +1,8 @@
-"""What a user writes, as a type checker sees it: nothing here is run.
+"""Uses of the package for a type checker; nothing here is run.
 
 mypy in strict mode must accept the whole file. ``assert_type`` checks the type of a result. A wrong
-use stands with the complaint that it must draw: strict mode also complains of one that is
-ignored and does not come.
+use has a ``type: ignore`` comment with the expected error: strict mode also reports a comment that
+is not needed.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def values(sock: socket.socket) -> None:
 
 
 def plain() -> None:
-    """Keywords only, booleans and numbers, nothing that is no option, and no change."""
+    """Options are keywords; unknown ones, values of other types, and assignments are errors."""
     CriuOpts(leave_running=True, tcp_established=None, ghost_limit=2**20, log_level=4)
     CriuOpts("images")  # type: ignore[call-arg]
     CriuOpts(leave_runing=True)  # type: ignore[call-arg]
@@ -137,7 +137,7 @@ def plain() -> None:
 
 
 def conversions() -> None:
-    """There and back."""
+    """Conversions to other forms and back."""
     assert_type(OPTS.to_dict(), dict[str, Any])
     assert_type(CriuOpts.from_dict({"leave_running": True}), CriuOpts)
     assert_type(OPTS.to_argv(Verb.DUMP, PID), list[str])
@@ -155,7 +155,7 @@ def conversions() -> None:
 
 
 def verbs() -> None:
-    """What they act on, the options, then keywords; each has its own result."""
+    """A verb takes a process or images, the options, and keywords; each has its own result."""
     assert_type(dump(PID, OPTS), DumpResult)
     assert_type(dump(None, OPTS, via=Worker(), on_notify=print, deadline=5), DumpResult)
     assert_type(pre_dump(PID, OPTS), DumpResult)
@@ -183,7 +183,7 @@ def verbs() -> None:
 
 
 def results() -> None:
-    """Values with types of their own; what may be missing is optional."""
+    """Attributes of results have types; those that can be missing are optional."""
     dumped = dump(PID, OPTS)
     assert_type(dumped.pid, int)
     assert_type(dumped.duration, float)
@@ -208,7 +208,7 @@ class Runtime:
     """Hooks are functions, methods, or objects that can be called."""
 
     def hook(self, notification: Notification) -> None:
-        """As a method."""
+        """A hook that is a method."""
         assert_type(notification.action, Notify | str)
         assert_type(notification.verb, Verb)
         assert_type(notification.pid, int | None)
@@ -243,7 +243,7 @@ def hooks(received: list[Notification]) -> None:
 
 
 async def awaited() -> None:
-    """The same for asyncio, where a hook may be a coroutine function."""
+    """The hooks of ``aio``, which may be coroutine functions."""
     assert_type(await aio.dump(PID, OPTS, on_notify=coroutine), DumpResult)
     assert_type(await aio.dump(PID, OPTS, on_notify=print, deadline=5), DumpResult)
     assert_type(await aio.pre_dump(PID, OPTS), DumpResult)
@@ -262,13 +262,13 @@ async def awaited() -> None:
 
 
 def a_policy(round: Round) -> bool:
-    """Told of each round, and decides."""
+    """A function for ``should_continue``, which decides after each round."""
     assert_type(round.bytes_written, int)
     return round.number < 3
 
 
 def rounds() -> None:
-    """dump_iters."""
+    """The result of dump_iters."""
     assert_type(dump_iters(PID, OPTS), DumpItersResult)
     assert_type(dump_iters(PID, OPTS, a_policy).rounds, tuple[Round, ...])
     assert_type(dump_iters(PID, OPTS, ShrinkingRounds(most=3)).final, DumpResult)
@@ -277,7 +277,7 @@ def rounds() -> None:
 
 
 def manifests(descriptor: int) -> None:
-    """seal and verify."""
+    """The arguments and results of seal and verify."""
     assert_type(seal("ckpt"), str)
     assert_type(seal(descriptor), str)
     verify("ckpt", "00")
@@ -285,7 +285,7 @@ def manifests(descriptor: int) -> None:
 
 
 def daemons() -> None:
-    """What is owned is a context."""
+    """Objects that own a process are context managers."""
     with LazyPages(OPTS) as daemon:
         assert_type(daemon, LazyPages)
         assert_type(daemon.pid, int)
@@ -295,7 +295,7 @@ def daemons() -> None:
 
 
 def errors() -> None:
-    """Each error is also a builtin error, and has its facts as attributes."""
+    """Each error is also a builtin exception, and has typed attributes."""
     try:
         dump(PID, OPTS)
     except ProcessLookupError as error:
@@ -317,7 +317,7 @@ def errors() -> None:
 
 
 def names() -> None:
-    """Modules are attributes, with their types; a name that there is not is an error."""
+    """Submodules are typed attributes; an unknown name is an error."""
     assert_type(pycriu_native.images.inspect("ckpt"), pycriu_native.images.ImageSet)
     pycriu_native.oci.Bundle.load("bundle")
     pycriu_native.nonsense  # type: ignore[attr-defined]  # noqa: B018

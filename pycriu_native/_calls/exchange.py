@@ -116,13 +116,14 @@ class Exchange:
             self._wake,
         )
         receiver.buffer, receiver.capacity = self._buffer, MAX_RESPONSE
-        if hook is None and not watched:
-            acknowledged = _acknowledged()
-            receiver.acknowledged, receiver.n_acknowledged = (
-                acknowledged.array,
-                len(acknowledged.array),
-            )
-            receiver.reply = acknowledged.reply
+        self._in_c = hook is None and not watched  # notifications are acknowledged in C
+        if self._in_c and connection.on_begin is None:
+            self._acknowledge_in_c()
+
+    def _acknowledge_in_c(self) -> None:
+        acknowledged, receiver = _acknowledged(), self._receiver
+        receiver.acknowledged, receiver.reply = acknowledged.array, acknowledged.reply
+        receiver.n_acknowledged = len(acknowledged.array)
 
     def close(self) -> None:
         """Close what the exchange owns; it does not own the connection."""
@@ -326,6 +327,11 @@ class Exchange:
 
     def _look(self, action: Notify | str, pid: int | None) -> None:
         """Read the state that is known at a notification."""
+        if (on_begin := self.connection.on_begin) is not None:
+            self.connection.on_begin = None
+            on_begin()
+            if self._in_c and self.stopped_by is None:
+                self._acknowledge_in_c()
         if self._recovery is not None:
             self._recovery.look(action, self.connection.pid)
         if action is Notify.POST_DUMP:

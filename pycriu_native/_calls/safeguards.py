@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 from .._integrity import dump_marker
 from .._integrity.dump_marker import DumpMarker
+from .._support.lazy import signal, socket
 from .._support.light_typing import TYPE_CHECKING
 from .._support.no_fork import no_fork
 from .._system.descriptors import where
@@ -129,6 +130,9 @@ class Safeguards:
                     vdso,
                 )
                 from .._recovery.recovery import Recovery
+
+                if self._request.on_notify is not None:
+                    _ = socket.socket, signal.SIGKILL  # loaded now: a hook may change the root
         except (ImportError, OSError):
             return None  # the caller has changed its root or its user since: see preload()
         self._recovery = Recovery(pid, self._request.opts, self._before)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from .._system.regular_file import open_regular
+from .._system.regular_file import read_regular, replace_file
 from .._wire.fields import message_fields, messages_of
 from .._wire.protobuf import image, message
 
-Fields = list[tuple[int, int | bytes]]
+Field = tuple[int, int | bytes]
+"""A field of a message: its number, and its value."""
+
+Fields = list[Field]
 """The fields of a message, in order."""
+
+LARGEST = 2**31
+"""Bytes of an image that are read; a longer one is refused as invalid."""
 
 
 def replace_image(directory: int, name: str, head: bytes, entries: list[bytes]) -> None:
     """Write an image of messages, behind the magic numbers ``head``, in place of another."""
-    partial = name + ".partial"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    fd = os.open(partial, flags, 0o600, dir_fd=directory)
-    try:
-        with open(fd, "wb") as file:
-            file.write(image(*entries, magic=head))
-        os.replace(partial, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        os.unlink(partial, dir_fd=directory)
-        raise
+    replace_file(directory, name, image(*entries, magic=head))
 
 
 def fields_of(data: bytes) -> Fields:
@@ -35,9 +31,8 @@ def fields_of(data: bytes) -> Fields:
     return result
 
 
-def change_message(directory: int, name: str, change: Callable[[Fields], Fields]) -> None:
+def change_message(directory: int, name: str, change: Callable[[Fields], Iterable[Field]]) -> None:
     """Change the fields of the only message of an image. ``ValueError`` as of ``fields_of``."""
-    with open(open_regular(name, dir_fd=directory), "rb") as file:
-        data = file.read()
+    data = read_regular(name, LARGEST, dir_fd=directory)
     (entry,) = messages_of(data)
     replace_image(directory, name, data[:8], [message(*change(fields_of(entry)))])

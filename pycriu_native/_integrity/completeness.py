@@ -25,7 +25,7 @@ from .image_files import (
     kind_of,
     short,
 )
-from .stored_pages import stored_pages
+from .stored_pages import missing, stored_pages
 
 RESTORABLE = (2, 3)
 """Versions of the format that CRIU 3.17 to 4.3 write; 3 is compressed."""
@@ -252,13 +252,7 @@ class _Set:
         name = f"pagemap-shmem-{shared}.img"
         if name not in self.files.names and name not in self.pagemaps:
             self.pagemaps.add(name)
-            yield Problem(
-                f"there is no {name}, the page map of shared memory",
-                "give an images_directory that is complete; pages that went to a page_server are "
-                "in its directory",
-                ("images_directory", "page_server"),
-                served=True,
-            )
+            yield missing(name, "the page map of shared memory")
 
     # ---- files ----
 

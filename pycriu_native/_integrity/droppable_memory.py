@@ -14,7 +14,7 @@ not changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from .._native.ffi import native
 from .._system.mappings import droppable_of
@@ -23,7 +23,7 @@ from .._wire.fields import messages_of
 from .._wire.protobuf import message
 from .changed_image import change_message, fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, Row, kind_of
-from .pagemap import PRESENT
+from .pagemap import LAZY, PRESENT
 
 Range = tuple[int, int]
 """Start and end of a part of memory."""
@@ -33,8 +33,8 @@ CHUNK = 2**20
 
 _VMA, _START, _FLAGS = 14, 1, 6
 """Of ``mm.proto`` and ``vma.proto``: a mapping, its address and its flags."""
-_ADDRESS, _COMPAT_PAGES, _PAGES = 1, 2, 5
-"""Of ``pagemap.proto``: the address of a run, and its pages as 32 and 64 bits."""
+_ADDRESS, _COMPAT_PAGES, _RUN_FLAGS, _PAGES = 1, 2, 4, 5
+"""Of ``pagemap.proto``: the address of a run, its flags, and its pages as 32 and 64 bits."""
 _ANON_PRIVATE = 1 << 9
 """Bit of the status of a mapping (``criu/include/image.h``)."""
 _MAP_PRIVATE, _MAP_DROPPABLE = 0x02, 0x08
@@ -48,12 +48,14 @@ def drop(files: ImageFiles, tree: Sequence[int]) -> None:
 
     An image of an unexpected form is not changed. Raises ``OSError`` if one cannot be written.
     """
-    names = {name for name in files.names if kind_of(name) == "MM" and _has_candidates(files, name)}
-    for pid in tree if names else ():
+    images = [name for name in files.names if kind_of(name) == "MM"]
+    candidates = {name: found for name in images if (found := _candidates(files, name))}
+    for pid in tree if candidates else ():
         number = status_of(pid).get("NSpid", str(pid)).split()[-1]
-        if (name := f"mm-{number}.img") not in names:
+        name = f"mm-{number}.img"
+        if name not in candidates:
             continue
-        if ranges := [each for each in droppable_of(pid) if each in _candidates(files, name)]:
+        if ranges := [each for each in droppable_of(pid) if each in candidates[name]]:
             try:
                 _drop_pages(files, f"pagemap-{number}.img", ranges)
                 _mark(files.directory, name, ranges)
@@ -61,15 +63,11 @@ def drop(files: ImageFiles, tree: Sequence[int]) -> None:
                 continue  # the check of the images reports it, or a page server has the pages
 
 
-def _has_candidates(files: ImageFiles, name: str) -> bool:
-    try:
-        return any(map(_is_candidate, files.rows(name, "MM flags")))
-    except DamagedError:
-        return False
-
-
 def _candidates(files: ImageFiles, name: str) -> set[Range]:
-    rows = files.rows(name, "MM flags")
+    try:
+        rows = files.rows(name, "MM flags")
+    except DamagedError:
+        return set()
     return {(start, end) for _, start, end, *_ in filter(_is_candidate, rows)}
 
 
@@ -85,20 +83,24 @@ def _is_candidate(row: Row) -> bool:
 
 
 def _drop_pages(files: ImageFiles, name: str, ranges: Sequence[Range]) -> None:
-    """Replace stored pages by zeros, and remove references to pages elsewhere."""
+    """Replace stored pages by zeros, and remove references to pages elsewhere.
+
+    Stored pages are not lazy afterwards: a lazy restore leaves only private mappings to the
+    lazy-pages daemon, which would try for ever to load the others.
+    """
     pages, runs = files.page_map(name).pages, files.runs(name)
-    removed: dict[int, Range] = {}
+    parts: dict[int, list[Range]] = {}
     access = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(pages, access, dir_fd=files.directory), "wb", buffering=0) as file:
         for start, end in ranges:
             for index, (first, last, flags, offset) in runs.between(start, end):
                 begin, until = max(start, first), min(end, last)
-                if not flags & PRESENT:
-                    removed[index] = begin, until
-                elif runs.blocks(index) is None:
+                if flags & PRESENT and runs.blocks(index) is None:
                     _overwrite(file.fileno(), offset + begin - first, until - begin)
-    if removed:
-        _remove(files, name, removed)
+                if flags & LAZY or not flags & PRESENT:
+                    parts.setdefault(index, []).append((begin, until))
+    if parts:
+        _change_runs(files, name, parts)
 
 
 def _overwrite(fd: int, offset: int, size: int) -> None:
@@ -108,31 +110,37 @@ def _overwrite(fd: int, offset: int, size: int) -> None:
         offset, size = offset + done, size - done
 
 
-def _remove(files: ImageFiles, name: str, removed: dict[int, Range]) -> None:
-    """Remove parts of runs, by the indexes of the runs."""
+def _change_runs(files: ImageFiles, name: str, parts: Mapping[int, Sequence[Range]]) -> None:
+    """Change parts of runs, by the indexes of the runs; the parts of a run ascend."""
     data = b"".join(files.pieces(name))
     head, *entries = messages_of(data)
-    kept = [head]
+    changed = [head]
     for index, entry in enumerate(entries):
-        if index in removed:
-            kept += _outside(entry, removed[index], files.page)
-        else:
-            kept.append(entry)
-    replace_image(files.directory, name, data[:8], kept)
+        changed += _split(entry, parts[index], files.page) if index in parts else [entry]
+    replace_image(files.directory, name, data[:8], changed)
 
 
-def _outside(entry: bytes, part: Range, page: int) -> Iterator[bytes]:
-    """The runs before and behind a part of a run."""
+def _split(entry: bytes, parts: Sequence[Range], page: int) -> Iterator[bytes]:
+    """The runs between parts of a run, and those parts that are stored."""
     fields = fields_of(entry)
-    numbers = dict(fields)
-    start, pages = numbers[_ADDRESS], numbers.get(_PAGES) or numbers[_COMPAT_PAGES]
-    assert isinstance(start, int)
-    assert isinstance(pages, int)
-    for first, last in ((start, part[0]), (part[1], start + pages * page)):
-        if first < last:
-            count = (last - first) // page
-            changed = {_ADDRESS: first, _COMPAT_PAGES: count, _PAGES: count}
-            yield message(*((number, changed.get(number, value)) for number, value in fields))
+    numbers = {number: value for number, value in fields if isinstance(value, int)}
+    flags = numbers.get(_RUN_FLAGS, 0)
+    position = numbers[_ADDRESS]
+    end = position + (numbers.get(_PAGES) or numbers[_COMPAT_PAGES]) * page
+
+    def run(first: int, last: int, flags: int) -> bytes:
+        count = (last - first) // page
+        changed = {_ADDRESS: first, _COMPAT_PAGES: count, _PAGES: count, _RUN_FLAGS: flags}
+        return message(*((number, changed.get(number, value)) for number, value in fields))
+
+    for first, last in parts:
+        if position < first:
+            yield run(position, first, flags)
+        if flags & PRESENT:
+            yield run(first, last, flags & ~LAZY)
+        position = last
+    if position < end:
+        yield run(position, end, flags)
 
 
 def _mark(directory: int, name: str, ranges: Sequence[Range]) -> None:

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 
-from .._support.unpatched import close
+from .._support.unpatched import close, closing
 from .._system.descriptors import above_stdio, where
+from .._system.file_lock import lock, unlock_and_close
 from ..enums import Verb
 from ..errors import ImagesError
 
@@ -124,16 +124,13 @@ class DumpMarker:
                 elif self._earlier:
                     _remove(self._directory, EARLIER)
         finally:
-            # Closing is not enough: a child that was forked meanwhile has a copy.
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-            close(self._fd)
+            unlock_and_close(self._fd)
 
     def _undo(self) -> None:
         names = os.listdir(self._directory)
         if EARLIER in names:
             _clear(self._directory)
-            _put_back(self._directory)
+            _move(self._directory, EARLIER, ".")
             _remove(self._directory, EARLIER)
             self.finish()
         elif not any(map(_of_dump, names)):
@@ -155,17 +152,6 @@ def unfinished(path: str) -> str | None:
         if not os.path.lexists(path):
             break
     return None
-
-
-def lock(fd: int) -> bool:
-    """Lock a marker; False if the dump that made it holds a lock on it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # this file system has no locks
-    return True
 
 
 def _of_dump(name: str) -> bool:
@@ -212,28 +198,18 @@ def _is_there(directory: int, name: str) -> bool:
     return True
 
 
-def _put_back(directory: int) -> None:
-    _move(directory, EARLIER, ".")
-
-
 def _move(directory: int, source: str, target: str) -> None:
-    there = _open(directory, source)
-    try:
+    with closing(_open(directory, source)) as there:
         for name in filter(_of_dump, os.listdir(there)):
             before, after = f"{source}/{name}", f"{target}/{name}"
             os.rename(before, after, src_dir_fd=directory, dst_dir_fd=directory)
-    finally:
-        close(there)
 
 
 def _remove(directory: int, name: str) -> None:
     """Remove the directory EARLIER or MOVING, with the images in it."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        inner = _open(directory, name)
-        try:
+        with closing(_open(directory, name)) as inner:
             _clear(inner)
-        finally:
-            close(inner)
         os.rmdir(name, dir_fd=directory)
 
 

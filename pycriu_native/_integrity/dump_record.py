@@ -21,8 +21,7 @@ import os
 from collections.abc import Iterator
 
 from .._support.light_typing import TYPE_CHECKING
-from .._support.unpatched import close
-from .._system.regular_file import open_regular
+from .._system.regular_file import read_regular, replace_file
 from .dump_marker import RECORD
 
 if TYPE_CHECKING:
@@ -94,27 +93,19 @@ def problems(files: ImageFiles, names: set[str]) -> Iterator[Problem]:
 
 
 def _inventory(directory: int) -> bytes:
-    fd = open_regular("inventory.img", dir_fd=directory)
-    try:
-        return os.read(fd, 2**16)
-    finally:
-        close(fd)
+    return read_regular("inventory.img", 2**16, dir_fd=directory)
 
 
 def _write(directory: int, inventory: bytes, sizes: dict[bytes, int]) -> None:
     lines = [_FIRST, b"inventory " + inventory.hex().encode()]
     lines += [b"%d %s" % (size, name) for name, size in sorted(sizes.items())]
-    partial = f"{RECORD}.partial"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(partial, flags, 0o600, dir_fd=directory), "wb") as file:
-        file.write(b"\n".join((*lines, _LAST, b"")))
-    os.rename(partial, RECORD, src_dir_fd=directory, dst_dir_fd=directory)
+    replace_file(directory, RECORD, b"\n".join((*lines, _LAST, b"")))
 
 
 def _read(directory: int) -> tuple[bytes, dict[bytes, int]]:
     """The inventory and the sizes of a record. ``OSError``; ``ValueError`` if it is damaged."""
-    with open(open_regular(RECORD, dir_fd=directory), "rb") as file:
-        first, inventory, *lines, last, end = file.read(_LARGEST).split(b"\n")
+    record = read_regular(RECORD, _LARGEST, dir_fd=directory)
+    first, inventory, *lines, last, end = record.split(b"\n")
     key, _, content = inventory.partition(b" ")
     if (first, key, last, end) != (_FIRST, b"inventory", _LAST, b""):
         raise ValueError(RECORD)

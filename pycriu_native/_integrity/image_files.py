@@ -18,7 +18,7 @@ from .._support.cached_property import cached_property
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .._system.regular_file import open_regular
 from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
 from .page_size import HOST_PAGE, page_size
@@ -310,10 +310,8 @@ class ImageFiles:
             raise DamagedError(
                 Problem(f"{name} is damaged: it cannot be read as a file: {error.strerror}")
             ) from None
-        try:
+        with closing(fd):
             yield fd
-        finally:
-            close(fd)
 
 
 def kind_at(begin: bytes) -> str | None:

@@ -25,9 +25,9 @@ import stat
 from collections.abc import Iterator
 
 from .._support.light_typing import Any
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .._system.descriptors import where
-from .._system.regular_file import open_regular
+from .._system.regular_file import open_regular, read_regular, replace_file
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
 from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
@@ -61,15 +61,7 @@ def seal(directory: StrPath | Descriptor) -> str:
             raise ImagesError(f"{where(at)} holds a dump that is under way or did not finish")
         entries = {name: _entry(at, name, sync=True) for name in _names(at)}
         text = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True) + "\n"
-        partial = MANIFEST + ".partial"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial, dir_fd=at)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(partial, flags, 0o600, dir_fd=at), "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(partial, MANIFEST, src_dir_fd=at, dst_dir_fd=at)
+        replace_file(at, MANIFEST, text.encode(), sync=True)
         os.fsync(at)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -91,7 +83,7 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
             raise ImagesError(
                 f"{where(at)} is not as it was sealed: {', '.join(sorted(flaws))}",
                 cause="the images are not as they were sealed",
-                cure="bring the whole directory again from where it was sealed",
+                cure="copy the whole directory again from where it was sealed",
                 options=("images_directory",),
             )
 
@@ -103,10 +95,8 @@ def opened_directory(directory: StrPath | Descriptor) -> Iterator[int]:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     else:
         fd = os.dup(descriptor_number(directory))
-    try:
+    with closing(fd):
         yield fd
-    finally:
-        close(fd)
 
 
 def _names(at: int) -> Iterator[str]:
@@ -131,13 +121,10 @@ def _below(at: int, directory: str, depth: int = 0) -> Iterator[str]:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             return
         raise
-    if depth == DEEPEST:
-        close(inner)
-        raise ImagesError(f"{where(at)} has more than {DEEPEST} directories in each other")
-    try:
+    with closing(inner):
+        if depth == DEEPEST:
+            raise ImagesError(f"{where(at)} has more than {DEEPEST} directories in each other")
         names = os.listdir(inner)
-    finally:
-        close(inner)
     for name in names:
         path = f"{directory}/{name}"
         if name not in (MANIFEST, MANIFEST + ".partial"):  # of a set in a subdirectory
@@ -169,9 +156,7 @@ def _manifest(at: int, digest: str | None) -> dict[str, dict[str, Any]]:
     import json
 
     try:
-        fd = open_regular(MANIFEST, dir_fd=at)
-        with open(fd, "rb") as file:
-            text = file.read(LARGEST)
+        text = read_regular(MANIFEST, LARGEST, dir_fd=at)
     except OSError as error:
         raise ImagesError(
             f"{where(at)} has no manifest that can be read ({MANIFEST}: {error.strerror}); seal() "

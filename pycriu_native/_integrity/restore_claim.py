@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .._system.descriptors import where
 from .._system.process_identity import ProcessIdentity
+from .._system.regular_file import create_regular, read_regular
 from ..errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
@@ -37,7 +38,7 @@ def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
         rule = "the claim of the job is created there: set it, or set fence=False"
         raise OptionError([Problem("images_directory", None, rule)], verb="restore")
     at = _open(directory) if isinstance(directory, str) else os.dup(descriptor_number(directory))
-    try:
+    with closing(at):
         name = f"{CLAIM}{token}"
         _take(at, name)
         try:
@@ -46,8 +47,6 @@ def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
             if not hasattr(error, "result"):  # else the processes were restored, and run
                 os.unlink(name, dir_fd=at)
             raise
-    finally:
-        close(at)
 
 
 def _open(directory: str) -> int:
@@ -68,9 +67,8 @@ def _unusable(place: str, error: OSError) -> CriuError:
 
 def _take(at: int, name: str) -> None:
     place = where(at)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(name, flags, 0o600, dir_fd=at)
+        fd = create_regular(name, dir_fd=at)
     except FileExistsError:
         raise _taken(at, name, place) from None
     except OSError as error:
@@ -98,9 +96,7 @@ def _take(at: int, name: str) -> None:
 def _taken(at: int, name: str, place: str) -> RestoreClaimedError:
     who = "another run, whose pid and host are not in the claim"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open(name, flags, dir_fd=at), "rb") as file:
-            owner = json.loads(file.read(LARGEST))
+        owner = json.loads(read_regular(name, LARGEST, dir_fd=at))
         who = f"pid {owner['pid']} on {owner['host']} (boot id {owner['boot_id']})"
         who += f" at {owner['time']}"
     cause = f"this job was claimed by {who}: the processes were restored, or may have been"

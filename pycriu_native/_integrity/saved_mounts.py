@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._system.regular_file import open_regular
+from .._system.regular_file import read_regular
 from .._wire.fields import message_fields, messages_of
 from ..errors import ImagesError
 
 COMMON_MAGIC, MOUNTS_MAGIC = 0x54564319, 0x55563928
+LARGEST = 2**30
+"""Bytes of an image that are read."""
 CGROUP_V1 = 12
 """The number of the file system ``cgroup`` in the images."""
 
@@ -41,8 +43,7 @@ def saved_mounts(images: str) -> list[SavedMount]:
         raise ImagesError(f"{images} has no mounts: it holds no images of a container")
     for name in names:
         try:
-            with open(open_regular(name), "rb") as file:
-                result += _read(file.read())
+            result += _read(read_regular(name, LARGEST))
         except (OSError, struct.error, ValueError, KeyError) as error:
             raise ImagesError(f"{name} cannot be read: {error!r}") from None
     return result

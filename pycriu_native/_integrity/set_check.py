@@ -10,15 +10,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from .._support.unpatched import close
+from .._support.unpatched import close, closing
 from .._system.descriptors import where
+from .._system.file_lock import lock
 from .._system.regular_file import open_regular
 from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
 from . import completeness, dump_record
 from .completeness import is_pre_dump
-from .dump_marker import DEEPEST, EARLIER, UNFINISHED, lock
+from .dump_marker import DEEPEST, EARLIER, UNFINISHED
 from .image_files import ImageFiles, Problem
 from .unchanged import Unchanged
 
@@ -70,11 +71,8 @@ def _mark_in(directory: int, names: set[str]) -> Problem | None:
     if UNFINISHED not in names:
         return None
     with contextlib.suppress(OSError):
-        fd = open_regular(UNFINISHED, dir_fd=directory)
-        try:
+        with closing(open_regular(UNFINISHED, dir_fd=directory)) as fd:
             under_way = not lock(fd)
-        finally:
-            close(fd)
         if under_way:
             return Problem(f"a dump to {where(directory)} is under way", "wait for its end")
     cure = "dump again; a set that was copied while its dump went on is to be copied again"

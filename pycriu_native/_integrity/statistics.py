@@ -6,10 +6,7 @@ fields that it holds are varints.
 
 from __future__ import annotations
 
-import os
-
-from .._support.unpatched import close
-from .._system.regular_file import open_regular
+from .._system.regular_file import read_regular
 from .._wire.fields import message_fields
 from ..results import DumpStatistics, RestoreStatistics
 
@@ -19,56 +16,38 @@ _BEGIN = SERVICE_MAGIC.to_bytes(4, "little") + STATS_MAGIC.to_bytes(4, "little")
 LARGEST = 4096
 """Bytes: a statistics image is about 100."""
 
-_DUMP = {
-    1: "freezing_time",
-    2: "frozen_time",
-    3: "memdump_time",
-    4: "memwrite_time",
-    5: "pages_scanned",
-    6: "pages_skipped_parent",
-    7: "pages_written",
-    8: "irmap_resolve_time",
-    9: "pages_lazy",
-    10: "page_pipes",
-    11: "page_pipe_bufs",
-    12: "shpages_scanned",
-    13: "shpages_skipped_parent",
-    14: "shpages_written",
-}
-_RESTORE = {
-    1: "pages_compared",
-    2: "pages_skipped_cow",
-    3: "forking_time",
-    4: "restore_time",
-    5: "pages_restored",
-}
+DUMP_FIELDS = (
+    "freezing_time frozen_time memdump_time memwrite_time pages_scanned pages_skipped_parent "
+    "pages_written irmap_resolve_time pages_lazy page_pipes page_pipe_bufs shpages_scanned "
+    "shpages_skipped_parent shpages_written"
+)
+RESTORE_FIELDS = "pages_compared pages_skipped_cow forking_time restore_time pages_restored"
+"""The fields of both kinds of entry, in the order of their numbers."""
 
 
 def read_dump(directory: int) -> DumpStatistics | None:
     """The statistics of a dump or pre-dump in an open directory; None where there are none."""
     fields = _entry(directory, "stats-dump", 1)
-    return None if fields is None else DumpStatistics(**_named(fields, _DUMP))
+    return None if fields is None else DumpStatistics(**_named(fields, DUMP_FIELDS))
 
 
 def read_restore(directory: int) -> RestoreStatistics | None:
     """The statistics of a restore in an open directory; None where there are none."""
     fields = _entry(directory, "stats-restore", 2)
-    return None if fields is None else RestoreStatistics(**_named(fields, _RESTORE))
+    return None if fields is None else RestoreStatistics(**_named(fields, RESTORE_FIELDS))
 
 
-def _named(fields: dict[int, int], names: dict[int, str]) -> dict[str, int]:
-    return {names[number]: value for number, value in fields.items() if number in names}
+def _named(fields: dict[int, int], names: str) -> dict[str, int]:
+    numbered = enumerate(names.split(), 1)
+    return {name: fields[number] for number, name in numbered if number in fields}
 
 
 def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
     try:
-        fd = open_regular(name, dir_fd=directory)
+        data = read_regular(name, LARGEST, dir_fd=directory)
     except OSError:
         return None
-    try:
-        return parse(os.read(fd, LARGEST), number)
-    finally:
-        close(fd)
+    return parse(data, number)
 
 
 def parse(data: bytes, number: int) -> dict[int, int] | None:

@@ -34,13 +34,7 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
         )
     if size is None:
         if pagemap.size:
-            yield Problem(
-                f"there is no {pagemap.pages}, which holds contents of memory",
-                "give an images_directory that is complete; pages that went to a page_server are "
-                "in its directory",
-                ("images_directory", "page_server"),
-                served=True,
-            )
+            yield missing(pagemap.pages, "which holds contents of memory")
     elif size > pagemap.size:
         yield short(name).problem  # entries are missing, and their pages are there
     elif size < pagemap.size:
@@ -48,6 +42,17 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
         yield Problem(cause, COPY_AGAIN)
     if pagemap.in_parent:
         yield from _in_parents(name, pagemap.in_parent, files, parents, broken)
+
+
+def missing(name: str, purpose: str) -> Problem:
+    """The problem of a file of pages that is not in the directory."""
+    return Problem(
+        f"there is no {name}, {purpose}",
+        "give an images_directory that is complete; pages that went to a page_server are in its "
+        "directory",
+        ("images_directory", "page_server"),
+        served=True,
+    )
 
 
 def _in_parents(

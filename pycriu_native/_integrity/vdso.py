@@ -7,7 +7,7 @@ from ``mm-PID.img`` while the dumped processes are frozen.
 
 from __future__ import annotations
 
-from .changed_image import Fields, change_message, fields_of
+from .changed_image import change_message, fields_of
 from .image_files import DamagedError, ImageFiles, kind_of
 
 _VMA, _STATUS = 14, 7
@@ -29,17 +29,14 @@ def leave_out_lone_vvar(files: ImageFiles) -> None:
             for row in files.rows(name) if kind_of(name) == "MM" else ():
                 bits |= row[_COLUMN]
             if bits & _VVAR and not bits & _VDSO:
-                change_message(files.directory, name, _without_vvar)
+                change_message(files.directory, name, lambda fields: filter(_is_no_vvar, fields))
         except (DamagedError, IndexError, KeyError, ValueError):
             continue  # the check of the images reports it
 
 
-def _without_vvar(fields: Fields) -> Fields:
-    return [(number, value) for number, value in fields if not _is_vvar(number, value)]
-
-
-def _is_vvar(number: int, value: int | bytes) -> bool:
+def _is_no_vvar(field: tuple[int, int | bytes]) -> bool:
+    number, value = field
     if number != _VMA or not isinstance(value, bytes):
-        return False
+        return True
     bits = dict(fields_of(value)).get(_STATUS, 0)
-    return isinstance(bits, int) and bool(bits & _VVAR)
+    return not (isinstance(bits, int) and bits & _VVAR)

@@ -55,6 +55,16 @@ BUILT_PROGRAM: str = ffi.string(native.pn_built_program()).decode()
 """The ``criu`` recorded at build, or an empty string."""
 
 
+def checked(status: int, what: str = "") -> int:
+    """The result of a function of the extension; ``OSError`` if it is a negative error number.
+
+    ``what`` names the operation in the text of the error.
+    """
+    if status < 0:
+        raise OSError(-status, f"{what}: {os.strerror(-status)}" if what else os.strerror(-status))
+    return status
+
+
 @functools.cache
 def functions() -> dict[str, bool]:
     """Every function of libcriu 3.17 to 4.3, and whether the loaded library has it."""

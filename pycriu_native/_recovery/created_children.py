@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
 import time
 from collections.abc import Iterator, Mapping
 
-from .._support import unpatched
-from .._support.unpatched import close
+from .._support.lazy import signal
+from .._support.unpatched import closing, readable
 from .._system.process import children_of, read_small, stat_of, status_of
-from .._wire.fields import message_fields
+from .._wire.fields import message_fields, messages_of
 from .half_restored import pids_in
 
 TASK_CORE, COMM = 3, 6
@@ -67,13 +65,11 @@ def _made(expected: Mapping[int, str], worker: int, program: str, since: float) 
 def _name_in(core: str) -> str:
     """The process's name in a core image; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
-        data = read_small(core)
-        message = data[12 : 12 + int.from_bytes(data[8:12], "little")]
-        for field, task in message_fields(message):
-            if field == TASK_CORE and isinstance(task, bytes):
-                for inner, name in message_fields(task):
-                    if inner == COMM and isinstance(name, bytes):
-                        return os.fsdecode(name)
+        for message in messages_of(read_small(core)):
+            task = dict(message_fields(message)).get(TASK_CORE)
+            name = dict(message_fields(task)).get(COMM) if isinstance(task, bytes) else None
+            if isinstance(name, bytes):
+                return os.fsdecode(name)
     return ""
 
 
@@ -82,14 +78,10 @@ def _reap(pid: int, until: float, *, kill: bool) -> None:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return  # reaped meanwhile, for example by the caller's handler of SIGCHLD
-    try:
+    with closing(pidfd):
         if kill:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        poll = unpatched.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        readable(pidfd, seconds=until - time.monotonic())
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    finally:
-        close(pidfd)

@@ -20,15 +20,12 @@ import stat
 from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
-from .._support.unpatched import close
+from .._system.regular_file import read_regular
 from .._wire.fields import HEAD, message_fields, messages_of
 from ..options.criu_opts import CriuOpts
 
 LARGEST = 16 * 2**20
 """Bytes of an image that are read."""
-
-SMALL = 2**16
-"""Bytes that are read at first: few images have more."""
 
 REG, UNIX = 3, 16
 """Fields of ``fdinfo.proto``, ``file_entry``."""
@@ -135,21 +132,13 @@ def made_names(images: int, where: CriuOpts | str) -> MadeNames:
             head = fields_of(next(iter(messages(images, f"ghost-file-{number:x}.img")), b""))
             if 3 in head:
                 mtime = head.get(8)
-                ghosts.append(
-                    Ghost(
-                        path,
-                        number,
-                        number_in(head, 3),
-                        number_in(head, 1),
-                        number_in(head, 2),
-                        number_in(fields_of(mtime), 1) if isinstance(mtime, bytes) else None,
-                    )
-                )
+                seconds = number_in(fields_of(mtime), 1) if isinstance(mtime, bytes) else None
+                mode, uid, gid = (number_in(head, field) for field in (3, 1, 2))
+                ghosts.append(Ghost(path, number, mode, uid, gid, seconds))
         elif kind == LINKED:
             link = places.of_file(files.get(number, {}), mount)  # its own mount is not saved
-            if link is None:
-                continue
-            links.append(LinkRemap(path, link, number))
+            if link is not None:
+                links.append(LinkRemap(path, link, number))
     bound = filter(None, map(places.of_socket, sockets))
     return MadeNames(tuple(ghosts), tuple(links), tuple(bound), places.root)
 
@@ -255,16 +244,9 @@ def messages(images: int, name: str) -> list[bytes]:
 
 
 def _read(images: int, name: str) -> bytes:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a pipe
     with contextlib.suppress(OSError):
-        fd = os.open(name, flags, dir_fd=images)
-        try:
-            data = os.read(fd, SMALL)
-            if len(data) == SMALL:
-                data += os.pread(fd, min(os.fstat(fd).st_size, LARGEST), SMALL)
-            return data if len(data) > HEAD else b""
-        finally:
-            close(fd)
+        data = read_regular(name, LARGEST, dir_fd=images)
+        return data if len(data) > HEAD else b""
     return b""
 
 

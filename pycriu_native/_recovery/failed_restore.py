@@ -12,7 +12,6 @@ The links of ``link_remap`` that CRIU removes are made again (``link_remaps.py``
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import time
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
-from .._support.unpatched import close
+from .._system.file_lock import lock, unlock_and_close
 from .._system.paths_below import Name, Tree
 from ..options.criu_opts import CriuOpts
 from .created_cgroups import missing_cgroups, remove_cgroups
@@ -70,9 +69,7 @@ class RestoreUndo:
         """Close its descriptors."""
         self._tree.close()
         if self._lock is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child of the caller may have a copy
-            close(self._lock)
+            unlock_and_close(self._lock)
             self._lock = None
 
     def _claim(self) -> bool:
@@ -80,12 +77,9 @@ class RestoreUndo:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             self._lock = os.open(f"/proc/self/fd/{self._images}", flags)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
         except OSError:
-            pass  # a file system without locks
-        return True
+            return True
+        return lock(self._lock)
 
     def _look(self, names: MadeNames) -> None:
         for link in names.links:

@@ -112,8 +112,7 @@ def _kept_name(images: int, link: LinkRemap, inode: int) -> str:
 
 def keep_links(images: int, root: str) -> list[KeptLink]:
     """Keep the links of a dump that leaves its process running; ``root``: a path of its root."""
-    tree = Tree(root)
-    try:
+    with contextlib.closing(Tree(root)) as tree:
         kept = []
         for link in made_names(images, root).links:
             for name in tree.names(link.link, None):
@@ -121,8 +120,6 @@ def keep_links(images: int, root: str) -> list[KeptLink]:
                 kept[-1].detach()
                 break
         return kept
-    finally:
-        tree.close()
 
 
 class DumpLinks:

@@ -13,13 +13,12 @@ import os
 from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
-from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._system.network_namespace import in_network_of
 from .._system.process import is_running
 from .._system.process_tree import process_tree
 from .._system.tcp_connections import Ends, connections_of, end_repair, reusing
-from ..enums import NetworkLock, Notify
+from ..enums import Notify
 from ..options.criu_opts import CriuOpts
 from . import network_lock
 from .parasite import left_in
@@ -29,8 +28,6 @@ from .temporary_files import remove_temporary
 
 if TYPE_CHECKING:
     from .link_remaps import DumpLinks
-
-_ = socket.socket  # loaded with this module: later the caller may have changed its root
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +61,12 @@ class Recovery:
     def __init__(self, pid: int, opts: CriuOpts, before: StateBefore) -> None:
         self._pid = pid
         self._opts = opts
-        self._by_table = opts.network_lock == NetworkLock.NFTABLES
+        self._by_table = False
         self._before = before
+        if opts.network_lock is not None:
+            from ..enums import NetworkLock  # few dumps need it
+
+            self._by_table = opts.network_lock == NetworkLock.NFTABLES
         self._links: DumpLinks | None = None
         if opts.link_remap:
             from .link_remaps import DumpLinks  # few dumps need it

@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .._system.mappings import data_of
 
 UUID_LENGTH = 36
@@ -37,8 +37,7 @@ def run_id(pid: int) -> str | None:
     global _last_addresses
     try:
         program = os.readlink(f"/proc/{pid}/exe")
-        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with closing(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)) as memory:
             result = _text_at(memory, _last_addresses)
             if result is None:
                 addresses = tuple(_addresses(pid, program, memory))
@@ -46,8 +45,6 @@ def run_id(pid: int) -> str | None:
                 _last_addresses = addresses  # in one step: other threads read it
             if result is None and _names_its_table(pid):
                 _warn(program, "its memory does not contain it twice")
-        finally:
-            close(memory)
     except OSError as error:
         _warn(f"CRIU with pid {pid}", str(error))
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 
 from .._support.unpatched import sleep
@@ -28,9 +29,12 @@ TEMPORARY = frozenset(
 CLOCK_LAG = 0.1
 """Seconds by which the timestamps of files can be late."""
 
-IN_USE = 0.2
-"""Seconds to wait before a removal: a CRIU in another pid namespace is not visible, and uses most
-of the directories for milliseconds."""
+IN_USE = 2.0
+"""Seconds to wait until they are gone, before a removal: a CRIU in another pid namespace is not
+visible, and uses most of the directories for milliseconds, on a loaded machine longer."""
+
+STEP = 0.02
+"""Seconds between two looks."""
 
 KERNEL_FEATURES = "/run/criu.kdat.tmp"
 """CRIU's cache of kernel features while it is written. While it stays, no CRIU writes a cache."""
@@ -45,8 +49,9 @@ def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> It
     result = list(_made_since(since, ("/tmp", "/", *places)))
     if killed and _is_since(KERNEL_FEATURES, since, stat.S_IFREG):
         result.append(KERNEL_FEATURES)
-    if result:
-        sleep(IN_USE)
+    until = time.monotonic() + IN_USE
+    while result and time.monotonic() < until:
+        sleep(STEP)
         result = list(filter(os.path.lexists, result))
     if result and (others := _other_criu()):
         yield from (f"{path}, unless CRIU with pid {others[0]} uses it" for path in result)

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import os
 import stat
 from collections.abc import Callable
 
-from .._support.unpatched import close
+from .._support.unpatched import close, closing
 from .._system.descriptors import where
-from .._system.regular_file import open_regular
+from .._system.file_lock import lock, unlock_and_close
+from .._system.regular_file import create_regular, open_regular
 from ..errors import CriuError, ImagesError
 from .copying import copy
 from .saved_files import INDEX, Index, SavedFile, checksum, read
@@ -31,7 +31,6 @@ BEFORE = ".pycriu-native-before-"
 """Prefix of the names under which the content before is saved, beside each file."""
 
 _OPENED = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_MADE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def before_of(path: str) -> str:
@@ -75,8 +74,7 @@ class _File:
             self._check_new(entry)
             self._moved = True
             return
-        fd = os.open(self.path, _OPENED)
-        try:
+        with closing(os.open(self.path, _OPENED)) as fd:
             if entry.saved is None:
                 if os.fstat(fd).st_size < entry.size or checksum(fd, entry.size) != entry.tail:
                     raise _refused(
@@ -87,14 +85,9 @@ class _File:
                 self._start = entry.size
             else:
                 close(open_regular(entry.saved, dir_fd=images))
-            kept = os.open(self._before, _MADE, 0o600)
-            self._kept = True
-            try:
+            with closing(create_regular(self._before)) as kept:
+                self._kept = True
                 copy(fd, kept, check, start=self._start)
-            finally:
-                close(kept)
-        finally:
-            close(fd)
 
     def _check_new(self, entry: SavedFile) -> None:
         """Raise if the file cannot be created again."""
@@ -120,23 +113,17 @@ class _File:
             return
         self._changed = True
         new = self._seen is None or self._moved
-        fd = os.open(self.path, _MADE if new else _OPENED, 0o600)
-        try:
+        with closing(create_regular(self.path) if new else os.open(self.path, _OPENED)) as fd:
             _set_owner(fd, entry.uid, entry.gid, entry.mode)
             if entry.saved is None:
                 os.ftruncate(fd, entry.size)
             else:
-                source = open_regular(entry.saved, dir_fd=images)
-                try:
+                with closing(open_regular(entry.saved, dir_fd=images)) as source:
                     if os.fstat(source).st_size != entry.size:
                         raise _refused(self.path, f"its copy {entry.saved} is not whole")
                     os.ftruncate(fd, 0)
                     copy(source, fd, check)
-                finally:
-                    close(source)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-        finally:
-            close(fd)
 
     def give_back(self) -> None:
         """Return the file to its previous state. Raises ``OSError``."""
@@ -147,19 +134,13 @@ class _File:
         if self._moved and self._kept:
             os.rename(self._before, self.path)
         elif self._changed and self._kept and seen is not None:
-            fd = os.open(self.path, _OPENED)
-            try:
-                kept = open_regular(self._before)
-                try:
+            with closing(os.open(self.path, _OPENED)) as fd:
+                with closing(open_regular(self._before)) as kept:
                     if not self._start:
                         os.ftruncate(fd, 0)
                     copy(kept, fd, lambda: None, at=self._start)
-                finally:
-                    close(kept)
                 _set_owner(fd, seen.st_uid, seen.st_gid, seen.st_mode & 0o7777)
                 os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
-            finally:
-                close(fd)
             os.unlink(self._before)
         elif self._kept:
             os.unlink(self._before)
@@ -195,17 +176,13 @@ class RollBack:
         self._index = read(images)
         self._files: list[_File] = []
         self._lock = open_regular(INDEX, dir_fd=images)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._lock):
             close(self._lock)
             raise ImagesError(
                 f"restore from {where(images)} failed: another restore of these images is under "
                 "way, which changes the same files",
                 verb="restore",
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
 
     def put_back(self, check: Callable[[], object]) -> None:
         """Put all files back; if that fails for one, all are changed back."""
@@ -252,9 +229,7 @@ class RollBack:
     def close(self) -> None:
         """Unlock and close; undo the changes unless :meth:`succeeded` was called."""
         self.give_back()
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        close(self._lock)
+        unlock_and_close(self._lock)
 
 
 def _files(index: Index) -> list[_File]:

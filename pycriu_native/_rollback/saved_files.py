@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .._integrity.dump_marker import SAVED_FILES
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .._system.descriptors import where
-from .._system.regular_file import open_regular
+from .._system.regular_file import create_regular, read_regular
 from ..errors import ImagesError
 from .copying import copy, reflink
 from .written_files import WrittenFile, patterns_for, written_files
@@ -87,8 +87,7 @@ def save(
         "files": [asdict(each) for each in entries],
         "patterns": [*named, *also],
     }
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(INDEX, flags, 0o600, dir_fd=images), "w") as file:
+    with open(create_regular(INDEX, dir_fd=images), "w") as file:
         json.dump(body, file, indent=1)
         file.write("\n")
 
@@ -102,13 +101,11 @@ def _save(
     images: int, number: int, file: WrittenFile, check: Callable[[], object], by_length: bool
 ) -> SavedFile:
     name = f"{SAVED_FILES}-{number}"
-    seen = file.stat
-    source = -1
     try:
-        source = os.open(file.opened, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        target = os.open(name, flags, 0o600, dir_fd=images)
-        try:
+        with (
+            closing(os.open(file.opened, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as source,
+            closing(create_regular(name, dir_fd=images)) as target,
+        ):
             tail = None
             seen = os.fstat(source)
             if not by_length:
@@ -116,8 +113,6 @@ def _save(
             elif not reflink(source, target):
                 tail = checksum(source, seen.st_size)
                 os.unlink(name, dir_fd=images)
-        finally:
-            close(target)
     except OSError as error:
         raise ImagesError(
             f'files="rollback": {file.path} cannot be saved in {where(images)}: {error.strerror}',
@@ -125,9 +120,6 @@ def _save(
             errno=error.errno,
             options=["images_directory"],
         ) from None
-    finally:
-        if source >= 0:
-            close(source)
     return SavedFile(
         path=file.path,
         saved=None if tail else name,
@@ -153,8 +145,7 @@ def read(images: int) -> Index:
     """The index of a set. ``ImagesError`` where there is none, or it cannot be read."""
     place = f"{where(images)}/{INDEX}"
     try:
-        with open(open_regular(INDEX, dir_fd=images), "rb") as file:
-            body: Any = json.loads(file.read(LARGEST_INDEX))
+        body: Any = json.loads(read_regular(INDEX, LARGEST_INDEX, dir_fd=images))
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']!r}")
         files = tuple(SavedFile(**entry) for entry in body["files"])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .._support.kernel_text import escaped
-from .._support.unpatched import close
+from .._support.unpatched import close, closing
 from .._system.descriptors import descriptor_info
 from .._system.mappings import details_of
 from .._system.mountinfo import Mount, mounts_of
@@ -152,10 +152,8 @@ def _looked_at(link: str, name: str) -> Iterator[int]:
         number = os.open(link, os.O_PATH | os.O_CLOEXEC)
     except PermissionError:
         number = os.open(name, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with closing(number):
         yield number
-    finally:
-        close(number)
 
 
 def _mapped(process: Process) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,8 @@ else:
             self._name = name
 
         def __getattr__(self, attribute: str) -> Any:
-            value = original(self._name, attribute)
+            with no_fork:
+                value = original(self._name, attribute)
             setattr(self, attribute, value)
             return value
 

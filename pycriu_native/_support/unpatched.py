@@ -36,6 +36,20 @@ sleep: Callable[[float], None] = original("time", "sleep")
 close: Callable[[int], None] = original("os", "close")
 """``os.close``. That of gevent waits for its loop, which some threads never run."""
 
+
+class closing:
+    """Closes a descriptor at the end of a ``with`` statement."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        close(self._fd)
+
+
 UNTIL_SIGNALS = 0.2
 """Seconds after which a wait for a condition is repeated. A signal that arrives just before CPython
 starts to wait does not end the wait, and its handler runs only after it."""

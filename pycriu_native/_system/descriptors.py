@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 
-from .._native.ffi import native
+from .._native.ffi import checked, native
 from .._support.kernel_text import read_lines
-from .._support.unpatched import close
+from .._support.unpatched import closing
 
 
 def above_stdio(fd: int) -> int:
@@ -20,20 +21,15 @@ def above_stdio(fd: int) -> int:
     """
     if fd > 2:
         return fd
-    try:
+    with closing(fd):
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        close(fd)
 
 
 @contextlib.contextmanager
 def opened_directory(path: str | os.PathLike[str]) -> Iterator[int]:
     """A descriptor of a directory, closed at the end. Raises ``OSError``."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         yield fd
-    finally:
-        close(fd)
 
 
 def links_of(pid: int | str) -> Iterator[tuple[int, str]]:
@@ -92,27 +88,22 @@ def descriptor_info(pid: int | str, fd: int) -> dict[str, list[str]]:
     return result
 
 
-def descriptors_of(pid: int, kind: str) -> list[int]:
+def descriptors_of(pid: int, kind: str) -> Iterator[int]:
     """Copies of the descriptors whose link begins with ``kind``, such as ``socket:``.
 
+    Each is closed before the next. One that the process closes or replaces meanwhile is left out.
     They are made by ``pidfd_getfd`` (kernel 5.6). Raises ``OSError``.
     """
-    result: list[int] = []
-    pidfd = os.pidfd_open(pid)
-    try:
+    with closing(os.pidfd_open(pid)) as pidfd:
         for number, link in links_of(pid):
-            if link.startswith(kind):
-                fd = native.pn_copy_descriptor(pidfd, number)
-                if fd < 0:
-                    raise OSError(-fd, "pidfd_getfd")
-                result.append(fd)
-    except BaseException:
-        for fd in result:
-            close(fd)
-        raise
-    finally:
-        close(pidfd)
-    return result
+            if not link.startswith(kind):
+                continue
+            fd = native.pn_copy_descriptor(pidfd, number)
+            if fd == -errno.EBADF:
+                continue
+            with closing(checked(fd, "pidfd_getfd")):
+                if where(fd).startswith(kind):
+                    yield fd
 
 
 @contextlib.contextmanager
@@ -122,14 +113,7 @@ def copied(pid: int, number: int) -> Iterator[int]:
     Raises ``OSError``: the descriptor is closed, the process has ended, or the caller may not
     trace it.
     """
-    pidfd = os.pidfd_open(pid)
-    try:
+    with closing(os.pidfd_open(pid)) as pidfd:
         fd = native.pn_copy_descriptor(pidfd, number)
-    finally:
-        close(pidfd)
-    if fd < 0:
-        raise OSError(-fd, "pidfd_getfd")
-    try:
+    with closing(checked(fd, "pidfd_getfd")):
         yield fd
-    finally:
-        close(fd)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import read_lines
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .process import read_small
 
 
@@ -55,11 +55,8 @@ def has_guard_pages(mapping: Mapping) -> bool:
     """
     first = int(mapping.range.partition("-")[0], 16) // mmap.PAGESIZE
     count = min(mapping.size // mmap.PAGESIZE, _ENTRIES)
-    file = os.open(f"/proc/{mapping.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(f"/proc/{mapping.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as file:
         entries = array("Q", os.pread(file, count * 8, first * 8))
-    finally:
-        close(file)
     return any(entry & _GUARD for entry in entries)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import read_lines
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .descriptors import descriptor_info
 
 
@@ -101,10 +101,9 @@ def filesystem_of(directory: str) -> str | None:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
-    try:
-        number = int(descriptor_info("self", fd)["mnt_id"][0])
-        return next(mount.kind for mount in mounts_of("self") if mount.number == number)
-    except (OSError, KeyError, StopIteration):
-        return "an unknown file system"
-    finally:
-        close(fd)
+    with closing(fd):
+        try:
+            number = int(descriptor_info("self", fd)["mnt_id"][0])
+            return next(mount.kind for mount in mounts_of("self") if mount.number == number)
+        except (OSError, KeyError, StopIteration):
+            return "an unknown file system"

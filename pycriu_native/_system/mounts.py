@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 
-from .._native.ffi import ffi, native
+from .._native.ffi import checked, ffi, native
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
@@ -48,16 +48,9 @@ def inside(base: str, path: str) -> str:
 @contextlib.contextmanager
 def mount_point(directory: str) -> Iterator[str]:
     """A temporary bind mount of a directory, whose parent mount is not covered by others."""
-    place = tempfile.mkdtemp(prefix="pycriu-native-root-")
-    try:
-        _mount(directory, place, MS_BIND | MS_REC)
-        try:
-            _mount(None, place, MS_PRIVATE | MS_REC)
-            yield place
-        finally:
-            detach(place)
-    finally:
-        os.rmdir(place)
+    with _mounted(directory, MS_BIND | MS_REC) as place:
+        _mount(None, place, MS_PRIVATE | MS_REC)
+        yield place
 
 
 @contextlib.contextmanager
@@ -66,9 +59,17 @@ def overlay_of(lower: Sequence[str]) -> Iterator[str]:
     if len(lower) == 1:  # the kernel refuses an overlay of one directory
         yield lower[0]
         return
+    data = "lowerdir=" + ":".join(lower)
+    with _mounted("overlay", MS_RDONLY, kind="overlay", data=data) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def _mounted(source: str, flags: int, **more: str) -> Iterator[str]:
+    """A mount at a temporary directory."""
     place = tempfile.mkdtemp(prefix="pycriu-native-root-")
     try:
-        _mount("overlay", place, MS_RDONLY, kind="overlay", data="lowerdir=" + ":".join(lower))
+        _mount(source, place, flags, **more)
         try:
             yield place
         finally:
@@ -89,7 +90,7 @@ def mount_proc() -> None:
 
 def detach(place: str) -> None:
     """Unmount a mount point, even if it is in use (MNT_DETACH). ``OSError``."""
-    _check(native.pn_unmount(os.fsencode(place)), f"umount of {place}")
+    checked(native.pn_unmount(os.fsencode(place)), f"umount of {place}")
 
 
 def _mount(
@@ -99,9 +100,4 @@ def _mount(
         ffi.NULL if each is None else ffi.new("char[]", os.fsencode(each))
         for each in (source, place, kind, data)
     )
-    _check(native.pn_mount(first, second, third, flags, fourth), f"mount of {source or place}")
-
-
-def _check(status: int, what: str) -> None:
-    if status:
-        raise OSError(-status, f"{what}: {os.strerror(-status)}")
+    checked(native.pn_mount(first, second, third, flags, fourth), f"mount of {source or place}")

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from .._native.ffi import native
+from .._native.ffi import checked, native
 
 
 @contextlib.contextmanager
@@ -27,6 +27,4 @@ def in_network_of(pid: int) -> Iterator[bool]:
 
 
 def _enter(fd: int) -> None:
-    status = native.pn_enter_network_namespace(fd)
-    if status:
-        raise OSError(-status, "a network namespace cannot be entered")
+    checked(native.pn_enter_network_namespace(fd), "a network namespace cannot be entered")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from .._native.ffi import native
+from .._native.ffi import checked, native
 from . import mounts
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
@@ -12,7 +10,7 @@ CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 
 def unshare(flags: int) -> None:
     """unshare(2). ``OSError``."""
-    _check(native.pn_unshare(flags), "unshare")
+    checked(native.pn_unshare(flags), "unshare")
 
 
 def map_to_root(uid: int, gid: int) -> None:
@@ -34,9 +32,4 @@ def mount_proc() -> None:
 
 def end_with_parent() -> None:
     """Receive SIGKILL when the thread that started this process ends. ``OSError``."""
-    _check(native.pn_end_with_parent(), "prctl")
-
-
-def _check(status: int, what: str) -> None:
-    if status:
-        raise OSError(-status, f"{what}: {os.strerror(-status)}")
+    checked(native.pn_end_with_parent(), "prctl")

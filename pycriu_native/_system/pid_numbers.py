@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable
 
-from .._support.unpatched import close, sleep
+from .._support.unpatched import closing, sleep
 from .process_tree import holders
 
 UNTIL_FREED = 5.0
@@ -24,8 +24,7 @@ UNTIL_READ = 0.02
 
 def wait_until_freed(numbers: Iterable[int]) -> None:
     """Wait until the kernel has freed those of these numbers that no process has."""
-    probe = os.eventfd(0, os.EFD_CLOEXEC)
-    try:
+    with closing(os.eventfd(0, os.EFD_CLOEXEC)) as probe:
         begun = time.monotonic()
         read = False
         remaining = list(numbers)
@@ -40,8 +39,6 @@ def wait_until_freed(numbers: Iterable[int]) -> None:
                 held = holders()
                 remaining = [each for each in remaining if each not in held]
             sleep(0.001)
-    finally:
-        close(probe)
 
 
 def _is_taken(probe: int, number: int) -> bool:

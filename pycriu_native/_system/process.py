@@ -47,16 +47,8 @@ def stat_of(pid: int, thread: int | None = None) -> ProcessStat | None:
         return None
     head, _, tail = text.rpartition(b")")
     fields = tail.split()
-    return ProcessStat(
-        os.fsdecode(head.partition(b"(")[2]),
-        fields[0].decode(),
-        int(fields[1]),
-        int(fields[2]),
-        int(fields[3]),
-        int(fields[4]),
-        int(fields[5]),
-        int(fields[19]),
-    )
+    name, state = os.fsdecode(head.partition(b"(")[2]), fields[0].decode()
+    return ProcessStat(name, state, *map(int, (*fields[1:6], fields[19])))
 
 
 def is_running(pid: int) -> bool:

@@ -1,12 +1,13 @@
-"""Opens files in images directories, which are not trusted: regular files only."""
+"""Opens, reads and writes files in directories that are not trusted: regular files only."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 
-from .._support.unpatched import close
+from .._support.unpatched import close, closing
 
 LARGEST_EXCERPT = 256 * 1024
 """Bytes read from the end of a log: a debug log of a large tree can be gigabytes."""
@@ -24,6 +25,39 @@ def open_regular(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> 
         close(fd)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return fd
+
+
+def read_regular(path: str | os.PathLike[str], most: int, *, dir_fd: int | None = None) -> bytes:
+    """At most so many bytes of a regular file. Raises ``OSError`` as :func:`open_regular`."""
+    with closing(open_regular(path, dir_fd=dir_fd)) as fd:
+        return os.read(fd, min(most, os.fstat(fd).st_size))
+
+
+def create_regular(name: str | os.PathLike[str], *, dir_fd: int | None = None) -> int:
+    """Create a file of mode 0600 and return its descriptor. ``FileExistsError`` if it exists."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o600, dir_fd=dir_fd)
+
+
+def replace_file(directory: int, name: str, data: bytes, *, sync: bool = False) -> None:
+    """Write a file of mode 0600, which gets its name when it is complete. ``OSError``.
+
+    ``sync``: it is synced to disk before it gets its name.
+    """
+    partial = f"{name}.partial"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(partial, dir_fd=directory)  # of a call that was killed
+    try:
+        with open(create_regular(partial, dir_fd=directory), "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial, dir_fd=directory)
+        raise
 
 
 def check_writable(directory: int, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .._native.ffi import ffi, native
+from .._native.ffi import checked, ffi, native
 from .process_snapshot import Descriptor
 
 KCMP_FILE, KCMP_VM, KCMP_FS, KCMP_SIGHAND, KCMP_EPOLL_TFD = 0, 1, 3, 4, 7
@@ -30,23 +30,23 @@ def kcmp_epoll(pid: int, fd: int, of: int, epoll: int, watched: int, nth: int) -
     """
     slot = ffi.new("uint32_t[3]", [epoll, watched, nth])  # struct kcmp_epoll_slot
     place = int(ffi.cast("uintptr_t", slot))
-    return _result(native.pn_kcmp(pid, of, KCMP_EPOLL_TFD, fd, place)) == 0
+    return checked(native.pn_kcmp(pid, of, KCMP_EPOLL_TFD, fd, place)) == 0
 
 
 def io_priority(pid: int) -> tuple[int, int]:
     """Class and level of a thread's I/O priority. ``OSError``."""
-    priority = _result(native.pn_io_priority(pid))
+    priority = checked(native.pn_io_priority(pid))
     return priority >> 13, priority & 0x1FFF
 
 
 def namespace_owner(fd: int) -> int:
     """A new descriptor of the user namespace that owns a namespace. ``OSError``."""
-    return _result(native.pn_namespace_owner(fd))
+    return checked(native.pn_namespace_owner(fd))
 
 
 def clone_file(target: int, source: int) -> None:
     """Make an empty file share the blocks of another one (FICLONE). ``OSError``."""
-    _result(native.pn_clone_file(target, source))
+    checked(native.pn_clone_file(target, source))
 
 
 def kill_at(moment: float) -> None:
@@ -54,20 +54,14 @@ def kill_at(moment: float) -> None:
 
     The kernel sends it, also to a stopped process. The last call counts. ``OSError``.
     """
-    _result(native.pn_kill_at(int(moment * 1e9)))
+    checked(native.pn_kill_at(int(moment * 1e9)))
 
 
 def file_system_type(path: str) -> int:
     """The type of a path's file system, a constant of ``linux/magic.h``. ``OSError``."""
-    return _result(native.pn_file_system_type(os.fsencode(path)))
+    return checked(native.pn_file_system_type(os.fsencode(path)))
 
 
 def open_by_handle(mount: int, type: int, handle: bytes) -> int:
     """A new descriptor (O_PATH) of the file of a handle on an open mount. ``OSError``."""
-    return _result(native.pn_open_by_handle(mount, type, handle, len(handle)))
-
-
-def _result(value: int) -> int:
-    if value < 0:
-        raise OSError(-value, os.strerror(-value))
-    return value
+    return checked(native.pn_open_by_handle(mount, type, handle, len(handle)))

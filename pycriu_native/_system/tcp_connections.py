@@ -16,7 +16,7 @@ from .._native.ffi import native
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .._support.sockets import of_another
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .descriptors import sockets_of
 from .inet_sockets import tcp_sockets, unmapped
 
@@ -103,7 +103,7 @@ def _borrowed(pids: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
         expected = {inode: fd for inode, fd in sockets_of(pid).items() if inode in standing}
         if not expected.keys() - seen:
             continue
-        with contextlib.suppress(ProcessLookupError), _pidfd(pid) as process:
+        with contextlib.suppress(ProcessLookupError), closing(os.pidfd_open(pid)) as process:
             for inode, fd in expected.items():
                 copy = -1 if inode in seen else native.pn_copy_descriptor(process, fd)
                 if copy >= 0:
@@ -111,12 +111,3 @@ def _borrowed(pids: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
                         if os.fstat(sock.fileno()).st_ino == inode:
                             seen.add(inode)
                             yield inode, sock
-
-
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    fd = os.pidfd_open(pid)
-    try:
-        yield fd
-    finally:
-        close(fd)

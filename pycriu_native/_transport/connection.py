@@ -19,6 +19,7 @@ process; all later calls do nothing. ``kill`` aborts the work; one of the three 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from .._support.lazy import socket
 from .._support.sockets import blocking, pair
@@ -66,6 +67,9 @@ class Connection:
     """The process, if this connection started it; else 0."""
     pidfd = -1
     """A pidfd of that process; -1: there is none, or the process is not owned any more."""
+    on_begin: Callable[[], object] | None = None
+    """Called once, before the reply to the first notification: CRIU has tested the kernel, and has
+    not begun its work."""
 
     def __init__(self, fd: int, *, program: str) -> None:
         self.fd = fd

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
+
 from .._support.closing import Closing
 from .._support.sockets import pair
+
+F_SETSIG = 10
+"""fcntl(2); Python's module has no name for it."""
 
 PASSES = 3
 """How often the group is killed. The kernel sends SIGIO, or the signal that replaces it, to one
@@ -12,18 +19,33 @@ is forked meanwhile (seen on Linux 6.18, 9 of 1500); the next pass finds it."""
 
 
 class LifetimeSockets(Closing):
-    """Sockets of which a worker holds the other ends. Owned."""
+    """Sockets of which a worker holds the other ends. Owned.
+
+    (PR_SET_PDEATHSIG would not signal the children of the worker.)
+    """
 
     def __init__(self) -> None:
         self._pairs = [pair() for _ in range(PASSES)]
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The descriptors for ``SpawnOptions.lifetime_sockets``."""
+        """The descriptors that the worker inherits."""
         return tuple(theirs.fileno() for _, theirs in self._pairs)
 
+    def bind(self, pid: int) -> None:
+        """From now on, let the kernel kill this process group at the latest when this process ends.
+
+        A worker is bound when CRIU has tested the kernel: if it is killed during the tests, it
+        leaves temporary directories behind. Until then it notices the end of this process by its
+        own socket.
+        """
+        for _, theirs in self._pairs:
+            fcntl.fcntl(theirs, fcntl.F_SETOWN, -pid)
+            fcntl.fcntl(theirs, F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(theirs, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
+
     def close(self) -> None:
-        """Kill the group, if a worker was started."""
+        """Kill the group, if one is bound."""
         for ends in self._pairs:
             for end in ends:
                 end.close()

@@ -28,9 +28,6 @@ class SpawnOptions:
     """SIGTERM, SIGHUP, SIGINT and SIGQUIT are blocked."""
     ignore_sigxfsz: bool = False
     """SIGXFSZ is ignored: a write beyond the file size limit fails with EFBIG."""
-    lifetime_sockets: tuple[int, ...] = ()
-    """Inherited stream sockets (``lifetime_sockets.py``): the worker's process group is killed each
-    time that the other end of one is closed."""
 
 
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()
@@ -64,8 +61,6 @@ def spawn(
     envp = [
         ffi.new("char[]", os.fsencode(f"{name}={value}")) for name, value in environment.items()
     ]
-    lifetime_sockets = ffi.new("int[]", spawn_options.lifetime_sockets)
-    keep = [*keep, *spawn_options.lifetime_sockets]
     fds = ffi.new("int[]", list(keep))
     # A cffi structure does not keep what it points to alive; these variables do.
     argv_array = ffi.new("char *[]", [*argv, ffi.NULL])
@@ -82,8 +77,6 @@ def spawn(
     worker.private_files = spawn_options.private_files
     worker.block_signals = spawn_options.block_signals
     worker.ignore_sigxfsz = spawn_options.ignore_sigxfsz
-    worker.lifetime_sockets = lifetime_sockets
-    worker.n_lifetime_sockets = len(spawn_options.lifetime_sockets)
     worker.namespaces = namespaces
     status = native.pn_spawn(worker)
     if status:

@@ -10,9 +10,8 @@ called with neither.
 from __future__ import annotations
 
 import errno
-import os
 
-from .._native.ffi import ffi, memory, native
+from .._native.ffi import checked, ffi, memory, native
 from .._support.light_typing import Any
 from ..enums import Verb
 from ..errors import OptionError, Problem
@@ -66,6 +65,5 @@ class LibcriuCall:
             rule = f"the options take {self._size} bytes; one request holds {exchange.max_size}"
             problem = Problem("options", "all of them", rule)
             raise OptionError([problem], verb=str(self._verb))
-        if status:
-            raise OSError(-status, os.strerror(-status))
+        checked(status)
         return exchange.result, bytes(ffi.buffer(request, exchange.n_request))

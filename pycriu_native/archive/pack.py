@@ -19,11 +19,12 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from .._integrity.dump_marker import LINKS
+from .._system.regular_file import create_regular
 from ..errors import CriuError, ImagesError
 from .codecs import Compression, Peek, bad_argument, compressed, decompressed, decrypted, encrypted
 from .tar import CHUNK, Content, members
@@ -65,13 +66,11 @@ def pack(
     members = list(_members(source))
     for name in more or {}:
         if not _is_plain(PurePosixPath(name)):
-            raise bad_argument(
-                "more", name, "names inside of the archive are accepted: relative, no .."
-            )
+            rule = "names inside of the archive are accepted: relative, no .."
+            raise bad_argument("more", name, rule)
     if inside and not _is_plain(PurePosixPath(inside)):
-        raise bad_argument(
-            "inside", inside, "a directory of the archive is accepted: relative, no .."
-        )
+        rule = "a directory of the archive is accepted: relative, no .."
+        raise bad_argument("inside", inside, rule)
     with ExitStack() as owned:
         out = owned.enter_context(_written(to))
         if encrypt_to:
@@ -115,22 +114,10 @@ def unpack(
         ImagesError: it is no archive, is damaged, cannot be decrypted with these keys, has a path
             outside of the directory, or is larger than ``limit``.
     """
-    target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise bad_argument(
-            "directory", os.fspath(directory), "a new or empty directory is accepted"
-        )
     if limit is not None and limit < 0:
         raise bad_argument("limit", limit, "a number of bytes is accepted")
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
-    try:
-        with opened_archive(source, decrypt_with) as stream:
-            total = _extract(stream, partial, PurePosixPath(inside), limit)
-        partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return total
+    with new_directory(Path(directory)) as partial, opened_archive(source, decrypt_with) as stream:
+        return _extract(stream, partial, PurePosixPath(inside), limit)
 
 
 # ---- members ----
@@ -232,9 +219,8 @@ def _put(path: Path, info: tarfile.TarInfo, content: Content | None, same: Path 
     if same is not None:
         path.hardlink_to(same)
     elif content is not None:
-        with open(path, "xb", opener=_private) as file:
-            while data := content.read(CHUNK):
-                file.write(data)
+        with open(create_regular(path), "wb") as file:
+            content.copy_to(file)
     elif info.issym():
         path.symlink_to(info.linkname)
     else:
@@ -253,11 +239,21 @@ def _stays_inside(name: PurePosixPath, link: str) -> bool:
     return up < len(name.parts) and parts[up:] == tuple(down) and not link.startswith("/")
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
 # ---- places ----
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A directory of mode 0700 that gets its name at the end; nothing is left after a failure."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise bad_argument("directory", os.fspath(target), "a new or empty directory is accepted")
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
+    try:
+        yield partial
+        partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -282,22 +278,12 @@ def written_beside(to: Path) -> Iterator[BinaryIO]:
         raise
 
 
-@contextlib.contextmanager
-def _written(to: Place) -> Iterator[BinaryIO]:
-    if not isinstance(to, (str, os.PathLike)):
-        yield to
-        return
-    with written_beside(Path(to)) as file:
-        yield file
+def _written(to: Place) -> AbstractContextManager[BinaryIO]:
+    return written_beside(Path(to)) if isinstance(to, str | os.PathLike) else nullcontext(to)
 
 
-@contextlib.contextmanager
-def _read(source: Place) -> Iterator[BinaryIO]:
-    if not isinstance(source, (str, os.PathLike)):
-        yield source
-        return
-    with open(source, "rb") as file:
-        yield file
+def _read(source: Place) -> AbstractContextManager[BinaryIO]:
+    return open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source)
 
 
 @contextlib.contextmanager
@@ -322,7 +308,5 @@ def _named_failures() -> Iterator[None]:
         yield
     except CriuError:
         raise
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ImagesError(f"the archive is damaged: {error}") from error
-    except ValueError as error:  # the oddest headers
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
         raise ImagesError(f"the archive is damaged: {error}") from error

@@ -27,7 +27,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, BinaryIO, Self
 
 from .._calls import verbs
@@ -389,13 +389,6 @@ class Images(Closing):
         _check_rules("restore_stream", self.files, rules)
 
 
-@dataclass
-class _Reading:
-    """The remaining pieces of one file."""
-
-    pieces: list[tuple[int, int]] = field(default_factory=list)
-
-
 class _Serve(_Streamer):
     """Sends CRIU the files that it requests."""
 
@@ -406,12 +399,12 @@ class _Serve(_Streamer):
     def _open(self, criu: socket.socket, name: str) -> None:
         pieces = self._images.files.get(name)
         with _with_criu():
-            criu.sendall(_reply(pieces is not None))
+            criu.sendall(struct.pack("<IBB", 2, 0x08, pieces is not None))
         if pieces is not None:
-            self._add(criu, select.POLLOUT, _Reading(list(reversed(pieces))))
+            self._add(criu, select.POLLOUT, list(reversed(pieces)))
 
     def _move(self, fd: int, data: Any) -> None:
-        remaining = data.pieces
+        remaining: list[tuple[int, int]] = data
         if not remaining:
             self._drop(fd)
             return
@@ -457,10 +450,6 @@ def _request(criu: socket.socket) -> str | None:
     if len(body) != size or body[:1] != b"\x0a" or not text:
         raise ImagesError(f"CRIU sent the image streamer an invalid request: {body!r}")
     return os.fsdecode(text)
-
-
-def _reply(exists: bool) -> bytes:
-    return struct.pack("<I", 2) + bytes((0x08, exists))
 
 
 def _descriptor(criu: socket.socket) -> int:

@@ -60,6 +60,11 @@ class Content:
         self._left -= len(data)
         return data
 
+    def copy_to(self, file: BinaryIO) -> None:
+        """Write the rest of it to a file."""
+        while data := self.read(CHUNK):
+            file.write(data)
+
 
 def members(stream: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, Content | None]]:
     """Each member with its content, if it is a file; to be read before the next one is fetched.

@@ -79,6 +79,9 @@ class Group(click.Group):
     def __init__(self, name: str, **attributes: Any) -> None:
         settings = {"help_option_names": HELP, "max_content_width": HELP_WIDTH}
         super().__init__(name, context_settings=settings, **attributes)
+        for command in self.commands.values():
+            if isinstance(command, Command):
+                command.title = f"{name} {command.name}"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line."""
@@ -102,10 +105,10 @@ class Command(click.Command):
         reaches: bool = False,
         without: Collection[str] = (),
         also: Collection[str] = (),
-        title: str = "",
         lenient: bool = False,
     ) -> None:
-        self.title = title or name
+        self.title = name
+        """Its name, after that of its group if it is in one."""
         self.function = function
         self.examples = examples
         self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.OUTPUT, Exit.INTERRUPTED, *exits})
@@ -285,12 +288,18 @@ def flag(*names: str, help: str) -> click.Option:
     return click.Option(names, is_flag=True, help=help)
 
 
+def option(*names: str, help: str, **attributes: Any) -> click.Option:
+    """An option with a value; the help shows its default."""
+    attributes.setdefault("show_default", "default" in attributes)
+    return click.Option(names, help=help, **attributes)
+
+
 def file_option(
     *names: str, help: str, metavar: str = "FILE", multiple: bool = False
 ) -> click.Option:
     """An option whose value is the path of a file."""
     path = click.Path(dir_okay=False)
-    return click.Option(names, type=path, metavar=metavar, multiple=multiple, help=help)
+    return option(*names, type=path, metavar=metavar, multiple=multiple, help=help)
 
 
 # ---- shared options ----
@@ -342,8 +351,8 @@ def reach_options() -> list[click.Parameter]:
             "--allow-untrusted",
             help="Accept a program, directories and files that other users can change or replace.",
         ),
-        click.Option(
-            ["--deadline"],
+        option(
+            "--deadline",
             type=click.FloatRange(min=0, min_open=True),
             metavar="SECONDS",
             help="Time limit of the call; then CRIU undoes its work. (--timeout limits freezing.)",
@@ -385,12 +394,7 @@ def pid_params() -> list[click.Parameter]:
     """``PID``, also as ``-t PID`` as in criu."""
     return [
         click.Argument(["pid"], type=Pid(), required=False),
-        click.Option(
-            ["-t", "--tree"],
-            type=Pid(),
-            metavar="PID",
-            help="The process, as in criu.",
-        ),
+        option("-t", "--tree", type=Pid(), metavar="PID", help="The process, as in criu."),
     ]
 
 
@@ -405,13 +409,13 @@ def include_caller_option() -> click.Option:
 
 def files_option(what: str) -> click.Option:
     """``--files``; ``what`` it does, for the help."""
-    return click.Option(["--files"], type=click.Choice(["rollback"]), help=what)
+    return option("--files", type=click.Choice(["rollback"]), help=what)
 
 
 def also_option() -> click.Option:
     """``--also``: more files for ``--files``."""
-    return click.Option(
-        ["--also"],
+    return option(
+        "--also",
         multiple=True,
         metavar="PATTERN",
         help="With --files: also save the files that match this absolute pattern, such as a log "
@@ -428,12 +432,8 @@ def rollback(files: str | None, also: tuple[str, ...]) -> Files:
 
 def compress_option(help: str) -> click.Option:
     """``--compress``: how an archive is compressed."""
-    return click.Option(
-        ["--compress"],
-        type=click.Choice(["gzip", "zstd", "none"]),
-        default="gzip",
-        show_default=True,
-        help=help,
+    return option(
+        "--compress", type=click.Choice(["gzip", "zstd", "none"]), default="gzip", help=help
     )
 
 
@@ -450,8 +450,8 @@ def check_new(path: str, overwrite: bool) -> None:
 
 def encrypt_to_option(what: str) -> click.Option:
     """``--encrypt-to``: the recipients that can read ``what``."""
-    return click.Option(
-        ["--encrypt-to"],
+    return option(
+        "--encrypt-to",
         multiple=True,
         metavar="RECIPIENT",
         help=f"age recipient or ssh public key that can read {what}; may be repeated.",
@@ -487,6 +487,13 @@ def identity_option(purpose: str = "") -> click.Option:
         multiple=True,
         help=f"File of age identities, or an ssh private key{purpose}; may be repeated.",
     )
+
+
+def worker_only(call: Call, what: str) -> Worker | None:
+    """The worker that the command line names; it is not a service, since ``what``."""
+    if call.given is not None and not isinstance(call.given, Worker):
+        raise click.UsageError(f"--service is not accepted: {what}.")
+    return call.given
 
 
 def one_pid(pid: int | None, tree: int | None) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import struct
 from typing import NamedTuple
 
-from .._system.regular_file import open_regular
-from .._wire.fields import message_fields
+from .._system.regular_file import read_regular
+from .._wire.fields import message_fields, messages_of
+from .._wire.protobuf import image_of
 
-MAGIC = (0x54564319, 0x50273030)
-"""The first two numbers of ``pstree.img`` (CRIU's ``criu/include/magic.h``)."""
+LARGEST = 2**30
+"""Bytes of ``pstree.img`` that are read."""
 
 
 class Size(NamedTuple):
@@ -37,16 +37,10 @@ def size_of(directory: str) -> Size:
 def pids_in(directory: str) -> list[int]:
     """The pids of a dump, in the pid namespace of the processes; none for a pre-dump."""
     try:
-        with open(open_regular(os.path.join(directory, "pstree.img")), "rb") as file:
-            data = file.read()
-        if struct.unpack_from("<II", data) != MAGIC:
+        data = read_regular(os.path.join(directory, "pstree.img"), LARGEST)
+        if not data.startswith(image_of("PSTREE")):
             return []
-        result, at = [], 8
-        while at < len(data):
-            (length,) = struct.unpack_from("<I", data, at)
-            fields = message_fields(data[at + 4 : at + 4 + length])
-            result += [value for number, value in fields if number == 1 and isinstance(value, int)]
-            at += 4 + length
-    except (OSError, struct.error, ValueError):
+        fields = [field for entry in messages_of(data) for field in message_fields(entry)]
+    except (OSError, ValueError):
         return []
-    return result
+    return [value for number, value in fields if number == 1 and isinstance(value, int)]

@@ -30,6 +30,9 @@ BARE = "\0"
 CLEAR_TEXT = "--clear-text"
 """An option of this library that ``criu`` does not have."""
 
+OLD_FORMS = ("manage_cgroups", "auto_ext_mnt", "unix_sks")
+"""Fields that share the flag of a newer field, which the help describes."""
+
 SELDOM = ("auto_dedup", "empty_ns", "lsm_profile", "skip_in_flight", "status_fd")
 """Options that container runtimes use, but that are rarely typed in a shell."""
 
@@ -162,7 +165,7 @@ _VALUE_NAMES = {
 def _help(rows: Sequence[Row]) -> str:
     from .field_docs import first_sentence  # runs do without
 
-    row = next((row for row in rows if not _is_old_form(row)), rows[0])
+    row = next((row for row in rows if row.name not in OLD_FORMS), rows[0])
     text = in_flags(first_sentence(row.name)) or f"CriuOpts.{row.name}"
     more = []
     if isinstance(row.kind, kinds.ListOf):
@@ -172,10 +175,6 @@ def _help(rows: Sequence[Row]) -> str:
     if release(row.since) > release(OLDEST):
         more.append(f"since CRIU {row.since}")
     return text + (f" [{'; '.join(more)}]" if more else "")
-
-
-def _is_old_form(row: Row) -> bool:
-    return row.name in ("manage_cgroups", "auto_ext_mnt", "unix_sks")
 
 
 def field_options(

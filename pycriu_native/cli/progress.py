@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .output import Output
-from .text import left, size
+from .text import remaining, size
 
 if TYPE_CHECKING:
     from .._calls.progress_state import OnProgress
@@ -35,7 +35,7 @@ def line(state: State) -> str:
     if state.rate:
         parts.append(f"{size(state.rate)}/s")
     if state.left:
-        parts.append(f"{left(state.left)} left")
+        parts.append(f"{remaining(state.left)} left")
     return ": ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
 
 
@@ -62,7 +62,7 @@ class _Bar:
         fields: dict[str, Any] = {
             "amount": amount(state),
             "rate": f"{size(state.rate)}/s" if state.rate else "",
-            "left": f"{left(state.left)} left" if state.left else "",
+            "left": f"{remaining(state.left)} left" if state.left else "",
         }
         if self._task is None:
             self._progress = _columns()

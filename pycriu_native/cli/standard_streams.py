@@ -41,11 +41,12 @@ def guarded() -> Iterator[Callable[[], OSError | None]]:
     is opened as /dev/null, so that no other file gets its number.
     """
     closed = [fd for fd in (STDIN, STDOUT, STDERR) if not _is_open(fd)]
+    errors = {fd: OSError(errno.EBADF, os.strerror(errno.EBADF), fd) for fd in closed}
     for fd in closed:
         # open() returns the lowest free number, which in ascending order is this one.
         os.set_inheritable(os.open(os.devnull, os.O_WRONLY if fd == STDIN else os.O_RDONLY), True)
     before = sys.stdin, sys.stdout, sys.stderr
-    out, err = (_Sink(fd, _bad(fd) if fd in closed else None) for fd in (STDOUT, STDERR))
+    out, err = (_Sink(fd, errors.get(fd)) for fd in (STDOUT, STDERR))
     if STDIN in closed:
         sys.stdin = open(STDIN, closefd=False)
     sys.stdout = _text(out, before[1], line_buffering=out.isatty())
@@ -69,10 +70,6 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _bad(fd: int) -> OSError:
-    return OSError(errno.EBADF, os.strerror(errno.EBADF), fd)
 
 
 def _text(sink: _Sink, like: TextIO | None, *, line_buffering: bool) -> TextIO:

@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .._support.kernel_text import escaped as safe
+from .._support.sizes import size_text as size
 
-__all__ = ["columns", "count", "left", "micro", "pids", "safe", "size", "time"]
-
-
-def size(count: float) -> str:
-    """Bytes: ``4.0 KiB``, ``17 B``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+__all__ = ["columns", "count", "micro", "pids", "remaining", "safe", "size", "time"]
 
 
 def time(seconds: float) -> str:
@@ -29,7 +21,7 @@ def time(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} us"
 
 
-def left(seconds: float) -> str:
+def remaining(seconds: float) -> str:
     """The remaining time, in whole seconds."""
     return time(seconds) if seconds >= 120 else f"{max(1, round(seconds))} s"
 

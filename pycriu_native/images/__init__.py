@@ -15,108 +15,71 @@ except ImportError as error:
 
 from .._support.lazy import fetch
 from .._support.light_typing import TYPE_CHECKING
-from .build import inspect
-from .memory import Match, Memory
-from .memory_mapping import MemoryMapping, VmaKind
-from .model import (
-    Cgroup,
-    Credentials,
-    Descriptor,
-    File,
-    FileLock,
-    Image,
-    ImageSet,
-    InetSocket,
-    Mount,
-    Namespace,
-    NetworkDevice,
-    OtherFile,
-    Parent,
-    Pipe,
-    Process,
-    RegularFile,
-    Terminal,
-    Thread,
-    Timer,
-    UnixSocket,
-)
 
 if TYPE_CHECKING:
-    from .check import check_images
-    from .codec import decode, encode
-    from .difference import (
-        Change,
-        DescriptorChange,
-        Difference,
-        MappingChange,
-        PageChange,
-        ProcessChange,
-        diff,
-    )
-    from .render import (
-        render_diff,
-        render_files,
-        render_memory,
-        render_processes,
-        render_summary,
-        render_table,
-        render_tree,
-    )
+    from .build import inspect as inspect
+    from .check import check_images as check_images
+    from .codec import decode as decode
+    from .codec import encode as encode
+    from .difference import Change as Change
+    from .difference import DescriptorChange as DescriptorChange
+    from .difference import Difference as Difference
+    from .difference import MappingChange as MappingChange
+    from .difference import PageChange as PageChange
+    from .difference import ProcessChange as ProcessChange
+    from .difference import diff as diff
+    from .memory import Match as Match
+    from .memory import Memory as Memory
+    from .memory_mapping import MemoryMapping as MemoryMapping
+    from .memory_mapping import VmaKind as VmaKind
+    from .model import Cgroup as Cgroup
+    from .model import Credentials as Credentials
+    from .model import Descriptor as Descriptor
+    from .model import File as File
+    from .model import FileLock as FileLock
+    from .model import Image as Image
+    from .model import ImageSet as ImageSet
+    from .model import InetSocket as InetSocket
+    from .model import Mount as Mount
+    from .model import Namespace as Namespace
+    from .model import NetworkDevice as NetworkDevice
+    from .model import OtherFile as OtherFile
+    from .model import Parent as Parent
+    from .model import Pipe as Pipe
+    from .model import Process as Process
+    from .model import RegularFile as RegularFile
+    from .model import Terminal as Terminal
+    from .model import Thread as Thread
+    from .model import Timer as Timer
+    from .model import UnixSocket as UnixSocket
+    from .render import render_diff as render_diff
+    from .render import render_files as render_files
+    from .render import render_memory as render_memory
+    from .render import render_processes as render_processes
+    from .render import render_summary as render_summary
+    from .render import render_table as render_table
+    from .render import render_tree as render_tree
 
-__all__ = [
-    "Cgroup",
-    "Change",
-    "Credentials",
-    "Descriptor",
-    "DescriptorChange",
-    "Difference",
-    "File",
-    "FileLock",
-    "Image",
-    "ImageSet",
-    "InetSocket",
-    "MappingChange",
-    "Match",
-    "Memory",
-    "MemoryMapping",
-    "Mount",
-    "Namespace",
-    "NetworkDevice",
-    "OtherFile",
-    "PageChange",
-    "Parent",
-    "Pipe",
-    "Process",
-    "ProcessChange",
-    "RegularFile",
-    "Terminal",
-    "Thread",
-    "Timer",
-    "UnixSocket",
-    "VmaKind",
-    "check_images",
-    "decode",
-    "diff",
-    "encode",
-    "inspect",
-    "render_diff",
-    "render_files",
-    "render_memory",
-    "render_processes",
-    "render_summary",
-    "render_table",
-    "render_tree",
-]
-
-# Names that ``inspect`` does not need are imported at first use: it shortens the start.
+# Each name is imported on first use, for a short start of the programs that need only some.
 _NAMES = {
+    "build": "inspect",
     "check": "check_images",
     "codec": "decode encode",
     "difference": "Change DescriptorChange Difference MappingChange PageChange ProcessChange diff",
-    "render": "render_diff render_files render_memory render_processes render_summary render_table "
-    "render_tree",
+    "memory": "Match Memory",
+    "memory_mapping": "MemoryMapping VmaKind",
+    "model": (
+        "Cgroup Credentials Descriptor File FileLock Image ImageSet InetSocket Mount Namespace "
+        "NetworkDevice OtherFile Parent Pipe Process RegularFile Terminal Thread Timer UnixSocket"
+    ),
+    "render": (
+        "render_diff render_files render_memory render_processes render_summary render_table "
+        "render_tree"
+    ),
 }
 _LATER = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_LATER)
 
 
 if not TYPE_CHECKING:  # a checker of types would accept any name

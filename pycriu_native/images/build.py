@@ -62,21 +62,10 @@ _INVENTORY_SINCE = (
 _VERSION = re.compile(r"\bVersion: ([0-9][0-9.]*)")
 _KERNEL = re.compile(r"\bRunning on \S+ Linux (\S+)")
 
-_FILE_PRIVATE, _FILE_SHARED, _ANON_SHARED, _SYSVIPC, _MEMFD = (
-    1 << 6,
-    1 << 7,
-    1 << 8,
-    1 << 10,
-    1 << 14,
-)
-_STACK, _VSYSCALL, _VDSO, _HEAP, _ANON_PRIVATE, _VVAR = (
-    1 << 1,
-    1 << 2,
-    1 << 3,
-    1 << 5,
-    1 << 9,
-    1 << 12,
-)
+# Bits of the status of a mapping (CRIU's criu/include/image.h).
+_STACK, _VSYSCALL, _VDSO, _HEAP, _FILE_PRIVATE = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 6
+_FILE_SHARED, _ANON_SHARED, _ANON_PRIVATE, _SYSVIPC = 1 << 7, 1 << 8, 1 << 9, 1 << 10
+_VVAR, _MEMFD = 1 << 12, 1 << 14
 _GROWS_DOWN = 0x100
 _GUARD = 1 << 16
 """CRIU's flag of an entry for a range of guard pages inside a mapping."""
@@ -188,19 +177,22 @@ class _Builder:
 
     def entries(self, name: str) -> list[Any]:
         """The entries of an image; none if the image does not exist."""
-        if name not in self.names and not os.path.lexists(self.path(name)):
-            return []
         kind = kind_of(name)
         assert kind is not None
+        if not self._exists(name):
+            return []
         with expect(self.path(name), kind) as file:
             return list(entries(file))
 
     def one(self, name: str, kind: str) -> Any:
         """The only entry of an image, or None if the image does not exist."""
-        if name not in self.names and not os.path.lexists(self.path(name)):
+        if not self._exists(name):
             return None
         with expect(self.path(name), kind) as file:
             return file.only()
+
+    def _exists(self, name: str) -> bool:
+        return name in self.names or os.path.lexists(self.path(name))
 
     def ghost_size(self, number: int) -> int | None:
         """Size of the contents of a ghost file in the images, in bytes."""
@@ -402,9 +394,8 @@ class _Builder:
             )
 
     def _memory(self, pid: int, mm: Any) -> dict[str, Any]:
-        name = f"pagemap-{pid}.img"
         self.page = page_size(mm.mm_saved_auxv)
-        layers = Layers(self.layers, name, self.page)
+        layers = Layers(self.layers, f"pagemap-{pid}.img", self.page)
         vmas = [each for each in mm.vmas if not each.status & _GUARD]
         starts, ends = [each.start for each in vmas], [each.end for each in vmas]
         counts = layers.counts(starts, ends)
@@ -493,8 +484,8 @@ class _Builder:
         return MemoryMapping(start=start, end=end, kind=kind, protection=protection, **more)
 
     def _shared_counts(self, shared: int, start: int, end: int, offset: int) -> Counts:
-        name = f"pagemap-shmem-{shared}.img"
         if shared not in self.shared:
+            name = f"pagemap-shmem-{shared}.img"
             self.shared[shared] = Layers(self.layers, name, self.page)
         last = min(offset + max(end - start, 0), 2**64 - 1)
         return self.shared[shared].counts([offset], [last])[0]
@@ -541,18 +532,15 @@ class _Builder:
         return self.credentials[key]
 
     def _descriptors(self, table_id: int) -> tuple[tuple[Descriptor, ...], list[Timer]]:
-        name = f"fdinfo-{table_id}.img"
-        result = sorted(self.entries(name), key=lambda each: each.fd)
+        result = sorted(self.entries(f"fdinfo-{table_id}.img"), key=lambda each: each.fd)
         timers = []
         for each in result:
             file = self.files.by_id.get(each.id)
             if isinstance(file, OtherFile) and file.type == "TIMERFD":
                 it = file.details
-                value, interval = it["vsec"] + it["vnsec"] / 1e9, it["isec"] + it["insec"] / 1e9
-                if value:
-                    timers.append(
-                        Timer(kind="timerfd", clock=it["clockid"], value=value, interval=interval)
-                    )
+                value, interval = (it["vsec"], it["vnsec"]), (it["isec"], it["insec"])
+                if any(value):
+                    timers.append(_timer("timerfd", it["clockid"], value, interval, 1e9))
         return tuple(
             Descriptor(fd=each.fd, file=each.id, close_on_exec=bool(each.flags & 1))
             for each in result
@@ -599,8 +587,7 @@ class _Builder:
         for space in namespaces:
             if space.kind != "mnt" or space.host:
                 continue
-            name = f"mountpoints-{space.id}.img"
-            for each in self.entries(name):
+            for each in self.entries(f"mountpoints-{space.id}.img"):
                 text = {
                     key: os.fsdecode(getattr(each, key)) for key in ("source", "root", "options")
                 }
@@ -740,29 +727,23 @@ def _registers(core: Any) -> tuple[int | None, int | None]:
 
 
 def _timers(timers: Any) -> list[Timer]:
-    interval_timers = [
-        Timer(
-            kind=kind,
-            clock=None,
-            value=each.vsec + each.vusec / 1e6,
-            interval=each.isec + each.iusec / 1e6,
-        )
-        for kind, each in (
-            ("real", timers.real),
-            ("virtual", timers.virt),
-            ("profiling", timers.prof),
-        )
+    by_kind = {"real": timers.real, "virtual": timers.virt, "profiling": timers.prof}
+    return [
+        _timer(kind, None, (each.vsec, each.vusec), (each.isec, each.iusec), 1e6)
+        for kind, each in by_kind.items()
         if each.vsec or each.vusec
-    ]
-    return interval_timers + [
-        Timer(
-            kind="posix",
-            clock=each.clock_id,
-            value=each.vsec + each.vnsec / 1e9,
-            interval=each.isec + each.insec / 1e9,
-        )
+    ] + [
+        _timer("posix", each.clock_id, (each.vsec, each.vnsec), (each.isec, each.insec), 1e9)
         for each in timers.posix
     ]
+
+
+def _timer(
+    kind: str, clock: int | None, value: tuple[int, int], interval: tuple[int, int], unit: float
+) -> Timer:
+    """A timer, with each time in seconds and parts of a second, ``unit`` of which are one."""
+    seconds, of_interval = (whole + part / unit for whole, part in (value, interval))
+    return Timer(kind=kind, clock=clock, value=seconds, interval=of_interval)
 
 
 def _has_keys(keys: Any) -> bool:

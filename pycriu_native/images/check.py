@@ -18,7 +18,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._checks import service_fds
 from .._checks.arguments import check_types
@@ -50,6 +50,7 @@ from .build import inspect
 from .codec import decode
 from .kernel_names import PROTOCOLS
 from .model import (
+    File,
     ImageSet,
     InetSocket,
     Mount,
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from .._transport.base import Via
     from ..options.criu_opts import CriuOpts
     from ..results import Version
+
+F = TypeVar("F", bound=File)
 
 _MACHINES = {
     "X86_64": ("x86_64", "amd64"),
@@ -333,7 +336,7 @@ class _Check:
         if "user" not in self.host or not (self.via is None or self.via.ours):
             return
         for _, failure in () if self.opts.unprivileged else lacking_for_restore():
-            yield _error("criu", known(failure).cause, known(failure).cure, "unprivileged")
+            yield _known("criu", failure, "unprivileged")
         held = {name.lower() for name in permitted()}
         for process in self.images.processes:
             had = process.credentials.permitted if process.credentials else ()
@@ -350,8 +353,7 @@ class _Check:
                 and not (process.credentials and process.credentials.no_new_privileges)
                 and not has_capability(CAP_SETPCAP)
             ):
-                entry = known("bounding-set")
-                yield _error(process.pid, entry.cause, entry.cure)
+                yield _known(process.pid, "bounding-set")
 
     def security_module(self) -> Iterator[Finding]:
         """The module that has confined the processes (``criu/lsm.c``: ``validate_lsm``)."""
@@ -360,8 +362,7 @@ class _Check:
         )
         for process in () if path is None or os.path.exists(path) else self.images.processes:
             if process.credentials and process.credentials.lsm_profile:
-                entry = known("lsm-mismatch")
-                yield _error(process.pid, entry.cause, entry.cure)
+                yield _known(process.pid, "lsm-mismatch")
 
     def policies(self) -> Iterator[Finding]:
         """Scheduling policies (``criu/cr-restore.c``: ``validate_sched_parm``)."""
@@ -378,8 +379,7 @@ class _Check:
 
         needed = self._entry("inventory").get("plugins_entry", {}).get("plugins", ())
         for name in missing_plugins(needed, self.opts, self.via):
-            entry = known("plugin")
-            yield _error(f"plugin {name}", entry.cause, entry.cure)
+            yield _known(f"plugin {name}", "plugin")
 
     def descriptors(self) -> Iterator[Finding]:
         """Space for CRIU's own descriptors above those of a process."""
@@ -428,12 +428,8 @@ class _Check:
         seen: set[tuple[str, int | None, int | None]] = set()
         hidden = 0
         # CRIU creates pseudo terminals, and ``shell_job`` uses another one.
-        made = {
-            each.path
-            for each in self.images.files
-            if isinstance(each, Terminal) and each.kind == "PTY"
-        }
-        regular = [file for file in self.images.files if isinstance(file, RegularFile)]
+        made = {each.path for each in self._files(Terminal) if each.kind == "PTY"}
+        regular = self._files(RegularFile)
         links = {file.remap for file in regular if file.deleted == "linked"}
         of_thread = re.compile(r"/proc/(\d+)/task/(?!\1(/|$))\d.*")
         for file in regular:
@@ -535,17 +531,22 @@ class _Check:
     def external_files(self) -> Iterator[Finding]:
         for file in self.images.files:
             if file.flags & os.O_PATH and file.type not in ("REG", "NS", "EXT"):
-                entry = known("path-descriptor")
-                yield _error(file.label, entry.cause, entry.cure)
-            if isinstance(file, RegularFile) and file.external and not self._inherited(file.path):
+                yield _known(file.label, "path-descriptor")
+        for file in self._files(RegularFile):
+            if file.external and not self._inherited(file.path):
                 yield _error(
                     file.path,
                     "this external file must be given",
                     f"inherit_fds=[(fd, {file.path!r})]",
                     "inherit_fds",
                 )
-            elif isinstance(file, OtherFile) and file.type == "EXT":
-                yield _warning(f"file {file.id}", "is of a plugin, which the restore needs", "")
+        for other in self._files(OtherFile):
+            if other.type == "EXT":
+                yield _warning(f"file {other.id}", "is of a plugin, which the restore needs", "")
+
+    def _files(self, kind: type[F]) -> list[F]:
+        """The open files of this class."""
+        return [each for each in self.images.files if isinstance(each, kind)]
 
     def _inherited(self, key: str) -> bool:
         keys = {str(getattr(each, "key", "")) for each in self.opts.inherit_fds or ()}
@@ -554,12 +555,11 @@ class _Check:
     # --- Sockets --------------------------------------------------------------------------
 
     def inet_sockets(self) -> Iterator[Finding]:
+        sockets = self._files(InetSocket)
         connected = [
             each
-            for each in self.images.files
-            if isinstance(each, InetSocket)
-            and each.connected
-            and not self._inherited(f"socket:[{each.inode}]")
+            for each in sockets
+            if each.connected and not self._inherited(f"socket:[{each.inode}]")
         ]
         if self.images.tcp_close and not self.opts.tcp_close:
             yield _error("TCP", "the dump was made with tcp_close", "tcp_close=True", "tcp_close")
@@ -574,9 +574,7 @@ class _Check:
             )
         if "net" not in self.host or _joins(self.opts, "net"):
             return
-        for each in self.images.files:
-            if not isinstance(each, InetSocket):
-                continue
+        for each in sockets:
             binding = _binding(each)
             if not binding.port:
                 continue
@@ -608,7 +606,7 @@ class _Check:
         return _error(sock.label, f"{what} {does}", "end that process")
 
     def unix_sockets(self) -> Iterator[Finding]:
-        sockets = [each for each in self.images.files if isinstance(each, UnixSocket)]
+        sockets = self._files(UnixSocket)
         outside = {each.inode: each for each in sockets if each.external}
         saved = {each.inode for each in sockets}
         for sock in sockets:
@@ -636,8 +634,8 @@ class _Check:
         if "mnt" not in self.host:
             return
         taken = abstract_names() if "net" in self.host else frozenset()
-        for each in self.images.files:
-            if not isinstance(each, UnixSocket) or not each.name:
+        for each in sockets:
+            if not each.name:
                 continue
             if each.external and each.name.startswith("/") and not os.path.exists(each.name):
                 yield _error(
@@ -657,9 +655,7 @@ class _Check:
                 )
 
     def terminals(self) -> Iterator[Finding]:
-        inherited = [
-            each for each in self.images.files if isinstance(each, Terminal) and each.inherited
-        ]
+        inherited = [each for each in self._files(Terminal) if each.inherited]
         if inherited and not (self.opts.shell_job or self.opts.orphan_pts_master):
             yield _error(
                 inherited[0].label,
@@ -791,7 +787,7 @@ class _Check:
         lacking = ()
         if has("netns"):
             lacking = helpers.missing_for_namespace_lock()
-        elif any(isinstance(each, InetSocket) and each.connected for each in self.images.files):
+        elif any(each.connected for each in self._files(InetSocket)):
             lacking = helpers.missing_for_lock(FAMILIES)
         if lacking:
             yield _warning(
@@ -804,16 +800,13 @@ class _Check:
     def namespaces(self) -> Iterator[Finding]:
         yield from self._nested_namespaces()
         if "user" not in self.host and self.host & {"pid", "mnt"} and not self.opts.join_ns:
-            entry = known("proc-of-user-namespace")
-            yield _error("user namespace", entry.cause, entry.cure)
+            yield _known("user namespace", "proc-of-user-namespace")
         of_processes = {
             number for each in self.images.processes for number in each.namespaces.values()
         }
-        files = (each for each in self.images.files if isinstance(each, OtherFile))
-        for file in files:
+        for file in self._files(OtherFile):
             if file.type == "NS" and file.details.get("ns_id") not in of_processes:
-                entry = known("ns-of-no-process")
-                yield _error(file.label, entry.cause, entry.cure)
+                yield _known(file.label, "ns-of-no-process")
         for each in self.images.namespaces:
             if each.host:
                 continue
@@ -844,8 +837,7 @@ class _Check:
         }
         for kind in sorted(kinds):
             if kind not in ("net", "mnt") or (kind, root[kind]) in host:
-                nested = known("nested-ns-root")
-                yield _error(f"{kind} namespace", nested.cause, nested.cure)
+                yield _known(f"{kind} namespace", "nested-ns-root")
 
     def cgroups(self) -> Iterator[Finding]:
         mode = str(getattr(self.opts.manage_cgroups_mode, "name", "") or "").upper()
@@ -883,8 +875,7 @@ class _Check:
                 own and own not in saved and own != sets.get(parents[pid], own)
                 for pid, own in sets.items()
             ):
-                entry = known("cg-namespace")
-                yield _error("cgroup namespace", entry.cause, entry.cure, "manage_cgroups_mode")
+                yield _known("cgroup namespace", "cg-namespace", "manage_cgroups_mode")
 
     def _entry(self, name: str) -> dict[str, Any]:
         """The first entry of an image."""
@@ -937,6 +928,12 @@ def _finding(
 _error = functools.partial(_finding, Severity.STOPS)
 _warning = functools.partial(_finding, Severity.WARNING)
 _note = functools.partial(_finding, Severity.NOTE)
+
+
+def _known(subject: str | int, failure: str, *options: str) -> Finding:
+    """A failure of CRIU that the images predict."""
+    entry = known(failure)
+    return _error(subject, entry.cause, entry.cure, *options)
 
 
 def _joins(opts: CriuOpts, kind: str) -> bool:

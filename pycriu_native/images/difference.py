@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,11 +83,11 @@ class ProcessChange(Value):
 
     pid: int
     name: str
-    changes: tuple[Change, ...]
-    threads_added: tuple[int, ...]
-    threads_removed: tuple[int, ...]
-    descriptors: tuple[DescriptorChange, ...]
-    mappings: tuple[MappingChange, ...]
+    changes: tuple[Change, ...] = ()
+    threads_added: tuple[int, ...] = ()
+    threads_removed: tuple[int, ...] = ()
+    descriptors: tuple[DescriptorChange, ...] = ()
+    mappings: tuple[MappingChange, ...] = ()
     page_size: int
     """Bytes of a page; 0 without memory."""
     pages: tuple[PageChange, ...]
@@ -184,11 +184,7 @@ def diff(
         added=tuple(sorted(theirs.keys() - ours.keys())),
         removed=tuple(sorted(ours.keys() - theirs.keys())),
         processes=tuple(sorted(changed, key=lambda each: each.pid)),
-        changes=tuple(
-            Change(name=name, before=getattr(old, name), after=getattr(new, name))
-            for name in ("kind", "architecture", "mounts", "devices", "locks")
-            if getattr(old, name) != getattr(new, name)
-        ),
+        changes=_changes(old, new, ("kind", "architecture", "mounts", "devices", "locks")),
         unchanged=unchanged,
     )
 
@@ -196,33 +192,29 @@ def diff(
 def _process(
     old: ImageSet, before: Process, new: ImageSet, after: Process, memory: bool
 ) -> ProcessChange:
+    pages = tuple(_pages(before, after)) if memory else ()
     if old.kind != new.kind:  # of a pre-dump there is memory only
-        return ProcessChange(
-            pid=after.pid,
-            name=after.name or before.name,
-            changes=(),
-            threads_added=(),
-            threads_removed=(),
-            descriptors=(),
-            mappings=(),
-            page_size=after.page_size,
-            pages=tuple(_pages(before, after)) if memory else (),
-        )
+        name = after.name or before.name
+        return ProcessChange(pid=after.pid, name=name, page_size=after.page_size, pages=pages)
     tids = [{each.tid for each in process.threads} for process in (before, after)]
     return ProcessChange(
         pid=after.pid,
         name=after.name,
-        changes=tuple(
-            Change(name=name, before=getattr(before, name), after=getattr(after, name))
-            for name in _COMPARED
-            if getattr(before, name) != getattr(after, name)
-        ),
+        changes=_changes(before, after, _COMPARED),
         threads_added=tuple(sorted(tids[1] - tids[0])),
         threads_removed=tuple(sorted(tids[0] - tids[1])),
         descriptors=tuple(_descriptors(old, before, new, after)),
         mappings=tuple(_mappings(before.mappings, after.mappings)),
         page_size=after.page_size,
-        pages=tuple(_pages(before, after)) if memory else (),
+        pages=pages,
+    )
+
+
+def _changes(before: Any, after: Any, names: Iterable[str]) -> tuple[Change, ...]:
+    """The attributes of these names that differ."""
+    values = ((name, getattr(before, name), getattr(after, name)) for name in names)
+    return tuple(
+        Change(name=name, before=was, after=now) for name, was, now in values if was != now
     )
 
 
@@ -270,7 +262,7 @@ def _file_changes(was: File, now: File) -> Iterator[Change]:
 def _mappings(
     before: Sequence[MemoryMapping], after: Sequence[MemoryMapping]
 ) -> Iterator[MappingChange]:
-    ours, theirs = _by_start(before), _by_start(after)
+    ours, theirs = ({each.start: each for each in mappings} for mappings in (before, after))
     for start in sorted(ours.keys() | theirs.keys()):
         was, now = ours.get(start), theirs.get(start)
         texts = [
@@ -291,50 +283,33 @@ def _mappings(
             )
 
 
-def _by_start(mappings: Sequence[MemoryMapping]) -> dict[int, MemoryMapping]:
-    return {each.start: each for each in mappings}
-
-
-@dataclass(slots=True)
-class _Tally:
-    mapping: MemoryMapping
-    changed: int = 0
-    added: int = 0
-    removed: int = 0
-    same: int = 0
-    unknown: int = 0
-
+_COUNTED = ("changed", "added", "removed", "same", "unknown")
+_Counts = dict[str, int]
+"""Numbers of pages, by these fields of ``PageChange``."""
 
 _Piece = tuple[int, bytes | None, int, MemoryMapping]
 
 
 def _pages(before: Process, after: Process) -> Iterator[PageChange]:
-    tallies: dict[int, _Tally] = {}
+    result: dict[int, tuple[MemoryMapping, _Counts]] = {}
     page = after.page_size
-    result: Mapping[int, _Tally] = tallies
     if before.pagemap is None or after.pagemap is None:
         return
     here = _Place(after.mappings), _Place(before.mappings)
     for start, was, now, mapping in _side_by_side(before.memory, after.memory):
         owner = here[0].at(start) or mapping
-        tally = tallies.setdefault(owner.start, _Tally(owner))
+        if owner.start not in result:
+            result[owner.start] = owner, dict.fromkeys(_COUNTED, 0)
+        counts = result[owner.start][1]
         if was is not None and now is not None:
-            _compare(tally, page, was[1], now[1], was[2])
+            _compare(counts, page, was[1], now[1], was[2])
         elif now is not None:
-            _one_sided(tally, page, "added", now, here[1].at(start))
+            _one_sided(counts, page, "added", now, here[1].at(start))
         elif was is not None:
-            _one_sided(tally, page, "removed", was, here[0].at(start))
-    for tally in result.values():
+            _one_sided(counts, page, "removed", was, here[0].at(start))
+    for owner, counts in result.values():
         yield PageChange(
-            start=tally.mapping.start,
-            end=tally.mapping.end,
-            kind=tally.mapping.kind,
-            path=tally.mapping.path,
-            changed=tally.changed,
-            added=tally.added,
-            removed=tally.removed,
-            same=tally.same,
-            unknown=tally.unknown,
+            start=owner.start, end=owner.end, kind=owner.kind, path=owner.path, **counts
         )
 
 
@@ -352,35 +327,33 @@ class _Place:
         return self._mappings[index]
 
 
-def _compare(tally: _Tally, page: int, was: bytes | None, now: bytes | None, size: int) -> None:
+def _compare(counts: _Counts, page: int, was: bytes | None, now: bytes | None, size: int) -> None:
     pages = -(-size // page)
     if was is None or now is None:
-        tally.unknown += pages
+        counts["unknown"] += pages
     elif was == now:
-        tally.same += pages
+        counts["same"] += pages
     else:
         for at in range(0, size, page):
-            if was[at : at + page] == now[at : at + page]:
-                tally.same += 1
-            else:
-                tally.changed += 1
+            same = was[at : at + page] == now[at : at + page]
+            counts["same" if same else "changed"] += 1
 
 
 def _one_sided(
-    tally: _Tally, page: int, name: str, piece: _Piece, other: MemoryMapping | None
+    counts: _Counts, page: int, name: str, piece: _Piece, other: MemoryMapping | None
 ) -> None:
     """Pages of one set only. Zeros equal untouched memory of the other set."""
     _, data, size, _ = piece
     pages = -(-size // page)
     if data is None:
-        tally.unknown += pages
+        counts["unknown"] += pages
         return
     zeros = 0
     if other is not None and other.reads_as_zeros:
         blank = bytes(page)
         zeros = sum(data[at : at + page] == blank for at in range(0, size, page))
-    tally.same += zeros
-    setattr(tally, name, getattr(tally, name) + pages - zeros)
+    counts["same"] += zeros
+    counts[name] += pages - zeros
 
 
 def _side_by_side(

@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .kernel_names import SOCKET_KINDS, SOCKET_STATES
+
 _MINOR_BITS = 20
 """Bits of a minor number, as the kernel encodes devices."""
 
@@ -80,19 +82,8 @@ _FLAGS: dict[str, dict[str, int]] = {
 _NAMES: dict[str, dict[str, int]] = {
     "task_state": {"Alive": 1, "Dead": 2, "Stopped": 3},
     "family": {"UNIX": 1, "INET": 2, "INET6": 10, "NETLINK": 16, "PACKET": 17},
-    "type": {"STREAM": 1, "DGRAM": 2, "RAW": 3, "SEQPACKET": 5, "PACKET": 10},
-    "state": {
-        "ESTABLISHED": 1,
-        "SYN_SENT": 2,
-        "SYN_RECV": 3,
-        "FIN_WAIT1": 4,
-        "FIN_WAIT2": 5,
-        "TIME_WAIT": 6,
-        "CLOSE": 7,
-        "CLOSE_WAIT": 8,
-        "LAST_ACK": 9,
-        "LISTEN": 10,
-    },
+    "type": {name: number for number, name in SOCKET_KINDS.items()},
+    "state": {name: number for number, name in SOCKET_STATES.items() if name != "CLOSING"},
     "proto": {"IP": 0, "TCP": 6, "UDP": 17, "UDPLITE": 136},
 }
 """The names of numbers, by field."""

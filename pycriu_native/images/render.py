@@ -9,18 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .._support.kernel_text import escaped as safe
+from .._support.sizes import size_text as human
 from .difference import Difference, ProcessChange
 from .memory_mapping import Value
 from .model import File, ImageSet, Process
-
-
-def human(size: float) -> str:
-    """Bytes in a few characters: ``4.0 KiB``, ``17 B``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size < 1024 or unit == "PiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
 
 
 def _short(text: str, width: int) -> str:

@@ -36,6 +36,8 @@ _SCALARS = {
     "uint32": 13,
     "uint64": 4,
 }
+_PRETTY = ("hex", "ip", "dev", "odev", "flags", "dict")
+"""The marks of the pretty form: see ``pretty.py``."""
 _PACKED = wire((8, wire((2, True))))
 
 
@@ -72,7 +74,7 @@ def table() -> tuple[dict[str, tuple[Row, ...]], dict[str, dict[str, int]]]:
             case [name, number, kind, *more]:
                 label = name[-1] if name[-1] in "?*" else ""
                 default = next((word[1:] for word in more if word[0] == "="), None)
-                pretty = next((word for word in more if _is_pretty(word)), None)
+                pretty = next((word for word in more if word.partition(":")[0] in _PRETTY), None)
                 marks = "quoted" in more, "packed" in more, pretty
                 fields.append(Row(name.rstrip("?*"), label, int(number), kind, default, *marks))
     return {name: tuple(rows) for name, rows in messages.items()}, enums
@@ -83,10 +85,6 @@ def enum_name(enum: str, number: int) -> str:
     """The name of a value of an enum; a number without a name as text."""
     values = table()[1][enum].items()
     return next((name for name, value in values if value == number), str(number))
-
-
-def _is_pretty(word: str) -> bool:
-    return word.partition(":")[0] in ("hex", "ip", "dev", "odev", "flags", "dict")
 
 
 def _lines() -> Iterator[list[str]]:

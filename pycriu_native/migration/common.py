@@ -81,6 +81,11 @@ class Workspace:
         """The path as a result names it: empty for a temporary directory."""
         return "" if self.temporary else self.path
 
+    def remove_temporary(self) -> None:
+        """Remove a temporary directory."""
+        if self.temporary:
+            self.remove()
+
     def remove(self) -> None:
         """Remove everything that the migration made."""
         if self.temporary or self._made:
@@ -98,13 +103,11 @@ def problems_with(opts: CriuOpts) -> Iterator[Problem]:
     directory = opts.images_directory
     if directory is not None:
         if not isinstance(directory, str):
-            yield Problem(
-                "images_directory", directory, "a path is accepted: directories are created in it"
-            )
+            rule = "a path is accepted: directories are created in it"
+            yield Problem("images_directory", directory, rule)
         elif os.path.lexists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
-            yield Problem(
-                "images_directory", directory, "an empty directory or a new one is accepted"
-            )
+            rule = "an empty directory or a new one is accepted"
+            yield Problem("images_directory", directory, rule)
 
 
 def seconds(message: Mapping[str, object], name: str, most: float = LONGEST_PEER_TIMEOUT) -> float:

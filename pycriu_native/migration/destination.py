@@ -29,14 +29,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from ..results import RestoreStatistics
 from . import image_transfer
-from .common import (
-    MARGIN,
-    Phases,
-    Workspace,
-    for_criu,
-    has_wide_counts,
-    seconds,
-)
+from .common import MARGIN, Phases, Workspace, for_criu, has_wide_counts, seconds
 from .control_channel import Channel
 from .page_relay import PageRelay
 from .restored_copy import RestoredCopy
@@ -219,7 +212,8 @@ class Destination:
         ended = MigrationError("the lazy-pages daemon ended before the process ran")
         if self._daemon is not None:
             try:
-                self._held = descriptors_of(self._daemon.pid, USERFAULT)
+                for fd in descriptors_of(self._daemon.pid, USERFAULT):
+                    self._held.append(os.dup(fd))
             except ProcessLookupError:
                 self._has_all(MARGIN)  # raises the reason, such as a lost source
                 raise ended from None

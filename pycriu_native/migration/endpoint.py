@@ -11,8 +11,6 @@ original class only. TLS sockets of gevent and eventlet are used unchanged.
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import os
 import ssl
 from collections.abc import Iterator
@@ -26,13 +24,19 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from .control_channel import greet
 from .deadline import LOOK, MigrationDeadline
-from .loopback_peer import foreign_owner
+from .loopback_peer import foreign_owner, is_loopback
 
 if TYPE_CHECKING:
     Place = str | tuple[str, int] | socket.socket
 else:
     Place = Any
 """``"host:port"``, ``(host, port)``, or a socket that the caller owns."""
+
+EXPOSED = (
+    "is a network address, which needs encryption: set tls=True with tls_cacert, tls_cert and "
+    "tls_key, or set insecure=True (the memory of the process can then be read on the network, "
+    "and anyone who can connect to the destination can run any program there as root)"
+)
 
 HANDSHAKE = 10.0
 """Seconds for the greeting of a peer."""
@@ -52,26 +56,17 @@ def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> It
             if not port and name == "to":
                 yield Problem(name, place, "a port from 1 to 65535 is accepted")
             elif not opts.tls and not insecure and not _is_here(host):
-                yield _exposed(name, place)
+                yield Problem(name, place, EXPOSED)
     elif place.type != socket.SOCK_STREAM:
         yield Problem(name, place, "a stream socket is accepted")
     elif not opts.tls and not insecure and not _stays_here(place):
-        yield _exposed(name, place)
+        yield Problem(name, place, EXPOSED)
     for field in ("tls_cacert", "tls_cert", "tls_key"):
         if opts.tls and getattr(opts, field) is None:
             yield Problem(field, None, "is required with tls: both sides need a certificate")
     for field in TLS_FIELDS[1:]:
         if not opts.tls and getattr(opts, field) is not None:
             yield Problem(field, getattr(opts, field), "needs tls: it has no effect without")
-
-
-def _exposed(name: str, place: object) -> Problem:
-    rule = (
-        "is a network address, which needs encryption: set tls=True with tls_cacert, tls_cert and "
-        "tls_key, or set insecure=True (the memory of the process can then be read on the network, "
-        "and anyone who can connect to the destination can run any program there as root)"
-    )
-    return Problem(name, place, rule)
 
 
 def _host_and_port(place: Place) -> tuple[str, int]:
@@ -87,7 +82,7 @@ def _is_here(host: str) -> bool:
         result = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return False
-    return all(ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_loopback for one in result)
+    return all(is_loopback(one[4]) for one in result)
 
 
 def _stays_here(sock: socket.socket) -> bool:
@@ -97,7 +92,7 @@ def _stays_here(sock: socket.socket) -> bool:
         name = sock.getpeername()
     except OSError:
         name = sock.getsockname()
-    return ipaddress.ip_address(str(name[0]).partition("%")[0]).is_loopback
+    return is_loopback(name)
 
 
 def connect(
@@ -119,23 +114,14 @@ def connect(
                 phase="connect",
                 cure="start the destination first",
             ) from None
-    try:
-        sock.settimeout(until.remaining(HANDSHAKE))
-        if opts.tls:
-            sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_CLIENT, opts), server_hostname=name)
-        greet(sock)
-        if ours and not opts.tls and not insecure:
-            _refuse_foreign_owners(sock)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    check_owner = ours and not opts.tls and not insecure
+    return _ready(sock, opts, until, check_owner, server_hostname=name)
 
 
 def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: bool) -> socket.socket:
     """Accept a connection from a source, ready for a channel; others are closed."""
     if _is_socket(place) and not _listens(place):
-        return _welcome(_duplicate(place), opts, until)
+        return _ready(_duplicate(place), opts, until, check_owner=False, server_side=True)
     with _listener(place) as listener:
         while True:
             listener.settimeout(until.remaining(LOOK))
@@ -149,7 +135,8 @@ def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: boo
                 until.check()
                 continue
             try:
-                return _welcome(sock, opts, until, from_here=not opts.tls and not insecure)
+                check_owner = not opts.tls and not insecure
+                return _ready(sock, opts, until, check_owner, server_side=True)
             except (MigrationError, OSError) as error:
                 logs.warn("migration: refused %s: %s", name, error)
 
@@ -197,33 +184,30 @@ def _listens(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-@contextlib.contextmanager
-def _listener(place: Place) -> Iterator[socket.socket]:
+def _listener(place: Place) -> socket.socket:
     if _is_socket(place):
-        with _duplicate(place) as listener:
-            yield listener
-        return
+        return _duplicate(place)
     host, port = _host_and_port(place)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = _server(host, port, family)
+        return _server(host, port, socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise MigrationError(
-            f"the destination cannot listen on {host}:{port}: {error}", phase="listen"
-        ) from None
-    with listener:
-        yield listener
+        why = f"the destination cannot listen on {host}:{port}: {error}"
+        raise MigrationError(why, phase="listen") from None
 
 
-def _welcome(
-    sock: socket.socket, opts: CriuOpts, until: MigrationDeadline, *, from_here: bool = False
+def _ready(
+    sock: socket.socket, opts: CriuOpts, until: MigrationDeadline, check_owner: bool, **tls: Any
 ) -> socket.socket:
+    """Prepare a connection for a channel: TLS, the greeting, and the owner of the other end.
+
+    ``tls`` are the arguments of ``wrap_socket``. After a failure the connection is closed.
+    """
     try:
         sock.settimeout(until.remaining(HANDSHAKE))
         if opts.tls:
-            sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_SERVER, opts), server_side=True)
+            sock = _wrap(sock, opts, **tls)
         greet(sock)
-        if from_here:
+        if check_owner:
             _refuse_foreign_owners(sock)
     except BaseException:
         sock.close()
@@ -245,9 +229,11 @@ def _refuse_foreign_owners(sock: socket.socket) -> None:
         )
 
 
-def _wrap(sock: socket.socket, context: ssl.SSLContext, **how: Any) -> ssl.SSLSocket:
+def _wrap(sock: socket.socket, opts: CriuOpts, **tls: Any) -> ssl.SSLSocket:
+    serves = "server_side" in tls
+    context = _context(ssl.PROTOCOL_TLS_SERVER if serves else ssl.PROTOCOL_TLS_CLIENT, opts)
     try:
-        return context.wrap_socket(sock, **how)
+        return context.wrap_socket(sock, **tls)
     except OSError as error:  # ssl.SSLError is one
         raise PeerLostError(
             f"no TLS connection: {error}", phase="connect", options=TLS_FIELDS

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 
 from .._system.descriptors import opened_directory
-from .._system.regular_file import open_regular
+from .._system.regular_file import create_regular, open_regular
 from ..errors import MigrationError, PeerLostError
 from .control_channel import LARGEST_PIECE, Channel, Kind
 
@@ -99,9 +99,8 @@ def receive(
 
 
 def _receive_file(channel: Channel, where: int, name: str, remaining: int, count: Count) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(name, flags, 0o600, dir_fd=where)
+        fd = create_regular(name, dir_fd=where)
     except FileExistsError:
         raise PeerLostError(f"the peer sent the file {name} twice") from None
     with open(fd, "wb", buffering=0) as file:

@@ -21,7 +21,7 @@ def foreign_owner(sock: socket.socket) -> str | None:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
     here = sock.getsockname()
-    if not ipaddress.ip_address(_plain(here)[0]).is_loopback:
+    if not is_loopback(here):
         return None
     owner = None
     with contextlib.suppress(OSError):  # the peer has disconnected
@@ -39,6 +39,11 @@ def _owner(own: tuple[object, ...], other: tuple[object, ...]) -> int | None:
         if sock.state == ESTABLISHED and expected == (_plain(sock.local), _plain(sock.remote)):
             return sock.uid
     return None
+
+
+def is_loopback(address: tuple[object, ...]) -> bool:
+    """Whether an address of the ``socket`` module is one of loopback."""
+    return ipaddress.ip_address(_plain(address)[0]).is_loopback
 
 
 def _plain(address: tuple[object, ...]) -> tuple[str, object]:

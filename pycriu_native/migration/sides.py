@@ -77,7 +77,7 @@ def run_source(
         owned.callback(channel.close)
         watchdog = owned.enter_context(Watchdog())
         workspace = Workspace(opts)
-        owned.callback(_remove_temporary, workspace)
+        owned.callback(workspace.remove_temporary)
         if workspace.temporary:
             watchdog.set_cleanup(remove=[workspace.path])
         source = Source(
@@ -133,7 +133,7 @@ def run_destination(
     with ExitStack() as owned:
         watchdog = owned.enter_context(Watchdog())
         workspace = Workspace(opts)
-        owned.callback(_remove_temporary, workspace)
+        owned.callback(workspace.remove_temporary)
         watchdog.set_cleanup(remove=[workspace.path])
         phases = Phases()
         destination = Destination(
@@ -200,11 +200,8 @@ def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:
             continue
         good = isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
         if not good or isinstance(value, bool):
-            yield Problem(name, value, f"seconds are accepted, {_range(least, most)}")
-
-
-def _range(least: float, most: float) -> str:
-    return f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
+            accepted = f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
+            yield Problem(name, value, f"seconds are accepted, {accepted}")
 
 
 def _checked_dump(
@@ -225,11 +222,6 @@ def _checked_restore(opts: CriuOpts, workspace: Workspace, via: Worker) -> None:
     """Raise now what the restore would raise for its options."""
     opts = for_criu(opts, images_directory=workspace.path)
     verbs.restore_request(opts, via, lambda notification: None, None)
-
-
-def _remove_temporary(workspace: Workspace) -> None:
-    if workspace.temporary:
-        workspace.remove()
 
 
 def _add_state(error: BaseException, phases: Phases, what: str, tail: str) -> None:

@@ -20,13 +20,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from ..results import DumpResult, RestoreStatistics
 from . import image_transfer
-from .common import (
-    Phases,
-    Workspace,
-    for_criu,
-    has_wide_counts,
-    seconds,
-)
+from .common import Phases, Workspace, for_criu, has_wide_counts, seconds
 from .control_channel import Channel, Message
 from .handover import Handover, HeldCall, State
 from .page_relay import PageRelay

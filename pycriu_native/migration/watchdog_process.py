@@ -34,9 +34,14 @@ FDS = 64
 
 def start_of(pid: int) -> str:
     """Start time of a process in clock ticks: pid and start time identify it. Empty if it ended."""
+    return _stat(pid, 19)
+
+
+def _stat(pid: int, field: int) -> str:
+    """A field of ``/proc/PID/stat``, counted from the state on; empty if the process ended."""
     try:
         with open(f"/proc/{pid}/stat", errors="surrogateescape") as file:
-            return file.read().rpartition(")")[2].split()[19]
+            return file.read().rpartition(")")[2].split()[field]
     except OSError:
         return ""
 
@@ -50,14 +55,6 @@ def tree(pid: int) -> list[int]:
                 with open(f"/proc/{parent}/task/{task}/children") as file:
                     result += map(int, file.read().split())
     return result
-
-
-def _state(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/stat", errors="surrogateescape") as file:
-            return file.read().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
 
 
 def _signal_all(pids: Iterable[int], number: int) -> None:
@@ -82,7 +79,7 @@ def end_tree(pid: int, start: str) -> bool:
     until = time.monotonic() + DEATH_TIMEOUT
     while remaining and time.monotonic() < until:
         _signal_all(remaining, signal.SIGKILL)
-        remaining = [one for one in remaining if _state(one) not in ("", "Z", "X")]
+        remaining = [one for one in remaining if _stat(one, 0) not in ("", "Z", "X")]
         if remaining:
             time.sleep(0.002)
     return not remaining

@@ -34,7 +34,7 @@ from .._system.mountinfo import mounts_of
 from .._system.mounts import overlay_of
 from ..archive.codecs import Compression, bad_argument
 from ..archive.container_checkpoint import described, json_file
-from ..archive.pack import Place, opened_archive, pack, unpack
+from ..archive.pack import Place, new_directory, opened_archive, pack, unpack
 from ..enums import Notify
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
@@ -147,23 +147,15 @@ def from_archive(
             or a namespace that no argument names.
         OSError: a file cannot be written; owners and devices need root.
     """
-    target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise bad_argument("directory", str(target), "a new or empty directory is accepted")
     if not os.path.exists(rootfs):
         raise bad_argument("rootfs", os.fspath(rootfs), "a directory or archive is accepted")
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
-    try:
+    with new_directory(Path(directory)) as partial:
         unpack(source, partial, decrypt_with=decrypt_with, limit=limit)
         most = shutil.disk_usage(partial).free if limit is None else limit
         unpacked = _Unpacked(partial, most)
         unpacked.write_config(binds or {}, namespaces or {})
         unpacked.write_root(rootfs)
-        partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return ContainerCheckpoint.load(target)
+    return ContainerCheckpoint.load(directory)
 
 
 def host_mounts(directory: StrPath) -> list[str]:
@@ -390,8 +382,8 @@ def to_archive(
     except BaseException as error:
         if dumped:
             error.add_note(f"the container has been dumped; its files are kept in {work}")
-            raise
-        shutil.rmtree(work, ignore_errors=True)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work)
     return replace(result, images=os.fspath(target), log=None)
@@ -401,18 +393,16 @@ def _described(
     container: Container, image: str | None, image_id: str | None, name: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """``config.dump`` and ``spec.dump``: those of the container's archive, or minimal ones."""
-    config: dict[str, Any] = {}
     bundle = container.bundle
     mounts = [  # relative sources are relative to the bundle
         {**mount, "source": os.path.join(bundle.path, mount["source"])} if is_bind(mount) else mount
         for mount in bundle.config.get("mounts", ())
     ]
-    spec: dict[str, Any] = {**bundle.config, "mounts": mounts}
     before = Path(bundle.path, CONFIG)
     if before.exists():
         config, spec = json_file(before), json_file(before.with_name(SPEC))
     else:
-        config = _storage_record(container)
+        config, spec = _storage_record(container), {**bundle.config, "mounts": mounts}
     if image is not None and image != config.get("rootfsImageName"):
         # Podman 4 accepts the name of an image in place of its id.
         config |= {"rootfsImageName": image, "rootfsImageID": image}
@@ -463,12 +453,8 @@ def _base_of(container: Container, base: StrPath | None) -> Iterator[str]:
     root = container.bundle.root
     lower = _lower_directories(root)
     if not lower:
-        raise bad_argument(
-            "base",
-            None,
-            f"the root file system of the image is needed: {root} is not an overlay of known "
-            "directories",
-        )
+        rule = f"the root file system of the image is needed: {root} is not an overlay of known "
+        raise bad_argument("base", None, f"{rule}directories")
     with overlay_of(lower) as place:
         yield place
 

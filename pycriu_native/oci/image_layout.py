@@ -19,7 +19,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .._system.regular_file import open_regular
+from .._system.regular_file import create_regular, open_regular
 from ..archive.codecs import Compression, bad_argument, compressed
 from ..archive.pack import pack, unpack, written_beside
 from ..errors import ImagesError
@@ -59,7 +59,7 @@ def pack_image(
         made.mkdir(0o700, parents=True, exist_ok=True)
     partial = blobs / f".layer-{os.getpid()}"
     try:
-        with open(partial, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        with open(create_regular(partial), "wb") as file:
             outer = _Hashed(file)
             with compressed(cast(BinaryIO, outer), compress) as stream:
                 inner = _Hashed(stream)

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from .._system.mounts import inside
-from ..archive.tar import CHUNK, XATTR, Content, members
+from .._system.regular_file import create_regular
+from ..archive.tar import XATTR, Content, members
 from ..errors import ImagesError
 
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
@@ -172,9 +173,8 @@ def _write(root: str, path: str, info: tarfile.TarInfo, content: Content | None)
     if not (is_directory and os.path.isdir(path) and not os.path.islink(path)):
         _remove(path)
         if content is not None:
-            with open(path, "xb", opener=_private) as file:
-                while data := content.read(CHUNK):
-                    file.write(data)
+            with open(create_regular(path), "wb") as file:
+                content.copy_to(file)
         elif is_directory:
             os.mkdir(path, 0o700)
         elif info.issym():
@@ -194,10 +194,6 @@ def _write(root: str, path: str, info: tarfile.TarInfo, content: Content | None)
     if not info.issym():
         os.chmod(path, info.mode & 0o7777)
     os.utime(path, (info.mtime, info.mtime), follow_symlinks=False)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 # ---- archives of changes ----

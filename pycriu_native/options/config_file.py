@@ -14,7 +14,6 @@ A value that CRIU would read differently is refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from ..errors import OptionError, Problem
 from .fields import Fields
@@ -172,15 +171,10 @@ def _quoted(rest: str) -> str:
 
 
 def _closing(rest: str) -> int:
-    for index in _quotes(rest):
-        if rest[index - 1] != "\\":
-            return index
-    raise ValueError("CRIU refuses a quote that is not closed")
-
-
-def _quotes(rest: str) -> Iterator[int]:
     # CRIU skips the character after the opening quote.
     index = rest.find('"', 2)
     while index >= 0:
-        yield index
+        if rest[index - 1] != "\\":
+            return index
         index = rest.find('"', index + 1)
+    raise ValueError("CRIU refuses a quote that is not closed")

@@ -308,19 +308,32 @@ def _draw_memory(images: ImageSet, to: Place) -> None:
 
 def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
     scale, unit = _size_unit(max(sum(row.values()) for row in kinds.values()))
-    remaining = [0.0] * len(kinds)
-    for place, (label, colour) in _PLACES.items():
-        values = [row[place] / scale for row in kinds.values()]
-        if any(values):
-            axes.barh(list(kinds), values, left=remaining, height=0.62, color=colour, label=label)
-        remaining = [a + b for a, b in zip(remaining, values, strict=True)]
+    ends = _stacked(axes, list(kinds), list(kinds.values()), _PLACES, scale)
     for row, sizes in enumerate(kinds.values()):
         in_images = sizes["stored"] + sizes["in_parent"] + sizes["lazy"]
-        _note_beside(axes, _size(in_images), remaining[row], row)
-    axes.invert_yaxis()
+        _note_beside(axes, _size(in_images), ends[row], row)
     axes.margins(x=0.1)
     axes.set_xlabel(f"by kind, {unit}; the totals exclude zeros")
+
+
+def _stacked(
+    axes: Axes,
+    names: Sequence[str],
+    rows: Sequence[dict[str, int]],
+    parts: dict[str, tuple[str, str]],
+    scale: float,
+) -> list[float]:
+    """Draw a bar for each row, of parts with a label and a colour; returns the ends of the bars."""
+    ends = [0.0] * len(rows)
+    for part, (label, colour) in parts.items():
+        values = [row.get(part, 0) / scale for row in rows]
+        if any(values):
+            axes.barh(range(len(rows)), values, left=ends, height=0.62, color=colour, label=label)
+        ends = [a + b for a, b in zip(ends, values, strict=True)]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
     axes.legend(loc="lower right", frameon=False, fontsize=8)
+    return ends
 
 
 def _note_beside(axes: Axes, text: str, end: float, row: int) -> None:
@@ -334,20 +347,10 @@ def _by_process(axes: Axes, shown: Sequence[Process], rest: Sequence[Process]) -
     if rest:
         rows.append((f"{len(rest)} more", _kinds(rest)))
     scale, unit = _size_unit(max(sum(sizes.values()) for _, sizes in rows))
-    names = [name for name, _ in rows]
-    remaining = [0.0] * len(rows)
-    for kind, colour in _KIND_COLOURS.items():
-        values = [sizes.get(kind, 0) / scale for _, sizes in rows]
-        if any(values):
-            axes.barh(
-                range(len(rows)), values, left=remaining, height=0.62, color=colour, label=kind
-            )
-        remaining = [a + b for a, b in zip(remaining, values, strict=True)]
-    axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
+    kinds = {kind: (kind, colour) for kind, colour in _KIND_COLOURS.items()}
+    _stacked(axes, [name for name, _ in rows], [sizes for _, sizes in rows], kinds, scale)
     axes.margins(x=0.22)
     axes.set_xlabel(f"in the images by process, {unit}; shared memory counts for each process")
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
 
 
 def _kinds(processes: Sequence[Process]) -> dict[str, int]:
@@ -403,7 +406,7 @@ def _save(figure: Figure, to: Place) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK, labelsize=9)
         axes.set_axisbelow(True)
-        axes.grid(axis=_grid_axis(axes), color="#EEEEEE", linewidth=0.8)
+        axes.grid(axis="x" if axes.yaxis_inverted() else "y", color="#EEEEEE", linewidth=0.8)
     settings: Any = {"svg.hashsalt": "pycriu-native", "svg.fonttype": "none"}
     import matplotlib
 
@@ -412,10 +415,6 @@ def _save(figure: Figure, to: Place) -> None:
             figure.savefig(os.fspath(to), dpi=150)
     except OSError as error:
         raise ImagesError(f"{os.fspath(to)} cannot be written: {error.strerror}") from None
-
-
-def _grid_axis(axes: Axes) -> Any:
-    return "x" if axes.yaxis_inverted() else "y"
 
 
 def _short(name: str) -> str:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from .._integrity.statistics import read_dump
-from .._support.unpatched import close
+from .._system.descriptors import opened_directory
 from ..errors import ImagesError
 from ..results import PAGE
 
@@ -49,20 +49,17 @@ def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
 
 def _round(directory: str) -> ImageRound:
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImagesError(f"{directory}: {error.strerror}") from None
-    try:
-        statistics = read_dump(fd)
-        if statistics is None:
+        with opened_directory(directory) as fd:
+            statistics = read_dump(fd)
             sizes = [
                 os.stat(name, dir_fd=fd).st_size
                 for name in os.listdir(fd)
                 if name.startswith("pages-") and name.endswith(".img")
             ]
-            return ImageRound(directory=directory, written=sum(sizes), in_parent=None, frozen=None)
-    finally:
-        close(fd)
+    except OSError as error:
+        raise ImagesError(f"{directory}: {error.strerror}") from None
+    if statistics is None:
+        return ImageRound(directory=directory, written=sum(sizes), in_parent=None, frozen=None)
     skipped = statistics.pages_skipped_parent + statistics.shpages_skipped_parent
     return ImageRound(
         directory=directory,

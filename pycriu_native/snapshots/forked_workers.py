@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from .._support.closing import Closing
-from .._support.frozen_dataclass import replace
 from .._support.unpatched import Lock
 from .._transport.connection import Connection
 from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
@@ -21,9 +17,6 @@ from ..errors import Problem, ProgramError
 
 PATIENCE = 30.0
 """Default time limit for the loading of CRIU, in seconds."""
-
-F_SETSIG = 10
-"""fcntl(2); Python's module has no name for it."""
 
 
 class ForkedWorkers(Closing):
@@ -88,17 +81,15 @@ class ForkedWorkers(Closing):
 
         Raises as :meth:`Worker.connect`.
         """
-        lifetime_sockets = spawn_options.lifetime_sockets
-        if replace(spawn_options, lifetime_sockets=()) != RESTORING:
+        if spawn_options != RESTORING:
             return self.worker.connect(keep, spawn_options)
-        inherited = [*keep, *lifetime_sockets]
-        if len(inherited) > MAX_INHERITED:
-            why = f"at most {MAX_INHERITED} descriptors can be inherited, not {len(inherited)}"
+        if len(keep) > MAX_INHERITED:
+            why = f"at most {MAX_INHERITED} descriptors can be inherited, not {len(keep)}"
             return self._connect_unforked(keep, spawn_options, why)
         with contextlib.suppress(ForkServerUnavailableError):  # it was killed
-            return _fork(ready or self._current(), inherited, lifetime_sockets)
+            return _fork(ready or self._current(), keep)
         try:
-            return _fork(self._current(), inherited, lifetime_sockets)
+            return _fork(self._current(), keep)
         except ForkServerUnavailableError as error:
             why = str(error)
         return self._connect_unforked(keep, spawn_options, why)
@@ -167,20 +158,5 @@ class ForkedWorkers(Closing):
             self._end()
 
 
-def _fork(
-    server: ForkServer, inherited: Sequence[int], lifetime_sockets: Sequence[int]
-) -> Connection:
-    result = connect_worker(server.program, lambda ends: server.fork_worker(ends, inherited))
-    _bind(lifetime_sockets, result.pid)
-    return result
-
-
-def _bind(sockets: Sequence[int], pid: int) -> None:
-    """Let the kernel kill the group of a worker when the other end of a socket is closed."""
-    with contextlib.suppress(OSError):  # it has ended
-        os.setpgid(pid, pid)  # it does this, too, but may not have done it yet
-    for each in sockets:
-        with contextlib.suppress(ProcessLookupError):
-            fcntl.fcntl(each, fcntl.F_SETOWN, -pid)
-            fcntl.fcntl(each, F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(each, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
+def _fork(server: ForkServer, keep: Sequence[int]) -> Connection:
+    return connect_worker(server.program, lambda ends: server.fork_worker(ends, keep))

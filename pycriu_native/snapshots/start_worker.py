@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,6 @@ from contextlib import ExitStack
 from typing import ClassVar
 
 from .._support.closing import Closing
-from .._support.frozen_dataclass import replace
 from .._support.unpatched import RawThread, close, readable
 from .._transport.base import Via
 from .._transport.connection import Connection
@@ -119,11 +119,15 @@ class StartWorker(Closing):
     def _connect(
         self, keep: Sequence[int], spawn_options: SpawnOptions, sockets: LifetimeSockets
     ) -> Connection:
-        if isinstance(self.via, Worker | ForkedWorkers):
-            spawn_options = replace(spawn_options, lifetime_sockets=sockets.ends)
+        if not isinstance(self.via, Worker | ForkedWorkers):
+            return self.via.connect(keep, spawn_options)
+        keep = [*keep, *sockets.ends]
         if isinstance(self.via, ForkedWorkers):
-            return self.via.connect(keep, spawn_options, self.fork_server)
-        return self.via.connect(keep, spawn_options)
+            connection = self.via.connect(keep, spawn_options, self.fork_server)
+        else:
+            connection = self.via.connect(keep, spawn_options)
+        connection.on_begin = functools.partial(sockets.bind, connection.pid)
+        return connection
 
 
 class _Guard:

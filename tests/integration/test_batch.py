@@ -74,7 +74,7 @@ def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_one_fails(spawn: Spawn, tmp_path: Path) -> None:
-    """Its exception is in its result unchanged, and the other jobs are done."""
+    """The exception of a failed job is in its outcome unchanged, and the other jobs are done."""
     first, second = many(spawn, 2)
     done = dump_many(
         [first.pid, NOBODY, second.pid],

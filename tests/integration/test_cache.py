@@ -123,7 +123,7 @@ def test_kept_all_the_same(images: Path) -> None:
 
 
 def test_shared_by_a_pool(images: Path) -> None:
-    """The workers of a pool share it where CRIU can write none in /run, which stays as it was."""
+    """The workers of a pool share a cache if CRIU cannot write one in /run; /run is not changed."""
     apart(
         """
         from pycriu_native import WorkerPool
@@ -133,7 +133,7 @@ def test_shared_by_a_pool(images: Path) -> None:
                 assert not loads(pool)
                 assert any(loads(pool) for _ in range(8))  # a busy pool uses workers of their own
         assert not os.path.exists("/run/criu.kdat")
-        assert not any("Loaded" in line for line in saved())  # a worker of its own
+        assert not any("Loaded" in line for line in saved())  # a new worker
         assert feature_cache().state == "impossible"
         """,
         images,
@@ -267,7 +267,7 @@ def test_the_advice(images: Path) -> None:
 
 
 def test_here() -> None:
-    """It can be called on any machine, and reports a state, a reason and a cure."""
+    """``feature_cache`` works on any machine, and reports a state, a reason and a cure."""
     result = feature_cache()
     assert result.state in list(CacheState)
     assert result.reason in str(result)

@@ -74,14 +74,6 @@ MODES: list[tuple[str | None, str, str]] = [
 ]
 
 
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Make cgroups that are removed after the test, after its processes have ended (request this
-    fixture first).
-    """
-    yield from cgroups.maker()
-
-
 def _dump(target: Target, images: Path, hierarchy: Hierarchy, **fields: Any) -> None:
     fields.setdefault("cg_dump_controllers", [hierarchy.controller])
     dump(target.pid, CriuOpts(images_directory=images, **fields))
@@ -400,7 +392,7 @@ print(result.id)
 def test_freeze_cgroup_of_the_caller(
     make_cgroup: Make, spawn: Spawn, images: Path, controller: str, nested: bool
 ) -> None:
-    """It is refused: CRIU, the caller and the process would be frozen for ever. A call from outside
+    """The cgroup of the caller is refused: CRIU would be frozen for ever. A call from outside
     of the cgroup works.
     """
     hierarchy = cgroups.required(controller)

@@ -85,7 +85,7 @@ def line(process: subprocess.Popen[str]) -> Any:
 
 
 def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
-    """Both print their results with CRIU's statistics, as text and as JSON."""
+    """``dump`` and ``restore`` print their results with CRIU's statistics, as text and as JSON."""
     target = spawn("import os\nif os.fork() == 0:\n    import time; time.sleep(1e6)\n" + "serve()")
     pids = tree(target.pid)
     message = run("dump", target.pid, "--images-dir", images)
@@ -195,7 +195,7 @@ def test_exec_cmd(spawn: Spawn, images: Path) -> None:
 
 
 def test_check_and_doctor() -> None:
-    """Both describe this machine; every finding of doctor has a stable id."""
+    """``check`` and ``doctor`` describe this machine; each finding of doctor has a stable id."""
     checked = result("check")
     assert checked["criu"] == str(pycriu_native.version())
     assert checked["features"]["lazy_pages"] is pycriu_native.feature_check().lazy_pages
@@ -208,7 +208,7 @@ def test_check_and_doctor() -> None:
 
 
 def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:
-    """Its exit code is NO with the required options, and the printed command line works."""
+    """preflight ends with exit code NO; the command line that it prints works."""
     target = spawn(CONNECTED)
     results = result("preflight", target.pid, code=11)
     assert results["verdict"] == "needs options"
@@ -280,7 +280,7 @@ def test_pictures(spawn: Spawn, images: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_server(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """It prints its address, receives the pages of one dump, and ends."""
+    """page-server prints its address, receives the pages of one dump, and ends."""
     target = spawn(MEMORY)
     images.mkdir()
     where = ["--address", "127.0.0.1", "--port"]

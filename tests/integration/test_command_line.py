@@ -200,7 +200,7 @@ def test_a_log_by_its_path(
 
 
 def test_a_log_in_a_directory_that_is_missing_or_of_others(target: Target, images: Path) -> None:
-    """It is refused before anything is touched."""
+    """Such a log is refused before anything is touched."""
     opts = CriuOpts(images_directory=images, file_locks=True)
     with pytest.raises(OptionError, match=r"log_file='nowhere/x\.log'.*existing directory"):
         dump(target.pid, replace(opts, log_file="nowhere/x.log"))
@@ -258,7 +258,7 @@ def test_options_without_a_field_in_requests(
 
 
 def test_a_script_that_fails_undoes_the_dump(target: Target, images: Path, tmp_path: Path) -> None:
-    """As with the program; a missing script is refused before anything is touched."""
+    """A failed script undoes the dump; a missing one is refused before anything is touched."""
     script = tmp_path / "script"
     opts = CriuOpts(images_directory=images, file_locks=True, action_scripts=[script])
     with pytest.raises(OptionError, match=r"action_scripts=.*existing executable"):
@@ -288,7 +288,7 @@ def test_files_that_others_could_change_are_not_run(
 
 
 def test_a_page_server_by_its_command_line(images: Path) -> None:
-    """With ``--daemon`` it serves in the background, and CRIU writes the pid file."""
+    """With ``--daemon`` a page server serves in the background, and CRIU writes the pid file."""
     line = f"criu page-server -D {images} --address 127.0.0.1 --daemon --pidfile server.pid"
     verb, _, opts = CriuOpts.from_argv(line.split())
     assert str(verb) == "page-server"
@@ -454,7 +454,7 @@ def program_of(release: str) -> Path:
 def test_a_network_lock_in_a_requests_file(
     target: Target, images: Path, tmp_path: Path, release: str
 ) -> None:
-    """It crashes CRIU before 4.2.1, so ``to_config`` does not write it; the field works."""
+    """``to_config`` does not write a network lock, which crashes CRIU before 4.2.1."""
     via = Worker(program=program_of(release))
     opts = CriuOpts(images_directory=images, file_locks=True, leave_running=True)
     dump(target.pid, replace(opts, network_lock="skip"), via=via)

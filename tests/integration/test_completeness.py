@@ -120,7 +120,7 @@ def test_the_kinds_of_images(original: Path, request: pytest.FixtureRequest) -> 
 
 
 def test_a_file_that_is_missing(original: Path, images: Path, recorded: bool) -> None:
-    """It is detected; without a record, only if another image refers to it."""
+    """A missing file is detected; without a record, only if another image refers to it."""
     assert _restorable(images)
     assert _complete(images)
     for name in _names(original):
@@ -151,7 +151,7 @@ def test_a_file_that_is_cut_short(original: Path, images: Path, recorded: bool) 
 
 
 def test_the_record_of_another_dump(images: Path) -> None:
-    """It has no effect on a set that another program has dumped into the same directory."""
+    """A record has no effect on images that another program has dumped to its directory."""
     (images / "seccomp.img").unlink()
     assert not _restorable(images)
     inventory = (images / "inventory.img").read_bytes()
@@ -165,7 +165,7 @@ def test_the_record_of_another_dump(images: Path) -> None:
 
 
 def test_a_record_that_is_damaged(original: Path, images: Path) -> None:
-    """It is refused, and not read as a record of fewer images."""
+    """A damaged record is refused, and not read as a record of fewer images."""
     data = (original / RECORD).read_bytes()
     for size in (0, len(data) // 2, len(data) - 1, len(data) - 5):
         (images / RECORD).unlink()
@@ -188,7 +188,7 @@ def test_an_image_that_is_made_shorter_on_purpose(images: Path) -> None:
 
 
 def test_a_file_that_is_another(original: Path, images: Path) -> None:
-    """It raises ``ImagesError`` only, with the same result from inspection and restore."""
+    """An image of another kind raises ``ImagesError``, in an inspection and in a restore."""
     names = _names(original)
     pairs = [(name, other) for name in names for other in names if name != other]
     for name, other in random.Random(7).sample(pairs, 60):
@@ -200,7 +200,7 @@ def test_a_file_that_is_another(original: Path, images: Path) -> None:
 
 
 def test_a_fifo_in_the_place_of_a_file(original: Path, images: Path) -> None:
-    """It is refused, without waiting for data."""
+    """A FIFO instead of an image is refused, without waiting for data."""
     for name in (*_names(original), "stats-dump", "stats-restore", "dump.log"):
         (images / name).unlink(missing_ok=True)
         os.mkfifo(images / name)
@@ -213,7 +213,7 @@ def test_a_fifo_in_the_place_of_a_file(original: Path, images: Path) -> None:
 
 @pytest.mark.parametrize("name", ["restore.log", "stats-restore"])
 def test_a_fifo_that_criu_would_write_to(original: Path, images: Path, name: str) -> None:
-    """It is refused before the start of CRIU, which would block on it."""
+    """A FIFO is refused before the start of CRIU, which would block when it writes to it."""
     os.mkfifo(images / name)
     with pytest.raises(ImagesError, match=f"{name} is not a regular file") as caught:
         restore(CriuOpts(images_directory=images))

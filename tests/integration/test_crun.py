@@ -79,6 +79,6 @@ def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
 
 
 def test_a_container_that_is_unknown(crun: Runtime) -> None:
-    """It is a ProcessLookupError with the searched directory."""
+    """An unknown container is a ProcessLookupError with the searched directory."""
     with pytest.raises(NoSuchProcessError, match="crun has no container 'never' in /run/crun"):
         Container.from_runtime("never", "crun")

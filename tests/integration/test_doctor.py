@@ -38,6 +38,19 @@ from .support.failing_calls import OLDER
 ROOT = Path(__file__).parents[2]
 
 
+def output_of(code: str, shell: str) -> str:
+    """The output of Python code, which a shell script starts in a mount namespace of its own."""
+    process = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
 @pytest.fixture(scope="module")
 def here() -> Any:
     """The findings of doctor on this machine, read once."""
@@ -45,9 +58,7 @@ def here() -> Any:
 
 
 def test_what_is_right_here(here: Any) -> None:
-    """Its findings agree with the results of other calls: releases, CRIU's check,
-    features, rights.
-    """
+    """The findings agree with other calls: releases, CRIU's check, features, capabilities."""
     assert here.of("criu").message.startswith(str(version()))
     assert here.of("libcriu").message == str(libcriu_version())
     assert here.of("check").severity in (Severity.GOOD, Severity.NOTE)
@@ -61,9 +72,9 @@ def test_what_is_right_here(here: Any) -> None:
 
 
 def test_each_feature_is_answered(here: Any) -> None:
-    """CRIU 4.2 knows every feature in the request, and reports whether the kernel has it."""
+    """CRIU 4.2 reports for every feature of the request whether the kernel has it."""
     if version() < Version(major=4, minor=2):
-        pytest.skip(f"CRIU {version()} knows fewer features")
+        pytest.skip(f"CRIU {version()} reports fewer features")
     asked = {finding.id for finding in here.findings if finding.group == "feature"}
     assert asked == {f"feature:{name}" for name in features.FEATURES}
     program = Worker().name()
@@ -74,7 +85,7 @@ def test_each_feature_is_answered(here: Any) -> None:
 
 
 def test_every_finding_can_be_used(here: Any) -> None:
-    """Each has a unique id and text; one that is not good has its costs and cure."""
+    """Each finding has a unique id and text; one that is not good has its costs and cure."""
     ids = [finding.id for finding in here.findings]
     assert len(ids) == len(set(ids))
     for finding in here.findings:
@@ -86,7 +97,7 @@ def test_every_finding_can_be_used(here: Any) -> None:
 
 
 def test_as_data_and_as_text(here: Any) -> None:
-    """It can be converted to JSON; the text lists problems, not the good features."""
+    """The result can be converted to JSON; the text lists problems, not the good features."""
     message = json.loads(json.dumps(here.to_dict()))
     assert message["severity"] == str(here.severity)
     assert len(message["findings"]) == len(here.findings)
@@ -135,7 +146,7 @@ def test_a_criu_that_does_not_fit_the_kernel() -> None:
         assert cured["fit-library"].severity is Severity.GOOD
 
 
-def test_a_socket_is_not_asked() -> None:
+def test_a_socket_is_not_called() -> None:
     """A socket serves one request, which doctor does not use up."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
@@ -174,15 +185,7 @@ def test_a_poorer_place(tmp_path: Path) -> None:
         "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; "
         'exec setpriv --bounding-set=-sys_ptrace,-net_admin,-sys_resource "$@"'
     )
-    message = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert message.returncode == 0, message.stderr
-    result = {finding["id"]: finding for finding in json.loads(message.stdout)}
+    result = {finding["id"]: finding for finding in json.loads(output_of(code, shell))}
     assert result["capability:CAP_SYS_PTRACE"]["severity"] == "warning"
     assert result["capability:CAP_NET_ADMIN"]["severity"] == "warning"
     assert result["capability:CAP_SYS_ADMIN"]["severity"] == "good"
@@ -327,15 +330,7 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
         "print(found[-1])\n"
     )
     shell = 'mount -t tmpfs none /run && exec "$@"'
-    message = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert message.returncode == 0, message.stderr
-    assert message.stdout.startswith("/run/criu.kdat exists")
+    assert output_of(code, shell).startswith("/run/criu.kdat exists")
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:
@@ -476,7 +471,7 @@ def assert_rights_are_no_fault_of_the_kernel(result: dict[str, Any], lacking: st
 
 @pytest.mark.parametrize("capability", ["sys_ptrace", "net_admin"])
 def test_without_one_capability(capability: str, images: Path) -> None:
-    """It is a warning: processes with the same rights can be dumped."""
+    """A missing capability is a warning: processes without it can be dumped."""
     without = ("setpriv", f"--bounding-set=-{capability}", "--inh-caps=-all")
     name = f"CAP_{capability.upper()}"
     result = doctor_in(*without)

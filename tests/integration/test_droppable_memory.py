@@ -51,7 +51,7 @@ while True:
 
 
 def test_a_restored_process(orphans: None, spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """Its droppable memory has zeros, and remains droppable: a fork empties it."""
+    """Restored droppable memory has zeros, and remains droppable: a fork empties it."""
     try:
         target = spawn(MAPPED + "serve(content=content, content_in_child=content_in_child)")
     except AssertionError:
@@ -71,7 +71,7 @@ def test_a_restored_process(orphans: None, spawn: Spawn, images: Path, tmp_path:
 
 @needs_soft_dirty
 def test_a_parent_has_its_pages(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> None:
-    """Nor does a process have the content of an earlier dump that has the pages."""
+    """Droppable memory has zeros also if an earlier dump, the parent, has its pages."""
     try:
         target = spawn(MAPPED + "serve(content=content)")
     except AssertionError:

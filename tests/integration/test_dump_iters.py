@@ -28,7 +28,7 @@ PAGE = mmap.PAGESIZE
 
 
 def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
-    """It is called after each round is on disk, while the process runs."""
+    """The callback is called after each round is on disk, while the process runs."""
     target = spawn(WRITER)
     message: list[tuple[int, int]] = []
 
@@ -83,7 +83,7 @@ def test_a_quiet_process(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_callback_that_raises(spawn: Spawn, images: Path) -> None:
-    """Its exception is raised unchanged; the process continues, and the rounds remain on disk."""
+    """An exception of the callback is raised unchanged; the process and the rounds remain."""
     target = spawn(WRITER)
 
     def should_continue(round: Round) -> bool:

@@ -59,7 +59,7 @@ RICH = """
 
 
 def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
-    """Memory, threads, children, file offsets, pipes and signals survive a dump and restore."""
+    """Memory, threads, children, file offsets, pipes and signals are restored."""
     target = spawn(RICH)
     kept = ("checksum", "offset", "threads", "child", "pending")
     before = {name: target.ask(name) for name in kept}

@@ -401,9 +401,7 @@ def test_a_subinterpreter(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
 
 
 def test_an_isolated_subinterpreter(embed: Embed, tmp_path: Path) -> None:
-    """It is refused with a message: on import (Python 3.12 and later), or by the first
-    call (3.11).
-    """
+    """An isolated subinterpreter is refused: on import (Python 3.12), or in the first call."""
     program = """
         import _xxsubinterpreters as interpreters
 

@@ -69,7 +69,7 @@ def test_in_a_restore(
 
 
 def test_in_the_undo(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not hide the failure, which has a note about it."""
+    """An error during the undo does not hide the failure, which has a note about it."""
     target = spawn()
 
     def refuse(notification: object) -> None:

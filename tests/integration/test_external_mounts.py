@@ -109,7 +109,7 @@ def test_auto_ext_mnt(box: Container, images: Path, form: str) -> None:
 
 @pytest.mark.cures("root-mount")
 def test_a_dump_that_does_not_know_the_mount(box: Container, images: Path) -> None:
-    """It is refused, the message names the options, and the container continues."""
+    """The dump is refused, the message names the options, and the container continues."""
     with pytest.raises(CriuError, match=r"external=.*auto_ext_mnt=True") as caught:
         dump(box.pid, CriuOpts(images_directory=images, external=_others(box.given_on_dump)))
     assert {"external", "auto_ext_mnt", "ext_mounts"} <= set(caught.value.options)
@@ -119,7 +119,7 @@ def test_a_dump_that_does_not_know_the_mount(box: Container, images: Path) -> No
 
 @pytest.mark.cures("mnt-mapping")
 def test_a_restore_that_does_not_know_the_mount(box: Container, images: Path) -> None:
-    """It is refused; the images are unchanged."""
+    """The restore is refused; the images are unchanged."""
     dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
     box.reap()
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)

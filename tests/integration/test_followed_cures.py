@@ -189,7 +189,7 @@ def test_a_child_from_before_the_namespace(site: Site, kind: str, flag: int) -> 
 
 @pytest.mark.cures("preflight:file-not-saved")
 def test_a_file_that_cannot_be_saved(site: Site) -> None:
-    """It has lost the name by which it was opened; when it is closed, the others are saved."""
+    """A file that has lost its name is refused; when it is closed, the dump works."""
     target = site.spawn("""
         import os
         file = open(HERE / "file", "w")
@@ -340,7 +340,7 @@ NESTED = """
 @pytest.mark.cures("nested-ns-root")
 @pytest.mark.parametrize("kind", ["net", "mount"])
 def test_a_nested_namespace(site: Site, kind: str) -> None:
-    """It is saved, and restored only if the root of the tree has a namespace of its own too."""
+    """A nested namespace is restored only if the root of the tree has a separate one too."""
     target = site.spawn(NESTED.format(kind=kind))
     result = preflight(target.pid, site.opts)
     assert result.verdict is Verdict.NO_RESTORE
@@ -436,7 +436,7 @@ def test_a_cgroup_namespace(site: Site) -> None:
 
 
 def test_the_check_of_a_connection_to_outside(site: Site) -> None:
-    """``check_images`` asks for a new connection, by the key that the restore takes."""
+    """``check_images`` names the key of ``inherit_fds`` that the restore accepts."""
     ours, theirs = socket.socketpair()
     site.held.enter_context(ours)
     with theirs:

@@ -77,7 +77,7 @@ def _run(program: str, *arguments: object) -> str:
 
 
 def test_imports_of_a_call_hold_forks_off(spawn: Spawn, images: Path) -> None:
-    """Also those of calls that fail: else the lock of an import stays locked in the child."""
+    """A fork waits for the imports of a call, so that no lock is held in the child."""
     assert _run(HEAD.format(slow="") + IN_A_THREAD, spawn().pid, 0, images) == "[]"
 
 
@@ -85,6 +85,6 @@ def test_imports_of_a_call_hold_forks_off(spawn: Spawn, images: Path) -> None:
     "module", ["_calls.verbs", "_calls.conversation", "_recovery.recovery", "_failures.explain"]
 )
 def test_a_child_forked_during_a_first_call(spawn: Spawn, images: Path, module: str) -> None:
-    """Its own first call works."""
+    """The first call of a forked child works."""
     program = HEAD.format(slow=f"pycriu_native.{module}") + FORKS
     assert _run(program, spawn().pid, spawn().pid, images) == "7"

@@ -131,7 +131,7 @@ def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fork_server_that_is_killed_after_the_fork(server: ForkServer) -> None:
-    """Its worker sends its pid itself, so the request succeeds."""
+    """The worker of a fork server that was killed sends its pid itself: the request succeeds."""
     before = children()
     killed = threading.Thread(target=os.kill, args=(server.pid, signal.SIGKILL))
 
@@ -177,7 +177,7 @@ def test_other_kinds_of_workers_are_not_replaced() -> None:
 
 
 def test_a_worker_inherits_descriptors(server: ForkServer) -> None:
-    """They have the same numbers as in the caller, also if the fork server uses these itself."""
+    """Inherited descriptors have the caller's numbers, also if the fork server uses these."""
     own = {int(number) for number in os.listdir(f"/proc/{server.pid}/fd")}
     numbers = sorted((own | set(range(3, 60))) - {0, 1, 2})
     is_open = {int(each) for each in os.listdir("/proc/self/fd")}

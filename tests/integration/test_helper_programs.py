@@ -79,7 +79,7 @@ def _without(directory: Path, *lacking: str) -> Worker:
 @pytest.mark.cures("program-missing")
 @pytest.mark.parametrize("program", ["ip", "tar", "gzip"])
 def test_a_dump(box: Container, images: Path, tmp_path: Path, program: str) -> None:
-    """It is refused before the container is frozen; without preflight it fails, for this reason."""
+    """preflight refuses the dump, which would fail for this reason."""
     via = _without(tmp_path / "bin", program)
     opts = CriuOpts(images_directory=images, external=box.given_on_dump, network_lock="nftables")
     found = preflight(box.pid, opts, via=via)
@@ -98,7 +98,7 @@ def test_a_dump(box: Container, images: Path, tmp_path: Path, program: str) -> N
 @pytest.mark.cures("program-missing", "sh-missing", "tmpfs-unpack")
 @pytest.mark.parametrize("program", ["ip", "tar", "gzip", "sh", "iptables"])
 def test_a_restore(box: Container, images: Path, tmp_path: Path, program: str) -> None:
-    """It works once the program is there."""
+    """The restore works when the program is installed."""
     lacking = [program]
     if program in ("sh", "iptables"):
         if shutil.which("iptables-legacy-save", path=SEARCH_PATH) is None:

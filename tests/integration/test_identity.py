@@ -120,7 +120,7 @@ def test_the_shell_of_the_command_line(images: Path) -> None:
 
 
 def test_preflight_of_a_tree_that_contains_the_caller() -> None:
-    """It is a finding, except for a dump of the caller itself."""
+    """A tree that contains the caller is a finding, except for a dump of the caller itself."""
     (result,) = [one for one in preflight(1).stops if one.id == "caller-inside"]
     assert result.failure == "criu-in-tree"
     assert result.cure is not None

@@ -306,7 +306,7 @@ def test_a_changed_entry_of_a_table(zoo: Zoo, found: ImageSet, root: Process) ->
 
 
 def test_a_pre_dump(zoo: Zoo, tmp_path: Path) -> None:
-    """It has only memory, which is searched, compared and drawn."""
+    """A pre-dump has only memory, which is searched, compared and drawn."""
     for name, source in (("1", zoo.images), ("2", zoo.changed)):
         (tmp_path / name).mkdir()
         for path in (*source.glob("pagemap-*"), *source.glob("pages-*")):

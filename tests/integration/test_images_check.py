@@ -67,7 +67,7 @@ class Case:
 
 
 def _nothing(target: Target, images: Path) -> None:
-    """Only an option is missing."""
+    """Change nothing: only an option is missing."""
 
 
 def _removed(name: str) -> Callable[[Target, Path], Undo]:

@@ -148,7 +148,7 @@ def test_a_command_that_was_never_started(tmp_path: Path) -> None:
 
 
 def test_a_start_that_was_killed(tmp_path: Path) -> None:
-    """Its remaining files are not mistaken for those of something else."""
+    """The files of a start that was killed do not prevent the next start."""
     (tmp_path / "job").mkdir()
     for name in ("lock", ".job.json.partial"):
         (tmp_path / "job" / name).touch()
@@ -169,7 +169,7 @@ def test_many_starts_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["every", "grace", "lease", "keep"])
 @pytest.mark.parametrize("value", [float("inf"), 1e300, -1, float("nan")])
 def test_numbers_that_are_refused(tmp_path: Path, option: str, value: float) -> None:
-    """They are refused by name before anything is created."""
+    """Invalid numbers are refused by name before anything is created."""
     with pytest.raises(ValueError, match=re.escape(f"{option}={value}")):
         Job(tmp_path / "job", ["true"], **{option: value})  # type: ignore[arg-type]
     assert not (tmp_path / "job").exists()

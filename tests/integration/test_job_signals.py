@@ -225,7 +225,7 @@ def test_a_failure_of_its_own(job: RunningJob) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 8, b"\0" * 8 + b"\3\0\0\0\x1d\0\0", b"\0" * 12])
 def test_an_image_of_another_form(tmp_path: Path, data: bytes) -> None:
-    """It stays as it is: the dump can have ended the command."""
+    """The image is not changed, and the checkpoint is kept: the dump can have ended the command."""
     image = tmp_path / "core-5.img"
     image.write_bytes(data)
     pending_signals.remove(tmp_path)

@@ -209,7 +209,7 @@ def test_killed_on_alternating_hosts(hosts: Callable[..., HostedJob], tmp_path: 
 
 
 def test_killed_with_a_hostile_storage(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
-    """The same where requests are cut, refused and not answered, and listings are late."""
+    """A job is killed while requests to its storage are cut, refused or not answered."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     with hostile_s3(seed, 0.1) as (bucket, faults):
@@ -271,7 +271,7 @@ def test_another_job(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     ("option", "value"), [("--encrypt-to", "age1wrong"), ("--storage", "nothing://x")]
 )
 def test_values_that_are_refused(hosts: Callable[..., HostedJob], option: str, value: str) -> None:
-    """They are refused by name before anything is started or stored."""
+    """Invalid values are refused by name before anything is started or stored."""
     job = hosts("a")
     job.start(option, value)
     assert job.wait() == 2

@@ -63,7 +63,7 @@ def test_uninterrupted(job: RunningJob, tmp_path: Path) -> None:
 
 
 def test_the_exit_code_of_the_command(tmp_path: Path) -> None:
-    """It is returned, and so is the signal of a crash; a missing command is an error."""
+    """The exit code is returned, or the signal of a crash; a missing command is an error."""
     assert Job(tmp_path / "a", ["sh", "-c", "exit 7"]).run().exit_code == 7
     crash = Job(tmp_path / "b", ["sh", "-c", "kill -SEGV $$"]).run()
     assert (crash.state, crash.exit_code) == (State.ENDED, 128 + signal.SIGSEGV)
@@ -118,7 +118,7 @@ def test_killed(job: RunningJob, tmp_path: Path, kind: str) -> None:
 
 
 def test_before_the_first_checkpoint(job: RunningJob, tmp_path: Path) -> None:
-    """It is started from the beginning with its original files, and an event reports this."""
+    """The command starts again with its original files, and an event reports this."""
     out = job.place / "out"
     out.mkdir()
     (out / "opened-each-time").write_text("from before\n")
@@ -394,7 +394,7 @@ def test_a_program_that_does_not_exist(job: RunningJob) -> None:
 
 
 def test_a_directory_that_others_can_change(tmp_path: Path) -> None:
-    """It is refused before the command starts: no checkpoint could be taken there."""
+    """The directory is refused before the command starts: no checkpoint could be taken there."""
     directory = tmp_path / "job"
     directory.mkdir()
     directory.chmod(0o777)

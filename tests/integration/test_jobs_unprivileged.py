@@ -57,7 +57,7 @@ DUMP = """
 
 
 def test_dump_and_restore(place: Path) -> None:
-    """They work in a user namespace in which the host's root is not mapped."""
+    """Dump and restore work in a user namespace in which the host's root is not mapped."""
     done = run(DUMP, place / "ckpt")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("sleep True\n")
@@ -182,7 +182,7 @@ def _has_more(directory: JobDirectory, number: int) -> bool:
 
 
 def test_a_job(place: Path) -> None:
-    """It creates its namespace, is killed and interrupted, and its output is exact."""
+    """A job creates its namespace, is killed and interrupted, and its output is exact."""
     directory, python = JobDirectory(place / "job"), ordinary_user.python()
     words = [
         *ordinary_user.as_user(),

@@ -73,7 +73,7 @@ def test_closing_ends_it(images: Path, spawn: Spawn) -> None:
 
 @needs_lazy_pages
 def test_it_reports_that_it_is_ready(images: Path, spawn: Spawn) -> None:
-    """It writes a zero byte, and its pid to a file, like ``criu lazy-pages --daemon``."""
+    """The daemon writes a zero byte, and its pid to a file, like ``criu lazy-pages --daemon``."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
     ready, message = os.pipe()

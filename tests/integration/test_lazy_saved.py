@@ -58,10 +58,10 @@ def without_lazy_pages(images: Path, copy: Path) -> int:
         head, *entries = decode(pagemap)["entries"]
         with open(copy / f"pages-{head['pages_id']}.img", "r+b") as pages:
             for entry in entries:
-                size = entry["nr_pages"] * PAGE
+                size = (entry.get("nr_pages") or entry["compat_nr_pages"]) * PAGE
                 if int(entry["flags"]) & LAZY:
                     pages.write(bytes(size))
-                    zeroed += entry["nr_pages"]
+                    zeroed += size // PAGE
                 else:
                     pages.seek(size, 1)
     return zeroed

@@ -681,7 +681,7 @@ def test_iterations(spawn: Spawn, tmp_path: Path) -> None:
 def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
     """``criu_restore_child`` makes a child of the caller; ``waitpid`` returns its exit status.
 
-    Without a program it runs ``criu`` from PATH, whatever other options are set.
+    Without a program it runs ``criu`` from PATH.
     """
     target = spawn("import os\nserve(exit=lambda: os._exit(42))")
     dump(target.pid, CriuOpts(images_directory=images))

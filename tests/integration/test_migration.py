@@ -93,9 +93,7 @@ BOTH = pytest.mark.parametrize(
 
 @BOTH
 def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: MigrationMode) -> None:
-    """It runs at the destination with all of its memory, has ended at the source, and both sides
-    return the numbers.
-    """
+    """The process runs at the destination with all of its memory; both sides return the numbers."""
     checksum = traveller.ask("checksum")
     there = arrive()
     result = migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
@@ -137,7 +135,7 @@ def program(release: str) -> str:
 def test_it_runs_before_its_memory_is_there(
     arrive: Arrive, far: tuple[Host, str], spawn: Spawn, release: str
 ) -> None:
-    """It responds at the destination while most of its 256 MiB are at the source.
+    """The process responds at the destination while most of its 256 MiB are at the source.
 
     The zero byte on ``status_fd`` and the ``status-ready`` notification are both sent.
     """
@@ -210,7 +208,7 @@ def test_a_pipe_that_is_too_small(
         if line.startswith("CapEff")
     )
     if int(effective, 16) >> 24 & 1:
-        pytest.skip("CAP_SYS_RESOURCE is there: the limit says nothing")
+        pytest.skip("with CAP_SYS_RESOURCE the sysctl has no effect")
     target = spawn()
     setting = tmp_path / "pipe-max-size"
     setting.write_text(str(2**21))
@@ -449,7 +447,7 @@ def test_nobody_listens(spawn: Spawn) -> None:
     assert target.runs_on()
 
 
-def test_nobody_comes(tmp_path: Path) -> None:
+def test_no_source_connects(tmp_path: Path) -> None:
     """The deadline limits the wait for a source; nothing remains."""
     opts = CriuOpts(images_directory=tmp_path / "images")
     with pytest.raises(MigrationError, match="no source connected"):

@@ -172,7 +172,7 @@ def test_a_hook_there_that_refuses(
 def test_a_destination_that_is_killed(
     arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
 ) -> None:
-    """Its watchdog cleans up; after ``post-restore`` the source waits for that."""
+    """The watchdog cleans up; after ``post-restore`` the source waits for that."""
     checksum = traveller.ask("checksum")
     there = arrive(die_at=action, arguments=BRIEF)
     with pytest.raises(PeerLostError, match="the process continues at the source"):
@@ -258,7 +258,7 @@ def test_a_source_that_is_killed(
     action: str,
     orphans: None,
 ) -> None:
-    """Its watchdog resumes the process after the destination has ended its copy."""
+    """The source's watchdog resumes the process when the destination has ended its copy."""
     checksum = traveller.ask("checksum")
     there = arrive(arguments=BRIEF, wait_at=action)
     words = json.dumps([traveller.pid, *there.place, str(mode)])
@@ -341,7 +341,7 @@ Handover.give_up = give_up_and_die
 def test_a_source_that_is_killed_after_the_end(
     arrive: Arrive, traveller: Target, mode: MigrationMode, orphans: None, temporary: Path
 ) -> None:
-    """It has confirmed that the copy may run: its process ends, and the copy continues."""
+    """The source has confirmed that the copy may run: its process ends, the copy continues."""
     there = arrive(arguments=BRIEF)
     others = children()
     words = json.dumps([traveller.pid, *there.place, str(mode)])
@@ -358,7 +358,7 @@ def test_a_source_that_is_killed_after_the_end(
 def test_an_interruption_after_the_end(
     arrive: Arrive, traveller: Target, mode: MigrationMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is raised, and does not resume the process, whose copy runs at the destination."""
+    """The exception is raised; the process is not resumed: its copy runs at the destination."""
     there = arrive(arguments=BRIEF)
     interrupted = threading.Event()
     give_up = Handover.give_up

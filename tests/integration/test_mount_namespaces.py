@@ -79,7 +79,7 @@ def test_root(box: Container, images: Path, tmp_path: Path) -> None:
 @pytest.mark.cures("root-option", "root-missing")
 @pytest.mark.parametrize("compat", [None, True], ids=["new engine", "old engine"])
 def test_a_restore_without_root(box: Container, images: Path, compat: bool | None) -> None:
-    """It is refused, by either mount engine, and the message names root."""
+    """The restore is refused with either mount engine, and the message names root."""
     saving, restoring = _opts(box, images)
     dump(box.pid, saving)
     box.reap()

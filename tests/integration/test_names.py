@@ -40,7 +40,7 @@ def test_every_verb(spawn: Spawn, images: Path) -> None:
 
 
 def test_the_cause_of_a_failed_dump(spawn: Spawn, images: Path) -> None:
-    """It is the cause from CRIU's log, not an error of decoding the name."""
+    """The cause is that of CRIU's log, not an error of decoding the name."""
     target = spawn(NAMED + CONNECTED)
     with pytest.raises(CriuError) as caught:
         dump(target.pid, CriuOpts(images_directory=images))

@@ -147,7 +147,7 @@ def _network(pid: int, owned: ExitStack) -> tuple[int, int]:
 
 
 def test_an_external_network_namespace(box: Container, images: Path, elsewhere: Namespaces) -> None:
-    """It continues to exist after the dump, unchanged; the restore uses it, or another one."""
+    """The namespace is not changed by the dump; the restore uses it, or another one."""
     with ExitStack() as owned:
         fd, inode = _network(box.pid, owned)
         other, other_inode = _network(elsewhere.pid, owned)

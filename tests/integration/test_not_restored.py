@@ -208,7 +208,7 @@ V4, V6 = ("socket.AF_INET", "127.0.0.1", 1), ("socket.AF_INET6", "::1", 58)
 def test_addresses_of_raw_sockets(
     kind: str, family: str, address: str, protocol: int, call: str, spawn: Spawn, images: Path
 ) -> None:
-    """They are lost, and so is the identifier of a ping socket; preflight reports both."""
+    """The addresses, and the identifier of a ping socket, are lost; preflight reports both."""
     ping = kind == "DGRAM"
     target = spawn(
         RAW.format(
@@ -235,6 +235,6 @@ def test_addresses_of_raw_sockets(
 
 @pytest.mark.usefixtures("orphans")
 def test_a_raw_socket_without_an_address(spawn: Spawn) -> None:
-    """Nothing of it is lost."""
+    """Preflight reports no loss for a raw socket without an address."""
     target = spawn("import socket\nsock = socket.socket(2, socket.SOCK_RAW, 1)\nserve()")
     assert "raw-address" not in {each.id for each in preflight(target.pid).findings}

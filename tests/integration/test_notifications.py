@@ -15,7 +15,7 @@ from .support.processes import eventually, state
 
 
 def test_a_closure_receives_the_notifications(spawn: Spawn, images: Path) -> None:
-    """They have CRIU's order; the process runs before the dump and is stopped after it."""
+    """Notifications have CRIU's order; the process runs before the dump and is stopped after it."""
     target = spawn()
     received: list[tuple[Notification, str, int]] = []
     dump(
@@ -114,7 +114,7 @@ def test_what_a_hook_raises_undoes_the_restore(spawn: Spawn, images: Path) -> No
 
 
 def test_a_coroutine_function_is_no_hook(spawn: Spawn, images: Path) -> None:
-    """It would not be awaited: the dump is undone, and the error names the calls that accept it."""
+    """A coroutine would not be awaited: the dump is undone, and the error names ``aio``."""
     target = spawn()
 
     async def hook(notification: Notification) -> None:

@@ -23,14 +23,14 @@ FAILS, NO_RESTORE = Verdict.FAILS, Verdict.NO_RESTORE
 
 @dataclass(frozen=True)
 class Case:
-    """A descriptor, and the entry of the catalogue by which the dump or the restore fails."""
+    """A descriptor, and the known failure of its dump or restore."""
 
     opened: str
     """An expression, whose value is the descriptor."""
     failure: str
     verdict: Verdict
     network: bool = False
-    """In a network namespace of its own."""
+    """Whether the process has a separate network namespace."""
     link_remap: bool | None = None
     """The option, without which CRIU names another cause, for files."""
 
@@ -107,7 +107,7 @@ SCENARIO = """
 )
 @pytest.mark.parametrize("name", CASES)
 def test_a_descriptor(name: str, spawn: Spawn, images: Path) -> None:
-    """Preflight refuses it, for the reason of CRIU's error; when it is closed, all works."""
+    """Preflight reports the reason of CRIU's error; after the descriptor is closed all works."""
     case = CASES[name]
     prefix = ["unshare", "--net"] if case.network else []
     target = spawn(SCENARIO.format(opened=case.opened), prefix=prefix)

@@ -130,7 +130,7 @@ def _drop(notification: Notification) -> None:
 
 @pytest.mark.cures("pts-master-lost")
 def test_without_it_the_restore_is_refused(box: Container, images: Path, holder: Holder) -> None:
-    """It also requires a hook that takes the master; the images are unchanged."""
+    """The restore also requires a hook that takes the master; the images are unchanged."""
     dump(
         box.pid,
         CriuOpts(images_directory=images, external=box.given_on_dump, orphan_pts_master=True),

@@ -145,7 +145,7 @@ def test_pages_land_on_another_host(
 
 
 def test_without_it_pages_are_here(spawn: Spawn, images: Path) -> None:
-    """Without the field the pages are in the images directory."""
+    """Without ``page_server`` the pages are in the images directory."""
     target = spawn(WITH_MEMORY)
     dump(target.pid, CriuOpts(images_directory=images))
     assert _pages(images) > MEMORY

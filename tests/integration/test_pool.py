@@ -251,7 +251,7 @@ container's filter of system calls refuses the change."""
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_cannot_be_taken_back(what: str) -> None:
-    """The same for changes that cannot be undone, in a separate process."""
+    """The compared state differs after a change that cannot be undone."""
     code = f"""
         import ctypes, os, sys
         from pycriu_native._transport.inherited_state import inherited_state
@@ -403,9 +403,7 @@ def fork_server_of(pool: WorkerPool) -> ForkServer:
 
 
 def test_workers_are_forked_from_a_server(pool: WorkerPool) -> None:
-    """They are children of this process, in separate process groups, without descriptors of the
-    server.
-    """
+    """Workers are children of this process, in separate process groups."""
     server = fork_server_of(pool)
     line = pool._stock.idle[0].connection
     stat = Path(f"/proc/{line.pid}/stat").read_text().rpartition(")")[2].split()
@@ -457,7 +455,7 @@ def test_a_fork_server_that_died(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize("what", ["preloaded by others", "preloads nothing"])
 def test_programs_that_cannot_be_fork_servers(tmp_path: Path, what: str) -> None:
-    """Each of their workers is started separately, in advance."""
+    """Workers of programs without a fork server are started separately, in advance."""
     program, env = find_program(), {}
     if what == "preloads nothing":  # such as a program with file capabilities
         script = tmp_path / "criu"
@@ -500,13 +498,13 @@ def test_closed(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, True, 1.5, 100000])
 def test_its_size(size: int) -> None:
-    """It is a positive number."""
+    """The size of a pool is a positive number."""
     with pytest.raises(ValueError, match="size="):
         WorkerPool(size)
 
 
 def test_idle_workers_cost_nothing(pool: WorkerPool) -> None:
-    """They wait without running: no context switch for some time."""
+    """Idle workers do not run: they have no context switch for some time."""
 
     def switches() -> str:
         status = Path(f"/proc/{pool._stock.idle[0].connection.pid}/status").read_text()

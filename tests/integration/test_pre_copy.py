@@ -60,7 +60,7 @@ def _writes_on(target: Target) -> None:
 
 
 def _is_intact(target: Target) -> None:
-    """It continues to write, and every page has the written contents."""
+    """Whether the process continues to write, and every page has the written contents."""
     _writes_on(target)
     assert target.ask("wrong") == []
 
@@ -71,7 +71,7 @@ def _blocks(directory: Path) -> int:
 
 
 def _size(directory: Path) -> int:
-    """Their bytes including holes."""
+    """Bytes of the pages in these images, including holes."""
     return sum(path.stat().st_size for path in directory.glob("pages-*.img"))
 
 
@@ -158,7 +158,7 @@ def test_auto_dedup(spawn: Spawn, images: Path) -> None:
 
 
 def test_no_auto_dedup(spawn: Spawn, images: Path) -> None:
-    """Without it the parents are unchanged."""
+    """Without auto_dedup the parents are unchanged."""
     target = spawn(WRITER)
     pre_dump(target.pid, _round(images, 1))
     blocks = _blocks(images / "1")
@@ -212,7 +212,7 @@ def test_track_mem(spawn: Spawn, images: Path) -> None:
 
 
 def test_pre_dump_leaves_it_alone(spawn: Spawn, images: Path) -> None:
-    """It accepts the options of the dump, and calls no hook, in any release."""
+    """``pre_dump`` accepts the options of the dump, and calls no hook, in any release."""
     target = spawn(WRITER)
     asked: list[object] = []
     opts = replace(_round(images, 1), tcp_established=True, file_locks=True)
@@ -224,7 +224,7 @@ def test_pre_dump_leaves_it_alone(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_parent_that_is_refused(spawn: Spawn, images: Path) -> None:
-    """An absolute, missing or empty one, or one of another process, is refused before the process
+    """A parent that is absolute, missing, empty or of another process is refused before the process
     is touched.
     """
     target, other = spawn(WRITER), spawn()

@@ -174,7 +174,7 @@ plainly(
 
 
 def test_a_long_path_is_named_as_the_cause(spawn: Spawn) -> None:
-    """Before the dump, and by the error of the dump."""
+    """Preflight and the error of the dump name the long path as the cause."""
     target = spawn(DEEP + "    serve()")
     (finding,) = preflight(target.pid).findings
     assert (finding.id, finding.failure) == ("path-too-long", "path-too-long")
@@ -274,7 +274,7 @@ connections("no_connection_and_no_iptables", LISTENS, "sh", verdict=Verdict.WORK
 
 @situation(NEEDS)
 def a_network_of_its_own_without_iptables(at: Site) -> Target:
-    """CRIU locks it, also without connections."""
+    """CRIU locks a network namespace, even if no process has a connection."""
     _with_programs(at, "sh", "ip")
     blue = at.held.enter_context(host())
     with blue.entered():
@@ -286,7 +286,7 @@ def a_network_of_its_own_without_iptables(at: Site) -> Target:
 
 @situation(NEEDS)
 def a_container(at: Site) -> Target:
-    """It has many external mounts, each of which must be named."""
+    """A container has many external mounts, each of which must be named."""
     return at.held.enter_context(container(at.directory / "box"))
 
 
@@ -318,7 +318,7 @@ def a_container_with_a_disk(at: Site) -> Target:
 
 @situation(NEEDS)
 def a_container_that_follows_the_host(at: Site) -> Target:
-    """Its mounts are slaves of shared ones."""
+    """The mounts of the container are slaves of shared mounts of the host."""
     volume = at.held.enter_context(mount_point(at.directory / "volume"))
     subprocess.run(["mount", "--make-shared", volume], check=True)
     at.options["auto_ext_mnt"] = True
@@ -390,7 +390,7 @@ plainly("a_pipe_whose_end_is_closed", "import os\np, q = os.pipe()\nos.close(q)\
 
 @situation()
 def the_pipe_of_autofs(at: Site) -> Target:
-    """The kernel makes it a packet pipe, which CRIU saves nevertheless."""
+    """The kernel makes the pipe of autofs a packet pipe, which CRIU saves nevertheless."""
     if "\tautofs\n" not in Path("/proc/filesystems").read_text():
         pytest.skip("this kernel has no autofs")
     place = at.directory / "auto"
@@ -961,7 +961,7 @@ def test_an_obstacle_is_confirmed(
     spawn: Spawn,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the same finding in the next reading, or by one of its kind in all six."""
+    """A finding is confirmed by the next reading, or if all six have one of its kind."""
     import pycriu_native.diagnostics.preflight.looks as module
 
     left = iter(readings)
@@ -1023,13 +1023,13 @@ def test_no_process() -> None:
 
 @pytest.mark.parametrize("pid", [0, -1, True, "1", None])
 def test_what_is_no_pid(pid: Any) -> None:
-    """It is refused with the name of the argument."""
+    """An invalid pid is refused with the name of the argument."""
     with pytest.raises(OptionError, match="pid="):
         preflight(pid)
 
 
 def test_options_that_no_dump_takes(spawn: Spawn) -> None:
-    """They are refused as by a dump."""
+    """Options that a dump refuses are refused."""
     with pytest.raises(OptionError, match="tcp_close"):
         preflight(spawn().pid, CriuOpts(tcp_close=True, tcp_established=True))
 
@@ -1093,7 +1093,7 @@ def test_addresses_of_the_kernel(words: str, address: tuple[str, int]) -> None:
 
 
 def test_lines_of_mountinfo() -> None:
-    """Escapes, several optional fields, and blanks in the source of the file system."""
+    """Escapes, several optional fields, and blanks in the source of a file system are parsed."""
     line = "36 35 98:0 /m\\040t1 /mnt\\0112 rw shared:1 master:7 unbindable - ext3 /dev/root rw"
     mount = parse(line, "mnt:[1]")
     assert (mount.number, mount.parent, mount.device) == (36, 35, "98:0")

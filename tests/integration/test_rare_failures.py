@@ -28,12 +28,6 @@ pytestmark = pytest.mark.usefixtures("orphans")
 
 
 @pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Make cgroups that are removed after the test, after its processes have ended."""
-    yield from cgroups.maker()
-
-
-@pytest.fixture
 def site(make_cgroup: Make, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
     """The context of a call; the cgroups are removed after its processes have ended."""
     with ExitStack() as held:
@@ -70,7 +64,7 @@ HAS_A_SESSION = """
 @pytest.mark.cures("pids-limit")
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_limit_of_processes(limit: int, site: Site, make_cgroup: Make) -> None:
-    """CRIU cannot start its helpers, or not the restored process."""
+    """At a limit of processes, CRIU cannot start its helpers or the restored process."""
     target = site.dumped(HAS_A_SESSION)
     reap_all()
     cgroup = make_cgroup(cgroups.required("pids"))
@@ -123,7 +117,7 @@ def test_a_controller_that_is_not_here(site: Site, make_cgroup: Make) -> None:
 
 @pytest.mark.cures("userns-no-root")
 def test_a_user_namespace_without_root(spawn: Spawn, images: Path) -> None:
-    """With user 0 and group 0 in it, the same program is dumped."""
+    """With user 0 and group 0 in the user namespace, the program can be dumped."""
     opts = CriuOpts(images_directory=images)
     target = spawn(prefix=user_namespace("--map-user=1000", "--map-group=1000"))
     assert "userns-no-root" in {each.failure for each in preflight(target.pid, opts).findings}
@@ -177,7 +171,7 @@ PIDFD_GETFD = 438
 
 @pytest.mark.cures("tcp-connect")
 def test_a_connection_that_is_here_still(site: Site) -> None:
-    """Another process holds it; without the connections the restore works."""
+    """Another process has the connection of the images; without it the restore works."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         target = site.spawn(CONNECTED.format(port=server.getsockname()[1]))
         peer, _ = server.accept()

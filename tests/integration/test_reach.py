@@ -27,6 +27,7 @@ from pycriu_native._transport.program import find_program
 
 from .conftest import Spawn
 from .support.processes import eventually, kill
+from .support.workers import start_worker
 
 
 @pytest.fixture
@@ -86,15 +87,8 @@ def test_no_service(tmp_path: Path) -> None:
 def test_a_descriptor_of_the_callers(spawn: Spawn, images: Path) -> None:
     """A worker of the caller serves one request; its descriptor remains open."""
     target = spawn()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, process = start_worker()
     with ours:
-        with theirs:
-            process = subprocess.Popen(
-                [find_program(), "swrk", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
         opts = CriuOpts(images_directory=images, leave_running=True)
         dump(target.pid, opts, via=Socket(ours))
         os.fstat(ours.fileno())

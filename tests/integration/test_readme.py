@@ -18,7 +18,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_first_lines_run(tmp_path: Path) -> None:
-    """They print statistics and a pid, and leave no process."""
+    """The first example prints statistics and a pid, and leaves no process."""
     code = re.search(r"```python\n(.*?)```", README.read_text(), flags=re.S)
     assert code is not None
     script = tmp_path / "first.py"
@@ -65,7 +65,7 @@ def test_coming_from_elsewhere(spawn: Spawn, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["images.md", "preflight.md"])
 def test_examples_of_a_page(page: str, spawn: Spawn, tmp_path: Path) -> None:
-    """They run in order, with the pid and an address of a real process."""
+    """The examples run in order, with the pid and an address of a real process."""
     target = spawn()
     for directory in ("ckpt", "monday", "tuesday"):
         opts = CriuOpts(images_directory=tmp_path / directory, leave_running=True)

@@ -48,21 +48,15 @@ def stream(spawn: Spawn) -> Iterator[Stream]:
         yield start_stream((home, far, address), spawn)
 
 
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are removed after the test."""
-    yield from cgroups.maker()
-
-
 def lose_criu(stream: Stream, opts: CriuOpts, moment: Notify, number: int) -> WorkerDiedError:
     """The error of a dump whose CRIU is killed at this notification."""
 
-    def strike(notification: Notification) -> None:
+    def act(notification: Notification) -> None:
         if notification.action is moment:
             os.kill(the_worker(), number)
 
     with pytest.raises(WorkerDiedError) as caught:
-        dump(stream.server.pid, opts, on_notify=strike)
+        dump(stream.server.pid, opts, on_notify=act)
     return caught.value
 
 
@@ -137,14 +131,14 @@ def test_a_connection_that_is_lost_is_named(stream: Stream, images: Path) -> Non
     releases.required("3.19", "query-ext-files")
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
 
-    def strike(notification: Notification) -> None:
+    def act(notification: Notification) -> None:
         if notification.action is Notify.QUERY_EXT_FILES:
             stream.home.run("ss", "-K", "sport = 7000")
         if notification.action is Notify.POST_DUMP:
             os.kill(the_worker(), signal.SIGKILL)
 
     with stream.home.entered(), pytest.raises(WorkerDiedError) as caught:
-        dump(stream.server.pid, opts, on_notify=strike)
+        dump(stream.server.pid, opts, on_notify=act)
     [lost] = caught.value.lost_connections
     assert ":7000 - " in lost
     assert lost in caught.value.__notes__[0]
@@ -202,13 +196,13 @@ def test_code_of_criu_that_stays_is_named(spawn: Spawn, images: Path) -> None:
     target = spawn("memory = bytearray(b'x') * (1 << 26)\nserve()")
     over = threading.Event()
 
-    def strike() -> None:
+    def act() -> None:
         while not over.is_set():
             if (images / "pages-1.img").exists():  # the parasite is sending memory
                 os.kill(the_worker(), signal.SIGKILL)
                 return
 
-    thread = threading.Thread(target=strike)
+    thread = threading.Thread(target=act)
     thread.start()
     try:
         with pytest.raises(WorkerDiedError) as caught:
@@ -251,7 +245,7 @@ def test_the_freezer_is_as_before(
     cgroups.enter(cgroup, target.pid)
     moment = Notify.QUERY_EXT_FILES if paused else Notify.PRE_DUMP
 
-    def strike(notification: Notification) -> None:
+    def act(notification: Notification) -> None:
         if notification.action is moment:
             if not paused:
                 (cgroup / name).write_text(frozen)
@@ -264,7 +258,7 @@ def test_the_freezer_is_as_before(
             dump(
                 target.pid,
                 CriuOpts(images_directory=images, freeze_cgroup=cgroup),
-                on_notify=strike,
+                on_notify=act,
             )
         eventually(
             lambda: cgroups.read(cgroup, name) == (frozen if paused else thawed), "the state before"

@@ -202,7 +202,7 @@ def test_fewer_capabilities_than_the_process(spawn: Spawn, images: Path) -> None
 
 
 def test_a_soft_limit_of_file_sizes(images: Path) -> None:
-    """The worker raises it to the hard limit: larger images are written."""
+    """The worker raises the soft limit to the hard limit, so that larger images can be written."""
     program = f"data = b'x' * 8_000_000\n{SLEEPS}"
     result = probe(["prlimit", "--fsize=1000000:"], images, program)
     assert "images-too-large" not in result["ids"]
@@ -316,7 +316,7 @@ def reap_all_but(pid: int) -> None:
 
 
 def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
-    """``require`` reports it: the restored process would write into a pipe without a reader."""
+    """``require`` reports a pipe to another process, which has no other end after a restore."""
     reading, writing = os.pipe()
     try:
         target = spawn(stdin=reading)
@@ -328,7 +328,7 @@ def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, images: Path) -> None:
-    """It cannot mount /proc, which a restore needs: preflight and the restore report it."""
+    """A restore cannot mount /proc in it, and fails; preflight reports this."""
     target = spawn(prefix=user_namespace("--map-root-user"))
     before = preflight(target.pid)
     assert [finding.id for finding in before.no_restore] == ["proc-of-user-namespace"]

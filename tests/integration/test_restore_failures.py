@@ -32,6 +32,7 @@ from .conftest import Spawn
 from .support.failing_calls import (
     CONNECTED,
     LISTENS,
+    Build,
     Case,
     Collection,
     Site,
@@ -122,60 +123,63 @@ def spoilt(at: Site, pattern: str, change: Callable[[Path], object]) -> Target:
     return target
 
 
+def images_fail(cause: str, cure: str) -> Callable[[Build], Build]:
+    """The decorator of a restore from incomplete or damaged images."""
+    return restore_fails(cause, cure, "images_directory", error=ImagesError)
+
+
 def cut(image: Path) -> None:
     """Truncate a file, as an interrupted copy does."""
     os.truncate(image, 20)
 
 
-@restore_fails("has no images", "of a complete dump", "images_directory", error=ImagesError)
+@images_fail("has no images", "of a complete dump")
 def images_that_are_not_there(at: Site) -> Target:
     return spoilt(at, "*.img", Path.unlink)
 
 
-@restore_fails("or not all of them", "of a complete dump", "images_directory", error=ImagesError)
+@images_fail("or not all of them", "of a complete dump")
 def images_of_a_task_missing(at: Site) -> Target:
     return spoilt(at, "core-*.img", Path.unlink)
 
 
-@restore_fails("or not all of them", "of a complete dump", "images_directory", error=ImagesError)
+@images_fail("or not all of them", "of a complete dump")
 def images_of_namespaces_missing(at: Site) -> Target:
     return spoilt(at, "ids-*.img", Path.unlink)
 
 
-@restore_fails("cut short", "copy the images", "images_directory", error=ImagesError)
+@images_fail("cut short", "copy the images")
 def images_cut_short(at: Site) -> Target:
     return spoilt(at, "pstree.img", cut)
 
 
-@restore_fails("cut short", "copy the images", "images_directory", error=ImagesError)
+@images_fail("cut short", "copy the images")
 def images_that_are_empty(at: Site) -> Target:
     return spoilt(at, "inventory.img", lambda image: os.truncate(image, 0))
 
 
-@restore_fails("damaged", "of a complete dump", "images_directory", error=ImagesError)
+@images_fail("damaged", "of a complete dump")
 def images_that_are_garbage(at: Site) -> Target:
     return spoilt(at, "inventory.img", lambda image: image.write_bytes(b"garbage " * 20))
 
 
-@restore_fails("damaged", "of a complete dump", "images_directory", error=ImagesError)
+@images_fail("damaged", "of a complete dump")
 def images_of_memory_that_are_garbage(at: Site) -> Target:
     return spoilt(at, "mm-*.img", lambda image: image.write_bytes(b"garbage " * 20))
 
 
-@restore_fails(
-    "contents of memory", "images_directory that is complete", "images_directory", error=ImagesError
-)
+@images_fail("contents of memory", "images_directory that is complete")
 def images_of_pages_missing(at: Site) -> Target:
     return spoilt(at, "pages-*.img", Path.unlink)
 
 
-@restore_fails("there is no files.img", "of a complete dump", "images_directory", error=ImagesError)
+@images_fail("there is no files.img", "of a complete dump")
 def images_of_files_missing(at: Site) -> Target:
     """CRIU would take them for a tree without files, and crash."""
     return spoilt(at, "files.img", Path.unlink)
 
 
-@restore_fails("cannot be written", "that CRIU can write to", "images_directory", error=ImagesError)
+@images_fail("cannot be written", "that CRIU can write to")
 def images_on_a_read_only_disk(at: Site) -> Target:
     at.images = at.held.enter_context(tmpfs(at.directory / "place"))
     at.options["images_directory"] = at.images
@@ -414,7 +418,7 @@ def test_a_restore_that_fails(
 
 
 def test_pages_cut_short(site: Site) -> None:
-    """They are refused, since CRIU up to 4.2 would wait endlessly for the missing memory."""
+    """Truncated pages are refused: CRIU up to 4.2 would wait endlessly for the missing ones."""
     target = site.dumped()
     for pages in site.images.glob("pages-*.img"):
         os.truncate(pages, 100)

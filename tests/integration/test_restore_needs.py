@@ -88,7 +88,7 @@ def test_a_pipe_may_be_left_out(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_container(tmp_path: Path, images: Path) -> None:
-    """Its root, and each external mount by the name in the dump."""
+    """The needs are the root, and each external mount by its name in the dump."""
     (tmp_path / "data").mkdir()
     (tmp_path / "other").mkdir()
     for name in ("data", "other"):

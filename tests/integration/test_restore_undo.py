@@ -33,7 +33,7 @@ from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .faults.faults import DEADLINE, FAULTS
-from .faults.test_faults_random import Striker, kill_workers
+from .faults.test_faults_random import LogTrigger, kill_workers
 from .support import cgroups
 from .support.cgroups import Make
 from .support.containers import container
@@ -200,12 +200,6 @@ def stream(spawn: Spawn, orphans: None) -> Iterator[Stream]:
         yield start_stream((home, far, address), spawn)
 
 
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are removed after the test."""
-    yield from cgroups.maker()
-
-
 class Refused(Exception):
     """The exception of a hook."""
 
@@ -220,13 +214,13 @@ DONE = {**FAULTS, "the hook refuses": _refuse}
 def _harmed(subject: Nameless, what: str, moment: Notify) -> BaseException | None:
     """The exception of a restore with this action at a notification."""
 
-    def strike(notification: Notification) -> None:
+    def act(notification: Notification) -> None:
         if notification.action is moment:
             DONE[what]()
 
     deadline = DEADLINE if "SIGSTOP" in what else None
     try:
-        subject.target.pid = restore(subject.restoring, on_notify=strike, deadline=deadline).pid
+        subject.target.pid = restore(subject.restoring, on_notify=act, deadline=deadline).pid
     except (CriuError, Refused) as error:
         if hasattr(error, "result"):
             subject.target.pid = error.result.pid
@@ -251,7 +245,7 @@ def test_at_a_notification(nameless: Nameless, what: str, moment: Notify) -> Non
 @pytest.mark.parametrize("moment", RESTORE)
 @pytest.mark.parametrize("what", ["CRIU gets SIGKILL", "the hook refuses"])
 def test_in_namespaces(in_container: Nameless, what: str, moment: Notify) -> None:
-    """The same below the root of a container, with files in an external mount."""
+    """Restores in a container, with files in an external mount, are undone as well."""
     if _harmed(in_container, what, moment) is None:
         in_container.ends()
     else:
@@ -272,15 +266,15 @@ def test_at_random_instants(nameless: Nameless) -> None:
     kept = [name for name in os.listdir(str(opts.images_directory)) if name.endswith("links")]
     for _ in range(INSTANTS):
         log.unlink(missing_ok=True)
-        strike = partial(kill_workers, signal.SIGKILL)
-        striker = Striker(log, int(size * chance.random()), strike)
+        act = partial(kill_workers, signal.SIGKILL)
+        trigger = LogTrigger(log, int(size * chance.random()), act)
         error: BaseException | None = None
         try:
             nameless.target.pid = restore(opts).pid
         except CriuError as caught:
             error = caught
         finally:
-            striker.stop()
+            trigger.stop()
         if error is None:
             nameless.ends()
         else:
@@ -354,18 +348,18 @@ def test_a_copy_of_images_whose_link_is_gone(
 
 
 def test_a_dump_that_is_killed(spawn: Spawn, images: Path) -> None:
-    """Its link is removed; one of an earlier dump remains."""
+    """The link of the killed dump is removed; that of an earlier dump remains."""
     target = spawn("memory = bytearray(b'x') * (1 << 27)\n" + textwrap.dedent(LINKED))
     os.link(target.directory / "second", target.directory / "link_remap.7777")
     over = threading.Event()
 
-    def strike() -> None:
+    def act() -> None:
         while not over.is_set():
             if len(_links(target)) > 1:
                 kill_workers(signal.SIGKILL)
                 return
 
-    thread = threading.Thread(target=strike)
+    thread = threading.Thread(target=act)
     thread.start()
     try:
         with pytest.raises(WorkerDiedError):
@@ -381,12 +375,12 @@ def test_a_dump_that_is_killed_when_all_is_saved(spawn: Spawn, images: Path) -> 
     """The images are complete and need the link, which the error names."""
     target = spawn(LINKED)
 
-    def strike(notification: Notification) -> None:
+    def act(notification: Notification) -> None:
         if notification.action is Notify.POST_DUMP:
             os.kill(the_worker(), signal.SIGKILL)
 
     with pytest.raises(WorkerDiedError) as caught:
-        dump(target.pid, CriuOpts(images_directory=images, link_remap=True), on_notify=strike)
+        dump(target.pid, CriuOpts(images_directory=images, link_remap=True), on_notify=act)
     [link] = _links(target)
     assert [link in remaining for remaining in caught.value.left_behind] == [True]
     assert target.ask("same")
@@ -474,13 +468,13 @@ def test_cgroups(
     (outer / "inner").rmdir()
     before = temporary()
 
-    def strike(notification: Notification) -> None:
+    def act(notification: Notification) -> None:
         if notification.action is Notify.POST_RESTORE:
             assert (outer / "inner").exists()
             os.kill(the_worker(), signal.SIGKILL)
 
     with pytest.raises(WorkerDiedError) as caught:
-        restore(opts, on_notify=strike)
+        restore(opts, on_notify=act)
     reap_all()
     assert caught.value.left_behind == ()
     assert outer.exists()

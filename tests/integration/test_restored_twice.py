@@ -46,7 +46,7 @@ def _next_token(target: Target, opts: CriuOpts, tell: bool) -> float:
 
 
 def test_the_same_and_not_the_same(spawn: Spawn, orphans: None, images: Path) -> None:
-    """Without the hook both have the same next token; with it each has a different one."""
+    """Without the hook both copies have the same next token; with it each has a different one."""
     target = spawn(SCENARIO)
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)

@@ -129,7 +129,7 @@ def test_exact(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
 
 
 def test_what_happens_without(tmp_path: Path) -> None:
-    """Without it CRIU refuses a file that has grown."""
+    """Without rollback CRIU refuses a file that has grown."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _dumped_and_gone_on(place, images, process)
@@ -165,7 +165,7 @@ def _contents_raw(place: Path) -> dict[str, object]:
 
 
 def test_a_pid_that_is_taken(tmp_path: Path) -> None:
-    """The most common failure: the process still runs. Its files are as before."""
+    """A restore while the process still runs is refused, and its files are unchanged."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:
         _until(place, 1)

@@ -119,7 +119,7 @@ def test_without_the_helper_a_dump_is_refused(box: Counting, images: Path) -> No
 
 
 def test_without_the_helper_a_restore_is_refused(box: Counting, images: Path) -> None:
-    """The same for the restore, and the images are unchanged."""
+    """A restore without the helper is refused too, and the images are unchanged."""
     box.run()
     stopped_at = dumped(box, images)
     with mount_point(box.bundle / "rootfs") as root, pytest.raises(CriuError) as caught:
@@ -182,7 +182,7 @@ def test_the_network_is_left_to_a_hook(box: Counting, images: Path) -> None:
 
 
 def test_the_network_can_be_saved(box: Counting, images: Path) -> None:
-    """With empty_ns=None its contents are saved, and restored by this library."""
+    """With empty_ns=None the contents of the network namespace are saved and restored."""
     box.run()
     dumped(box, images, empty_ns=None)
     assert list(images.glob("netdev-*"))
@@ -380,7 +380,7 @@ def test_images_without_descriptors(box: Counting, images: Path) -> None:
 
 
 def test_a_container_that_is_unknown_or_gone(box: Counting) -> None:
-    """Both are ProcessLookupError, and another process with the same pid is not mistaken for it."""
+    """The errors of an unknown and of an ended container are ProcessLookupErrors."""
     with pytest.raises(NoSuchProcessError, match="no container 'never'"):
         Container.from_runtime("never", root=box.runtime.state)
     with pytest.raises(ValueError, match="runc or crun"):

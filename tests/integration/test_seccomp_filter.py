@@ -58,9 +58,7 @@ def as_filtered_caller(pid: int, images: Path) -> tuple[str, list[str], list[str
 
 @pytest.mark.cures("seccomp-suspend")
 def test_a_filter_that_criu_may_not_suspend(orphans: None, spawn: Spawn, images: Path) -> None:
-    """Preflight and the dump refuse it; a caller without a filter dumps and restores
-    the process.
-    """
+    """A caller under a seccomp filter cannot dump it; one without a filter can."""
     target = spawn(FILTER + "serve()")
     verdict, stops, error, severity = as_filtered_caller(target.pid, images)
     assert (verdict, stops) == ("fails", ["seccomp-suspend"])

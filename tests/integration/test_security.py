@@ -83,7 +83,7 @@ def test_a_directory_of_the_user_behind_sudo(
 def test_a_directory_of_another_user(
     spawn: Spawn, tmp_path: Path, theirs: Path, field: str, place: str
 ) -> None:
-    """It is refused, and so is a directory of root below it, which its owner could replace."""
+    """It is refused, and so is one of root in it, which the other user could replace."""
     target = spawn()
     directory = theirs / place
     if place == "below":
@@ -136,7 +136,7 @@ def test_why(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_images_are_for_their_user_only(spawn: Spawn, tmp_path: Path) -> None:
-    """With any umask, and in a directory that all users can read, since they contain memory."""
+    """Only the owner can read images, under any umask and in any directory: they contain memory."""
     target = spawn("secret = b'precious'\nserve()")
     images = tmp_path / "images"
     images.mkdir()
@@ -154,7 +154,7 @@ def test_images_are_for_their_user_only(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_the_umask_of_the_restored(orphans: None, spawn: Spawn, images: Path) -> None:
-    """It is that of the process, not of the worker that saved it."""
+    """The umask is that of the process, not of the worker that saved it."""
     target = spawn("import os\nos.umask(0o027)\nserve(umask=lambda: os.umask(0o027))")
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -167,7 +167,7 @@ def test_the_umask_of_the_restored(orphans: None, spawn: Spawn, images: Path) ->
 
 @pytest.mark.parametrize("what", ["the program", "its directory"])
 def test_a_program_of_another_user(spawn: Spawn, tmp_path: Path, theirs: Path, what: str) -> None:
-    """It is not run by root."""
+    """Root does not run a program of another user."""
     target = spawn()
     directory = theirs if what == "its directory" else tmp_path
     program = directory / "criu"
@@ -219,7 +219,7 @@ def far() -> Iterator[tuple[str, str]]:
         yield addresses
 
 
-def test_a_server_off_loopback_needs_the_word(tmp_path: Path, far: tuple[str, str]) -> None:
+def test_a_server_off_loopback_needs_an_option(tmp_path: Path, far: tuple[str, str]) -> None:
     """Without TLS any host could read the memory; without clear_text the server does not listen."""
     ours, _ = far
     opts = CriuOpts(images_directory=tmp_path / "pages", page_server=(ours, 0))
@@ -235,7 +235,7 @@ def test_a_server_off_loopback_needs_the_word(tmp_path: Path, far: tuple[str, st
 
 
 @pytest.mark.parametrize("lazily", [None, True])
-def test_a_dump_to_another_host_needs_the_word(
+def test_a_dump_to_another_host_needs_an_option(
     spawn: Spawn, images: Path, far: tuple[str, str], lazily: bool | None
 ) -> None:
     """A dump that sends or serves pages there is refused, also over a given connection."""

@@ -158,7 +158,7 @@ KILLED = textwrap.dedent("""
 
 
 def test_we_are_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
-    """The marker reports it to the next call, whose dump removes the files."""
+    """The marker of a dump whose caller was killed makes the next dump remove its files."""
     releases.required("3.19", "query-ext-files")
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
@@ -203,7 +203,7 @@ def test_the_images_of_an_earlier_dump(orphans: None, spawn: Spawn, images: Path
 
 
 def test_a_hook_finds_complete_images(spawn: Spawn, images: Path) -> None:
-    """At ``post-dump`` they can be sent or sealed; if the hook then refuses, they are removed."""
+    """At ``post-dump`` a hook can send or seal the images; if it then refuses, they are removed."""
     target = spawn(WITH_MEMORY)
     sealed: list[str] = []
 
@@ -239,9 +239,7 @@ def test_two_dumps_to_one_directory(spawn: Spawn, images: Path) -> None:
 
 
 def test_images_that_criu_has_made_by_itself(orphans: None, spawn: Spawn, images: Path) -> None:
-    """They have no marker, and no statistics if the work directory is another one, and can be
-    restored.
-    """
+    """Images without a marker or statistics can be restored."""
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
     images.mkdir()

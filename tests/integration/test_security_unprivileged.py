@@ -130,14 +130,14 @@ def test_with_the_one_capability(place: Path) -> None:
     ids=["without the capability", "without the option"],
 )
 def test_what_it_takes(place: Path, capability: int, words: tuple[str, ...]) -> None:
-    """Without the capability, or without the option, it is refused, and the process continues."""
+    """Without the capability or the option, the dump is refused, and the process continues."""
     message = _as_user(place, capability, *words)
     assert "PermissionDeniedError" in message
     assert "unprivileged" in message
 
 
 def test_a_bounding_set_that_is_not_full(place: Path) -> None:
-    """As in most containers: the error has a cure, and the images are kept."""
+    """With a reduced bounding set, as in most containers, the error has a cure."""
     message = _as_user(place, CAP_CHECKPOINT_RESTORE, "asked", "may gain").splitlines()[1]
     limit = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     status = Path("/proc/self/status").read_text()

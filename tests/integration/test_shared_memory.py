@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, ImagesError, OptionError, ProgramError, Worker, WorkerPool
-from pycriu_native._support.frozen_dataclass import replace
 from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import RESTORING
@@ -144,9 +143,7 @@ def shared(tmp_path: Path) -> Iterator[Callable[[Saved], SharedTemplate]]:
 def test_memory_of_each_kind(
     churning: Path, tmp_path: Path, shared: Callable[[Saved], SharedTemplate], allocator: str
 ) -> None:
-    """It has the same contents as after a plain restore, and two copies can change it
-    independently.
-    """
+    """Shared memory has the contents of a plain restore, and two copies change it independently."""
     name, variables = ALLOCATORS[allocator]
     env = {**variables, "LD_PRELOAD": _library(name)} if name else variables
     saved = save([str(churning)], tmp_path / "images", env=env)
@@ -179,7 +176,7 @@ def test_every_byte(
 def test_every_byte_of_several_processes(
     tmp_path: Path, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """Each has its own contents, although they are forked from each other."""
+    """Each of several processes, forked from each other, has its own contents."""
     saved = save([sys.executable, "-c", PYTHON, "family"], tmp_path / "images")
     assert len(list(saved.images.glob("mm-*.img"))) == 4
     _compare(saved, shared(saved))
@@ -199,9 +196,7 @@ def _are_equal(pid: int, other: int) -> bool:
 
 
 def test_python(python: Saved, shared: Callable[[Saved], SharedTemplate]) -> None:
-    """Its objects grow, and those of another copy do not change; both have little
-    private memory.
-    """
+    """Two copies of Python change their objects independently, with little private memory."""
     via = shared(python)
     with copy(python) as plain:
         expected = plain.ask("hash_all()")
@@ -333,7 +328,7 @@ def _check_runtime(saved: Saved, shared: Callable[[Saved], SharedTemplate]) -> N
 def test_copies_outlive_the_fork_server(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """Copies continue after it was killed or closed; the next start uses a new one."""
+    """Copies continue after the fork server was killed or closed; the next start uses a new one."""
     before = children()  # earlier tests can have started fork servers
     via = shared(python)
     with copy(python, via.directory, via) as first:
@@ -415,7 +410,7 @@ def test_an_incomplete_template(python: Saved, tmp_path: Path) -> None:
 def test_where_criu_cannot_be_preloaded(
     python: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error has the reason."""
+    """If a library cannot be preloaded into CRIU, the error has the reason."""
     prepare(python.images, tmp_path / "shared")
     program = tmp_path / "criu"
     shutil.copy(find_program(), program)
@@ -430,12 +425,12 @@ def test_where_criu_cannot_be_preloaded(
 def test_a_worker_ends_with_its_caller(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """By the sockets that it is bound to, since CRIU can wait endlessly for a copy that
-    was killed.
-    """
+    """A worker ends with the sockets of its caller, also while CRIU waits for a killed copy."""
     via = shared(python)
     with LifetimeSockets() as sockets:
-        connection = via.connect((), replace(RESTORING, lifetime_sockets=sockets.ends))
+        connection = via.connect(sockets.ends, RESTORING)
+        eventually(lambda: os.getpgid(connection.pid) == connection.pid, "its process group")
+        sockets.bind(connection.pid)
         sockets.close()
         assert connection.has_ended(PATIENCE)
         connection.wait()
@@ -446,7 +441,7 @@ def test_a_worker_ends_with_its_caller(
 
 
 def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
-    """Nothing remains of the attempt."""
+    """If the images cannot be prepared, no file of the attempt remains."""
     target = tmp_path / "shared"
 
     def refused(why: str, smallest: int = 65536) -> None:
@@ -470,7 +465,7 @@ def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
 def test_the_images_of_the_dump_may_go(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """The prepared set is complete without them."""
+    """The prepared set is complete without the images of the dump."""
     via = shared(python)
     with copy(python) as plain:
         expected = plain.ask("hash_all()")
@@ -503,9 +498,7 @@ def reason(snapshot: Snapshot, **options: Any) -> str | None:
 
 
 def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
-    """From the second copy on, which has the same contents as the first; ``close`` ends the
-    template.
-    """
+    """From the second copy on, copies share memory by default; ``close`` ends the template."""
     before = children()
     with subprocess.Popen(
         [str(churning)],
@@ -537,7 +530,7 @@ def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
 
 
 def test_sharing_is_chosen(snapshot: Snapshot) -> None:
-    """At once, never, or not with a pool; a closed snapshot starts again."""
+    """Sharing can begin at once or never, and not with a pool; a closed snapshot starts again."""
     assert reason(snapshot, share_memory=True) is None
     assert reason(snapshot) is None
     assert reason(snapshot, via=Worker()) is None
@@ -615,7 +608,7 @@ def test_a_template_that_was_killed(snapshot: Snapshot) -> None:
 
 
 def test_a_template_that_was_changed(snapshot: Snapshot) -> None:
-    """It is refused by default as well, since its memory can be wrong. A plain restore works."""
+    """A changed template is refused, since its memory can be wrong. A plain restore works."""
     snapshot.share().close()
     (pages,) = (snapshot.directory / "shared").glob("*.pages")
     data = bytearray(pages.read_bytes())
@@ -655,7 +648,7 @@ def test_the_template_ends_with_its_owner(snapshot: Snapshot, orphans: None, end
 
 
 def test_a_snapshot_that_shares(snapshot: Snapshot, tmp_path: Path) -> None:
-    """Its copies run at the same time, in separate namespaces, on one template."""
+    """Copies of a snapshot run at the same time, in separate namespaces, on one template."""
     size = snapshot.size()
     with snapshot.share() as template, contextlib.ExitStack() as stack:
         assert snapshot.size() < size * 1.5

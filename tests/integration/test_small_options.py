@@ -57,9 +57,7 @@ def test_a_deleted_file_above_the_limit(spawn: Spawn, images: Path, limit: int |
 
 
 def test_a_deleted_file_within_the_limit(spawn: Spawn, images: Path) -> None:
-    """Its contents are in the images, and it is restored as a deleted file with the
-    same position.
-    """
+    """A small deleted file is saved, and restored as a deleted file with the same position."""
     target = spawn(GHOST)
     checksum = target.ask("checksum")
     opts = CriuOpts(images_directory=images, ghost_limit=2 * MIB)

@@ -84,9 +84,7 @@ def taken(process: Process[str], directory: Path, **options: Any) -> Snapshot:
 
 @pytest.mark.parametrize("share_memory", [False, True])
 def test_generations(snapshot: Snapshot, tmp_path: Path, share_memory: bool) -> None:
-    """Each continues where its parent was saved, with its memory; the parents can still
-    be started.
-    """
+    """Each generation continues where its parent was saved; the parents can still be started."""
     with started(snapshot, "a", share_memory=share_memory) as first:
         state_of(first)
         with taken(first, tmp_path / "second") as second:
@@ -110,7 +108,7 @@ def test_generations(snapshot: Snapshot, tmp_path: Path, share_memory: bool) -> 
 
 
 def test_it_goes_on(snapshot: Snapshot, tmp_path: Path) -> None:
-    """With leave_running it continues with its own /proc, and can be saved once more."""
+    """With leave_running the copy continues with its own /proc, and can be saved once more."""
     with started(snapshot, "a") as process:
         second = taken(process, tmp_path / "second", leave_running=True)
         assert state_of(process)[0] == [[1, ["a"]], [0, ["a"]]]
@@ -149,7 +147,7 @@ def test_streams(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_copies_that_cannot_be_saved(snapshot: Snapshot, tmp_path: Path) -> None:
-    """They continue with their own /proc; nothing remains."""
+    """Copies that cannot be saved continue with their own /proc; nothing remains."""
     target = tmp_path / "second"
     with started(snapshot, savable=False) as process:
         with pytest.raises(OptionError, match="started with savable=True"):
@@ -176,7 +174,7 @@ def test_copies_that_cannot_be_saved(snapshot: Snapshot, tmp_path: Path) -> None
 
 
 def test_a_dump_that_fails(snapshot: Snapshot, tmp_path: Path) -> None:
-    """The copy stays in guest.wait() with its own /proc, and can be saved without the cause."""
+    """After a failed dump the copy stays in guest.wait(), and can be saved later."""
     with started(snapshot) as process:
         say(process, "park")
         (tmp_path / "file").touch()
@@ -217,7 +215,7 @@ def memory_in(directory: Path) -> dict[str, list[tuple[int, bytes | None]]]:
 def test_a_generation_stores_what_differs(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its parents it has the pages of a full dump, and its copies have that memory."""
+    """A generation and its parents have the pages of a full dump; copies have that memory."""
     full = tmp_path / "full"
 
     def both(directory: Path, parent: Path, until: float | None) -> None:
@@ -247,7 +245,7 @@ def test_a_generation_stores_what_differs(
 
 
 def test_a_generation_by_itself(snapshot: Snapshot, tmp_path: Path) -> None:
-    """It can be packed, moved, and started after all its parents were removed."""
+    """A snapshot of a copy can be packed, moved, and started without its parents."""
     with started(snapshot, "a") as process:
         second = taken(process, tmp_path / "second")
     with started(second, "b") as process:

@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
 from typing import Any
@@ -33,7 +33,6 @@ from pycriu_native import (
 from pycriu_native.snapshots import Process, Snapshot, Zygote, list_snapshots
 
 from .conftest import Spawn
-from .support import cgroups
 from .support.processes import PATIENCE, children, eventually, is_alive
 
 REPO = Path(__file__).parents[2]
@@ -81,9 +80,7 @@ def identity(process: Process[str]) -> Any:
 
 
 def test_a_copy_receives_its_arguments(snapshot: Snapshot, tmp_path: Path) -> None:
-    """It receives arguments, environment, working directory and number, and is a child of the
-    caller.
-    """
+    """A copy has its arguments, environment, directory and number, and is a child of the caller."""
     variables = {"SNAPSHOT_TEST": "given"}
     with started(snapshot, "a", "b c", env=variables, cwd=tmp_path) as process:
         number, seen = ask(process, "identity")
@@ -125,13 +122,23 @@ def test_many_at_once(snapshot: Snapshot) -> None:
             assert each["processes"] == [1, snapshot.record.pid]
             assert each["parent"] == 0
         assert len({copy.number for copy in copies}) == len(copies)
-        drawn = [ask(copy, "random")[1] for copy in copies]
-        for values in zip(*drawn, strict=True):
-            assert len(set(values)) == len(copies)
+        check_random_numbers(copies)
     finally:
-        for copy in copies:
-            copy.kill()
-            copy.communicate()
+        kill_all(copies)
+
+
+def check_random_numbers(copies: Sequence[Process[str]]) -> None:
+    """No two copies draw the same random numbers."""
+    drawn = [ask(copy, "random")[1] for copy in copies]
+    for values in zip(*drawn, strict=True):
+        assert len(set(values)) == len(copies)
+
+
+def kill_all(copies: Sequence[Process[str]]) -> None:
+    """Kill and reap copies, each of which runs."""
+    for copy in copies:
+        copy.kill()
+        copy.communicate()
     assert {copy.returncode for copy in copies} == {-signal.SIGKILL}
 
 
@@ -156,7 +163,7 @@ def check_descriptors(start: Callable[..., Process[str]]) -> None:
 
 
 def test_descriptors(snapshot: Snapshot) -> None:
-    """They are passed as by Popen; the record has those that the program uses itself."""
+    """Descriptors are passed as by Popen; the record has those that the program uses itself."""
     record = snapshot.record
     assert {0, 1, 2, record.guest_fd} <= set(record.descriptors)
     check_descriptors(lambda **options: started(snapshot, **options))
@@ -164,7 +171,7 @@ def test_descriptors(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_exit_statuses(snapshot: Snapshot, pooled: bool) -> None:
-    """Of an exit, a signal to itself, one of the caller, and one of a handler."""
+    """Exit statuses of exits, signals and signal handlers are those of the copy."""
     with WorkerPool(1) as pool:
         via = pool if pooled else None
         for question, status in (
@@ -205,7 +212,7 @@ def test_timeouts(snapshot: Snapshot) -> None:
 
 
 def test_threads_that_wait(snapshot: Snapshot) -> None:
-    """Each gets the status, however many wait, ask and send signals at the same time."""
+    """Each of many threads gets the exit status, while others poll and send signals."""
     for _ in range(3):
         with snapshot.start(stdin=PIPE, stdout=PIPE) as process:
 
@@ -222,7 +229,7 @@ def test_threads_that_wait(snapshot: Snapshot) -> None:
 
 
 def test_input_of_the_other_kind(snapshot: Snapshot) -> None:
-    """Refused as by subprocess, before anything is written."""
+    """Text for a binary stream, and bytes for a text stream, are refused as by subprocess."""
     with started(snapshot) as process:
         with pytest.raises(AttributeError):
             process.communicate(b"bytes")  # type: ignore[arg-type]
@@ -253,7 +260,7 @@ def test_bytes(snapshot: Snapshot) -> None:
 
 
 def test_a_copy_is_not_saved_again(snapshot: Snapshot) -> None:
-    """A second wait() ends it with a message, since it was not started as savable."""
+    """A second wait() ends the copy with a message, since it was not started as savable."""
     with started(snapshot, stderr=PIPE) as process:
         out, errors = process.communicate(json.dumps(["wait"]) + "\n", timeout=PATIENCE)
         assert (out, process.returncode) == ("", 1)
@@ -297,7 +304,7 @@ def test_a_socket(snapshot: Snapshot) -> None:
 
 
 def test_the_streams_of_this_process(snapshot: Snapshot, capfd: pytest.CaptureFixture[str]) -> None:
-    """Without arguments they are those of this process."""
+    """Without arguments the streams of a copy are those of this process."""
     with snapshot.start(stdin=PIPE, text=True) as process:
         process.communicate(json.dumps(["errors", "said"]) + "\n", timeout=PATIENCE)
     assert capfd.readouterr() == (f"[{process.number}, null]\n", "said\n")
@@ -307,7 +314,7 @@ def test_the_streams_of_this_process(snapshot: Snapshot, capfd: pytest.CaptureFi
 
 
 def test_host_name(snapshot: Snapshot) -> None:
-    """It is set in the copy only."""
+    """The host name is set in the copy only."""
     before = socket.gethostname()
     with started(snapshot, hostname="copy-1") as process:
         assert identity(process)["hostname"] == "copy-1"
@@ -329,7 +336,7 @@ def test_network(snapshot: Snapshot) -> None:
 
 
 def test_the_end_of_a_copy_ends_what_it_has_started(snapshot: Snapshot) -> None:
-    """Its orphans end too, and so do its namespaces."""
+    """The orphans of a copy end with it, and so do its namespaces."""
     with started(snapshot) as process:
         orphan = ask(process, "orphan")[1]
         inside = f"/proc/{process.pid}/root/proc/{orphan}/stat"
@@ -352,7 +359,7 @@ def in_namespace(namespace: str) -> list[int]:
 
 
 def test_a_copy_without_owner(snapshot: Snapshot) -> None:
-    """It continues when its Process is deleted, as with subprocess; the next start reaps it."""
+    """A copy continues when its Process is deleted, as with subprocess; the next start reaps it."""
     process = started(snapshot)
     pid = process.pid
     assert process.stdin is not None
@@ -383,7 +390,7 @@ sys.stdin.read()
 
 
 def test_the_end_of_the_caller(snapshot: Snapshot) -> None:
-    """If it is killed, its copies end, although a fork of it has its descriptors."""
+    """If the caller is killed, its copies end, although a fork of it has its descriptors."""
     reader, writer = os.pipe()
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, str(snapshot.directory)],
@@ -410,14 +417,6 @@ def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:
         (init,) = set(in_namespace(namespace)) - {process.pid}
         os.kill(init, signal.SIGKILL)
         assert process.wait(PATIENCE) == -signal.SIGKILL
-
-
-@pytest.fixture
-def cgroup() -> Iterator[Path]:
-    """A new cgroup of the mounted version."""
-    hierarchy = cgroups.find("") or cgroups.required("pids")
-    for make in cgroups.maker():
-        yield make(hierarchy)
 
 
 def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
@@ -460,7 +459,7 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
     ],
 )
 def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
-    """Each is named with the accepted values, and nothing is started."""
+    """Each invalid argument is named with the accepted values, and nothing is started."""
     before = children()
     with pytest.raises(OptionError) as caught:
         snapshot.start(**{field: value})
@@ -469,7 +468,7 @@ def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
 
 
 def test_a_configuration_file_with_auto_dedup(snapshot: Snapshot, tmp_path: Path) -> None:
-    """It would remove the pages of the snapshot: refused."""
+    """A configuration file that would remove pages of the snapshot is refused."""
     file = tmp_path / "criu.conf"
     file.write_text("auto-dedup\n")
     with pytest.raises(OptionError, match="auto_dedup would remove"):
@@ -498,7 +497,7 @@ def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
 
 
 def test_bad_programs(tmp_path: Path) -> None:
-    """They are refused, and nothing is created."""
+    """Unsuitable programs are refused, and nothing is created."""
     directory = tmp_path / "snapshot"
     programs: list[Any] = [[], "text", True, 1.5]
     for program in programs:
@@ -529,7 +528,7 @@ def test_bad_programs(tmp_path: Path) -> None:
     ],
 )
 def test_a_program_that_does_not_park(tmp_path: Path, code: str, message: str) -> None:
-    """The error has its exit status and its output; nothing remains."""
+    """The error for a program without a call of wait() has its exit status and its output."""
     with pytest.raises(CriuError, match=message):
         Snapshot.take([sys.executable, "-c", code], tmp_path / "snapshot")
     with pytest.raises(DeadlineError, match="has not called"):
@@ -538,7 +537,7 @@ def test_a_program_that_does_not_park(tmp_path: Path, code: str, message: str) -
 
 
 def test_a_dump_that_fails(tmp_path: Path) -> None:
-    """The program's connection cannot be saved: no directory remains."""
+    """After a failed dump, here of a program with a connection, no directory remains."""
     code = (
         "import socket\n"
         "server = socket.create_server(('127.0.0.1', 0))\n"
@@ -561,9 +560,7 @@ def test_a_dump_that_fails(tmp_path: Path) -> None:
 
 
 def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
-    """It has ended after the snapshot, or continues with leave_running; copies continue from the
-    same state.
-    """
+    """The process ends, or continues with leave_running; copies have its state."""
     target = spawn(start_new_session=True)
     kept = Snapshot.take(target.pid, tmp_path / "kept", without_guest=True, leave_running=True)
     assert target.runs_on()
@@ -656,12 +653,12 @@ def check_protocol(command: list[str], directory: Path, status: int) -> None:
 
 
 def test_a_shell_script(tmp_path: Path) -> None:
-    """Two lines implement the protocol."""
+    """A shell script implements the protocol in two lines."""
     check_protocol(["bash", "-c", SHELL], tmp_path / "shell", 0)
 
 
 def test_a_c_program(tmp_path: Path) -> None:
-    """The same in C."""
+    """A program in C implements the protocol."""
     (tmp_path / "program.c").write_text(C_PROGRAM)
     program = str(tmp_path / "program")
     subprocess.run(["cc", "-w", "-o", program, str(tmp_path / "program.c")], check=True)
@@ -675,7 +672,7 @@ def test_a_c_program(tmp_path: Path) -> None:
 
 
 def test_the_directory(snapshot: Snapshot) -> None:
-    """Only its owner can access it, and its record describes the contents."""
+    """Only the owner can access the directory of a snapshot; its record describes the contents."""
     assert stat.S_IMODE(snapshot.directory.stat().st_mode) == 0o700
     for path in snapshot.directory.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
@@ -690,7 +687,7 @@ def test_the_directory(snapshot: Snapshot) -> None:
 
 
 def test_progress_of_a_snapshot(tmp_path: Path) -> None:
-    """It is reported while memory is saved, and the last report has all bytes."""
+    """Progress is reported while memory is saved, and the last report has all bytes."""
     seen: list[Progress] = []
     snapshot = Snapshot.take(
         COMMAND, tmp_path / "snapshot", env=ENVIRONMENT, on_progress=seen.append

@@ -61,7 +61,7 @@ def test_many_at_once(snapshot: Snapshot) -> None:
 
 
 def test_awaited(snapshot: Snapshot) -> None:
-    """Without a context; signals; a lot of data in both directions."""
+    """A copy is used without ``async with``: signals, and much data in both directions."""
 
     async def main() -> None:
         process = await snapshot.start_async(stdin=PIPE, stdout=PIPE, stderr=PIPE)
@@ -95,7 +95,7 @@ def test_a_cancelled_start_leaves_nothing(snapshot: Snapshot, seconds: float) ->
 
 
 def test_an_exception_in_the_block_ends_the_copy(snapshot: Snapshot) -> None:
-    """Such as that of a timeout: the copy does not end by itself."""
+    """An exception in the block, such as that of a timeout, ends the copy."""
 
     async def main() -> int | None:
         with pytest.raises(TimeoutError):

@@ -106,7 +106,7 @@ def test_a_machine_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_output_of_a_program_that_fails(tmp_path: Path) -> None:
-    """It is shown once: on standard error, and with --json in a note."""
+    """The program's output is shown once: on standard error, and with --json in a note."""
     command = ("--", sys.executable, "-c", "raise SystemExit('why')")
     done = run("snapshot", tmp_path / "s", *command)
     assert done.returncode == Exit.FAILED
@@ -133,7 +133,7 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
-    """It is accepted with the explicit option only."""
+    """A running process is accepted with the explicit option only."""
     target = spawn()
     done = run("snapshot", tmp_path / "s", "--pid", target.pid)
     assert done.returncode == Exit.REFUSED

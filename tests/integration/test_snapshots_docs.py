@@ -46,7 +46,7 @@ def taken(programs: Path, name: str) -> Snapshot:
 
 
 def test_the_first_program(programs: Path) -> None:
-    """It is saved, and started with arguments; without a snapshot it continues at once."""
+    """The first program of the page is saved, and started with arguments."""
     with taken(programs, "app").start(["--n", "3"], stdout=PIPE, text=True) as process:
         assert process.communicate(timeout=PATIENCE)[0] == "0.5 --n 3\n"
     alone = [sys.executable, str(programs / "app.py"), "x"]
@@ -70,7 +70,7 @@ def test_the_function_server(programs: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_copies_of_a_zygote_from_a_shell(programs: Path) -> None:
-    """Each line of the input starts one."""
+    """Each line of the input starts a copy."""
     directory = taken(programs, "app").directory
     lines = f"printf 'a b\\nc\\n' | python3 many.py {directory}"
     done = run_commands(programs, lines)
@@ -78,7 +78,7 @@ def test_copies_of_a_zygote_from_a_shell(programs: Path) -> None:
 
 
 def test_a_snapshot_of_a_copy(programs: Path) -> None:
-    """It has the data that the copy loaded for its arguments."""
+    """A snapshot of a copy has the data that the copy loaded for its arguments."""
     (programs / "data.csv").write_text("1,2,3\n")
     streams: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
     data = [str(programs / "data.csv")]
@@ -145,7 +145,7 @@ manager.shutdown_kernel()
 
 
 def test_a_jupyter_kernel(programs: Path) -> None:
-    """It is started by the kernel.json of the page, responds to a client, and ends on request."""
+    """The kernel.json of the page starts a kernel, which responds and ends on request."""
     for name in ("ipykernel", "jupyter_client"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")

@@ -12,19 +12,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from pycriu_native.snapshots import Snapshot
 
-from .support import cgroups
 from .support.processes import PATIENCE, children, eventually, kill, reap_all, state
 from .test_snapshots import COMMAND, ENVIRONMENT, PROGRAM
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_SNAPSHOT_KILLS", "12"))
 OWNER = PROGRAM.with_name("snapshot_owner.py")
+WITHOUT_CACHE = (
+    *("unshare", "--mount", "--propagation", "private"),
+    *("sh", "-c", 'mount -t ramfs none /run && exec "$0" "$@"'),
+)
+"""Starts a program whose CRIU tests the kernel in each call."""
 PARTS = ("criu", "namespace_init", "copy", "caller")
 
 
@@ -44,9 +48,17 @@ def names_of_children(pid: int) -> dict[int, str]:
 class Owner:
     """A process that starts one copy after another."""
 
-    def __init__(self, snapshot: Snapshot, cgroup: Path, memory: str, scratch: Path) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        cgroup: Path,
+        memory: str,
+        scratch: Path,
+        within: Sequence[str] = (),
+    ) -> None:
+        """``within`` is a command that starts another command in its place."""
         self.process = subprocess.Popen(
-            [sys.executable, str(OWNER), str(snapshot.directory), str(cgroup), memory],
+            [*within, sys.executable, str(OWNER), str(snapshot.directory), str(cgroup), memory],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**ENVIRONMENT, "TMPDIR": str(scratch)},
@@ -60,7 +72,7 @@ class Owner:
         assert line, f"the owner ended with {self.process.wait(PATIENCE)}"
         return line.strip()
 
-    def strike(self, part: str) -> bool:
+    def act(self, part: str) -> bool:
         """Kill a process, if it exists now."""
         found = list(names_of_children(self.process.pid).items())
         random.shuffle(found)  # the fork server with shared memory is a criu, too
@@ -77,14 +89,6 @@ class Owner:
         """End it after its present copy."""
         self.process.communicate("x", timeout=PATIENCE)
         return self.process.returncode
-
-
-@pytest.fixture
-def cgroup() -> Iterator[Path]:
-    """A new cgroup of the mounted version."""
-    hierarchy = cgroups.find("") or cgroups.required("pids")
-    for make in cgroups.maker():
-        yield make(hierarchy)
 
 
 @pytest.mark.timeout(60 + KILLS * 20)
@@ -121,7 +125,7 @@ def test_parts_killed_at_random(
                 assert owner.outcome() == "ok"
                 counts[part] += 1
             else:
-                counts[part] += bool(eventually(functools.partial(owner.strike, part), part))
+                counts[part] += bool(eventually(functools.partial(owner.act, part), part))
         while owner.outcome() != "ok":
             pass
         assert owner.end() == 0
@@ -135,6 +139,33 @@ def test_parts_killed_at_random(
     assert list(scratch.iterdir()) == []
     made = {"starts", "shared"}
     assert sorted({path.name for path in snapshot.directory.iterdir()} - made) == files
+
+
+@pytest.mark.timeout(60 + KILLS * 20)
+def test_callers_killed_while_criu_tests_the_kernel(
+    cgroup: Path, orphans: None, tmp_path: Path
+) -> None:
+    """The worker leaves no temporary directory, whether it was forked by a fork server or not."""
+    snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    before, other = children(), kernel_tests()
+    for number in range(KILLS):
+        owner = Owner(snapshot, cgroup, "plain", tmp_path, WITHOUT_CACHE)
+        try:
+            if number % 2:
+                assert owner.outcome() == "ok"  # the next one is the first of the fork server
+            until = time.monotonic() + 1
+            while kernel_tests() <= other and time.monotonic() < until:
+                pass
+        finally:
+            kill(owner.process.pid)
+            owner.process.communicate()
+        eventually(lambda: settled(before), "the end of all that the caller had started")
+    eventually(lambda: kernel_tests() <= other, "the removal of the temporary directories")
+
+
+def kernel_tests() -> set[str]:
+    """The temporary directories of CRIU's tests of the kernel."""
+    return {name for name in os.listdir("/tmp") if name.startswith(".criu.move_mount_set_group.")}
 
 
 def settled(before: set[int]) -> bool:

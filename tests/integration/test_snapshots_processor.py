@@ -69,7 +69,7 @@ def test_a_weaker_processor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processor", [None, pytest.param("x86-64-v2", marks=needs_level)])
 def test_a_processor_that_lacks_something(tmp_path: Path, processor: str | None) -> None:
-    """It is refused with the names of the missing features."""
+    """Such a processor is refused with the names of the missing features."""
     snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT, processor=processor)
     path = snapshot.directory / "snapshot.json"
     record = json.loads(path.read_text())

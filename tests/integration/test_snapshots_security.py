@@ -67,7 +67,7 @@ def test_a_secret_is_kept_out(tmp_path: Path) -> None:
 
 
 def test_a_secret_that_a_copy_has_replaced(tmp_path: Path) -> None:
-    """Its snapshot has the pages of its parents too, unless it is not incremental."""
+    """An incremental snapshot of the copy still has the secret, in the pages of its parents."""
     needle = b"-".join([b"hunter", b"three", b"and", b"more"])
     (tmp_path / "secret").write_bytes(needle)
     command = [sys.executable, "-c", SECRETIVE + "guest.wait()", str(tmp_path / "secret"), "keep"]

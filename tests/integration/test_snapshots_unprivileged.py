@@ -95,7 +95,7 @@ def started(directory: Path, *options: dict[str, Any], **how: Any) -> Any:
 
 
 def test_a_snapshot_of_the_user(place: Path) -> None:
-    """It is taken and started, with shared memory, a host name, a network and a /proc."""
+    """A user takes and starts a snapshot, with shared memory, host name, network and /proc."""
     directory = place / "snapshot"
     done = run(TAKE, directory, PROGRAM)
     assert done.returncode == 0, done.stderr
@@ -127,7 +127,7 @@ TREE = """
 
 
 def test_a_copy_cannot_be_saved(place: Path) -> None:
-    """CRIU does not support that there: it is refused before anything is touched."""
+    """A copy cannot be saved in a user namespace: this is refused before anything is touched."""
     directory = place / "snapshot"
     assert run(TAKE, directory, PROGRAM).returncode == 0
     done = run(TREE, directory)
@@ -170,7 +170,7 @@ def allow(directory: Path) -> None:
 
 
 def test_without_a_namespace(place: Path) -> None:
-    """The error has the requirements, and nothing remains."""
+    """Without a user namespace the error has the requirements, and no file remains."""
     directory = place / "snapshot"
     assert run(TAKE, directory, PROGRAM).returncode == 0
     ((refused,), user) = started(directory, {}, inside=False)

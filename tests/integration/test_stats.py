@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import re
-import socket
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -22,10 +21,10 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuOpts, DumpStatistics, RestoreStatistics, Socket, dump, restore
-from pycriu_native._transport.program import find_program
 
 from .conftest import Spawn
 from .support.processes import Target, kill
+from .support.workers import start_worker
 
 PAGE = mmap.PAGESIZE
 PRIVATE, SHARED = 6 * 2**20, 2 * 2**20
@@ -105,21 +104,12 @@ def _decoded(path: Path, which: int, names: list[str]) -> dict[str, int]:
 @contextmanager
 def _talkative_worker() -> Iterator[tuple[Socket, subprocess.Popen[bytes]]]:
     """A worker of the caller, whose standard output is a pipe."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs:
-            process = subprocess.Popen(
-                [find_program(), "swrk", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        with process:
-            try:
-                yield Socket(ours), process
-            finally:
-                kill(process.pid)
+    ours, process = start_worker(stdout=subprocess.PIPE)
+    with ours, process:
+        try:
+            yield Socket(ours), process
+        finally:
+            kill(process.pid)
 
 
 def _displayed(process: subprocess.Popen[bytes]) -> dict[str, int]:

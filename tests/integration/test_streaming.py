@@ -129,9 +129,7 @@ def test_out_and_back(newest: Library, spawn: Spawn, orphans: None, tmp_path: Pa
 
 @pytest.mark.parametrize("room", [0, 1000, 10 << 20, 1 << 30])
 def test_a_stream_that_breaks(newest: Library, spawn: Spawn, room: int) -> None:
-    """At its start, in the middle, or at the end: its exception is raised, and the process
-    continues.
-    """
+    """The exception of a stream, at any position, is raised, and the process continues."""
     target = spawn(SCENARIO)
     digest = target.ask("digest")
     assert b"no room" in call(newest, "breaks", target.pid, room=room)
@@ -141,7 +139,7 @@ def test_a_stream_that_breaks(newest: Library, spawn: Spawn, room: int) -> None:
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
 def test_rules_of_nftables(newest: Library, spawn: Spawn, orphans: None) -> None:
-    """A restore from the stream would lose them: the dump is refused, and the process continues."""
+    """A dump with rules of nftables is refused, since a restore from a stream would lose them."""
     target = spawn(prefix=["unshare", "--net"])
     enter = ["nsenter", f"--target={target.pid}", "--net"]
     rules = (
@@ -176,7 +174,7 @@ def command(library: Library, *words: str, data: bytes = b"") -> subprocess.Comp
 def test_on_the_command_line(
     newest: Library, spawn: Spawn, orphans: None, tmp_path: Path, where: str
 ) -> None:
-    """``dump --to`` and ``restore --from``, with a file and with standard output and input."""
+    """``dump --to`` and ``restore --from`` work with a file and with standard output and input."""
     target = spawn(SCENARIO)
     digest = target.ask("digest")
     stream = tmp_path / "job.stream"

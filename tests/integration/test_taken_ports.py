@@ -108,7 +108,7 @@ LISTENERS = {
 def test_connections_that_have_ended(
     name: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """They occupy the port of a listener without SO_REUSEADDR, until the kernel frees it."""
+    """Ended connections occupy the port of a listener without SO_REUSEADDR for some time."""
     target, port = saved(LISTENERS[name], end_a_connection)
     (found,) = errors(images)
     error = fails(images, target)
@@ -131,7 +131,7 @@ def test_connections_that_have_ended(
 def test_ended_connections_of_a_socket_that_shares_its_port(
     saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """With SO_REUSEADDR they are no obstacle."""
+    """Ended connections are no obstacle for a socket with SO_REUSEADDR."""
     works(images, saved(scenario(more=ACCEPTS, options=SHARED.format("ADDR")), end_a_connection)[0])
 
 
@@ -148,7 +148,7 @@ OTHERS = {
 def test_a_port_that_another_process_has(
     name: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """Listening or only bound."""
+    """A socket of another process has the port, whether it listens or is only bound."""
     text, kind, listens = OTHERS[name]
     target, port = saved(text)
     with socket.socket(socket.AF_INET, kind) as other:
@@ -186,7 +186,7 @@ BESIDE = {
 
 
 def opened(family: int, kind: str, address: str, port: int) -> socket.socket:
-    """A socket here, of IPv6 only if it is of that."""
+    """A socket with this address and port; one of IPv6 has IPV6_V6ONLY."""
     sock = socket.socket(family, getattr(socket, f"SOCK_{kind}"))
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -202,7 +202,7 @@ def opened(family: int, kind: str, address: str, port: int) -> socket.socket:
 def test_a_port_of_the_other_family(
     name: str, kind: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """With IPV6_V6ONLY it is another one: no obstacle, and not what an error names."""
+    """With IPV6_V6ONLY only a socket of the same family is an obstacle."""
     text, family, address = BESIDE[name]
     target, port = saved(text.format(kind, "sock.listen()" if kind == "STREAM" else ""))
     with opened(family, kind, address, port):
@@ -220,7 +220,7 @@ def test_a_port_of_the_other_family(
 def test_a_port_of_udp_that_the_other_shares(
     option: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """What the other socket has decides, not what that of the images had: CRIU sets both."""
+    """A port of UDP can be shared if the other socket has one of CRIU's options."""
     target, port = saved(scenario("DGRAM"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.setsockopt(socket.SOL_SOCKET, getattr(socket, f"SO_REUSE{option}"), 1)
@@ -230,7 +230,7 @@ def test_a_port_of_udp_that_the_other_shares(
 
 @pytest.mark.usefixtures("orphans")
 def test_an_address_that_is_not_here(spawn: Spawn, images: Path) -> None:
-    """The error has the command that adds it."""
+    """The error for a missing address has the command that adds it."""
     address, text = "10.77.0.1", scenario(more="sock.listen()", address="10.77.0.1")
     with host() as home, home.entered():
         home.run("ip", "address", "add", f"{address}/32", "dev", "lo")

@@ -281,7 +281,7 @@ def test_tcp_close_on_the_restore_too(
 
 
 def test_established_and_close_contradict(talker: Target, images: Path) -> None:
-    """CRIU would drop the connections without an error; the library refuses both together."""
+    """With both options CRIU would drop the connections; the library refuses them together."""
     with pytest.raises(OptionError, match="not together with tcp_close"):
         dump(talker.pid, CriuOpts(images_directory=images, tcp_established=True, tcp_close=True))
     assert talker.runs_on()

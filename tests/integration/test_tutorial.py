@@ -77,7 +77,7 @@ def test_no_example_is_left_out() -> None:
     [pytest.param(name, marks=needs_soft_dirty if name == "rounds.py" else ()) for name in PRINTS],
 )
 def test_an_example(lesson: Path, name: str) -> None:
-    """It succeeds, prints the text below it, and leaves no process."""
+    """An example succeeds, prints the text below it, and leaves no process."""
     message = run(lesson, name)
     assert message.returncode == 0, message.stderr
     assert as_told(PRINTS[name], message.stdout), f"{message.stdout}\nis not\n{PRINTS[name]}"

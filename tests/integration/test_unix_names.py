@@ -89,7 +89,7 @@ def test_a_datagram_socket_that_was_renamed(spawn: Spawn, images: Path) -> None:
 
 
 def test_a_listener_that_has_another_link(spawn: Spawn) -> None:
-    """The remaining name is not bound again."""
+    """Preflight reports a listener whose name was removed and whose file has another link."""
     target = spawn(
         SERVER.format(name='str(HERE / "new")', then='os.link("new", "final"); os.unlink("new")')
     )
@@ -116,7 +116,7 @@ def test_a_relative_name_that_is_not_found(case: str, spawn: Spawn, images: Path
 
 @pytest.mark.parametrize("case", GOOD)
 def test_a_name_that_leads_to_the_socket(case: str, spawn: Spawn, images: Path) -> None:
-    """With any form of the path, and for a socket without a name."""
+    """A socket without a name, or with a name that leads to it, loses nothing in a restore."""
     name, then = GOOD[case]
     target = spawn(SERVER.format(name=name, then=then))
     foretold = preflight(target.pid)

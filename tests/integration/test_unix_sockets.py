@@ -180,9 +180,7 @@ def talk(client: Target, end: socket.socket) -> bool:
 
 
 def test_half_of_a_stream_connection(stream: tuple[Target, socket.socket], images: Path) -> None:
-    """It is refused with and without the field, and the error has the cure; the
-    connection is kept.
-    """
+    """The dump is refused with and without the field; the error has the cure."""
     client, end = stream
     opts = CriuOpts(images_directory=images, external_unix_connections=True)
     with pytest.raises(CriuError, match=r'external="unix\[ino\]".*inherit_fds') as caught:
@@ -267,7 +265,7 @@ def test_a_connection_made_by_the_restore(
 
 
 def test_another_inode_does_not_help(stream: tuple[Target, socket.socket], images: Path) -> None:
-    """Only the named socket is accepted."""
+    """With the inode of another socket in ``external`` the dump is refused."""
     client, end = stream
     inode = client.ask("inode")
     with pytest.raises(CriuError):
@@ -284,7 +282,7 @@ def test_unix_sks_needs_the_field(stream: tuple[Target, socket.socket], images: 
 
 
 def test_a_datagram_socket_whose_other_end_has_no_name(spawn: Spawn, images: Path) -> None:
-    """It is refused, since it could not be connected again. The socket continues to work."""
+    """The dump is refused: the socket could not be connected again. It continues to work."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours:
         ours.settimeout(PATIENCE)

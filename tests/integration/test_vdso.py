@@ -37,7 +37,7 @@ def maps(pid: int) -> str:
 
 @pytest.mark.cures("lone-vvar")
 def test_a_process_without_a_vdso(orphans: None, spawn: Spawn, images: Path) -> None:
-    """It is restored, and its images can be verified; CRIU alone dumps it but cannot restore it."""
+    """A process without a vDSO is restored; CRIU alone dumps it but cannot restore it."""
     target = spawn(WITHOUT_VDSO)
     eventually(lambda: "[vdso]" not in maps(target.pid), "the end of its vDSO")
     had_data = "[vvar]" in maps(target.pid)

@@ -47,7 +47,7 @@ RELEASE = Version.parse("0.0") if WHY_NOT else pycriu_native.version()
 
 pytestmark = pytest.mark.skipif(
     not Version.parse("4.2") <= RELEASE < Version.parse("4.3"),
-    reason=f"the verdicts written down here are those of CRIU 4.2, this is {RELEASE}",
+    reason=f"the verdicts in this test are those of CRIU 4.2, this is {RELEASE}",
 )
 
 TAKEN: list[tuple[str, str, str]] = [
@@ -137,7 +137,7 @@ def criu_refuses(verb: Verb, opts: CriuOpts, images: Path) -> bool:
 def is_refused(
     verb: Verb, wire: dict[str, WireValue], images: Path, keep: Sequence[int] = ()
 ) -> bool:
-    """The same for fields of the wire format."""
+    """Whether CRIU refuses these fields of the wire format, or crashes with them."""
     wire = {"log_file": "log", **wire, "notify_scripts": False}
     if verb is Verb.DUMP:
         wire["pid"] = NOBODY
@@ -190,7 +190,7 @@ CASES = [
 
 @pytest.mark.parametrize(("verb", "fields", "culprit"), CASES)
 def test_what_we_refuse(verb: Verb, fields: dict[str, Any], culprit: str, images: Path) -> None:
-    """CRIU refuses it too, or accepts it with the documented loss."""
+    """CRIU refuses each value that the library refuses, or accepts it with the documented loss."""
     images.mkdir()
     opts = CriuOpts(**fields)
     with pytest.raises(OptionError) as caught:
@@ -249,7 +249,7 @@ def judge(world: World, verb: Verb, fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", TRIED)
 def test_each_option_by_itself(world: World, name: str) -> None:
-    """With values of a valid form, and with others."""
+    """Each option is compared by itself, with valid and with invalid values."""
     for verb in (Verb.DUMP, Verb.RESTORE):
 
         @thoroughly(10)

@@ -30,8 +30,10 @@ from .test_snapshots import (
     ask,
     check_descriptors,
     check_files,
+    check_random_numbers,
     check_socket,
     identity,
+    kill_all,
 )
 from .test_snapshots_kills import settled
 
@@ -59,9 +61,7 @@ def started(zygote: Zygote, *args: str, **options: Any) -> Process[str]:
 
 
 def test_a_copy_receives_its_arguments(zygote: Zygote, tmp_path: Path) -> None:
-    """It receives arguments, environment, working directory and number, and is a child of the
-    caller.
-    """
+    """A copy has its arguments, environment, directory and number, and is a child of the caller."""
     with started(zygote, "a", "b c", env={"SNAPSHOT_TEST": "given"}, cwd=tmp_path) as process:
         number, seen = ask(process, "identity")
         assert number == process.number
@@ -87,14 +87,9 @@ def test_many_at_once(zygote: Zygote) -> None:
         assert seen[0]["processes"] == sorted([1, *pids, zygote._record.pid])
         assert len({copy.number for copy in copies}) == len(copies)
         assert len({os.getsid(copy.pid) for copy in copies}) == len(copies)
-        drawn = [ask(copy, "random")[1] for copy in copies]
-        for values in zip(*drawn, strict=True):
-            assert len(set(values)) == len(copies)
+        check_random_numbers(copies)
     finally:
-        for copy in copies:
-            copy.kill()
-            copy.communicate()
-    assert {copy.returncode for copy in copies} == {-signal.SIGKILL}
+        kill_all(copies)
 
 
 def test_descriptors(zygote: Zygote) -> None:
@@ -105,7 +100,7 @@ def test_descriptors(zygote: Zygote) -> None:
 
 
 def test_exit_statuses(zygote: Zygote) -> None:
-    """Of an exit, a signal to itself, one of the caller, one of a handler, and with os.waitpid."""
+    """Exit statuses of exits, signals and handlers are right, also with os.waitpid."""
     for question, status in ((["exit", 42], 42), (["kill", signal.SIGTERM], -signal.SIGTERM)):
         with started(zygote) as process:
             out, _ = process.communicate(json.dumps(question) + "\n", timeout=PATIENCE)
@@ -123,7 +118,7 @@ def test_exit_statuses(zygote: Zygote) -> None:
 
 
 def test_a_second_wait_ends_a_copy(zygote: Zygote) -> None:
-    """As for other copies."""
+    """A copy that calls ``wait`` again ends, as other copies do."""
     with started(zygote, stderr=PIPE) as process:
         out, errors = process.communicate(json.dumps(["wait"]) + "\n", timeout=PATIENCE)
     assert (out, process.returncode) == ("", 1)
@@ -131,7 +126,7 @@ def test_a_second_wait_ends_a_copy(zygote: Zygote) -> None:
 
 
 def test_streams(zygote: Zygote, tmp_path: Path) -> None:
-    """Files, the other output, a socket."""
+    """Streams can be files, the other output, or a socket."""
     check_files(zygote, tmp_path)
     check_socket(zygote)
     with pytest.raises(OptionError, match="a sequence of str") as caught:
@@ -197,7 +192,7 @@ def test_asyncio(zygote: Zygote) -> None:
 
 
 def test_close(snapshot: Snapshot) -> None:
-    """It ends all copies, with the exit status of a signal; nothing remains."""
+    """``close`` ends all copies, with the exit status of a signal; nothing remains."""
     before = children()
     zygote = snapshot.zygote()
     copies = [zygote.start(stdin=PIPE) for _ in range(3)]
@@ -212,7 +207,7 @@ def test_close(snapshot: Snapshot) -> None:
 
 
 def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
-    """It is not deleted while a copy is in use."""
+    """A zygote is not deleted while a copy is in use."""
     before = children()
     with started(snapshot.zygote()) as process:
         identity(process)
@@ -222,7 +217,7 @@ def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
 
 
 def test_a_zygote_that_was_killed(zygote: Zygote) -> None:
-    """Its copies end, and a start reports it."""
+    """The copies of a killed zygote end, and a start reports it."""
     with started(zygote) as process:
         identity(process)
         os.kill(zygote.pid, signal.SIGKILL)
@@ -232,7 +227,7 @@ def test_a_zygote_that_was_killed(zygote: Zygote) -> None:
 
 
 def test_a_zygote_that_is_late(snapshot: Snapshot) -> None:
-    """The deadline applies; the copy that is forked later ends, and others are started."""
+    """If a zygote is late, the deadline applies; the copy that is forked later ends."""
     before = children()
     with snapshot.zygote(deadline=PATIENCE) as zygote:
         os.kill(zygote.pid, signal.SIGSTOP)

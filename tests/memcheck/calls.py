@@ -1,7 +1,7 @@
-"""A thousand calls for valgrind: options in, requests out, answers in, and calls that fail.
+"""A thousand calls for valgrind: options, requests, responses, and calls that fail.
 
-The peer is on a thread of this process (``pycriu_native/testing.py``), so that every byte goes
-through libcriu and our C under valgrind's eyes; a real CRIU is a process of its own.
+The peer is on a thread of this process (``pycriu_native/testing.py``), so that valgrind checks
+libcriu and the extension; a real CRIU would be a separate process.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def test_without_a_checkpoint(batch: BatchJob) -> None:
 
 
 def test_that_cannot_be_requeued(batch: BatchJob) -> None:
-    """It is refused before anything is started."""
+    """A SLURM job that cannot be requeued is refused before anything is started."""
     batch.submit("--time=1", "--no-requeue")
     batch.until_state("FAILED")
     assert "cannot be requeued: submit it with --requeue" in batch.output()

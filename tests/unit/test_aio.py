@@ -26,7 +26,7 @@ PARENT = bystander.PID
 
 
 def test_every_verb() -> None:
-    """Each is a coroutine function with the arguments of the blocking verb."""
+    """Each verb of ``aio`` is a coroutine function with the arguments of the blocking verb."""
     assert set(aio.__all__) >= {str(verb).replace("-", "_") for verb in Verb} - {"lazy_pages"}
     for name in aio.__all__:
         awaited, verb = getattr(aio, name), getattr(pycriu_native, name)

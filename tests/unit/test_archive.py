@@ -91,7 +91,7 @@ def test_through_a_socket(chain: Path, tmp_path: Path) -> None:
 
 
 def test_a_place_inside_of_the_archive(chain: Path, tmp_path: Path) -> None:
-    """As in Podman's archives: the images are in a subdirectory, with other files beside it."""
+    """The images can be in a subdirectory, with other files beside it, as in Podman's archives."""
     (tmp_path / "config").write_text("{}")
     more = {"config.dump": tmp_path / "config"}
     pack(chain / "1", tmp_path / "a", inside="checkpoint", more=more)
@@ -305,7 +305,7 @@ def test_nothing_of_tarfile_is_overridden(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_file_that_is_not_a_regular_one(chain: Path, tmp_path: Path) -> None:
-    """It is refused and stays, as a device such as /dev/null has to."""
+    """A path of a device, such as /dev/null, is refused, and the device is not replaced."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("fifo")
     for name in ("fifo", "link"):

@@ -105,7 +105,7 @@ def test_no_arguments(words: str) -> None:
 
 
 def test_help_of_many_options() -> None:
-    """It fits two screens, and has the way to all of them."""
+    """The help fits two screens, and names the option that shows all options."""
     message = tell("dump", "--help").out
     assert len(message.splitlines()) <= 96
     assert message.rstrip().endswith("pycriu-native dump --help-all")
@@ -399,7 +399,7 @@ WRITES = {
 
 @pytest.mark.parametrize("name", WRITES)
 def test_an_existing_file_is_kept(name: str, tmp_path: Path) -> None:
-    """It is replaced with ``--overwrite`` only."""
+    """An existing file is replaced with ``--overwrite`` only."""
     images, file = tmp_path / "images", tmp_path / "file.png"
     images.mkdir()
     write_images(images)
@@ -691,7 +691,7 @@ def test_a_missing_extra(missing: str) -> None:
     ],
 )
 def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:
-    """The same holds for commands that need further extras."""
+    """A command that needs another extra names it, too."""
     code = (
         f"import sys; sys.modules[{missing!r}] = None; sys.argv = {['x', *words]!r}\n"
         "from pycriu_native.cli import main; main()"

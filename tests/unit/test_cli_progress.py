@@ -82,7 +82,7 @@ def test_no_bar_for_those_who_want_none(
 
 
 def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a terminal: nothing by default; with --verbose one line for each measurement."""
+    """Without a terminal nothing is shown; with --verbose a line for each measurement."""
     with progress.shown(output(monkeypatch, terminal=False)) as message:
         assert message is None
     out = output(monkeypatch, terminal=False, verbose=True)

@@ -95,7 +95,7 @@ def test_close_async_without_a_pool_waits(connection: WorkerConnection) -> None:
 
 
 def test_detach_gives_the_process_up(connection: WorkerConnection) -> None:
-    """``detach`` does not reap it, and a later ``kill`` does not end it."""
+    """``detach`` does not reap the process, and a later ``kill`` does not end it."""
     copy = connection.sock().dup()  # keeps the process running
     connection.detach()
     assert (connection.status, connection.final_stderr) == (None, "ready\n")
@@ -108,7 +108,7 @@ def test_detach_gives_the_process_up(connection: WorkerConnection) -> None:
 @pytest.mark.parametrize("first", ENDS)
 @pytest.mark.parametrize("second", ["close", *ENDS])
 def test_the_first_decides(connection: WorkerConnection, first: str, second: str) -> None:
-    """A later call changes nothing, and passes the process on no second time."""
+    """A second end of a connection changes nothing, and does not pass the process on again."""
     retired: list[ChildProcess] = []
     connection.retire = retired.append
     getattr(connection, first)()

@@ -409,7 +409,7 @@ def test_words_that_are_written(fields: dict[str, Any], words: str) -> None:
 
 
 def test_words_of_a_restore() -> None:
-    """Options of a restore only."""
+    """The words of a restore, with options that only a restore has."""
     opts = CriuOpts(
         veth_pairs=[("eth0", "veth0@br0")],
         join_ns=[("user", "/proc/7/ns/user", "0,0"), ("net", "/run/netns/blue")],
@@ -505,7 +505,7 @@ def test_all_errors_are_listed() -> None:
     ],
 )
 def test_what_a_command_line_cannot_say(fields: dict[str, Any], named: str) -> None:
-    """Each is refused by name; ``weak_sysctls`` because it does not apply to a dump."""
+    """Values without a form are refused by name; ``weak_sysctls`` does not apply to a dump."""
     assert list(refused(lambda: CriuOpts(**fields).to_argv("dump", pid=1))) == [named]
 
 
@@ -666,7 +666,7 @@ def test_criu_reads_our_configuration_files(
     version: str, world: World, tmp_path_factory: pytest.TempPathFactory,
     data: st.DataObject, verb: Verb,
 ) -> None:  # fmt: skip
-    """The same for the text of a configuration file."""
+    """Each release's parser accepts all that a configuration file can express."""
     opts = known_to(version, data.draw(criu_opts(world, verb)))
     _, text = convertible(opts, CriuOpts.to_config)
     path = tmp_path_factory.mktemp("config") / "criu.conf"

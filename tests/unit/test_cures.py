@@ -200,7 +200,7 @@ def followed() -> frozenset[str]:
             decorator = ast.unparse(call.func)
             if decorator == "pytest.mark.cures":
                 result.update(_texts(call))
-            elif decorator in ("dump_fails", "restore_fails"):
+            elif decorator in ("dump_fails", "restore_fails", "images_fail"):
                 cause, cure, *_ = _texts(call)
                 result.update(
                     entry.id for entry in failures() if cause in entry.cause and cure in entry.cure
@@ -229,12 +229,12 @@ def named() -> Iterator[str]:
 
 @pytest.mark.parametrize("id", sorted(set(named())))
 def test_a_cure_is_followed(id: str) -> None:
-    """By a test, or the table says why not."""
+    """A test follows each cure, or the table has the reason why none does."""
     assert (id in followed()) is not (id in NOT_FOLLOWED)
 
 
 def test_nothing_else_is_in_the_tables() -> None:
-    """No name is left of a cure that went, and no case is misspelt."""
+    """The tables have no name of a removed cure, and no misspelt case."""
     known = {*named(), "preflight:message-queue"}  # it has a cure besides that of its failure
     assert followed() | set(NOT_FOLLOWED) <= known
     cases = {name for path in TESTS.glob("test_*.py") for name, _ in _calls(path)}
@@ -282,7 +282,7 @@ def _cures(paths: Iterable[Path]) -> Iterator[str]:
     ids=["check_images", "doctor"],
 )
 def test_the_cures_of_a_check(table: dict[str, str], pattern: str) -> None:
-    """Each is in the table, with a test that has the name, or a reason; and no other is."""
+    """The table has each cure of the check, with a test or a reason, and no other cure."""
     assert set(_cures(PACKAGE.glob(pattern))) - {""} == set(table)
     for place in table.values():
         file, _, name = place.partition(": ")

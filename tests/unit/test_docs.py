@@ -20,7 +20,7 @@ def test_the_table_of_options() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 def test_the_unit(tmp_path: Path) -> None:
-    """systemd knows all settings of the unit in docs/schedulers.md."""
+    """systemd accepts all settings of the unit in docs/schedulers.md."""
     unit = re.search(r"```ini\n(.*?)```", (ROOT / "docs" / "schedulers.md").read_text(), re.S)
     assert unit is not None
     path = tmp_path / "job1.service"

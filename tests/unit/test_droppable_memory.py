@@ -99,6 +99,12 @@ def test_content_is_removed(droppable: int, tmp_path: Path, directory: int) -> N
     assert contents(tmp_path) == [1, 0, 0, 0, 5, 6]
     (entry,) = decode(only(tmp_path, "mm-*.img"))["entries"]
     files = ImageFiles(directory)
+    kept = files.runs(only(tmp_path, "pagemap-*.img").name).between(0, 2**63)
+    assert [run[:3] for _, run in kept] == [
+        (before[0], droppable, PRESENT | LAZY),
+        (droppable, droppable + PAGE, PRESENT),
+        (droppable + 2 * PAGE, end + 2 * PAGE, PRESENT),
+    ]
     rows = files.rows(only(tmp_path, "mm-*.img").name, "MM flags")
     assert [row[3] & (PRIVATE | DROPPABLE) for row in rows] == [PRIVATE, DROPPABLE, PRIVATE]
     (changed,) = messages_of(only(tmp_path, "mm-*.img").read_bytes())
@@ -108,7 +114,7 @@ def test_content_is_removed(droppable: int, tmp_path: Path, directory: int) -> N
 
 
 def test_pages_elsewhere_are_not_needed(droppable: int, tmp_path: Path, directory: int) -> None:
-    """Of pages in a parent, and of those that a lazy dump serves, those outside remain."""
+    """Pages outside of droppable memory remain in a parent, or served by a lazy dump."""
     end = droppable + PAGES * PAGE
     runs = [
         (droppable - PAGE, 2, PARENT),
@@ -128,11 +134,28 @@ def test_pages_elsewhere_are_not_needed(droppable: int, tmp_path: Path, director
     assert contents(tmp_path) == [0]
 
 
+def test_two_in_one_run(droppable: int, tmp_path: Path, directory: int) -> None:
+    """A run of pages has two droppable mappings, and memory between them."""
+    one, two, end = droppable + PAGE, droppable + 2 * PAGE, droppable + PAGES * PAGE
+    unmap = ctypes.CDLL(None).munmap
+    assert unmap(ctypes.c_void_p(one), ctypes.c_size_t(PAGE)) == 0
+    saved(tmp_path, [mapping(droppable, one), mapping(two, end)], [(droppable, 4, PRESENT | LAZY)])
+    drop(ImageFiles(directory), [os.getpid()])
+    assert contents(tmp_path) == [0, 2, 0, 0]
+    files = ImageFiles(directory)
+    kept = files.runs(only(tmp_path, "pagemap-*.img").name).between(0, 2**63)
+    assert [run[:3] for _, run in kept] == [
+        (droppable, one, PRESENT),
+        (one, two, PRESENT | LAZY),
+        (two, end, PRESENT),
+    ]
+
+
 @pytest.mark.parametrize(("flags", "advices"), [(DROPPABLE, DONTDUMP), (PRIVATE, 0)])
 def test_other_images_are_not_changed(
     flags: int, advices: int, droppable: int, tmp_path: Path, directory: int
 ) -> None:
-    """Images of CRIU 4.2, and a mapping that is not droppable."""
+    """Images of CRIU 4.2, and those of a mapping that is not droppable, are not changed."""
     one = mapping(droppable, droppable + PAGES * PAGE, flags=flags, advices=advices)
     saved(tmp_path, [one], [(droppable, 1, PRESENT)])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

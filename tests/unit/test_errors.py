@@ -1,4 +1,4 @@
-"""Errors as data: attributes survive pickling and copying, and ``str`` is the message.
+"""Errors as data: copies and pickles have the same attributes, and ``str`` is the message.
 
 An exception of a job in another process or on another machine is raised unchanged here.
 """

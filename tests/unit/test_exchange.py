@@ -263,7 +263,7 @@ def _pre_dumping(play: Play, *steps: Step) -> Iterator[exchange_module.Exchange]
 
 
 def test_the_child_that_makes_a_pre_dump_is_left_to_finish(play: Play, tmp_path: Path) -> None:
-    """Its worker is killed; the child is not, because its end can kill the dumped process."""
+    """The worker is killed; its child is not, because its end can kill the dumped process."""
     done = tmp_path / "done"
     with (
         _pre_dumping(play, ["fork-and-finish", str(done)], ["kill"]) as exchange,
@@ -394,6 +394,31 @@ def test_what_needs_no_thought_is_agreed_to_without_python(
     assert play.acknowledged() == [True] * len(message)
 
 
+@pytest.mark.parametrize("accepted", [True, False])
+def test_the_begin_of_the_work(accepted: bool, play: Play) -> None:
+    """Python is called before the reply to the first notification, and once; an error refuses it
+    and all others.
+    """
+    received: list[int] = []
+
+    def on_begin() -> None:
+        received.append(len(play.received()))
+        assert accepted
+
+    names = ("pre-restore", "pre-resume", "network-unlock")
+    connection = play.script(*map(notify, names), send(RESTORED)).connect()
+    connection.on_begin = on_begin
+    exchange = exchange_module.Exchange(connection, Verb.RESTORE)
+    try:
+        exchange.run(encode("request", {"type": REQUEST_TYPES["restore"]}))
+    finally:
+        exchange.close()
+        connection.wait()
+    assert received == [1]  # the request
+    assert play.acknowledged() == [accepted, accepted, True]
+    assert (exchange.stopped_by is None) == accepted
+
+
 def test_nothing_is_agreed_to_without_a_thought_once_it_is_undone(play: Play) -> None:
     """After the deadline of a restore without a hook the next notification is refused."""
     with pytest.raises(DeadlineError):
@@ -428,7 +453,7 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
 
 
 def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
-    """A newer CRIU's notification reaches the hook with its name unchanged, whatever its bytes."""
+    """A notification of a newer CRIU reaches the hook with its name, also if that is not UTF-8."""
     result: list[Notification] = []
     play.dump(
         notify("of-the-future"),
@@ -456,7 +481,7 @@ def test_a_descriptor_belongs_to_the_hook(play: Play) -> None:
 
 
 def test_a_descriptor_that_nobody_takes_is_closed(play: Play) -> None:
-    """Without a hook, or with a response, it is closed. (The fixture counts descriptors.)"""
+    """A descriptor that no hook receives is closed. (The fixture counts descriptors.)"""
     play.dump(notify("orphan-pts-master", fd=True), send(GONE, fd=True))
     with pytest.raises(ProtocolError):
         play.dump(send(b"\xff", fd=True), ["wait-for-end"])
@@ -515,7 +540,7 @@ def test_images_that_are_gone_call_the_dump_off(play: Play, emptied: bool) -> No
 
 
 def test_a_worker_that_dies_when_all_is_saved(play: Play) -> None:
-    """The process has ended and only the images hold it: the error says so and keeps them."""
+    """The process has ended: the error reports this, and its images are kept."""
     with pytest.raises(WorkerDiedError) as caught:
         play.dump(notify("post-dump"), ["kill"])
     assert f"pid {NOBODY} ended, after all images were written" in caught.value.__notes__

@@ -44,7 +44,7 @@ class Untouchable:
     allow_untrusted: bool = False
 
     def identity(self) -> tuple[object, ...] | None:
-        """None, as for a socket of the caller."""
+        """The identity of the program: None, as for a socket of the caller."""
         return None
 
     def name(self) -> str:
@@ -52,13 +52,13 @@ class Untouchable:
         return "nobody"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """No problems."""
+        """No option is refused."""
         return iter(())
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Fail."""
+        """A connection fails the test."""
         raise AssertionError("CRIU was reached")
 
 
@@ -269,7 +269,7 @@ def test_what_the_requests_own_file_means(
 
 
 def test_a_network_lock_in_the_requests_file(tmp_path: Path) -> None:
-    """In the request's own file it crashes an older CRIU, which is a problem; in others not."""
+    """A network lock in the request's own file crashes an older CRIU, which is a problem."""
     path = write(tmp_path / "global.conf", "network-lock skip")
     harmless = explain(CriuOpts(images_directory=tmp_path), "dump", 1, via=Untouchable())
     assert harmless.problems == ()
@@ -314,7 +314,7 @@ def lazy_setter() -> str:
 
 
 def test_clear_text_is_shown(tmp_path: Path) -> None:
-    """Without the consent it is refused; with it, the command line cannot express it."""
+    """Without clear_text the address is refused; a command line cannot express clear_text."""
     via = Untouchable()
     opts = CriuOpts(images_directory=tmp_path, page_server="10.0.0.2:27")
     shown = explain(opts, "dump", NOBODY, via=via)

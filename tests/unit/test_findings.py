@@ -31,7 +31,7 @@ def test_no_two_public_classes_share_a_name() -> None:
 
 
 def test_subject() -> None:
-    """By default it names process, descriptor and path; a given one is unchanged."""
+    """By default the subject names process, descriptor and path; a given one is unchanged."""
     assert finding(pid=4, fd=5, path="/a").subject == "pid 4, fd 5, /a"
     assert finding(subject="criu", pid=4).subject == "criu"
     assert str(finding(pid=4, costs="c", cure="d")) == "pid 4: m: c; d"

@@ -29,7 +29,7 @@ def _fork(child: object) -> int:
 
 
 def test_a_thread_has_ended_in_a_child() -> None:
-    """Nothing waits for it there."""
+    """A forked child does not wait for a thread of its parent."""
     over = threading.Event()
     thread = RawThread(over.wait, "test", daemon=True)
     thread.start()
@@ -71,7 +71,7 @@ def test_a_fork_does_not_wait_endlessly(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_cached_property_that_another_thread_computes() -> None:
-    """The child computes its own, and waits for no lock."""
+    """A forked child computes a cached property itself, and waits for no lock."""
     begun, over = threading.Event(), threading.Event()
 
     class Slow:

@@ -46,7 +46,7 @@ class Parked:
             )
 
     def ready(self) -> bytes:
-        """The text that it writes when it is parked."""
+        """The text that a program writes when it waits."""
         return self.socket.recv(100)
 
     def start(self, **values: Any) -> None:
@@ -80,7 +80,7 @@ def alone(tmp_path: Path) -> Path:
 
 
 def run(code: str, directory: Path) -> str:
-    """The output of a program that is not parked."""
+    """The output of a program that does not wait for a snapshot."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=directory,
@@ -115,7 +115,7 @@ def test_without_a_snapshot_the_program_goes_on(alone: Path) -> None:
 
 
 def test_one_file_is_enough(alone: Path) -> None:
-    """It parks; wait() returns once, with arguments, environment, directory and number."""
+    """A program waits; wait() returns once, with arguments, environment, directory and number."""
     (alone / "below").mkdir()
     code = (
         "import guest, os, sys\n"
@@ -154,7 +154,7 @@ def test_what_is_null_stays(alone: Path) -> None:
 
 
 def test_the_variable_is_not_inherited(alone: Path) -> None:
-    """Programs that the parked one starts have neither the variable nor the descriptor."""
+    """Programs that the waiting program starts have neither the variable nor the descriptor."""
     code = (
         "import guest, os, subprocess, sys\n"
         "fd = os.environ[guest.VARIABLE]\n"
@@ -352,7 +352,7 @@ print(sorted(map(int, os.listdir("/proc/self/fd"))))
 
 
 def test_descriptors_come_with_the_line(alone: Path) -> None:
-    """They get the numbers of the line, also those that the kernel has just used for others."""
+    """Descriptors get the numbers of the line, also those that the kernel has used for others."""
     parked = Parked(RECEIVING, alone)
     try:
         assert parked.ready() == guest.READY_TO_FORK

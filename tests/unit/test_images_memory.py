@@ -85,7 +85,7 @@ def test_lazy_pages_are_in_no_image(tmp_path: Path) -> None:
 
 
 def test_differences_page_by_page(tmp_path: Path) -> None:
-    """Changed, added, removed; a page of zeros equals one that was never written to."""
+    """Pages are changed, added or removed; a page of zeros equals one that was never written to."""
     before = image_set(
         tmp_path / "1", [(0, 4, PRESENT)], page("a") + page("b") + page("c") + bytes(PAGE)
     )
@@ -101,7 +101,7 @@ def test_differences_page_by_page(tmp_path: Path) -> None:
 
 
 def test_pages_of_another_host(tmp_path: Path) -> None:
-    """Images have their own page size, whatever that of the host."""
+    """The page size of images is that of the host of the dump."""
     size = 4 * PAGE
     data = b"a" * size + b"b" * size
     images = image_set(tmp_path, [(0, 1, PRESENT), (2, 1, PRESENT)], data, page_size=size)

@@ -88,7 +88,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_what_the_import_loads() -> None:
-    """No slow module, and none of this package that few programs use."""
+    """The import loads no slow module, and none of this package that few programs use."""
     result = loaded_by("from pycriu_native import CriuOpts, dump, restore; CriuOpts(timeout=1)")
     if sys.version_info[:2] == (3, 11):  # what others import by themselves differs
         assert not result & SLOW
@@ -153,7 +153,7 @@ def test_what_a_first_dump_loads_before_criu_starts(tmp_path: Path) -> None:
 
 
 def test_what_recovery_loads() -> None:
-    """It is loaded in each first dump, while CRIU works."""
+    """Recovery is loaded in each first dump, while CRIU works."""
     result = loaded_by("import pycriu_native._recovery.recovery")
     if sys.version_info[:2] == (3, 11):
         assert not result & (SLOW - {"socket", "struct"})
@@ -203,7 +203,7 @@ def test_they_are_dataclasses() -> None:
 
 
 def test_their_values() -> None:
-    """They compare, hash, print, copy and pickle by their fields, and are immutable."""
+    """Values compare, hash, print, copy and pickle by their fields, and are immutable."""
     one, same, other = VethPair("a", "b"), VethPair(inside="a", outside="b"), VethPair("a", "c")
     assert one == same
     assert one != other
@@ -249,7 +249,7 @@ def test_what_is_worked_out_is_no_part_of_a_value() -> None:
 
 
 def test_a_field_that_is_left_out() -> None:
-    """Fields can be excluded from text, comparisons, or both; the standard library sees that."""
+    """Fields can be excluded from text, comparisons, or both, also for ``dataclasses``."""
 
     @dataclass(frozen=True, kw_only=True)
     class Value:
@@ -265,7 +265,7 @@ def test_a_field_that_is_left_out() -> None:
 
 
 def test_a_field_that_is_computed() -> None:
-    """It is no argument but part of the value; a variant computes it again."""
+    """A computed field is no argument but part of the value; a variant computes it again."""
 
     @dataclass(frozen=True, kw_only=True)
     class Value:
@@ -349,7 +349,7 @@ pycriu_native.preload()
 
 
 def test_preload_needs_no_extra() -> None:
-    """It imports nothing that an installation without extras does not have."""
+    """``preload`` imports nothing that an installation without extras lacks."""
     words = [sys.executable, "-c", WITHOUT_EXTRAS]
     done = subprocess.run(words, capture_output=True, text=True, cwd=REPO, check=False)
     assert done.returncode == 0, done.stderr
@@ -370,7 +370,7 @@ def test_modules_are_attributes() -> None:
 
 
 def test_a_module_whose_extra_is_missing() -> None:
-    """It is a missing attribute, and the AttributeError names the extra."""
+    """Such a module is a missing attribute, and the AttributeError names the extra."""
     code = (
         "import sys; sys.modules['google.protobuf'] = None\n"
         "import pycriu_native\n"

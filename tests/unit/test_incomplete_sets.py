@@ -74,7 +74,7 @@ def _check(directory: Path, lazy: bool = False) -> None:
 
 
 def test_a_whole_set(tmp_path: Path) -> None:
-    """Nothing is missing; logs, statistics and other files do not matter."""
+    """A complete set has no problem; logs, statistics and other files do not matter."""
     _write(tmp_path, {**SET, "dump.log": b"", "descriptors.json": b"[]", "x.img": b"?"})
     _check(tmp_path)
 
@@ -99,7 +99,7 @@ FRAMED = [name for name in SET if name not in ("pages-7.img", "core-44.img", f"f
 @pytest.mark.parametrize("name", FRAMED)
 @pytest.mark.parametrize("keep", [0, 5, -1])
 def test_a_file_that_is_cut_short(tmp_path: Path, name: str, keep: int) -> None:
-    """Truncated at its beginning, in its head, and in its last message."""
+    """A file that is truncated at its beginning, in its header, or in its end is refused."""
     _write(tmp_path)
     (tmp_path / name).write_bytes(SET[name][:keep])
     with pytest.raises(ImagesError, match=f"{name} is cut short"):
@@ -186,7 +186,7 @@ def test_images_of_another_age(tmp_path: Path) -> None:
 
 
 def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
-    """Then the images need not exist."""
+    """If lazy pages are served by a dump, the images need not have them."""
     _write(tmp_path)
     (tmp_path / "pages-7.img").unlink()
     _check(tmp_path, lazy=True)
@@ -269,14 +269,14 @@ def test_a_dump_that_does_not_finish(tmp_path: Path) -> None:
 
 
 def test_nothing_was_written(tmp_path: Path) -> None:
-    """Then nothing is left."""
+    """A dump that fails before it writes an image leaves nothing."""
     with _opened(tmp_path) as fd:
         DumpMarker(fd).close()
     assert _names(tmp_path) == set()
 
 
 def test_the_images_before_it(tmp_path: Path) -> None:
-    """They are moved away; moved back if the dump fails, and removed if it succeeds."""
+    """Earlier images are moved away; back if the dump fails, and removed if it succeeds."""
     _write(tmp_path, {**SET, "core-9.img": b"old", "tmpfs-1.tar.gz.img": b"old"})
     (tmp_path / "parent").symlink_to("../before")
     before = _names(tmp_path)
@@ -333,7 +333,7 @@ def test_we_are_killed_while_they_are_moved(tmp_path: Path, moved: int) -> None:
 
 
 def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
-    """It has a copy of the descriptor, and the lock is released when the dump ends."""
+    """A forked child has a copy of the descriptor; the lock is released when the dump ends."""
     reader, writer = os.pipe()
     with _opened(tmp_path) as fd, ExitStack() as held:
         unfinished = DumpMarker(fd)

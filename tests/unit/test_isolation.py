@@ -1,4 +1,4 @@
-"""The tests run in their own namespaces, from the same state, whatever the caller's is."""
+"""The tests run in separate namespaces, from the same initial state."""
 
 from __future__ import annotations
 

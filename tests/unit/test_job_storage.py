@@ -199,9 +199,7 @@ def test_uploaded_and_fetched(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> None:
-    """Encrypted and compressed like archives; without the key, or with another one, none is
-    fetched.
-    """
+    """Checkpoints are encrypted and compressed like archives; without the key none is fetched."""
     x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
     key, other = x25519.Identity.generate(), x25519.Identity.generate()
     storage = Storage(url)
@@ -520,7 +518,7 @@ def test_without_exclusive_creation(url: str, clock: Clock) -> None:
 
 
 def test_a_token_is_used_once(clock: Clock) -> None:
-    """Of a late one, that has seen an older lease, the token is refused."""
+    """A holder that has read an outdated lease does not get the token after it."""
     storage = Storage(f"memory://job-{next(numbers)}")
     _held(storage, clock, "a").give_back()
 
@@ -655,7 +653,7 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_uploaded_is_not_pruned(tmp_path: Path) -> None:
-    """It is removed by the next pruning."""
+    """A checkpoint that is being uploaded is removed by the next pruning only."""
     here = _directory(tmp_path / "here")
     first = _taken(here, 1)
     _taken(here, 2)

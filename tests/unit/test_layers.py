@@ -188,7 +188,7 @@ def listed(found: list[str]) -> str:
 
 
 def test_the_graph_is_drawn() -> None:
-    """The parser sees ordinary, lazy and type-checking imports."""
+    """The parser finds ordinary, lazy and type-checking imports."""
     assert len(imports()) > 300
     lazy = {each.imported for each in imports() if not each.importer}
     assert {name for name in lazy if name.endswith(("_preflight", "preflight"))}

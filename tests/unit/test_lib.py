@@ -310,7 +310,7 @@ def test_the_command_line_without_libcriu(
     ],
 )
 def test_an_import_without_the_stable_abi(change: str, name: str) -> None:
-    """By name, before the extension is looked for: libcriu is no cure."""
+    """An interpreter without the stable ABI is named in the error, and libcriu is not."""
     code = f"import sys; {change}\nfrom pycriu_native import dump"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
@@ -319,7 +319,7 @@ def test_an_import_without_the_stable_abi(change: str, name: str) -> None:
 
 
 def test_a_big_endian_machine_is_refused() -> None:
-    """It is named before the extension is loaded."""
+    """A big-endian machine is refused by name before the extension is loaded."""
     code = "import sys; sys.byteorder = 'big'\nfrom pycriu_native import dump"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1

@@ -161,7 +161,7 @@ def test_more_than_there_is_room_for(ends: tuple[Channel, Peer], tmp_path: Path)
 def test_sizes_that_lie(
     ends: tuple[Channel, Peer], tmp_path: Path, size: int, pieces: list[bytes]
 ) -> None:
-    """More than was announced, more than the file's size, and an empty transfer are refused."""
+    """More bytes than announced, more than the file's size, and an empty transfer are refused."""
     channel, peer = ends
     peer.send_message("file", name="core-1.img", size=size)
     for piece in pieces:
@@ -255,7 +255,7 @@ def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
 
 
 def test_a_peer_that_sends_nothing() -> None:
-    """A silent peer is lost; one that sends signs of life is not."""
+    """A peer that sends nothing is lost; one that sends keepalives is not."""
     ours, theirs = socket.socketpair()
     mute = Channel(ours, peer_timeout=0.4, until=MigrationDeadline(), on_pages=lambda data: None)
     with theirs, pytest.raises(PeerLostError, match=r"nothing was received .* for 0\.4 s"):
@@ -397,7 +397,7 @@ def test_peer_timeouts_that_are_refused(
 
 @pytest.mark.parametrize("told", [{}, {"pid": "x"}, {"pid": -1}, {"pid": 1.5}], ids=repr)
 def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) -> None:
-    """Refused with an error of this package, before the destination gets ``go``."""
+    """An invalid pid is refused with an error of this package, before ``go`` is sent."""
     channel, peer = ends
     peer.send_message("prepared", **told)
     handover = Handover(channel, Phases(), watchdog=WATCHDOG, relay=None)
@@ -453,7 +453,7 @@ HANDOVERS = {
 def test_transitions_of_the_source(
     ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch, name: str, state: State
 ) -> None:
-    """Each step is possible in its states only, and sends its message."""
+    """Each step of the source is possible in its states only, and sends its message."""
     channel, peer = ends
     sent: list[str] = []
     monkeypatch.setattr(channel, "send_message", lambda word, **_: sent.append(word))
@@ -483,7 +483,7 @@ def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer]) -> None
 
 
 def test_a_source_that_withdraws_first(ends: tuple[Channel, Peer]) -> None:
-    """The process is not given up after the destination was asked to end its copy."""
+    """The process is not given up after a message to the destination to end its copy."""
     channel, peer = ends
     handover = _handover(channel, State.UNDECIDED)
     assert handover.withdraw(KeyboardInterrupt())
@@ -496,7 +496,7 @@ def test_a_source_that_withdraws_first(ends: tuple[Channel, Peer]) -> None:
 def test_a_source_that_withdraws_too_late(
     ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No message is sent to the destination, whose copy continues."""
+    """After the process was given up, ``withdraw`` sends no message, and the copy continues."""
     sent: list[str] = []
     monkeypatch.setattr(ends[0], "send_message", lambda word, **_: sent.append(word))
     handover = _handover(ends[0], State.UNDECIDED)
@@ -518,7 +518,7 @@ def test_a_reason_that_is_answered_at_once(
 
 
 def test_a_watchdog_that_is_killed() -> None:
-    """The migration continues without it, whether or not it has read its last message."""
+    """The migration continues without its watchdog, whose last message may be unread."""
     watchdog = Watchdog()
     try:
         pid = watchdog._process.pid

@@ -21,7 +21,7 @@ def _text(seconds: float, key: str) -> str:
 
 @pytest.mark.parametrize("key", ["time", "NotBefore"])
 def test_the_time_of_a_notice(key: str) -> None:
-    """A time that has passed is none: the clock of this host is an hour ahead, for example."""
+    """A notice with a past time has none: the clock of this host is an hour ahead, for example."""
     left = seconds_left(_text(3000, key))
     assert left is not None
     assert 2000 < left <= 3000
@@ -30,13 +30,13 @@ def test_the_time_of_a_notice(key: str) -> None:
 
 @pytest.mark.parametrize("text", ["TRUE", "soon", "[]", '{"time": 5}', '{"time": "soon"}'])
 def test_notices_without_a_time(text: str) -> None:
-    """They are notices all the same."""
+    """A notice without a time is a notice too."""
     assert attempt(f"echo '{text}'") is not None
     assert seconds_left(text) is None
 
 
 @pytest.mark.parametrize("text", ["FALSE", "none", '{"DocumentIncarnation": 1, "Events": []}'])
 def test_what_is_no_notice(text: str) -> None:
-    """Services respond so while there is none; a command that fails has none, too."""
+    """The responses of services without a notice, and the failure of a command, are no notice."""
     assert attempt(f"echo '{text}'") is None
     assert attempt(f"echo '{text}'; exit 1") is None

@@ -142,7 +142,7 @@ def test_entries_across_windows(tmp_path: Path) -> None:
 
 
 def test_block_sizes_across_windows() -> None:
-    """The sizes of compressed blocks belong to their own run."""
+    """The sizes of compressed blocks are assigned to their own run."""
     kind = message("pagemap_entry")
     data = b""
     for n in range(5):

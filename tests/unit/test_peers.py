@@ -108,11 +108,11 @@ ROWS = {
 
 
 def test_every_row_is_known() -> None:
-    """A new row has its word here, and no word is left of a row that went."""
+    """Each row of the page has a word here, and each word has a row."""
     assert set(ROWS) == set(PROOFS)
 
 
 @pytest.mark.parametrize("row", PROOFS)
 def test_the_test_of_a_row(row: str) -> None:
-    """It exists, and uses the option or function of the row."""
+    """The test of a row exists, and uses the option or function of the row."""
     assert re.search(PROOFS[row], (ROOT / ROWS[row]).read_text()), ROWS[row]

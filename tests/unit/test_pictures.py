@@ -107,7 +107,7 @@ def test_a_log_without_times(tmp_path: Path) -> None:
 
 
 def test_a_chain(tmp_path: Path) -> None:
-    """The oldest first, each with its written bytes; without statistics, pages are counted."""
+    """A chain begins with the oldest set; each has its written bytes, or counted pages."""
     for number, written in enumerate((100, 40, 5), 1):
         place = tmp_path / str(number)
         place.mkdir()
@@ -138,7 +138,7 @@ def test_a_chain_in_a_circle(tmp_path: Path) -> None:
 
 
 def test_the_picture_says_what_the_log_says(tmp_path: Path) -> None:
-    """It has the title, each process and the frozen time; the same dump gives the same file."""
+    """The picture has the title, each process and the frozen time, and is the same each time."""
     (tmp_path / "dump.log").write_text(LOG)
     write_dump_statistics(tmp_path, frozen_time=39_000)
     plots.timeline(tmp_path, tmp_path / "x.svg")

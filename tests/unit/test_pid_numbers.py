@@ -30,7 +30,7 @@ def _is_free(number: int) -> bool:
 
 
 def test_numbers_of_a_process_that_was_reaped() -> None:
-    """Those of its threads are free after the wait: Linux (6.18) frees them late."""
+    """The numbers of its threads are free after the wait: Linux (6.18) frees them late."""
     for _ in range(20):
         with subprocess.Popen([sys.executable, "-c", LEADER], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -44,7 +44,7 @@ def test_numbers_of_a_process_that_was_reaped() -> None:
 
 
 def test_a_number_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that a process has, or that is a session, is not waited for."""
+    """There is no wait for a number that a process or a session has."""
     monkeypatch.setattr(pid_numbers, "UNTIL_FREED", 1e6)
     started = time.monotonic()
     pid_numbers.wait_until_freed([os.getpid(), 1])

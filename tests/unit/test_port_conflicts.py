@@ -1,4 +1,4 @@
-"""Whether two sockets can have one port: our rule, and what we see here, against the kernel's."""
+"""Whether two sockets can have one port: the rules of the library, compared with the kernel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAIRS = tuple(itertools.product(ADDRESSES, repeat=2))
 def opened(
     binding: Binding, kind: int, *, reuse: bool = False, share: bool = False
 ) -> socket.socket:
-    """A socket that is bound so."""
+    """A socket that is bound to this address and port, with these options."""
     try:
         sock = socket.socket(binding.family, kind, binding.protocol)
     except OSError as error:
@@ -69,14 +69,14 @@ def lets_in(binding: Binding, kind: int, **options: bool) -> bool:
 
 @pytest.fixture
 def port(kind: tuple[int, int]) -> int:
-    """A port that is free on every address, and that the kernel gives nobody by itself."""
+    """A port that is free on every address, and that the kernel does not choose by itself."""
     numbers = range(20_000 + os.getpid() % 10_000, 32_000)
     every = (Binding(socket.AF_INET6, kind[1], "::", number) for number in numbers)
     return next(binding.port for binding in every if lets_in(binding, kind[0]))
 
 
 def test_each_pair_of_addresses(kind: tuple[int, int], port: int) -> None:
-    """The second socket is refused by the kernel exactly if both collide, and then we are named."""
+    """The kernel refuses the second socket exactly if both collide; the conflict has our pid."""
     for one, other in PAIRS:
         first, second = (
             Binding(family, kind[1], address, port, only_ipv6)
@@ -98,7 +98,7 @@ def test_each_pair_of_addresses(kind: tuple[int, int], port: int) -> None:
 def test_a_port_that_the_other_shares(
     reuse: bool, share: bool, listens: bool, kind: tuple[int, int], port: int
 ) -> None:
-    """The kernel lets CRIU's socket in, which has both options, exactly if we see no conflict."""
+    """The kernel binds CRIU's socket, which has both options, exactly if there is no conflict."""
     if listens and kind[0] != socket.SOCK_STREAM:
         pytest.skip("only TCP sockets listen")
     binding = Binding(socket.AF_INET, kind[1], "127.0.0.1", port)

@@ -1,9 +1,9 @@
-"""Every option arrives: properties of the way from ``CriuOpts`` to the bytes of a request.
+"""Each field of ``CriuOpts`` is in the request with its value, for each release of libcriu.
 
-For options of all kinds and values, on each libcriu: what CRIU would be sent is decoded by
-Google's protobuf runtime, which shares nothing with the library, and compared with what the
-options say (``expected.py``). Three ways lead there: libcriu's setters, the wire field where it
-has none, and both where a setter forgets something; which one is taken depends on the release.
+A request of options with any values is decoded by Google's protobuf runtime, which shares no code
+with the library, and compared with the expected content (``expected.py``). A field is set by
+libcriu's setter, directly in the message if there is no setter, or by both if the setter omits a
+part; this depends on the release.
 """
 
 from __future__ import annotations
@@ -162,14 +162,14 @@ def test_what_is_sent_is_what_the_options_say(
 
 
 def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
-    """libcriu's own free forgets fields: after a hundred handles, malloc has the same memory in
-    use.
-    """
+    """Fields that libcriu does not free are freed: a hundred handles leave no memory in use."""
 
     @settings(max_examples=5, deadline=None, phases=[Phase.generate])
     @given(opts=st.builds(CriuOpts, **fields()))
     def nothing_stays(opts: CriuOpts) -> None:
-        known = without(opts, unknown_to(judge, opts))
+        # A log with a path is written to a configuration file, which cannot have every text.
+        left_out = {"log_file"} if opts.log_file is not None and "/" in opts.log_file else set()
+        known = without(opts, unknown_to(judge, opts) | left_out)
         inherited_by_criu(known)
         assert peer.ask(asked.leaked, known, Verb.DUMP, NOBODY, 100) < 100 * LEAST_CHUNK
 
@@ -181,7 +181,7 @@ def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
 def test_a_call_sends_what_the_options_say(
     peer: Peer, judge: Judge, world: World, data: st.DataObject
 ) -> None:
-    """The same through a whole call, checks included, as a CRIU receives it.
+    """The request of a whole call, as a CRIU receives it, has the content of the options.
 
     Options that the loaded libcriu lacks are refused with their release.
     """
@@ -207,7 +207,7 @@ def test_a_call_sends_what_the_options_say(
 
 @pytest.mark.parametrize("name", list(BY_FIELD))
 def test_each_option_at_its_limits(peer: Peer, judge: Judge, name: str) -> None:
-    """Each field alone; unknown fields are refused, not dropped."""
+    """Each field arrives alone with its limits; unknown fields are refused, not dropped."""
     row = BY_FIELD[name]
 
     @settings(max_examples=8, deadline=None, database=None)

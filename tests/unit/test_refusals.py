@@ -156,7 +156,7 @@ def test_refused(verb: Verb, fields: dict[str, Any], culprit: str, reason: str) 
 def test_without_the_culprit_it_is_accepted(
     verb: Verb, fields: dict[str, Any], culprit: str, reason: str
 ) -> None:
-    """Only that field is wrong: without it, each case would be accepted."""
+    """Each refused case is accepted without the field that the error names."""
     rest = {name: value for name, value in fields.items() if name != culprit}
     rest.setdefault("images_directory", HERE)
     if culprit == "page_server" and (verb is PAGES or rest.get("lazy_pages")):
@@ -207,7 +207,7 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
 
 @settings(max_examples=400, deadline=None)
 @given(opts=any_opts(), verb=st.sampled_from(sorted(VERB_MASK, key=str)))
-def test_a_rule_that_is_not_asked_had_nothing_to_say(opts: CriuOpts, verb: Verb) -> None:
+def test_rules_that_are_skipped_find_nothing(opts: CriuOpts, verb: Verb) -> None:
     """A rule runs only if an option that it checks is set."""
 
     def every() -> list[Problem]:
@@ -371,7 +371,7 @@ PID = 2**22 + 1
     ],
 )
 def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> None:
-    """It is named, with what is accepted, before it is used. An iterator is a sequence of words."""
+    """The error names the argument and the accepted types; iterators are accepted."""
     assert CriuOpts.from_argv(iter(["dump", "-t", "5"]))[1] == 5  # type: ignore[arg-type]
     with pytest.raises(OptionError) as raised:
         call()

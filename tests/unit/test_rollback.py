@@ -40,7 +40,7 @@ def test_values_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_value() -> None:
-    """It is compared and pickled, also in a job."""
+    """``Rollback`` values are compared and pickled, also in a job."""
     files = Rollback(also=("/var/log/x*", Path("/tmp/y")))
     assert files == Rollback(also=["/var/log/x*", "/tmp/y"])
     job = DumpJob(pid=os.getppid(), opts=CriuOpts(images_directory="/x"), files=files)
@@ -128,7 +128,7 @@ def test_put_back_and_given_back(tmp_path: Path) -> None:
 
 
 def test_left_by_a_restore_that_was_killed(tmp_path: Path) -> None:
-    """What it has saved of a journal that no longer exists is removed."""
+    """Files that a killed restore has saved are removed if its journal no longer exists."""
     images, place = tmp_path / "images", tmp_path / "place"
     images.mkdir()
     place.mkdir()

@@ -94,7 +94,7 @@ def test_no_link_leads_out(
 
 
 def test_names_above_the_root_are_refused(root: str) -> None:
-    """Also paths of hard links and deletions only."""
+    """Paths above the root are refused, also of hard links and of deletions."""
     with pytest.raises(ImagesError, match="outside of its directory"):
         root_file_system.extract(archive(file("../victim")), root, limit=MOST)
     hard = link("here", "../victim", tarfile.LNKTYPE)

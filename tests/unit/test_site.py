@@ -16,7 +16,7 @@ from tools.docs_site.sources import ROOT, SiteError, meanings, options
 
 
 def test_each_field_has_its_page() -> None:
-    """Each has its own text and names; one with a scenario also has its tests."""
+    """The page of each field has its text and names, and its tests if there is a scenario."""
     assert set(options()) == set(CriuOpts.__dataclass_fields__)
     shown = {name for scenario in howto.scenarios() for name in scenario.names}
     for field, option in options().items():

@@ -141,7 +141,7 @@ def test_what_is_queued_again(
 
 @pytest.mark.usefixtures("calls")
 def test_a_run_that_is_lost_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one waits, since the former one can run on."""
+    """The next run of the job waits, since the former one may still run."""
     run = _Interrupted(tmp_path, "SIGTERM", 0)
     monkeypatch.setattr(Job, "run", run.run)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -150,7 +150,7 @@ def test_a_run_that_is_lost_for_slurm(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_slurm_refuses(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason is in the message of the result, which is an interrupted one."""
+    """The result of an interrupted run has the reason of SLURM's refusal in its message."""
     _scontrol(tmp_path, requeue="echo 'Invalid job id specified' >&2; exit 1")
     run = _Interrupted(tmp_path, "SIGUSR1", 1)
     monkeypatch.setattr(Job, "run", run.run)
@@ -164,7 +164,7 @@ def test_slurm_refuses(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_requeue(calls: Path, tmp_path: Path) -> None:
-    """It is refused before anything is started."""
+    """A SLURM job without requeue is refused before anything is started."""
     _scontrol(tmp_path, fields="Requeue=0")
     with pytest.raises(OptionError, match="submit it with --requeue"):
         run_in_slurm(Job(tmp_path / "job", ["true"]))

@@ -16,7 +16,7 @@ from pycriu_native._calls.request import Request
 from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
 from pycriu_native._transport.lifetime_sockets import LifetimeSockets
-from pycriu_native._transport.spawn import SpawnOptions, spawn
+from pycriu_native._transport.spawn import spawn
 from pycriu_native.snapshots import Host, MappedFile, Record, host_check, sharing
 from pycriu_native.snapshots.copy_request import CopyRequest
 from pycriu_native.snapshots.streams import TextMode, check
@@ -126,7 +126,7 @@ def test_streams(tmp_path: Path, stdout: object, key: str | None, accepted: bool
 
 
 def test_descriptors(record: Record) -> None:
-    """Those that the program has open are refused, and those of programs without a helper."""
+    """Numbers of open descriptors, and descriptors for programs without a helper, are refused."""
 
     def rules(record: Record, *fds: Any) -> list[str]:
         mode = TextMode(text=False)
@@ -190,12 +190,12 @@ def test_a_worker_that_is_bound() -> None:
             env={},
             stdin=-1,
             output=writer,
-            keep=[],
-            spawn_options=SpawnOptions(lifetime_sockets=sockets.ends),
+            keep=sockets.ends,
         )
         os.close(writer)
         try:
             assert os.read(reader, 1) == b"\n"
+            sockets.bind(pid)
             assert os.waitpid(pid, os.WNOHANG) == (0, 0)
             sockets.close()
             assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
@@ -231,7 +231,7 @@ def test_memory_room(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_snapshot_that_is_closed_during_a_start() -> None:
-    """No fork server is started that nothing would end."""
+    """A start that finds its snapshot closed starts no fork server, since nothing would end it."""
     forking = sharing._Forking(Worker())
     forking.close()
     with pytest.raises(sharing.UnavailableError, match="was closed"):

@@ -118,7 +118,7 @@ DOCUMENTED = _documented()
 
 @rows_with_field
 def test_every_field_is_documented(row: Row) -> None:
-    """At least one sentence; fields newer than 3.17 name the release."""
+    """The docstring of each field has a sentence; fields newer than 3.17 name the release."""
     text = DOCUMENTED[row.name]
     assert text.rstrip().endswith(".")
     if release(row.since) > (3, 17):
@@ -215,7 +215,7 @@ def test_kinds_fit_the_wire(row: Row, newest_judge: Judge) -> None:
 
 @rows
 def test_since_is_the_release_of_the_wire_field(row: Row) -> None:
-    """By the ``rpc.proto`` of each installed release."""
+    """``since`` of each row agrees with the ``rpc.proto`` of each installed release."""
     if row.wire is None:
         return
     for one in found().values():

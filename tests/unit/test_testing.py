@@ -73,14 +73,14 @@ def test_failures(
     error: type[CriuError],
     message: str,
 ) -> None:
-    """They are raised like those of a real CRIU, with cause and cure."""
+    """Failures are raised like those of a real CRIU, with cause and cure."""
     criu = ScriptedCriu(failures={"dump": failure, "restore": failure})
     with pytest.raises(error, match=message):
         verb(opts, via=criu)
 
 
 def test_notifications(opts: CriuOpts) -> None:
-    """They arrive in the scripted order; a refused one makes the call fail."""
+    """Notifications arrive in the scripted order; a refused one makes the call fail."""
     received: list[tuple[str, int | None]] = []
     criu = ScriptedCriu(notify={"restore": ("pre-restore", "post-restore", "of-the-future")})
 

@@ -52,7 +52,7 @@ def test_a_byte_is_shown_as_one() -> None:
 
 @given(st.text(st.characters(min_codepoint=0, exclude_categories=())))
 def test_everything_can_be_printed(text: str) -> None:
-    """The escaped text can be encoded, whatever the text is."""
+    """The escaped form of any text can be encoded."""
     encodable(text).encode()
     assert escaped(text).isprintable()
 

@@ -75,7 +75,7 @@ def test_a_directory_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
 def test_a_directory_that_others_can_write(tmp_path: Path, mode: int) -> None:
-    """Refused with the mode, sticky or not: others could create files among the images."""
+    """A directory that others can write to is refused with its mode, sticky or not."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(mode)
     with pytest.raises(UntrustedError, match=f"open can be written by .*{mode:04o}"):
@@ -84,7 +84,7 @@ def test_a_directory_that_others_can_write(tmp_path: Path, mode: int) -> None:
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_a_directory_on_the_way_that_others_can_write(tmp_path: Path, mode: int) -> None:
-    """Others could replace its entries, so it is refused with the name of that directory."""
+    """Others could replace the entries of a parent directory: it is refused by name."""
     (tmp_path / "open" / "inner" / "images").mkdir(parents=True)
     (tmp_path / "open").chmod(mode)
     with pytest.raises(UntrustedError, match="/open can be written"):
@@ -92,7 +92,7 @@ def test_a_directory_on_the_way_that_others_can_write(tmp_path: Path, mode: int)
 
 
 def test_a_sticky_directory_on_the_way(tmp_path: Path) -> None:
-    """As /tmp: only the owner of an entry can replace it there, which is the caller."""
+    """A sticky directory such as /tmp is accepted: only the owner of an entry can replace it."""
     (tmp_path / "sticky" / "images").mkdir(parents=True)
     (tmp_path / "sticky").chmod(0o1777)
     assert stat.S_ISDIR(_opened(tmp_path / "sticky" / "images").st_mode)
@@ -120,7 +120,7 @@ def test_links(tmp_path: Path) -> None:
 
 
 def test_links_of_the_kernel(tmp_path: Path) -> None:
-    """``/proc/self/fd`` links lead to the open file, whatever is at the path in their text."""
+    """``/proc/self/fd`` links lead to the open file, not to the path in their text."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     fd = os.open(tmp_path / "open", os.O_RDONLY)
@@ -137,8 +137,8 @@ def test_links_of_the_kernel(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_a_missing_one_is_made_for_us_alone(tmp_path: Path) -> None:
-    """Created with mode 0700, under any umask; not in a directory that others can write to."""
+def test_a_missing_one_is_made_with_mode_0700(tmp_path: Path) -> None:
+    """A missing directory is created with mode 0700, but not where others can write."""
     path = tmp_path / "images"
     os.close(trusted_path.open_directory(str(path), make=True, allow_untrusted=False))
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
@@ -179,7 +179,7 @@ def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("field", ["images_directory", "work_directory"])
 @pytest.mark.parametrize("form", ["path", "descriptor", "link"])
 def test_a_call_names_the_field(tmp_path: Path, field: str, form: str) -> None:
-    """OptionError before a directory is created or CRIU runs; ``allow_untrusted`` accepts it."""
+    """The error is raised before CRIU runs; ``allow_untrusted`` accepts the path."""
     place = tmp_path / "place"
     place.mkdir()
     if form != "link":
@@ -263,7 +263,7 @@ def test_the_call_itself_looks_again(tmp_path: Path) -> None:
 
 
 def test_explain_shows_it(tmp_path: Path) -> None:
-    """Listed as a reason for which the call would be refused."""
+    """``explain`` lists an unsafe directory as a reason for which the call would be refused."""
     tmp_path.chmod(0o770)
     shown = explain(CriuOpts(images_directory=tmp_path), "dump", NOBODY, via=ScriptedCriu())
     assert "can be written by group" in str(shown)
@@ -326,7 +326,7 @@ def _writable(path: Path) -> Path:
 
 
 def test_a_configuration_file_of_the_call(tmp_path: Path) -> None:
-    """It overrides the options, so other users must not be able to write to it."""
+    """Other users must not be able to write to it, since it overrides the options."""
     config = _writable(tmp_path / "criu.conf")
     request = _request(ScriptedCriu(), images_directory=tmp_path / "images", config_file=config)
     with pytest.raises(OptionError, match="overrides other options") as caught:
@@ -336,7 +336,7 @@ def test_a_configuration_file_of_the_call(tmp_path: Path) -> None:
     check(request)
 
 
-STEERING = {
+FILES_OF_CRIU = {
     "global": "etc/default.conf",
     "HOME": "home/.criu/default.conf",
     "CRIU_CONFIG_FILE": "env.conf",
@@ -347,10 +347,10 @@ STEERING = {
 }
 
 
-@pytest.mark.parametrize("kind", STEERING)
-def test_what_steers_a_worker(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", FILES_OF_CRIU)
+def test_options_that_select_programs_and_files(tmp_path: Path, kind: str) -> None:
     """Every file that CRIU reads besides the request, if another user can write to it."""
-    path = tmp_path / STEERING[kind]
+    path = tmp_path / FILES_OF_CRIU[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     environment = {
         "HOME": tmp_path / "home",
@@ -439,7 +439,7 @@ def test_a_quick_look_says_nothing_that_the_walk_does_not(tmp_path: Path, seed: 
 
 
 def test_what_is_missing_is_not_plain(tmp_path: Path) -> None:
-    """Others could replace it a moment later, in a directory where they can write."""
+    """A missing file is unsafe in a directory where others could create it."""
     assert not trusted_path.is_plain(str(tmp_path / "none"))
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -30,7 +30,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_as_it_was(images: Path) -> None:
-    """By path, text or descriptor; files that a restore writes do not matter."""
+    """A set is verified by path, text or descriptor; files that a restore adds are ignored."""
     digest = seal(images)
     assert len(bytes.fromhex(digest)) == 32
     assert stat.S_IMODE((images / MANIFEST).stat().st_mode) == 0o600
@@ -94,7 +94,7 @@ def test_a_change(images: Path, change: Callable[[Path], object], flaw: str) -> 
 
 
 def test_all_flaws_at_once(images: Path) -> None:
-    """All of them are named."""
+    """All differences are named at once."""
     seal(images)
     _flip(images)
     (images / "inventory.img").unlink()
@@ -114,7 +114,7 @@ def test_who_changes_the_manifest_too(images: Path) -> None:
 
 
 def test_an_image_that_is_not_a_file(images: Path) -> None:
-    """It is refused: the manifest would list an incomplete set."""
+    """An image that is no file is refused: the manifest would list an incomplete set."""
     os.mkfifo(images / "pages-9.img")
     with pytest.raises(ImagesError, match=r"pages-9\.img is not a regular file"):
         seal(images)

@@ -41,7 +41,7 @@ def counter() -> Callable[[], int]:
 
 
 def test_a_result_is_kept(images: int) -> None:
-    """By its key."""
+    """A result is kept under its key."""
     kept, count = Unchanged[int](), counter()
     assert [kept.result(images, "a", count) for _ in range(3)] == [1, 1, 1]
     assert kept.result(images, "b", count) == 2
@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_noticed(images: int, tmp_path: Path, change: str) -> None:
-    """Of contents, names and times, in the set and in its parents."""
+    """Changes of contents, names and times are detected, in the set and in its parents."""
     kept, count = Unchanged[int](), counter()
     kept.result(images, "a", count)
     CHANGES[change](tmp_path)
@@ -70,7 +70,7 @@ def test_a_change_is_noticed(images: int, tmp_path: Path, change: str) -> None:
 
 
 def test_other_files_do_not_matter(images: int, tmp_path: Path) -> None:
-    """Such as the number of the last start."""
+    """Other files, such as the number of the last start, do not matter."""
     kept, count = Unchanged[int](), counter()
     kept.result(images, "a", count)
     (tmp_path / "starts").write_bytes(b"22")
@@ -78,14 +78,14 @@ def test_other_files_do_not_matter(images: int, tmp_path: Path) -> None:
 
 
 def test_files_of_a_moment_ago(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They could change again at the same time of the clock."""
+    """Files that were changed a moment ago could change again within the same clock tick."""
     monkeypatch.setattr(unchanged, "TICK_NS", 10**18)
     kept, count = Unchanged[int](), counter()
     assert [kept.result(images, "a", count) for _ in range(2)] == [1, 2]
 
 
 def test_an_error_is_not_kept(images: int) -> None:
-    """The next call reads again."""
+    """After an error the next call reads again."""
     kept = Unchanged[int]()
 
     def fail() -> int:
@@ -98,7 +98,7 @@ def test_an_error_is_not_kept(images: int) -> None:
 
 
 def test_few_are_kept(images: int) -> None:
-    """The oldest one is dropped."""
+    """If too many results are kept, the oldest one is dropped."""
     kept, count = Unchanged[int](), counter()
     for key in range(unchanged.MOST + 1):
         kept.result(images, key, count)

@@ -191,7 +191,7 @@ def test_one_error_lists_all_problems() -> None:
 @settings(max_examples=200, deadline=None)
 @given(opts=any_opts(), other=any_opts())
 def test_options_are_values(opts: CriuOpts, other: CriuOpts) -> None:
-    """Equal if all fields are, hashable, picklable, and the same through a plain mapping."""
+    """Options are equal if all fields are, hashable, picklable, and the same through a mapping."""
     again = CriuOpts(**{field.name: getattr(opts, field.name) for field in fields(opts)})
     assert again == opts
     assert hash(again) == hash(opts)
@@ -238,7 +238,7 @@ def test_only_for_drops_what_the_verb_would_ignore() -> None:
 
 
 def test_none_is_unset_and_false_is_false() -> None:
-    """They differ: False is sent."""
+    """None and False differ: False is sent."""
     assert CriuOpts(tcp_close=None) == CriuOpts()
     assert CriuOpts(tcp_close=False) != CriuOpts()
     assert CriuOpts(tcp_close=False).to_dict() == {"tcp_close": False}

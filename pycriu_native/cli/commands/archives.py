@@ -104,11 +104,12 @@ def _verify(call: Call, directory: str, digest: str | None) -> Exit:
     return call.out.result(body, safe(f"{directory} matches its manifest"))
 
 
-_INSIDE = click.Option(
-    ["--inside"],
+_INSIDE = command.option(
+    "--inside",
     default="",
     metavar="DIR",
     help="The directory of the images in the archive; in Podman's archives it is 'checkpoint'.",
+    show_default=False,
 )
 
 COMMANDS = {
@@ -149,8 +150,8 @@ COMMANDS = {
             click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
             directory_argument(),
             identity_option(),
-            click.Option(
-                ["--limit"],
+            command.option(
+                "--limit",
                 type=click.IntRange(min=0),
                 metavar="BYTES",
                 help="Limit for the total size of the files. Default: the free space of the disk.",

@@ -228,8 +228,8 @@ COMMANDS = {
         exits=EXITS,
         params=[
             *command.pid_params(),
-            click.Option(
-                ["--rounds"],
+            command.option(
+                "--rounds",
                 type=click.IntRange(min=1),
                 metavar="MOST",
                 help="First pre-dump in at most MOST rounds, as long as each writes less than the "
@@ -243,11 +243,10 @@ COMMANDS = {
             ),
             command.also_option(),
             command.include_caller_option(),
-            click.Option(
-                ["--reap-timeout"],
+            command.option(
+                "--reap-timeout",
                 type=click.FloatRange(min=0),
                 default=REAP_TIMEOUT,
-                show_default=True,
                 metavar="SECONDS",
                 help="Time to wait until the parent of PID has reaped it, which frees the pid.",
             ),

@@ -465,27 +465,28 @@ COMMANDS = {
         exits=(*EXITS, Exit.NO),
         params=[
             click.Argument(["directory"], type=click.Path()),
-            click.Option(["-p", "--pid"], type=command.Pid(), help="Show only this process."),
+            command.option("-p", "--pid", type=command.Pid(), help="Show only this process."),
             command.flag("--tree", help="Show the whole set as a tree."),
             command.flag("--memory", help="Show the mappings of each process."),
             command.flag("--files", help="Show the descriptors of each process."),
             command.flag("--environment", help="Show the environment of each process."),
             command.flag("--sockets", help="Show only the sockets."),
             command.flag("--mounts", help="Show only the mounts."),
-            click.Option(
-                ["--kind"],
+            command.option(
+                "--kind",
                 multiple=True,
                 metavar="KIND",
                 help="Only mappings of this kind, as --memory shows it; may be repeated.",
             ),
-            click.Option(
-                ["--protection"],
+            command.option(
+                "--protection",
                 default="",
                 metavar="LETTERS",
                 help="Only mappings with these permissions, such as 'rw'.",
+                show_default=False,
             ),
-            click.Option(
-                ["--read"],
+            command.option(
+                "--read",
                 type=_Range(),
                 metavar="RANGE",
                 help="Print memory as hexadecimal digits and text. RANGE is START-END or "
@@ -497,16 +498,17 @@ COMMANDS = {
                 help="Write the bytes of --read, or all memory in the images, to this file.",
             ),
             command.overwrite_option(),
-            click.Option(
-                ["--search"], metavar="TEXT", help="Print the addresses of this text in memory."
+            command.option(
+                "--search", metavar="TEXT", help="Print the addresses of this text in memory."
             ),
             command.flag("--regex", help="TEXT of --search is a regular expression."),
-            click.Option(
-                ["--context"],
+            command.option(
+                "--context",
                 type=click.IntRange(0, 2**20),
                 default=0,
                 metavar="BYTES",
                 help="Print the text that --search finds, with this many bytes before and after.",
+                show_default=False,
             ),
         ],
     ),
@@ -541,20 +543,17 @@ COMMANDS = {
             click.Argument(
                 ["image"], metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)
             ),
-            click.Option(
-                ["-o", "--output"],
+            command.option(
+                "-o",
+                "--output",
                 type=click.Path(dir_okay=False),
                 metavar="JSON",
                 help="Write to this file.",
             ),
             command.overwrite_option(),
-            click.Option(
-                ["--info"], is_flag=True, help="Print only the kind and number of entries."
-            ),
-            click.Option(
-                ["--pretty"],
-                is_flag=True,
-                help="Print addresses, flags, devices and states as text, as crit does.",
+            command.flag("--info", help="Print only the kind and number of entries."),
+            command.flag(
+                "--pretty", help="Print addresses, flags, devices and states as text, as crit does."
             ),
         ],
     ),

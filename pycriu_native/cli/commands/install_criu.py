@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ...errors import CriuError, OptionError, Problem, UnsupportedError
-from ..command import Call, Command, flag
+from ..command import Call, Command, flag, option
 from ..exit_codes import Exit
 
 SCRIPT = Path(__file__).parents[1] / "install-criu"
@@ -87,15 +87,15 @@ COMMANDS = {
         ],
         exits=(Exit.FAILED, Exit.UNSUPPORTED, Exit.NO),
         params=[
-            click.Option(
-                ["--prefix"],
+            option(
+                "--prefix",
                 type=click.Path(file_okay=False),
                 metavar="DIR",
                 help="The separate directory (default: /opt/pycriu-native). For another one, set "
                 "CRIU_PROGRAM=DIR/bin/criu so that it is found.",
             ),
-            click.Option(
-                ["--suite"],
+            option(
+                "--suite",
                 metavar="NAME",
                 help="Install the CRIU of this Debian suite there, and replace an installed one.",
             ),

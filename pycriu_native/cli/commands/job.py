@@ -26,7 +26,9 @@ from ..command import (
     Group,
     compress_option,
     encrypt_to_option,
+    flag,
     identity_option,
+    option,
 )
 from ..exit_codes import Exit
 from ..text import columns, safe, size
@@ -220,11 +222,12 @@ def _directory() -> click.Argument:
     return click.Argument(["directory"], type=click.Path(file_okay=False))
 
 
+def _duration(name: str, default: str, help: str) -> click.Option:
+    return option(name, type=Duration(), default=default, metavar="DURATION", help=help)
+
+
 def _timeout() -> click.Option:
-    return click.Option(
-        ["--timeout"], type=Duration(), default="10m", show_default=True, metavar="DURATION",
-        help="Time limit for it.",
-    )  # fmt: skip
+    return _duration("--timeout", "10m", help="Time limit for it.")
 
 
 JOB = Group(
@@ -234,7 +237,6 @@ JOB = Group(
     commands=[
         Command(
             "status",
-            title="job status",
             function=_status,
             help="Show the state of the job and of its checkpoints.",
             examples=[
@@ -244,12 +246,11 @@ JOB = Group(
             exits=(Exit.IMAGES,),
             params=[
                 _directory(),
-                click.Option(["--follow"], is_flag=True, help="Repeat until the job ends."),
+                flag("--follow", help="Repeat until the job ends."),
             ],
         ),
         Command(
             "list",
-            title="job list",
             function=_list,
             help="List the stored checkpoints, the newest first.",
             examples=["pycriu-native job list /ckpt/job1"],
@@ -258,7 +259,6 @@ JOB = Group(
         ),
         Command(
             "checkpoint",
-            title="job checkpoint",
             function=_checkpoint,
             help="Take a checkpoint of a running job now, and wait until it is complete.",
             examples=["pycriu-native job checkpoint /ckpt/job1"],
@@ -267,7 +267,6 @@ JOB = Group(
         ),
         Command(
             "stop",
-            title="job stop",
             function=_stop,
             help="Take a last checkpoint of a running job, and end it; 'run' resumes it.",
             examples=["pycriu-native job stop /ckpt/job1"],
@@ -276,7 +275,6 @@ JOB = Group(
         ),
         Command(
             "log",
-            title="job log",
             function=_log,
             help="Print the standard output of the job's command.",
             examples=[
@@ -286,11 +284,9 @@ JOB = Group(
             exits=(Exit.FAILED, Exit.IMAGES),
             params=[
                 _directory(),
-                click.Option(["--stderr"], is_flag=True, help="Print its standard error instead."),
-                click.Option(
-                    ["--events"], is_flag=True, help="Print the job's events as JSON lines."
-                ),
-                click.Option(["--follow", "-f"], is_flag=True, help="Continue until the job ends."),
+                flag("--stderr", help="Print its standard error instead."),
+                flag("--events", help="Print the job's events as JSON lines."),
+                flag("--follow", "-f", help="Continue until the job ends."),
             ],
         ),
     ],
@@ -323,84 +319,66 @@ COMMANDS = {
         exits=(Exit.FAILED, Exit.UNSUPPORTED, Exit.IMAGES),
         params=[
             click.Argument(["command"], nargs=-1, required=True, type=click.UNPROCESSED),
-            click.Option(
-                ["--dir", "directory"],
+            option(
+                "--dir",
+                "directory",
                 type=click.Path(file_okay=False),
                 help="Directory of the job, created if missing. Required without --slurm; with it, "
                 "the default is pycriu-native-$SLURM_JOB_ID in the directory of sbatch.",
             ),
-            click.Option(
-                ["--slurm"],
-                is_flag=True,
+            flag(
+                "--slurm",
                 help="For batch scripts of SLURM: requeue the SLURM job ('scontrol requeue') after "
                 "SIGUSR1 (sbatch --signal=B:USR1@120) or a notice has interrupted it.",
             ),
-            click.Option(
-                ["--every"],
-                type=Duration(),
-                default="10m",
-                show_default=True,
-                metavar="DURATION",
+            _duration(
+                "--every",
+                "10m",
                 help="Time between two checkpoints; the first is taken after a tenth of it.",
             ),
-            click.Option(
-                ["--keep"],
+            option(
+                "--keep",
                 type=click.IntRange(min=1),
                 default=3,
-                show_default=True,
                 help="Number of checkpoints to keep; one more if a signal to stop the job precedes "
                 "all of these.",
             ),
-            click.Option(
-                ["--also"],
+            option(
+                "--also",
                 multiple=True,
                 metavar="PATTERN",
                 help="Absolute pattern of files that are saved even if they are closed at the time "
                 "of a checkpoint; files open for writing are always saved.",
             ),
-            click.Option(
-                ["--grace"],
-                type=Duration(),
-                default="30s",
-                show_default=True,
-                metavar="DURATION",
-                help="Time limit of a last checkpoint.",
-            ),
-            click.Option(
-                ["--notice"],
+            _duration("--grace", "30s", help="Time limit of a last checkpoint."),
+            option(
+                "--notice",
                 metavar="COMMAND|URL",
                 help="Command or URL that announces an interruption by exit status 0 or HTTP "
                 "status 200; polled every 5 seconds.",
             ),
-            click.Option(
-                ["--interrupted-code"],
+            option(
+                "--interrupted-code",
                 type=click.IntRange(1, 255),
                 default=INTERRUPTED,
-                show_default=True,
                 help="Exit code of an interrupted job.",
             ),
-            click.Option(
-                ["--or-start-over"],
-                is_flag=True,
-                help="Start from the beginning if no checkpoint can be restored.",
+            flag(
+                "--or-start-over", help="Start from the beginning if no checkpoint can be restored."
             ),
-            click.Option(
-                ["--unprivileged"],
-                is_flag=True,
+            flag(
+                "--unprivileged",
                 help="Run in a user namespace, without root; the default unless root runs it.",
             ),
-            click.Option(
-                ["--storage"],
+            option(
+                "--storage",
                 metavar="URL",
                 help="Upload checkpoints to this URL of fsspec, such as s3://bucket/job1, or path "
                 "of a shared file system. Another host can resume the job from there.",
             ),
-            click.Option(
-                ["--lease"],
-                type=Duration(),
-                default="60s",
-                show_default=True,
-                metavar="DURATION",
+            _duration(
+                "--lease",
+                "60s",
                 help="Time after which another host can take over the job if this one no longer "
                 "updates the storage.",
             ),

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from ... import MigrationMode, MigrationResult, migrate_in, migrate_out
-from ..._transport.worker import Worker
 from ...enums import Verb
 from ...migration.common import SET_BY_US
 from ...migration.endpoint import TLS_FIELDS
@@ -49,12 +48,11 @@ def _in(call: Call, listen: str, insecure: bool, peer_timeout: float | None) -> 
 
 
 def _shared(call: Call, insecure: bool, peer_timeout: float | None) -> dict[str, Any]:
-    if call.given is not None and not isinstance(call.given, Worker):
-        raise click.UsageError("--service is not accepted: a migration starts criu itself.")
+    via = command.worker_only(call, "a migration starts criu itself")
     more = {} if peer_timeout is None else {"peer_timeout": peer_timeout}
     return {
         "insecure": insecure,
-        "via": call.given,
+        "via": via,
         "on_notify": call.hook,
         "deadline": call.deadline,
         **more,
@@ -87,8 +85,8 @@ def _shared_options() -> list[click.Parameter]:
             help="Accept a network address without --tls: anyone on the network path can read and "
             "change the memory.",
         ),
-        click.Option(
-            ["--peer-timeout"],
+        command.option(
+            "--peer-timeout",
             type=click.FloatRange(min=0.1),
             metavar="SECONDS",
             help="Treat the peer as lost if it sends nothing for this time. Default: 10.",
@@ -105,7 +103,6 @@ MIGRATE = Group(
     commands=[
         Command(
             "out",
-            title="migrate out",
             function=_out,
             verb=Verb.DUMP,
             without=SET_BY_US,
@@ -120,14 +117,13 @@ MIGRATE = Group(
             exits=EXITS,
             params=[
                 *command.pid_params(),
-                click.Option(
-                    ["--to"], required=True, metavar="HOST:PORT", help="Address of 'migrate in'."
+                command.option(
+                    "--to", required=True, metavar="HOST:PORT", help="Address of 'migrate in'."
                 ),
-                click.Option(
-                    ["--mode"],
+                command.option(
+                    "--mode",
                     type=click.Choice([str(mode) for mode in MigrationMode]),
                     default=str(MigrationMode.STOP_AND_COPY),
-                    show_default=True,
                     help="When the memory is sent: while the process is frozen, in rounds before "
                     "that (needs soft-dirty tracking), or after the restore (needs userfaultfd on "
                     "the destination).",
@@ -137,24 +133,25 @@ MIGRATE = Group(
         ),
         Command(
             "in",
-            title="migrate in",
             function=_in,
             verb=Verb.RESTORE,
             without=SET_BY_US,
             also=TLS_FIELDS,
             help="Wait for one process tree that 'migrate out' sends, and run it here.\n\n"
             "After a failure it does not run here, and everything received is removed.",
-            examples=["pycriu-native migrate in --listen 0.0.0.0:7000 --tls --tls-cacert ca.pem "
-                      "--tls-cert me.pem --tls-key me.key"],
+            examples=[
+                "pycriu-native migrate in --listen 0.0.0.0:7000 --tls --tls-cacert ca.pem "
+                "--tls-cert me.pem --tls-key me.key"
+            ],
             exits=EXITS,
             params=[
-                click.Option(
-                    ["--listen"], required=True, metavar="HOST:PORT", help="Address to listen on."
+                command.option(
+                    "--listen", required=True, metavar="HOST:PORT", help="Address to listen on."
                 ),
                 *_shared_options(),
             ],
         ),
     ],
-)  # fmt: skip
+)
 
 COMMANDS = {"migrate": MIGRATE}

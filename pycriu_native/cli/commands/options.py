@@ -8,7 +8,7 @@ import click
 
 from ...options.flag_values import spelling
 from ...options.table import TABLE, VERB_MASK, Row
-from ..command import Call, Command
+from ..command import Call, Command, option
 from ..exit_codes import Exit
 from ..field_docs import field_docs
 from ..text import columns
@@ -101,9 +101,7 @@ COMMANDS = {
         exits=(),
         params=[
             click.Argument(["name"], required=False, type=click.UNPROCESSED),
-            click.Option(
-                ["--verb"], type=click.Choice(list(VERBS)), help="List the options of one verb."
-            ),
+            option("--verb", type=click.Choice(list(VERBS)), help="List the options of one verb."),
         ],
     ),
 }

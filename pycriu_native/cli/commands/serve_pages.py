@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import click
-
 from ... import LazyPages, dedup, page_server, page_server_child
-from ..._transport.worker import Worker
 from ...enums import Verb
 from ...errors import CriuError
 from .. import command, image_summary, json_form, progress
@@ -41,9 +38,7 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
 
 
 def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
-    via = call.given
-    if via is not None and not isinstance(via, Worker):
-        raise click.UsageError("--service is not accepted: the daemon is a separate program.")
+    via = command.worker_only(call, "the daemon is a separate program")
     more = {} if call.deadline is None else {"deadline": call.deadline}
     with LazyPages(call.opts, via=via, **more) as daemon:
         command.write_pidfile(pidfile, daemon.pid)
@@ -61,9 +56,7 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
 
 
 def _dedup(call: Call) -> Exit:
-    via = call.given
-    if via is not None and not isinstance(via, Worker):
-        raise click.UsageError("--service is not accepted: 'criu dedup' is a separate program.")
+    via = command.worker_only(call, "'criu dedup' is a separate program")
     result = dedup(call.opts, via=via, deadline=call.deadline)
     return call.out.result(
         result, f"removed replaced pages from the parents of {safe(result.images)}"

@@ -17,7 +17,7 @@ from ...snapshots import Process, Record, Snapshot, list_snapshots
 from ...snapshots.parked import LAST_OUTPUT
 from ...snapshots.processor_level import LEVELS
 from .. import progress
-from ..command import Call, Command, Group, Interrupted, directory_argument
+from ..command import Call, Command, Group, Interrupted, directory_argument, flag, option
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, safe, size
 
@@ -220,7 +220,6 @@ SNAPSHOTS = Group(
     commands=[
         Command(
             "list",
-            title="snapshots list",
             function=_list,
             help="List the snapshots whose directories are in DIRECTORY.",
             examples=["pycriu-native snapshots list", "pycriu-native snapshots list /srv/warm"],
@@ -231,7 +230,6 @@ SNAPSHOTS = Group(
         ),
         Command(
             "inspect",
-            title="snapshots inspect",
             function=_inspect,
             reaches=True,
             help="Show the contents of a snapshot, and why it cannot start on this machine.",
@@ -241,7 +239,6 @@ SNAPSHOTS = Group(
         ),
         Command(
             "remove",
-            title="snapshots remove",
             function=_remove,
             help="Remove a snapshot and its directory. Running copies continue, and snapshots of "
             "copies keep the memory that they share with it.",
@@ -269,18 +266,15 @@ COMMANDS = {
         params=[
             directory_argument(),
             click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
-            click.Option(["--pid"], type=int, help="Save this running process instead."),
-            click.Option(
-                ["--without-guest"],
-                is_flag=True,
+            option("--pid", type=int, help="Save this running process instead."),
+            flag(
+                "--without-guest",
                 help="Accept a process that is not in guest.wait(): all copies have the same "
                 "environment, arguments and random numbers.",
             ),
-            click.Option(
-                ["--leave-running"], is_flag=True, help="With --pid: let the process continue."
-            ),
-            click.Option(
-                ["--processor"],
+            flag("--leave-running", help="With --pid: let the process continue."),
+            option(
+                "--processor",
                 type=click.Choice(list(LEVELS)),
                 help="Limit the command's libraries to the features of this processor level.",
             ),
@@ -302,27 +296,27 @@ COMMANDS = {
         params=[
             directory_argument(),
             click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),
-            click.Option(
-                ["--env"],
+            option(
+                "--env",
                 multiple=True,
                 metavar="NAME=VALUE",
                 help="Variable to add to the environment; may be repeated.",
             ),
-            click.Option(["--cwd"], metavar="DIR", help="Its working directory."),
-            click.Option(["--hostname"], metavar="NAME", help="Its host name."),
-            click.Option(
-                ["--network"],
-                is_flag=True,
+            option("--cwd", metavar="DIR", help="Its working directory."),
+            option("--hostname", metavar="NAME", help="Its host name."),
+            flag(
+                "--network",
                 help="Start it in a separate network namespace, with the loopback interface up.",
             ),
-            click.Option(["--cgroup"], metavar="DIR", help="The cgroup to start it in."),
-            click.Option(
-                ["--check/--no-check"],
+            option("--cgroup", metavar="DIR", help="The cgroup to start it in."),
+            option(
+                "--check/--no-check",
                 default=True,
                 help="Refuse to start on a machine that differs from that of the snapshot.",
+                show_default=False,
             ),
-            click.Option(
-                ["--timings"],
+            option(
+                "--timings",
                 type=click.Path(dir_okay=False),
                 metavar="FILE",
                 help="Append a line of JSON with the duration of each phase of the start, for "

@@ -1,7 +1,7 @@
 """Faults during a call of CRIU, and checks of the process after them.
 
 The process has state that can be lost: memory, an open file with a position, a TCP connection,
-threads. ``Patient.harm`` lists the lost state.
+threads. ``CheckedProcess.losses`` lists the lost state.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SCENARIO = """
 
 
 @dataclass
-class Patient:
+class CheckedProcess:
     """The process and its original state."""
 
     target: Target
@@ -60,7 +60,7 @@ class Patient:
     position: list[int]
 
     @classmethod
-    def start(cls, spawn: Spawn) -> Patient:
+    def start(cls, spawn: Spawn) -> CheckedProcess:
         """Start a process."""
         target = spawn(SCENARIO)
         return cls(target, target.ask("memory"), target.ask("position"))
@@ -69,7 +69,7 @@ class Patient:
     def pid(self) -> int:
         return self.target.pid
 
-    def harm(self) -> list[str]:
+    def losses(self) -> list[str]:
         """The lost state; the process must run."""
         lost = []
         if self.target.ask("memory") != self.memory:
@@ -85,7 +85,7 @@ class Patient:
     def is_intact(self) -> bool:
         """Whether it runs untraced and has lost nothing."""
         traced = "TracerPid:\t0\n" not in Path(f"/proc/{self.pid}/status").read_text()
-        return state(self.pid) in ("R", "S", "D") and not traced and self.harm() == []
+        return state(self.pid) in ("R", "S", "D") and not traced and self.losses() == []
 
     def survives(self) -> bool:
         """Whether it still responds; else it has ended."""
@@ -101,7 +101,7 @@ class Patient:
         self.target.end()
         reap_all()
         restore(opts.only_for("restore"))
-        assert self.harm() == []
+        assert self.losses() == []
 
     def restores(self, opts: CriuOpts) -> None:
         """Check that its images restore without loss."""
@@ -109,7 +109,7 @@ class Patient:
         reap_all()
         assert not is_alive(self.pid)
         restore(opts.only_for("restore"))
-        assert self.harm() == []
+        assert self.losses() == []
 
 
 # ---- faults ----

@@ -1,9 +1,9 @@
 """CRIU is killed, stopped or disconnected at each of its notifications: nothing is lost.
 
-The cells of docs/reliability.md. In each, the process that was to be dumped runs on with its
-memory, files, threads and connection, and can be dumped then; what was to be restored is gone,
-and its images restore. Where CRIU had finished, the caller has the result. (A pre-dump has no
-notifications: ``test_faults_pre_dump.py``.)
+The tests are the cells of docs/reliability.md. After a failed dump the process continues with its
+memory, files, threads and connection, and another dump works; after a failed restore no process
+remains, and the images can be restored. If CRIU had finished, the caller has the result. (A
+pre-dump has no notifications: ``test_faults_pre_dump.py``.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..support.features import needs_lazy_pages
 from ..support.processes import is_alive
 from ..support.workers import workers
 from . import matrix
-from .faults import DEADLINE, FAULTS, Patient, images_are, left, raised
+from .faults import DEADLINE, FAULTS, CheckedProcess, images_are, left, raised
 from .matrix import Cell
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
@@ -62,22 +62,22 @@ def deadline_for(what: str) -> float | None:
 @pytest.mark.parametrize("moment", DUMP)
 def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify) -> None:
     """The process runs, intact, or it was saved and its images restore; a new dump works."""
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     error: BaseException | None = None
     try:
-        dump(patient.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
+        dump(checked.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
     except CriuError as caught:
         error = caught
     saved = images_are(images)
     if error is None or hasattr(error, "result"):
         process = "saved, and restored intact"
         assert saved == "complete"
-        patient.restores(opts)
+        checked.restores(opts)
     else:
         process = "runs, intact"
-        assert patient.is_intact()
-        patient.dumps_and_restores(opts)
+        assert checked.is_intact()
+        checked.dumps_and_restores(opts)
     assert not workers()
     matrix.cells.append(
         Cell("dump", what, f"`{moment}`", raised(error), process, saved, left(error))
@@ -98,14 +98,14 @@ def test_in_a_lazy_dump(
     """The same while CRIU serves the memory, without a client."""
     if moment is Notify.STATUS_READY:
         monkeypatch.setattr(exchange, "GRACE", 1.0)  # no deadline applies while CRIU serves
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     opts = replace(common, lazy_pages=True, page_server=("127.0.0.1", port))
     with pytest.raises(CriuError) as caught:
-        dump(patient.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
+        dump(checked.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
     error = caught.value
     assert not hasattr(error, "result")
     saved = images_are(images)
@@ -113,21 +113,21 @@ def test_in_a_lazy_dump(
         saved = "without memory, and refused"
         with pytest.raises(ImagesError, match="lack memory"):
             restore(common.only_for("restore"))
-    assert patient.is_intact()
+    assert checked.is_intact()
     assert not workers()
     cell = Cell(
         *("dump, lazy pages", what, f"`{moment}`", raised(error), "runs, intact", saved),
         left(error),
     )
     matrix.cells.append(cell)
-    patient.dumps_and_restores(common)
+    checked.dumps_and_restores(common)
 
 
-def _dumped(spawn: Spawn, opts: CriuOpts) -> Patient:
-    patient = Patient.start(spawn)
-    dump(patient.pid, opts)
-    patient.target.reap()
-    return patient
+def _dumped(spawn: Spawn, opts: CriuOpts) -> CheckedProcess:
+    checked = CheckedProcess.start(spawn)
+    dump(checked.pid, opts)
+    checked.target.reap()
+    return checked
 
 
 @each_fault
@@ -135,7 +135,7 @@ def _dumped(spawn: Spawn, opts: CriuOpts) -> Patient:
 def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify) -> None:
     """No process is left and the images restore, or CRIU had finished and all are there."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
-    patient = _dumped(spawn, opts)
+    checked = _dumped(spawn, opts)
     error: BaseException | None = None
     try:
         restore(opts.only_for("restore"), on_notify=at(moment, what), deadline=deadline_for(what))
@@ -143,11 +143,11 @@ def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, mome
         error = caught
     if error is None or hasattr(error, "result"):
         process, again = "runs, intact", "restored, once"
-        assert patient.is_intact()
+        assert checked.is_intact()
     else:
         process, again = "none", "restorable"
-        assert not is_alive(patient.pid)
-        patient.restores(opts)
+        assert not is_alive(checked.pid)
+        checked.restores(opts)
     matrix.cells.append(
         Cell("restore", what, f"`{moment}`", raised(error), process, again, left(error))
     )
@@ -168,7 +168,7 @@ def test_in_a_lazy_restore(
 ) -> None:
     """The same during a restore with memory from a daemon, which ends too."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
-    patient = _dumped(spawn, opts)
+    checked = _dumped(spawn, opts)
     lazily, daemon_opts = _lazily(images, tmp_path / "work")
     error: BaseException | None = None
     process, again = "none", "restorable"
@@ -179,11 +179,11 @@ def test_in_a_lazy_restore(
             error = caught
         if error is None or hasattr(error, "result"):
             process, again = "runs, intact", "restored, once"
-            assert patient.is_intact()
+            assert checked.is_intact()
         else:
-            assert not is_alive(patient.pid)
+            assert not is_alive(checked.pid)
     if process == "none":
-        patient.restores(opts)
+        checked.restores(opts)
     matrix.cells.append(
         Cell("restore, lazy pages", what, f"`{moment}`", raised(error), process, again, left(error))
     )
@@ -196,25 +196,25 @@ def test_the_lazy_daemon_is_killed(
 ) -> None:
     """Without its daemon a restore with lazy pages fails, no process remains, and it can be
     repeated. The daemon's exit status is reported. (If the daemon is killed after the restore has
-    returned, the process dies: docs/reliability.md.)
+    returned, the process ends: docs/reliability.md.)
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
-    patient = _dumped(spawn, opts)
+    checked = _dumped(spawn, opts)
     lazily, daemon_opts = _lazily(images, tmp_path / "work")
     error: BaseException | None = None
     with LazyPages(daemon_opts) as daemon:
 
-        def strike(notification: Notification) -> None:
+        def act(notification: Notification) -> None:
             if notification.action is moment:
                 signal.pidfd_send_signal(daemon.pidfd, signal.SIGKILL)
 
         try:
-            restore(lazily, on_notify=strike)
+            restore(lazily, on_notify=act)
         except CriuError as caught:
             error = caught
         assert daemon.wait(10) == -signal.SIGKILL
     process = "none" if error else "runs, or has ended for lack of memory"
-    patient.restores(opts)
+    checked.restores(opts)
     what = "the lazy-pages daemon gets SIGKILL"
     gets = raised(error) if error else "the result; `LazyPages.wait` returns -9"
     matrix.cells.append(
@@ -224,9 +224,9 @@ def test_the_lazy_daemon_is_killed(
 
 def test_the_worker_is_reaped(spawn: Spawn, images: Path) -> None:
     """The exception for a killed CRIU has the number of the signal."""
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
     opts = CriuOpts(images_directory=images, tcp_established=True)
     with pytest.raises(WorkerDiedError, match="killed by SIGKILL") as caught:
-        dump(patient.pid, opts, on_notify=at(Notify.POST_DUMP, "CRIU gets SIGKILL"))
+        dump(checked.pid, opts, on_notify=at(Notify.POST_DUMP, "CRIU gets SIGKILL"))
     assert caught.value.status == -signal.SIGKILL
-    assert patient.is_intact()
+    assert checked.is_intact()

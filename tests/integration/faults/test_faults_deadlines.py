@@ -1,7 +1,7 @@
 """Effects of a deadline, or of a cancellation, on the dumped process in each phase.
 
-The rows of a table of docs/reliability.md: how the call ends, what became of the process, and
-how long after the deadline the call came back, with the process untraced by then.
+The rows of a table of docs/reliability.md: the end of the call, the state of the process, and the
+time from the deadline to the return of the call, when the process is no longer traced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..conftest import Spawn
 from ..support.processes import eventually
 from ..support.workers import the_worker
 from . import matrix
-from .faults import Patient
+from .faults import CheckedProcess
 from .matrix import Late
 from .test_faults_random import INSTANTS, SEED
 
@@ -34,14 +34,16 @@ def _opts(directory: Path) -> CriuOpts:
     return CriuOpts(images_directory=directory, tcp_established=True, network_lock="nftables")
 
 
-def _record(when: str, error: BaseException, patient: Patient, opts: CriuOpts, late: float) -> None:
+def _record(
+    when: str, error: BaseException, checked: CheckedProcess, opts: CriuOpts, late: float
+) -> None:
     """Look at the process, and remember the row. CRIU has undone its work, and was not killed."""
     assert not any("was ended" in note for note in getattr(error, "__notes__", ()))
     if isinstance(getattr(error, "result", None), DumpResult):
-        patient.restores(opts)
+        checked.restores(opts)
         process = "saved, and restored intact"
     else:
-        assert patient.is_intact()
+        assert checked.is_intact()
         process = "runs, intact"
     gets = f"`{type(error).__name__}`" + (" with the result" if hasattr(error, "result") else "")
     matrix.lates.append(Late("dump", when, gets, process, late))
@@ -52,8 +54,8 @@ def _record(when: str, error: BaseException, patient: Patient, opts: CriuOpts, l
 def test_a_deadline_at(
     spawn: Spawn, images: Path, orphans: None, moment: Notify, stopped: bool
 ) -> None:
-    """It passes during the hook, or while CRIU is stopped after the notification."""
-    patient = Patient.start(spawn)
+    """The deadline passes during the hook, or while CRIU is stopped after the notification."""
+    checked = CheckedProcess.start(spawn)
     over = time.monotonic() + DEADLINE
 
     def hook(notification: Notification) -> None:
@@ -66,16 +68,16 @@ def test_a_deadline_at(
 
     error: DeadlineError | None = None
     try:
-        dump(patient.pid, _opts(images), on_notify=hook, deadline=DEADLINE)
+        dump(checked.pid, _opts(images), on_notify=hook, deadline=DEADLINE)
     except DeadlineError as caught:
         error = caught
     late = time.monotonic() - over - (0 if stopped else 0.05)
     if error is None:
         assert moment is Notify.POST_DUMP  # CRIU was done before anybody looked at the clock
-        patient.restores(_opts(images))
+        checked.restores(_opts(images))
         return
     how = "CRIU stopped by SIGSTOP" if stopped else "while the hook runs"
-    _record(f"`{moment}`, {how}", error, patient, _opts(images), late)
+    _record(f"`{moment}`, {how}", error, checked, _opts(images), late)
 
 
 def test_deadlines_at_random_instants(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
@@ -83,9 +85,9 @@ def test_deadlines_at_random_instants(spawn: Spawn, tmp_path: Path, orphans: Non
     a result.
     """
     chance = random.Random(SEED)
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
     started = time.monotonic()
-    dump(patient.pid, replace(_opts(tmp_path / "first"), leave_running=True))
+    dump(checked.pid, replace(_opts(tmp_path / "first"), leave_running=True))
     span = time.monotonic() - started
     for instant in range(INSTANTS):
         opts = _opts(tmp_path / str(instant))
@@ -97,18 +99,18 @@ def test_deadlines_at_random_instants(spawn: Spawn, tmp_path: Path, orphans: Non
             received.append(notification.action)
 
         try:
-            dump(patient.pid, opts, deadline=deadline, on_notify=record)
+            dump(checked.pid, opts, deadline=deadline, on_notify=record)
         except DeadlineError as error:
             when = f"after `{received[-1]}`" if received else "before the first notification"
-            _record(when, error, patient, opts, time.monotonic() - over)
+            _record(when, error, checked, opts, time.monotonic() - over)
         else:
-            patient.restores(opts)
+            checked.restores(opts)
 
 
 @pytest.mark.parametrize("moment", DUMP)
 def test_a_cancel_at(spawn: Spawn, images: Path, orphans: None, moment: Notify) -> None:
     """The task of an asyncio dump is cancelled while its hook awaits."""
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
     asked: list[float] = []
 
     async def body() -> None:
@@ -119,7 +121,7 @@ def test_a_cancel_at(spawn: Spawn, images: Path, orphans: None, moment: Notify) 
                 reached.set()
                 await asyncio.sleep(3600)
 
-        task = asyncio.create_task(aio.dump(patient.pid, _opts(images), on_notify=hook))
+        task = asyncio.create_task(aio.dump(checked.pid, _opts(images), on_notify=hook))
         coming = asyncio.create_task(reached.wait())
         await asyncio.wait({task, coming}, return_when=asyncio.FIRST_COMPLETED)
         if not reached.is_set():
@@ -132,4 +134,4 @@ def test_a_cancel_at(spawn: Spawn, images: Path, orphans: None, moment: Notify) 
     with pytest.raises(asyncio.CancelledError) as caught:
         asyncio.run(body())
     took = time.monotonic() - asked[0]
-    _record(f"`{moment}`, cancelled by asyncio", caught.value, patient, _opts(images), took)
+    _record(f"`{moment}`, cancelled by asyncio", caught.value, checked, _opts(images), took)

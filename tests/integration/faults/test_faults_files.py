@@ -1,9 +1,9 @@
 """The images directory fails during a dump: the process is unchanged.
 
-A disk that fills up, a file system that becomes read-only, a directory that is removed: CRIU
-notices most of it. A directory that somebody removes after the last file was written it does not
-notice, and would end the process, whose only images are gone; the library looks before it agrees
-(``tests/unit/test_exchange.py``).
+A disk becomes full, a file system read-only, or a directory is removed. CRIU reports most of these
+failures. If the directory is removed after the last file was written, CRIU does not detect it, and
+would end the process, whose images no longer exist; the library checks this before it accepts the
+last notification (``tests/unit/test_exchange.py``).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ..conftest import Spawn
 from ..support.mounts import make_read_only, make_writable, tmpfs
 from ..support.processes import is_alive, reap_all
 from . import matrix
-from .faults import Patient, images_are, left, raised
+from .faults import CheckedProcess, images_are, left, raised
 from .matrix import Cell
 
 Harm = Callable[[Path], None]
 
 
 def _fill(where: Path) -> None:
-    """Take all the room that is left."""
+    """Fill the file system."""
     with open(where / "ballast", "wb", buffering=0) as file:
         try:
             while True:
@@ -82,8 +82,8 @@ CELLS = [
 def test_the_place_fails(
     spawn: Spawn, tmp_path: Path, orphans: None, what: str, moment: Notify
 ) -> None:
-    """An error, and the process runs, intact; or it was too late to harm the images."""
-    patient = Patient.start(spawn)
+    """The dump fails and the process runs, intact; or the images were already complete."""
+    checked = CheckedProcess.start(spawn)
 
     def harm(notification: Notification) -> None:
         if notification.action is moment:
@@ -93,7 +93,7 @@ def test_the_place_fails(
     with tmpfs(tmp_path / "disk") as disk:
         opts = CriuOpts(images_directory=disk / "images", tcp_established=True)
         try:
-            dump(patient.pid, opts, on_notify=harm)
+            dump(checked.pid, opts, on_notify=harm)
         except CriuError as caught:
             error = caught
         saved = images_are(disk / "images")
@@ -101,10 +101,10 @@ def test_the_place_fails(
             process = "saved, and restored intact"
             if HARMS[what] is _freeze:
                 _freeze(disk, 0)
-            patient.restores(opts)
+            checked.restores(opts)
         else:
             process = "runs, intact"
-            assert patient.is_intact()
+            assert checked.is_intact()
     matrix.cells.append(
         Cell("dump", what, f"`{moment}`", raised(error), process, saved, left(error))
     )
@@ -115,15 +115,15 @@ def test_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None, there: b
     """The error reports it; the process is unchanged, and can be dumped when the file system is
     writable.
     """
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
     with tmpfs(tmp_path / "disk") as disk:
         opts = CriuOpts(images_directory=disk / "images", tcp_established=True)
         if there:
             (disk / "images").mkdir(mode=0o700)
         make_read_only(disk)
         with pytest.raises((CriuError, OSError), match=r"(?i)read-only") as caught:
-            dump(patient.pid, opts)
-        assert patient.is_intact()
+            dump(checked.pid, opts)
+        assert checked.is_intact()
         error = caught.value
         saved = images_are(disk / "images") if there else "none"
         what = "the images directory is read-only" if there else "it cannot be made: read-only"
@@ -131,24 +131,24 @@ def test_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None, there: b
             Cell("dump", what, "from the start", raised(error), "runs, intact", saved, left(error))
         )
         make_writable(disk)
-        patient.dumps_and_restores(opts)
+        checked.dumps_and_restores(opts)
 
 
 def test_a_restore_from_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
-    """It needs a work directory for its log, and changes nothing else."""
-    patient = Patient.start(spawn)
+    """A restore from a read-only directory needs a work directory for its log only."""
+    checked = CheckedProcess.start(spawn)
     with tmpfs(tmp_path / "disk") as disk:
         opts = CriuOpts(images_directory=disk / "images", tcp_established=True)
-        dump(patient.pid, opts)
-        patient.target.end()
+        dump(checked.pid, opts)
+        checked.target.end()
         reap_all()
         make_read_only(disk)
         with pytest.raises((CriuError, OSError), match=r"(?i)read-only") as caught:
             restore(opts)
-        assert not is_alive(patient.pid)
+        assert not is_alive(checked.pid)
         (tmp_path / "work").mkdir(mode=0o700)
         restore(replace(opts, work_directory=tmp_path / "work"))
-        assert patient.harm() == []
+        assert checked.losses() == []
     what, again = "the images directory is read-only", "restored with a `work_directory`"
     cell = Cell("restore", what, "from the start", raised(caught.value), "none", again)
     matrix.cells.append(cell)

@@ -1,8 +1,8 @@
 """A deadline, or Ctrl-C, at random instants of dumps of processes of several sizes.
 
-CRIU's next write fails then, wherever it is, and it undoes its work. What is promised at each
-instant: the process runs on, untraced, with all that it had and without CRIU's code; the directory
-is as it was before; the process can be dumped again.
+CRIU's next write fails then, and CRIU undoes its work. At each instant the process must continue,
+untraced, with its state and without CRIU's code; the directory must have its previous files; and
+another dump of the process must work.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def alarm() -> Iterator[None]:
 @pytest.mark.parametrize("how", ["a deadline", "Ctrl-C"])
 @pytest.mark.parametrize("name", SIZES)
 def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) -> None:
-    """It is undone at once and nothing remains, or it is complete."""
+    """An interrupted dump is undone at once and nothing remains, or it is complete."""
     chance = random.Random(f"{SEED} {name} {how}")
     subject = Subject(spawn, name)
     opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
@@ -174,7 +174,7 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) 
 
 @needs_soft_dirty
 def test_a_pre_dump(spawn: Spawn, tmp_path: Path) -> None:
-    """It is made by a child of the worker, which is stopped in the same way."""
+    """A pre-dump is made by a child of the worker, which is stopped in the same way."""
     chance = random.Random(SEED)
     subject = Subject(spawn, "256 MiB, 3 processes")
     opts = CriuOpts(images_directory=tmp_path / "images", track_mem=True)

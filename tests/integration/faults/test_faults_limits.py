@@ -1,7 +1,7 @@
 """The caller may start no more processes and threads: an error, and nothing is lost.
 
-(The limit of descriptors is in ``test_embedding.py``. RLIMIT_NPROC does not hold for root, who
-meets the same limit as that of a cgroup: EAGAIN from clone.)
+(The limit of descriptors is in ``test_embedding.py``. RLIMIT_NPROC does not apply to root;
+the limit of a cgroup does, with the same error: EAGAIN of clone(2).)
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from ..support import cgroups
 from ..support.cgroups import Make
 from ..support.processes import PATIENCE
 from . import matrix
-from .faults import Patient
+from .faults import CheckedProcess
 from .matrix import Cell
 
 PROGRAM = """
@@ -49,20 +48,14 @@ print(json.dumps(outcomes))
 """
 
 
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are removed after the test."""
-    yield from cgroups.maker()
-
-
 def test_no_more_processes(make_cgroup: Make, spawn: Spawn, images: Path) -> None:
     """At each limit the call fails with an error or succeeds; the process is unchanged."""
     cgroup = make_cgroup(cgroups.find("pids") or cgroups.required(""))
     if not (cgroup / "pids.max").exists():
         pytest.skip("no cgroup here limits the number of processes")
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(patient.pid), str(images), str(cgroup)],
+        [sys.executable, "-c", PROGRAM, str(checked.pid), str(images), str(cgroup)],
         capture_output=True,
         text=True,
         timeout=3 * PATIENCE,
@@ -72,7 +65,7 @@ def test_no_more_processes(make_cgroup: Make, spawn: Spawn, images: Path) -> Non
     assert outcomes[0] != "the result"
     assert outcomes[-1] == "the result"
     kinds = dict.fromkeys(outcome.partition(":")[0] for outcome in outcomes)
-    assert patient.is_intact()
+    assert checked.is_intact()
     gets = ", ".join(kind if " " in kind else f"`{kind}`" for kind in kinds)
     what, process = "no more processes or threads, at each limit", "runs, intact"
     matrix.cells.append(Cell("dump", what, "any time", gets, process, "complete with the result"))

@@ -1,8 +1,8 @@
 """CRIU is killed, stopped or cut off in the middle of a pre-dump: nothing is lost.
 
-A pre-dump sends no notifications, so the harm is done at random instants, as shares of CRIU's log.
-The worker has a child that does the work, and waits for it. When the worker is killed the child
-is left to finish, for its death could cost the process its life, as that of a dump's worker does.
+A pre-dump sends no notifications, so CRIU is disturbed at random instants, as shares of its log.
+The worker waits for a child, which does the work. If the worker is killed, its child is not killed:
+that could end the process, as the kill of a dump's worker can.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ..support.features import needs_soft_dirty
 from ..support.processes import PATIENCE, children_of
 from ..support.workers import workers
 from . import matrix
-from .faults import CODE, DEADLINE, Patient, code_in, left, raised, shut_down_the_socket
+from .faults import CODE, DEADLINE, CheckedProcess, code_in, left, raised, shut_down_the_socket
 from .matrix import Cell, Instant
-from .test_faults_random import INSTANTS, SEED, Striker, kill_workers, phase_of
+from .test_faults_random import INSTANTS, SEED, LogTrigger, kill_workers, phase_of
 
 pytestmark = needs_soft_dirty
 
@@ -71,12 +71,12 @@ def test_in_a_pre_dump(
     complete are refused as a parent.
     """
     chance = random.Random(SEED)
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
 
     def opts(name: object) -> CriuOpts:
         return CriuOpts(images_directory=tmp_path / str(name), log_level=4)
 
-    took = pre_dump(patient.pid, opts("complete")).duration
+    took = pre_dump(checked.pid, opts("complete")).duration
     size = (tmp_path / "complete" / "pre-dump.log").stat().st_size
     # With SIGSTOP it is the deadline that ends the call; CRIU goes on then, and finishes. (One that
     # is stopped after the deadline is killed in the end: nobody sets it going once more.)
@@ -88,29 +88,29 @@ def test_in_a_pre_dump(
         begun = time.monotonic()
         in_time: list[bool] = []
 
-        def strike(begun: float = begun, in_time: list[bool] = in_time) -> None:
+        def act(begun: float = begun, in_time: list[bool] = in_time) -> None:
             in_time.append(deadline is None or time.monotonic() < begun + deadline - DEADLINE / 2)
             if in_time[0]:
                 FAULTS[what]()
 
-        striker = Striker(log, int(size * chance.random()), strike)
+        trigger = LogTrigger(log, int(size * chance.random()), act)
         error: CriuError | None = None
         try:
-            pre_dump(patient.pid, opts(instant), deadline=deadline)
+            pre_dump(checked.pid, opts(instant), deadline=deadline)
         except CriuError as caught:
             error = caught
         finally:
-            striker.stop()
-        if striker.phase is None or in_time != [True]:
+            trigger.stop()
+        if trigger.phase is None or in_time != [True]:
             continue  # this log was a little shorter than the first one, or came late
         struck += 1
         assert not workers(), [Path(f"/proc/{pid}/stack").read_text() for pid in workers()]
         process, remains = "runs, intact", left(error)
         # What a child that was not killed has done after it, is no matter.
-        phase = phase_of(log) if what == COSTLY else striker.phase
-        if patient.survives():
-            assert patient.is_intact()
-            assert code_in(patient.pid) == (CODE in str(error and error.left_behind))
+        phase = phase_of(log) if what == COSTLY else trigger.phase
+        if checked.survives():
+            assert checked.is_intact()
+            assert code_in(checked.pid) == (CODE in str(error and error.left_behind))
         else:
             process = "DIED"
             assert what == COSTLY
@@ -126,18 +126,18 @@ def test_in_a_pre_dump(
         if what == COSTLY:
             outcome = process if remains == "nothing" else f"{process}, with {remains}"
             matrix.instants.append(Instant("pre_dump", "SIGKILL", phase, outcome))
-        if process == "DIED" or code_in(patient.pid):
-            patient.target.end()
-            patient = Patient.start(spawn)
+        if process == "DIED" or code_in(checked.pid):
+            checked.target.end()
+            checked = CheckedProcess.start(spawn)
     assert struck > min(INSTANTS, 20) // 2
     if what == COSTLY:
         matrix.notes.append(f"seed of the random instants of a pre-dump by SIGKILL: {SEED}")
     # It can be pre-dumped again, and be dumped on top of that.
-    pre_dump(patient.pid, opts("first"))
+    pre_dump(checked.pid, opts("first"))
     last = CriuOpts(
         images_directory=tmp_path / "last",
         parent_image="../first",
         track_mem=True,
         tcp_established=True,
     )
-    patient.dumps_and_restores(last)
+    checked.dumps_and_restores(last)

@@ -1,10 +1,10 @@
 """CRIU is killed at random times of a dump and of a restore.
 
-The instant is a share of CRIU's log, so that a slow machine is hit in the same places. What is
-promised is tested at each: the error, no worker, no lock, no process that stands still, images
-that restore. What CRIU cannot promise is counted: killed by SIGKILL while it has the process make
-a system call in its place, or has a thread run its code, it leaves the process with registers
-that are not its own, and the process dies of that. (SIGTERM and the like a worker does not hear.)
+The instant is a share of CRIU's log, so that it is the same on a slow machine. At each instant the
+error is tested, and that no worker, lock or stopped process remains and that the images can be
+restored. Losses that cannot be prevented are counted: if CRIU is killed by SIGKILL while the
+process makes a system call for it, or a thread runs its code, the process has wrong registers, and
+ends. (A worker blocks SIGTERM and the other signals that end services.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..support.processes import is_alive, reap_all
 from ..support.streams import locks
 from ..support.workers import workers
 from . import matrix
-from .faults import CODE, Patient, code_in
+from .faults import CODE, CheckedProcess, code_in
 from .matrix import Instant
 
 INSTANTS = int(os.environ.get("PYCRIU_NATIVE_INSTANTS", "12"))
@@ -53,18 +53,18 @@ PHASES = (
 )
 
 
-class Striker:
-    """Does harm as soon as a log has a certain length."""
+class LogTrigger:
+    """Sends a signal to CRIU as soon as a log has a certain length."""
 
-    def __init__(self, log: Path, size: int, strike: Callable[[], object]) -> None:
-        self._log, self._size, self._do = log, size, strike
+    def __init__(self, log: Path, size: int, act: Callable[[], object]) -> None:
+        self._log, self._size, self._do = log, size, act
         self.phase: str | None = None
         """What CRIU was doing when the harm was done; None: it was not."""
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._strike)
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _strike(self) -> None:
+    def _run(self) -> None:
         while not self._over.is_set():
             if self._log.exists() and self._log.stat().st_size >= self._size:
                 self._do()
@@ -93,16 +93,16 @@ def phase_of(log: Path) -> str:
     return "before the tree is stopped"
 
 
-def _another(patient: Patient, spawn: Spawn) -> Patient:
-    patient.target.end()
-    return Patient.start(spawn)
+def _another(checked: CheckedProcess, spawn: Spawn) -> CheckedProcess:
+    checked.target.end()
+    return CheckedProcess.start(spawn)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Signals) -> None:
     """An error or a result, and a process that runs, intact, or a share that CRIU loses."""
     chance = random.Random(SEED)
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
 
     def opts(name: str) -> CriuOpts:
         return CriuOpts(
@@ -113,71 +113,71 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Sign
             log_level=4,
         )
 
-    dump(patient.pid, opts("complete"))
+    dump(checked.pid, opts("complete"))
     size = (tmp_path / "complete" / "dump.log").stat().st_size
     with_code = False
     for instant in range(INSTANTS):
         log = tmp_path / str(instant) / "dump.log"
-        striker = Striker(log, int(size * chance.random()), partial(kill_workers, number))
+        trigger = LogTrigger(log, int(size * chance.random()), partial(kill_workers, number))
         error: WorkerDiedError | None = None
         try:
-            dump(patient.pid, opts(str(instant)))
+            dump(checked.pid, opts(str(instant)))
         except WorkerDiedError as caught:
             error = caught
         finally:
-            striker.stop()
+            trigger.stop()
         assert not workers()
         assert not locks(OURS)[0]
         assert error is None or error.status == -number == -signal.SIGKILL
         outcome = "done" if error is None else "runs, intact"
-        if error is None or patient.survives():
-            assert patient.harm() == []
-            assert code_in(patient.pid) == (CODE in str(error and error.left_behind))
-            if code_in(patient.pid):
+        if error is None or checked.survives():
+            assert checked.losses() == []
+            assert code_in(checked.pid) == (CODE in str(error and error.left_behind))
+            if code_in(checked.pid):
                 outcome = "runs, intact, with CRIU's code in its memory"
                 if not with_code:
                     with_code = True
-                    patient.dumps_and_restores(replace(opts("again"), leave_running=None))
-                    assert code_in(patient.pid)
-                patient = _another(patient, spawn)
+                    checked.dumps_and_restores(replace(opts("again"), leave_running=None))
+                    assert code_in(checked.pid)
+                checked = _another(checked, spawn)
         else:
             outcome = "DIED"
             assert phase_of(log) != "before the tree is stopped"
-            patient = _another(patient, spawn)
+            checked = _another(checked, spawn)
         matrix.instants.append(Instant("dump", number.name, phase_of(log), outcome))
     matrix.notes.append(f"seed of the random instants of a dump by {number.name}: {SEED}")
-    patient.dumps_and_restores(CriuOpts(images_directory=tmp_path / "last", tcp_established=True))
+    checked.dumps_and_restores(CriuOpts(images_directory=tmp_path / "last", tcp_established=True))
 
 
 def test_a_restore(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
     """Killed at any instant of a restore: nothing is left, and the same images restore."""
     chance = random.Random(SEED)
-    patient = Patient.start(spawn)
+    checked = CheckedProcess.start(spawn)
     opts = CriuOpts(images_directory=tmp_path / "images", tcp_established=True, log_level=4)
-    dump(patient.pid, opts)
-    patient.target.reap()
+    dump(checked.pid, opts)
+    checked.target.reap()
     log = tmp_path / "images" / "restore.log"
     restore(opts)
     size = log.stat().st_size
     for _ in range(INSTANTS):
-        dump(patient.pid, opts)
-        patient.target.end()
+        dump(checked.pid, opts)
+        checked.target.end()
         reap_all()
         log.unlink(missing_ok=True)
-        strike = partial(kill_workers, signal.SIGKILL)
-        striker = Striker(log, int(size * chance.random()), strike)
+        act = partial(kill_workers, signal.SIGKILL)
+        trigger = LogTrigger(log, int(size * chance.random()), act)
         outcome = "done"
         try:
             restore(opts)
         except WorkerDiedError:
             outcome = "none; restorable"
-            assert not is_alive(patient.pid)
+            assert not is_alive(checked.pid)
             reap_all()
         finally:
-            striker.stop()
+            trigger.stop()
         assert not workers()
         if outcome != "done":
             restore(opts)
-        assert patient.harm() == []
+        assert checked.losses() == []
         matrix.instants.append(Instant("restore", "SIGKILL", "any", outcome))
     matrix.notes.append(f"seed of the random instants of a restore by SIGKILL: {SEED}")

@@ -17,7 +17,7 @@ from pycriu_native import guest
 
 
 def answer(question: str, *arguments: Any) -> Any:
-    """What one question is answered with."""
+    """The response to one request."""
     if question == "identity":
         return {
             "arguments": sys.argv[1:],
@@ -62,7 +62,7 @@ def answer(question: str, *arguments: Any) -> Any:
 
 
 def main() -> None:
-    """Park, then answer until the input ends."""
+    """Wait for a snapshot, then answer until the input ends."""
     import ssl
 
     ssl.RAND_bytes(1)

@@ -28,7 +28,7 @@ class Redis:
         return [self._answers.readline().decode().strip() for _ in lines]
 
     def digest(self) -> str:
-        """Of all data."""
+        """The digest of all data."""
         return self.ask("DEBUG DIGEST")[0]
 
     def fill(self) -> None:

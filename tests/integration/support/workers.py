@@ -1,9 +1,13 @@
-"""Finds the CRIU workers of this process, so that a test can kill or stop them."""
+"""CRIU workers: those of calls, which a test can kill or stop, and those that a test starts."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
+import subprocess
 from pathlib import Path
+
+from pycriu_native._transport.program import find_program
 
 from .processes import children
 
@@ -24,3 +28,17 @@ def the_worker() -> int:
     """The only worker."""
     [worker] = workers()
     return worker
+
+
+def start_worker(stdout: int | None = None) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """A worker of the test, and the socket to send it requests."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [find_program(), "swrk", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.DEVNULL,
+        )
+    return ours, process

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from pycriu_native._integrity.statistics import _DUMP, SERVICE_MAGIC, STATS_MAGIC
+from pycriu_native._integrity.statistics import DUMP_FIELDS, SERVICE_MAGIC, STATS_MAGIC
 
-NUMBERS = {name: number for number, name in _DUMP.items()}
+NUMBERS = {name: number for number, name in enumerate(DUMP_FIELDS.split(), 1)}
 
 
 def write_dump_statistics(directory: Path, **fields: int) -> None:

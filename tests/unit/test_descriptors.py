@@ -1,0 +1,24 @@
+"""Copies of another process's descriptors, which it closes and replaces meanwhile."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pycriu_native._system import descriptors
+
+
+def test_closed_and_replaced_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only descriptors that are still of the kind are copied, and no copy remains open."""
+    with socket.socket(socket.AF_UNIX) as ours, open(tmp_path / "file", "wb") as file:
+        closed = os.dup(ours.fileno())
+        os.close(closed)
+        outdated = [(number, "socket:[1]") for number in (file.fileno(), closed, ours.fileno())]
+        monkeypatch.setattr(descriptors, "links_of", lambda pid: iter(outdated))
+        before = set(os.listdir("/proc/self/fd"))
+        inodes = [os.fstat(fd).st_ino for fd in descriptors.descriptors_of(os.getpid(), "socket:")]
+        assert inodes == [os.fstat(ours.fileno()).st_ino]
+        assert set(os.listdir("/proc/self/fd")) == before
