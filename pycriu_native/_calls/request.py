@@ -65,9 +65,14 @@ class Request:
 
         Other pids do not refer to processes of this namespace.
         """
+        return "" if self.pid_namespace else images
+
+    @property
+    def pid_namespace(self) -> str:
+        """The pid namespace of restored processes, as its link in /proc; empty: the caller's."""
         given = [cast(InheritFd, each).fd for each in self.opts.inherit_fds or ()]
-        other = any(link_of("self", descriptor_number(fd)).startswith("pid:[") for fd in given)
-        return "" if other else images
+        links = [link_of("self", descriptor_number(fd)) for fd in given]
+        return next((link for link in links if link.startswith("pid:[")), "")
 
     @property
     def spawn_options(self) -> SpawnOptions:
