@@ -42,8 +42,8 @@ class Request:
     start_time: int | None = None
     """Start of the process ``pid`` when the call began, in clock ticks since boot; None: there was
     no such process, or it is the caller itself."""
-    include_caller: bool = False
-    """Dump a tree although the caller is in it."""
+    include_caller: bool | None = None
+    """Dump a tree although the caller is in it; None: that is not an argument of the call."""
     reap_timeout: float = REAP_TIMEOUT
     """Seconds that a dump waits for parents to reap the processes that were dumped."""
     rollback: Rollback | None = None

@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
+from .._calls.requirements import caller_inside
 from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
 from .._system.capabilities import is_root_of_host
+from .._system.process_tree import is_above
 from .._system.processor import cpu_flags
 from .._transport.base import Via
 from .._transport.worker import Worker
+from ..enums import Verb
 from ..errors import CriuError, ImagesError, Problem
 from ..options.criu_opts import CriuOpts
 from . import host_check
@@ -102,7 +105,8 @@ class Snapshot(Closing):
         Args:
             program: a command, which is started, and saved in its call of
                 :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
-                saved in its next such call; or a running process, by its pid or ``Popen``.
+                saved in its next such call; or a running process, by its pid or ``Popen``. The
+                caller must not be in its tree.
             directory: a new or empty directory. It is removed after a failure.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
@@ -457,7 +461,12 @@ def _take_problems(
                 yield Problem(name, value, "accepted with a command only")
 
 
-def _process_problems(program: object, without_guest: bool) -> Iterator[Problem]:
+def _process_problems(
+    program: int | subprocess.Popen[Any], without_guest: bool
+) -> Iterator[Problem]:
+    pid = program if isinstance(program, int) else program.pid
+    if is_above(pid, os.getpid()) and (why := caller_inside(pid, Verb.DUMP, None)):
+        yield Problem("program", pid, why)
     if isinstance(program, Process):
         yield from copy_problems(program, without_guest)
     elif not without_guest:
