@@ -132,8 +132,16 @@ def check(
         if rule:
             result.append(Problem(name, value, rule))
     if keys[1] is not None and keys[1] == keys[2] and given[2] not in (None, subprocess.STDOUT):
-        rule = "standard output and error were one pipe when the program was saved; give stdout"
+        rule = "standard output and error were one stream when the program was saved; give stdout"
         result.append(Problem("stderr", given[2], rule))
+    for index in (1, 2):
+        one = given[0] == given[index] != subprocess.PIPE and given[0] is not None
+        if keys[0] is not None and keys[0] == keys[index] and not one:
+            rule = (
+                f"standard input and {NAMES[index]} were one stream when the program was saved: "
+                "the same descriptor is accepted for both"
+            )
+            result.append(Problem(NAMES[index], given[index], rule))
     return result
 
 
