@@ -14,6 +14,7 @@ from pathlib import Path
 from .._support import sockets, unpatched
 from .._support.closing import Closing
 from .._support.unpatched import close
+from .._system.descriptors import above_stdio
 from .._system.process import children_of
 from .._system.process_snapshot import link
 from .._transport.spawn import spawn
@@ -50,7 +51,7 @@ class Namespaces(Closing):
         self._control, theirs = sockets.pair()
         self._pidfd = -1
         self._is_ready = False
-        caller = os.pidfd_open(os.getpid())
+        caller = above_stdio(os.pidfd_open(os.getpid()))
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         words = [str(PROGRAM), str(caller), *(["--network"] if network else [])]
         words += [] if hostname is None else ["--hostname", hostname]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT
+from subprocess import DEVNULL, PIPE, STDOUT, run
 from typing import Any
 
 import pytest
@@ -105,3 +106,70 @@ def test_streams_that_are_one(parrot: Snapshot, tmp_path: Path) -> None:
                 ours.shutdown(socket.SHUT_WR)
                 process.wait(PATIENCE)
                 assert ours.recv(100) == b"text"
+
+
+LINKS = """
+import json, os, sys
+from pycriu_native import guest
+guest.wait()
+links = [os.readlink(f"/proc/self/fd/{number}") for number in range(3)]
+with open(sys.argv[1] + ".partial", "w") as file:
+    json.dump(links, file)
+os.rename(sys.argv[1] + ".partial", sys.argv[1])
+"""
+
+CLOSING = """
+import json, os, sys
+from subprocess import PIPE, DEVNULL
+from pycriu_native.snapshots import Snapshot
+directory, result, *closed = sys.argv[1:]
+own = [os.readlink(f"/proc/self/fd/{number}") for number in range(3)]
+for number in map(int, closed):
+    os.close(number)
+seen = []
+def wait_for(process):
+    process.wait()
+    with open(result + ".copy") as file:
+        seen.append(json.load(file))
+    os.unlink(result + ".copy")
+with Snapshot(directory) as snapshot:
+    for share in (False, None, None):
+        wait_for(snapshot.start([result + ".copy"], share_memory=share))
+    with snapshot.zygote() as zygote:
+        wait_for(zygote.start([result + ".copy"]))
+    process = snapshot.start([result + ".copy"], stdin=PIPE, stdout=PIPE)
+    ours = (process.stdin, process.stdout)
+    pipes = [os.readlink(f"/proc/self/fd/{each.fileno()}") for each in ours]
+    wait_for(process)
+with Snapshot.take([sys.executable, "-c", sys.stdin_program], directory + ".again") as snapshot:
+    wait_for(snapshot.start([result + ".copy"]))
+with open(result, "w") as file:
+    json.dump([own, seen, pipes], file)
+"""
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_a_caller_with_closed_streams(tmp_path: Path, closed: tuple[int, ...]) -> None:
+    """A copy gets /dev/null in place of a standard descriptor that the caller has closed, and no
+    file of the library.
+    """
+    program = CLOSING.replace("sys.stdin_program", repr(LINKS))
+    directory = tmp_path / "snapshot"
+    Snapshot.take([sys.executable, "-c", LINKS], directory, env=ENVIRONMENT).close()
+    result = tmp_path / "result"
+    command = [sys.executable, "-c", program, str(directory), str(result), *map(str, closed)]
+    reader, writer = os.pipe()
+    try:
+        with open(tmp_path / "errors", "wb") as errors:
+            streams: dict[str, Any] = {"stdin": reader, "stdout": writer, "stderr": errors}
+            run(command, env=ENVIRONMENT, timeout=PATIENCE, **streams)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert result.exists(), (tmp_path / "errors").read_text()
+    own, seen, pipes = json.loads(result.read_text())
+    expected = [os.devnull if number in closed else own[number] for number in range(3)]
+    *without, with_pipes, again = seen
+    assert without == [expected] * 4
+    assert again == expected
+    assert with_pipes == [*pipes, expected[2]]
