@@ -115,10 +115,14 @@ class Namespaces(Closing):
         """Wait until the init process ends. False when the descriptor ``cancelled`` is readable.
 
         The init process closes its socket when it ends. Its pidfd becomes readable later, when all
-        other processes are reaped.
+        other processes are reaped. ``cancelled`` is readable before this object is closed, which
+        can be before a thread calls this.
         """
+        control = self._control.fileno()
+        if control < 0:
+            return False
         poll = unpatched.poll()
-        poll.register(self._control, select.POLLIN)
+        poll.register(control, select.POLLIN)
         poll.register(cancelled, select.POLLIN)
         return cancelled not in {fd for fd, _ in poll.poll()}
 

@@ -324,6 +324,13 @@ class Process(subprocess.Popen[AnyStr]):
             warnings.warn(f"copy {self.pid} is still running", ResourceWarning, source=self)
 
 
+def end(process: Process[Any]) -> None:
+    """Kill a copy whose start was cancelled, reap it, and close its streams."""
+    process.kill()
+    with contextlib.suppress(subprocess.SubprocessError):
+        process.communicate()
+
+
 _unowned: list[Child] = []
 """Copies whose :class:`Process` was deleted, and copies whose namespaces have not ended yet."""
 

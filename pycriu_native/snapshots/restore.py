@@ -29,6 +29,7 @@ from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
 from .timings import Stopwatch
+from .uninterrupted import uninterrupted
 from .work_directories import WorkDirectories
 
 PID_NAMESPACE = "pycriu-native-pid"
@@ -99,12 +100,15 @@ def start_copy(
                 inode = os.fstat(guest_fd).st_ino
                 socket_of_copy = GuestSocket(ours, inode=inode, number=record.guest_fd)
         child = restore_root(record, streams.child, guest_fd, where, watch)
-        kept.callback(child.close, wait=True)
         if guest_fd is not None:
             # Not before: CRIU resumes one thread after the other, and a process that ends or
             # executes a program in between makes the restore fail (finalize_restore_detach in
             # criu/cr-restore.c). The main thread waits for this line.
-            send_line(ours, given.line(number), given.descriptors)
+            try:
+                send_line(ours, given.line(number), given.descriptors)
+            except BaseException:
+                child.close(wait=True)  # before its socket: it would print that it has to end
+                raise
         kept.pop_all()
     return Process(
         given.command(record),
@@ -127,7 +131,23 @@ def restore_root(
     where: RestoreRequest,
     watch: Stopwatch,
 ) -> Child:
-    """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``."""
+    """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``.
+
+    If the caller is interrupted, they are killed.
+    """
+    return uninterrupted(
+        lambda: _restored(record, streams, guest_fd, where, watch),
+        lambda child: child.close(wait=True),
+    )
+
+
+def _restored(
+    record: Record,
+    streams: Sequence[int],
+    guest_fd: int | None,
+    where: RestoreRequest,
+    watch: Stopwatch,
+) -> Child:
     with ExitStack() as kept, ExitStack() as passed:
         inherited: dict[str, int] = {}
         if record.guest_key is not None and guest_fd is not None:

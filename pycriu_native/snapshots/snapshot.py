@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import shutil
@@ -36,7 +37,7 @@ from .copy_request import CopyRequest, environment_problems
 from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
-from .process import Process, reap_unowned
+from .process import Process, end, reap_unowned
 from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, reached_by_worker, start_copy
@@ -45,6 +46,7 @@ from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
 from .timings import Stopwatch
+from .uninterrupted import uninterrupted
 from .work_directories import WorkDirectories
 from .zygote import Zygote, zygote_problems
 
@@ -223,8 +225,6 @@ class Snapshot(Closing):
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
-        watch = Stopwatch()
-        reap_unowned()
         given = CopyRequest(
             args=args,
             streams=(stdin, stdout, stderr),
@@ -234,16 +234,42 @@ class Snapshot(Closing):
             cwd=cwd,
             pass_fds=tuple(pass_fds),
         )
-        place = Place(hostname=hostname, network=network, cgroup=cgroup)
-        chosen = via or Worker()
+        start = functools.partial(
+            self._start,
+            given,
+            Place(hostname=hostname, network=network, cgroup=cgroup),
+            Stopwatch(),
+            check=check,
+            share_memory=share_memory,
+            savable=savable,
+            opts=opts,
+            via=via or Worker(),
+            deadline=deadline,
+        )
+        return uninterrupted(start, end)
+
+    def _start(
+        self,
+        given: CopyRequest,
+        place: Place,
+        watch: Stopwatch,
+        *,
+        check: bool,
+        share_memory: bool | None,
+        savable: bool,
+        opts: CriuOpts | None,
+        via: Via,
+        deadline: float | None,
+    ) -> Process[Any]:
+        reap_unowned()
         wrong = [*given.problems(self.record), *place.problems()]
-        wrong += self._sharing.problems(share_memory, chosen)
+        wrong += self._sharing.problems(share_memory, via)
         if savable and self.record.guest_key is None:
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
-        until = self._check(wrong, chosen, check, opts, deadline, "start")
+        until = self._check(wrong, via, check, opts, deadline, "start")
         watch.ends("check")
         with _in_use(self.directory):
-            workers = self._sharing.chosen(share_memory, chosen, until)
+            workers = self._sharing.chosen(share_memory, via, until)
             reason = workers.unshared_reason
             images = self.directory if reason else self.directory / SHARED
             watch.ends("memory")
