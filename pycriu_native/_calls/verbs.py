@@ -224,8 +224,9 @@ def restore(
     """Restore the processes of a dump: they continue, with the same pids.
 
     The restored processes belong to the system's reaper, not to the caller. Raises
-    ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``, and what
-    any verb raises. Needs CRIU 3.17.
+    ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``,
+    ``ResumedError`` if it failed after the processes had been resumed, and what any verb raises.
+    Needs CRIU 3.17.
 
     ``files="rollback"`` puts the files back that a dump with this argument has saved, before
     CRIU starts; if the restore fails, the changes are undone. ``ImagesError`` if one cannot be put
