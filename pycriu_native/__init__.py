@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     from .errors import ProgramNotFoundError as ProgramNotFoundError
     from .errors import ProtocolError as ProtocolError
     from .errors import RestoreClaimedError as RestoreClaimedError
+    from .errors import ResumedError as ResumedError
     from .errors import UnsupportedError as UnsupportedError
     from .errors import WorkerDiedError as WorkerDiedError
     from .findings import Finding as Finding
@@ -169,7 +170,7 @@ _NAMES = {
         "CriuError DeadlineError ImagesError MigrationError MigrationInDoubtError "
         "NoSuchProcessError OptionError PeerLostError PermissionDeniedError PidInUseError "
         "Problem ProcessMismatchError ProgramError ProgramNotFoundError ProtocolError "
-        "RestoreClaimedError UnsupportedError WorkerDiedError"
+        "RestoreClaimedError ResumedError UnsupportedError WorkerDiedError"
     ),
     "findings": "Finding Severity",
     "migration.migrate": "MigrationMode MigrationResult migrate_in migrate_out",

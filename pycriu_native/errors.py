@@ -29,6 +29,7 @@ __all__ = [
     "ProgramNotFoundError",
     "ProtocolError",
     "RestoreClaimedError",
+    "ResumedError",
     "UnsupportedError",
     "WorkerDiedError",
 ]
@@ -190,6 +191,19 @@ class RestoreClaimedError(CriuError, FileExistsError):
     """Another run of the same :class:`~pycriu_native.RestoreJob` has restored the images, or may
     have. Nothing was restored.
     """
+
+
+class ResumedError(CriuError):
+    """A restore failed after CRIU had resumed the processes, so that they ran, if only briefly.
+
+    CRIU resumes one thread after the other. A process that ends, or executes another program,
+    before CRIU has resumed all of its threads makes the restore fail, and CRIU kills the processes
+    that remain. What they did before has happened; a second restore does it again.
+    """
+
+    status: int | None = None
+    """The exit status of the root process of :func:`pycriu_native.restore_child`, ``pid``, which is
+    reaped; negative for a signal (SIGKILL can be CRIU's); None if it is not known."""
 
 
 class WorkerDiedError(CriuError, ConnectionError):

@@ -119,9 +119,9 @@ class RestoreJob:
     It restores once. If the worker of a job is lost, an engine runs the job again, perhaps after
     the restore: two hosts would run the same process, on the same files. Each run therefore first
     creates a claim file in the images directory, ``pycriu-native.restore-TOKEN``, with the host and
-    pid of the run. A restore that fails removes it; after any other end it remains, and later runs
-    of the job raise ``RestoreClaimedError``. Another job has another token, and can restore the
-    same images.
+    pid of the run. A restore that fails removes it; after any other end, and if the processes have
+    run (``ResumedError``), it remains, and later runs of the job raise ``RestoreClaimedError``.
+    Another job has another token, and can restore the same images.
     """
 
     opts: CriuOpts

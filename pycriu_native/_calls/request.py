@@ -42,8 +42,8 @@ class Request:
     start_time: int | None = None
     """Start of the process ``pid`` when the call began, in clock ticks since boot; None: there was
     no such process, or it is the caller itself."""
-    include_caller: bool = False
-    """Dump a tree although the caller is in it."""
+    include_caller: bool | None = None
+    """Dump a tree although the caller is in it; None: that is not an argument of the call."""
     reap_timeout: float = REAP_TIMEOUT
     """Seconds that a dump waits for parents to reap the processes that were dumped."""
     rollback: Rollback | None = None
@@ -65,9 +65,14 @@ class Request:
 
         Other pids do not refer to processes of this namespace.
         """
+        return "" if self.pid_namespace else images
+
+    @property
+    def pid_namespace(self) -> str:
+        """The pid namespace of restored processes, as its link in /proc; empty: the caller's."""
         given = [cast(InheritFd, each).fd for each in self.opts.inherit_fds or ()]
-        other = any(link_of("self", descriptor_number(fd)).startswith("pid:[") for fd in given)
-        return "" if other else images
+        links = [link_of("self", descriptor_number(fd)) for fd in given]
+        return next((link for link in links if link.startswith("pid:[")), "")
 
     @property
     def spawn_options(self) -> SpawnOptions:

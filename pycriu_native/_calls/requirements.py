@@ -163,8 +163,11 @@ def caller_frozen(opts: CriuOpts) -> str | None:
     )
 
 
-def caller_inside(pid: int, verb: Verb, include_caller: bool) -> str | None:
-    """Why a tree that contains the caller cannot be dumped, and the cure; None: it can be."""
+def caller_inside(pid: int, verb: Verb, include_caller: bool | None) -> str | None:
+    """Why a tree that contains the caller cannot be dumped, and the cure; None: it can be.
+
+    ``include_caller`` None: that is not an argument of the call.
+    """
     us = f"the caller, pid {os.getpid()}, is in this tree"
     if pid == 1:
         return (
@@ -175,10 +178,8 @@ def caller_inside(pid: int, verb: Verb, include_caller: bool) -> str | None:
         return f"{us}, and cannot be pre-dumped: call from a process outside of the tree"
     if include_caller:
         return None
-    return (
-        f"{us}, and would be dumped and killed with it: call from a process outside of the tree, "
-        "or set include_caller=True"
-    )
+    why = f"{us}, and would be dumped and killed with it: call from a process outside of the tree"
+    return why if include_caller is None else f"{why}, or set include_caller=True"
 
 
 def by_trust(request: Request) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ from .._system.process_tree import wait_until_gone, wait_until_stopped
 from .._system.regular_file import LogMark, check_writable
 from .._wire.messages import Handle
 from ..enums import Verb
-from ..errors import CriuError, DeadlineError, ImagesError
+from ..errors import CriuError, DeadlineError, ImagesError, ResumedError
 from .prepare import Directories, fill
 from .request import Outcome, Request, log_name
 from .safeguards import Safeguards
@@ -141,9 +141,13 @@ class Run:
                 free = self._wait_until_gone(outcome.tree)
                 return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
             killed, errors = lost is not None, list[Exception]()
+            ended: dict[int, int] = {}
             with _collected(errors):
-                self._end_processes(outcome, killed=killed)
+                ended = self._end_processes(outcome, killed=killed)
             failure = completion.failure_of(request, outcome, mark, exchange, lost)
+            if isinstance(failure, ResumedError) and outcome.tree:
+                failure.pid = outcome.tree[0]
+                failure.status = ended.get(failure.pid)
             with _collected(errors):
                 safeguards.failed(failure, killed=killed)
             for error in errors:
@@ -225,8 +229,11 @@ class Run:
 
     # ---- after ----
 
-    def _end_processes(self, outcome: Outcome, *, killed: bool) -> None:
-        """End and reap the processes of a failed call, so that their pids are free again."""
+    def _end_processes(self, outcome: Outcome, *, killed: bool) -> dict[int, int]:
+        """End and reap the processes of a failed call, so that their pids are free again.
+
+        Returns the exit status of each child of the caller, by its pid.
+        """
         from .completion import end_processes, half_restored, reap_made
 
         is_restore = self._request.verb is Verb.RESTORE
@@ -235,17 +242,20 @@ class Run:
                 images = self._request.with_pids_here(outcome.images)
                 outcome.tree.extend(half_restored(images, self._since))
             end_processes(outcome.tree, UNTIL_DEAD, kill=killed)
+        ended: dict[int, int] = {}
         if outcome.connection.pid:
-            reap_made(
+            ended = reap_made(
                 outcome.images if is_restore else "",
                 outcome.connection.pid,
                 outcome.connection.program,
                 self._since,
                 UNTIL_DEAD,
                 kill=killed,
+                namespace=self._request.pid_namespace if is_restore else "",
             )
         if is_restore:
             wait_until_gone(outcome.tree, UNTIL_DEAD)
+        return ended
 
     def _wait_until_gone(self, tree: list[int]) -> bool:
         """Whether the dumped processes have left their pids. No signal interrupts this thread."""

@@ -82,9 +82,9 @@ def dump(
 
     ``pid=None`` is a self-dump: the calling process saves itself. The call then returns in the
     restored copy, with ``restored=True``, and with ``leave_running`` also in the original, with
-    ``restored=False``. Any other tree that contains the caller, such as that of its parent, is
-    refused with ``OptionError`` unless ``include_caller`` is set: the caller is then dumped, and
-    ends, with the rest.
+    ``restored=False``. Any other target whose tree contains the caller, such as its parent or its
+    own pid as a number, is refused with ``OptionError`` unless ``include_caller`` is set: the
+    caller is then dumped, and ends, with the rest.
 
     A pid can be reused by another process; a :class:`~pycriu_native.Pidfd` or a
     :class:`~pycriu_native.ProcessIdentity` identifies one. The process of the pid is compared with
@@ -122,17 +122,17 @@ def dump_request(
     on_notify: Hook | None,
     deadline: float | None,
     *,
-    include_caller: bool = False,
+    include_caller: bool | None = None,
     files: Files = None,
     reap_timeout: float = REAP_TIMEOUT,
 ) -> Request:
-    """The checked request of :func:`dump`."""
+    """The checked request of :func:`dump`; ``include_caller`` None: not an argument of the call."""
     check_types(opts, via, "dump", on_notify=on_notify)
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
     pid, start = (None, None) if target is None else located(target, str(verb))
     if verb is Verb.PRE_DUMP:
         opts = for_pre_dump(opts)
-    elif pid == os.getpid() and (include_caller or isinstance(target, int)):
+    elif include_caller and pid == os.getpid():
         pid = start = None
     return _checked(
         verb,
@@ -224,8 +224,9 @@ def restore(
     """Restore the processes of a dump: they continue, with the same pids.
 
     The restored processes belong to the system's reaper, not to the caller. Raises
-    ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``, and what
-    any verb raises. Needs CRIU 3.17.
+    ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``,
+    ``ResumedError`` if it failed after the processes had been resumed, and what any verb raises.
+    Needs CRIU 3.17.
 
     ``files="rollback"`` puts the files back that a dump with this argument has saved, before
     CRIU starts; if the restore fails, the changes are undone. ``ImagesError`` if one cannot be put
@@ -390,7 +391,7 @@ def _checked(
     *,
     sibling: bool = False,
     start: int | None = None,
-    include_caller: bool = False,
+    include_caller: bool | None = None,
     files: Files = None,
     reap_timeout: float = REAP_TIMEOUT,
 ) -> Request:

@@ -18,7 +18,14 @@ from .._support.unpatched import closing
 from .._system.descriptors import where
 from .._system.process_identity import ProcessIdentity
 from .._system.regular_file import create_regular, read_regular
-from ..errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError
+from ..errors import (
+    CriuError,
+    ImagesError,
+    OptionError,
+    Problem,
+    RestoreClaimedError,
+    ResumedError,
+)
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
 from .dump_marker import CLAIM
@@ -44,7 +51,8 @@ def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if not hasattr(error, "result"):  # else the processes were restored, and run
+            # With a result the processes run, and after a ResumedError they have run.
+            if not (hasattr(error, "result") or isinstance(error, ResumedError)):
                 os.unlink(name, dir_fd=at)
             raise
 

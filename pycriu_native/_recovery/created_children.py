@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from .._support.lazy import signal
 from .._support.unpatched import closing, readable
@@ -26,27 +26,45 @@ COMM_LENGTH = 15
 
 
 def reap_made(
-    images: str, worker: int, program: str, since: float, seconds: float, *, kill: bool
-) -> None:
+    images: str,
+    worker: int,
+    program: str,
+    since: float,
+    seconds: float,
+    *,
+    kill: bool,
+    namespace: str = "",
+) -> dict[int, int]:
     """Reap the children of the caller that a failed call made, waiting ``seconds`` for their end.
+
+    Returns the exit status of each that has ended, by its pid; negative for a signal.
 
     ``kill`` sends SIGKILL first, since CRIU was killed before it could. ``worker`` is the pid that
     CRIU had, ``since`` the beginning of the call in seconds of CLOCK_BOOTTIME; ``images`` is empty
-    for a call that restores nothing. Other children of the caller are not touched.
+    for a call that restores nothing. ``namespace``: the pid namespace of the processes, whose pids
+    other namespaces have too; empty: that of the caller. Other children of the caller are not
+    touched.
     """
     expected = {pid: _name_in(f"{images}/core-{pid}.img") for pid in pids_in(images)}
     program = os.path.basename(program)[:COMM_LENGTH]
     until = time.monotonic() + seconds
-    tried: set[int] = set()
+    tried: dict[int, int | None] = {}
     # The children of a process that ends become those of a subreaper.
-    while made := [pid for pid in _made(expected, worker, program, since) if pid not in tried]:
+    while made := tuple(_made(expected, worker, program, since, namespace, tried)):
         for pid in made:
-            _reap(pid, until, kill=kill)
-            tried.add(pid)
+            tried[pid] = _reap(pid, until, kill=kill)
+    return {pid: status for pid, status in tried.items() if status is not None}
 
 
-def _made(expected: Mapping[int, str], worker: int, program: str, since: float) -> Iterator[int]:
-    """Children younger than the call that are CRIU's or that CRIU was restoring.
+def _made(
+    expected: Mapping[int, str],
+    worker: int,
+    program: str,
+    since: float,
+    namespace: str,
+    tried: Container[int],
+) -> Iterator[int]:
+    """Other children younger than the call that are CRIU's or that CRIU was restoring.
 
     CRIU's children begin in the process group that the worker leads. Those that have left it have
     a pid of the images, in their own pid namespace, and the name of CRIU or of the dumped process.
@@ -54,12 +72,25 @@ def _made(expected: Mapping[int, str], worker: int, program: str, since: float) 
     first = int(since * os.sysconf("SC_CLK_TCK"))
     for pid in children_of(os.getpid()):
         stat = stat_of(pid)
-        if pid == worker or stat is None or stat.parent != os.getpid() or stat.start < first:
+        if (
+            pid == worker
+            or pid in tried
+            or stat is None
+            or stat.parent != os.getpid()
+            or stat.start < first
+        ):
             continue
         number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
         known = number in expected and stat.name in (program, expected[number])
+        known = known and (not namespace or _pid_namespace(pid) == namespace)
         if known or stat.group == worker:
             yield pid
+
+
+def _pid_namespace(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
 
 
 def _name_in(core: str) -> str:
@@ -73,15 +104,19 @@ def _name_in(core: str) -> str:
     return ""
 
 
-def _reap(pid: int, until: float, *, kill: bool) -> None:
+def _reap(pid: int, until: float, *, kill: bool) -> int | None:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
-        return  # reaped meanwhile, for example by the caller's handler of SIGCHLD
+        return None  # reaped meanwhile, for example by the caller's handler of SIGCHLD
     with closing(pidfd):
         if kill:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         readable(pidfd, seconds=until - time.monotonic())
         with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            if ended is not None:
+                exited = ended.si_code == os.CLD_EXITED
+                return ended.si_status if exited else -ended.si_status
+    return None

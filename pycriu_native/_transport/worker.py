@@ -122,14 +122,15 @@ class Worker:
         return start_worker(program, self.env, self._input(), keep, spawn_options)
 
     def _input(self) -> int:
-        fd = 0 if self.stdin is None else descriptor_number(self.stdin)
-        try:
+        if self.stdin is not None:
+            fd = descriptor_number(self.stdin)
             os.fstat(fd)
+            return fd
+        try:
+            # After the caller has closed it, a file of this library, which is not inheritable.
+            return 0 if os.get_inheritable(0) else -1
         except OSError:
-            if self.stdin is not None:
-                raise
             return -1
-        return fd
 
 
 def worker_of(via: object) -> Worker | None:

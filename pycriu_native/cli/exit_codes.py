@@ -34,7 +34,11 @@ class Exit(IntEnum):
     LOST = 9, "CRIU or the peer ended before its response"
     DEADLINE = 10, "the deadline passed, and CRIU undid its work"
     NO = 11, "the command worked; the result of its check is negative"
-    IN_DOUBT = 12, "a migration with an unknown outcome; the message says how to resolve it"
+    IN_DOUBT = (
+        12,
+        "a migration with an unknown outcome, or a failed restore whose processes ran; the message "
+        "says how to resolve it",
+    )
     OUTPUT = 13, "the command worked, but its output could not be written"
     BUG = 70, "a defect of pycriu-native"
     INTERRUPTED = 130, "interrupted by Ctrl-C, and CRIU undid its work"
@@ -64,6 +68,7 @@ BY_ERROR: dict[str, Exit] = {
     "ProgramError": Exit.NO_CRIU,
     "DeadlineError": Exit.DEADLINE,
     "MigrationInDoubtError": Exit.IN_DOUBT,
+    "ResumedError": Exit.IN_DOUBT,
     "PeerLostError": Exit.LOST,
     "WorkerDiedError": Exit.LOST,
     "ProtocolError": Exit.LOST,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import subprocess
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import IO, Any
 
 from ..errors import OptionError, Problem
-from .process import Process
+from .process import Process, end
 
 LIMIT = 2**16
 """Limit of a stream reader's buffer in bytes, as for ``asyncio.create_subprocess_exec``."""
@@ -170,10 +169,3 @@ class Starting:
         if error is not None:
             self._process.kill()
         await self._process.aclose()
-
-
-def end(process: Process[bytes]) -> None:
-    """Kill a copy whose start was cancelled, and reap it."""
-    process.kill()
-    with contextlib.suppress(subprocess.SubprocessError):
-        process.communicate()

@@ -4,7 +4,28 @@ from __future__ import annotations
 
 import os
 
-from .._support.unpatched import readable
+from .._support.unpatched import close, readable
+
+
+class EndedChild:
+    """A child process that has ended and is reaped."""
+
+    def __init__(self, pid: int, status: int) -> None:
+        self.pid = pid
+        self.pidfd = os.eventfd(1, os.EFD_CLOEXEC)
+        """In place of a pidfd: it is readable."""
+        self._status = status
+
+    def status(self) -> int | None:
+        """The exit status, negative for a signal."""
+        return self._status
+
+    def close(self, *, wait: bool) -> bool:
+        """Close the descriptor."""
+        if self.pidfd >= 0:
+            close(self.pidfd)
+            self.pidfd = -1
+        return True
 
 
 class PidfdChild:

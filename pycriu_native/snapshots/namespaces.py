@@ -14,6 +14,7 @@ from pathlib import Path
 from .._support import sockets, unpatched
 from .._support.closing import Closing
 from .._support.unpatched import close
+from .._system.descriptors import above_stdio
 from .._system.process import children_of
 from .._system.process_snapshot import link
 from .._transport.spawn import spawn
@@ -50,7 +51,7 @@ class Namespaces(Closing):
         self._control, theirs = sockets.pair()
         self._pidfd = -1
         self._is_ready = False
-        caller = os.pidfd_open(os.getpid())
+        caller = above_stdio(os.pidfd_open(os.getpid()))
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         words = [str(PROGRAM), str(caller), *(["--network"] if network else [])]
         words += [] if hostname is None else ["--hostname", hostname]
@@ -114,10 +115,14 @@ class Namespaces(Closing):
         """Wait until the init process ends. False when the descriptor ``cancelled`` is readable.
 
         The init process closes its socket when it ends. Its pidfd becomes readable later, when all
-        other processes are reaped.
+        other processes are reaped. ``cancelled`` is readable before this object is closed, which
+        can be before a thread calls this.
         """
+        control = self._control.fileno()
+        if control < 0:
+            return False
         poll = unpatched.poll()
-        poll.register(self._control, select.POLLIN)
+        poll.register(control, select.POLLIN)
         poll.register(cancelled, select.POLLIN)
         return cancelled not in {fd for fd, _ in poll.poll()}
 

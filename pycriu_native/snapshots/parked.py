@@ -14,7 +14,9 @@ from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Thread
 from ..errors import CriuError, DeadlineError
+from .copy_request import LAST_STREAM
 from .guest_socket import read_ready
+from .streams import is_inherited
 
 GUEST = 3
 """The index of the guest's socket, after the standard streams."""
@@ -132,8 +134,12 @@ class ParkedProgram(Closing):
 
 
 def default_output() -> int:
-    """The default descriptor for the output of a program before it is saved: standard error."""
+    """The default descriptor for the output of a program before it is saved: standard error.
+
+    -1 if it is closed.
+    """
     try:
-        return sys.stderr.fileno()
+        fd = sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):  # None, closed, or without a descriptor
-        return 2
+        fd = LAST_STREAM
+    return fd if fd > LAST_STREAM or is_inherited(fd) else -1

@@ -46,6 +46,10 @@ class Process(subprocess.Popen[AnyStr]):
     ``pid`` is its pid in the namespace of this process; in its own pid namespace it has the saved
     pid. It is a child of this process. When it or this process ends, its descendants end too.
 
+    It leads its own session, so Ctrl-C in a terminal sends no SIGINT to it: a ``with`` block that
+    is left by ``KeyboardInterrupt`` kills it, and so does one that is interrupted while it waits
+    for the end of the copy.
+
     Synchronization: any number of threads may wait for it and send signals to it.
     """
 
@@ -274,7 +278,20 @@ class Process(subprocess.Popen[AnyStr]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the streams, and wait until the copy ends; it can no longer be saved."""
+        """Close the streams, and wait until the copy ends; it can no longer be saved.
+
+        After ``KeyboardInterrupt``, in the block or here, the copy is killed.
+        """
+        try:
+            if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+                self.kill()
+            self._finish()
+        except KeyboardInterrupt:
+            self.kill()
+            self.wait()
+            raise
+
+    def _finish(self) -> None:
         if self.guest is not None:
             self.guest.close()
         for stream in (self.stdout, self.stderr):
@@ -283,8 +300,10 @@ class Process(subprocess.Popen[AnyStr]):
         try:
             if self.stdin is not None:
                 self._close_input()
-        finally:
+        except Exception:
             self.wait()
+            raise
+        self.wait()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
@@ -303,6 +322,13 @@ class Process(subprocess.Popen[AnyStr]):
             import warnings
 
             warnings.warn(f"copy {self.pid} is still running", ResourceWarning, source=self)
+
+
+def end(process: Process[Any]) -> None:
+    """Kill a copy whose start was cancelled, reap it, and close its streams."""
+    process.kill()
+    with contextlib.suppress(subprocess.SubprocessError):
+        process.communicate()
 
 
 _unowned: list[Child] = []

@@ -17,18 +17,19 @@ from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
 from .._transport.base import Via
 from .._transport.forkserver import ForkServer
-from ..errors import Problem
+from ..errors import Problem, ResumedError
 from ..options.criu_opts import CriuOpts
-from .child import PidfdChild
+from .child import EndedChild, PidfdChild
 from .copy_request import CopyRequest, send_line
 from .guest_socket import GuestSocket
 from .namespaces import Namespaces
 from .place import Place
-from .process import Process
+from .process import Child, Process
 from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
 from .timings import Stopwatch
+from .uninterrupted import uninterrupted
 from .work_directories import WorkDirectories
 
 PID_NAMESPACE = "pycriu-native-pid"
@@ -94,12 +95,20 @@ def start_copy(
             # The copy can read the data after this end was closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
-            send_line(ours, given.line(number), given.descriptors)
             guest_fd = theirs.fileno()
             if savable:
                 inode = os.fstat(guest_fd).st_ino
                 socket_of_copy = GuestSocket(ours, inode=inode, number=record.guest_fd)
         child = restore_root(record, streams.child, guest_fd, where, watch)
+        if guest_fd is not None:
+            # Not before: CRIU resumes one thread after the other, and a process that ends or
+            # executes a program in between makes the restore fail (finalize_restore_detach in
+            # criu/cr-restore.c). The main thread waits for this line.
+            try:
+                send_line(ours, given.line(number), given.descriptors)
+            except BaseException:
+                child.close(wait=True)  # before its socket: it would print that it has to end
+                raise
         kept.pop_all()
     return Process(
         given.command(record),
@@ -121,8 +130,24 @@ def restore_root(
     guest_fd: int | None,
     where: RestoreRequest,
     watch: Stopwatch,
-) -> RestoredChild:
-    """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``."""
+) -> Child:
+    """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``.
+
+    If the caller is interrupted, they are killed.
+    """
+    return uninterrupted(
+        lambda: _restored(record, streams, guest_fd, where, watch),
+        lambda child: child.close(wait=True),
+    )
+
+
+def _restored(
+    record: Record,
+    streams: Sequence[int],
+    guest_fd: int | None,
+    where: RestoreRequest,
+    watch: Stopwatch,
+) -> Child:
     with ExitStack() as kept, ExitStack() as passed:
         inherited: dict[str, int] = {}
         if record.guest_key is not None and guest_fd is not None:
@@ -150,7 +175,14 @@ def restore_root(
         worker = kept.enter_context(
             StartWorker(where.via, where.fork_server, where.place.cgroup, namespaces, watch)
         )
-        result = restore_child(opts, via=worker, deadline=where.deadline)
+        try:
+            result = restore_child(opts, via=worker, deadline=where.deadline)
+        except ResumedError as error:
+            pid, status = error.pid, error.status
+            # It has ended by itself, unless SIGKILL, which can be CRIU's, has ended it.
+            if pid is None or status in (None, -signal.SIGKILL) or record.processes > 1:
+                raise
+            return EndedChild(pid, status)
         spent = 0 if result.statistics is None else result.statistics.restore_time
         watch.ends_after("restore", spent / 1e6, before="prepare")
         worker.end()

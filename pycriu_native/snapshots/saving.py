@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -28,6 +29,7 @@ from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
 from . import host_check, processor_level
 from .copy_mounts import in_mounts_of
+from .copy_request import LAST_STREAM
 from .guest_socket import GuestSocket
 from .parent_pages import share_with_parent
 from .parked import ParkedProgram
@@ -204,7 +206,8 @@ class Saving:
                 save()
             else:
                 in_mounts_of(pid, save)
-            _accept_any_file(self.directory, set(ends.external))
+            keys = _accept_any_file(self.directory, record.pid, ends)
+            record = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
             if copy is not None and self.incremental:
                 share_with_parent(self.directory, copy.snapshot, self.until)
             record.write(self.directory)
@@ -220,18 +223,39 @@ def _command_of(pid: int) -> tuple[str, ...]:
     return tuple(os.fsdecode(word) for word in data.split(b"\0")[:-1])
 
 
-def _accept_any_file(directory: Path, external: set[str]) -> None:
-    """Disable position, mode and size checks for files that are replaced at a start."""
+def _accept_any_file(directory: Path, pid: int, ends: Ends) -> list[str | None]:
+    """Disable position, mode and size checks for files that are replaced at a start.
+
+    Returns the keys of the streams, different for each open file: CRIU's key is that of the inode,
+    and streams can have it open several times, such as /dev/null.
+    """
+    keys = list(ends.keys)
     path = directory / "files.img"
     image = decode(path)
     files = [entry["reg"] for entry in image["entries"] if "reg" in entry]
-    chosen = [file for file in files if file.get("ext") and file["name"] in external]
-    for file in chosen:
+    replaced = {file["id"]: file for file in files if file.get("ext") and file["name"] in keys}
+    if not replaced:
+        return keys
+    (ids,) = decode(directory / f"ids-{pid}.img")["entries"]
+    opened = decode(directory / f"fdinfo-{ids['files_id']}.img")["entries"]
+    streams: dict[int, list[int]] = {}
+    for entry in opened:
+        if entry["fd"] <= LAST_STREAM and entry["id"] in replaced:
+            streams.setdefault(entry["id"], []).append(entry["fd"])
+    first: dict[str, str] = {}
+    for number, fds in streams.items():
+        file = replaced[number]
+        key = f"{file['name']}:{number}"
+        first.setdefault(file["name"], key)
+        file["name"] = key
+        file["flags"] = file["flags"] & ~os.O_ACCMODE | _access(fds)
+        for fd in fds:
+            keys[fd] = key
+    for file in replaced.values():
+        file["name"] = first.get(file["name"], file["name"])  # opened by another descriptor
         file["pos"] = NO_POSITION
         for name in ("mode", "size"):
             file.pop(name, None)
-    if not chosen:
-        return
     partial = directory / f"{path.name}.partial"
     partial.write_bytes(encode(image))
     partial.chmod(0o600)
@@ -241,3 +265,15 @@ def _accept_any_file(directory: Path, external: set[str]) -> None:
         record_size(fd, path.name)
     finally:
         close(fd)
+    return keys
+
+
+def _access(streams: Sequence[int]) -> int:
+    """The access mode of the file of these streams.
+
+    CRIU opens the replacement with it: with O_RDWR, a copy would have both ends of a pipe open, and
+    never read its end.
+    """
+    if 0 not in streams:
+        return os.O_WRONLY
+    return os.O_RDONLY if len(streams) == 1 else os.O_RDWR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import shutil
@@ -17,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
+from .._calls.requirements import caller_inside
 from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
 from .._system.capabilities import is_root_of_host
+from .._system.process_tree import is_above
 from .._system.processor import cpu_flags
 from .._transport.base import Via
 from .._transport.worker import Worker
+from ..enums import Verb
 from ..errors import CriuError, ImagesError, Problem
 from ..options.criu_opts import CriuOpts
 from . import host_check
@@ -33,7 +37,7 @@ from .copy_request import CopyRequest, environment_problems
 from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
-from .process import Process, reap_unowned
+from .process import Process, end, reap_unowned
 from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, reached_by_worker, start_copy
@@ -42,6 +46,7 @@ from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
 from .timings import Stopwatch
+from .uninterrupted import uninterrupted
 from .work_directories import WorkDirectories
 from .zygote import Zygote, zygote_problems
 
@@ -102,7 +107,8 @@ class Snapshot(Closing):
         Args:
             program: a command, which is started, and saved in its call of
                 :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
-                saved in its next such call; or a running process, by its pid or ``Popen``.
+                saved in its next such call; or a running process, by its pid or ``Popen``. The
+                caller must not be in its tree.
             directory: a new or empty directory. It is removed after a failure.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
@@ -219,8 +225,6 @@ class Snapshot(Closing):
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
-        watch = Stopwatch()
-        reap_unowned()
         given = CopyRequest(
             args=args,
             streams=(stdin, stdout, stderr),
@@ -230,16 +234,42 @@ class Snapshot(Closing):
             cwd=cwd,
             pass_fds=tuple(pass_fds),
         )
-        place = Place(hostname=hostname, network=network, cgroup=cgroup)
-        chosen = via or Worker()
+        start = functools.partial(
+            self._start,
+            given,
+            Place(hostname=hostname, network=network, cgroup=cgroup),
+            Stopwatch(),
+            check=check,
+            share_memory=share_memory,
+            savable=savable,
+            opts=opts,
+            via=via or Worker(),
+            deadline=deadline,
+        )
+        return uninterrupted(start, end)
+
+    def _start(
+        self,
+        given: CopyRequest,
+        place: Place,
+        watch: Stopwatch,
+        *,
+        check: bool,
+        share_memory: bool | None,
+        savable: bool,
+        opts: CriuOpts | None,
+        via: Via,
+        deadline: float | None,
+    ) -> Process[Any]:
+        reap_unowned()
         wrong = [*given.problems(self.record), *place.problems()]
-        wrong += self._sharing.problems(share_memory, chosen)
+        wrong += self._sharing.problems(share_memory, via)
         if savable and self.record.guest_key is None:
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
-        until = self._check(wrong, chosen, check, opts, deadline, "start")
+        until = self._check(wrong, via, check, opts, deadline, "start")
         watch.ends("check")
         with _in_use(self.directory):
-            workers = self._sharing.chosen(share_memory, chosen, until)
+            workers = self._sharing.chosen(share_memory, via, until)
             reason = workers.unshared_reason
             images = self.directory if reason else self.directory / SHARED
             watch.ends("memory")
@@ -457,7 +487,12 @@ def _take_problems(
                 yield Problem(name, value, "accepted with a command only")
 
 
-def _process_problems(program: object, without_guest: bool) -> Iterator[Problem]:
+def _process_problems(
+    program: int | subprocess.Popen[Any], without_guest: bool
+) -> Iterator[Problem]:
+    pid = program if isinstance(program, int) else program.pid
+    if is_above(pid, os.getpid()) and (why := caller_inside(pid, Verb.DUMP, None)):
+        yield Problem("program", pid, why)
     if isinstance(program, Process):
         yield from copy_problems(program, without_guest)
     elif not without_guest:

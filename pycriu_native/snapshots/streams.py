@@ -128,12 +128,23 @@ def check(
         if not rule and value is not None and key is None:
             rule = "this stream was not a pipe when the program was saved, and cannot be replaced"
         elif not rule and by_criu and key is not None and key.startswith(("pipe:", "file[")):
-            rule = _not_for_pipe(index if value is None else value)
+            if value is not None:
+                rule = _not_for_pipe(value)
+            elif is_inherited(index):
+                rule = _not_for_pipe(index)
         if rule:
             result.append(Problem(name, value, rule))
     if keys[1] is not None and keys[1] == keys[2] and given[2] not in (None, subprocess.STDOUT):
-        rule = "standard output and error were one pipe when the program was saved; give stdout"
+        rule = "standard output and error were one stream when the program was saved; give stdout"
         result.append(Problem("stderr", given[2], rule))
+    for index in (1, 2):
+        one = given[0] == given[index] != subprocess.PIPE and given[0] is not None
+        if keys[0] is not None and keys[0] == keys[index] and not one:
+            rule = (
+                f"standard input and {NAMES[index]} were one stream when the program was saved: "
+                "the same descriptor is accepted for both"
+            )
+            result.append(Problem(NAMES[index], given[index], rule))
     return result
 
 
@@ -141,14 +152,23 @@ def _not_for_pipe(value: Stream) -> str:
     """Why CRIU cannot replace a pipe by this stream; empty if it can."""
     assert value is not None
     number = value if isinstance(value, int) else value.fileno()
-    try:
-        kind = os.fstat(number).st_mode if number >= 0 else 0
-    except OSError:
-        return ""  # closed: /dev/null
+    kind = os.fstat(number).st_mode if number >= 0 else 0
     if stat.S_ISREG(kind) or stat.S_ISSOCK(kind):
         what = "pipe or file, and CRIU reopens its replacement"
         return f"the program was saved with a {what}: no file or socket is accepted"
     return ""
+
+
+def is_inherited(fd: int) -> bool:
+    """Whether a new program would inherit this descriptor, as with ``subprocess``.
+
+    The number of a standard descriptor that the caller has closed is that of a file of this
+    library, which is not inheritable.
+    """
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def refuse(problems: Sequence[Problem], verb: str) -> None:
@@ -159,11 +179,9 @@ def refuse(problems: Sequence[Problem], verb: str) -> None:
 
 def _descriptor(index: int, value: Stream, theirs: ExitStack) -> int:
     if value is None:
-        try:
-            os.fstat(index)
+        if is_inherited(index):
             return index
-        except OSError:
-            value = subprocess.DEVNULL
+        value = subprocess.DEVNULL
     if value == subprocess.DEVNULL:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         theirs.callback(close, null)

@@ -22,9 +22,9 @@ from .._system.descriptors import descriptor_info
 from ..errors import CriuError, DeadlineError, Problem
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
-from .process import Process, reap_unowned
+from .process import Child, Process, reap_unowned
 from .record import Record
-from .restore import RestoredChild, RestoreRequest, restore_root
+from .restore import RestoreRequest, restore_root
 from .streams import Stream, Streams, TextMode, refuse
 from .timings import Stopwatch
 
@@ -229,7 +229,7 @@ def zygote_problems(record: Record) -> Iterator[Problem]:
         yield Problem("program", command, rule)
 
 
-def _wait(sock: socket.socket, child: RestoredChild, until: float | None) -> bool:
+def _wait(sock: socket.socket, child: Child, until: float | None) -> bool:
     """Wait until the socket is readable or the child has ended. False at ``until``."""
     seconds = None if until is None else max(0.0, until - time.monotonic())
     return readable(sock.fileno(), child.pidfd, seconds=seconds)

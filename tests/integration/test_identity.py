@@ -46,6 +46,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pycriu_native import *
 from pycriu_native import aio; from pycriu_native.archive import streaming
+from pycriu_native.snapshots import Snapshot
 
 def opts(pid=None, **more):
     return CriuOpts(images_directory=sys.argv[1], **more)
@@ -69,6 +70,10 @@ ways = {
     "many": lambda pid: dump_many([pid], opts)[0].get(),
     "pool": pool,
     "itself": lambda pid: dump_many([os.getpid()], opts)[0].get(),
+    "own pid": lambda pid: dump(os.getpid(), opts()),
+    "own pidfd": lambda pid: dump(Pidfd(os.pidfd_open(os.getpid())), opts()),
+    "snapshot": lambda pid: Snapshot.take(pid, sys.argv[1], without_guest=True),
+    "own snapshot": lambda pid: Snapshot.take(os.getpid(), sys.argv[1], without_guest=True),
 }
 found = {}
 with WorkerPool(1) as warm:
@@ -96,8 +101,10 @@ def test_a_tree_that_contains_the_caller(images: Path) -> None:
     result, touched = json.loads(ran.stdout)
     assert not touched
     for way, words in result.items():
-        assert words.startswith("pid: "), (way, words)
+        assert words.startswith("program: " if "snapshot" in way else "pid: "), (way, words)
         assert "in this tree" in words, (way, words)
+        lacking = way in ("pre_dump", "iters", "stream", "migrate", "snapshot", "own snapshot")
+        assert ("include_caller" in words) != lacking, (way, words)
 
 
 def test_the_shell_of_the_command_line(images: Path) -> None:
@@ -120,12 +127,15 @@ def test_the_shell_of_the_command_line(images: Path) -> None:
 
 
 def test_preflight_of_a_tree_that_contains_the_caller() -> None:
-    """A tree that contains the caller is a finding, except for a dump of the caller itself."""
+    """A tree that contains the caller is a finding, and for a dump with include_caller a note."""
     (result,) = [one for one in preflight(1).stops if one.id == "caller-inside"]
     assert result.failure == "criu-in-tree"
     assert result.cure is not None
     assert "outside of the namespace" in result.cure
-    assert not [one for one in preflight(os.getpid()).stops if one.id == "caller-inside"]
+    stops = [one.id for one in preflight(os.getpid()).stops]
+    assert "caller-inside" in stops
+    stops = [one.id for one in preflight(os.getpid(), include_caller=True).stops]
+    assert "caller-inside" not in stops
 
 
 def test_the_first_process_of_a_namespace(images: Path) -> None:

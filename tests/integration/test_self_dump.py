@@ -22,7 +22,7 @@ from pycriu_native import CriuOpts, dump
 here, leave_running, own_pid = Path(sys.argv[1]), sys.argv[2] == "1", sys.argv[3] == "1"
 prepared = "".join(str(n) for n in range(1000))  # what takes long and is not done again
 opts = CriuOpts(images_directory=here / "images", leave_running=leave_running or None)
-result = dump(os.getpid() if own_pid else None, opts)
+result = dump(os.getpid(), opts, include_caller=True) if own_pid else dump(None, opts)
 life = "copy" if result.restored else "original"
 partial = here / (life + ".partial")
 partial.write_text(json.dumps([os.getpid(), len(prepared), result.pid, result.pid_free]))

@@ -496,6 +496,39 @@ def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
         identity(process)
 
 
+def leave_interrupted(process: Process[str], method: str, patch: pytest.MonkeyPatch) -> None:
+    """Leave a with block by an exception in it, or in this method of the process."""
+    with process:
+        identity(process)
+        if not method:
+            raise KeyboardInterrupt
+        original = getattr(process, method)
+
+        def once(*_: Any) -> Any:
+            patch.setattr(process, method, original)
+            raise KeyboardInterrupt
+
+        patch.setattr(process, method, once)
+        assert process.stdin is not None
+        process.stdin.write('["sleep", 3600]\n')
+        process.stdin.flush()
+
+
+@pytest.mark.parametrize("method", ["", "_has_ended", "_close_input"])
+def test_an_interrupted_with_block(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """KeyboardInterrupt in the block, or while it waits for the end of the copy, kills the copy,
+    which gets no SIGINT from a terminal.
+    """
+    process = started(snapshot)
+    with pytest.raises(KeyboardInterrupt):
+        leave_interrupted(process, method, monkeypatch)
+    assert process.returncode == -signal.SIGKILL
+    assert process.stdin is not None
+    process.stdin.close()
+
+
 def test_bad_programs(tmp_path: Path) -> None:
     """Unsuitable programs are refused, and nothing is created."""
     directory = tmp_path / "snapshot"

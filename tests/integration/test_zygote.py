@@ -20,6 +20,7 @@ import pytest
 
 from pycriu_native import CriuError, DeadlineError, OptionError, WorkerPool
 from pycriu_native.snapshots import Process, Snapshot, Zygote
+from pycriu_native.snapshots.restore import RestoredChild
 
 from .support import cgroups
 from .support.processes import PATIENCE, children, children_of, eventually, state
@@ -236,6 +237,7 @@ def test_a_zygote_that_is_late(snapshot: Snapshot) -> None:
         os.kill(zygote.pid, signal.SIGCONT)
         with started(zygote) as process:
             identity(process)
+            assert isinstance(zygote._child, RestoredChild)
             others = children() - before - {process.pid, zygote.pid, zygote._child._namespaces.pid}
             eventually(lambda: {state(pid) for pid in others} <= {"Z", ""}, "the end of the other")
     assert children() == before

@@ -186,7 +186,7 @@ COMMANDS = {
             "pycriu-native restore -D ckpt --tcp-established --pidfile job.pid",
             "pycriu-native restore -D ckpt --exec-cmd -- supervisor --of-the-restored",
         ],
-        exits=(*CALL_EXITS, Exit.PID_TAKEN),
+        exits=(*CALL_EXITS, Exit.PID_TAKEN, Exit.IN_DOUBT),
         params=[
             click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
             command_module.flag(

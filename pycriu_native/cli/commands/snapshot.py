@@ -292,7 +292,7 @@ COMMANDS = {
             "pycriu-native start app.snapshot -- --n 3",
             "pycriu-native start app.snapshot --env LANG=C --hostname copy-1 --network",
         ],
-        exits=EXITS,
+        exits=(*EXITS, Exit.IN_DOUBT),
         params=[
             directory_argument(),
             click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),

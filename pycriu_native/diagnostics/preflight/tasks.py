@@ -68,10 +68,9 @@ def _may_suspend_filters() -> bool:
 
 def _caller_inside(context: Context) -> Finding:
     pid = context.tree.root.pid
-    itself = pid == os.getpid()
-    why = caller_inside(pid, Verb.DUMP, context.include_caller or itself)
+    why = caller_inside(pid, Verb.DUMP, context.include_caller)
     if why is None:
-        words = "itself" if itself else "itself with the others"
+        words = "itself" if pid == os.getpid() else "itself with the others"
         return note("caller-inside", f"the caller is in the tree: it dumps {words}")
     words, _, cure = why.partition(": ")
     return stops("caller-inside", words, failure="criu-in-tree", cure=cure, pid=pid)
