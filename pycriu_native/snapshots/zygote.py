@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,13 @@ from .._support.lazy import socket
 from .._support.unpatched import Lock, close, readable
 from .._system.descriptors import descriptor_info
 from ..errors import CriuError, DeadlineError, Problem
+from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
 from .process import Process, reap_unowned
 from .record import Record
 from .restore import RestoredChild, RestoreRequest, restore_root
-from .streams import Stream, Streams, TextMode, refuse
+from .streams import Stream, Streams, refuse
 from .timings import Stopwatch
 
 if TYPE_CHECKING:
@@ -118,14 +119,14 @@ class Zygote(Closing):
 
     def start(
         self,
-        args: Sequence[str] | None = None,
+        args: Sequence[Text] | None = None,
         *,
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
-        env: Mapping[str, str] | None = None,
-        extra_env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
+        env: Environment | None = None,
+        extra_env: Environment | None = None,
+        cwd: Text | None = None,
         pass_fds: Iterable[int] = (),
         text: bool | None = None,
         encoding: str | None = None,
@@ -142,14 +143,15 @@ class Zygote(Closing):
         """
         watch = Stopwatch()
         reap_unowned()
+        check_call("start", opts=None, via=None, deadline=deadline)
         given = CopyRequest(
             args=args,
             streams=(stdin, stdout, stderr),
-            mode=TextMode.chosen(text, encoding, errors, bufsize),
+            mode=text_mode(text, encoding, errors, bufsize),
             env=env,
             extra_env=extra_env,
             cwd=cwd,
-            pass_fds=tuple(pass_fds),
+            pass_fds=descriptor_numbers(pass_fds),
         )
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
@@ -182,7 +184,7 @@ class Zygote(Closing):
             timings=watch.timings(number, "zygote"),
         )
 
-    def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
+    def start_async(self, args: Sequence[Text] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""
         from .aio_process import starting  # asyncio takes long to load
 
