@@ -555,7 +555,15 @@ def test_a_process_of_another_user_namespace(tmp_path: Path) -> None:
         "except PermissionDeniedError as error:\n"
         "    print(error.pid)\n"
     )
-    command = ["unshare", "--user", sys.executable, "-c", code, str(os.getpid()), str(tmp_path / "s")]
+    command = [
+        "unshare",
+        "--user",
+        sys.executable,
+        "-c",
+        code,
+        str(os.getpid()),
+        str(tmp_path / "s"),
+    ]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     if "unshare failed" in done.stderr:
         pytest.skip(done.stderr)
