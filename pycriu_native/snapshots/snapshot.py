@@ -11,7 +11,7 @@ import subprocess
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from .arguments import (
     text_mode,
 )
 from .copy_request import CopyRequest, is_open
+from .deleted_files import one_at_a_time
 from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
@@ -263,10 +264,11 @@ class Snapshot(Closing):
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
         until = self._check(wrong, chosen, check, opts, deadline, "start")
         watch.ends("check")
-        with _in_use(self.directory):
+        with _in_use(self.directory), ExitStack() as turn:
             workers = self._sharing.chosen(share_memory, chosen, until)
             reason = workers.unshared_reason
             images = self.directory if reason else self.directory / SHARED
+            turn.enter_context(one_at_a_time(self.directory, until))
             watch.ends("memory")
             where = RestoreRequest(
                 snapshot=self.directory,
@@ -318,7 +320,11 @@ class Snapshot(Closing):
         wrong += self._sharing.problems(None, chosen)
         until = self._check(wrong, chosen, check, opts, deadline, "zygote")
         shared = isinstance(chosen, SharedTemplate)
-        with _in_use(self.directory), WorkDirectories() as work_directories:
+        with (
+            _in_use(self.directory),
+            WorkDirectories() as work_directories,
+            one_at_a_time(self.directory, until),
+        ):
             where = RestoreRequest(
                 snapshot=self.directory,
                 images=str(self.directory / SHARED if shared else self.directory),
