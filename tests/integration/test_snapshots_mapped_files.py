@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import shutil
 import subprocess
 import sys
@@ -97,24 +98,24 @@ def test_a_mapped_file_that_is_missing(tmp_path: Path) -> None:
 def test_counters_of_a_program_that_continues(tmp_path: Path) -> None:
     """They are kept, and the error of a later start without them has a cure."""
     file = tmp_path / "hsperfdata_root" / "17"
+    code = COUNTERS.replace("guest.wait()", "print('ready', end='', flush=True)\ninput()")
     with subprocess.Popen(
-        [sys.executable, "-c", COUNTERS.replace("guest.wait()", "input()"), file, "kept"],
+        [sys.executable, "-c", code, file, "kept"],
         env=ENVIRONMENT,
         stdin=PIPE,
         stdout=PIPE,
         stderr=DEVNULL,
         start_new_session=True,
     ) as process:
-        while not file.exists() or file.stat().st_size == 0:
-            assert process.poll() is None
-            time.sleep(0.01)
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 100) == b"ready"
         snapshot = Snapshot.take(
             process, tmp_path / "snapshot", without_guest=True, leave_running=True
         )
         assert file.exists()
         assert process.communicate(b"\n", timeout=PATIENCE)[0] == b"1\n"
     with pytest.raises(OptionError, match="-XX:-UsePerfData"):
-        snapshot.start()
+        snapshot.start(stdin=PIPE, stdout=PIPE)
 
 
 def test_a_link_in_place_of_the_directory(tmp_path: Path) -> None:
