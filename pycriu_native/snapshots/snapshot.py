@@ -7,6 +7,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import time
 import weakref
@@ -24,6 +25,7 @@ from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
 from .._system.capabilities import is_root_of_host
 from .._system.processor import cpu_flags
+from .._system.regular_file import open_regular
 from .._transport.base import Via
 from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, PermissionDeniedError, Problem
@@ -66,6 +68,8 @@ Program = Sequence[Text] | int | subprocess.Popen[Any]
 
 COUNTER = "starts"
 """The file in a snapshot's directory with the number of the last start."""
+
+COUNTER_CURE = "remove it: the next start creates it"
 
 
 class Snapshot(Closing):
@@ -436,15 +440,25 @@ class Snapshot(Closing):
 
         A random number of 2**52 or more if the directory is not writable.
         """
+        path = self.directory / COUNTER
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, flags, 0o600)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EROFS):
-                raise
-            return 2**52 + secrets.randbits(52)
+            if error.errno in (errno.EACCES, errno.EROFS):
+                return 2**52 + secrets.randbits(52)
+            raise ImagesError(
+                f"{path} cannot be opened: {error.strerror}; {COUNTER_CURE}",
+                errno=error.errno,
+                cure=COUNTER_CURE,
+            ) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            number = int(os.pread(fd, 32, 0) or b"0") + 1
+            found = os.pread(fd, 32, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b"none"
+            if found and not found.isdigit():
+                why = f"{path} has no number of a start; {COUNTER_CURE}"
+                raise ImagesError(why, cure=COUNTER_CURE)
+            number = int(found or b"0") + 1
             os.pwrite(fd, b"%d" % number, 0)
             return number
         finally:
@@ -570,7 +584,7 @@ def _dedup_problems(opts: CriuOpts | None) -> Iterator[Problem]:
 def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
     """Hold a lock in this context: shared for starts, exclusive for a removal."""
     try:
-        fd = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(directory / NAME)
     except OSError as error:
         raise ImagesError(f"{directory} no longer has a snapshot: {error.strerror}") from None
     try:

@@ -777,8 +777,10 @@ def test_a_c_program(tmp_path: Path) -> None:
 def test_the_directory(snapshot: Snapshot) -> None:
     """Only the owner can access the directory of a snapshot; its record describes the contents."""
     assert stat.S_IMODE(snapshot.directory.stat().st_mode) == 0o700
-    for path in snapshot.directory.iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    snapshot.share().close()
+    for path in snapshot.directory.rglob("*"):
+        accepted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == accepted, path
     assert list(snapshot.record.command) == [*COMMAND, "saved"]
     assert snapshot.size() > 1_000_000
     assert {each.path for each in snapshot.record.files} >= {os.path.realpath(sys.executable)}
