@@ -144,7 +144,8 @@ def wait(*, collect: bool = True) -> Start | None:
     if "zygote" in line:
         _fork_on_request(_descriptor, line["zygote"])
         with _socket(_descriptor) as peer:
-            line = _read_start(peer)
+            # No message: the standard error is already that of the caller of the start.
+            line = _read_start(peer, given_up=1)
     start = Start(**line)
     _apply(start)
     for resume in _after:
@@ -289,6 +290,9 @@ class _Sibling:
         return self._pidfd.value
 
 
+_GIVEN_UP = "the process that takes the snapshot has ended or given up"
+
+
 def _write(descriptor: int, data: bytes) -> None:
     try:
         os.write(descriptor, data)
@@ -309,8 +313,10 @@ def _socket(descriptor: int) -> Iterator[socket.socket]:
         result.detach()
 
 
-def _read_start(peer: socket.socket) -> Any:
+def _read_start(peer: socket.socket, given_up: str | int = _GIVEN_UP) -> Any:
     """Read one line of JSON; the peer sends nothing more before the next :func:`wait`.
+
+    ``given_up``: the message or code of the exit if there is no line.
 
     The member ``descriptors`` has the numbers for the descriptors that come with the line.
     """
@@ -320,7 +326,7 @@ def _read_start(peer: socket.socket) -> Any:
     while not line.endswith(b"\n"):
         part, given, _, _ = socket.recv_fds(peer, CHUNK, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not part:
-            raise SystemExit(_GIVEN_UP)
+            raise SystemExit(given_up)
         line += part
         fds += given
     result = json.loads(line)
@@ -343,9 +349,6 @@ def _renumber(fds: list[int], numbers: list[int]) -> None:
     for fd, number in zip(moved, numbers, strict=True):
         os.dup2(fd, number)
         os.close(fd)
-
-
-_GIVEN_UP = "the process that takes the snapshot has ended or given up"
 
 
 def _apply(start: Start) -> None:

@@ -125,3 +125,16 @@ def log_path(opts: CriuOpts) -> str | None:
 def log_name(request: Request) -> str:
     """The log's name in the work directory."""
     return request.opts.log_file or f"{request.verb}.log"
+
+
+_STATISTICS = {
+    Verb.DUMP: ("stats-dump",),
+    Verb.PRE_DUMP: ("stats-dump",),
+    Verb.RESTORE: ("stats-restore",),
+}
+
+
+def output_names(opts: CriuOpts, verb: Verb) -> tuple[str, ...]:
+    """The files that CRIU writes to in the work directory."""
+    log = () if log_path(opts) else (opts.log_file or f"{verb}.log",)
+    return (*log, *_STATISTICS.get(verb, ("stats-dump", "stats-restore")))

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from .._checks import criu_files, linked_pages, option_rules
-from .._checks.arguments import check_types
+from .._checks.arguments import check_types, is_seconds
 from .._checks.criu_files import ALLOW_UNTRUSTED
 from .._checks.work_directory import from_work_directory
 from .._integrity.dump_marker import holds_dump
@@ -80,24 +80,14 @@ def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Reque
 
 def by_arguments(request: Request) -> Iterator[Problem]:
     """Arguments of the verb itself, whose use would fail when CRIU works already."""
-    if request.deadline is not None and not _is_seconds(request.deadline):
+    if request.deadline is not None and not is_seconds(request.deadline):
         yield Problem("deadline", request.deadline, "a number of seconds is accepted")
-    if not _is_seconds(request.reap_timeout) or request.reap_timeout < 0:
+    if not is_seconds(request.reap_timeout) or request.reap_timeout < 0:
         yield Problem(
             "reap_timeout", request.reap_timeout, "a number of seconds from 0 is accepted"
         )
     if request.on_notify is not None and not callable(request.on_notify):
         yield Problem("on_notify", request.on_notify, "a function is accepted")
-
-
-def _is_seconds(value: object) -> bool:
-    if isinstance(value, bool) or not any(hasattr(value, f"__{to}__") for to in ("float", "index")):
-        return False
-    try:
-        seconds = float(cast(float, value))
-        return seconds == seconds  # false for NaN
-    except OverflowError:
-        return False
 
 
 def by_caller(request: Request) -> Iterator[Problem]:

@@ -22,7 +22,7 @@ from .._wire.messages import Handle
 from ..enums import Verb
 from ..errors import CriuError, DeadlineError, ImagesError, ResumedError
 from .prepare import Directories, fill
-from .request import Outcome, Request, log_name
+from .request import Outcome, Request, log_name, output_names
 from .safeguards import Safeguards
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def _check_outputs(request: Request, directories: Directories) -> None:
     """Refuse a FIFO instead of an output file: CRIU would block when it opens it."""
     if directories.log is None:
         return
-    for name in (log_name(request), "stats-dump", "stats-restore"):
+    for name in output_names(request.opts, request.verb):
         try:
             check_writable(directories.log, name)
         except OSError as error:

@@ -23,6 +23,7 @@ from .image_files import (
     Row,
     kind_at,
     kind_of,
+    replaced,
     short,
 )
 from .stored_pages import missing, stored_pages
@@ -77,6 +78,7 @@ def is_pre_dump(files: ImageFiles) -> bool:
 
 
 _UNSET = 0
+"""The value of a field that is not set."""
 _PRE_DUMP = ("inventory.img", "pagemap", "pages", "cpuinfo.img")
 
 
@@ -114,6 +116,8 @@ class _Set:
         self.by_id: dict[int, Row] = {}
         """Columns of each file."""
         self.pagemaps: set[str] = set()
+        self.owners: dict[int, int] = {}
+        """The process of each memory: CRIU saves no two processes that share one."""
 
     def problems(self) -> Iterator[Problem]:
         inventory = self.files.first("inventory.img")
@@ -129,9 +133,11 @@ class _Set:
             yield from self._framing(name)
         if not is_pre_dump(self.files):
             yield from self._dump()
+        owners: dict[str, str] = {}
         for name in sorted(self.files.names):
             if name.startswith("pagemap-") and kind_of(name):
-                yield from stored_pages(name, [self.files, *self.parents], self.broken)
+                layers = [self.files, *self.parents]
+                yield from stored_pages(name, layers, self.broken, owners)
 
     def _framing(self, name: str) -> Iterator[Problem]:
         """Every image must be of its kind and reach to its end."""
@@ -199,18 +205,25 @@ class _Set:
         core = files.first(f"core-{pid}.img")
         if core is None or core[1] == _DEAD:
             return  # a zombie has no other image, and its thread ids are not initialized
+        if core[1] == _UNSET:
+            yield replaced(f"core-{pid}.img", "it is that of a thread, not of a process")
         for name in (f"mm-{pid}.img", f"fs-{pid}.img"):
             yield from files.missing(name)
         for tid in filter(None, threads):
             yield from files.missing(f"core-{tid}.img")
-            yield from self._thread(files.first(f"core-{tid}.img"))
-        table, *namespaces = (files.first(f"ids-{pid}.img") or core[5:])[1:]
+            thread = files.first(f"core-{tid}.img")
+            if thread is not None and thread[1] != _UNSET and tid != pid:
+                yield replaced(f"core-{tid}.img", "it is that of a process, not of a thread")
+            yield from self._thread(thread)
+        table, *namespaces, memory = (files.first(f"ids-{pid}.img") or core[5:])[1:]
         if not table:
             yield from files.missing(f"ids-{pid}.img")
             if f"ids-{pid}.img" in files.names:
                 yield Problem(f"ids-{pid}.img has no number of a table of descriptors")
         elif f"fdinfo-{table}.img" not in files.names:
             absent.add(f"fdinfo-{table}.img")
+        if memory and (owner := self.owners.setdefault(memory, pid)) != pid:
+            yield replaced(f"ids-{pid}.img", f"it is that of process {owner}")
         self.root = self.root or namespaces
         for kind, space in enumerate(namespaces):
             clocks = kind == _TIME  # those of the host are saved as well
@@ -313,8 +326,11 @@ class _Set:
                 continue
             contents, mode, chunks = ghost
             plain = mode & 0o170000 == _S_IFREG and not chunks
-            if plain and contents < self.by_id[file][_SIZE]:
+            size = self.by_id[file][_SIZE]
+            if plain and contents < size:
                 yield short(name).problem
+            elif plain and size and contents > size:
+                yield replaced(name, f"it has {contents} bytes of a file of {size}")
 
     # ---- namespaces ----
 

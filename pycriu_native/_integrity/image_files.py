@@ -74,8 +74,9 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
         "4.9",
         "4.10",
         "4.12",
+        "4.1",
     ),
-    "IDS": ("2", "6", "7", "8", "9", "10", "12"),
+    "IDS": ("2", "6", "7", "8", "9", "10", "12", "1"),
     "FDINFO": ("1",),
     "FS": ("1", "2"),
     "MM": ("14*", "12", "14.7", "14.4"),
@@ -150,6 +151,11 @@ class DamagedError(Exception):
 def short(name: str) -> DamagedError:
     """The error for a file that was cut off."""
     return DamagedError(Problem(f"{name} is cut short", COPY_AGAIN))
+
+
+def replaced(name: str, why: str) -> Problem:
+    """The problem of an image that another one of its kind has replaced."""
+    return Problem(f"{name} is damaged: {why}", COPY_AGAIN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from .image_files import COPY_AGAIN, DamagedError, ImageFiles, Problem, short
+from .image_files import COPY_AGAIN, DamagedError, ImageFiles, Problem, replaced, short
 
 _BRING_PARENTS = "bring the images of the pre-dumps along, in the same places"
 
 
-def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Problem]:
+def stored_pages(
+    name: str, layers: list[ImageFiles], broken: bool, owners: dict[str, str]
+) -> Iterator[Problem]:
     """Problems of the pages of a page map.
 
     ``layers`` are the set and its parents, the nearest first; ``broken``: not all parents could be
-    opened, which the caller has reported.
+    opened, which the caller has reported. ``owners`` has the page map of each pages file, and gets
+    this one: CRIU writes a separate file for each.
     """
     files, *parents = layers
     try:
@@ -23,6 +26,8 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
     except DamagedError as damaged:
         yield damaged.problem
         return
+    if (owner := owners.setdefault(pagemap.pages, name)) != name:
+        yield replaced(name, f"it refers to {pagemap.pages}, as {owner} does")
     if pagemap.lazy:
         # CRIU would wait for them forever (seen with 4.2.1).
         yield Problem(
@@ -74,7 +79,7 @@ def _in_parents(
         return
     if missing > 0:
         yield _of_parent(f"{lack}the parent lacks {missing} bytes of them")
-    for problem in stored_pages(name, parents, broken):
+    for problem in stored_pages(name, parents, broken, {}):
         yield Problem(f"in the parent, {problem.cause}", problem.cure, problem.options)
 
 

@@ -41,10 +41,12 @@ from .._system.port_conflicts import Binding, Conflict, conflict_of, cure_of_end
 from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
 from .._system.processor import authenticates_pointers, cpu_flags
+from .._system.regular_file import check_writable
 from .._system.scheduling import SAVED_POLICIES
-from ..enums import NetworkLock
+from ..enums import NetworkLock, Verb
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
+from ..options.values import descriptor_number
 from . import huge_pages
 from .build import inspect
 from .codec import decode
@@ -135,6 +137,7 @@ class _Check:
     def all(self) -> Iterator[Finding]:
         checks: tuple[Callable[[], Iterator[Finding]], ...] = (
             self.complete,
+            self.outputs,
             self.release,
             self.processor,
             self.pids,
@@ -174,6 +177,26 @@ class _Check:
                 "a pre-dump has memory only",
                 "restore the dump that builds on it",
             )
+
+    def outputs(self) -> Iterator[Finding]:
+        from .._calls.request import output_names
+
+        place = self.opts.work_directory
+        if place is None:
+            path = self.images.directory
+        elif isinstance(place, str | bytes | os.PathLike):
+            path = os.fsdecode(place)
+        else:
+            path = f"/proc/self/fd/{descriptor_number(place)}"
+        if not os.path.isdir(path):
+            return  # a call reports or makes it
+        with opened_directory(path) as directory:
+            for name in output_names(self.opts, Verb.RESTORE):
+                try:
+                    check_writable(directory, name)
+                except OSError as error:
+                    why = f"{error.strerror}, and CRIU writes to it"
+                    yield _error(name, why, "remove it")
 
     def _release(self) -> Version:
         """That of the program here."""

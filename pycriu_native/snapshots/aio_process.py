@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from ..errors import OptionError, Problem
+from .arguments import Text
 from .process import Process, end
 
 LIMIT = 2**16
@@ -119,7 +120,7 @@ class AsyncProcess:
 
 
 def starting(
-    start: Callable[..., Process[bytes]], args: Sequence[str] | None, options: dict[str, Any]
+    start: Callable[..., Process[bytes]], args: Sequence[Text] | None, options: dict[str, Any]
 ) -> Starting:
     """Prepare a start with these arguments. ``OptionError`` for those of text mode."""
     for name in ("text", "encoding", "errors", "bufsize"):

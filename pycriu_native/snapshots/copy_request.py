@@ -5,13 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from .. import guest
 from .._support.lazy import socket
 from ..errors import OptionError, Problem
 from . import streams
+from .arguments import (
+    Environment,
+    Text,
+    absolute,
+    are_texts,
+    decoded,
+    directory_problems,
+    environment_problems,
+)
 from .record import Record
 from .streams import Stream, TextMode
 
@@ -26,12 +35,12 @@ LARGEST_START = 16 * 1024 * 1024
 class CopyRequest:
     """The arguments of a start that are sent to the copy."""
 
-    args: Sequence[str] | None
+    args: Sequence[Text] | None
     streams: tuple[Stream, Stream, Stream]
     mode: TextMode
-    env: Mapping[str, str] | None
-    extra_env: Mapping[str, str] | None
-    cwd: str | os.PathLike[str] | None
+    env: Environment | None
+    extra_env: Environment | None
+    cwd: Text | None
     pass_fds: Collection[int] = ()
 
     def problems(self, record: Record, *, by_criu: bool = True) -> Iterator[Problem]:
@@ -48,17 +57,14 @@ class CopyRequest:
         yield from self._descriptor_problems(record)
 
     def _guest_problems(self) -> Iterator[Problem]:
-        if self.args is not None and (
-            isinstance(self.args, str | bytes) or not are_texts(self.args)
-        ):
-            yield Problem("args", self.args, "a sequence of str without NUL characters is accepted")
+        if self.args is not None and not are_texts(self.args):
+            rule = "a sequence of str, bytes or paths without NUL characters is accepted"
+            yield Problem("args", self.args, rule)
         for name, variables in (("env", self.env), ("extra_env", self.extra_env)):
             if variables is not None:
                 yield from environment_problems(name, variables)
-        if self.cwd is not None and not (os.path.isabs(self.cwd) and os.path.isdir(self.cwd)):
-            yield Problem(
-                "cwd", os.fspath(self.cwd), "the absolute path of a directory is accepted"
-            )
+        if self.cwd is not None:
+            yield from directory_problems(self.cwd)
 
     def _descriptor_problems(self, record: Record) -> Iterator[Problem]:
         if not self.pass_fds:
@@ -91,17 +97,17 @@ class CopyRequest:
 
     def command(self, record: Record) -> list[str]:
         """The command line of the copy."""
-        args = record.command[1:] if self.args is None else self.args
+        args = record.command[1:] if self.args is None else map(os.fsdecode, self.args)
         return [*record.command[:1], *args]
 
     def line(self, number: int) -> bytes:
         """The line that a copy reads: see :class:`pycriu_native.guest.Start`."""
         start = guest.Start(
             number=number,
-            arguments=None if self.args is None else list(self.args),
-            environment=None if self.env is None else dict(self.env),
-            variables=None if self.extra_env is None else dict(self.extra_env),
-            directory=None if self.cwd is None else os.fspath(self.cwd),
+            arguments=None if self.args is None else [os.fsdecode(each) for each in self.args],
+            environment=decoded(self.env),
+            variables=decoded(self.extra_env),
+            directory=None if self.cwd is None else absolute(self.cwd),
             seed=os.urandom(32).hex(),
         )
         members = start._asdict()
@@ -141,19 +147,3 @@ def is_open(fd: object) -> bool:
     except (OSError, OverflowError):
         return False
     return True
-
-
-def are_texts(values: Sequence[object]) -> bool:
-    """Whether all values are str without NUL characters."""
-    return all(isinstance(value, str) and "\0" not in value for value in values)
-
-
-def environment_problems(name: str, variables: object) -> Iterator[Problem]:
-    """Problems of an argument with environment variables."""
-    rule = "a mapping of names to str, without NUL characters and without = in a name, is accepted"
-    if not isinstance(variables, Mapping):
-        yield Problem(name, variables, rule)
-        return
-    for key, value in variables.items():
-        if not are_texts([key, value]) or not key or "=" in key:
-            yield Problem(name, {key: value}, rule)

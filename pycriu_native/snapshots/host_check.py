@@ -16,6 +16,7 @@ from .._transport.base import Via
 from ..errors import Problem
 from ..results import Version
 from . import processor_level
+from .java_counters import CURE, is_counters
 from .record import Host, MappedFile, Record
 
 _versions: dict[tuple[object, ...], Version] = {}
@@ -100,16 +101,18 @@ def problems(record: Record, criu: Version) -> Iterator[Problem]:
 
 def _file_problems(file: MappedFile, *, times: bool) -> Iterator[Problem]:
     """``times``: also compare the time of the last change, which differs between machines."""
+    cure = CURE if is_counters(file.path) else "take the snapshot again, or restore the file"
     try:
         found = os.stat(file.path)
     except OSError as error:
-        yield Problem("files", file.path, f"the program has mapped this file: {error.strerror}")
+        rule = f"the program has mapped this file: {error.strerror}; {cure}"
+        yield Problem("files", file.path, rule)
         return
     if found.st_size != file.size:
-        rule = f"the program has mapped this file; it had {file.size} bytes, now {found.st_size}"
-        yield Problem("files", file.path, rule)
+        sizes = f"it had {file.size} bytes, now {found.st_size}"
+        yield Problem("files", file.path, f"the program has mapped this file; {sizes}; {cure}")
     elif times and found.st_mtime_ns != file.mtime_ns:
-        rule = "the program has mapped this file, and it was changed since"
+        rule = f"the program has mapped this file, and it was changed since; {cure}"
         yield Problem("files", file.path, rule)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from .._integrity.page_size import HOST_PAGE
 from .._integrity.pagemap import IN_PARENT, PRESENT
 from .._support.unpatched import close
+from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..images.formats import BY_NAME
 from ..images.pages import Stored
@@ -20,6 +21,7 @@ from ..images.schema import message
 Part = tuple[int, int, Stored | None]
 """Start and end of a part of memory, and the run of pages that has it; None: a parent has it."""
 
+CHUNK = 2**20
 _WORD = struct.Struct("<I")
 
 
@@ -101,11 +103,12 @@ def copy(source: int, target: int, offset: int, size: int) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Create a hard link, or a copy if that is impossible."""
+    """Create a hard link, or a copy of mode 0600 if that is impossible."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
-        shutil.copyfile(source, target, follow_symlinks=False)
+        with open(open_regular(source), "rb") as old, open(target, "xb", opener=_private) as new:
+            shutil.copyfileobj(old, new, CHUNK)
 
 
 def _private(path: str, flags: int) -> int:

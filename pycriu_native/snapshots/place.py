@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import Problem
 from . import start_worker
+from .arguments import is_path, is_text
 from .namespaces import Namespaces
 
 HOSTNAME_LENGTH = 64
@@ -25,12 +26,14 @@ class Place:
         """Problems of the arguments."""
         if self.hostname is not None and not (
             isinstance(self.hostname, str)
-            and "\0" not in self.hostname
+            and is_text(self.hostname)
             and 0 < len(os.fsencode(self.hostname)) <= HOSTNAME_LENGTH
         ):
             rule = f"text of 1 to {HOSTNAME_LENGTH} bytes is accepted"
             yield Problem("hostname", self.hostname, rule)
-        if isinstance(self.network, str | os.PathLike) and not os.path.exists(self.network):
+        if not isinstance(self.network, bool | None) and not (
+            is_path(self.network) and os.path.exists(self.network)
+        ):
             rule = "True, False, None or the path of a network namespace is accepted"
             yield Problem("network", self.network, rule)
         if self.cgroup is not None and (wrong := start_worker.problem(self.cgroup)):

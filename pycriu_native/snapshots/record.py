@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import types
+import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
+from .._system.regular_file import open_regular
 from ..errors import ImagesError
+from ..results import Version
 
 NAME = "snapshot.json"
 FORMAT = 1
@@ -87,14 +92,16 @@ class Record:
         """Read the record of a directory. ``ImagesError`` if it is missing or invalid."""
         path = os.path.join(directory, NAME)
         try:
-            with open(path) as file:
+            with open(open_regular(path)) as file:
                 values = json.load(file)
-            return cls._from(values)
+            result = cls._from(values)
+            result._check()
+            return result
         except FileNotFoundError:
             message = f"{os.fspath(directory)} has no complete snapshot: {path} is missing"
         except OSError as error:
             message = f"{path} cannot be read: {error.strerror}"
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             message = f"{path} is not a record of a snapshot: {error}"
         raise ImagesError(message)
 
@@ -112,3 +119,33 @@ class Record:
         fields["descriptors"] = tuple(fields.get("descriptors", ()))
         first, second, third = fields.pop("stream_keys")
         return cls(host=Host(**host), files=files, stream_keys=(first, second, third), **fields)
+
+    def _check(self) -> None:
+        """``ValueError`` for a member of another type or an impossible value."""
+        _check_types(self)
+        Version.parse(self.criu)
+        if not 0 < self.pid < 2**31:
+            raise ValueError(f"pid {self.pid}")
+
+
+def _check_types(values: Any) -> None:
+    for name, hint in _hints(typing.cast(Any, type(values))).items():
+        if not _fits(getattr(values, name), hint):
+            raise ValueError(f"{name} {getattr(values, name)!r}")
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value has the type of an annotation of this file."""
+    kinds = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, each) for each in kinds)
+    if typing.get_origin(hint) is tuple:
+        kind = kinds[0]  # all members have one type
+        return isinstance(value, tuple) and all(_fits(each, kind) for each in value)
+    if is_dataclass(hint):
+        _check_types(value)
+        return True
+    return type(value) is hint

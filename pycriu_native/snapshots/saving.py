@@ -31,6 +31,7 @@ from . import host_check, processor_level
 from .copy_mounts import in_mounts_of
 from .copy_request import LAST_STREAM
 from .guest_socket import GuestSocket
+from .java_counters import unlink_counters
 from .parent_pages import share_with_parent
 from .parked import ParkedProgram
 from .process import Process
@@ -168,6 +169,8 @@ class Saving:
             *ends.external,
         ]
         stdin, stdout, stderr, guest_key = ends.keys
+        if not self.leave_running:
+            unlink_counters(Tree(pid))
         tree = Tree(pid)
         record = Record(
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._support.unpatched import Thread, close
+from .._system.regular_file import open_regular
 from .._transport.connection import Connection
 from .._transport.forkserver import ForkServer, ForkServerUnavailableError
 from .._transport.spawn import SpawnOptions
 from .._transport.worker import Worker
-from ..errors import ImagesError, OptionError, Problem, ProgramError
+from ..errors import OptionError, Problem, ProgramError
 from .forked_workers import ForkedWorkers
-from .template import NAME, Template, checksum
+from .template import PagesFile, Template, checksum, damaged, prepare_again
 
 
 class SharedTemplate(ForkedWorkers):
@@ -93,6 +94,12 @@ class SharedTemplate(ForkedWorkers):
         load(self.directory, server)
 
 
+AGAIN = (
+    "the images that it was prepared from have the same file: take the snapshot again, or copy it "
+    "again from its origin"
+)
+
+
 def load(directory: Path, server: ForkServer) -> None:
     """Load the template of a set into a fork server, and compare the checksums at the same time.
 
@@ -102,12 +109,7 @@ def load(directory: Path, server: ForkServer) -> None:
     opened: list[int] = []
     try:
         for file in template.files:
-            opened.append(_open(directory / file.name))
-            size = os.fstat(opened[-1]).st_size
-            if size != file.size:
-                raise ImagesError(
-                    f"{directory / file.name} has {size} bytes; {NAME} names {file.size}"
-                )
+            opened.append(_open(directory, file))
         table = template.table()
         memory = os.memfd_create("criu-template", os.MFD_CLOEXEC)
         opened.append(memory)
@@ -125,21 +127,39 @@ def load(directory: Path, server: ForkServer) -> None:
         except OSError as error:
             if error.errno in (errno.ENODATA, errno.EIO):
                 why = f"the template of {directory} cannot be read: {error.strerror}"
-                raise ImagesError(why, errno=error.errno) from None
+                raise damaged(why, prepare_again(directory), error.errno) from None
             why = f"the fork server cannot hold {template.size} bytes: {error.strerror}"
             raise ProgramError(f"memory cannot be shared: {why}", errno=error.errno) from None
         finally:
             reader.join()
-        for file, found in zip(template.files, sums, strict=True):
+        for fd, file, found in zip(opened, template.files, sums, strict=False):
             if found != file.crc32:
-                raise ImagesError(f"{directory / file.name} has changed since it was prepared")
+                raise damaged(f"{directory / file.name} has changed", _cure(directory, fd))
     finally:
         for fd in opened:
             close(fd)
 
 
-def _open(path: Path) -> int:
+def check_files(directory: Path, template: Template) -> None:
+    """Raise ``ImagesError`` if a file of a template is missing or has another size."""
+    for file in template.files:
+        close(_open(directory, file))
+
+
+def _open(directory: Path, file: PagesFile) -> int:
+    path = directory / file.name
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_regular(path)
     except OSError as error:
-        raise ImagesError(f"{path} cannot be opened: {error.strerror}", errno=error.errno) from None
+        why = f"{path} cannot be opened: {error.strerror}"
+        raise damaged(why, prepare_again(directory), error.errno) from None
+    if (size := os.fstat(fd).st_size) != file.size:
+        cure = _cure(directory, fd)
+        close(fd)
+        raise damaged(f"{path} has {size} bytes, and {file.size} when it was prepared", cure)
+    return fd
+
+
+def _cure(directory: Path, fd: int) -> str:
+    """The cure for a file that was changed, as a rule with the images that have the same file."""
+    return AGAIN if os.fstat(fd).st_nlink > 1 else prepare_again(directory)

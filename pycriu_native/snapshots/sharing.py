@@ -20,7 +20,7 @@ from .._transport.forkserver import ForkServer
 from .._transport.worker import Worker
 from ..errors import ImagesError, Problem, ProgramError
 from .forked_workers import ForkedWorkers
-from .shared_template import SharedTemplate
+from .shared_template import SharedTemplate, check_files
 from .template import Template, prepare
 
 SHARED = "shared"
@@ -172,6 +172,8 @@ class _Forking:
         self._attempts = 0
         self._next = WORTHWHILE
         self._reason = FIRST
+        self._damage: ImagesError | None = None
+        """The error of the last attempt. Each start is an attempt until one succeeds."""
         self._closed = False
 
     def use(
@@ -191,7 +193,7 @@ class _Forking:
             self._starts += 1
             if self._forked is not None and (server := self._forked.ready()) is not None:
                 return self._forked, server
-            if not required and self._starts < self._next:
+            if not required and self._starts < self._next and self._damage is None:
                 raise UnavailableError(self._reason)
             self._attempts += 1
             self._next = self._starts + min(2**self._attempts, RARELY)
@@ -200,15 +202,17 @@ class _Forking:
                     self._forked = self._made(required=required)
                 else:
                     self._renew(self._forked, required=required)
-            except ProgramError as error:
+            except ImagesError as error:
+                self._damage = error
+                raise
+            except (ProgramError, UnavailableError) as error:
                 if required:
                     raise
+                if self._damage is not None:  # a plain restore could have the changed memory
+                    raise ImagesError(str(self._damage), cure=self._damage.cure) from None
                 self._reason = str(error)
                 raise UnavailableError(self._reason) from None
-            except UnavailableError as error:
-                self._reason = str(error)
-                raise
-            self._reason = CHANGED
+            self._reason, self._damage = CHANGED, None
             return self._forked, None
         finally:
             self._lock.release()
@@ -251,7 +255,9 @@ class _Template(_Forking):
             if required:
                 raise
             raise UnavailableError(str(error)) from None
-        size = Template.read(target).stored
+        template = Template.read(target)
+        check_files(target, template)
+        size = template.stored
         if not required and (room := memory_room()) < 2 * size:
             raise UnavailableError(
                 f"the template needs {size} bytes, and {room} bytes are available"

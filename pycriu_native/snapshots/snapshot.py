@@ -8,11 +8,12 @@ import functools
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,28 @@ from .._support.unpatched import close
 from .._system.capabilities import is_root_of_host
 from .._system.process_tree import is_above
 from .._system.processor import cpu_flags
+from .._system.regular_file import open_regular
 from .._transport.base import Via
 from .._transport.worker import Worker
 from ..enums import Verb
-from ..errors import CriuError, ImagesError, Problem
+from ..errors import CriuError, ImagesError, PermissionDeniedError, Problem
 from ..options.criu_opts import CriuOpts
 from . import host_check
-from .copy_request import CopyRequest, environment_problems
+from .arguments import (
+    Environment,
+    Text,
+    absolute,
+    are_texts,
+    check_call,
+    decoded,
+    descriptor_numbers,
+    directory_problems,
+    environment_problems,
+    is_path,
+    text_mode,
+)
+from .copy_request import CopyRequest, is_open
+from .deleted_files import one_at_a_time
 from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
@@ -44,7 +60,7 @@ from .restore import RestoreRequest, reached_by_worker, start_copy
 from .saving import Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
-from .streams import Stream, TextMode, refuse
+from .streams import Stream, refuse
 from .timings import Stopwatch
 from .uninterrupted import uninterrupted
 from .work_directories import WorkDirectories
@@ -53,10 +69,12 @@ from .zygote import Zygote, zygote_problems
 if TYPE_CHECKING:
     from .aio_process import Starting
 
-Program = Sequence[StrPath] | int | subprocess.Popen[Any]
+Program = Sequence[Text] | int | subprocess.Popen[Any]
 
 COUNTER = "starts"
 """The file in a snapshot's directory with the number of the last start."""
+
+COUNTER_CURE = "remove it: the next start creates it"
 
 
 class Snapshot(Closing):
@@ -90,8 +108,8 @@ class Snapshot(Closing):
         program: Program,
         directory: StrPath,
         *,
-        env: Mapping[str, str] | None = None,
-        cwd: StrPath | None = None,
+        env: Environment | None = None,
+        cwd: Text | None = None,
         output: int | None = None,
         without_guest: bool = False,
         leave_running: bool = False,
@@ -137,22 +155,31 @@ class Snapshot(Closing):
                 it. A running process continues.
             DeadlineError: the deadline passed.
         """
-        base = _for_caller(opts)
-        refuse(
-            list(_take_problems(program, directory, env, cwd, without_guest, processor, base)),
+        check_call(
             "take",
+            opts=opts,
+            via=via,
+            deadline=deadline,
+            on_progress=on_progress,
+            without_guest=without_guest,
+            leave_running=leave_running,
+            incremental=incremental,
         )
+        base = _for_caller(opts)
+        wrong = _take_problems(program, directory, env, cwd, output, without_guest, processor, base)
+        refuse(list(wrong), "take")
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
             Path(directory).absolute(),
             base,
-            via or Worker(),
+            Worker() if via is None else via,
             until,
             leave_running,
             incremental,
             on_progress,
         )
         if isinstance(program, int):
+            _check_access(program)
             saving.save_process(program, None)
         elif isinstance(program, Process):
             saving.save_copy(program)
@@ -160,19 +187,21 @@ class Snapshot(Closing):
             saving.save_process(program.pid, program)
         else:
             chosen = default_output() if output is None else output
-            saving.save_command(program, env, cwd, chosen, processor or "")
+            command = [os.fsdecode(word) for word in program]
+            where = None if cwd is None else absolute(cwd)
+            saving.save_command(command, decoded(env), where, chosen, processor or "")
         return cls(directory)
 
     def start(
         self,
-        args: Sequence[str] | None = None,
+        args: Sequence[Text] | None = None,
         *,
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
-        env: Mapping[str, str] | None = None,
-        extra_env: Mapping[str, str] | None = None,
-        cwd: StrPath | None = None,
+        env: Environment | None = None,
+        extra_env: Environment | None = None,
+        cwd: Text | None = None,
         pass_fds: Iterable[int] = (),
         hostname: str | None = None,
         network: bool | StrPath | None = None,
@@ -225,14 +254,15 @@ class Snapshot(Closing):
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
+        check_call("start", opts=opts, via=via, deadline=deadline, check=check, savable=savable)
         given = CopyRequest(
             args=args,
             streams=(stdin, stdout, stderr),
-            mode=TextMode.chosen(text, encoding, errors, bufsize),
+            mode=text_mode(text, encoding, errors, bufsize),
             env=env,
             extra_env=extra_env,
             cwd=cwd,
-            pass_fds=tuple(pass_fds),
+            pass_fds=descriptor_numbers(pass_fds),
         )
         start = functools.partial(
             self._start,
@@ -243,7 +273,7 @@ class Snapshot(Closing):
             share_memory=share_memory,
             savable=savable,
             opts=opts,
-            via=via or Worker(),
+            via=Worker() if via is None else via,
             deadline=deadline,
         )
         return uninterrupted(start, end)
@@ -268,10 +298,11 @@ class Snapshot(Closing):
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
         until = self._check(wrong, via, check, opts, deadline, "start")
         watch.ends("check")
-        with _in_use(self.directory):
+        with _in_use(self.directory), ExitStack() as turn:
             workers = self._sharing.chosen(share_memory, via, until)
             reason = workers.unshared_reason
             images = self.directory if reason else self.directory / SHARED
+            turn.enter_context(one_at_a_time(self.directory, until))
             watch.ends("memory")
             where = RestoreRequest(
                 snapshot=self.directory,
@@ -316,13 +347,18 @@ class Snapshot(Closing):
             DeadlineError: the deadline passed.
         """
         reap_unowned()
+        check_call("zygote", opts=opts, via=via, deadline=deadline, check=check)
         place = Place(hostname=hostname, network=network, cgroup=cgroup)
-        chosen = via or Worker()
+        chosen = Worker() if via is None else via
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
         until = self._check(wrong, chosen, check, opts, deadline, "zygote")
         shared = isinstance(chosen, SharedTemplate)
-        with _in_use(self.directory), WorkDirectories() as work_directories:
+        with (
+            _in_use(self.directory),
+            WorkDirectories() as work_directories,
+            one_at_a_time(self.directory, until),
+        ):
             where = RestoreRequest(
                 snapshot=self.directory,
                 images=str(self.directory / SHARED if shared else self.directory),
@@ -366,12 +402,14 @@ class Snapshot(Closing):
         the memory, which runs until the result is closed. See :class:`SharedTemplate` for memory
         limits and exceptions.
         """
-        chosen = worker or Worker()
+        if worker is not None and not isinstance(worker, Worker):
+            refuse([Problem("worker", worker, "a Worker is accepted")], "share")
+        chosen = Worker() if worker is None else worker
         with _in_use(self.directory):
             directory = prepared(self.directory, allow_untrusted=chosen.allow_untrusted)
             return SharedTemplate(directory, worker=chosen)
 
-    def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
+    def start_async(self, args: Sequence[Text] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio, with the same arguments except those of text mode.
 
         ``async with snapshot.start_async(...) as process``, or ``await``, returns an
@@ -389,7 +427,9 @@ class Snapshot(Closing):
         and CRIU, and the files that the program has mapped (size, and on the machine of the
         snapshot also the time of the last change).
         """
-        return list(host_check.problems(self.record, host_check.criu_version(via or Worker())))
+        check_types(CriuOpts(), via, "problems")
+        criu = host_check.criu_version(Worker() if via is None else via)
+        return list(host_check.problems(self.record, criu))
 
     def remove(self) -> None:
         """Remove the snapshot with its directory; running copies continue.
@@ -430,15 +470,25 @@ class Snapshot(Closing):
 
         A random number of 2**52 or more if the directory is not writable.
         """
+        path = self.directory / COUNTER
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, flags, 0o600)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EROFS):
-                raise
-            return 2**52 + secrets.randbits(52)
+            if error.errno in (errno.EACCES, errno.EROFS):
+                return 2**52 + secrets.randbits(52)
+            raise ImagesError(
+                f"{path} cannot be opened: {error.strerror}; {COUNTER_CURE}",
+                errno=error.errno,
+                cure=COUNTER_CURE,
+            ) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            number = int(os.pread(fd, 32, 0) or b"0") + 1
+            found = os.pread(fd, 32, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b"none"
+            if found and not found.isdigit():
+                why = f"{path} has no number of a start; {COUNTER_CURE}"
+                raise ImagesError(why, cure=COUNTER_CURE)
+            number = int(found or b"0") + 1
             os.pwrite(fd, b"%d" % number, 0)
             return number
         finally:
@@ -463,11 +513,17 @@ def _take_problems(
     program: object,
     directory: StrPath,
     env: object,
-    cwd: StrPath | None,
+    cwd: object,
+    output: object,
     without_guest: bool,
     processor: str | None,
     opts: CriuOpts,
 ) -> Iterator[Problem]:
+    if not is_path(directory):
+        yield Problem("directory", directory, "the path of a new or empty directory is accepted")
+        return
+    if output is not None and not is_open(output):
+        yield Problem("output", output, "the number of an open descriptor is accepted")
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         yield Problem("directory", str(path), "a new or empty directory is accepted")
@@ -485,6 +541,19 @@ def _take_problems(
         for name, value in (("env", env), ("cwd", cwd), ("processor", processor)):
             if value is not None:
                 yield Problem(name, value, "accepted with a command only")
+
+
+def _check_access(pid: int) -> None:
+    """Raise ``PermissionDeniedError`` if this process may not read a process's namespaces."""
+    path = f"/proc/{pid}/ns/pid"
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        why = f"take: process {pid} cannot be saved: {path}: {error.strerror}; it belongs to"
+        why += " another user, or to another user namespace than this process"
+        raise PermissionDeniedError(why, verb="take", pid=pid, errno=error.errno) from None
+    except OSError:
+        return  # it has ended
 
 
 def _process_problems(
@@ -506,12 +575,12 @@ def _process_problems(
 def _command_problems(
     command: Sequence[object],
     env: object,
-    cwd: StrPath | None,
+    cwd: object,
     without_guest: bool,
     processor: str | None,
 ) -> Iterator[Problem]:
-    if isinstance(command, str | bytes) or not command:
-        rule = "a command is accepted as a sequence of str or paths that is not empty"
+    if not are_texts(command) or not command:
+        rule = "a command is accepted as a sequence of str, bytes or paths that is not empty"
         yield Problem("program", command, rule)
     if without_guest:
         rule = f"a command is saved in its call of {guest.__name__}.wait(); start it, and "
@@ -520,14 +589,13 @@ def _command_problems(
         yield from environment_problems("env", env)
     if processor is not None:
         yield from level_problems(processor, cpu_flags())
-    if cwd is not None and not os.path.isdir(cwd):
-        yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
+    if cwd is not None:
+        yield from directory_problems(cwd)
 
 
 def _for_caller(opts: CriuOpts | None) -> CriuOpts:
     """The options, with ``unprivileged`` if the caller is not root of the host."""
     result = CriuOpts() if opts is None else opts
-    check_types(result)
     if result.unprivileged is None and not is_root_of_host():
         return replace(result, unprivileged=True)
     return result
@@ -551,7 +619,7 @@ def _dedup_problems(opts: CriuOpts | None) -> Iterator[Problem]:
 def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
     """Hold a lock in this context: shared for starts, exclusive for a removal."""
     try:
-        fd = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(directory / NAME)
     except OSError as error:
         raise ImagesError(f"{directory} no longer has a snapshot: {error.strerror}") from None
     try:

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from .._support.closing import Closing
 from .._support.unpatched import RawThread, close, readable
@@ -20,6 +20,7 @@ from .._transport.process import ChildProcess
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from .._transport.worker import Worker, WorkerConnection, worker_of
 from ..errors import CriuError, Problem
+from .arguments import is_path
 from .forked_workers import ForkedWorkers
 from .namespaces import Namespaces, is_ready
 from .timings import Stopwatch
@@ -29,11 +30,14 @@ PATIENCE = 10.0
 """Seconds to wait for the end of CRIU after the namespaces have ended."""
 
 
-def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
+def problem(cgroup: object) -> Problem | None:
     """The problem of the argument ``cgroup``, if any."""
-    path = os.fspath(cgroup)
+    rule = "the absolute path of a cgroup's directory is accepted"
+    if not is_path(cgroup):
+        return Problem("cgroup", cgroup, rule)
+    path = os.fspath(cast("str | os.PathLike[str]", cgroup))
     if not os.path.isabs(path) or not os.path.isfile(os.path.join(path, PROCESSES)):
-        return Problem("cgroup", path, "the path of a cgroup's directory is accepted")
+        return Problem("cgroup", path, rule)
     return None
 
 

@@ -41,6 +41,7 @@ from .._integrity.dump_marker import UNFINISHED
 from .._integrity.page_size import HOST_PAGE, page_size
 from .._native.ffi import native
 from .._support.unpatched import close
+from .._system.regular_file import create_regular, open_regular
 from ..errors import ImagesError
 from ..images.build import parents_of
 from ..images.pages import Layers, PageMap, Stored
@@ -107,18 +108,19 @@ class Template:
     def read(cls, directory: str | os.PathLike[str]) -> Self:
         """The template of a prepared set. Raises ``ImagesError``."""
         path = Path(directory) / NAME
+        cure = prepare_again(directory)
         try:
-            data = json.loads(path.read_bytes())
+            with open(open_regular(path), "rb") as file:
+                data = json.load(file)
         except OSError as error:
-            raise ImagesError(
-                f"{directory} is not an image set with a template: {NAME}: {error.strerror}",
-                errno=error.errno or 0,
-            ) from None
-        except ValueError as error:
-            raise ImagesError(f"{path} is damaged: {error}") from None
+            why = f"{directory} is not an image set with a template: {NAME}: {error.strerror}"
+            raise damaged(why, cure, error.errno or 0) from None
+        except (RecursionError, ValueError) as error:
+            raise damaged(f"{path} is damaged: {error}", cure) from None
         try:
             if data["version"] != VERSION:
-                raise ImagesError(f"{path} has version {data['version']!r}; {VERSION} is accepted")
+                why = f"{path} has version {data['version']!r}; {VERSION} is accepted"
+                raise damaged(why, cure)
             result = cls(
                 tag=data["tag"],
                 size=data["size"],
@@ -128,13 +130,21 @@ class Template:
                 extents=tuple((at, size, file, begin) for at, size, file, begin in data["extents"]),
             )
             result._check()
-        except (KeyError, TypeError, ValueError) as error:
-            raise ImagesError(f"{path} is damaged: {error!r}") from None
+        except (LookupError, TypeError, ValueError) as error:
+            raise damaged(f"{path} is damaged: {error!r}", cure) from None
         return result
 
     def _check(self) -> None:
         """``ValueError`` if the numbers are inconsistent."""
         lengths = [length for length, _ in self.regions]
+        numbers = [self.tag, self.size, self.stored, *lengths]
+        numbers += [number for extent in self.extents for number in extent]
+        for each in self.files:
+            numbers += [each.size, each.crc32]
+            if not isinstance(each.name, str) or "/" in each.name:
+                raise ValueError("names")
+        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+            raise ValueError("numbers")
         if not all(length > 0 and length % HOST_PAGE == 0 for length in lengths):
             raise ValueError("regions")
         if sum(lengths) != self.size or self.tag & PLACE or self.size > PLACE:
@@ -160,7 +170,8 @@ class Template:
             "regions": self.regions,
             "extents": self.extents,
         }
-        (directory / NAME).write_text(json.dumps(data))
+        with open(create_regular(directory / NAME), "w") as file:
+            json.dump(data, file)
 
     def table(self) -> bytes:
         """The description as ``struct pn_template`` of ``native/forkserver.h``."""
@@ -168,6 +179,16 @@ class Template:
         head = _TABLE.pack(self.tag, self.size, len(self.regions), len(self.extents))
         numbers = [number for rows in (flags, self.extents) for row in rows for number in row]
         return head + array("Q", numbers).tobytes()
+
+
+def damaged(why: str, cure: str, number: int | None = 0) -> ImagesError:
+    """The error for a template that cannot be used."""
+    return ImagesError(f"{why}; {cure}", errno=number, cure=cure)
+
+
+def prepare_again(directory: str | os.PathLike[str]) -> str:
+    """The cure for a prepared set with missing or damaged files."""
+    return f"remove the directory {os.fspath(directory)}; the next start of the snapshot makes it"
 
 
 def prepare(

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,13 @@ from .._support.lazy import socket
 from .._support.unpatched import Lock, close, readable
 from .._system.descriptors import descriptor_info
 from ..errors import CriuError, DeadlineError, Problem
+from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
 from .process import Child, Process, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root
-from .streams import Stream, Streams, TextMode, refuse
+from .streams import Stream, Streams, refuse
 from .timings import Stopwatch
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 LINE = 4096
 """Limit of the bytes that are read from an error."""
+
+LATE = "the zygote has not forked a copy in time"
+
+GRACE = 1.0
+"""Seconds after the deadline to wait for a copy, which is then ended."""
 
 PATIENCE = 5.0
 """Seconds to wait for its end after it has closed its socket."""
@@ -63,6 +69,42 @@ class ForkedChild(PidfdChild):
         return True
 
 
+class ForkRequest:
+    """A request for a copy, which is a child of this process as soon as the zygote forks it."""
+
+    def __init__(self, answers: socket.socket) -> None:
+        """Takes over the socket. The copy ends with a message if it is closed before a line."""
+        self.answers = answers
+        self.sent = False
+        self._pidfd: int | None = None
+
+    def receive(self) -> tuple[bytes, int | None]:
+        """The zygote's response, and the pidfd of the copy; neither if the zygote has ended."""
+        line, fds, _, _ = socket.recv_fds(self.answers, LINE, 1, socket.MSG_CMSG_CLOEXEC)
+        self._pidfd = fds[0] if fds else None
+        return line, self._pidfd
+
+    def end(self, seconds: float) -> bool:
+        """Kill and reap the copy. False if the zygote does not respond in this time."""
+        if self.sent and self._pidfd is None:
+            if not readable(self.answers.fileno(), seconds=seconds):
+                return False
+            self.receive()
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            readable(self._pidfd, seconds=None)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            close(self._pidfd)
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.answers.close()
+
+
 class Zygote(Closing):
     """A restored copy that forks a copy of itself for each :meth:`start`.
 
@@ -90,6 +132,8 @@ class Zygote(Closing):
         self._next_number = next_number
         self._lock = Lock()
         self._copies: weakref.WeakSet[ForkedChild] = weakref.WeakSet()
+        self._late: list[ForkRequest] = []
+        """Cancelled requests to which the zygote has not responded."""
         with ExitStack() as kept, ExitStack() as passed:
             self._control, theirs = sockets.pair()
             kept.enter_context(self._control)
@@ -103,7 +147,7 @@ class Zygote(Closing):
             kept.callback(self._child.close, wait=True)
             passed.close()
             self._wait_until_ready(until)
-            self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies)
+            self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies, self._late)
 
     @property
     def pid(self) -> int:
@@ -118,14 +162,14 @@ class Zygote(Closing):
 
     def start(
         self,
-        args: Sequence[str] | None = None,
+        args: Sequence[Text] | None = None,
         *,
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
-        env: Mapping[str, str] | None = None,
-        extra_env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
+        env: Environment | None = None,
+        extra_env: Environment | None = None,
+        cwd: Text | None = None,
         pass_fds: Iterable[int] = (),
         text: bool | None = None,
         encoding: str | None = None,
@@ -142,35 +186,41 @@ class Zygote(Closing):
         """
         watch = Stopwatch()
         reap_unowned()
+        check_call("start", opts=None, via=None, deadline=deadline)
         given = CopyRequest(
             args=args,
             streams=(stdin, stdout, stderr),
-            mode=TextMode.chosen(text, encoding, errors, bufsize),
+            mode=text_mode(text, encoding, errors, bufsize),
             env=env,
             extra_env=extra_env,
             cwd=cwd,
-            pass_fds=tuple(pass_fds),
+            pass_fds=descriptor_numbers(pass_fds),
         )
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
         number = self._next_number()
         watch.ends("check")
-        with ExitStack() as kept, ExitStack() as passed:
+        with ExitStack() as passed, ExitStack() as kept:
             streams = Streams.made(given.streams, kept, passed)
             ours, theirs = sockets.pair()
-            passed.enter_context(ours)
+            request = ForkRequest(ours)
+            kept.callback(self._cancel, request)
             with theirs:
                 fds = [theirs.fileno(), *streams.child]
                 with self._lock, contextlib.suppress(BrokenPipeError):
                     if not self._end.alive:
                         raise CriuError("the zygote is closed")
+                    if until is not None and time.monotonic() >= until:
+                        raise DeadlineError(LATE)
+                    request.sent = True
                     socket.send_fds(self._control, [b"\n"], fds)
-            child = ForkedChild(self._forked(ours, until), self)
-            kept.callback(child.close, wait=True)
+            child = ForkedChild(self._forked(request, until), self)
             watch.ends("fork")
+            self._end_late()
             send_line(ours, given.line(number), given.descriptors)
             self._copies.add(child)
             kept.pop_all()
+            request.close()
         return Process(
             given.command(self._record),
             child,
@@ -182,20 +232,32 @@ class Zygote(Closing):
             timings=watch.timings(number, "zygote"),
         )
 
-    def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
+    def start_async(self, args: Sequence[Text] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""
         from .aio_process import starting  # asyncio takes long to load
 
         return starting(self.start, args, options)
 
-    def _forked(self, answers: socket.socket, until: float | None) -> int:
+    def _forked(self, request: ForkRequest, until: float | None) -> int:
         """Receive the pidfd of a copy over its socket."""
-        if not _wait(answers, self._child, until):
-            raise DeadlineError("the zygote has not forked a copy in time")
-        line, fds, _, _ = socket.recv_fds(answers, LINE, 1, socket.MSG_CMSG_CLOEXEC)
-        if fds:
-            return fds[0]
+        if not _wait(request.answers, self._child, until):
+            raise DeadlineError(LATE)
+        line, pidfd = request.receive()
+        if pidfd is not None:
+            return pidfd
         raise CriuError(line.decode().strip()) if line else self._ended()
+
+    def _cancel(self, request: ForkRequest) -> None:
+        """End the copy of a request. If it is forked later, it ends by itself."""
+        if not request.end(GRACE):
+            request.answers.shutdown(socket.SHUT_WR)
+            with self._lock:
+                self._late.append(request)
+
+    def _end_late(self) -> None:
+        """Reap the copies of cancelled requests. The zygote responds in the order of requests."""
+        with self._lock:
+            self._late[:] = [each for each in self._late if not each.end(0.0)]
 
     def _ended(self) -> CriuError:
         """The exception for a zygote that has ended, with its exit status."""
@@ -235,7 +297,9 @@ def _wait(sock: socket.socket, child: Child, until: float | None) -> bool:
     return readable(sock.fileno(), child.pidfd, seconds=seconds)
 
 
-def _end(owned: ExitStack, copies: Iterable[ForkedChild]) -> None:
+def _end(owned: ExitStack, copies: Iterable[ForkedChild], late: Iterable[ForkRequest]) -> None:
     for copy in list(copies):
         copy.end()  # otherwise its exit status would be lost
     owned.close()
+    for request in late:
+        request.close()

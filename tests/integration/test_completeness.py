@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, dump, restore, seal, verify
+from pycriu_native import CriuOpts, ImagesError, Severity, dump, restore, seal, verify
 from pycriu_native._integrity import set_check
 from pycriu_native._integrity.dump_marker import RECORD
-from pycriu_native.images import decode, encode, inspect, render_summary, render_tree
+from pycriu_native.images import check_images, decode, encode, inspect, render_summary, render_tree
 
+from .conftest import Spawn
 from .support import cgroups
 from .support.processes import start
 from .support.zoo import contained, menagerie
@@ -199,6 +200,42 @@ def test_a_file_that_is_another(original: Path, images: Path) -> None:
         os.link(original / name, images / name)
 
 
+def _kind(images: Path, name: str) -> str:
+    """The kind of an image in which each file differs from the others by its structure."""
+    pids = {each.pid for each in inspect(images).processes}
+    kind, _, number = name.removesuffix(".img").rpartition("-")
+    if kind in ("pagemap", "pagemap-shmem"):
+        return "pagemap"
+    if kind == "core":
+        return "core of a process" if int(number) in pids else "core of a thread"
+    return kind
+
+
+def test_an_image_over_another_of_its_kind(original: Path, images: Path) -> None:
+    """The core of a process over that of a thread, and each page map and set of ids over another
+    one, are found by their contents.
+    """
+    alive = {each.pid for each in inspect(original).processes if each.descriptors}
+    kinds = {name: _kind(original, name) for name in _names(original)}
+    pairs = [
+        (name, other)
+        for name, kind in kinds.items()
+        for other, instead in kinds.items()
+        if name != other
+        and ((kind == instead and kind in ("pagemap", "ids")) or {kind, instead} == CORES)
+        and (kind != "ids" or {int(each.split("-")[1][:-4]) for each in (name, other)} <= alive)
+    ]
+    for name, other in pairs:
+        (images / name).unlink()
+        os.link(original / other, images / name)
+        assert (_restorable(images), _complete(images)) == (False, False), (name, other)
+        (images / name).unlink()
+        os.link(original / name, images / name)
+
+
+CORES = {"core of a process", "core of a thread"}
+
+
 def test_a_fifo_in_the_place_of_a_file(original: Path, images: Path) -> None:
     """A FIFO instead of an image is refused, without waiting for data."""
     for name in (*_names(original), "stats-dump", "stats-restore", "dump.log"):
@@ -218,6 +255,22 @@ def test_a_fifo_that_criu_would_write_to(original: Path, images: Path, name: str
     with pytest.raises(ImagesError, match=f"{name} is not a regular file") as caught:
         restore(CriuOpts(images_directory=images))
     assert caught.value.code is None
+    (found,) = (each for each in check_images(images) if each.id == "outputs")
+    assert found.severity is Severity.STOPS
+    assert name in found.subject
+
+
+def test_a_fifo_that_criu_would_not_write_to(spawn: Spawn, tmp_path: Path) -> None:
+    """The files of a dump do not prevent a restore."""
+    target = spawn("serve()")
+    images = tmp_path / "images"
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    for name in ("stats-dump", "dump.log"):
+        (images / name).unlink(missing_ok=True)
+        os.mkfifo(images / name)
+    assert not [each for each in check_images(images) if each.id == "outputs"]
+    assert restore(CriuOpts(images_directory=images)).pid == target.pid
 
 
 def test_a_manifest_lists_subdirectories(images: Path) -> None:

@@ -607,8 +607,10 @@ def test_a_template_that_was_killed(snapshot: Snapshot) -> None:
     assert children() == before
 
 
-def test_a_template_that_was_changed(snapshot: Snapshot) -> None:
-    """A changed template is refused, since its memory can be wrong. A plain restore works."""
+def test_a_template_that_was_changed(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed template is refused by each start, since the images can have the same file. A start
+    that uses no template works.
+    """
     snapshot.share().close()
     (pages,) = (snapshot.directory / "shared").glob("*.pages")
     data = bytearray(pages.read_bytes())
@@ -616,9 +618,62 @@ def test_a_template_that_was_changed(snapshot: Snapshot) -> None:
     data[len(data) // 2] ^= 1
     pages.write_bytes(data)
     assert reason(snapshot) == FIRST
-    with pytest.raises(ImagesError, match="has changed"):
-        snapshot.start()
+    for room in (2**40, 2**40, 0):
+        monkeypatch.setattr("pycriu_native.snapshots.sharing.memory_room", lambda room=room: room)
+        with pytest.raises(ImagesError, match="has changed; remove the directory"):
+            snapshot.start()
     assert reason(snapshot, share_memory=False) == "share_memory=False"
+
+
+@pytest.mark.parametrize("name", ["template-1.pages", NAME])
+@pytest.mark.parametrize("damage", [os.unlink, lambda path: os.truncate(path, 4096)])
+def test_a_template_that_is_damaged(
+    snapshot: Snapshot, name: str, damage: Callable[[str], None]
+) -> None:
+    """Each start that would use the template is refused until the cure of the error is followed."""
+    directory = snapshot.directory / "shared"
+    snapshot.share().close()
+    file = directory / name
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(data)  # no hard link
+    damage(str(file))
+    before = children()
+    assert reason(snapshot) == FIRST
+    for required in (None, None, True, None):
+        with pytest.raises(ImagesError, match=f"{name}.*; ") as caught:
+            snapshot.start(share_memory=required)
+        assert caught.value.cure
+    assert children() == before
+    shutil.rmtree(directory)
+    assert [reason(snapshot), reason(snapshot)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        {"files": [{"name": "/etc/passwd", "size": 1, "crc32": 0}]},
+        {"files": [{"name": 5, "size": 1, "crc32": 0}]},
+        {"tag": -(2**62)},
+        {"tag": 2.5},
+        {"extents": [[0, 4096, 99, 0]]},
+        {"extents": [[0, 4096, 0, 0.5]]},
+        {"regions": [["x", 1]]},
+    ],
+)
+def test_a_description_of_other_values(snapshot: Snapshot, values: Any) -> None:
+    """Each value of the description is checked; a FIFO does not block the start."""
+    snapshot.share().close()
+    file = snapshot.directory / "shared" / NAME
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({**data, **values} if isinstance(values, dict) else values))
+    with pytest.raises(ImagesError, match="is damaged"):
+        snapshot.start(share_memory=True)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ImagesError, match="not a regular file"):
+        snapshot.start(share_memory=True)
 
 
 @pytest.mark.parametrize("end", ["exit", "collected", "kill"])

@@ -5,7 +5,9 @@ caller.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import fcntl
+import inspect
 import json
 import os
 import signal
@@ -28,6 +30,7 @@ from pycriu_native import (
     ImagesError,
     OptionError,
     Progress,
+    Worker,
     WorkerPool,
 )
 from pycriu_native.snapshots import Process, Snapshot, Zygote, list_snapshots
@@ -444,7 +447,8 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("env", {"a": 1}),
         ("env", ["a=b"]),
         ("extra_env", {"": "x"}),
-        ("cwd", "relative"),
+        ("cwd", "none-such"),
+        ("cwd", ""),
         ("cwd", "/nowhere"),
         ("stdin", STDOUT),
         ("stdout", -7),
@@ -456,6 +460,22 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("cgroup", "/tmp"),
         ("cgroup", "relative"),
         ("opts", CriuOpts(auto_dedup=True)),
+        ("network", 1),
+        ("network", 0),
+        ("network", [1]),
+        ("network", b"/run"),
+        ("network", ()),
+        ("deadline", "x"),
+        ("deadline", True),
+        ("deadline", float("nan")),
+        ("via", 0),
+        ("via", Worker),
+        ("args", ["\ud800"]),
+        ("env", {"a": "\ud800"}),
+        ("encoding", "no-such"),
+        ("errors", "no-such"),
+        ("cgroup", b"/sys/fs/cgroup"),
+        ("pass_fds", "12"),
     ],
 )
 def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
@@ -465,6 +485,80 @@ def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
         snapshot.start(**{field: value})
     assert [problem.field for problem in caught.value.problems] == [field]
     assert children() == before
+
+
+def test_each_argument_has_a_type(snapshot: Snapshot, tmp_path: Path) -> None:
+    """An object of another type is refused for each argument of each call, by the argument's name,
+    and nothing is started or written.
+    """
+    target = tmp_path / "snapshot"
+    with snapshot.zygote() as zygote:
+        calls: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+            (snapshot.start, {}),
+            (snapshot.zygote, {}),
+            (zygote.start, {}),
+            (snapshot.share, {}),
+            (snapshot.problems, {}),
+            (Snapshot.take, {"program": COMMAND, "directory": target}),
+        ]
+        before = children()
+        for call, needed in calls:
+            for name in inspect.signature(call).parameters:
+                with pytest.raises(OptionError) as caught:
+                    call(**{**needed, name: object()})
+                assert {each.field for each in caught.value.problems} == {name}, (call, name)
+        assert children() == before
+    for program in ([1, 2], ["true", None]):
+        with pytest.raises(OptionError, match="program="):
+            Snapshot.take(program, target)  # type: ignore[arg-type]
+    assert not target.exists()
+
+
+def test_arguments_as_for_popen(snapshot: Snapshot, tmp_path: Path) -> None:
+    """Paths and bytes, and a relative directory, have the meaning that they have for Popen."""
+    variables = {b"SNAPSHOT_TEST": b"\xff"}
+    seen = []
+    with contextlib.chdir(tmp_path.parent), snapshot.zygote() as zygote:
+        for start in (snapshot.start, zygote.start):
+            with start(
+                [tmp_path, b"\xfe"],
+                extra_env=variables,
+                cwd=tmp_path.name,
+                stdin=PIPE,
+                stdout=PIPE,
+                text=True,
+            ) as process:
+                seen.append(identity(process))
+    for each in seen:
+        assert each["arguments"] == [str(tmp_path), os.fsdecode(b"\xfe")]
+        assert each["variable"] == os.fsdecode(b"\xff")
+        assert each["directory"] == str(tmp_path)
+
+
+def test_a_process_of_another_user_namespace(tmp_path: Path) -> None:
+    """The error for a process whose namespaces cannot be read is typed."""
+    code = (
+        "import sys\n"
+        "from pycriu_native import PermissionDeniedError\n"
+        "from pycriu_native.snapshots import Snapshot\n"
+        "try:\n"
+        "    Snapshot.take(int(sys.argv[1]), sys.argv[2], without_guest=True)\n"
+        "except PermissionDeniedError as error:\n"
+        "    print(error.pid)\n"
+    )
+    command = [
+        "unshare",
+        "--user",
+        sys.executable,
+        "-c",
+        code,
+        str(os.getpid()),
+        str(tmp_path / "s"),
+    ]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    if "unshare failed" in done.stderr:
+        pytest.skip(done.stderr)
+    assert (done.stdout, done.returncode) == (f"{os.getpid()}\n", 0), done.stderr
 
 
 def test_a_configuration_file_with_auto_dedup(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -707,8 +801,10 @@ def test_a_c_program(tmp_path: Path) -> None:
 def test_the_directory(snapshot: Snapshot) -> None:
     """Only the owner can access the directory of a snapshot; its record describes the contents."""
     assert stat.S_IMODE(snapshot.directory.stat().st_mode) == 0o700
-    for path in snapshot.directory.iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    snapshot.share().close()
+    for path in snapshot.directory.rglob("*"):
+        accepted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == accepted, path
     assert list(snapshot.record.command) == [*COMMAND, "saved"]
     assert snapshot.size() > 1_000_000
     assert {each.path for each in snapshot.record.files} >= {os.path.realpath(sys.executable)}

@@ -9,7 +9,7 @@ from subprocess import DEVNULL, PIPE
 
 import pytest
 
-from pycriu_native import OptionError
+from pycriu_native import ImagesError, OptionError
 from pycriu_native.snapshots import Snapshot
 
 from .support.processes import PATIENCE
@@ -88,3 +88,27 @@ def test_a_secret_that_a_copy_has_replaced(tmp_path: Path) -> None:
             )
         files = [path for path in child.directory.rglob("*") if path.is_file()]
         assert any(needle in path.read_bytes() for path in files) is incremental
+
+
+def test_a_counter_that_was_replaced(tmp_path: Path) -> None:
+    """A counter of the starts that is no file with a number is an ``ImagesError`` with a cure, and
+    a link is not followed.
+    """
+    snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    counter = snapshot.directory / "starts"
+    for data in ("garbage", "-5", "1x"):
+        counter.write_text(data)
+        with pytest.raises(ImagesError, match="has no number of a start; remove it"):
+            snapshot.start(stdin=DEVNULL)
+    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink(tmp_path / "created", path)):
+        counter.unlink()
+        make(counter)
+        with pytest.raises(ImagesError, match=r"starts .*; remove it"):
+            snapshot.start(stdin=DEVNULL)
+        if counter.is_dir():
+            counter.rmdir()
+            counter.touch()
+    assert not (tmp_path / "created").exists()
+    counter.unlink()
+    with snapshot.start(stdin=DEVNULL) as process:
+        assert process.number == 1

@@ -227,20 +227,30 @@ def test_a_zygote_that_was_killed(zygote: Zygote) -> None:
         zygote.start()
 
 
-def test_a_zygote_that_is_late(snapshot: Snapshot) -> None:
-    """If a zygote is late, the deadline applies; the copy that is forked later ends."""
+def test_a_zygote_that_is_late(snapshot: Snapshot, capfd: pytest.CaptureFixture[str]) -> None:
+    """If a zygote is late, the deadline applies; the copy that is forked later ends, without a
+    message, and the next start reaps it.
+    """
     before = children()
     with snapshot.zygote(deadline=PATIENCE) as zygote:
         os.kill(zygote.pid, signal.SIGSTOP)
         with pytest.raises(DeadlineError):
-            zygote.start(stderr=DEVNULL, deadline=0.1)
+            zygote.start(deadline=0.1)
         os.kill(zygote.pid, signal.SIGCONT)
         with started(zygote) as process:
             identity(process)
             assert isinstance(zygote._child, RestoredChild)
-            others = children() - before - {process.pid, zygote.pid, zygote._child._namespaces.pid}
-            eventually(lambda: {state(pid) for pid in others} <= {"Z", ""}, "the end of the other")
+            ours = {process.pid, zygote.pid, zygote._child._namespaces.pid}
+            assert children() - before == ours
+        os.kill(zygote.pid, signal.SIGSTOP)
+        with pytest.raises(DeadlineError):
+            zygote.start(deadline=0.1)
+        os.kill(zygote.pid, signal.SIGCONT)
+        eventually(
+            lambda: [state(pid) for pid in children() - before - ours] == ["Z"], "the end of it"
+        )
     assert children() == before
+    assert capfd.readouterr().err == ""
 
 
 def test_a_zygote_that_cannot_fork(snapshot: Snapshot) -> None:
@@ -318,3 +328,23 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match=message):
             snapshot.zygote()
     assert children() == before
+
+
+def test_a_deadline_leaves_nothing(
+    zygote: Zygote, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that reaches its deadline, or fails after the fork, leaves no child or message."""
+    before = children()
+    for deadline in (0, 1e-9):
+        with pytest.raises(DeadlineError):
+            zygote.start(deadline=deadline)
+        assert children() == before
+    monkeypatch.setattr("pycriu_native.snapshots.zygote._wait", lambda *_: False)
+    with pytest.raises(DeadlineError):
+        zygote.start()  # the deadline passes after the request was sent
+    assert children() == before
+    monkeypatch.undo()
+    with pytest.raises(OptionError, match="too large"):
+        zygote.start(extra_env={"LARGE": "x" * 100_000_000})
+    assert children() == before
+    assert capfd.readouterr().err == ""

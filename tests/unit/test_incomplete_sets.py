@@ -26,6 +26,7 @@ ZOMBIE = 43
 
 
 ALIVE = message((1, 1), (3, message((1, 1))))
+THREAD = message((1, 1), (5, message((1, 0))))
 DEAD = message((1, 1), (3, message((1, 2))))
 IDS = image_of("IDS", message((1, 1), (2, 1), (3, 1), (4, 1)))
 SET = {
@@ -39,7 +40,7 @@ SET = {
     "files.img": image_of("FILES", message((1, 1), (2, 1)), message((1, 1), (2, 2))),
     "fdinfo-1.img": image_of("FDINFO", message((1, 2), (2, 0), (3, 1), (4, 0))),
     f"core-{PID}.img": image_of("CORE", ALIVE),
-    "core-44.img": image_of("CORE", ALIVE),
+    "core-44.img": image_of("CORE", THREAD),
     f"core-{ZOMBIE}.img": image_of("CORE", DEAD),
     f"ids-{PID}.img": IDS,
     f"mm-{PID}.img": image_of("MM", message((1, 1))),
@@ -158,6 +159,8 @@ def test_a_table_without_descriptors(tmp_path: Path, held: list[int]) -> None:
         "fdinfo-1.img": image_of("FDINFO", *opened),
         **{name.replace("42", "50"): SET[name] for name in SET if name.endswith("-42.img")},
     }
+    content["pagemap-50.img"] = image_of("PAGEMAP", message((1, 8)), message((1, 4096), (2, 1)))
+    content["pages-8.img"] = bytes(4096)
     content["ids-50.img"] = image_of("IDS", message((1, 2), (2, 7), (3, 1), (4, 1)))
     _write(tmp_path, content)
     if held:
@@ -165,6 +168,27 @@ def test_a_table_without_descriptors(tmp_path: Path, held: list[int]) -> None:
     else:
         with pytest.raises(ImagesError, match=r"there is no fdinfo-7\.img"):
             _check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        (f"core-{PID}.img", image_of("CORE", THREAD), "it is that of a thread"),
+        ("core-44.img", image_of("CORE", ALIVE), "it is that of a process"),
+        (
+            "pagemap-shmem-9.img",
+            image_of("PAGEMAP", message((1, 7)), message((1, 0), (2, 1))),
+            "it refers to pages-7.img, as pagemap-42.img does",
+        ),
+    ],
+)
+def test_an_image_over_another_of_its_kind(
+    tmp_path: Path, name: str, data: bytes, why: str
+) -> None:
+    """An image that another one of its kind has replaced is detected by its contents."""
+    _write(tmp_path, {**SET, name: data})
+    with pytest.raises(ImagesError, match=why):
+        _check(tmp_path)
 
 
 def test_messages_that_are_garbage(tmp_path: Path) -> None:

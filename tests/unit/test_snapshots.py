@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuOpts, OptionError, Verb, Version, Worker
+from pycriu_native import CriuOpts, ImagesError, OptionError, Verb, Version, Worker
 from pycriu_native._calls.request import Request
 from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
@@ -48,6 +49,47 @@ def test_records(record: Record, tmp_path: Path) -> None:
     record.write(tmp_path)
     assert Record.read(tmp_path) == record
     assert (tmp_path / "snapshot.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("criu", "weird"),
+        ("criu", 4),
+        ("pid", "7"),
+        ("pid", 0),
+        ("pid", 2**70),
+        ("pid", True),
+        ("guest_key", []),
+        ("command", [1]),
+        ("stream_keys", [None, 1, None]),
+        ("forks", "yes"),
+        ("descriptors", ["1"]),
+        ("files", [{"path": "/x", "size": "1", "mtime_ns": 0}]),
+        ("files", [{"path": "/x"}]),
+        ("host", {"machine_id": "", "architecture": "", "kernel": 5, "cpu_flags": []}),
+        ("host", None),
+    ],
+)
+def test_records_with_other_values(record: Record, tmp_path: Path, name: str, value: Any) -> None:
+    """A member of another type, or with an impossible value, is an ``ImagesError``."""
+    record.write(tmp_path)
+    path = tmp_path / "snapshot.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ImagesError, match="is not a record of a snapshot"):
+        Record.read(tmp_path)
+
+
+def test_a_record_that_is_no_file(tmp_path: Path) -> None:
+    """A FIFO or a link is refused, without waiting for data."""
+    path = tmp_path / "snapshot.json"
+    os.mkfifo(path)
+    with pytest.raises(ImagesError, match="not a regular file"):
+        Record.read(tmp_path)
+    path.unlink()
+    path.symlink_to("/dev/null")
+    with pytest.raises(ImagesError, match="symbolic links"):
+        Record.read(tmp_path)
 
 
 def fields(record: Record, criu: Version = CRIU) -> list[str]:

@@ -1,0 +1,139 @@
+"""Checks of the types of the arguments of ``Snapshot`` and ``Zygote``."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
+
+from .._checks.arguments import type_problems
+from ..errors import OptionError, Problem
+from ..options.criu_opts import CriuOpts
+from .streams import TextMode, refuse
+
+Text = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+"""An argument, variable or path of a program, as for ``subprocess.Popen``."""
+
+Environment = Mapping[str, Text] | Mapping[bytes, Text]
+"""Environment variables."""
+
+
+def check_call(
+    verb: str,
+    *,
+    opts: CriuOpts | None,
+    via: object,
+    deadline: object,
+    on_progress: object = None,
+    **flags: object,
+) -> None:
+    """Raise ``OptionError`` for arguments of other types. ``flags`` are True or False."""
+    accepted = CriuOpts() if opts is None else opts
+    problems = type_problems(accepted, via, deadline, on_progress=on_progress)
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            problems.append(Problem(name, value, "True or False is accepted"))
+    refuse(problems, verb)
+
+
+def text_mode(
+    text: bool | None, encoding: str | None, errors: str | None, bufsize: int
+) -> TextMode:
+    """The mode of the pipes. Raises ``OptionError``."""
+    problems = []
+    if text is not None and not isinstance(text, bool):
+        problems.append(Problem("text", text, "True, False or None is accepted"))
+    if encoding is not None and not _is_codec(encoding):
+        problems.append(Problem("encoding", encoding, "the name of a text encoding is accepted"))
+    if errors is not None and not _is_error_handler(errors):
+        rule = "the name of an error handler of codecs is accepted"
+        problems.append(Problem("errors", errors, rule))
+    if isinstance(bufsize, bool) or not isinstance(bufsize, int):
+        problems.append(Problem("bufsize", bufsize, "a number of bytes, or -1, is accepted"))
+    refuse(problems, "start")
+    return TextMode.chosen(text, encoding, errors, bufsize)
+
+
+def _is_codec(name: object) -> bool:
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=name)  # type: ignore[arg-type]
+    except (LookupError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_error_handler(name: object) -> bool:
+    try:
+        codecs.lookup_error(name)  # type: ignore[arg-type]
+    except (LookupError, TypeError, ValueError):
+        return False
+    return True
+
+
+def descriptor_numbers(pass_fds: object) -> tuple[int, ...]:
+    """The argument ``pass_fds`` as a tuple. Raises ``OptionError`` if it is not iterable."""
+    if not isinstance(pass_fds, Iterable) or isinstance(pass_fds, str | bytes):
+        rule = "a sequence of descriptors is accepted"
+        raise OptionError([Problem("pass_fds", pass_fds, rule)], verb="start")
+    return tuple(pass_fds)
+
+
+def is_path(value: object) -> bool:
+    """Whether a value is a str or a path of str, without NUL characters."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        return False
+    return is_text(value)
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a str, bytes or a path, without NUL characters, that can be encoded."""
+    try:
+        return b"\0" not in os.fsencode(cast(Text, value))
+    except (TypeError, UnicodeEncodeError):  # a surrogate that stands for no byte
+        return False
+
+
+def are_texts(values: object) -> bool:
+    """Whether this is a sequence of values that :func:`is_text` accepts, and not text itself."""
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes | bytearray):
+        return False
+    return all(is_text(value) for value in values)
+
+
+def environment_problems(name: str, variables: object) -> Iterator[Problem]:
+    """Problems of an argument with environment variables."""
+    rule = (
+        "a mapping of names to str, bytes or paths, without NUL characters and without = in a "
+        "name, is accepted"
+    )
+    if not isinstance(variables, Mapping):
+        yield Problem(name, variables, rule)
+        return
+    for key, value in variables.items():
+        if not are_texts([key, value]) or os.fsencode(key) == b"" or b"=" in os.fsencode(key):
+            yield Problem(name, {key: value}, rule)
+
+
+def decoded(variables: Environment | None) -> dict[str, str] | None:
+    """Environment variables as str; None for None."""
+    if variables is None:
+        return None
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in variables.items()}
+
+
+def absolute(directory: Text) -> str:
+    """The absolute path of a directory, by the working directory of this process."""
+    path = os.fsdecode(directory)
+    return path if os.path.isabs(path) else os.path.realpath(path)
+
+
+def directory_problems(cwd: object) -> Iterator[Problem]:
+    """Problems of the argument ``cwd``."""
+    try:
+        if is_text(cwd) and cwd and os.path.isdir(absolute(cwd)):  # type: ignore[arg-type]
+            return
+    except OSError:  # the working directory of this process was removed
+        pass
+    yield Problem("cwd", cwd, "the path of a directory is accepted")

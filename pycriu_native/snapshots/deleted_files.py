@@ -1,0 +1,52 @@
+"""Starts of a snapshot whose program has deleted files open or mapped, one after the other.
+
+CRIU creates such a file for each restore, with a name that is the same in all restores of the
+images, and unlinks it before the restore ends (``criu/files-reg.c``). Two restores at the same time
+fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .._support.unpatched import closing
+from ..errors import DeadlineError
+
+REMAPS = "remap-fpath.img"
+"""The image with the deleted files; there is none if the program has none."""
+
+PAUSE = 0.005
+"""Seconds between two attempts to get the lock."""
+
+
+@contextlib.contextmanager
+def one_at_a_time(directory: Path, until: float | None) -> Iterator[None]:
+    """Hold a lock of the directory in this context if the program has deleted files.
+
+    ``DeadlineError`` at ``until`` (time.monotonic()).
+    """
+    if not (directory / REMAPS).exists():
+        yield
+        return
+    with closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        while not _locked(fd):
+            if until is not None and time.monotonic() >= until:
+                raise DeadlineError("start: another copy is being started, and the deadline passed")
+            time.sleep(PAUSE)
+        yield
+
+
+def _locked(fd: int) -> bool:
+    """Get the lock. True also on a file system without locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
