@@ -30,7 +30,7 @@ from .._system.descriptors import where
 from .._system.regular_file import open_regular, read_regular, replace_file
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
-from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
+from .dump_marker import BEFORE_RESTORE, CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
 
 MANIFEST = "pycriu-native.manifest"
 """The manifest's name in the images directory."""
@@ -105,7 +105,7 @@ def _names(at: int) -> Iterator[str]:
     Not what this package or a restore adds.
     """
     for name in os.listdir(at):
-        ours = name.startswith((MANIFEST, CLAIM)) or name in (EARLIER, LINKS)
+        ours = name.startswith((MANIFEST, CLAIM, BEFORE_RESTORE)) or name in (EARLIER, LINKS)
         if ours or name.endswith(".log") or name.startswith("stats-"):
             continue
         yield name

@@ -63,7 +63,7 @@ def take(
         time=now,
         duration=time.monotonic() - began,
         frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
-        bytes=sum(each.stat().st_size for each in os.scandir(new)),
+        bytes=sum(each.stat().st_size for each in os.scandir(new) if each.stat().st_nlink == 1),
         options=_restore_options(looked.opts),
         last_pid=max(pids_in(str(new)), default=pid),
         token=token,

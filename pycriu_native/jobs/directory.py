@@ -82,7 +82,7 @@ class Checkpoint:
     frozen: float
     """Seconds that the command was frozen."""
     bytes: int
-    """Size of its files."""
+    """Size of its files, without those that it shares with an earlier checkpoint."""
     digest: str | None = None
     """SHA-256 of its manifest."""
     options: dict[str, Any] | None = None

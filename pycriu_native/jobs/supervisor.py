@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -46,6 +47,9 @@ KEPT_EVERY = 0.2
 ATTEMPTS = 3
 """Number of attempts of a restore that fails for a reason other than its images."""
 
+TEMPORARY = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Errors of a restore that are not due to the checkpoint, and would also prevent another one."""
+
 MARGIN = 1.25
 """Factor for the expected duration of the next checkpoint, relative to earlier ones."""
 
@@ -85,6 +89,8 @@ class Supervisor:
         self._pid = 0
         self._resumed_from: Checkpoint | None = None
         """The checkpoint from which the command was resumed, until there is a later one."""
+        self._lacks_resources = False
+        """Whether the last restore failed with one of ``TEMPORARY``."""
         self._again = False
         """Whether to resume the job from an earlier checkpoint."""
         self._criu_was_lost = False
@@ -119,7 +125,7 @@ class Supervisor:
         checkpoints = [each for each in known if not self._status.doubts(each)]
         for each in checkpoints:
             if not self._resume(each):
-                if self._signals.stopped is not None:
+                if self._signals.stopped is not None or self._lacks_resources:
                     break
                 continue
             self._set_last_pid(max(FIRST_PID, each.last_pid))
@@ -131,6 +137,11 @@ class Supervisor:
             self._take_signals()
             self._change(state=State.INTERRUPTED)
             self._report("interrupted", f"{self._status.stopped_by} {NOT_BEGUN}")
+            return False
+        if self._lacks_resources:
+            self._change(state=State.INTERRUPTED)
+            failure = self._status.message
+            self._report("interrupted", f"{failure}; nothing was started, and it can be resumed")
             return False
         # If the first checkpoint is doubted, so are all: there was none before the signal.
         restorable = checkpoints or (known and self._status.doubted != 1)
@@ -156,6 +167,7 @@ class Supervisor:
                 return True
             except (CriuError, OSError, ValueError) as error:
                 self._report("restore failed", f"checkpoint {checkpoint.number}: {error}")
+                self._lacks_resources = getattr(error, "errno", None) in TEMPORARY
                 if isinstance(error, ImagesError):
                     break
         return False
@@ -223,7 +235,7 @@ class Supervisor:
         partial.mkdir(mode=0o700)
         at = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            save(at, (), (*map(_pattern, outputs), *self._also), lambda: None)
+            save(at, (), Rollback(also=(*map(_pattern, outputs), *self._also)), lambda: None)
             os.fsync(at)
         finally:
             close(at)
@@ -286,7 +298,7 @@ class Supervisor:
                 self._directory,
                 self._pid,
                 self._options,
-                Rollback(also=self._also, complete=self._spec["storage"] is not None),
+                self._rollback(),
                 signals=self._signals,
                 token=int(self._spec["token"]),
                 last=last,
@@ -329,6 +341,12 @@ class Supervisor:
                 f"limit after a signal, {self._spec['grace']:g} s (grace)",
             )
         return True
+
+    def _rollback(self) -> Rollback:
+        """How the files are saved: with their contents, but appended data only once."""
+        newest = next(iter(self._directory.all_checkpoints()), None)
+        link_from = None if newest is None else newest.path
+        return Rollback(also=self._also, complete=True, link_from=link_from)
 
     def _last_checkpoint(self) -> None:
         assert self._stop_by is not None

@@ -65,7 +65,7 @@ def _how(context: Context, file: WrittenFile, device: int | None) -> str:
     if _by_reflink(file, device):
         return "a reflink, if this file system has them, else by a copy"
     if _by_length(context, file):
-        return "their number: it is only appended to"
+        return "their length: it is only appended to"
     return "a copy, while the processes are frozen"
 
 
