@@ -28,6 +28,7 @@ from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State
 from .increments import Increments
 from .job import AGAIN, FAILED
 from .notice import NoticeWatch
+from .schedule import Schedule
 
 FIRST_PID = 1000
 """The supervisor's own processes have pids below this, so that they do not use one that a restore
@@ -38,9 +39,6 @@ DEATHS = (*STOPPING, CHECKPOINTING, signal.SIGKILL)
 
 UNTIL_SIGNAL = 0.2
 """Seconds within which a signal that was sent to all processes is also received here."""
-
-FIRST = 0.1
-"""The fraction of the interval until the first checkpoint."""
 
 KEPT_EVERY = 0.2
 """Seconds between two attempts to write the last status."""
@@ -250,8 +248,8 @@ class Supervisor:
     # ---- while it runs ----
 
     def _supervise(self, notice: NoticeWatch) -> None:
-        every = float(self._spec["every"])
-        due = time.monotonic() + every * (FIRST if not self._status.checkpoints else 1)
+        first = float(self._spec["first"]) if self._resumed_from is None else None
+        schedule = Schedule(float(self._spec["every"]), first)
         while True:
             ended = self._reap()
             if ended is not None:
@@ -269,12 +267,13 @@ class Supervisor:
                 self._last_checkpoint()
                 return
             requested = CHECKPOINTING in self._take_signals()
-            if self._stop_by is None and (requested or time.monotonic() >= due):
+            if self._stop_by is None and (requested or schedule.left <= 0):
+                began = time.monotonic()
                 self._checkpoint()
-                due = time.monotonic() + every
+                schedule.attempted(time.monotonic() - began)
                 continue
             if self._stop_by is None:
-                self._wait(min(due - time.monotonic(), 5.0))
+                self._wait(min(schedule.left, 5.0))
 
     def _wait(self, seconds: float) -> None:
         """Wait for a signal, a notice or the end of the process that runs the job, with a limit."""

@@ -150,3 +150,31 @@ def test_no_space_for_the_file(job: RunningJob, small: Path) -> None:
     (small / "other").unlink()
     assert _resumed(job, small) == 0, job.messages()
     assert job.directory.status().resumed == 1
+
+
+LOGGED = """
+log = open(f"{place}/log", "a", buffering=1)
+number = 0
+while not os.path.exists(f"{place}/go-2"):
+    log.write(f"{number}\\n")
+    number += 1
+    time.sleep(0.01)
+"""
+
+
+def test_a_kill_soon_after_the_start(job: RunningJob) -> None:
+    """The first checkpoint does not wait for the interval: no line of a log is lost or doubled."""
+    job.words = [sys.executable, "-c", COMMON + LOGGED, str(job.place)]
+    job.start("--every", "1d", "--first", "0.1s")
+    job.until(lambda: job.has_checkpoints(2), "its early checkpoints")
+    lines = _lines(job)
+    job.until(lambda: _lines(job) > lines, "lines after a checkpoint")
+    job.end()
+    assert _resumed(job, job.place) == 0, job.messages()
+    assert job.directory.status().resumed == 1
+    text = (job.place / "log").read_text()
+    assert text == "".join(f"{number}\n" for number in range(text.count("\n")))
+
+
+def _lines(job: RunningJob) -> int:
+    return (job.place / "log").read_bytes().count(b"\n")

@@ -20,6 +20,7 @@ from pycriu_native import (
     dump,
     restore,
 )
+from pycriu_native._integrity import manifest
 from pycriu_native._rollback import copies, copying, index, restored_file, saved_files
 from pycriu_native._rollback.put_back import RollBack
 from pycriu_native._rollback.restored_file import before_of
@@ -261,6 +262,26 @@ def test_appended_data_is_saved_once(tmp_path: Path) -> None:
         path.rename(tmp_path / "app.log.1")
         _restored(images[3])
         assert path.read_bytes() == (tmp_path / "app.log.1").read_bytes() == contents[3]
+
+
+@pytest.mark.usefixtures("without_reflinks")
+def test_a_shared_part_that_was_damaged(tmp_path: Path) -> None:
+    """A later set that shares it is sealed with its checksum from before."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    with open(tmp_path / "app.log", "ab") as log:
+        log.write(os.urandom(5 * 2**20))
+        log.flush()
+        _dumped(first)
+        manifest.seal(first)
+        (part,) = first.glob("pycriu-native.file-*")
+        with open(part, "r+b") as file:
+            file.write(b"damaged")
+        log.write(b"more")
+        log.flush()
+        _dumped(second, first)
+        manifest.seal_with(second, manifest.linked_entries(second, first))
+        with pytest.raises(ImagesError, match="file-0 was changed"):
+            manifest.verify(second)
 
 
 @pytest.mark.usefixtures("without_reflinks")

@@ -64,6 +64,7 @@ def _run(
     directory: str | None,
     slurm: bool,
     every: float,
+    first: float,
     keep: int,
     incremental: int | None,
     also: tuple[str, ...],
@@ -92,6 +93,7 @@ def _run(
         encrypt_to=encrypt_to,
         decrypt_with=[key for path in identity for key in keys_of(path)],
         every=every,
+        first=first,
         keep=keep,
         incremental=incremental,
         also=also,
@@ -343,7 +345,13 @@ COMMANDS = {
             _duration(
                 "--every",
                 "10m",
-                help="Time between two checkpoints; the first is taken after a tenth of it.",
+                help="Time between two checkpoints, after those at the start.",
+            ),
+            _duration(
+                "--first",
+                "1s",
+                help="Time from the start to the first checkpoint; the time between checkpoints "
+                "then doubles until it is that of --every.",
             ),
             option(
                 "--keep",
