@@ -38,8 +38,11 @@ class SavedFile:
     links: int
     device: int
     inode: int
+    read_only: bool
+    """Whether no process could change it: it is created again if it no longer exists, but an
+    existing file is not changed."""
     checksum: str | None = None
-    """SHA-256 of both ends of a large file that is only appended to."""
+    """SHA-256 of both ends of a large file that is only appended to, or only read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,11 @@ class Rollback:
     that are only appended to, the parts that it has become hard links to its copies, and only the
     rest is copied. That the earlier part has not changed is checked at its first and last 64 KiB.
     If a link is not possible, the file is copied as a whole. Read by dumps."""
+    changed_since: float | None = None
+    """Time in seconds since the epoch. Files of at most 256 MiB that the processes have open for
+    reading only are saved, too, if they were changed after it: temporary files that the processes
+    have written and will remove. A restore creates those that no longer exist, and leaves existing
+    ones as they are. Default: none of them. Read by dumps."""
 
     def __post_init__(self) -> None:
         given = (self.also,) if isinstance(self.also, str | os.PathLike) else self.also

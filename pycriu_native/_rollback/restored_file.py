@@ -67,6 +67,9 @@ class RestoredFile:
             self._moved = True
             return
         self._check_copies(entry)
+        if entry.read_only and seen is not None:
+            self._entry = None  # it may be the file of another program
+            return
         if seen is None:
             self._check_new(entry)
             return
@@ -160,7 +163,7 @@ class RestoredFile:
                 f"it was only appended to, so its length of {entry.size} bytes was saved, and it "
                 "is no longer there",
             )
-        if entry.links > 1:
+        if entry.links > 1 and not entry.read_only:
             raise _refused(
                 self.path,
                 f"it had {entry.links} names at the dump, and this one no longer leads to it",

@@ -32,10 +32,11 @@ def save(images: int, pids: Iterable[int], rollback: Rollback, check: Callable[[
     Raises ``OptionError``, ``ImagesError``, and what ``check`` raises; it is called between parts
     of a copy.
     """
-    files = written_files(pids, rollback.patterns)
+    files = written_files(pids, rollback.patterns, rollback.changed_since)
     with contextlib.closing(Copies(images, check, link_from=rollback.link_from)) as copies:
         entries = [_save(images, each, copies, rollback) for each in files]
-    named = (pattern for each in files if each.pid for pattern in patterns_for(each.path))
+    changed = (each.path for each in files if each.pid and not each.read_only)
+    named = (pattern for path in changed for pattern in patterns_for(path))
     index = Index(
         files=tuple(entries),
         patterns=(*named, *rollback.patterns),
@@ -54,7 +55,7 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         with closing(os.open(file.opened, flags)) as source:
             seen = os.fstat(source)
-            large = file.appended and seen.st_size > COPIED_APPENDS
+            large = (file.appended or file.read_only) and seen.st_size > COPIED_APPENDS
             if is_by_length(file, rollback.complete):
                 names = copies.reflink(source)
             else:
@@ -78,5 +79,6 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
         links=seen.st_nlink,
         device=seen.st_dev,
         inode=seen.st_ino,
+        read_only=file.read_only,
         checksum=known,
     )

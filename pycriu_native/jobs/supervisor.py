@@ -43,6 +43,9 @@ UNTIL_SIGNAL = 0.2
 KEPT_EVERY = 0.2
 """Seconds between two attempts to write the last status."""
 
+CLOCK = 1.0
+"""Largest difference in seconds between the clocks of the host and of a file system."""
+
 ATTEMPTS = 3
 """Number of attempts of a restore that fails for a reason other than its images."""
 
@@ -83,6 +86,9 @@ class Supervisor:
             host=os.uname().nodename,
             stopped_by=None,
         )
+        self._changed_since = (self._status.started or time.time()) - CLOCK
+        """Files that were changed after this time may be temporary files of the command. On another
+        host, this is the time of its first run: a restore creates them there."""
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._kept = True
         """Whether the current status is written."""
@@ -353,7 +359,12 @@ class Supervisor:
         """How the files are saved: with their contents, but appended data only once."""
         newest = next(iter(self._directory.all_checkpoints()), None)
         link_from = None if newest is None else newest.path
-        return Rollback(also=self._also, complete=True, link_from=link_from)
+        return Rollback(
+            also=self._also,
+            complete=True,
+            link_from=link_from,
+            changed_since=self._changed_since,
+        )
 
     def _last_checkpoint(self) -> None:
         assert self._stop_by is not None

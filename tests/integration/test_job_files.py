@@ -55,6 +55,16 @@ pause(2)
 open(f"{place}/log", "a").write("end\\n")
 """
 
+REREAD = """
+open(f"{place}/temporary", "w").write("temporary\\n")
+file = open(f"{place}/temporary")
+pause(1)
+os.unlink(f"{place}/temporary")
+open(f"{place}/log", "w").write(file.read())
+pause(2)
+open(f"{place}/log", "a").write("end\\n")
+"""
+
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[RunningJob]:
@@ -93,6 +103,7 @@ def _resumed(job: RunningJob, place: Path) -> int:
     [
         pytest.param(TRUNCATED, "after\nend\n", id="truncated"),
         pytest.param(ROTATED, "end\n", id="rotated"),
+        pytest.param(REREAD, "temporary\nend\n", id="removed after it was read"),
         pytest.param(REMOVED, "work\nend\n", id="removed directory"),
     ],
 )

@@ -323,6 +323,46 @@ def test_only_what_differs_is_kept(tmp_path: Path) -> None:
         assert path.read_bytes() == grown
 
 
+def test_files_that_are_read(tmp_path: Path) -> None:
+    """A file that is open for reading is saved if it was changed since the time; a restore creates
+    it if it does not exist, and leaves another one unchanged.
+    """
+    images = [tmp_path / name for name in ("a", "b", "c")]
+    path, other = tmp_path / "temporary", tmp_path / "linked"
+    path.write_text("at the dump")
+    os.link(path, other)
+    since = path.stat().st_ctime
+    with open(path):
+        for place, rollback in zip(
+            images,
+            (
+                Rollback(changed_since=since + 100),
+                Rollback(changed_since=since),
+                Rollback(changed_since=since, also=[path]),
+            ),
+            strict=True,
+        ):
+            place.mkdir()
+            at = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                saved_files.save(at, [os.getpid()], rollback, lambda: None)
+            finally:
+                os.close(at)
+    other.unlink()
+    assert '"files": []' in (images[0] / "pycriu-native.files").read_text()
+    path.write_text("another")
+    _restored(images[1])
+    assert path.read_text() == "another"
+    path.unlink()
+    _restored(images[1], keep=False)
+    assert not path.exists()
+    _restored(images[1])
+    assert path.read_text() == "at the dump"
+    path.write_text("another")
+    _restored(images[2])
+    assert path.read_text() == "at the dump"
+
+
 def test_directories_that_were_removed(tmp_path: Path) -> None:
     """They are created again with their owner and mode, and removed if the restore fails."""
     images, place = tmp_path / "images", tmp_path / "a" / "b"
