@@ -228,7 +228,7 @@ def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:
 
 def _refused(path: str, why: str) -> ImagesError:
     cause = f"{path} cannot be put back: {why}"
-    cure = "restore the previous content of the file"
+    cure = "restore the previous state of the file"
     return ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
 
 

@@ -63,7 +63,7 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
             known = checksum(source, seen.st_size) if large else None
     except OSError as error:
         raise ImagesError(
-            f'files="rollback": {file.path} cannot be saved in {where(images)}: {error.strerror}',
+            f"{file.path} cannot be saved in {where(images)}: {error.strerror}",
             verb="dump",
             errno=error.errno,
             options=["images_directory"],

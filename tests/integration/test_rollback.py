@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -293,3 +294,8 @@ def test_preflight(tmp_path: Path) -> None:
         assert all(f.severity is Severity.NOTE for f in notes.values())
         assert "8.0 MiB" in notes[str(place / "out" / "large")].message
         assert preflight(process.pid, opts).size.written_files == 0
+        words = [sys.executable, "-m", "pycriu_native", "preflight", str(process.pid), "--json"]
+        words += ["--files", "rollback", "--also", str(place / "out" / "*")]
+        done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
+        command = json.loads(done.stdout)["result"]["command"]
+        assert command[-3:] == ["--files", "rollback", f"--also={place}/out/*"]

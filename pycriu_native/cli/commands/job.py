@@ -30,6 +30,7 @@ from ..command import (
     identity_option,
     option,
 )
+from ..errors import in_flags
 from ..exit_codes import Exit
 from ..text import columns, safe, size
 from .archives import keys_of
@@ -108,7 +109,7 @@ def _run(
     if call.out.as_json:
         call.out.event("ended", asdict(result), "")
     elif (result.state is not State.ENDED or result.exit_code or had_ended) and not call.out.quiet:
-        message = safe(result.message)
+        message = safe(in_flags(result.message))
         if had_ended:
             message += f"; nothing was started: remove {safe(directory)} to run it again"
         elif result.state is State.ENDED:

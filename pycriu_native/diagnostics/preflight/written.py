@@ -25,8 +25,8 @@ def look(context: Context) -> Iterator[Finding]:
         for problem in error.problems:
             yield stops(
                 "file-not-saved",
-                f'files="rollback" cannot save {problem.rule}',
-                cure='close it, or dump without files="rollback" and keep the file as it is',
+                f"a file cannot be saved: {problem.rule}",
+                cure="close it before the dump",
             )
         return
     device = _device_of_images(context)
