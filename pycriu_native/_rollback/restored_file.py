@@ -96,7 +96,10 @@ class RestoredFile:
                     raise
                 self._discard()
                 self._before, self._directory = BEFORE_RESTORE + _digest(self.path), self._spare
-                self._save(fd, check)
+                try:
+                    self._save(fd, check)
+                except OSError:
+                    raise error from None
 
     def _remove_leftovers(self) -> None:
         """Remove what a restore that was killed has saved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,6 +92,10 @@ def _checkpoint(job: RunningJob) -> None:
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
+def _was_resumed(job: RunningJob, times: int) -> bool:
+    return job.directory.status().resumed == times
+
+
 def _resumed(job: RunningJob, place: Path) -> int:
     """Resume it and let it end; returns its exit code."""
     (place / "go-2").touch()
@@ -115,6 +120,31 @@ def test_changed_after_the_checkpoint(job: RunningJob, script: str, expected: st
     assert (job.place / "log").read_text() == expected
     if script is ROTATED:
         assert (job.place / "log.1").read_text() == "x" * 5 * 2**20 + "before\n"
+
+
+def test_checkpoints_share_a_log(job: RunningJob) -> None:
+    """The second checkpoint has a hard link to the copy of the first, also of another supervisor,
+    and remains restorable when the first is removed.
+    """
+    job.words = [sys.executable, "-c", COMMON + TRUNCATED, str(job.place)]
+    copies = []
+    for number in range(2):
+        job.start("--every", "1h", "--keep", "1")
+        job.until((job.place / "ready-1").exists, "its pause")
+        job.until(functools.partial(_was_resumed, job, number), "its start")
+        _checkpoint(job)
+        (newest,) = job.directory.all_checkpoints()
+        large = 4 * 2**20
+        files = [*Path(newest.path).glob("pycriu-native.file-*")]
+        copies.append([each.stat().st_ino for each in files if each.stat().st_size > large])
+        assert all(copies)
+        job.end()
+    if copies[0] != copies[1]:
+        pytest.skip("this file system makes reflinks")
+    (job.place / "log").unlink()
+    (job.place / "go-1").touch()
+    assert _resumed(job, job.place) == 0, job.messages()
+    assert (job.place / "log").read_text() == "after\nend\n"
 
 
 @pytest.fixture
