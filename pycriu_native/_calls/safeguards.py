@@ -92,7 +92,7 @@ class Safeguards:
             with no_fork:
                 from .._rollback.put_back import RollBack  # few restores need it
 
-            self._files = RollBack(self._images)
+            self._files = RollBack(self._images, self._work)
             self._owned.callback(self._files.close)
             self._files.put_back(self._check)
         if images := request.with_pids_here(where(self._images)):
@@ -158,8 +158,7 @@ class Safeguards:
                 with no_fork:
                     from .._rollback.saved_files import save  # few dumps need it
 
-                rollback = request.rollback
-                save(images, tree, rollback.patterns, self._check, complete=rollback.complete)
+                save(images, tree, request.rollback, self._check)
             if request.opts.link_remap and request.opts.leave_running:
                 # CRIU removes its links from a process that runs on; its images need them.
                 with no_fork:

@@ -38,6 +38,9 @@ CLAIM = "pycriu-native.restore-"
 SAVED_FILES = "pycriu-native.file"
 """Prefix of the files that a dump with ``files="rollback"`` has saved."""
 
+BEFORE_RESTORE = "pycriu-native.before-"
+"""Prefix of the previous contents of such files during a restore, if they are saved here."""
+
 LINKS = "pycriu-native.links"
 """The directory among the images for the links of ``link_remap`` (``_recovery/link_remaps.py``)."""
 EARLIER = "pycriu-native.earlier"

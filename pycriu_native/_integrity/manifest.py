@@ -30,7 +30,7 @@ from .._system.descriptors import where
 from .._system.regular_file import open_regular, read_regular, replace_file
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
-from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
+from .dump_marker import BEFORE_RESTORE, CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
 
 MANIFEST = "pycriu-native.manifest"
 """The manifest's name in the images directory."""
@@ -102,6 +102,27 @@ def entries_of(directory: StrPath | Descriptor) -> dict[str, dict[str, Any]]:
         return _manifest(at, None)
 
 
+def linked_entries(directory: StrPath, sealed: StrPath) -> dict[str, dict[str, Any]]:
+    """The entries of the files that are hard links to files of a sealed set, under any name.
+
+    Empty if that has no manifest. Raises ``OSError``.
+    """
+    try:
+        entries = entries_of(sealed)
+    except ImagesError:
+        return {}
+    known = {}
+    for name, entry in entries.items():
+        with contextlib.suppress(FileNotFoundError):
+            known[os.lstat(f"{os.fspath(sealed)}/{name}").st_ino] = entry
+    result = {}
+    for name in os.listdir(directory):
+        seen = os.lstat(f"{os.fspath(directory)}/{name}")
+        if stat.S_ISREG(seen.st_mode) and seen.st_nlink > 1 and seen.st_ino in known:
+            result[name] = known[seen.st_ino]
+    return result
+
+
 @contextlib.contextmanager
 def opened_directory(directory: StrPath | Descriptor) -> Iterator[int]:
     """A descriptor of a directory, closed at the end. ``OSError``."""
@@ -119,7 +140,7 @@ def _names(at: int) -> Iterator[str]:
     Not what this package or a restore adds.
     """
     for name in os.listdir(at):
-        ours = name.startswith((MANIFEST, CLAIM)) or name in (EARLIER, LINKS)
+        ours = name.startswith((MANIFEST, CLAIM, BEFORE_RESTORE)) or name in (EARLIER, LINKS)
         if ours or name.endswith(".log") or name.startswith("stats-"):
             continue
         yield name

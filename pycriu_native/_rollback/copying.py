@@ -11,6 +11,9 @@ from .._system.system_calls import clone_file
 CHUNK = 16 * 2**20
 """Bytes that are copied between two calls of ``check``."""
 
+COMPARED = 2**20
+"""Bytes that are compared at a time."""
+
 _ELSEWHERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 """Errors of copy_file_range(2) if it does not support the two file systems."""
 
@@ -24,6 +27,32 @@ def reflink(source: int, target: int) -> bool:
             raise
         return False
     return True
+
+
+def common_length(first: int, second: int, check: Callable[[], object], *, at: int = 0) -> int:
+    """The number of equal bytes at the start of ``first`` and from ``at`` on in ``second``.
+
+    ``check`` is called after each part and may raise.
+    """
+    done = 0
+    while True:
+        one, other = os.pread(first, COMPARED, done), os.pread(second, COMPARED, at + done)
+        if one != other or not one:
+            return done + _equal(one, other)
+        done += len(one)
+        check()
+
+
+def _equal(one: bytes, other: bytes) -> int:
+    """The number of equal bytes at the start."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def copy(

@@ -26,7 +26,18 @@ class Rollback:
     the dump are removed. Read by dumps."""
     complete: bool = False
     """Save large files that are only appended to as a whole, and not only their length: for a
-    restore on another machine. Read by dumps."""
+    restore on another machine, or after the file was truncated, renamed or removed. Read by
+    dumps."""
+    link_from: str | os.PathLike[str] | None = None
+    """Images directory of an earlier dump with ``complete`` on the same file system. Of large files
+    that are only appended to, the parts that it has become hard links to its copies, and only the
+    rest is copied. That the earlier part has not changed is checked at its first and last 64 KiB.
+    If a link is not possible, the file is copied as a whole. Read by dumps."""
+    changed_since: float | None = None
+    """Time in seconds since the epoch. Files of at most 256 MiB that the processes have open for
+    reading only are saved, too, if they were changed after it: temporary files that the processes
+    have written and will remove. A restore creates those that no longer exist, and leaves existing
+    ones as they are. Default: none of them. Read by dumps."""
 
     def __post_init__(self) -> None:
         given = (self.also,) if isinstance(self.also, str | os.PathLike) else self.also

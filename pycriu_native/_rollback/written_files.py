@@ -1,4 +1,7 @@
-"""The regular files that a process tree can change: open for writing, or mapped so."""
+"""The regular files that a process tree can change: open for writing, or mapped so.
+
+Also temporary files that it has written and reads now.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._support.kernel_text import escaped
 from .._support.unpatched import close, closing
@@ -31,6 +34,10 @@ COMPANIONS = ("-journal", "-wal", "-shm")
 the database of the checkpoint (sqlite.org, "Hot Rollback Journals")."""
 
 
+LARGEST_READ = 256 * 2**20
+"""Largest file in bytes that is saved although it is open for reading only."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenFile:
     """A file that is to be saved."""
@@ -47,17 +54,23 @@ class WrittenFile:
     """A process that has it open; 0 for a file that is named by the caller."""
     kind: str
     """The type of its file system; empty if unknown."""
+    read_only: bool = False
+    """Whether no process can change it, but it was changed since the given time."""
 
     @property
     def identity(self) -> tuple[int, int]:
         return self.stat.st_dev, self.stat.st_ino
 
 
-def written_files(pids: Iterable[int], also: Iterable[str] = ()) -> list[WrittenFile]:
+def written_files(
+    pids: Iterable[int], also: Iterable[str] = (), changed_since: float | None = None
+) -> list[WrittenFile]:
     """The files, each once. ``also``: absolute glob patterns of more of them.
 
-    Deleted files are left out: they are saved by CRIU. Raises ``OptionError`` that names every file
-    that cannot be saved.
+    ``changed_since``: with files that are open for reading only, if they were changed after this
+    time, in seconds since the epoch, and are not larger than ``LARGEST_READ``. Deleted files are
+    left out: they are saved by CRIU. Raises ``OptionError`` that names every file that cannot be
+    saved.
     """
     mounts = {mount.number: mount for mount in mounts_of("self")}
     by_identity: dict[tuple[int, int], WrittenFile] = {}
@@ -65,11 +78,15 @@ def written_files(pids: Iterable[int], also: Iterable[str] = ()) -> list[Written
     ours = Process(os.getpid()).namespace("mnt")
     for pid in pids:
         process = Process(pid)
-        for use in _uses(process, mounts):
+        for use in _uses(process, mounts, changed_since):
             known = by_identity.get(use.identity)
-            if known is not None:
-                if known.appended and not use.appended:
+            if known is not None and not known.read_only:
+                if known.appended and not (use.appended or use.read_only):
                     by_identity[use.identity] = use
+                continue
+            if use.read_only and (known is not None or process.namespace("mnt") != ours):
+                continue
+            if use.read_only and _refusal(use):
                 continue
             by_identity[use.identity] = use
             elsewhere = process.namespace("mnt") != ours
@@ -78,12 +95,14 @@ def written_files(pids: Iterable[int], also: Iterable[str] = ()) -> list[Written
                 problems.append(_problem(use.path, f"which pid {pid} can write, {why}"))
     if problems:
         raise OptionError(problems, verb="dump")
-    named = [name for use in by_identity.values() for name in patterns_for(use.path)]
+    changed = [use.path for use in by_identity.values() if not use.read_only]
+    named = [name for path in changed for name in patterns_for(path)]
     for pattern in (*named, *also):
         for path in glob.iglob(pattern, include_hidden=True):
             with contextlib.suppress(FileNotFoundError):
                 seen = os.stat(path, follow_symlinks=False)
-                if stat.S_ISREG(seen.st_mode) and (seen.st_dev, seen.st_ino) not in by_identity:
+                known = by_identity.get((seen.st_dev, seen.st_ino))
+                if stat.S_ISREG(seen.st_mode) and (known is None or known.read_only):
                     use = WrittenFile(
                         path=path, opened=path, stat=seen, appended=False, pid=0, kind=""
                     )
@@ -129,13 +148,22 @@ def _has_changed(use: WrittenFile) -> bool:
     return (seen.st_dev, seen.st_ino) != use.identity or name != use.path
 
 
-def _uses(process: Process, mounts: dict[int, Mount]) -> Iterator[WrittenFile]:
+def _uses(
+    process: Process, mounts: dict[int, Mount], changed_since: float | None
+) -> Iterator[WrittenFile]:
     for fd in process.descriptors:
-        if fd.flags & os.O_PATH or fd.flags & os.O_ACCMODE == os.O_RDONLY:
+        if fd.flags & os.O_PATH:
             continue
-        yield from _use(
-            process.pid, fd.link, fd.path, fd.stat, bool(fd.flags & os.O_APPEND), mounts, fd.mount
-        )
+        read_only = fd.flags & os.O_ACCMODE == os.O_RDONLY
+        if read_only and (
+            changed_since is None
+            or fd.stat.st_ctime < changed_since
+            or fd.stat.st_size > LARGEST_READ
+        ):
+            continue
+        appended = bool(fd.flags & os.O_APPEND) and not read_only
+        for use in _use(process.pid, fd.link, fd.path, fd.stat, appended, mounts, fd.mount):
+            yield replace(use, read_only=read_only)
     for name, link in _mapped(process):
         with contextlib.suppress(OSError):
             with _looked_at(link, name) as number:

@@ -29,8 +29,14 @@ _NAMED = r"\b[a-z]+(?:_[a-z]+)+\b"
 """Text, not compiled: most commands show no error, and ``re`` caches what it compiles."""
 
 
+_PARAMETERS = {"decrypt_with": "--identity", "encrypt_to": "--encrypt-to"}
+"""Options of this program for arguments that are no fields of CriuOpts."""
+
+
 def flag_of(field: str) -> str:
     """The long option of a field; the name of the field if it has none."""
+    if field in _PARAMETERS:
+        return _PARAMETERS[field]
     row = BY_FIELD.get(field)
     flag = row.flag if row is not None and row.flag else field
     return CONFIG if flag == "--config" else flag
@@ -45,6 +51,7 @@ def field_of(name: str) -> str:
 
 
 _ARGUMENTS = {
+    "decrypt_with=[]": "--identity",
     "PageServer(..., clear_text=True)": "--clear-text",
     "Worker(allow_untrusted=True)": "--allow-untrusted",
     "allow_untrusted=True": "--allow-untrusted",

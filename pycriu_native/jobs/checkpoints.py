@@ -13,7 +13,7 @@ from typing import Any
 
 from .._calls.notification import Notification
 from .._calls.verbs import dump, restore_child
-from .._integrity.manifest import seal_with, verify
+from .._integrity.manifest import linked_entries, seal_with, verify
 from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals
@@ -102,7 +102,7 @@ def take(
         time=now,
         duration=time.monotonic() - began,
         frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
-        bytes=sum(each.stat().st_size for each in os.scandir(new)),
+        bytes=sum(each.stat().st_size for each in os.scandir(new) if each.stat().st_nlink == 1),
         parents=1 + parent.parents if known and parent is not None else 0,
         options=_restore_options(opts),
         last_pid=max(pids_in(str(new)), default=pid),
@@ -110,6 +110,8 @@ def take(
         stopped_by=None if stopped is None else signal.Signals(stopped).name,
     )
     (new / META).write_text(json.dumps(asdict(made)) + "\n")
+    if files.link_from is not None:
+        known = {**known, **linked_entries(new, files.link_from)}
     seal_with(new, known)
     sync(directory.checkpoints)
     place = directory.checkpoints / str(made.number)

@@ -84,7 +84,7 @@ class Checkpoint:
     frozen: float
     """Seconds that the command was frozen."""
     bytes: int
-    """Size of its files, without those of its parents."""
+    """Size of its files, without those that it shares with an earlier checkpoint."""
     parents: int = 0
     """Number of earlier checkpoints whose memory it contains as hard links; 0: it is full."""
     digest: str | None = None

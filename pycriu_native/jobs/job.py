@@ -63,7 +63,11 @@ class Job:
     command: Sequence[str | os.PathLike[str]]
     """The program and its arguments."""
     every: float = 600.0
-    """Seconds between two checkpoints; the first is taken after a tenth of it."""
+    """Seconds between two checkpoints, after those at the start: see ``first``."""
+    first: float = 1.0
+    """Seconds from the start of the command to its first checkpoint. The pause between checkpoints
+    then doubles until it is ``every``. A job that is interrupted before its first checkpoint starts
+    from the beginning, and finds its files as it left them."""
     keep: int = 3
     """Number of checkpoints that are kept; one more if a signal to stop the job precedes all of
     these."""
@@ -132,7 +136,13 @@ class Job:
         if self.compress not in ("gzip", "zstd", "none"):
             rule = 'one of "none", "gzip", "zstd" is accepted'
             problems.append(Problem("compress", self.compress, rule))
-        for name, least in (("every", 0.1), ("grace", 0.0), ("keep", 1), ("lease", 1.0)):
+        for name, least in (
+            ("every", 0.1),
+            ("first", 0.0),
+            ("grace", 0.0),
+            ("keep", 1),
+            ("lease", 1.0),
+        ):
             value = getattr(self, name)
             whole = name == "keep"
             kinds = int if whole else (int, float)
@@ -257,6 +267,7 @@ class Job:
         return {
             "directory": self.directory,
             "every": self.every,
+            "first": self.first,
             "keep": self.keep,
             "incremental": self.incremental,
             "also": [os.fspath(each) for each in self.also],

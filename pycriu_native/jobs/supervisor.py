@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State
 from .increments import Increments
 from .job import AGAIN, FAILED
 from .notice import NoticeWatch
+from .schedule import Schedule
 
 FIRST_PID = 1000
 """The supervisor's own processes have pids below this, so that they do not use one that a restore
@@ -38,14 +40,17 @@ DEATHS = (*STOPPING, CHECKPOINTING, signal.SIGKILL)
 UNTIL_SIGNAL = 0.2
 """Seconds within which a signal that was sent to all processes is also received here."""
 
-FIRST = 0.1
-"""The fraction of the interval until the first checkpoint."""
-
 KEPT_EVERY = 0.2
 """Seconds between two attempts to write the last status."""
 
+CLOCK = 1.0
+"""Largest difference in seconds between the clocks of the host and of a file system."""
+
 ATTEMPTS = 3
 """Number of attempts of a restore that fails for a reason other than its images."""
+
+TEMPORARY = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Errors of a restore that are not due to the checkpoint, and would also prevent another one."""
 
 MARGIN = 1.25
 """Factor for the expected duration of the next checkpoint, relative to earlier ones."""
@@ -81,12 +86,17 @@ class Supervisor:
             host=os.uname().nodename,
             stopped_by=None,
         )
+        self._changed_since = (self._status.started or time.time()) - CLOCK
+        """Files that were changed after this time may be temporary files of the command. On another
+        host, this is the time of its first run: a restore creates them there."""
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._kept = True
         """Whether the current status is written."""
         self._pid = 0
         self._resumed_from: Checkpoint | None = None
         """The checkpoint from which the command was resumed, until there is a later one."""
+        self._lacks_resources = False
+        """Whether the last restore failed with one of ``TEMPORARY``."""
         self._again = False
         """Whether to resume the job from an earlier checkpoint."""
         self._criu_was_lost = False
@@ -121,7 +131,7 @@ class Supervisor:
         checkpoints = [each for each in known if not self._status.doubts(each)]
         for each in checkpoints:
             if not self._resume(each):
-                if self._signals.stopped is not None:
+                if self._signals.stopped is not None or self._lacks_resources:
                     break
                 continue
             self._set_last_pid(max(FIRST_PID, each.last_pid))
@@ -133,6 +143,11 @@ class Supervisor:
             self._take_signals()
             self._change(state=State.INTERRUPTED)
             self._report("interrupted", f"{self._status.stopped_by} {NOT_BEGUN}")
+            return False
+        if self._lacks_resources:
+            self._change(state=State.INTERRUPTED)
+            failure = self._status.message
+            self._report("interrupted", f"{failure}; nothing was started, and it can be resumed")
             return False
         # If the first checkpoint is doubted, so are all: there was none before the signal.
         restorable = checkpoints or (known and self._status.doubted != 1)
@@ -158,6 +173,7 @@ class Supervisor:
                 return True
             except (CriuError, OSError, ValueError) as error:
                 self._report("restore failed", f"checkpoint {checkpoint.number}: {error}")
+                self._lacks_resources = getattr(error, "errno", None) in TEMPORARY
                 if isinstance(error, ImagesError):
                     break
         return False
@@ -225,7 +241,7 @@ class Supervisor:
         partial.mkdir(mode=0o700)
         at = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            save(at, (), (*map(_pattern, outputs), *self._also), lambda: None)
+            save(at, (), Rollback(also=(*map(_pattern, outputs), *self._also)), lambda: None)
             os.fsync(at)
         finally:
             close(at)
@@ -238,8 +254,8 @@ class Supervisor:
     # ---- while it runs ----
 
     def _supervise(self, notice: NoticeWatch) -> None:
-        every = float(self._spec["every"])
-        due = time.monotonic() + every * (FIRST if not self._status.checkpoints else 1)
+        first = float(self._spec["first"]) if self._resumed_from is None else None
+        schedule = Schedule(float(self._spec["every"]), first)
         while True:
             ended = self._reap()
             if ended is not None:
@@ -257,12 +273,13 @@ class Supervisor:
                 self._last_checkpoint()
                 return
             requested = CHECKPOINTING in self._take_signals()
-            if self._stop_by is None and (requested or time.monotonic() >= due):
+            if self._stop_by is None and (requested or schedule.left <= 0):
+                began = time.monotonic()
                 self._checkpoint()
-                due = time.monotonic() + every
+                schedule.attempted(time.monotonic() - began)
                 continue
             if self._stop_by is None:
-                self._wait(min(due - time.monotonic(), 5.0))
+                self._wait(min(schedule.left, 5.0))
 
     def _wait(self, seconds: float) -> None:
         """Wait for a signal, a notice or the end of the process that runs the job, with a limit."""
@@ -288,7 +305,7 @@ class Supervisor:
                 self._directory,
                 self._pid,
                 self._options,
-                Rollback(also=self._also, complete=self._spec["storage"] is not None),
+                self._rollback(),
                 self._increments,
                 signals=self._signals,
                 token=int(self._spec["token"]),
@@ -337,6 +354,17 @@ class Supervisor:
                 f"limit after a signal, {self._spec['grace']:g} s (grace)",
             )
         return True
+
+    def _rollback(self) -> Rollback:
+        """How the files are saved: with their contents, but appended data only once."""
+        newest = next(iter(self._directory.all_checkpoints()), None)
+        link_from = None if newest is None else newest.path
+        return Rollback(
+            also=self._also,
+            complete=True,
+            link_from=link_from,
+            changed_since=self._changed_since,
+        )
 
     def _last_checkpoint(self) -> None:
         assert self._stop_by is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from pycriu_native import (
     seal,
     verify,
 )
-from pycriu_native._rollback.put_back import BEFORE
+from pycriu_native._rollback.restored_file import BEFORE
 
 from .support.processes import eventually, kill
 
@@ -187,7 +188,7 @@ def test_a_large_file_that_was_appended_to(tmp_path: Path, spoil: str) -> None:
     with _writer(place) as process:
         _dumped_and_gone_on(place, images, process)
         large = place / "out" / "large"
-        if '"saved": null' not in (images / "pycriu-native.files").read_text():
+        if '"copies": []' not in (images / "pycriu-native.files").read_text():
             pytest.skip("this file system makes reflinks")
         if spoil == "cut":
             os.truncate(large, 100)
@@ -293,3 +294,8 @@ def test_preflight(tmp_path: Path) -> None:
         assert all(f.severity is Severity.NOTE for f in notes.values())
         assert "8.0 MiB" in notes[str(place / "out" / "large")].message
         assert preflight(process.pid, opts).size.written_files == 0
+        words = [sys.executable, "-m", "pycriu_native", "preflight", str(process.pid), "--json"]
+        words += ["--files", "rollback", "--also", str(place / "out" / "*")]
+        done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
+        command = json.loads(done.stdout)["result"]["command"]
+        assert command[-3:] == ["--files", "rollback", f"--also={place}/out/*"]

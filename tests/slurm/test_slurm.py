@@ -104,7 +104,7 @@ def test_cancelled(batch: BatchJob, tmp_path: Path) -> None:
 
 def test_without_a_checkpoint(batch: BatchJob) -> None:
     """A run that has taken no checkpoint is not requeued, since this could repeat endlessly."""
-    number = batch.submit("--time=10", run=("--every", "1h", "--grace", "0s"))
+    number = batch.submit("--time=10", run=("--every", "1h", "--first", "1h", "--grace", "0s"))
     eventually(lambda: batch.job.directory.status().state is State.RUNNING, "its start")
     batch.cluster.client("scancel", "--batch", "--signal=USR1", number, user=batch.user)
     batch.until_state("FAILED")

@@ -814,6 +814,7 @@ def test_cures_name_the_options_of_the_command_line(what: str) -> None:
     assert errors.in_flags('external=["mnt[]", "mnt[/a]:b"], config_file="x"') == (
         "--external mnt[] --external mnt[/a]:b, --criu-config=x"
     )
+    assert errors.in_flags("decrypt_with=[]: its key is needed") == "--identity: its key is needed"
     assert errors.in_flags('join_ns=[(kind, file)], veth_pairs=[("eth0", "NAME")]') == (
         "--join-ns kind:file, --veth-pair eth0=NAME"
     )

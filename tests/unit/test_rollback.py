@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,10 @@ from pycriu_native import (
     dump,
     restore,
 )
-from pycriu_native._rollback import copying, saved_files
-from pycriu_native._rollback.put_back import RollBack, before_of
+from pycriu_native._integrity import manifest
+from pycriu_native._rollback import copies, copying, index, restored_file, saved_files
+from pycriu_native._rollback.put_back import RollBack
+from pycriu_native._rollback.restored_file import before_of
 
 
 def test_values_that_are_refused(tmp_path: Path) -> None:
@@ -84,7 +88,7 @@ def test_a_copy_of_an_end(tmp_path: Path) -> None:
 
 def _saved(images: Path, *files: Path) -> int:
     at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
-    saved_files.save(at, [], tuple(map(str, files)), lambda: None)
+    saved_files.save(at, [], Rollback(also=files), lambda: None)
     return at
 
 
@@ -182,20 +186,210 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
     at = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for text in ("", "[]", '{"format": 2}', '{"format": 1, "files": [{}], "patterns": []}'):
-            (tmp_path / saved_files.INDEX).write_text(text)
+            (tmp_path / index.INDEX).write_text(text)
             with pytest.raises(ImagesError, match="cannot be read"):
                 RollBack(at)
         place = tmp_path / "place"
         place.mkdir()
         (place / "file").write_text("x")
-        (tmp_path / saved_files.INDEX).unlink()
-        saved_files.save(at, [], (str(place / "*"),), lambda: None)
-        index = tmp_path / saved_files.INDEX
-        index.write_text(index.read_text().replace("pycriu-native.file-0", "../other"))
+        (tmp_path / index.INDEX).unlink()
+        saved_files.save(at, [], Rollback(also=[place / "*"]), lambda: None)
+        text_of = tmp_path / index.INDEX
+        text_of.write_text(text_of.read_text().replace("pycriu-native.file-0", "../other"))
         with pytest.raises(ImagesError, match="cannot be read"):
             RollBack(at)
     finally:
         os.close(at)
+
+
+def _restored(images: Path, *, keep: bool = True) -> None:
+    """Put the files of a set back, and give them back unless they are to be kept."""
+    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        rolled_back = RollBack(at)
+        try:
+            rolled_back.put_back(lambda: None)
+            if keep:
+                rolled_back.succeeded()
+        finally:
+            rolled_back.close()
+    finally:
+        os.close(at)
+
+
+def _dumped(images: Path, link_from: Path | None = None) -> set[int]:
+    """Save the files that this process has open; returns the inodes of the copies."""
+    images.mkdir()
+    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        rollback = Rollback(complete=True, link_from=link_from)
+        saved_files.save(at, [os.getpid()], rollback, lambda: None)
+    finally:
+        os.close(at)
+    index = json.loads((images / "pycriu-native.files").read_text())
+    (entry,) = (each for each in index["files"] if each["path"].endswith("app.log"))
+    return {(images / name).stat().st_ino for name in entry["copies"]}
+
+
+@pytest.fixture
+def without_reflinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that does not support them."""
+    for module in (copying, copies, restored_file):
+        monkeypatch.setattr(module, "reflink", lambda *_: False)
+
+
+@pytest.mark.usefixtures("without_reflinks")
+def test_appended_data_is_saved_once(tmp_path: Path) -> None:
+    """Copies of a large log share their parts, and each set restores the log of its time after it
+    was truncated, and after it was removed.
+    """
+    path, images = tmp_path / "app.log", [tmp_path / str(number) for number in range(4)]
+    contents, inodes = [], []
+    with open(path, "ab") as log:
+        for number, place in enumerate(images):
+            log.write(os.urandom((5 * 2**20, 2500, 500, 3000)[number]))
+            log.flush()
+            inodes.append(_dumped(place, images[number - 1] if number else None))
+            contents.append(path.read_bytes())
+        assert [len(each) for each in inodes] == [1, 2, 3, 2]
+        assert inodes[0] < inodes[1] < inodes[2]
+        assert len(inodes[2] & inodes[3]) == 1  # two small parts and the new one were joined
+        shutil.rmtree(images[0])
+        log.truncate(0)
+        for place, content in zip(images[1:], contents[1:], strict=True):
+            _restored(place)
+            assert path.read_bytes() == content
+        path.rename(tmp_path / "app.log.1")
+        _restored(images[3])
+        assert path.read_bytes() == (tmp_path / "app.log.1").read_bytes() == contents[3]
+
+
+@pytest.mark.usefixtures("without_reflinks")
+def test_a_shared_part_that_was_damaged(tmp_path: Path) -> None:
+    """A later set that shares it is sealed with its checksum from before."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    with open(tmp_path / "app.log", "ab") as log:
+        log.write(os.urandom(5 * 2**20))
+        log.flush()
+        _dumped(first)
+        manifest.seal(first)
+        (part,) = first.glob("pycriu-native.file-*")
+        with open(part, "r+b") as file:
+            file.write(b"damaged")
+        log.write(b"more")
+        log.flush()
+        _dumped(second, first)
+        manifest.seal_with(second, manifest.linked_entries(second, first))
+        with pytest.raises(ImagesError, match="file-0 was changed"):
+            manifest.verify(second)
+
+
+@pytest.mark.usefixtures("without_reflinks")
+def test_a_log_that_was_written_anew(tmp_path: Path) -> None:
+    """A log that was truncated and is longer again shares nothing with its earlier copy."""
+    path = tmp_path / "app.log"
+    with open(path, "ab") as log:
+        log.write(os.urandom(5 * 2**20))
+        log.flush()
+        first = _dumped(tmp_path / "1")
+        log.truncate(0)
+        log.write(content := os.urandom(6 * 2**20))
+        log.flush()
+        assert not first & _dumped(tmp_path / "2", tmp_path / "1")
+        log.truncate(0)
+        _restored(tmp_path / "2")
+        assert path.read_bytes() == content
+        assert not first & _dumped(tmp_path / "3", tmp_path / "none")
+
+
+@pytest.mark.usefixtures("without_reflinks")
+def test_only_what_differs_is_kept(tmp_path: Path) -> None:
+    """Of a file that was only appended to since the dump, its end is copied and given back."""
+    images, path = tmp_path / "images", tmp_path / "data"
+    images.mkdir()
+    path.write_bytes(content := os.urandom(3 * 2**20))
+    os.close(_saved(images, path))
+    for grown in (content + b"more", content[:-1] + b"x" * 5, content[: 2**20], b"", content):
+        path.write_bytes(grown)
+        at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            rolled_back = RollBack(at)
+            rolled_back.put_back(lambda: None)
+            assert path.read_bytes() == content
+            assert os.stat(before_of(str(path))).st_size < 2**20
+            rolled_back.close()
+        finally:
+            os.close(at)
+        assert path.read_bytes() == grown
+
+
+def test_files_that_are_read(tmp_path: Path) -> None:
+    """A file that is open for reading is saved if it was changed since the time; a restore creates
+    it if it does not exist, and leaves another one unchanged.
+    """
+    images = [tmp_path / name for name in ("a", "b", "c")]
+    path, other = tmp_path / "temporary", tmp_path / "linked"
+    path.write_text("at the dump")
+    os.link(path, other)
+    since = path.stat().st_ctime
+    with open(path):
+        for place, rollback in zip(
+            images,
+            (
+                Rollback(changed_since=since + 100),
+                Rollback(changed_since=since),
+                Rollback(changed_since=since, also=[path]),
+            ),
+            strict=True,
+        ):
+            place.mkdir()
+            at = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                saved_files.save(at, [os.getpid()], rollback, lambda: None)
+            finally:
+                os.close(at)
+    other.unlink()
+    assert '"files": []' in (images[0] / "pycriu-native.files").read_text()
+    path.write_text("another")
+    _restored(images[1])
+    assert path.read_text() == "another"
+    path.unlink()
+    _restored(images[1], keep=False)
+    assert not path.exists()
+    _restored(images[1])
+    assert path.read_text() == "at the dump"
+    path.write_text("another")
+    _restored(images[2])
+    assert path.read_text() == "at the dump"
+
+
+def test_directories_that_were_removed(tmp_path: Path) -> None:
+    """They are created again with their owner and mode, and removed if the restore fails."""
+    images, place = tmp_path / "images", tmp_path / "a" / "b"
+    images.mkdir()
+    place.mkdir(parents=True)
+    (place / "work").write_text("at the dump")
+    place.chmod(0o2751)
+    os.close(_saved(images, place / "work"))
+    shutil.rmtree(tmp_path / "a")
+    _restored(images, keep=False)
+    assert not (tmp_path / "a").exists()
+    _restored(images)
+    assert (place / "work").read_text() == "at the dump"
+    assert place.stat().st_mode & 0o7777 == 0o2751
+
+
+def test_a_copy_that_is_missing(tmp_path: Path) -> None:
+    """The error names the copy, and nothing is changed."""
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "a").write_text("at the dump")
+    os.close(_saved(images, tmp_path / "a"))
+    (tmp_path / "a").write_text("later")
+    (images / "pycriu-native.file-0").unlink()
+    with pytest.raises(ImagesError, match=r"saved copy of .*/a, pycriu-native.file-0 in .*: No su"):
+        _restored(images)
+    assert (tmp_path / "a").read_text() == "later"
 
 
 def _state(place: Path) -> dict[str, tuple[object, ...]]:

@@ -64,7 +64,11 @@ def _preflight(
     result = preflight(pid, call.opts, include_caller=include_caller, via=call.via, files=rollback)
     works = result.verdict is Verdict.WORKS
     lost = result.verdict is Verdict.NO_RESTORE and not result.opts.leave_running
-    words = None if lost or result.verdict is Verdict.FAILS else command_line(result)
+    words = None
+    if not lost and result.verdict is not Verdict.FAILS:
+        words = command_line(result)
+        words += [] if files is None else ["--files", files]
+        words += [f"--also={pattern}" for pattern in also]
     text = in_flags(safe_lines(str(result)))
     if words is not None:
         text += f"\ntry: {shlex.join(words)}"

@@ -30,6 +30,7 @@ from ..command import (
     identity_option,
     option,
 )
+from ..errors import in_flags
 from ..exit_codes import Exit
 from ..text import columns, safe, size
 from .archives import keys_of
@@ -64,6 +65,7 @@ def _run(
     directory: str | None,
     slurm: bool,
     every: float,
+    first: float,
     keep: int,
     incremental: int | None,
     also: tuple[str, ...],
@@ -92,6 +94,7 @@ def _run(
         encrypt_to=encrypt_to,
         decrypt_with=[key for path in identity for key in keys_of(path)],
         every=every,
+        first=first,
         keep=keep,
         incremental=incremental,
         also=also,
@@ -106,7 +109,7 @@ def _run(
     if call.out.as_json:
         call.out.event("ended", asdict(result), "")
     elif (result.state is not State.ENDED or result.exit_code or had_ended) and not call.out.quiet:
-        message = safe(result.message)
+        message = safe(in_flags(result.message))
         if had_ended:
             message += f"; nothing was started: remove {safe(directory)} to run it again"
         elif result.state is State.ENDED:
@@ -343,7 +346,13 @@ COMMANDS = {
             _duration(
                 "--every",
                 "10m",
-                help="Time between two checkpoints; the first is taken after a tenth of it.",
+                help="Time between two checkpoints, after those at the start.",
+            ),
+            _duration(
+                "--first",
+                "1s",
+                help="Time from the start to the first checkpoint; the time between checkpoints "
+                "then doubles until it is that of --every.",
             ),
             option(
                 "--keep",

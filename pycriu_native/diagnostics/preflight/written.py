@@ -25,8 +25,8 @@ def look(context: Context) -> Iterator[Finding]:
         for problem in error.problems:
             yield stops(
                 "file-not-saved",
-                f'files="rollback" cannot save {problem.rule}',
-                cure='close it, or dump without files="rollback" and keep the file as it is',
+                f"a file cannot be saved: {problem.rule}",
+                cure="close it before the dump",
             )
         return
     device = _device_of_images(context)
@@ -58,14 +58,14 @@ def saved(context: Context) -> list[WrittenFile]:
     if context.rollback is None:
         return []
     pids = [process.pid for process in context.tree.alive]
-    return written_files(pids, context.rollback.patterns)
+    return written_files(pids, context.rollback.patterns, context.rollback.changed_since)
 
 
 def _how(context: Context, file: WrittenFile, device: int | None) -> str:
     if _by_reflink(file, device):
         return "a reflink, if this file system has them, else by a copy"
     if _by_length(context, file):
-        return "their number: it is only appended to"
+        return "their length: it is only appended to"
     return "a copy, while the processes are frozen"
 
 

@@ -51,7 +51,8 @@ def main(what: str, where: str, finish: Path, command: list[str]) -> None:
     """Run it."""
     directory = JobDirectory(where)
     also = [str(finish.parent / "out" / "*")]
-    job = Job(where, command, every=0.5 if what == "killed" else 3600, also=also)
+    every = 0.5 if what == "killed" else 3600
+    job = Job(where, command, every=every, first=every, also=also)
 
     def has_output() -> bool:
         path = directory.path / "stdout"

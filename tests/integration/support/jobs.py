@@ -51,6 +51,8 @@ class RunningJob:
         """Start or resume it."""
         words = [sys.executable, "-m", "pycriu_native", "run", "--dir", self.path]
         words += ["--also", str(self.place / "out" / "*"), *self.options, *more]
+        if "1h" in words and "--first" not in words:
+            words += ["--first", "1h"]  # no checkpoint unless it is requested
         with open(self.place / "messages", "ab") as messages:
             self.process = subprocess.Popen(
                 [*self.prefix, *words, "--", *self.command],

@@ -1,0 +1,108 @@
+"""The index of the files that a dump has saved: ``pycriu-native.files``, a JSON object."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .._integrity.dump_marker import SAVED_FILES
+from .._system.descriptors import where
+from .._system.regular_file import create_regular, read_regular
+from ..errors import ImagesError
+from .directories import SavedDirectory
+
+INDEX = SAVED_FILES + "s"
+FORMAT = 2
+LARGEST_INDEX = 64 * 2**20
+
+END = 64 * 2**10
+"""Bytes at the start and at the end of a file that ``checksum`` covers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedFile:
+    """The state of one file while the process tree was frozen."""
+
+    path: str
+    copies: tuple[str, ...]
+    """Its copy in the images directory, as consecutive parts; empty: only the length was saved."""
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    links: int
+    device: int
+    inode: int
+    read_only: bool
+    """Whether no process could change it: it is created again if it no longer exists, but an
+    existing file is not changed."""
+    checksum: str | None = None
+    """SHA-256 of both ends of a large file that is only appended to, or only read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """All files of a set."""
+
+    files: tuple[SavedFile, ...]
+    patterns: tuple[str, ...]
+    """Patterns of files that belong to the set: a file that is not in ``files`` did not exist."""
+    directories: tuple[SavedDirectory, ...]
+    """The directories of the files and their parents, each after its parent."""
+
+
+def checksum(fd: int, end: int) -> str:
+    """The SHA-256 of the first and the last bytes before an offset."""
+    begin = max(0, end - END)
+    head = os.pread(fd, min(end, END), 0)
+    return hashlib.sha256(head + os.pread(fd, end - begin, begin)).hexdigest()
+
+
+def write(images: int, index: Index) -> None:
+    """Write the index. Raises ``OSError``."""
+    body = {"format": FORMAT, **asdict(index)}
+    with open(create_regular(INDEX, dir_fd=images), "w") as file:
+        json.dump(body, file, indent=1)
+        file.write("\n")
+
+
+def read(images: int) -> Index:
+    """The index of a set. ``ImagesError`` where there is none, or it cannot be read."""
+    place = f"{where(images)}/{INDEX}"
+    try:
+        body: Any = json.loads(read_regular(INDEX, LARGEST_INDEX, dir_fd=images))
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']!r}")
+        return Index(
+            files=tuple(_file(entry) for entry in body["files"]),
+            patterns=tuple(map(str, body["patterns"])),
+            directories=tuple(SavedDirectory(**entry) for entry in body["directories"]),
+        )
+    except FileNotFoundError:
+        cause = f"the images hold no saved files: there is no {place}"
+        cure = 'dump with files="rollback", or restore without it'
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        cause = f"{place} cannot be read: {error}"
+        cure = "bring the whole directory again from where it was made"
+    raise ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
+
+
+def _file(entry: dict[str, Any]) -> SavedFile:
+    copies = tuple(_names(entry["copies"]))
+    return SavedFile(**{**entry, "copies": copies})
+
+
+def _names(copies: Iterable[str]) -> Iterable[str]:
+    for name in copies:
+        if not name.startswith(SAVED_FILES) or not _number(name).isdecimal():
+            raise ValueError(f"{name!r}")
+        yield name
+
+
+def _number(name: str) -> str:
+    return name.removeprefix(SAVED_FILES + "-")

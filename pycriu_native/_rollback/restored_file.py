@@ -1,0 +1,249 @@
+"""One file of a restore: its content before is saved, changed to that of the dump, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+
+from .._integrity.dump_marker import BEFORE_RESTORE
+from .._support.unpatched import closing
+from .._system.descriptors import where
+from .._system.regular_file import create_regular, open_regular
+from ..errors import ImagesError
+from .copying import common_length, copy, reflink
+from .index import SavedFile, checksum
+
+BEFORE = ".pycriu-native-before-"
+"""Prefix of the names under which the content before is saved, beside each file."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a file system without free space."""
+
+_OPENED = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def before_of(path: str) -> str:
+    """The path under which the previous content of a file is saved."""
+    return os.path.join(os.path.dirname(path), BEFORE + _digest(path))
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+
+
+class RestoredFile:
+    """One file: its content is saved, changed, and then kept or changed back."""
+
+    def __init__(self, path: str, entry: SavedFile | None, images: int, spare: int) -> None:
+        """``entry`` is None for a file that did not exist at the dump.
+
+        ``spare`` is the directory for its previous content if there is no space beside it.
+        """
+        self.path = path
+        self._entry = entry
+        self._images = images
+        self._spare = spare
+        self._before = before_of(path)
+        self._directory: int | None = None
+        """The directory of ``_before``; None: that is an absolute path."""
+        self._seen: os.stat_result | None = None
+        self._moved = False
+        self._kept = False
+        self._changed = False
+        self._start = 0
+        """The number of bytes at the start that remain; what is after them is saved."""
+
+    def keep(self, check: Callable[[], object]) -> None:
+        """Check that it can be put back, and save its content. ``OSError``, ``CriuError``."""
+        with contextlib.suppress(FileNotFoundError):
+            self._seen = os.stat(self.path, follow_symlinks=False)
+        self._remove_leftovers()
+        entry, seen = self._entry, self._seen
+        if entry is None:
+            self._moved = True
+            return
+        self._check_copies(entry)
+        if entry.read_only and seen is not None:
+            self._entry = None  # it may be the file of another program
+            return
+        if seen is None:
+            self._check_new(entry)
+            return
+        if stat.S_ISDIR(seen.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        same = (seen.st_dev, seen.st_ino) == (entry.device, entry.inode)
+        if not stat.S_ISREG(seen.st_mode) or (seen.st_nlink > 1 and not same):
+            self._check_new(entry)
+            self._moved = True
+            return
+        with closing(os.open(self.path, _OPENED)) as fd:
+            if not entry.copies:
+                if os.fstat(fd).st_size < entry.size or checksum(fd, entry.size) != entry.checksum:
+                    raise _refused(
+                        self.path,
+                        f"it was only appended to, so its length of {entry.size} bytes was saved, "
+                        "and what was before that has changed since",
+                    )
+                self._start = entry.size
+            try:
+                self._save(fd, check)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self._discard()
+                self._before, self._directory = BEFORE_RESTORE + _digest(self.path), self._spare
+                try:
+                    self._save(fd, check)
+                except OSError:
+                    raise error from None
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a restore that was killed has saved."""
+        for name, directory in (
+            (self._before, None),
+            (BEFORE_RESTORE + _digest(self.path), self._spare),
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+
+    def _save(self, fd: int, check: Callable[[], object]) -> None:
+        """Save the content after the part that is equal to that of the dump."""
+        with closing(create_regular(self._before, dir_fd=self._directory)) as kept:
+            self._kept = True
+            if not self._start and reflink(fd, kept):
+                return
+            if self._entry is not None and not self._start:
+                self._start = self._equal(fd, self._entry, check)
+            copy(fd, kept, check, start=self._start)
+
+    def _equal(self, fd: int, entry: SavedFile, check: Callable[[], object]) -> int:
+        """The number of bytes at the start that are those of the dump."""
+        result = 0
+        for name in entry.copies:
+            with closing(open_regular(name, dir_fd=self._images)) as source:
+                size = os.fstat(source).st_size
+                equal = common_length(source, fd, check, at=result)
+            result += equal
+            if equal < size:
+                break
+        return result
+
+    def _discard(self) -> None:
+        """Remove the saved content."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._before, dir_fd=self._directory)
+        self._kept = False
+
+    def _check_copies(self, entry: SavedFile) -> None:
+        """Raise if the copy in the images is incomplete."""
+        size = 0
+        for name in entry.copies:
+            try:
+                with closing(open_regular(name, dir_fd=self._images)) as source:
+                    size += os.fstat(source).st_size
+            except OSError as error:
+                raise self._damaged(name, f"cannot be read: {error.strerror}") from None
+        if entry.copies and size != entry.size:
+            why = f"is not whole: it has {size} bytes, not {entry.size}"
+            raise self._damaged(", ".join(entry.copies), why)
+
+    def _damaged(self, names: str, why: str) -> ImagesError:
+        cause = f"the saved copy of {self.path}, {names} in {where(self._images)}, {why}"
+        cure = "bring the whole directory again from where it was made"
+        return ImagesError(
+            f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure
+        )
+
+    def _check_new(self, entry: SavedFile) -> None:
+        """Raise if the file cannot be created again."""
+        if not entry.copies:
+            raise _refused(
+                self.path,
+                f"it was only appended to, so its length of {entry.size} bytes was saved, and it "
+                "is no longer there",
+            )
+        if entry.links > 1 and not entry.read_only:
+            raise _refused(
+                self.path,
+                f"it had {entry.links} names at the dump, and this one no longer leads to it",
+            )
+
+    def change(self, check: Callable[[], object]) -> None:
+        """Put it back."""
+        entry = self._entry
+        if self._moved:
+            os.rename(self.path, self._before)
+            self._kept = True
+        if entry is None:
+            return
+        self._changed = True
+        new = self._seen is None or self._moved
+        with closing(create_regular(self.path) if new else os.open(self.path, _OPENED)) as fd:
+            _set_owner(fd, entry.uid, entry.gid, entry.mode)
+            os.ftruncate(fd, self._start)
+            at = 0
+            for name in entry.copies:
+                with closing(open_regular(name, dir_fd=self._images)) as source:
+                    size = os.fstat(source).st_size
+                    if at + size > self._start:
+                        start = max(0, self._start - at)
+                        copy(source, fd, check, start=start, at=at + start)
+                at += size
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def give_back(self) -> None:
+        """Return the file to its previous state. Raises ``OSError``."""
+        seen = self._seen
+        if self._changed and (seen is None or self._moved):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+        if self._moved and self._kept:
+            os.rename(self._before, self.path)
+        elif self._changed and self._kept and seen is not None:
+            with closing(os.open(self.path, _OPENED)) as fd:
+                with closing(open_regular(self._before, dir_fd=self._directory)) as kept:
+                    os.ftruncate(fd, self._start)
+                    copy(kept, fd, lambda: None, at=self._start)
+                _set_owner(fd, seen.st_uid, seen.st_gid, seen.st_mode & 0o7777)
+                os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+            self._discard()
+        elif self._kept:
+            self._discard()
+        self._kept = self._changed = False
+
+    def forget(self) -> None:
+        """Remove the previous content."""
+        if self._kept:
+            self._discard()
+
+
+def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:
+    now = os.fstat(fd)
+    if (now.st_uid, now.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)
+    if now.st_mode & 0o7777 != mode:
+        os.fchmod(fd, mode)
+
+
+def _refused(path: str, why: str) -> ImagesError:
+    cause = f"{path} cannot be put back: {why}"
+    cure = "restore the previous state of the file"
+    return ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
+
+
+def failed(path: str, error: OSError) -> ImagesError:
+    if error.filename not in (None, path) and isinstance(error.filename, str):
+        path = f"{path} ({error.filename})"
+    cause = f"{path} cannot be put back: {error.strerror or error}"
+    message, cure = f"restore failed: {cause}", None
+    if error.errno in FULL:
+        cure = (
+            "free disk space there: what has changed in the file since the dump is kept until the "
+            "restore has ended"
+        )
+        message += f"; {cure}"
+    return ImagesError(message, verb="restore", errno=error.errno, cause=cause, cure=cure)
