@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -649,6 +651,42 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
     assert events
     assert set(events) == {"upload failed"}
     assert [each.number for each in here.all_checkpoints()] == [1]
+    assert not commits(storage)
+
+
+def test_a_cancelled_upload(clock: Clock, tmp_path: Path) -> None:
+    """An upload that fails after the job has ended is not repeated, and its thread ends normally."""
+    storage = Faulty(f"memory://job-{next(numbers)}")
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    begun, cancelled = threading.Event(), threading.Event()
+
+    def wait(name: str, written: int) -> bool:
+        begun.set()
+        return cancelled.wait(60)
+
+    storage.fails = wait
+    running = Uploads(
+        storage,
+        lease,
+        here,
+        {"compress": "none", "encrypt_to": [], "keep": 2},
+        report=lambda event, message, **more: None,
+        lost=lambda message: None,
+    )
+    _taken(here, 1)
+    raised: list[BaseException | None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_value))
+        running.start()
+        assert begun.wait(60)
+        ending = threading.Thread(target=running.cancel)
+        ending.start()
+        while not running._cancelled:
+            time.sleep(0.01)
+        cancelled.set()
+        ending.join()
+    assert not raised
     assert not commits(storage)
 
 
