@@ -343,9 +343,13 @@ class JobDirectory:
         self.keep(replace(self.status(), message=message))
         self.event("failed", message=message)
 
-    def not_begun(self, number: int) -> None:
-        """Record a signal that was received before the command was started or resumed."""
-        name, message = signal.Signals(number).name, f"{signal.Signals(number).name} {NOT_BEGUN}"
+    def not_begun(self, number: int, why: str = "") -> None:
+        """Record a signal that was received before the command was started or resumed.
+
+        ``why`` is added to the message.
+        """
+        name = signal.Signals(number).name
+        message = f"{name} {NOT_BEGUN}{why}"
         status = replace(self.status(), state=State.INTERRUPTED, stopped_by=name, message=message)
         self.event("interrupted", message=message)
         self.keep(status)

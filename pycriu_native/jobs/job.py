@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
+from .notice import check_source
 from .storage import check_url
 
 FAILED = 1
@@ -154,8 +156,9 @@ class Job:
         checkpoint and end the run; a signal before the start prevents it. If this process ends, the
         command ends too.
 
-        Raises ``OptionError`` if the directory belongs to another command, or for an unknown file
-        system of ``storage`` or key of ``encrypt_to``, ``UnsupportedError`` if a package for them
+        Raises ``OptionError`` if the directory belongs to another command, the command of
+        ``notice`` does not exist, or for an unknown file system of ``storage`` or key of
+        ``encrypt_to``, ``UnsupportedError`` if a package for them
         is not installed, and ``ImagesError`` if the directory cannot be used.
         """
         with held() as signals:
@@ -171,6 +174,8 @@ class Job:
 
             check_url(str(self.storage))
             check_codecs(self.compress, tuple(self.encrypt_to))
+        if self.notice is not None:
+            check_source(self.notice)
         directory = JobDirectory(self.directory)
         directory.make()
         directory.check_command(command)
@@ -286,3 +291,10 @@ def read_spec() -> dict[str, Any]:
     os.dup2(nothing, 0)
     close(nothing)
     return spec
+
+
+def print_message(message: str) -> None:
+    """Print a message on the standard error of the process that runs the job, if it can be."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"pycriu-native: {message}\n")
+        sys.stderr.flush()

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import replace
@@ -16,6 +15,7 @@ from .._rollback.option import Rollback
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._support.held_signals import CHECKPOINTING, STOPPING, HeldSignals
+from .._support.signal_names import signal_name
 from .._support.unpatched import close, readable
 from .._system.host import boot_id
 from .._system.process import stat_of
@@ -24,7 +24,7 @@ from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
 from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State
-from .job import AGAIN, FAILED
+from .job import AGAIN, FAILED, print_message
 from .notice import NoticeWatch
 
 FIRST_PID = 1000
@@ -39,6 +39,8 @@ UNTIL_SIGNAL = 0.2
 
 FIRST = 0.1
 """The fraction of the interval until the first checkpoint."""
+
+NO_NOTICE = "a notice of interruption would not be received"
 
 KEPT_EVERY = 0.2
 """Seconds between two attempts to write the last status."""
@@ -92,6 +94,7 @@ class Supervisor:
         which then counts as an interruption."""
         self._failure = ""
         """Why the last checkpoint failed; empty if it did not."""
+        self._notice_fails = False
         self._stop_by: float | None = None
         """Latest end of the job, on the monotonic clock; None: no end was requested."""
 
@@ -246,6 +249,7 @@ class Supervisor:
             if readable(self._alive):
                 return  # the process that runs the job has ended
             self._keep()
+            self._check_notice(notice)
             if self._stop_by is None and notice.left is not None:
                 left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
                 self._stop_by = time.monotonic() + left
@@ -261,6 +265,16 @@ class Supervisor:
                 continue
             if self._stop_by is None:
                 self._wait(min(due - time.monotonic(), 5.0))
+
+    def _check_notice(self, notice: NoticeWatch) -> None:
+        """Report that attempts to get a notice begin or cease to fail."""
+        failure = notice.failure
+        if failure and not self._notice_fails:
+            print_message(f"{NO_NOTICE}: {failure}")
+            self._report("notice fails", f"{NO_NOTICE}: {failure}")
+        elif not failure and self._notice_fails:
+            self._report("notice works", "a notice of interruption can be received again")
+        self._notice_fails = bool(failure)
 
     def _wait(self, seconds: float) -> None:
         """Wait for a signal, a notice or the end of the process that runs the job, with a limit."""
@@ -300,7 +314,7 @@ class Supervisor:
             self._criu_was_lost = isinstance(error, WorkerDiedError)
             self._change(failures=self._status.failures + 1)
             if str(error) != self._failure:
-                _print(f"a checkpoint failed: {error}")
+                print_message(f"a checkpoint failed: {error}")
             self._failure = str(error)
             self._report("checkpoint failed", self._failure)
             return False
@@ -389,7 +403,8 @@ class Supervisor:
             )
             return
         self._change(state=State.ENDED, exit_code=code)
-        self._report("ended", f"the command has ended with {code}", exit_code=code)
+        how = "was ended" if code < 0 else "has ended"
+        self._report("ended", f"the command {how} {_how(code)}", exit_code=code)
 
     def _was_interrupted(self, code: int) -> bool:
         """Whether the command ended because of a signal, which it may have handled."""
@@ -414,7 +429,7 @@ class Supervisor:
         if code == 0 or made is None or made.stopped_by is None or self._stop_by is not None:
             return None
         if code < 0:
-            return made if signal.Signals(-code).name == made.stopped_by else None
+            return made if signal_name(-code) == made.stopped_by else None
         return made if self._status.doubted is None else None
 
     def _change(self, **more: Any) -> None:
@@ -426,7 +441,7 @@ class Supervisor:
         try:
             self._directory.event(event, message=message, **more)
         except OSError as error:
-            _print(f"{event}: {message} (the event cannot be written: {error})")
+            print_message(f"{event}: {message} (the event cannot be written: {error})")
         self._kept = False
         self._keep()
 
@@ -444,12 +459,12 @@ class Supervisor:
             time.sleep(KEPT_EVERY)
             self._keep()
         if not self._kept:
-            _print(f"{self._status.message}; the status cannot be written for the next run")
+            print_message(f"{self._status.message}; the status cannot be written for the next run")
         return 0 if self._kept else FAILED
 
 
 def _how(code: int) -> str:
-    return f"with {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+    return f"by {signal_name(-code)}" if code < 0 else f"with {code}"
 
 
 def _text(made: Checkpoint, took: float) -> str:
@@ -457,12 +472,6 @@ def _text(made: Checkpoint, took: float) -> str:
         f"checkpoint {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
         f"command was frozen for {made.frozen:.2f} s"
     )
-
-
-def _print(message: str) -> None:
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"pycriu-native: {message}\n")
-        sys.stderr.flush()
 
 
 def _pattern(path: Any) -> str:

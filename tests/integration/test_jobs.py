@@ -67,6 +67,9 @@ def test_the_exit_code_of_the_command(tmp_path: Path) -> None:
     assert Job(tmp_path / "a", ["sh", "-c", "exit 7"]).run().exit_code == 7
     crash = Job(tmp_path / "b", ["sh", "-c", "kill -SEGV $$"]).run()
     assert (crash.state, crash.exit_code) == (State.ENDED, 128 + signal.SIGSEGV)
+    assert crash.message == "the command was ended by SIGSEGV"
+    real_time = Job(tmp_path / "d", ["sh", "-c", "kill -40 $$"]).run()
+    assert real_time.message == "the command was ended by signal 40"
     done = _pn("run", "--dir", str(tmp_path / "c"), "--", "/nowhere/program")
     assert done.returncode == 1
     assert "/nowhere/program" in done.stderr
@@ -277,6 +280,20 @@ def test_notices(job: RunningJob, how: str) -> None:
             thread.join()
     assert "notice" in _events(job)
     assert job.directory.status().checkpoints == 1
+
+
+def test_notices_that_cannot_be_received(job: RunningJob, tmp_path: Path) -> None:
+    """Attempts that fail are reported once, and a command that does not exist is refused."""
+    job.start("--every", "1h", "--notice", "http://127.0.0.1:1/x")
+    job.until(lambda: "notice fails" in _events(job), "the event")
+    assert job.finish() == 0
+    assert _events(job).count("notice fails") == 1
+    assert job.messages().count("a notice of interruption would not be received: http") == 1
+    words = ("--notice", "nonexistent_command", "--", "true")
+    done = _pn("run", "--dir", str(tmp_path / "other"), *words)
+    assert done.returncode == Exit.REFUSED
+    assert "the command 'nonexistent_command' does not exist" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:

@@ -655,7 +655,7 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_a_cancelled_upload(clock: Clock, tmp_path: Path) -> None:
-    """An upload that fails after the job has ended is not repeated, and its thread ends normally."""
+    """An upload that fails after the end of the job is not repeated; its thread ends normally."""
     storage = Faulty(f"memory://job-{next(numbers)}")
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
