@@ -254,7 +254,9 @@ def test_what_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
     name = commits(storage)[0].object
     whole = storage.read(name)
     assert whole is not None
-    for number, spoilt in enumerate((whole[:-2000], whole[:15000] + b"x" + whole[15001:], None)):
+    for number, spoilt in enumerate(
+        (whole[:-2000], whole[:15000] + bytes([whole[15000] ^ 1]) + whole[15001:], None)
+    ):
         there = _directory(tmp_path / f"there-{number}")
         storage.remove(name)
         if spoilt is not None:
