@@ -8,12 +8,15 @@ import shutil
 import signal
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
+from .._calls.progress_state import OnProgress, Progress
 from .._calls.verbs import dump, restore_child
 from .._integrity.manifest import seal, verify
 from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals
+from .._system.id_maps import NO_ID, unmapped_uid
 from .._system.process import all_pids, is_running, name_of
 from .._system.process_tree import process_tree
 from ..diagnostics.preflight import PreflightError, preflight
@@ -36,14 +39,17 @@ def take(
     token: int,
     last: bool,
     deadline: float | None,
+    on_progress: OnProgress,
 ) -> Checkpoint:
     """Take a checkpoint: dump, seal, sync and rename it. ``last``: the dump ends the command.
 
-    ``signals`` are those of the supervisor; ``token`` is that of the lease, or 0. Raises
+    ``signals`` are those of the supervisor; ``token`` is that of the lease, or 0. ``on_progress``
+    is as for ``dump``, and is also called at the beginning of the phases around it. Raises
     ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last checkpoint
     was complete.
     """
     began, now = time.monotonic(), time.time()
+    on_progress(_begun("preflight"))
     check_strays(pid)
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     new = directory.new
@@ -53,7 +59,8 @@ def take(
     looked = preflight(pid, opts, files=files)
     if looked.stops or looked.no_restore:
         raise PreflightError(looked)
-    result = dump(pid, looked.opts, files=files, deadline=deadline)
+    result = dump(pid, looked.opts, files=files, deadline=deadline, on_progress=on_progress)
+    on_progress(_begun("seal"))
     pending_signals.remove(new)
     stopped = signals.stopped
     statistics = result.statistics
@@ -78,11 +85,24 @@ def take(
     return replace(made, path=str(place))
 
 
+def _begun(phase: str) -> Progress:
+    return Progress(phase=phase, done=0, total=None, rate=0.0, left=None)
+
+
 def with_defaults(options: CriuOpts, images: os.PathLike[str]) -> CriuOpts:
     """The options of a job's dump: file locks are saved, cgroups are not."""
     given = options.to_dict()
     ignore = {"manage_cgroups_mode": CgroupMode.IGNORE.value, "file_locks": True}
-    return CriuOpts.from_dict({**ignore, **given, "images_directory": os.fspath(images)})
+    return CriuOpts.from_dict({**ignore, **given, "images_directory": for_criu(images)})
+
+
+def for_criu(path: os.PathLike[str]) -> str:
+    """A path of the job's directory, which is the working directory, for a call.
+
+    In a user namespace it is a relative one: above the directory, whose path was checked outside
+    of the namespace, root and other users that are not mapped cannot be distinguished.
+    """
+    return os.fspath(path) if unmapped_uid() == NO_ID else os.path.relpath(path)
 
 
 def _restore_options(opts: CriuOpts) -> dict[str, object]:
@@ -123,9 +143,11 @@ def resume(directory: JobDirectory, checkpoint: Checkpoint) -> int:
     if checkpoint.options is None:
         raise ImagesError(f"{checkpoint.path}/{META} is missing or cannot be read")
     verify(checkpoint.path)
-    opts = CriuOpts.from_dict({**checkpoint.options, "images_directory": checkpoint.path})
+    opts = CriuOpts.from_dict(
+        {**checkpoint.options, "images_directory": for_criu(Path(checkpoint.path))}
+    )
     # CRIU's log goes to another directory, so that the sealed image set is not changed.
     work = directory.path / "restore"
     work.mkdir(mode=0o700, exist_ok=True)
-    opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": str(work)})
+    opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": for_criu(work)})
     return restore_child(opts, files="rollback").pid

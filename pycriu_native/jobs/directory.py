@@ -7,8 +7,10 @@
     status.json         the state; replaced atomically
     storage.json        the state of the storage, likewise
     events.jsonl        one JSON object for each event, the oldest first
+    progress.json       the progress of a checkpoint; only while one is taken
     metrics.prom        Prometheus' text format; replaced atomically
     storage.prom        the same for the storage
+    heartbeat.prom      the same for the time at which the supervisor last ran
     stdout, stderr      the output of the command
     start/              copies of the files of ``also`` before the first start
     checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
@@ -49,6 +51,9 @@ NOT_BEGUN = "was received before the command was started; nothing was started"
 
 STORAGE = "storage"
 """``JobStatus.stopped_by`` after a run that could not reach the storage at its beginning."""
+
+BEAT = 15.0
+"""Seconds between two heartbeats of a supervisor."""
 
 META = "pycriu-native.job"
 """The file in each checkpoint with the fields of :class:`Checkpoint`."""
@@ -122,6 +127,23 @@ class StorageStatus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointProgress:
+    """The progress of a checkpoint that is being taken."""
+
+    started: float
+    """Time of its beginning, in seconds since the epoch."""
+    phase: str
+    """``preflight``, ``dump``, ``interrupting`` (the dump is undone), or ``seal`` (the images are
+    complete, and their digests are computed)."""
+    done: int = 0
+    """Bytes of memory that are saved; 0 in other phases than ``dump``."""
+    total: int | None = None
+    """Estimated bytes of memory to save; None: unknown."""
+    left: float | None = None
+    """Remaining seconds of the phase, estimated; None: unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobStatus:
     """The state of a job."""
 
@@ -160,6 +182,8 @@ class JobStatus:
     """The last event, as text."""
     storage: StorageStatus | None = None
     """The state of the storage; None for a job without ``storage``."""
+    progress: CheckpointProgress | None = None
+    """The progress of a checkpoint that is being taken; None: none is."""
 
     def doubts(self, checkpoint: Checkpoint) -> bool:
         """Whether the job is not resumed from a checkpoint, because of ``doubted``."""
@@ -300,7 +324,27 @@ class JobDirectory:
             status = self._last_status()
             if status.state is State.RUNNING:
                 return replace(status, state=State.INTERRUPTED)
+        if status.state is State.RUNNING:
+            return replace(status, progress=self._progress())
         return status
+
+    def _progress(self) -> CheckpointProgress | None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return CheckpointProgress(**json.loads((self.path / "progress.json").read_text()))
+        return None
+
+    def keep_progress(self, progress: CheckpointProgress | None) -> None:
+        """Write the progress of a checkpoint; None: none is being taken. Errors are ignored."""
+        with contextlib.suppress(OSError):
+            if progress is None:
+                (self.path / "progress.json").unlink(missing_ok=True)
+            else:
+                self.write("progress.json", json.dumps(asdict(progress)) + "\n", synced=False)
+
+    def beat(self) -> None:
+        """Write the metric of the supervisor's last activity. Errors are ignored."""
+        with contextlib.suppress(OSError):
+            self.write("heartbeat.prom", heartbeat(self, time.time()), synced=False)
 
     def _last_status(self) -> JobStatus:
         """``status.json`` of the last supervisor. ``ImagesError``."""
@@ -330,6 +374,7 @@ class JobDirectory:
     def keep(self, status: JobStatus) -> None:
         """Write the status and its metrics."""
         body = asdict(replace(status, storage=None))
+        del body["progress"]
         self.write("status.json", json.dumps(body, indent=1) + "\n")
         self.write("metrics.prom", metrics(self, status))
 
@@ -354,15 +399,18 @@ class JobDirectory:
         self.event("interrupted", message=message)
         self.keep(status)
 
-    def write(self, name: str, text: str, *, place: Path | None = None) -> None:
-        """Replace a file atomically; it is on disk when this returns."""
+    def write(
+        self, name: str, text: str, *, place: Path | None = None, synced: bool = True
+    ) -> None:
+        """Replace a file atomically; if ``synced``, it is on disk when this returns."""
         directory = place or self.path
         partial = directory / f".{name}.partial"
         try:
             with open(partial, "w") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    os.fsync(file.fileno())
             os.replace(partial, directory / name)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -370,7 +418,8 @@ class JobDirectory:
                 directory / name, text
             ):
                 raise
-        sync(directory)
+        if synced:
+            sync(directory)
 
     def event(self, event: str, **more: object) -> None:
         """Add an event."""
@@ -436,6 +485,7 @@ class JobDirectory:
 
     def sweep(self) -> None:
         """Remove incomplete files of a killed supervisor."""
+        self.keep_progress(None)
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.checkpoints):
                 if not name.isdecimal():
@@ -528,6 +578,12 @@ def metrics(directory: JobDirectory, status: JobStatus) -> str:
             status.last_bytes,
         ),
     )
+
+
+def heartbeat(directory: JobDirectory, moment: float) -> str:
+    """The metric of the supervisor's last activity, in Prometheus' text format."""
+    text = f"When the supervisor last ran; written every {BEAT:g} seconds."
+    return _metrics(directory, ("heartbeat_timestamp_seconds", "gauge", text, moment))
 
 
 def storage_metrics(directory: JobDirectory, status: StorageStatus) -> str:

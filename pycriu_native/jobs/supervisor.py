@@ -11,19 +11,20 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
+from .._calls.progress_state import Progress
 from .._rollback.option import Rollback
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._support.held_signals import CHECKPOINTING, STOPPING, HeldSignals
 from .._support.signal_names import signal_name
-from .._support.unpatched import close, readable
+from .._support.unpatched import Thread, close, readable, sleep
 from .._system.host import boot_id
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
-from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State
+from .directory import BEAT, NOT_BEGUN, Checkpoint, CheckpointProgress, JobDirectory, State
 from .job import AGAIN, FAILED, print_message
 from .notice import NoticeWatch
 
@@ -104,8 +105,10 @@ class Supervisor:
         """
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        Thread(target=self._beat, name="heartbeat", daemon=True).start()
         with NoticeWatch(self._spec["notice"], self._woken) as notice:
             try:
+                os.chdir(self._directory.path)  # for_criu
                 self._directory.sweep()
                 if self._begin():
                     self._supervise(notice)
@@ -113,6 +116,11 @@ class Supervisor:
             except (CriuError, OSError) as error:
                 self._report("failed", str(error))
                 return FAILED
+
+    def _beat(self) -> None:
+        while True:
+            self._directory.beat()
+            sleep(BEAT)
 
     # ---- start ----
 
@@ -294,7 +302,20 @@ class Supervisor:
         return result
 
     def _checkpoint(self, *, last: bool = False, deadline: float | None = None) -> bool:
-        began = time.monotonic()
+        began, moment = time.monotonic(), time.time()
+
+        def on_progress(state: Progress) -> None:
+            self._directory.keep_progress(
+                CheckpointProgress(
+                    started=moment,
+                    phase=state.phase,
+                    done=state.done,
+                    total=state.total,
+                    left=state.left,
+                )
+            )
+
+        self._report("checkpoint begun", f"a {'last ' if last else ''}checkpoint is being taken")
         try:
             made = take(
                 self._directory,
@@ -305,6 +326,7 @@ class Supervisor:
                 token=int(self._spec["token"]),
                 last=last,
                 deadline=deadline,
+                on_progress=on_progress,
             )
         except (CriuError, OSError, ValueError) as error:
             seen = stat_of(self._pid)
@@ -318,6 +340,8 @@ class Supervisor:
             self._failure = str(error)
             self._report("checkpoint failed", self._failure)
             return False
+        finally:
+            self._directory.keep_progress(None)
         took = time.monotonic() - began
         self._criu_was_lost = False
         self._failure = ""

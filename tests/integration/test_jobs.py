@@ -17,15 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import OptionError
+from pycriu_native import CriuOpts, OptionError
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
+from pycriu_native.jobs.directory import CheckpointProgress, JobDirectory
 
 from .support.jobs import OURS, RunningJob, check_exact, nothing_runs
 from .support.processes import eventually
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_JOB_KILLS", "6"))
 """Random kills in the test that counts them; ``make test-jobs`` uses 1000."""
+
+
+NONE = CheckpointProgress(started=0, phase="")
 
 
 @pytest.fixture
@@ -308,6 +312,49 @@ def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:
     assert job.directory.status().checkpoints <= count + 1
     assert job.finish() == 0
     check_exact(job, tmp_path / "reference")
+
+
+def test_the_progress_of_a_checkpoint(tmp_path: Path) -> None:
+    """While a checkpoint is taken, the status has its phase and size; an event has its begin."""
+    path = str(tmp_path / "job")
+    script = tmp_path / "script"
+    wait = f"while [ $CRTOOLS_SCRIPT_ACTION = post-dump ] && [ ! -e {tmp_path}/go ]"
+    script.write_text(f"#!/bin/sh\n{wait}; do sleep 0.05; done\n")
+    script.chmod(0o755)
+    command = ["sh", "-c", f"while [ ! -e {tmp_path}/end ]; do sleep 0.05; done"]
+    job = Job(path, command, every=0.1, options=CriuOpts(action_scripts=[str(script)]))
+    running = threading.Thread(target=job.run)
+    running.start()
+    try:
+        directory = JobDirectory(path)
+        eventually(lambda: (directory.status().progress or NONE).total, "the progress of a dump")
+        progress = directory.status().progress
+        assert progress is not None
+        assert progress.phase == "dump"
+        assert "now          a checkpoint since" in _pn("job", "status", path).stdout
+        follow = [sys.executable, "-m", "pycriu_native", "job", "status", path, "--follow"]
+        following = subprocess.Popen([*follow, "--json"], stdout=subprocess.PIPE, text=True)
+        assert following.stdout is not None
+        first = json.loads(following.stdout.readline())
+        assert first["progress"]["phase"] == "dump"
+        with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as text:
+            assert text.stdout is not None
+            text.stdout.readline()
+            text.send_signal(signal.SIGINT)
+            assert text.wait() == Exit.DONE
+            assert text.stderr is not None
+            assert not text.stderr.read()
+        events = [each["event"] for each in directory.events()]
+        assert events == ["started", "checkpoint begun"]
+    finally:
+        (tmp_path / "go").touch()
+        (tmp_path / "end").touch()
+        running.join()
+    assert directory.status().progress is None
+    assert not (tmp_path / "job" / "progress.json").exists()
+    assert json.loads(following.communicate()[0].splitlines()[-1])["result"]["state"] == "ended"
+    beat = (tmp_path / "job" / "heartbeat.prom").read_text().split()[-1]
+    assert float(beat) > 0
 
 
 def test_a_daemon_that_leaves(tmp_path: Path) -> None:

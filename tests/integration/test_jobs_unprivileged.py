@@ -240,6 +240,30 @@ def test_a_job(place: Path) -> None:
     assert len(steps) == int((place / "steps").read_text())
 
 
+def test_a_directory_of_root_above(place: Path) -> None:
+    """A directory of root in /tmp is trusted outside of the user namespace, and so it is inside."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        inner = Path(name) / "ours"
+        inner.mkdir()
+        os.chown(inner, USER, USER)
+        python = ordinary_user.python()
+        words = [*ordinary_user.as_user(), python, "-c", BEGIN + textwrap.dedent(JOB)]
+        words += [str(inner), python, str(STEPPER)]
+        directory = JobDirectory(inner / "job")
+        for number in (0, 1):
+            before = directory.status().checkpoints
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd="/")
+            try:
+                eventually(functools.partial(_has_more, directory, before + 1), "a checkpoint")
+            finally:
+                process.terminate()
+                assert process.wait() == 75
+                eventually(lambda: not directory.is_busy(), "the end of the supervisor")
+            assert directory.status().failures == 0
+            assert directory.status().resumed == number
+
+
 PTY = """
 import os, pty, sys, time
 ends = pty.openpty()
