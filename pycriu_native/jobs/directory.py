@@ -15,6 +15,7 @@
     start/              copies of the files of ``also`` before the first start
     checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
     checkpoints/new/    an incomplete one
+    checkpoints/tmp/    temporary files
 """
 
 from __future__ import annotations
@@ -201,6 +202,7 @@ class JobDirectory:
         self.path = Path(os.path.abspath(path))
         self.checkpoints = self.path / "checkpoints"
         self.new = self.checkpoints / "new"
+        self.temporary = self.checkpoints / "tmp"
         self.start = self.path / "start"
 
     # ---- creation ----
@@ -483,8 +485,14 @@ class JobDirectory:
             os.stat(checkpoint.path)
             yield
 
+    def make_temporary(self) -> Path:
+        """Create the directory for temporary files, which the next run removes."""
+        self.checkpoints.mkdir(mode=0o700, exist_ok=True)
+        self.temporary.mkdir(mode=0o700, exist_ok=True)
+        return self.temporary
+
     def sweep(self) -> None:
-        """Remove incomplete files of a killed supervisor."""
+        """Remove incomplete and temporary files of a killed supervisor."""
         self.keep_progress(None)
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.checkpoints):

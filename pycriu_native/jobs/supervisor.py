@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections import deque
 from dataclasses import replace
@@ -110,6 +111,7 @@ class Supervisor:
             try:
                 os.chdir(self._directory.path)  # for_criu
                 self._directory.sweep()
+                tempfile.tempdir = str(self._directory.make_temporary())
                 if self._begin():
                     self._supervise(notice)
                 return self._keep_at_last() or (AGAIN if self._again else 0)

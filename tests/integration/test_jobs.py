@@ -357,6 +357,22 @@ def test_the_progress_of_a_checkpoint(tmp_path: Path) -> None:
     assert float(beat) > 0
 
 
+def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the directory of the job, from which the next run removes them."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    before = elsewhere.stat().st_mtime_ns
+    directory = JobDirectory(tmp_path / "job")
+    rest = directory.temporary / "pycriu-native-check-of-a-killed-run"
+    rest.mkdir(parents=True)
+    (tmp_path / "job" / "job.json").write_text('{"command": ["sleep", "2"], "directory": "/"}')
+    assert Job(directory.path, ["sleep", "2"], every=0.1, unprivileged=True).run().exit_code == 0
+    assert directory.status().checkpoints > 0, directory.status().message
+    assert elsewhere.stat().st_mtime_ns == before
+    assert not list(directory.temporary.iterdir())
+
+
 def test_a_daemon_that_leaves(tmp_path: Path) -> None:
     """A process outside of the tree would not be saved: the checkpoint fails with its name."""
     script = "(setsid sleep 1000 &) ; sleep 2"
