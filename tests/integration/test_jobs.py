@@ -244,7 +244,7 @@ def test_control(job: RunningJob) -> None:
     assert "interrupted" in _pn("job", "status", path).stdout
     assert _pn("job", "stop", path).returncode == 4
     assert [each for each in _events(job) if each != "stopping"] == [
-        *("started", "checkpoint", "checkpoint", "checkpoint", "checkpoint", "interrupted"),
+        *("started", *(4 * ("checkpoint begun", "checkpoint")), "interrupted"),
     ]
 
 
