@@ -42,6 +42,7 @@ from .._system import trusted_path
 from .._system.host import boot_id
 from .._system.process import stat_of, threads_of
 from ..errors import ImagesError, OptionError, Problem
+from .json_values import from_json
 
 INTERRUPTED = 75
 """Exit code of a job that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""
@@ -345,7 +346,8 @@ class JobDirectory:
 
     def _progress(self) -> CheckpointProgress | None:
         with contextlib.suppress(OSError, ValueError, TypeError):
-            return CheckpointProgress(**json.loads((self.path / "progress.json").read_text()))
+            body = json.loads((self.path / "progress.json").read_text())
+            return from_json(CheckpointProgress, body)
         return None
 
     def keep_progress(self, progress: CheckpointProgress | None) -> None:
@@ -365,21 +367,31 @@ class JobDirectory:
         """``status.json`` of the last supervisor. ``ImagesError``."""
         try:
             body = json.loads((self.path / "status.json").read_text())
-            known = {**body, "state": State(body["state"]), "storage": self.storage_status()}
-            return JobStatus(**known)
+            known = {"state": State(body["state"]), "storage": self.storage_status()}
+            status = from_json(JobStatus, body, **known, progress=None)
+            if status.state is State.ENDED and status.exit_code is None:
+                raise TypeError("the job has ended, and exit_code is null")
+            return status
         except FileNotFoundError:
             return JobStatus(storage=self.storage_status())
         except (ValueError, TypeError, KeyError) as error:
-            raise ImagesError(f"{self.path}/status.json cannot be read: {error!r}") from None
+            raise ImagesError(
+                f"{self.path}/status.json cannot be read: {error!r}; unless the job has ended (job "
+                "log --events), remove this file: the next run then resumes the job from its "
+                "newest checkpoint"
+            ) from None
 
     def storage_status(self) -> StorageStatus | None:
         """The state of the storage. ``ImagesError``."""
         try:
-            return StorageStatus(**json.loads((self.path / "storage.json").read_text()))
+            return from_json(StorageStatus, json.loads((self.path / "storage.json").read_text()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            raise ImagesError(f"{self.path}/storage.json cannot be read: {error!r}") from None
+            raise ImagesError(
+                f"{self.path}/storage.json cannot be read: {error!r}; remove this file: the next "
+                "run writes it again"
+            ) from None
 
     def storage_message(self) -> str:
         """The last event of the storage, as text."""
@@ -549,7 +561,7 @@ def _overwrite(path: Path, text: str) -> bool:
 def _checkpoint(path: Path) -> Checkpoint:
     try:
         body = json.loads((path / META).read_text())
-        return Checkpoint(**{**body, "number": int(path.name), "path": str(path)})
+        return from_json(Checkpoint, body, number=int(path.name), path=str(path))
     except (OSError, ValueError, TypeError):
         return Checkpoint(
             number=int(path.name), path=str(path), time=0, duration=0, frozen=0, bytes=0

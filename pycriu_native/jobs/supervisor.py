@@ -194,8 +194,12 @@ class Supervisor:
         except OSError as error:
             if not again:
                 _remove(self._directory.start)  # the job was never started
-            program = known["command"][0]
-            message = f"the command {program!r} cannot be started: {error.strerror}"
+            message = f"the command {known['command'][0]!r} cannot be started: {error.strerror}"
+            if error.filename == known["directory"]:
+                message = (
+                    f"the working directory of the command, {error.filename}, cannot be entered: "
+                    f"{error.strerror}"
+                )
             raise CriuError(message, verb="run") from None
         finally:
             for file in files:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, OptionError
+from pycriu_native import CriuError, CriuOpts, OptionError
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
 from pycriu_native.jobs.directory import CheckpointProgress, JobDirectory
@@ -77,6 +77,8 @@ def test_the_exit_code_of_the_command(tmp_path: Path) -> None:
     done = _pn("run", "--dir", str(tmp_path / "c"), "--", "/nowhere/program")
     assert done.returncode == 1
     assert "/nowhere/program" in done.stderr
+    with pytest.raises(CriuError, match="the working directory of the command, /nowhere, cannot"):
+        Job(tmp_path / "e", ["true"], cwd="/nowhere").run()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])

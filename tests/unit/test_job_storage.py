@@ -631,7 +631,9 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("nothing://x", OptionError, "no file system nothing"),
         ("simplecache::nothing://x", OptionError, "no file system nothing"),
-        ("simplecache::memory://x::nothing://y", OptionError, "no file system nothing"),
+        ("simplecache::file:///x::nothing://y", OptionError, "no file system nothing"),
+        ("memory://x", OptionError, "end with the process"),
+        ("simplecache::memory://x", OptionError, "end with the process"),
         ("dropbox://x", UnsupportedError, "needs the package dropboxdrivefs"),
     ],
 )
@@ -642,6 +644,15 @@ def test_a_file_system_that_is_not_there(
     job = Job(tmp_path / "job", ["true"], storage=url)
     with pytest.raises(error, match=what):
         job.run()
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("url", ["{}/job", "{}/job/storage", "file://{}/job/storage", "{}/link/x"])
+def test_a_storage_in_the_directory_of_the_job(tmp_path: Path, url: str) -> None:
+    """It is refused: a lost host has neither."""
+    (tmp_path / "link").symlink_to(tmp_path / "job")
+    with pytest.raises(OptionError, match="outside of the job's directory"):
+        Job(tmp_path / "job", ["true"], storage=url.format(tmp_path)).run()
     assert not (tmp_path / "job").exists()
 
 

@@ -248,12 +248,12 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
         return call.out.result({"path": str(path), "text": text}, "")
     with open(path, "rb") as file:
         while True:
-            running = job.status().state is State.RUNNING
+            running = follow and job.status().state is State.RUNNING
             if os.fstat(file.fileno()).st_size < file.tell():
                 file.seek(0)  # a resume truncated it to its size at the checkpoint
             shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
-            if not (follow and running):
+            if not running:
                 return Exit.DONE
             try:
                 sleep(0.2)
