@@ -391,8 +391,8 @@ class Supervisor:
         else:
             self._report(
                 "no time",
-                f"no last checkpoint: it would take about {expected:.1f} s, and {left:.1f} s are "
-                "left",
+                f"no last checkpoint: it would take about {expected:.1f} s, and "
+                f"{max(left, 0.0):.1f} s are left",
             )
         ended = self._reap()
         if ended is not None and ended >= 0:
