@@ -105,6 +105,23 @@ def test_a_package_that_it_cannot_read(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+DOCTOR = """
+    from pycriu_native import Severity, doctor
+    result = doctor()
+    print(result.severity, result.of("user-namespace").message)
+    print(result.summary)
+"""
+
+
+def test_doctor() -> None:
+    """The headline for a user without rights says what works, as far as it does."""
+    done = run(DOCTOR, inside=False)
+    assert done.returncode == 0, done.stderr
+    first, headline = done.stdout.splitlines()
+    assert first == "warning can be created, and CRIU works in it"
+    assert headline.startswith("this user can checkpoint in a user namespace; pycriu-native run")
+
+
 SEMAPHORE = """
     import os, subprocess, sys, time
     from pycriu_native import CriuError, CriuOpts, dump, preflight
