@@ -32,6 +32,7 @@ from .._native.ffi import LIBCRIU_VERSION
 from .._rollback.option import Files, rollback_of
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import Any, TypeVar
+from .._support.unpatched import close
 from .._system.process_identity import Target, located
 from .._transport.base import Via
 from .._transport.worker import Worker
@@ -302,9 +303,14 @@ def check(
 
     chosen = CriuOpts() if opts is None else opts
     check_types(chosen, via, "check")
-    with tempfile.TemporaryDirectory(prefix="pycriu-native-check-") as scratch:
+    with contextlib.ExitStack() as stack:
         if chosen.images_directory is None and chosen.images_dir is None:
-            chosen = replace(chosen, images_directory=scratch)
+            prefix = "pycriu-native-check-"
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix))
+            # A descriptor: the directories above are those of the system or the caller.
+            at = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(close, at)
+            chosen = replace(chosen, images_directory=at)
         request = _checked(Verb.CHECK, chosen, None, via, None, deadline)
         outcome = Call(request).wait()
         response = outcome.stderr_text

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 from typing import Protocol, cast
 
 from .._support.frozen_dataclass import replace
+from .._support.signal_names import signal_name
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability
 from .._system.process import leader_of, name_of, stat_of, status_of
 from .._system.process_tree import holders, is_above
@@ -152,7 +152,7 @@ def _how_it_ended(line: Connection) -> str:
     if line.status is None:
         return ""
     if line.status < 0:
-        return f", killed by {signal.Signals(-line.status).name}"
+        return f", killed by {signal_name(-line.status)}"
     return f", with exit status {line.status}"
 
 

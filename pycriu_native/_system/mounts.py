@@ -88,6 +88,12 @@ def mount_proc() -> None:
     _mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, kind="proc")
 
 
+def mount_devpts() -> None:
+    """Mount a new devpts, whose terminals belong to the caller's user and group. ``OSError``."""
+    _mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, kind="devpts", data="ptmxmode=0666")
+    _mount("/dev/pts/ptmx", "/dev/ptmx", MS_BIND)
+
+
 def detach(place: str) -> None:
     """Unmount a mount point, even if it is in use (MNT_DETACH). ``OSError``."""
     checked(native.pn_unmount(os.fsencode(place)), f"umount of {place}")

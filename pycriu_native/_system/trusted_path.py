@@ -26,13 +26,12 @@ import os
 import stat
 
 from .._native.ffi import ffi, native
-from .._support.kernel_text import read_lines, read_text
 from .._support.light_typing import Any
 from .._support.unpatched import close
 from .._system.descriptors import above_stdio
+from .._system.id_maps import NO_ID, unmapped_uid
 
-NO_USER = 2**32 - 1
-"""No user has this number (``INVALID_UID`` of the kernel)."""
+NO_USER = NO_ID
 
 
 class UntrustedError(PermissionError):
@@ -141,16 +140,7 @@ def unmapped_root() -> int:
     from them. The owner of ``/`` is assumed to be root.
     """
     owner = os.stat("/").st_uid
-    if owner == 0:
-        return NO_USER
-    try:
-        if owner != int(read_text("/proc/sys/kernel/overflowuid")):
-            return NO_USER
-        ranges = [[*map(int, line.split())] for line in read_lines("/proc/self/uid_map")]
-    except OSError:
-        return NO_USER
-    mapped = any(first <= owner < first + count for first, _, count in ranges)
-    return NO_USER if mapped else owner
+    return owner if owner and owner == unmapped_uid() else NO_USER
 
 
 def _error(status: int, refusal: Any) -> OSError:

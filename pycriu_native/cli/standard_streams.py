@@ -18,13 +18,18 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class _Sink(io.FileIO):
-    """A descriptor that stores its first error and discards what is written after it."""
+    """A descriptor that stores its first error and discards what is written after it.
 
-    def __init__(self, fd: int, error: OSError | None) -> None:
+    ``closed``: it was closed, which is an error of the first write.
+    """
+
+    def __init__(self, fd: int, closed: OSError | None) -> None:
         super().__init__(fd, "w", closefd=False)
-        self.error = error
+        self.error: OSError | None = None
+        self._was_closed = closed
 
     def write(self, data: Any, /) -> int:
+        self.error = self.error or self._was_closed
         if self.error is None:
             try:
                 return super().write(data)

@@ -9,14 +9,17 @@ import shutil
 import signal
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from .._calls.notification import Notification
+from .._calls.progress_state import OnProgress, Progress
 from .._calls.verbs import dump, restore_child
 from .._integrity.manifest import linked_entries, seal_with, verify
 from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals
+from .._system.id_maps import NO_ID, unmapped_uid
 from .._system.process import all_pids, is_running, name_of
 from .._system.process_tree import process_tree
 from ..diagnostics.preflight import PreflightError, preflight
@@ -42,15 +45,18 @@ def take(
     token: int,
     last: bool,
     deadline: float | None,
+    on_progress: OnProgress,
 ) -> Checkpoint:
     """Take a checkpoint: dump, seal, sync and rename it. ``last``: the dump ends the command.
 
     ``increments`` determines whether it is incremental; it is full if that is not possible.
-    ``signals`` are those of the supervisor; ``token`` is that of the lease, or 0. Raises
+    ``signals`` are those of the supervisor; ``token`` is that of the lease, or 0. ``on_progress``
+    is as for ``dump``, and is also called at the beginning of the phases around it. Raises
     ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last checkpoint
     was complete.
     """
     began, now = time.monotonic(), time.time()
+    on_progress(_begun("preflight"))
     check_strays(pid)
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     new = directory.new
@@ -78,7 +84,14 @@ def take(
 
         left = None if deadline is None else deadline - (time.monotonic() - began)
         hook = check if increments.tracks else None
-        return looked.opts, dump(pid, looked.opts, files=files, on_notify=hook, deadline=left)
+        return looked.opts, dump(
+            pid,
+            looked.opts,
+            files=files,
+            on_notify=hook,
+            deadline=left,
+            on_progress=on_progress,
+        )
 
     try:
         with_parent = f"../{directory.linked.name}" if known else None
@@ -93,6 +106,7 @@ def take(
     if known:
         (new / PARENT).unlink()  # CRIU's link
         os.rename(directory.linked, new / PARENT)
+    on_progress(_begun("seal"))
     pending_signals.remove(new)
     stopped = signals.stopped
     statistics = result.statistics
@@ -122,11 +136,24 @@ def take(
     return made
 
 
+def _begun(phase: str) -> Progress:
+    return Progress(phase=phase, done=0, total=None, rate=0.0, left=None)
+
+
 def with_defaults(options: CriuOpts, images: os.PathLike[str]) -> CriuOpts:
     """The options of a job's dump: file locks are saved, cgroups are not."""
     given = options.to_dict()
     ignore = {"manage_cgroups_mode": CgroupMode.IGNORE.value, "file_locks": True}
-    return CriuOpts.from_dict({**ignore, **given, "images_directory": os.fspath(images)})
+    return CriuOpts.from_dict({**ignore, **given, "images_directory": for_criu(images)})
+
+
+def for_criu(path: os.PathLike[str]) -> str:
+    """A path of the job's directory, which is the working directory, for a call.
+
+    In a user namespace it is a relative one: above the directory, whose path was checked outside
+    of the namespace, root and other users that are not mapped cannot be distinguished.
+    """
+    return os.fspath(path) if unmapped_uid() == NO_ID else os.path.relpath(path)
 
 
 def _restore_options(opts: CriuOpts) -> dict[str, object]:
@@ -167,9 +194,11 @@ def resume(directory: JobDirectory, checkpoint: Checkpoint) -> int:
     if checkpoint.options is None:
         raise ImagesError(f"{checkpoint.path}/{META} is missing or cannot be read")
     verify(checkpoint.path)
-    opts = CriuOpts.from_dict({**checkpoint.options, "images_directory": checkpoint.path})
+    opts = CriuOpts.from_dict(
+        {**checkpoint.options, "images_directory": for_criu(Path(checkpoint.path))}
+    )
     # CRIU's log goes to another directory, so that the sealed image set is not changed.
     work = directory.path / "restore"
     work.mkdir(mode=0o700, exist_ok=True)
-    opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": str(work)})
+    opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": for_criu(work)})
     return restore_child(opts, files="rollback").pid

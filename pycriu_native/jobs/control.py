@@ -30,7 +30,8 @@ def request_checkpoint(directory: JobDirectory, timeout: float) -> Checkpoint:
         if status.failures > before.failures:
             raise CriuError(f"checkpoint failed: {status.message}", verb="job checkpoint")
         if status.state is not State.RUNNING:
-            raise CriuError(f"no checkpoint: {status.message}", verb="job checkpoint")
+            why = f"no checkpoint: the job is {status.state} ({status.message})"
+            raise CriuError(why, verb="job checkpoint")
     raise AssertionError
 
 

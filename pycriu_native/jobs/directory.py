@@ -7,14 +7,17 @@
     status.json         the state; replaced atomically
     storage.json        the state of the storage, likewise
     events.jsonl        one JSON object for each event, the oldest first
+    progress.json       the progress of a checkpoint; only while one is taken
     metrics.prom        Prometheus' text format; replaced atomically
     storage.prom        the same for the storage
+    heartbeat.prom      the same for the time at which the supervisor last ran
     stdout, stderr      the output of the command
     start/              copies of the files of ``also`` before the first start
     checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
         parent/         the memory of the checkpoint before it, if N is incremental: hard links
     checkpoints/new/    an incomplete one
     checkpoints/linked/ its parent
+    checkpoints/tmp/    temporary files
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from .._system import trusted_path
 from .._system.host import boot_id
 from .._system.process import stat_of, threads_of
 from ..errors import ImagesError, OptionError, Problem
+from .json_values import from_json
 
 INTERRUPTED = 75
 """Exit code of a job that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""
@@ -51,6 +55,9 @@ NOT_BEGUN = "was received before the command was started; nothing was started"
 
 STORAGE = "storage"
 """``JobStatus.stopped_by`` after a run that could not reach the storage at its beginning."""
+
+BEAT = 15.0
+"""Seconds between two heartbeats of a supervisor."""
 
 META = "pycriu-native.job"
 """The file in each checkpoint with the fields of :class:`Checkpoint`."""
@@ -126,6 +133,23 @@ class StorageStatus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointProgress:
+    """The progress of a checkpoint that is being taken."""
+
+    started: float
+    """Time of its beginning, in seconds since the epoch."""
+    phase: str
+    """``preflight``, ``dump``, ``interrupting`` (the dump is undone), or ``seal`` (the images are
+    complete, and their digests are computed)."""
+    done: int = 0
+    """Bytes of memory that are saved; 0 in other phases than ``dump``."""
+    total: int | None = None
+    """Estimated bytes of memory to save; None: unknown."""
+    left: float | None = None
+    """Remaining seconds of the phase, estimated; None: unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobStatus:
     """The state of a job."""
 
@@ -168,6 +192,8 @@ class JobStatus:
     """The last event, as text."""
     storage: StorageStatus | None = None
     """The state of the storage; None for a job without ``storage``."""
+    progress: CheckpointProgress | None = None
+    """The progress of a checkpoint that is being taken; None: none is."""
 
     def doubts(self, checkpoint: Checkpoint) -> bool:
         """Whether the job is not resumed from a checkpoint, because of ``doubted``."""
@@ -185,6 +211,7 @@ class JobDirectory:
         self.path = Path(os.path.abspath(path))
         self.checkpoints = self.path / "checkpoints"
         self.new = self.checkpoints / "new"
+        self.temporary = self.checkpoints / "tmp"
         self.linked = self.checkpoints / "linked"
         self.start = self.path / "start"
 
@@ -313,27 +340,58 @@ class JobDirectory:
             status = self._last_status()
             if status.state is State.RUNNING:
                 return replace(status, state=State.INTERRUPTED)
+        if status.state is State.RUNNING:
+            return replace(status, progress=self._progress())
         return status
+
+    def _progress(self) -> CheckpointProgress | None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            body = json.loads((self.path / "progress.json").read_text())
+            return from_json(CheckpointProgress, body)
+        return None
+
+    def keep_progress(self, progress: CheckpointProgress | None) -> None:
+        """Write the progress of a checkpoint; None: none is being taken. Errors are ignored."""
+        with contextlib.suppress(OSError):
+            if progress is None:
+                (self.path / "progress.json").unlink(missing_ok=True)
+            else:
+                self.write("progress.json", json.dumps(asdict(progress)) + "\n", synced=False)
+
+    def beat(self) -> None:
+        """Write the metric of the supervisor's last activity. Errors are ignored."""
+        with contextlib.suppress(OSError):
+            self.write("heartbeat.prom", heartbeat(self, time.time()), synced=False)
 
     def _last_status(self) -> JobStatus:
         """``status.json`` of the last supervisor. ``ImagesError``."""
         try:
             body = json.loads((self.path / "status.json").read_text())
-            known = {**body, "state": State(body["state"]), "storage": self.storage_status()}
-            return JobStatus(**known)
+            known = {"state": State(body["state"]), "storage": self.storage_status()}
+            status = from_json(JobStatus, body, **known, progress=None)
+            if status.state is State.ENDED and status.exit_code is None:
+                raise TypeError("the job has ended, and exit_code is null")
+            return status
         except FileNotFoundError:
             return JobStatus(storage=self.storage_status())
         except (ValueError, TypeError, KeyError) as error:
-            raise ImagesError(f"{self.path}/status.json cannot be read: {error!r}") from None
+            raise ImagesError(
+                f"{self.path}/status.json cannot be read: {error!r}; unless the job has ended (job "
+                "log --events), remove this file: the next run then resumes the job from its "
+                "newest checkpoint"
+            ) from None
 
     def storage_status(self) -> StorageStatus | None:
         """The state of the storage. ``ImagesError``."""
         try:
-            return StorageStatus(**json.loads((self.path / "storage.json").read_text()))
+            return from_json(StorageStatus, json.loads((self.path / "storage.json").read_text()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            raise ImagesError(f"{self.path}/storage.json cannot be read: {error!r}") from None
+            raise ImagesError(
+                f"{self.path}/storage.json cannot be read: {error!r}; remove this file: the next "
+                "run writes it again"
+            ) from None
 
     def storage_message(self) -> str:
         """The last event of the storage, as text."""
@@ -343,6 +401,7 @@ class JobDirectory:
     def keep(self, status: JobStatus) -> None:
         """Write the status and its metrics."""
         body = asdict(replace(status, storage=None))
+        del body["progress"]
         self.write("status.json", json.dumps(body, indent=1) + "\n")
         self.write("metrics.prom", metrics(self, status))
 
@@ -356,22 +415,29 @@ class JobDirectory:
         self.keep(replace(self.status(), message=message))
         self.event("failed", message=message)
 
-    def not_begun(self, number: int) -> None:
-        """Record a signal that was received before the command was started or resumed."""
-        name, message = signal.Signals(number).name, f"{signal.Signals(number).name} {NOT_BEGUN}"
+    def not_begun(self, number: int, why: str = "") -> None:
+        """Record a signal that was received before the command was started or resumed.
+
+        ``why`` is added to the message.
+        """
+        name = signal.Signals(number).name
+        message = f"{name} {NOT_BEGUN}{why}"
         status = replace(self.status(), state=State.INTERRUPTED, stopped_by=name, message=message)
         self.event("interrupted", message=message)
         self.keep(status)
 
-    def write(self, name: str, text: str, *, place: Path | None = None) -> None:
-        """Replace a file atomically; it is on disk when this returns."""
+    def write(
+        self, name: str, text: str, *, place: Path | None = None, synced: bool = True
+    ) -> None:
+        """Replace a file atomically; if ``synced``, it is on disk when this returns."""
         directory = place or self.path
         partial = directory / f".{name}.partial"
         try:
             with open(partial, "w") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    os.fsync(file.fileno())
             os.replace(partial, directory / name)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -379,7 +445,8 @@ class JobDirectory:
                 directory / name, text
             ):
                 raise
-        sync(directory)
+        if synced:
+            sync(directory)
 
     def event(self, event: str, **more: object) -> None:
         """Add an event."""
@@ -443,8 +510,15 @@ class JobDirectory:
             os.stat(checkpoint.path)
             yield
 
+    def make_temporary(self) -> Path:
+        """Create the directory for temporary files, which the next run removes."""
+        self.checkpoints.mkdir(mode=0o700, exist_ok=True)
+        self.temporary.mkdir(mode=0o700, exist_ok=True)
+        return self.temporary
+
     def sweep(self) -> None:
-        """Remove incomplete files of a killed supervisor."""
+        """Remove incomplete and temporary files of a killed supervisor."""
+        self.keep_progress(None)
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.checkpoints):
                 if not name.isdecimal():
@@ -487,7 +561,7 @@ def _overwrite(path: Path, text: str) -> bool:
 def _checkpoint(path: Path) -> Checkpoint:
     try:
         body = json.loads((path / META).read_text())
-        return Checkpoint(**{**body, "number": int(path.name), "path": str(path)})
+        return from_json(Checkpoint, body, number=int(path.name), path=str(path))
     except (OSError, ValueError, TypeError):
         return Checkpoint(
             number=int(path.name), path=str(path), time=0, duration=0, frozen=0, bytes=0
@@ -549,6 +623,12 @@ def metrics(directory: JobDirectory, status: JobStatus) -> str:
             status.last_parents,
         ),
     )
+
+
+def heartbeat(directory: JobDirectory, moment: float) -> str:
+    """The metric of the supervisor's last activity, in Prometheus' text format."""
+    text = f"When the supervisor last ran; written every {BEAT:g} seconds."
+    return _metrics(directory, ("heartbeat_timestamp_seconds", "gauge", text, moment))
 
 
 def storage_metrics(directory: JobDirectory, status: StorageStatus) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,8 +21,10 @@ from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_hos
 from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
+from .arguments import LISTS, RULES, listed, problems_of
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
-from .storage import check_url
+from .notice import check_source
+from .storage import check_place, check_url
 
 FAILED = 1
 """Exit code of a supervisor that failed to start; the status has the reason."""
@@ -112,25 +115,21 @@ class Job:
     """age identities or ssh private keys to decrypt uploads with."""
 
     def __post_init__(self) -> None:
-        problems = []
-
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
+        for name in LISTS:
+            put(name, listed(name, getattr(self, name)))
+        if problems := problems_of({name: getattr(self, name) for name in RULES}):
+            raise OptionError(problems, verb="run")
         put("directory", os.path.abspath(os.fspath(self.directory)))
-        if isinstance(self.command, str | bytes | os.PathLike) or not self.command:
-            rule = "a sequence of the program and its arguments is accepted"
-            problems.append(Problem("command", self.command, rule))
-        else:
-            put("command", tuple(os.fspath(each) for each in self.command))
+        put("command", tuple(os.fspath(each) for each in self.command))
         put("also", Rollback(also=self.also).patterns)
         put("cwd", None if self.cwd is None else os.path.abspath(os.fspath(self.cwd)))
         if self.storage is not None:
             path = os.fspath(self.storage)
             put("storage", path if "://" in path or "::" in path else os.path.abspath(path))
         for name in ("encrypt_to", "decrypt_with"):
-            keys = getattr(self, name)
-            put(name, (keys,) if isinstance(keys, str) else tuple(keys))
             if getattr(self, name) and self.storage is None:
                 problems.append(Problem(name, "…", "is accepted with storage only"))
         if self.compress not in ("gzip", "zstd", "none"):
@@ -176,10 +175,10 @@ class Job:
         checkpoint and end the run; a signal before the start prevents it. If this process ends, the
         command ends too.
 
-        Raises ``OptionError`` if the directory belongs to another command, or for an unknown file
-        system of ``storage`` or key of ``encrypt_to``, ``UnsupportedError`` if a package for them
-        is not installed or if ``incremental`` is not possible here, and ``ImagesError`` if the
-        directory cannot be used.
+        Raises ``OptionError`` if the directory belongs to another command, the command of
+        ``notice`` does not exist, or for an unknown file system of ``storage`` or key of
+        ``encrypt_to``, ``UnsupportedError`` if a package for them is not installed or if
+        ``incremental`` is not possible here, and ``ImagesError`` if the directory cannot be used.
         """
         with held() as signals:
             return self._run(math.inf if wait is None else wait, signals)
@@ -193,7 +192,10 @@ class Job:
             from .remote_checkpoints import check_codecs  # few jobs have a storage
 
             check_url(str(self.storage))
+            check_place(str(self.storage), str(self.directory))
             check_codecs(self.compress, tuple(self.encrypt_to))
+        if self.notice is not None:
+            check_source(self.notice)
         if self.incremental:
             self._check_incremental()
         directory = JobDirectory(self.directory)
@@ -321,3 +323,10 @@ def read_spec() -> dict[str, Any]:
     os.dup2(nothing, 0)
     close(nothing)
     return spec
+
+
+def print_message(message: str) -> None:
+    """Print a message on the standard error of the process that runs the job, if it can be."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"pycriu-native: {message}\n")
+        sys.stderr.flush()

@@ -15,24 +15,33 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from .._support.held_signals import HeldSignals, ignore, unblock
-from .._support.unpatched import readable
+from .._support.unpatched import close, readable
 from .._system.host import boot_id
 from .._system.new_namespaces import end_with_parent
 from .._system.system_calls import kill_at
 from ..errors import CriuError, ImagesError
 from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
-from .job import FAILED, read_spec, start_with
+from .job import FAILED, print_message, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
 from .remote_checkpoints import Commit, fetch
 from .storage import Storage
 from .uploads import Uploads
 
+LOOK = 0.2
+"""Seconds between two checks for a signal while the storage is used."""
+
 RENEWED, STOPPED, KILLED = 1 / 6, 0.5, 0.8
 """Fractions of the lease: the time between renewals, and the time without a renewal until the job
 is stopped with a last checkpoint, and until it is killed. The rest is a margin for clock drift."""
+
+
+SILENT = 5.0
+"""Seconds without a response of the storage after which this is reported."""
+
+Result = TypeVar("Result")
 
 
 class Stopped(Exception):
@@ -56,6 +65,9 @@ class LeaseHolder:
         self._status_lock = threading.Lock()
         self._over = threading.Event()
         self._lost = ""
+        self._heard = time.monotonic()
+        """Time of the last response of the storage."""
+        self._silent = False
         self._signals = HeldSignals()
 
     def run(self) -> int:
@@ -63,12 +75,12 @@ class LeaseHolder:
         self._signals.install()
         unblock()
         try:
-            storage = Storage(self._spec["storage"])
-            lease = self._acquire(storage)
+            storage, lease = self._attended(self._acquire)
             return BUSY if lease is None else self._held(storage, lease)
         except Stopped:
             assert self._signals.stopped is not None
-            self._directory.not_begun(self._signals.stopped)
+            why = f"; {self._silence()}" if self._silent else ""
+            self._directory.not_begun(self._signals.stopped, why)
             return 0
         except _Ended:
             return 0
@@ -82,7 +94,49 @@ class LeaseHolder:
             self._change_state(State.INTERRUPTED, "interrupted", message, stopped_by=STORAGE)
             return 0
 
+    def _attended(self, function: Callable[[], Result]) -> Result:
+        """Call a function that uses the storage, on another thread: the call may never return.
+
+        Raises what it raises. After a signal that stops the job it is awaited for the grace time,
+        then ``Stopped`` is raised. It calls ``_check`` after responses of the storage.
+        """
+        results: list[Result] = []
+        errors: list[Exception] = []
+        done, ours = os.pipe()
+
+        def call() -> None:
+            try:
+                results.append(function())
+            except Exception as error:
+                errors.append(error)
+            finally:
+                close(ours)
+
+        self._heard, self._silent = time.monotonic(), False
+        until = float("inf")
+        threading.Thread(target=call, name="storage", daemon=True).start()
+        while not readable(done, seconds=LOOK):
+            moment = time.monotonic()
+            if not self._silent and moment - self._heard > SILENT:
+                self._silent = True
+                self._report("storage silent", self._silence())
+                print_message(f"{self._silence()}; waiting for it")
+            if self._signals.stopped is not None:
+                until = min(until, moment + float(self._spec["grace"]))
+            if moment >= until:
+                self._silent = True
+                raise Stopped
+        close(done)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def _silence(self) -> str:
+        seconds = time.monotonic() - self._heard
+        return f"the storage {self._spec['storage']} has not responded for {seconds:.0f} s"
+
     def _check(self) -> None:
+        self._heard, self._silent = time.monotonic(), False
         if self._signals.stopped is not None:
             raise Stopped
         if self._lost:
@@ -94,7 +148,8 @@ class LeaseHolder:
 
     # ---- the lease ----
 
-    def _acquire(self, storage: Storage) -> Lease | None:
+    def _acquire(self) -> tuple[Storage, Lease | None]:
+        storage = Storage(self._spec["storage"])
         known = self._directory.command()
         assert known is not None
         about = {
@@ -105,6 +160,7 @@ class LeaseHolder:
         }
 
         def check(last: Last) -> None:
+            self._check()
             if last.token < self._status.seen:
                 raise AnotherStorage(
                     f"its newest lease is {last.token}, and was {self._status.seen} before: it is "
@@ -122,7 +178,7 @@ class LeaseHolder:
             host = (last.about or {}).get("host", "another host")
             message = f"the job of {self._spec['storage']} runs on {host}"
             self._report("busy", message, seen=last.token)
-            return None
+            return storage, None
         kill_at(lease.until)
         self._report(
             "lease",
@@ -131,7 +187,7 @@ class LeaseHolder:
             seen=lease.token,
             exclusive=lease.exclusive,
         )
-        return lease
+        return storage, lease
 
     def _check_same(self, last: Last, about: dict[str, Any]) -> None:
         """Check that the storage belongs to this job. ``ImagesError``."""
@@ -177,18 +233,20 @@ class LeaseHolder:
         renewing = threading.Thread(target=self._renew, args=(lease,), name="lease", daemon=True)
         renewing.start()
         try:
-            if not self._prepare(storage, lease):
+            if not self._attended(lambda: self._prepare(storage, lease)):
                 return 0
             return self._run(storage, lease)
         finally:
             self._over.set()
-            renewing.join()
-            self._give_back(lease)
+            if not self._silent:  # else the lease expires
+                renewing.join()
+                self._give_back(lease)
 
     def _prepare(self, storage: Storage, lease: Lease) -> bool:
         """Fetch the newest checkpoint into the directory; False if that fails."""
         before = self._directory.status().started
         lease.begin()
+        self._check()
         try:
             made = fetch(
                 storage,

@@ -6,18 +6,21 @@ parent is outside of the namespaces, forwards signals, and exits with the superv
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
 
 from .._support.held_signals import HeldSignals, ignore, unblock, until_ended
 from .._support.unpatched import readable
+from .._system.id_maps import NO_ID, unmapped_gid
 from .._system.new_namespaces import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
     end_with_parent,
     map_to_root,
+    mount_devpts,
     mount_proc,
     unshare,
 )
@@ -75,6 +78,9 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) 
             "systempaths=unconfined (docker)"
         )
         return FAILED
+    if unmapped_gid() != NO_ID:
+        with contextlib.suppress(OSError):  # checkpoints of jobs with terminals then fail
+            mount_devpts()
     try:
         from .supervisor import Supervisor
     except (ImportError, OSError) as error:

@@ -26,7 +26,8 @@ from ..errors import OptionError, Problem, UnsupportedError, missing_extra
 def check_url(url: str) -> None:
     """Check that fsspec and the package of the file system are installed, without loading that.
 
-    Raises ``OptionError`` for an unknown file system, ``UnsupportedError`` for a missing package.
+    Raises ``OptionError`` for an unknown file system and for one in the memory of a process,
+    ``UnsupportedError`` for a missing package.
     """
     fsspec = _fsspec()
     registry = import_module("fsspec.registry").known_implementations
@@ -36,6 +37,11 @@ def check_url(url: str) -> None:
             continue  # a path, also of a drive
         if protocol not in registry:
             rule = f"a path or a URL of fsspec is accepted, and it has no file system {protocol}"
+            raise OptionError([Problem("storage", url, rule)], verb="run")
+        if protocol == "memory":
+            rule = (
+                "the files of this file system end with the process: another run has none of them"
+            )
             raise OptionError([Problem("storage", url, rule)], verb="run")
         package = registry[protocol]["class"].partition(".")[0]
         lacking = package if find_spec(package) is None else None
@@ -47,6 +53,17 @@ def check_url(url: str) -> None:
         if lacking is not None:
             rule = f"{protocol} needs the package {lacking}, which is not installed"
             raise UnsupportedError([Problem("storage", url, rule)], verb="run")
+
+
+def check_place(url: str, directory: str) -> None:
+    """Raise ``OptionError`` if the storage is the directory of the job, or inside of it."""
+    path = url.removeprefix("file://").removeprefix("local://")
+    if "::" in path or "://" in path:
+        return
+    ours = os.path.realpath(directory)
+    if os.path.commonpath([os.path.realpath(path), ours]) == ours:
+        rule = f"a place outside of the job's directory, {directory}, is accepted"
+        raise OptionError([Problem("storage", url, rule)], verb="run")
 
 
 def _fsspec() -> Any:

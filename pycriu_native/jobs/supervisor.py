@@ -7,26 +7,28 @@ import errno
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections import deque
 from dataclasses import replace
 from typing import Any
 
+from .._calls.progress_state import Progress
 from .._rollback.option import Rollback
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._support.held_signals import CHECKPOINTING, STOPPING, HeldSignals
-from .._support.unpatched import close, readable
+from .._support.signal_names import signal_name
+from .._support.unpatched import Thread, close, readable, sleep
 from .._system.host import boot_id
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
-from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State
+from .directory import BEAT, NOT_BEGUN, Checkpoint, CheckpointProgress, JobDirectory, State
 from .increments import Increments
-from .job import AGAIN, FAILED
+from .job import AGAIN, FAILED, print_message
 from .notice import NoticeWatch
 from .schedule import Schedule
 
@@ -39,6 +41,8 @@ DEATHS = (*STOPPING, CHECKPOINTING, signal.SIGKILL)
 
 UNTIL_SIGNAL = 0.2
 """Seconds within which a signal that was sent to all processes is also received here."""
+
+NO_NOTICE = "a notice of interruption would not be received"
 
 KEPT_EVERY = 0.2
 """Seconds between two attempts to write the last status."""
@@ -104,6 +108,7 @@ class Supervisor:
         which then counts as an interruption."""
         self._failure = ""
         """Why the last checkpoint failed; empty if it did not."""
+        self._notice_fails = False
         self._stop_by: float | None = None
         """Latest end of the job, on the monotonic clock; None: no end was requested."""
 
@@ -113,15 +118,23 @@ class Supervisor:
         """
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        Thread(target=self._beat, name="heartbeat", daemon=True).start()
         with NoticeWatch(self._spec["notice"], self._woken) as notice:
             try:
+                os.chdir(self._directory.path)  # for_criu
                 self._directory.sweep()
+                tempfile.tempdir = str(self._directory.make_temporary())
                 if self._begin():
                     self._supervise(notice)
                 return self._keep_at_last() or (AGAIN if self._again else 0)
             except (CriuError, OSError) as error:
                 self._report("failed", str(error))
                 return FAILED
+
+    def _beat(self) -> None:
+        while True:
+            self._directory.beat()
+            sleep(BEAT)
 
     # ---- start ----
 
@@ -197,8 +210,12 @@ class Supervisor:
         except OSError as error:
             if not again:
                 _remove(self._directory.start)  # the job was never started
-            program = known["command"][0]
-            message = f"the command {program!r} cannot be started: {error.strerror}"
+            message = f"the command {known['command'][0]!r} cannot be started: {error.strerror}"
+            if error.filename == known["directory"]:
+                message = (
+                    f"the working directory of the command, {error.filename}, cannot be entered: "
+                    f"{error.strerror}"
+                )
             raise CriuError(message, verb="run") from None
         finally:
             for file in files:
@@ -264,6 +281,7 @@ class Supervisor:
             if readable(self._alive):
                 return  # the process that runs the job has ended
             self._keep()
+            self._check_notice(notice)
             if self._stop_by is None and notice.left is not None:
                 left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
                 self._stop_by = time.monotonic() + left
@@ -280,6 +298,16 @@ class Supervisor:
                 continue
             if self._stop_by is None:
                 self._wait(min(schedule.left, 5.0))
+
+    def _check_notice(self, notice: NoticeWatch) -> None:
+        """Report that attempts to get a notice begin or cease to fail."""
+        failure = notice.failure
+        if failure and not self._notice_fails:
+            print_message(f"{NO_NOTICE}: {failure}")
+            self._report("notice fails", f"{NO_NOTICE}: {failure}")
+        elif not failure and self._notice_fails:
+            self._report("notice works", "a notice of interruption can be received again")
+        self._notice_fails = bool(failure)
 
     def _wait(self, seconds: float) -> None:
         """Wait for a signal, a notice or the end of the process that runs the job, with a limit."""
@@ -299,7 +327,20 @@ class Supervisor:
         return result
 
     def _checkpoint(self, *, last: bool = False, deadline: float | None = None) -> bool:
-        began = time.monotonic()
+        began, moment = time.monotonic(), time.time()
+
+        def on_progress(state: Progress) -> None:
+            self._directory.keep_progress(
+                CheckpointProgress(
+                    started=moment,
+                    phase=state.phase,
+                    done=state.done,
+                    total=state.total,
+                    left=state.left,
+                )
+            )
+
+        self._report("checkpoint begun", f"a {'last ' if last else ''}checkpoint is being taken")
         try:
             made = take(
                 self._directory,
@@ -311,6 +352,7 @@ class Supervisor:
                 token=int(self._spec["token"]),
                 last=last,
                 deadline=deadline,
+                on_progress=on_progress,
             )
         except (CriuError, OSError, ValueError) as error:
             seen = stat_of(self._pid)
@@ -320,10 +362,12 @@ class Supervisor:
             self._criu_was_lost = isinstance(error, WorkerDiedError)
             self._change(failures=self._status.failures + 1)
             if str(error) != self._failure:
-                _print(f"a checkpoint failed: {error}")
+                print_message(f"a checkpoint failed: {error}")
             self._failure = str(error)
             self._report("checkpoint failed", self._failure)
             return False
+        finally:
+            self._directory.keep_progress(None)
         took = time.monotonic() - began
         self._criu_was_lost = False
         self._failure = ""
@@ -375,8 +419,8 @@ class Supervisor:
         else:
             self._report(
                 "no time",
-                f"no last checkpoint: it would take about {expected:.1f} s, and {left:.1f} s are "
-                "left",
+                f"no last checkpoint: it would take about {expected:.1f} s, and "
+                f"{max(left, 0.0):.1f} s are left",
             )
         ended = self._reap()
         if ended is not None and ended >= 0:
@@ -425,7 +469,8 @@ class Supervisor:
             )
             return
         self._change(state=State.ENDED, exit_code=code)
-        self._report("ended", f"the command has ended with {code}", exit_code=code)
+        how = "was ended" if code < 0 else "has ended"
+        self._report("ended", f"the command {how} {_how(code)}", exit_code=code)
 
     def _was_interrupted(self, code: int) -> bool:
         """Whether the command ended because of a signal, which it may have handled."""
@@ -450,7 +495,7 @@ class Supervisor:
         if code == 0 or made is None or made.stopped_by is None or self._stop_by is not None:
             return None
         if code < 0:
-            return made if signal.Signals(-code).name == made.stopped_by else None
+            return made if signal_name(-code) == made.stopped_by else None
         return made if self._status.doubted is None else None
 
     def _change(self, **more: Any) -> None:
@@ -462,7 +507,7 @@ class Supervisor:
         try:
             self._directory.event(event, message=message, **more)
         except OSError as error:
-            _print(f"{event}: {message} (the event cannot be written: {error})")
+            print_message(f"{event}: {message} (the event cannot be written: {error})")
         self._kept = False
         self._keep()
 
@@ -480,12 +525,12 @@ class Supervisor:
             time.sleep(KEPT_EVERY)
             self._keep()
         if not self._kept:
-            _print(f"{self._status.message}; the status cannot be written for the next run")
+            print_message(f"{self._status.message}; the status cannot be written for the next run")
         return 0 if self._kept else FAILED
 
 
 def _how(code: int) -> str:
-    return f"with {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+    return f"by {signal_name(-code)}" if code < 0 else f"with {code}"
 
 
 def _text(made: Checkpoint, took: float) -> str:
@@ -494,12 +539,6 @@ def _text(made: Checkpoint, took: float) -> str:
         f"{kind} {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
         f"command was frozen for {made.frozen:.2f} s"
     )
-
-
-def _print(message: str) -> None:
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"pycriu-native: {message}\n")
-        sys.stderr.flush()
 
 
 def _pattern(path: Any) -> str:

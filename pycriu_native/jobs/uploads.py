@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class Uploads:
         self._report = report
         self._lost = lost
         self._changed = threading.Event()
-        self._over = False
+        self._until: float | None = None
+        """Set at the end of the job: time after which no upload is started."""
         self._cancelled = False
         self._done: tuple[int, int] | None = None
         self._failed = 0
@@ -64,14 +66,14 @@ class Uploads:
 
         After ``until``, on the monotonic clock, no upload is started; a running one is completed.
         """
-        self._until, self._over = until, True
+        self._until = until
         self._changed.set()
         self._thread.join()
         return self._next() is None
 
     def cancel(self) -> None:
         """Cancel a running upload, and end the thread."""
-        self._over = self._cancelled = True
+        self._cancelled, self._until = True, -math.inf
         self._changed.set()
         self._thread.join(PATIENCE)
 
@@ -80,8 +82,9 @@ class Uploads:
     def _run(self) -> None:
         pause = LOOK
         while not self._cancelled:
-            due = self._next()
-            if self._over and (due is None or (self._failed and time.monotonic() >= self._until)):
+            due, until = self._next(), self._until
+            is_late = until is not None and time.monotonic() >= until
+            if until is not None and (due is None or (self._failed and is_late)):
                 return
             if due is not None and self._try(due):
                 pause, self._failed = LOOK, 0
@@ -89,7 +92,7 @@ class Uploads:
             if due is not None:
                 pause = min(FIRST_PAUSE * 2**self._failed, LONGEST_PAUSE)
                 self._failed += 1
-            if self._over:
+            if self._until is not None:
                 pause = min(pause, max(0.0, self._until - time.monotonic()))
             self._changed.wait(pause)
             self._changed.clear()

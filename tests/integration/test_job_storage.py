@@ -146,6 +146,23 @@ def _storage(job: HostedJob) -> Storage:
     return Storage(str(job.place / "storage"))
 
 
+def test_a_storage_that_never_responds(hosts: Callable[..., HostedJob]) -> None:
+    """A storage that hangs is named, and a signal ends the run within the grace time."""
+    job = hosts("a")
+    leases = job.place / "storage" / "leases"
+    leases.mkdir(parents=True)
+    os.mkfifo(leases / "00000001.json")  # opening it does not return
+    process = job.start("--grace", "1s")
+    job.until(lambda: "storage has not responded for" in job.messages(), "the message")
+    assert "storage silent" in job.events()
+    process.send_signal(signal.SIGTERM)
+    assert job.wait() == INTERRUPTED
+    message = job.directory.status().message
+    assert "SIGTERM was received before" in message
+    assert "has not responded for" in message
+    assert "started" not in job.events()
+
+
 def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     """The job is stopped before its lease expires, with a local last checkpoint, and continues when
     the storage is available.

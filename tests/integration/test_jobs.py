@@ -17,15 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import OptionError
+from pycriu_native import CriuError, CriuOpts, OptionError
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
+from pycriu_native.jobs.directory import CheckpointProgress, JobDirectory
 
 from .support.jobs import OURS, RunningJob, check_exact, nothing_runs
 from .support.processes import eventually
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_JOB_KILLS", "6"))
 """Random kills in the test that counts them; ``make test-jobs`` uses 1000."""
+
+
+NONE = CheckpointProgress(started=0, phase="")
 
 
 @pytest.fixture
@@ -67,9 +71,17 @@ def test_the_exit_code_of_the_command(tmp_path: Path) -> None:
     assert Job(tmp_path / "a", ["sh", "-c", "exit 7"]).run().exit_code == 7
     crash = Job(tmp_path / "b", ["sh", "-c", "kill -SEGV $$"]).run()
     assert (crash.state, crash.exit_code) == (State.ENDED, 128 + signal.SIGSEGV)
+    assert crash.message == "the command was ended by SIGSEGV"
+    real_time = Job(tmp_path / "d", ["sh", "-c", "kill -40 $$"]).run()
+    assert real_time.message == "the command was ended by signal 40"
     done = _pn("run", "--dir", str(tmp_path / "c"), "--", "/nowhere/program")
     assert done.returncode == 1
     assert "/nowhere/program" in done.stderr
+    words = [sys.executable, "-m", "pycriu_native", "run", "--dir", str(tmp_path / "f")]
+    closed = ["sh", "-c", '"$@" >&-', "sh", *words, "--", "true"]
+    assert subprocess.run(closed, check=False).returncode == 0  # it prints nothing there
+    with pytest.raises(CriuError, match="the working directory of the command, /nowhere, cannot"):
+        Job(tmp_path / "e", ["true"], cwd="/nowhere").run()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
@@ -237,7 +249,7 @@ def test_control(job: RunningJob) -> None:
     assert "interrupted" in _pn("job", "status", path).stdout
     assert _pn("job", "stop", path).returncode == 4
     assert [each for each in _events(job) if each != "stopping"] == [
-        *("started", "checkpoint", "checkpoint", "checkpoint", "checkpoint", "interrupted"),
+        *("started", *(4 * ("checkpoint begun", "checkpoint")), "interrupted"),
     ]
 
 
@@ -279,6 +291,20 @@ def test_notices(job: RunningJob, how: str) -> None:
     assert job.directory.status().checkpoints == 1
 
 
+def test_notices_that_cannot_be_received(job: RunningJob, tmp_path: Path) -> None:
+    """Attempts that fail are reported once, and a command that does not exist is refused."""
+    job.start("--every", "1h", "--notice", "http://127.0.0.1:1/x")
+    job.until(lambda: "notice fails" in _events(job), "the event")
+    assert job.finish() == 0
+    assert _events(job).count("notice fails") == 1
+    assert job.messages().count("a notice of interruption would not be received: http") == 1
+    words = ("--notice", "nonexistent_command", "--", "true")
+    done = _pn("run", "--dir", str(tmp_path / "other"), *words)
+    assert done.returncode == Exit.REFUSED
+    assert "the command 'nonexistent_command' does not exist" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:
     """If earlier checkpoints took longer than the remaining time, none is started."""
     process = job.start("--grace", "0.001")
@@ -286,11 +312,71 @@ def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:
     count = job.directory.status().checkpoints
     process.terminate()
     assert job.wait() == INTERRUPTED
-    assert "no time" in _events(job)
+    (no_time,) = (each for each in job.directory.events() if each["event"] == "no time")
+    assert no_time["message"].endswith("and 0.0 s are left")
     assert "grace is short" in _events(job)
     assert job.directory.status().checkpoints <= count + 1
     assert job.finish() == 0
     check_exact(job, tmp_path / "reference")
+
+
+def test_the_progress_of_a_checkpoint(tmp_path: Path) -> None:
+    """While a checkpoint is taken, the status has its phase and size; an event has its begin."""
+    path = str(tmp_path / "job")
+    script = tmp_path / "script"
+    wait = f"while [ $CRTOOLS_SCRIPT_ACTION = post-dump ] && [ ! -e {tmp_path}/go ]"
+    script.write_text(f"#!/bin/sh\n{wait}; do sleep 0.05; done\n")
+    script.chmod(0o755)
+    command = ["sh", "-c", f"while [ ! -e {tmp_path}/end ]; do sleep 0.05; done"]
+    job = Job(path, command, every=0.1, options=CriuOpts(action_scripts=[str(script)]))
+    running = threading.Thread(target=job.run)
+    running.start()
+    try:
+        directory = JobDirectory(path)
+        eventually(lambda: (directory.status().progress or NONE).total, "the progress of a dump")
+        progress = directory.status().progress
+        assert progress is not None
+        assert progress.phase == "dump"
+        assert "now          a checkpoint since" in _pn("job", "status", path).stdout
+        follow = [sys.executable, "-m", "pycriu_native", "job", "status", path, "--follow"]
+        following = subprocess.Popen([*follow, "--json"], stdout=subprocess.PIPE, text=True)
+        assert following.stdout is not None
+        first = json.loads(following.stdout.readline())
+        assert first["progress"]["phase"] == "dump"
+        with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as text:
+            assert text.stdout is not None
+            text.stdout.readline()
+            text.send_signal(signal.SIGINT)
+            assert text.wait() == Exit.DONE
+            assert text.stderr is not None
+            assert not text.stderr.read()
+        events = [each["event"] for each in directory.events()]
+        assert events == ["started", "checkpoint begun"]
+    finally:
+        (tmp_path / "go").touch()
+        (tmp_path / "end").touch()
+        running.join()
+    assert directory.status().progress is None
+    assert not (tmp_path / "job" / "progress.json").exists()
+    assert json.loads(following.communicate()[0].splitlines()[-1])["result"]["state"] == "ended"
+    beat = (tmp_path / "job" / "heartbeat.prom").read_text().split()[-1]
+    assert float(beat) > 0
+
+
+def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the directory of the job, from which the next run removes them."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    before = elsewhere.stat().st_mtime_ns
+    directory = JobDirectory(tmp_path / "job")
+    rest = directory.temporary / "pycriu-native-check-of-a-killed-run"
+    rest.mkdir(parents=True)
+    (tmp_path / "job" / "job.json").write_text('{"command": ["sleep", "2"], "directory": "/"}')
+    assert Job(directory.path, ["sleep", "2"], every=0.1, unprivileged=True).run().exit_code == 0
+    assert directory.status().checkpoints > 0, directory.status().message
+    assert elsewhere.stat().st_mtime_ns == before
+    assert not list(directory.temporary.iterdir())
 
 
 def test_a_daemon_that_leaves(tmp_path: Path) -> None:

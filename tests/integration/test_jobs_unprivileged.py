@@ -105,6 +105,23 @@ def test_a_package_that_it_cannot_read(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+DOCTOR = """
+    from pycriu_native import Severity, doctor
+    result = doctor()
+    print(result.severity, result.of("user-namespace").message)
+    print(result.summary)
+"""
+
+
+def test_doctor() -> None:
+    """The headline for a user without rights says what works, as far as it does."""
+    done = run(DOCTOR, inside=False)
+    assert done.returncode == 0, done.stderr
+    first, headline = done.stdout.splitlines()
+    assert first == "warning can be created, and CRIU works in it"
+    assert headline.startswith("this user can checkpoint in a user namespace; pycriu-native run")
+
+
 SEMAPHORE = """
     import os, subprocess, sys, time
     from pycriu_native import CriuError, CriuOpts, dump, preflight
@@ -131,6 +148,34 @@ def test_what_cannot_be_saved(place: Path) -> None:
     found, message = done.stdout.split("\n", 1)
     assert found == "mapped-file-without-a-name"
     assert "cannot open a file that the process has mapped" in message
+
+
+TERMINAL = """
+    import os, pty, subprocess, sys
+    from pycriu_native import CriuError, CriuOpts, dump, preflight, restore
+    null = subprocess.DEVNULL
+    code = "import os, pty, time; ends = pty.openpty(); os.close(1); time.sleep(1000)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=null,
+        stdout=subprocess.PIPE, stderr=null, start_new_session=True)
+    process.stdout.read()
+    opts = CriuOpts(images_directory=sys.argv[1], unprivileged=True)
+    print(*(each.id for each in preflight(process.pid, opts).no_restore))
+    dump(process.pid, opts)
+    process.wait()
+    try:
+        restore(opts)
+    except CriuError as error:
+        print(error)
+"""
+
+
+def test_terminals_of_others(place: Path) -> None:
+    """Preflight predicts that a terminal cannot be restored whose owner or group is not mapped."""
+    done = run(TERMINAL, place / "ckpt")
+    assert done.returncode == 0, done.stderr
+    found, message = done.stdout.split("\n", 1)
+    assert found == "terminal-owner"
+    assert "a terminal of the images belonged to a user or a group that is not mapped" in message
 
 
 OVERLAY = """
@@ -232,6 +277,66 @@ def test_a_job(place: Path) -> None:
     assert (place / "out" / "written").read_text().splitlines() == steps
     assert (place / "job" / "stdout").read_text().splitlines() == steps
     assert len(steps) == int((place / "steps").read_text())
+
+
+def test_a_directory_of_root_above(place: Path) -> None:
+    """A directory of root in /tmp is trusted outside of the user namespace, and so it is inside."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        inner = Path(name) / "ours"
+        inner.mkdir()
+        os.chown(inner, USER, USER)
+        python = ordinary_user.python()
+        words = [*ordinary_user.as_user(), python, "-c", BEGIN + textwrap.dedent(JOB)]
+        words += [str(inner), python, str(STEPPER)]
+        directory = JobDirectory(inner / "job")
+        for number in (0, 1):
+            before = directory.status().checkpoints
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd="/")
+            try:
+                eventually(functools.partial(_has_more, directory, before + 1), "a checkpoint")
+            finally:
+                process.terminate()
+                assert process.wait() == 75
+                eventually(lambda: not directory.is_busy(), "the end of the supervisor")
+            assert directory.status().failures == 0
+            assert directory.status().resumed == number
+
+
+PTY = """
+import os, pty, sys, time
+ends = pty.openpty()
+while not os.path.exists(sys.argv[1]):
+    os.write(ends[0], b"x\\n")
+    os.read(ends[1], 10)
+    time.sleep(0.01)
+"""
+PTY_JOB = """
+    import sys
+    from pycriu_native.jobs import Job
+    where, python, code = sys.argv[1:]
+    job = Job(where + "/job", [python, "-c", code, where + "/finish"], every=0.5)
+    sys.exit(job.run().exit_code)
+"""
+
+
+def test_a_job_with_a_terminal(place: Path) -> None:
+    """A job can open a terminal, and is resumed with it."""
+    directory, python = JobDirectory(place / "job"), ordinary_user.python()
+    words = [*ordinary_user.as_user(), python, "-c", BEGIN + textwrap.dedent(PTY_JOB)]
+    words += [str(place), python, PTY]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd="/")
+    try:
+        eventually(functools.partial(_has_more, directory, 2), "two checkpoints")
+    finally:
+        process.terminate()
+        code = process.wait()
+        eventually(lambda: not directory.is_busy(), "the end of the supervisor")
+    assert code == 75
+    (place / "finish").touch()
+    done = subprocess.run(words, check=False, cwd="/", stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, directory.status().message
+    assert directory.status().resumed == 1
 
 
 LOOK = """

@@ -6,9 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from pycriu_native.jobs.directory import (
+    Checkpoint,
+    CheckpointProgress,
+    JobStatus,
+    StorageStatus,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +57,16 @@ def test_the_tests_of_security() -> None:
             source = (ROOT / path).read_text()
             for name in re.findall(r"`(\w+)`", names):
                 assert f"def {name}(" in source, f"{path} has no {name}"
+
+
+def test_the_keys_of_jobs() -> None:
+    """docs/cli.md has each key of the results of ``job``."""
+    rows = {
+        row.partition(" |")[0]: set(re.findall(r"`(\w+)`", row))
+        for row in (ROOT / "docs" / "cli.md").read_text().splitlines()
+        if row.startswith("| `job ")
+    }
+    status = {each.name for kind in (JobStatus, StorageStatus) for each in fields(kind)}
+    status |= {each.name for each in fields(CheckpointProgress)}
+    assert status <= rows["| `job status`, `job stop`"]
+    assert {each.name for each in fields(Checkpoint)} - {"options"} <= rows["| `job checkpoint`"]

@@ -6,8 +6,11 @@ import importlib
 import inspect
 import json
 from collections import defaultdict
+from dataclasses import replace
 
 import pycriu_native
+from pycriu_native import CriuOpts
+from pycriu_native.diagnostics.preflight.values import ImageSize, Preflight, PreflightError
 from pycriu_native.findings import Finding, Severity, lines, ordered
 
 MODULES = ("aio", "archive", "errors", "findings", "images", "migration", "oci", "testing")
@@ -58,3 +61,28 @@ def test_as_text() -> None:
     """Sections have a heading each; a section without findings is not shown."""
     shown = lines([finding(costs="c", cure="d")], {"stops": "bad", "note": "information"})
     assert list(shown) == ["information:", "    m", "        costs: c", "        cure: d"]
+
+
+def test_obstacles_of_one_kind() -> None:
+    """The error of a preflight names a kind once, with the processes; it has all findings."""
+    one = Finding(id="a", severity=Severity.STOPS, message="has a", pid=1, fd=3, cure="cure a")
+    findings = [replace(one, pid=number, subject="") for number in range(1, 19)]
+    findings.insert(5, Finding(id="b", severity=Severity.STOPS, message="has b", cure="cure b"))
+    result = Preflight(
+        pid=1,
+        pids=tuple(range(1, 19)),
+        findings=tuple(findings),
+        given=CriuOpts(),
+        opts=CriuOpts(),
+        restore_opts=CriuOpts(),
+        restore_needs=(),
+        size=ImageSize(),
+    )
+    error = PreflightError(result)
+    assert error.findings == tuple(findings)
+    assert str(error) == (
+        "process 1 cannot be dumped: (1) pid 1, fd 3: has a; cure a (and 17 more of this kind, "
+        "pid 2, 3, 4, 5, 6, …); (2) has b; cure b"
+    )
+    assert error.cause == "has a; has b"
+    assert error.cure == "cure a; cure b"

@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -323,7 +325,9 @@ def test_what_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
     name = commits(storage)[0].objects[0].name
     whole = storage.read(name)
     assert whole is not None
-    for number, spoilt in enumerate((whole[:-2000], whole[:15000] + b"x" + whole[15001:], None)):
+    for number, spoilt in enumerate(
+        (whole[:-2000], whole[:15000] + bytes([whole[15000] ^ 1]) + whole[15001:], None)
+    ):
         there = _directory(tmp_path / f"there-{number}")
         storage.remove(name)
         if spoilt is not None:
@@ -627,7 +631,9 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("nothing://x", OptionError, "no file system nothing"),
         ("simplecache::nothing://x", OptionError, "no file system nothing"),
-        ("simplecache::memory://x::nothing://y", OptionError, "no file system nothing"),
+        ("simplecache::file:///x::nothing://y", OptionError, "no file system nothing"),
+        ("memory://x", OptionError, "end with the process"),
+        ("simplecache::memory://x", OptionError, "end with the process"),
         ("dropbox://x", UnsupportedError, "needs the package dropboxdrivefs"),
     ],
 )
@@ -638,6 +644,15 @@ def test_a_file_system_that_is_not_there(
     job = Job(tmp_path / "job", ["true"], storage=url)
     with pytest.raises(error, match=what):
         job.run()
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("url", ["{}/job", "{}/job/storage", "file://{}/job/storage", "{}/link/x"])
+def test_a_storage_in_the_directory_of_the_job(tmp_path: Path, url: str) -> None:
+    """It is refused: a lost host has neither."""
+    (tmp_path / "link").symlink_to(tmp_path / "job")
+    with pytest.raises(OptionError, match="outside of the job's directory"):
+        Job(tmp_path / "job", ["true"], storage=url.format(tmp_path)).run()
     assert not (tmp_path / "job").exists()
 
 
@@ -720,6 +735,42 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
     assert events
     assert set(events) == {"upload failed"}
     assert [each.number for each in here.all_checkpoints()] == [1]
+    assert not commits(storage)
+
+
+def test_a_cancelled_upload(clock: Clock, tmp_path: Path) -> None:
+    """An upload that fails after the end of the job is not repeated; its thread ends normally."""
+    storage = Faulty(f"memory://job-{next(numbers)}")
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    begun, cancelled = threading.Event(), threading.Event()
+
+    def wait(name: str, written: int) -> bool:
+        begun.set()
+        return cancelled.wait(60)
+
+    storage.fails = wait
+    running = Uploads(
+        storage,
+        lease,
+        here,
+        {"compress": "none", "encrypt_to": [], "keep": 2},
+        report=lambda event, message, **more: None,
+        lost=lambda message: None,
+    )
+    _taken(here, 1)
+    raised: list[BaseException | None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_value))
+        running.start()
+        assert begun.wait(60)
+        ending = threading.Thread(target=running.cancel)
+        ending.start()
+        while not running._cancelled:
+            time.sleep(0.01)
+        cancelled.set()
+        ending.join()
+    assert not raised
     assert not commits(storage)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +18,7 @@ from ..._support.unpatched import sleep
 from ...errors import CriuError, ImagesError
 from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, JobStatus, State
 from ...jobs.control import request_checkpoint, request_stop
-from ...jobs.directory import JobDirectory
+from ...jobs.directory import CheckpointProgress, JobDirectory
 from ...jobs.job import MOST
 from ...jobs.slurm import SlurmJob, run_in_slurm
 from .. import option_parameters
@@ -32,7 +34,7 @@ from ..command import (
 )
 from ..errors import in_flags
 from ..exit_codes import Exit
-from ..text import columns, safe, size
+from ..text import columns, remaining, safe, size
 from .archives import keys_of
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -128,17 +130,26 @@ def _job_directory(directory: str) -> JobDirectory:
 
 def _status(call: Call, directory: str, follow: bool) -> Exit:
     job = _job_directory(directory)
-    while follow and not call.out.as_json and job.status().state is State.RUNNING:
-        click.clear()
-        call.out.answer({}, _status_text(job, job.status()))
-        sleep(1)
+    try:
+        while follow and (status := job.status()).state is State.RUNNING:
+            if call.out.as_json:
+                call.out.event("status", _status_body(job, status), "")
+            else:
+                click.clear()
+                call.out.answer({}, _status_text(job, status))
+            sleep(1)
+    except KeyboardInterrupt:
+        return Exit.DONE  # there is nothing to undo
     status = job.status()
-    body = asdict(status) | {
+    return call.out.answer(_status_body(job, status), _status_text(job, status))
+
+
+def _status_body(job: JobDirectory, status: JobStatus) -> dict[str, Any]:
+    return asdict(status) | {
         "directory": str(job.path),
         "command": (job.command() or {})["command"],
         "kept": len(job.all_checkpoints()),
     }
-    return call.out.answer(body, _status_text(job, status))
 
 
 def _status_text(job: JobDirectory, status: JobStatus) -> str:
@@ -148,6 +159,8 @@ def _status_text(job: JobDirectory, status: JobStatus) -> str:
     rows.append(("resumed", f"{status.resumed} times, from the beginning {status.restarted} times"))
     kinds = f"{status.checkpoints} taken ({status.incremental} incremental)"
     rows.append(("checkpoints", f"{kinds}, {status.failures} failed"))
+    if (taken := status.progress) is not None:
+        rows.append(("now", _progress(taken)))
     if status.last_success is not None and status.last_duration is not None:
         rows.append(
             (
@@ -161,6 +174,14 @@ def _status_text(job: JobDirectory, status: JobStatus) -> str:
         done = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
         rows += [("storage", safe(storage.url)), ("uploads", safe(done))]
     return "\n".join([f"{job.path}: {status.state}", *columns(rows, indent=2)])
+
+
+def _progress(taken: CheckpointProgress) -> str:
+    text = f"a checkpoint since {_when(taken.started)}: {taken.phase}"
+    if taken.total:
+        done = min(taken.done, taken.total)
+        text += f" {100 * done // taken.total} %, {size(done)} of {size(taken.total)}"
+    return text if taken.left is None else f"{text}, {remaining(taken.left)} left"
 
 
 def _kind(parents: int | None) -> str:
@@ -191,15 +212,28 @@ def _list(call: Call, directory: str) -> Exit:
     )
 
 
+@contextlib.contextmanager
+def _requested(effect: str) -> Iterator[None]:
+    """In this context, an interruption does not undo the request that was sent to the job."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"only the wait has ended: {effect}")
+        raise
+
+
 def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
-    made = request_checkpoint(_job_directory(directory), timeout)
+    job = _job_directory(directory)
+    with _requested("the job takes the checkpoint"):
+        made = request_checkpoint(job, timeout)
     body = {k: v for k, v in asdict(made).items() if k != "options"}
     return call.out.result(body, f"checkpoint {made.number}: {size(made.bytes)}, {made.path}")
 
 
 def _stop(call: Call, directory: str, timeout: float) -> Exit:
     job = _job_directory(directory)
-    status = request_stop(job, timeout)
+    with _requested("the job takes its last checkpoint and ends"):
+        status = request_stop(job, timeout)
     lost = status.state is State.INTERRUPTED and not job.all_checkpoints()
     code = Exit.NO if lost else Exit.DONE
     return call.out.result(asdict(status), f"{status.state}: {status.message}", code=code)
@@ -217,12 +251,12 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
         return call.out.result({"path": str(path), "text": text}, "")
     with open(path, "rb") as file:
         while True:
-            running = job.status().state is State.RUNNING
+            running = follow and job.status().state is State.RUNNING
             if os.fstat(file.fileno()).st_size < file.tell():
                 file.seek(0)  # a resume truncated it to its size at the checkpoint
             shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
-            if not (follow and running):
+            if not running:
                 return Exit.DONE
             try:
                 sleep(0.2)

@@ -7,20 +7,26 @@ features, as in any call.
 
 from __future__ import annotations
 
+from ..._support.frozen_dataclass import replace
 from ..._transport.base import Via
-from ..._transport.worker import Worker
+from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
-from ...findings import Severity
+from ...findings import Finding, Severity
 from .values import Doctor
 
 __all__ = ["Doctor", "doctor"]
+
+BY_NAMESPACE = ("check", "capability:CAP_SYS_ADMIN")
+"""Findings that do not stop checkpoints in a user namespace of the caller's own."""
 
 
 def doctor(via: Via | None = None) -> Doctor:
     """Check whether this machine can checkpoint.
 
-    For a caller without privileges, the result is that of ``unprivileged=True``. Features that CRIU
-    cannot test because of an earlier finding are reported as unknown, not as missing.
+    For a caller without privileges, the result is that of ``unprivileged=True``. If CRIU has not
+    enough rights for that either, it is that of ``unprivileged=True`` in a user namespace, which a
+    child process creates. Features that CRIU cannot test because of an earlier finding are reported
+    as unknown, not as missing.
 
     ``via`` as for the verbs. A worker runs ``criu check`` for each feature of CRIU 4.2:
     about 45 processes in about a second. A service reports three features. A socket serves one
@@ -29,7 +35,7 @@ def doctor(via: Via | None = None) -> Doctor:
     Raises no exception that depends on the machine: a missing CRIU is a finding. Needs CRIU 3.17
     for the results of CRIU.
     """
-    from . import features, program, rights, system  # loaded at the first call
+    from . import features, program, rights, system, user_namespace  # loaded at the first call
 
     via = via or Worker()
     findings = list(program.look(via)) if _takes_requests(via) else []
@@ -39,7 +45,25 @@ def doctor(via: Via | None = None) -> Doctor:
         findings += features.look(via, unprivileged=unprivileged)
     findings += rights.look()
     findings += system.look(via, unprivileged=unprivileged)
+    worker = worker_of(via)
+    lacks = [each for each in findings if each.id in BY_NAMESPACE and _stops(each)]
+    if (
+        worker is not None
+        and lacks
+        and not any(_stops(each) for each in findings if each not in lacks)
+    ):
+        namespace = user_namespace.look(worker)
+        findings.append(namespace)
+        if namespace.severity is Severity.WARNING:
+            findings = [
+                replace(each, severity=Severity.WARNING) if each in lacks else each
+                for each in findings
+            ]
     return Doctor(via=_name(via), findings=tuple(findings))
+
+
+def _stops(finding: Finding) -> bool:
+    return finding.severity is Severity.STOPS
 
 
 def _takes_requests(via: Via) -> bool:

@@ -166,16 +166,17 @@ def _check(via: Via) -> Finding:
     """CRIU's check; for a caller without rights, CRIU's unprivileged check if its result is
     better.
     """
-    result = _checked(via, unprivileged=False)
+    result = checked(via, unprivileged=False)
     if result.severity in (Severity.STOPS, Severity.WARNING) and worker_of(via) is not None:
-        limited = _checked(via, unprivileged=True)
+        limited = checked(via, unprivileged=True)
         better = limited.severity is not Severity.STOPS and result.severity is Severity.STOPS
         if better or not in_first("user"):
             return limited
     return result
 
 
-def _checked(via: Via, *, unprivileged: bool) -> Finding:
+def checked(via: Via, *, unprivileged: bool) -> Finding:
+    """The finding of CRIU's check."""
     finding = partial(
         Finding,
         id="check",

@@ -11,6 +11,9 @@ _SUMMARIES = {
     Severity.WARNING: "this machine can checkpoint; some things do not work",
     Severity.STOPS: "this machine cannot checkpoint",
 }
+IN_NAMESPACE = "this user can checkpoint in a user namespace; pycriu-native run creates one"
+ID = "user-namespace"
+"""The finding on a user namespace of the caller, if only that helps."""
 HEADINGS = {
     "criu": "CRIU",
     "feature": "kernel features for CRIU",
@@ -40,8 +43,11 @@ class Doctor:
     def summary(self) -> str:
         """Whether this machine can checkpoint, the checked CRIU, and the reason if it cannot."""
         stop = next((each for each in self.findings if each.severity is Severity.STOPS), None)
+        here = _SUMMARIES[self.severity]
+        if any(each.id == ID and each.severity is Severity.WARNING for each in self.findings):
+            here = IN_NAMESPACE
         why = "" if stop is None else f": {stop.subject}: {stop.message}"
-        return f"{_SUMMARIES[self.severity]} ({self.via}){why}"
+        return f"{here} ({self.via}){why}"
 
     def of(self, id: str) -> Finding:
         """The finding with this id. Raises ``KeyError`` if there is none."""

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
 from ..._system.descriptors import copied
+from ..._system.id_maps import unmapped_gid, unmapped_uid
 from ..._system.process import all_pids, stat_of
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file
 from ...findings import Finding
-from .context import Context, needs, stops
+from .context import Context, needs, no_restore, stops
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
@@ -78,7 +79,27 @@ def look(context: Context) -> Iterator[Finding]:
         yield from _half(context, alone[0])
     for fd in (*masters.values(), *slaves.values()):
         yield from _dangling(context, fd)
+    yield from _not_mapped([*masters.values(), *slaves.values()])
     yield from _current(context)
+
+
+def _not_mapped(terminals: list[Descriptor]) -> Iterator[Finding]:
+    """Terminals whose owner or group CRIU cannot set in this user namespace.
+
+    ``criu/tty.c``: ``restore_tty_params``.
+    """
+    uid, gid = unmapped_uid(), unmapped_gid()
+    for fd in terminals:
+        if fd.stat.st_uid == uid or fd.stat.st_gid == gid:
+            yield no_restore(
+                "terminal-owner",
+                "the owner or the group of its terminal is not mapped in this user namespace",
+                failure="tty-owner",
+                pid=fd.pid,
+                fd=fd.number,
+                path=fd.link,
+            )
+            return
 
 
 def _current(context: Context) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 
 from ..._support.frozen_dataclass import dataclass
@@ -27,6 +27,9 @@ class Verdict(StrEnum):
     FAILS = "fails"
     """It fails."""
 
+
+MOST_PIDS = 5
+"""Number of processes that a message names for one kind of obstacle."""
 
 HEADINGS: dict[str, str] = {
     Severity.STOPS: "stops the dump",
@@ -229,22 +232,41 @@ def in_units(size: float) -> str:
 class PreflightError(CriuError):
     """A dump or the restore after it cannot work, and no option changes that.
 
-    The message has every obstacle and its cure.
+    The message has every kind of obstacle and its cure.
     """
 
     def __init__(self, result: Preflight) -> None:
         self.findings = result.stops or result.no_restore
         """The obstacles."""
         what = "dumped" if result.stops else "restored here after a dump"
-        obstacles = "; ".join(f"({n}) {results}" for n, results in enumerate(self.findings, 1))
+        groups = _grouped(self.findings)
+        texts = [f"{group[0]}{_others(group)}" for group in groups]
+        obstacles = "; ".join(f"({n}) {text}" for n, text in enumerate(texts, 1))
         super().__init__(
             f"process {result.pid} cannot be {what}: {obstacles}",
             verb="dump",
             pid=result.pid,
-            cause="; ".join(results.message for results in self.findings),
-            cure="; ".join(results.cure for results in self.findings if results.cure),
-            options=[name for results in self.findings for name, _ in results.sets],
+            cause="; ".join(group[0].message for group in groups),
+            cure="; ".join(group[0].cure for group in groups if group[0].cure),
+            options=[*dict.fromkeys(name for each in self.findings for name, _ in each.sets)],
         )
+
+
+def _grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Findings of one kind and with one cure together, in the order of the first ones."""
+    result: dict[tuple[str, str], list[Finding]] = {}
+    for each in findings:
+        result.setdefault((each.id, each.cure), []).append(each)
+    return [*result.values()]
+
+
+def _others(group: list[Finding]) -> str:
+    """The processes of the further findings of a group, as text."""
+    if len(group) == 1:
+        return ""
+    pids = [*dict.fromkeys(str(each.pid) for each in group[1:] if each.pid is not None)]
+    named = ", ".join(pids[:MOST_PIDS]) + (", …" if len(pids) > MOST_PIDS else "")
+    return f" (and {len(group) - 1} more of this kind{f', pid {named}' if named else ''})"
 
 
 class PreflightWarning(UserWarning):

@@ -1,0 +1,29 @@
+"""The users and groups that are mapped in the user namespace of this process."""
+
+from __future__ import annotations
+
+from .._support.kernel_text import read_lines, read_text
+
+NO_ID = 2**32 - 1
+"""No user and no group has this number (``INVALID_UID`` of the kernel)."""
+
+
+def unmapped_uid() -> int:
+    """The uid of all files whose owner is not mapped; ``NO_ID`` if all are, or it is mapped."""
+    return _unmapped("uid")
+
+
+def unmapped_gid() -> int:
+    """The gid of all files whose group is not mapped; ``NO_ID`` if all are, or it is mapped."""
+    return _unmapped("gid")
+
+
+def _unmapped(kind: str) -> int:
+    # All of them have this number (user_namespaces(7)).
+    try:
+        number = int(read_text(f"/proc/sys/kernel/overflow{kind}"))
+        ranges = [[*map(int, line.split())] for line in read_lines(f"/proc/self/{kind}_map")]
+    except OSError:
+        return NO_ID
+    is_mapped = any(first <= number < first + count for first, _, count in ranges)
+    return NO_ID if is_mapped else number

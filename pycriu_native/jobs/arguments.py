@@ -1,0 +1,82 @@
+"""The types of the arguments of ``Job``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..errors import Problem
+from ..options.criu_opts import CriuOpts
+
+LISTS = ("command", "also", "encrypt_to", "decrypt_with")
+"""Arguments with several values. A single one is accepted too, except for ``command``."""
+
+
+def listed(name: str, value: Any) -> Any:
+    """The value of an argument in ``LISTS`` as a tuple; unchanged if it cannot be one."""
+    if isinstance(value, str | bytes | os.PathLike):
+        return value if name == "command" or isinstance(value, bytes) else (value,)
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+def problems_of(values: dict[str, Any]) -> list[Problem]:
+    """The arguments of other types, in the order of ``RULES``. Keys are not shown."""
+    return [
+        Problem(name, "…" if name in ("encrypt_to", "decrypt_with") else values[name], rule)
+        for name, (is_valid, rule) in RULES.items()
+        if not is_valid(values[name])
+    ]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_path(value: object) -> bool:
+    """Whether a value is a path, and not empty: an unset variable of a shell is."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return _is_text(text) and text != ""
+
+
+def _is_command(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and bool(value)
+        and all(isinstance(each, os.PathLike) or _is_text(each) for each in value)
+        and _is_path(value[0])
+    )
+
+
+def _all(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, tuple) and all(map(check, value))
+
+
+def _optional(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "directory": (_is_path, "a path is accepted"),
+    "command": (
+        _is_command,
+        "a sequence of the program and its arguments is accepted, without null characters",
+    ),
+    "also": (_all(_is_path), "absolute paths and patterns are accepted"),
+    "notice": (_optional(_is_path), "a command or a URL is accepted"),
+    "options": (
+        _optional(lambda value: isinstance(value, CriuOpts)),
+        "a CriuOpts is accepted, such as CriuOpts(link_remap=True)",
+    ),
+    "cwd": (_optional(_is_path), "a path is accepted"),
+    "or_start_over": (_is_flag, "True or False is accepted"),
+    "unprivileged": (_optional(_is_flag), "True, False or None is accepted"),
+    "storage": (_optional(_is_path), "a URL of fsspec or a path is accepted"),
+    "encrypt_to": (_all(_is_text), "recipients are accepted, as text"),
+    "decrypt_with": (_all(_is_text), "identities are accepted, as text"),
+}
+"""For each argument whether a value is valid, and what is."""
