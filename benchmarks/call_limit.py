@@ -1,4 +1,4 @@
-"""What a call by a warm worker takes if it leaves out parts that its callers rely on."""
+"""What a call by a worker of a pool takes if it leaves out parts that its callers rely on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def measure_reduced(target: Target, directory: Path, times: int) -> list[Row]:
     """The time beyond CRIU's log of calls that leave out one part more each, in turns."""
     names = list(PARTS)
     ways = {
-        f"a warm worker without {', '.join(names[:count])}": names[:count]
+        f"a worker of a pool without {', '.join(names[:count])}": names[:count]
         for count in range(1, len(names) + 1)
     }
     beyond: dict[str, list[float]] = {way: [] for way in ways}

@@ -84,14 +84,14 @@ def _ways(target: Target, directory: Path, times: int) -> list[Row]:
             return sample
 
         versions = {
-            "a warm worker": rested(lambda: version(via=warm)),
-            "a worker of its own": lambda: timed(version),
+            "a worker of a pool": rested(lambda: version(via=warm)),
+            "a new worker": lambda: timed(version),
             "C over libcriu": lambda: _prints([str(plain()), *_small(program, 0, images)]),
             "the criu program": lambda: timed(lambda: criu("--version")),
         }
         dumps = {
-            "a warm worker": rested(lambda: dump(pid, opts, via=warm)),
-            "a worker of its own": lambda: timed(lambda: dump(pid, opts)),
+            "a worker of a pool": rested(lambda: dump(pid, opts, via=warm)),
+            "a new worker": lambda: timed(lambda: dump(pid, opts)),
             "C over libcriu": lambda: _prints([str(plain()), *_small(program, pid, images)]),
             "the criu program": lambda: timed(lambda: criu(*command)),
         }
@@ -120,7 +120,7 @@ def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
     """The wall time of a call minus the time in CRIU's log; each call has a new directory."""
     rows = []
     with WorkerPool(2) as warm:
-        for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
+        for name, via in (("a worker of a pool", warm), ("a new worker", Worker())):
             beyond = []
             for number in range(times):
                 images = directory / f"{type(via).__name__}-{number}"
@@ -225,7 +225,7 @@ def _parts(target: Target, directory: Path, times: int) -> list[Row]:
     opts = CriuOpts(images_directory=directory / "images", leave_running=True, log_level=4)
     rows = []
     with WorkerPool(2) as warm:
-        for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
+        for name, via in (("a worker of a pool", warm), ("a new worker", Worker())):
             taken: dict[str, list[float]] = {}
             originals = [(owner, method, getattr(owner, method)) for _, owner, method in PARTS]
             connect = WorkerPool.connect

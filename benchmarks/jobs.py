@@ -97,14 +97,14 @@ def with_job(directory: Path, job: list[str], plain: float) -> dict[str, float]:
     """Run the job under the supervisor."""
     place = directory / "job"
     started = time.monotonic()
-    result = Job(place, job, every=max(1, plain / 3), keep=1).run()
+    result = Job(place, job, every=max(1, plain / 3), keep=1, incremental=0).run()
     wall = time.monotonic() - started
     if result.state is not State.ENDED or result.exit_code:
         raise RuntimeError(f"the job ended with {result}")
     status = JobDirectory(place).status()
     return {
         **costs(wall, plain, status.checkpoints),
-        "standing still": status.last_frozen or 0.0,
+        "frozen": status.last_frozen or 0.0,
         "bytes": (status.last_bytes or 0) / (1 << 20),
     }
 

@@ -28,13 +28,12 @@ run. Each number is a median; the range in brackets is the middle half of the sa
 
 CALLS = """
 A call starts a thread, which fills libcriu's options, gets a worker, sends the request, passes
-notifications to the hook, and reads the statistics. A *worker of its own* is a `criu` that is started
-for the call; in addition to a *warm worker* it needs the time of its start: dynamic loader, CRIU's
-libraries and configuration. (Warm workers are forked from a `criu` that was loaded once.) A worker of
-its own ends after its response. The call does not wait for the end of a warm worker, except after a
-restore, where CRIU is the parent of the restored process until it ends. *Beyond CRIU's log* is the wall
-time of the call minus the time of the last line in CRIU's log, which starts when CRIU has read the
-options.
+notifications to the hook, and reads the statistics. A *new worker* is a `criu` that is started for the
+call, and ends after its response; compared with a *worker of a pool*, which is forked from a `criu` that
+was loaded once, it needs the time of its start: dynamic loader, CRIU's libraries and configuration. The
+call does not wait for the end of a worker of a pool, except after a restore, where CRIU is the parent of
+the restored process until it ends. *Beyond CRIU's log* is the wall time of the call minus the time of
+the last line in CRIU's log, which starts when CRIU has read the options.
 
 Most of the time of a call is *the conversation*, in which CRIU works. Two things reduce it: `WorkerPool`,
 and CRIU's feature cache (next section).
@@ -50,6 +49,12 @@ tenth of a millisecond each. In two of five calls CRIU adds half a millisecond: 
 process that waits for CRIU's last message on CRIU's processor (CRIU's sockets announce that the sender
 sleeps next), where CRIU first frees its memory. Polling for that message instead of sleeping took
 longer: CRIU, which the response wakes up on the caller's processor, then shares that processor.
+
+`benchmarks/call_limit.py` leaves out what callers rely on, one part more each (the rows *without*): the
+checks; the thread, which makes the call safe from signal handlers; and the safeguards, which mark
+incomplete images, complete them, and recover a process whose CRIU was killed. Without all three, sixty
+calls took 1.14 ms at best and 1.7 ms in the median, where complete calls, in turns with them, took 1.83
+ms and 3.9 ms (the machine was busy). So 1 ms would need a second code path, with even less Python code.
 """
 
 PROBES = """
@@ -136,14 +141,17 @@ loaded then, while CRIU starts and probes the kernel. A star import binds all pu
 need many modules (`doctor`, `preflight`, `explain`, migrations, batches) load them in their first call.
 The command line ends without unloading its modules, and runs the garbage collector rarely.
 
-Three rows are lower bounds. *A script without this package* sends a request that is encoded beforehand,
-without checks and without hooks. It takes more than 1.15 times *the criu program and an empty
-interpreter*, so no Python library can reach that. *The modules that calls need* are Python's own and
-cffi's: enumerations, a thread and locks, exit stacks, caches. *An interpreter with click* alone takes
-almost 60 ms: click loads `inspect`, `ast`, `tokenize`, `uuid`, `datetime` and `typing`. 60 ms over *the
-criu program* would require a second parser of command lines in addition to click, with the same results.
+Several rows are lower bounds. *A script without this package* sends a request that is encoded beforehand,
+without checks and without hooks. *The modules that calls need* are Python's own and cffi's:
+enumerations, a thread and locks, exit stacks, caches. A script that imports them uses 1.3 times the
+processor time of *the criu program and an empty interpreter*, so a library cannot reach 1.15 times. To
+start the worker before other modules are imported would save the time of CRIU's loader, 2 ms: CRIU
+probes the kernel when it has received the request. *An interpreter with click* takes 30 ms more than an
+empty one: click loads `inspect`, `ast`, `tokenize`, `uuid`, `datetime` and `typing`. 60 ms over *the criu
+program* would require a second parser of command lines in addition to click, with the same results.
 According to valgrind, an empty interpreter executes 40 million instructions, one with these modules 68
-million, one with click 171 million, `pycriu-native --version` 209 million.
+million, one that makes one dump 159 million, one with click 171 million, `pycriu-native --version` 209
+million.
 """
 
 IMPORTS = """
@@ -164,7 +172,7 @@ def calls(page: Page) -> None:
         *("version", "dump, left running", "beyond CRIU's log"),
         *("all that is ours", "all checks"),
     )
-    ways = ("a warm worker", "a worker of its own")
+    ways = ("a worker of a pool", "a new worker")
     body = []
     for step in steps:
         if step in skip:

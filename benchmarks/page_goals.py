@@ -22,11 +22,11 @@ def goals(page: Page) -> None:
             lines.append((what, against, goal, shown(row), row["median"] <= most))
 
     at_most(
-        "a call beyond CRIU's log, warm worker",
+        "a call beyond CRIU's log, worker of a pool",
         "limit: CRIU's own log",
         1,
         "ms",
-        page.rows("calls", "beyond CRIU's log", by="a warm worker"),
+        page.rows("calls", "beyond CRIU's log", by="a worker of a pool"),
     )
     imported = [
         page.rows("imports", "over an empty interpreter", module=name)
@@ -59,7 +59,7 @@ def goals(page: Page) -> None:
     )
     for what, most in (("make, check, apply: from scratch", 50), ("check, apply: once more", 12)):
         at_most(f"options: {what}", "", most, "µs", page.rows("options", what))
-    for way in ("a warm worker", "a worker of its own"):
+    for way in ("a worker of a pool", "a new worker"):
         found = page.rows("size", "dump, left running", by=way)
         if found:
             slow, fast = (pick(found, key=lambda row: row["median"]) for pick in (max, min))
@@ -74,7 +74,7 @@ def goals(page: Page) -> None:
                     ratio <= 1.1,
                 )
             )
-    ours = page.rows("size", "dump, left running", by="a warm worker", MiB=8192)
+    ours = page.rows("size", "dump, left running", by="a worker of a pool", MiB=8192)
     for other in ("C over libcriu", "pycriu"):
         theirs = page.rows("size", "dump, left running", by=other, MiB=8192)
         if ours and theirs:
@@ -98,7 +98,7 @@ def goals(page: Page) -> None:
         "## Goals\n\nWhen a run meets a goal, the goal is changed to the rounded result of that run.\n"
     )
     page.table(
-        ("what", "against", "goal", "found", ""),
+        ("what", "against", "goal", "measured", ""),
         ((*line[:4], "met" if line[4] else "**missed**") for line in lines),
     )
 

@@ -99,8 +99,8 @@ def _measure(quick: bool) -> list[Row]:
     sizes += [(16, 1, descriptors) for descriptors in DESCRIPTORS[1:]]
     python = [sys.executable, "-c"]
     callers = {
-        "a warm worker": ([*python, BALLAST + OURS], "warm"),
-        "a worker of its own": ([*python, BALLAST + OURS], "fresh"),
+        "a worker of a pool": ([*python, BALLAST + OURS], "warm"),
+        "a new worker": ([*python, BALLAST + OURS], "fresh"),
         "C over libcriu": ([str(plain())], ""),
     }
     theirs = pycriu()

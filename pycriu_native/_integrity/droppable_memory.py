@@ -19,11 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from .._native.ffi import native
 from .._system.mappings import droppable_of
 from .._system.process import status_of
+from .._system.regular_file import open_regular
 from .._wire.fields import messages_of
 from .._wire.protobuf import message
 from .changed_image import change_message, fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, Row, kind_of
-from .pagemap import LAZY, PRESENT
+from .manifest import opened_directory
+from .pagemap import IN_PARENT, LAZY, PRESENT
 
 Range = tuple[int, int]
 """Start and end of a part of memory."""
@@ -85,6 +87,9 @@ def _is_candidate(row: Row) -> bool:
 def _drop_pages(files: ImageFiles, name: str, ranges: Sequence[Range]) -> None:
     """Replace stored pages by zeros, and remove references to pages elsewhere.
 
+    A reference to zeros in a parent remains: CRIU refuses a later dump with these images as its
+    parent if they lack a page that has not changed since.
+
     Stored pages are not lazy afterwards: a lazy restore leaves only private mappings to the
     lazy-pages daemon, which would try for ever to load the others.
     """
@@ -97,10 +102,35 @@ def _drop_pages(files: ImageFiles, name: str, ranges: Sequence[Range]) -> None:
                 begin, until = max(start, first), min(end, last)
                 if flags & PRESENT and runs.blocks(index) is None:
                     _overwrite(file.fileno(), offset + begin - first, until - begin)
+                if flags & IN_PARENT and _parent_has_zeros(files, name, begin, until):
+                    continue
                 if flags & LAZY or not flags & PRESENT:
                     parts.setdefault(index, []).append((begin, until))
     if parts:
         _change_runs(files, name, parts)
+
+
+def _parent_has_zeros(files: ImageFiles, name: str, start: int, end: int) -> bool:
+    """Whether these pages of the parent are stored, and zeros, as after ``_drop_pages``."""
+    try:
+        with opened_directory(f"/proc/self/fd/{files.directory}/parent") as at:
+            parent = ImageFiles(at)
+            pages, runs = parent.page_map(name).pages, parent.runs(name)
+            with open(open_regular(pages, dir_fd=at), "rb") as file:
+                for index, (first, last, flags, offset) in runs.between(start, end):
+                    begin, until = max(start, first), min(end, last)
+                    if begin > start or runs.blocks(index) is not None:
+                        return False
+                    if flags & PRESENT:
+                        data = os.pread(file.fileno(), until - begin, offset + begin - first)
+                        if data != bytes(until - begin):
+                            return False
+                    elif not flags & IN_PARENT or not _parent_has_zeros(parent, name, begin, until):
+                        return False
+                    start = until
+    except (DamagedError, OSError):
+        return False
+    return start == end
 
 
 def _overwrite(fd: int, offset: int, size: int) -> None:

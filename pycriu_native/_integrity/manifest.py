@@ -22,7 +22,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .._support.light_typing import Any
 from .._support.unpatched import closing
@@ -53,13 +53,21 @@ def seal(directory: StrPath | Descriptor) -> str:
     Raises ``ImagesError`` if a dump is running or did not finish, ``OSError`` if a file cannot be
     read or the manifest cannot be written. Needs no CRIU.
     """
+    return seal_with(directory, {})
+
+
+def seal_with(directory: StrPath | Descriptor, known: Mapping[str, dict[str, Any]]) -> str:
+    """Seal a set, of which some files are not read: ``known`` has their entries.
+
+    These are links to files of another sealed set, from ``entries_of``. Raises as ``seal``.
+    """
     import hashlib  # slow to import
     import json
 
     with opened_directory(directory) as at:
         if UNFINISHED in os.listdir(at):
             raise ImagesError(f"{where(at)} holds a dump that is under way or did not finish")
-        entries = {name: _entry(at, name, sync=True) for name in _names(at)}
+        entries = {name: known.get(name) or _entry(at, name, sync=True) for name in _names(at)}
         text = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True) + "\n"
         replace_file(at, MANIFEST, text.encode(), sync=True)
         os.fsync(at)
@@ -83,9 +91,15 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
             raise ImagesError(
                 f"{where(at)} is not as it was sealed: {', '.join(sorted(flaws))}",
                 cause="the images are not as they were sealed",
-                cure="bring the whole directory again from where it was sealed",
+                cure="copy the whole directory again from where it was sealed",
                 options=("images_directory",),
             )
+
+
+def entries_of(directory: StrPath | Descriptor) -> dict[str, dict[str, Any]]:
+    """The entry of each file in the manifest, by name. ``ImagesError``; ``OSError``."""
+    with opened_directory(directory) as at:
+        return _manifest(at, None)
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def _result_of(outcome: Outcome) -> PageServerResult:
 
 
 class PageServerChild(Closing):
-    """A page server under way. Synchronization: not to be shared between threads."""
+    """A running page server. Synchronization: not to be shared between threads."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.result = _result_of(outcome)

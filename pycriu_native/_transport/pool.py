@@ -121,7 +121,7 @@ class _Stock:
         """Start the thread, if it does not run."""
         if self.thread is None and not self.closed:
             me: list[Any] = []  # the body may begin before its thread is known
-            thread = Thread(_refill, "criu warm workers", (self, me), daemon=True)
+            thread = Thread(_refill, "criu pool workers", (self, me), daemon=True)
             me.append(thread)
             self.thread = thread
             try:

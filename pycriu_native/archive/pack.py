@@ -18,7 +18,7 @@ import stat
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -62,8 +62,29 @@ def pack(
         OptionError: an argument is invalid.
         ImagesError: the set is incomplete or not readable.
     """
+    return pack_members(
+        members_of(directory),
+        directory,
+        to,
+        inside=inside,
+        more=more,
+        compress=compress,
+        encrypt_to=encrypt_to,
+    )
+
+
+def pack_members(
+    members: Iterable[Path],
+    directory: str | os.PathLike[str],
+    to: Place,
+    *,
+    inside: str = "",
+    more: Mapping[str, str | os.PathLike[str]] | None = None,
+    compress: Compression = "gzip",
+    encrypt_to: Sequence[str] = (),
+) -> int:
+    """As ``pack``, with only these files of the directory."""
     source = Path(directory)
-    members = list(_members(source))
     for name in more or {}:
         if not _is_plain(PurePosixPath(name)):
             rule = "names inside of the archive are accepted: relative, no .."
@@ -123,8 +144,12 @@ def unpack(
 # ---- members ----
 
 
-def _members(source: Path) -> Iterator[Path]:
+def members_of(directory: str | os.PathLike[str]) -> list[Path]:
     """The files of the set, in a fixed order; raises if one cannot be packed."""
+    return list(_members(Path(directory)))
+
+
+def _members(source: Path) -> Iterator[Path]:
     if not source.is_dir():
         raise bad_argument("directory", os.fspath(source), "an existing directory is accepted")
     root = source.resolve()

@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import platform
+import re
 import socket
 import stat
 import tempfile
@@ -41,6 +42,7 @@ from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
 from .._system.processor import authenticates_pointers, cpu_flags
 from .._system.regular_file import check_writable
+from .._system.scheduling import SAVED_POLICIES
 from ..enums import NetworkLock, Verb
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
@@ -106,7 +108,8 @@ def check_images(
     Checked: the images themselves and their parents; the release of CRIU; architecture and
     processor (``cpuinfo.img``, if a ``cpuinfo_dump`` wrote it); pids; files (existence, type
     and permissions, size, build id); sockets, terminals, mounts, network devices, cgroups,
-    namespaces; and options that the images need. If the processes have their own mount namespace,
+    namespaces; free huge pages; the security module; plugins of CRIU; scheduling policies; and
+    options that the images need. If the processes have their own mount namespace,
     files are searched below ``root``, if it is set.
 
     The host can change before the restore. Raises ``ImagesError`` as
@@ -140,6 +143,7 @@ class _Check:
             self.pids,
             self.rights,
             self.security_module,
+            self.policies,
             self.plugins,
             self.descriptors,
             self.huge_pages,
@@ -383,6 +387,15 @@ class _Check:
             if process.credentials and process.credentials.lsm_profile:
                 yield _known(process.pid, "lsm-mismatch")
 
+    def policies(self) -> Iterator[Finding]:
+        """Scheduling policies (``criu/cr-restore.c``: ``validate_sched_parm``)."""
+        for process in self.images.processes:
+            for thread in process.threads:
+                if thread.policy not in SAVED_POLICIES:
+                    yield _error(
+                        thread.tid, known("sched-policy").cause, known("sched-policy").cure
+                    )
+
     def plugins(self) -> Iterator[Finding]:
         """Plugins with which the dump was made."""
         from .._checks.criu_files import missing_plugins
@@ -441,12 +454,15 @@ class _Check:
         made = {each.path for each in self._files(Terminal) if each.kind == "PTY"}
         regular = self._files(RegularFile)
         links = {file.remap for file in regular if file.deleted == "linked"}
+        of_thread = re.compile(r"/proc/(\d+)/task/(?!\1(/|$))\d.*")
         for file in regular:
             if file.external or file.id in links or self._inherited(file.path):
                 continue
             path = self._here(file)
             if path is None:
                 hidden += 1
+            elif of_thread.fullmatch(path):
+                yield _error(path, known("thread-file").cause, known("thread-file").cure)
             elif path.startswith(("/proc/", "/sys/")) or file.path in made:
                 continue
             # CRIU saves no size of a file that is open for appending.
@@ -807,16 +823,13 @@ class _Check:
     def namespaces(self) -> Iterator[Finding]:
         yield from self._nested_namespaces()
         if "user" not in self.host and self.host & {"pid", "mnt"} and not self.opts.join_ns:
-            entry = known("proc-of-user-namespace")
-            yield _error("user namespace", entry.cause, entry.cure)
+            yield _known("user namespace", "proc-of-user-namespace")
         of_processes = {
             number for each in self.images.processes for number in each.namespaces.values()
         }
-        files = (each for each in self.images.files if isinstance(each, OtherFile))
-        for file in files:
+        for file in self._files(OtherFile):
             if file.type == "NS" and file.details.get("ns_id") not in of_processes:
-                entry = known("ns-of-no-process")
-                yield _error(file.label, entry.cause, entry.cure)
+                yield _known(file.label, "ns-of-no-process")
         for each in self.images.namespaces:
             if each.host:
                 continue

@@ -123,8 +123,11 @@ class InetSocket(File):
 
     @property
     def connected(self) -> bool:
-        """Whether it is a TCP connection, which needs ``tcp_established`` or ``tcp_close``."""
-        return self.protocol == "TCP" and self.state not in ("CLOSE", "LISTEN")
+        """Whether it is a TCP connection, which needs ``tcp_established`` or ``tcp_close``.
+
+        Also one that both ends have closed.
+        """
+        return self.protocol == "TCP" and self.remote is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

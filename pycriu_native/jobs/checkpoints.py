@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import time
 from dataclasses import asdict, replace
+from typing import Any
 
+from .._calls.notification import Notification
 from .._calls.verbs import dump, restore_child
-from .._integrity.manifest import seal, verify
+from .._integrity.manifest import seal_with, verify
 from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals
 from .._system.process import all_pids, is_running, name_of
 from .._system.process_tree import process_tree
 from ..diagnostics.preflight import PreflightError, preflight
-from ..enums import CgroupMode
-from ..errors import CriuError, ImagesError
+from ..enums import CgroupMode, Notify
+from ..errors import CriuError, DeadlineError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
+from ..results import DumpResult
 from . import pending_signals
 from .directory import META, Checkpoint, JobDirectory, sync
+from .increments import PARENT, Increments, link
 
 HELPER = "criu"
 
@@ -31,6 +36,7 @@ def take(
     pid: int,
     options: CriuOpts,
     files: Rollback,
+    increments: Increments,
     *,
     signals: HeldSignals,
     token: int,
@@ -39,6 +45,7 @@ def take(
 ) -> Checkpoint:
     """Take a checkpoint: dump, seal, sync and rename it. ``last``: the dump ends the command.
 
+    ``increments`` determines whether it is incremental; it is full if that is not possible.
     ``signals`` are those of the supervisor; ``token`` is that of the lease, or 0. Raises
     ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last checkpoint
     was complete.
@@ -47,13 +54,45 @@ def take(
     check_strays(pid)
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     new = directory.new
-    shutil.rmtree(new, ignore_errors=True)
     opts = with_defaults(options, new)
-    opts = CriuOpts.from_dict({**opts.to_dict(), "leave_running": None if last else True})
-    looked = preflight(pid, opts, files=files)
-    if looked.stops or looked.no_restore:
-        raise PreflightError(looked)
-    result = dump(pid, looked.opts, files=files, deadline=deadline)
+    # auto_dedup would change the files of earlier checkpoints, which are links.
+    opts = replace(opts, leave_running=None if last else True, auto_dedup=None)
+    if increments.tracks:
+        opts = replace(opts, track_mem=True)
+    known: dict[str, dict[str, Any]] = {}
+    shutil.rmtree(directory.linked, ignore_errors=True)
+    if (parent := increments.parent()) is not None:
+        with contextlib.suppress(OSError, ImagesError):  # without links it is full
+            known = link(parent, directory.linked)
+    increments.begin()
+
+    def save(opts: CriuOpts) -> tuple[CriuOpts, DumpResult]:
+        shutil.rmtree(new, ignore_errors=True)
+        looked = preflight(pid, opts, files=files)
+        if looked.stops or looked.no_restore:
+            raise PreflightError(looked)
+
+        def check(notification: Notification) -> None:
+            if notification.action is Notify.POST_DUMP:
+                increments.check(new, process_tree(pid))
+
+        left = None if deadline is None else deadline - (time.monotonic() - began)
+        hook = check if increments.tracks else None
+        return looked.opts, dump(pid, looked.opts, files=files, on_notify=hook, deadline=left)
+
+    try:
+        with_parent = f"../{directory.linked.name}" if known else None
+        opts, result = save(replace(opts, parent_image=with_parent))
+    except CriuError as error:
+        late = deadline is not None and time.monotonic() - began >= deadline
+        if not known or late or isinstance(error, WorkerDiedError | DeadlineError):
+            raise
+        known = {}
+        increments.refusal = str(error)
+        opts, result = save(opts)
+    if known:
+        (new / PARENT).unlink()  # CRIU's link
+        os.rename(directory.linked, new / PARENT)
     pending_signals.remove(new)
     stopped = signals.stopped
     statistics = result.statistics
@@ -64,18 +103,21 @@ def take(
         duration=time.monotonic() - began,
         frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
         bytes=sum(each.stat().st_size for each in os.scandir(new)),
-        options=_restore_options(looked.opts),
+        parents=1 + parent.parents if known and parent is not None else 0,
+        options=_restore_options(opts),
         last_pid=max(pids_in(str(new)), default=pid),
         token=token,
         stopped_by=None if stopped is None else signal.Signals(stopped).name,
     )
     (new / META).write_text(json.dumps(asdict(made)) + "\n")
-    seal(new)
+    seal_with(new, known)
     sync(directory.checkpoints)
     place = directory.checkpoints / str(made.number)
     os.rename(new, place)
     sync(directory.checkpoints)
-    return replace(made, path=str(place))
+    made = replace(made, path=str(place))
+    increments.made(made)
+    return made
 
 
 def with_defaults(options: CriuOpts, images: os.PathLike[str]) -> CriuOpts:

@@ -12,7 +12,9 @@
     stdout, stderr      the output of the command
     start/              copies of the files of ``also`` before the first start
     checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
+        parent/         the memory of the checkpoint before it, if N is incremental: hard links
     checkpoints/new/    an incomplete one
+    checkpoints/linked/ its parent
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from typing import Any
 from .._support.unpatched import close, sleep
 from .._system import trusted_path
 from .._system.host import boot_id
-from .._system.process import stat_of
+from .._system.process import stat_of, threads_of
 from ..errors import ImagesError, OptionError, Problem
 
 INTERRUPTED = 75
@@ -82,7 +84,9 @@ class Checkpoint:
     frozen: float
     """Seconds that the command was frozen."""
     bytes: int
-    """Size of its files."""
+    """Size of its files, without those of its parents."""
+    parents: int = 0
+    """Number of earlier checkpoints whose memory it contains as hard links; 0: it is full."""
     digest: str | None = None
     """SHA-256 of its manifest."""
     options: dict[str, Any] | None = None
@@ -142,6 +146,8 @@ class JobStatus:
     """Number of restarts from the beginning."""
     checkpoints: int = 0
     """Number of checkpoints that were taken."""
+    incremental: int = 0
+    """Number of these that were incremental."""
     failures: int = 0
     """Number of failed checkpoints."""
     last_success: float | None = None
@@ -149,6 +155,8 @@ class JobStatus:
     last_duration: float | None = None
     last_frozen: float | None = None
     last_bytes: int | None = None
+    last_parents: int | None = None
+    """``Checkpoint.parents`` of the last checkpoint."""
     stopped_by: str | None = None
     """The last interruption: the name of a signal, "notice" or ``STORAGE``; None: a kill."""
     doubted: int | None = None
@@ -177,6 +185,7 @@ class JobDirectory:
         self.path = Path(os.path.abspath(path))
         self.checkpoints = self.path / "checkpoints"
         self.new = self.checkpoints / "new"
+        self.linked = self.checkpoints / "linked"
         self.start = self.path / "start"
 
     # ---- creation ----
@@ -264,7 +273,11 @@ class JobDirectory:
         if status.supervisor is None or status.boot_id != boot_id():
             return False
         seen = stat_of(status.supervisor)
-        return seen is not None and not seen.has_ended and seen.start == status.supervisor_start
+        if seen is None or seen.start != status.supervisor_start:
+            return False
+        # Its first thread can have ended before the others, the last of which ends the namespace.
+        threads = [stat_of(status.supervisor, each) for each in threads_of(status.supervisor)]
+        return any(each is not None and not each.has_ended for each in threads)
 
     def _is_locked(self) -> bool:
         # Another user cannot read it; then only _is_ending is used.
@@ -496,6 +509,12 @@ def metrics(directory: JobDirectory, status: JobStatus) -> str:
         directory,
         ("running", "gauge", "Whether the command runs.", int(status.state is State.RUNNING)),
         ("checkpoints_total", "counter", "Checkpoints that were taken.", status.checkpoints),
+        (
+            "incremental_checkpoints_total",
+            "counter",
+            "Checkpoints that were incremental.",
+            status.incremental,
+        ),
         ("checkpoint_failures_total", "counter", "Checkpoints that failed.", status.failures),
         ("resumes_total", "counter", "Restores from a checkpoint.", status.resumed),
         ("restarts_total", "counter", "Starts from the beginning again.", status.restarted),
@@ -520,8 +539,14 @@ def metrics(directory: JobDirectory, status: JobStatus) -> str:
         (
             "last_checkpoint_bytes",
             "gauge",
-            "Size of the last checkpoint.",
+            "Size of the last checkpoint, without its parents.",
             status.last_bytes,
+        ),
+        (
+            "last_checkpoint_parents",
+            "gauge",
+            "Parents of the last checkpoint; 0: it is full.",
+            status.last_parents,
         ),
     )
 

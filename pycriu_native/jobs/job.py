@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .._integrity.dump_marker import DEEPEST
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.unpatched import close, sleep
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_host
 from ..archive.codecs import Compression
-from ..errors import CriuError, OptionError, Problem
+from ..errors import CriuError, OptionError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
 from .storage import check_url
@@ -66,6 +67,12 @@ class Job:
     keep: int = 3
     """Number of checkpoints that are kept; one more if a signal to stop the job precedes all of
     these."""
+    incremental: int | None = None
+    """Largest number of incremental checkpoints in a row, which contain only the memory that has
+    changed since the checkpoint before; 0 for none. A checkpoint is full, too, if the incremental
+    ones since the last full one contain as much as that one, and after each start or resumption.
+    Default: 10 if the job runs as root outside of user namespaces, and the kernel tracks changes of
+    memory (soft-dirty; ``feature_check().mem_track``); else 0."""
     also: Iterable[str | os.PathLike[str]] = ()
     """Patterns of files that are saved even if they are closed at the time of a checkpoint, as in
     :class:`~pycriu_native.Rollback`. Files that are open for writing are always saved."""
@@ -134,6 +141,11 @@ class Job:
                 what = "a whole number" if whole else "a number of seconds"
                 rule = f"{what} of {least:g} to {MOST:g} is accepted"
                 problems.append(Problem(name, value, rule))
+        most = self.incremental
+        whole = isinstance(most, int) and not isinstance(most, bool)
+        if most is not None and not (whole and 0 <= most < DEEPEST):
+            rule = f"a whole number of 0 to {DEEPEST - 1} is accepted"
+            problems.append(Problem("incremental", most, rule))
         code = self.interrupted_code
         if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
             problems.append(Problem("interrupted_code", code, "a number of 1 to 255 is accepted"))
@@ -156,7 +168,8 @@ class Job:
 
         Raises ``OptionError`` if the directory belongs to another command, or for an unknown file
         system of ``storage`` or key of ``encrypt_to``, ``UnsupportedError`` if a package for them
-        is not installed, and ``ImagesError`` if the directory cannot be used.
+        is not installed or if ``incremental`` is not possible here, and ``ImagesError`` if the
+        directory cannot be used.
         """
         with held() as signals:
             return self._run(math.inf if wait is None else wait, signals)
@@ -171,6 +184,8 @@ class Job:
 
             check_url(str(self.storage))
             check_codecs(self.compress, tuple(self.encrypt_to))
+        if self.incremental:
+            self._check_incremental()
         directory = JobDirectory(self.directory)
         directory.make()
         directory.check_command(command)
@@ -222,6 +237,14 @@ class Job:
             close(ours)
             process.wait()
 
+    def _check_incremental(self) -> None:
+        from .increments import lack  # few jobs set it
+
+        rule = "needs a job outside of user namespaces"
+        why = rule if self._rights()["user_namespace"] else lack()
+        if why is not None:
+            raise UnsupportedError([Problem("incremental", self.incremental, why)], verb="run")
+
     def _rights(self) -> dict[str, bool]:
         """Whether the job needs a user namespace, and CRIU its option ``unprivileged``."""
         if self.unprivileged is not None:
@@ -235,6 +258,7 @@ class Job:
             "directory": self.directory,
             "every": self.every,
             "keep": self.keep,
+            "incremental": self.incremental,
             "also": [os.fspath(each) for each in self.also],
             "grace": self.grace,
             "notice": self.notice,

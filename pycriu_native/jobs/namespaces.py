@@ -75,7 +75,18 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) 
             "systempaths=unconfined (docker)"
         )
         return FAILED
-    from .supervisor import Supervisor
+    try:
+        from .supervisor import Supervisor
+    except (ImportError, OSError) as error:
+        if not spec["user_namespace"]:
+            raise
+        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        directory.failed(
+            f"root of a user namespace cannot read the files of another user in {package} "
+            f"({error}): install pycriu_native and Python where all users can read them, or run "
+            "the job without a user namespace (--unprivileged)"
+        )
+        return FAILED
 
     start = 0 if seen is None else seen.start
     return Supervisor(spec, directory, signals, outside, start).run()

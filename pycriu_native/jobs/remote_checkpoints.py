@@ -11,13 +11,16 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import filterfalse
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from .._integrity.manifest import verify
 from ..archive.codecs import Compression, compressed, encrypted
-from ..archive.pack import pack, unpack
+from ..archive.pack import members_of, pack_members, unpack
 from ..errors import ImagesError
 from .directory import Checkpoint, JobDirectory, retained, sync
+from .increments import PARENT, is_memory, layers
 from .lease import Lease, token_of, valid_commits
 from .storage import Storage
 
@@ -25,14 +28,24 @@ NONE = (-1, -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Object:
+    """An archive in the storage: a checkpoint, or one of its parents."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
     """The record of a complete checkpoint."""
 
     name: str
-    object: str
-    size: int
-    sha256: str
+    objects: tuple[Object, ...]
+    """The checkpoint without its parents, then each parent, the nearest first."""
     checkpoint: Checkpoint
+    uploaded: int = 0
+    """Bytes of the objects that the upload has written; not in the record."""
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -51,8 +64,9 @@ def commits(storage: Storage) -> list[Commit]:
     for name in reversed(valid_commits(storage)):
         with contextlib.suppress(ValueError, TypeError, KeyError):
             body = json.loads(storage.read(f"commits/{name}") or b"")
-            checkpoint = Checkpoint(**body.pop("checkpoint"))
-            result.append(Commit(**body, name=name, checkpoint=checkpoint))
+            checkpoint = Checkpoint(**body["checkpoint"])
+            objects = tuple(Object(**each) for each in body["objects"])
+            result.append(Commit(name=name, objects=objects, checkpoint=checkpoint))
     return result
 
 
@@ -109,39 +123,58 @@ def upload(
 ) -> Commit:
     """Upload a checkpoint and commit it. ``check`` is called between parts, and may raise.
 
-    Raises ``LeaseLost`` if another holder has taken over; the commit is then invalid. Can raise any
-    ``Exception``, without a commit.
+    Parents that the storage has are not uploaded again. Raises ``LeaseLost`` if another holder has
+    taken over; the commit is then invalid. Can raise any ``Exception``, without a commit.
     """
     number, token = checkpoint.number, lease.token
-    name = f"checkpoints/{number:08}-{token:08}-{uuid.uuid4().hex}.tar"
     record = f"{token:08}-{number:08}.json"
+    there = commits(storage) if checkpoint.parents else []
+    known = {_key(each.name): each for commit in there for each in commit.objects}
+    objects: list[Object] = []
+    new: list[str] = []
     try:
-        with storage.opened(name, "wb") as file:
-            out = _Hashing(file, check)
-            pack(
-                checkpoint.path,
-                cast(BinaryIO, out),
-                compress=compress,
-                encrypt_to=encrypt_to,
-            )
+        for depth, layer in enumerate(layers(checkpoint.path)):
+            key = f"{number - depth:08}-{token:08}"
+            if depth and key in known:
+                objects.append(known[key])
+                continue
+            new.append(f"checkpoints/{key}-{uuid.uuid4().hex}.tar")
+            members = [
+                path for path in members_of(layer) if path.relative_to(layer).parts[0] != PARENT
+            ]
+            with storage.opened(new[-1], "wb") as file:
+                out = _Hashing(file, check)
+                pack_members(
+                    members,
+                    layer,
+                    cast(BinaryIO, out),
+                    compress=compress,
+                    encrypt_to=encrypt_to,
+                )
+            objects.append(Object(name=new[-1], size=out.size, sha256=out.sha256))
         lease.check()
     except BaseException:
         # Some file systems have created a file with a part of the data.
-        with contextlib.suppress(Exception):
-            storage.remove(name)
+        for name in new:
+            with contextlib.suppress(Exception):
+                storage.remove(name)
         raise
     made = Commit(
         name=record,
-        object=name,
-        size=out.size,
-        sha256=out.sha256,
+        objects=tuple(objects),
         checkpoint=replace(checkpoint, path=""),
+        uploaded=sum(each.size for each in objects if each.name in new),
     )
-    body = {key: value for key, value in asdict(made).items() if key != "name"}
-    # After an error the record may nevertheless exist, so the object is not removed.
+    body = {key: asdict(made)[key] for key in ("objects", "checkpoint")}
+    # After an error the record may nevertheless exist, so the objects are not removed.
     storage.write(f"commits/{record}", json.dumps(body).encode())
     lease.committed(record)
     return made
+
+
+def _key(name: str) -> str:
+    """Number and token of an object."""
+    return name.rpartition("/")[2].rpartition("-")[0]
 
 
 def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
@@ -157,7 +190,7 @@ def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
     for name in storage.names("commits"):
         if name not in names and token_of(name) <= lease.token:
             storage.remove(f"commits/{name}")
-    objects = {each.object for each in kept}
+    objects = {each.name for commit in kept for each in commit.objects}
     for name in storage.names("checkpoints"):
         if f"checkpoints/{name}" not in objects and int(name.split("-")[1]) <= lease.token:
             storage.remove(f"checkpoints/{name}")
@@ -218,15 +251,32 @@ def _fetched(
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     place = directory.checkpoints / "fetched"
     shutil.rmtree(place, ignore_errors=True)
+    layer = place
+    for depth, each in enumerate(commit.objects):
+        _unpack(storage, each, layer, decrypt_with, check)
+        if depth:  # it can be the archive of a checkpoint
+            for name in filterfalse(is_memory, os.listdir(layer)):
+                other = layer / name
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+        layer /= PARENT
+    verify(place, commit.checkpoint.digest)
+    return str(place)
+
+
+def _unpack(
+    storage: Storage,
+    source: Object,
+    place: Path,
+    decrypt_with: Sequence[str],
+    check: Callable[[], object],
+) -> None:
     try:
-        with storage.opened(commit.object, "rb") as file:
+        with storage.opened(source.name, "rb") as file:
             read = _Hashing(file, check)
             unpack(cast(BinaryIO, read), place, decrypt_with=decrypt_with)
             while read.read(2**20):
                 pass
     except FileNotFoundError:
-        raise ImagesError(f"{commit.object} does not exist") from None
-    if (read.size, read.sha256) != (commit.size, commit.sha256):
-        raise ImagesError(f"{commit.object} was changed after its upload")
-    verify(place, commit.checkpoint.digest)
-    return str(place)
+        raise ImagesError(f"{source.name} does not exist") from None
+    if (read.size, read.sha256) != (source.size, source.sha256):
+        raise ImagesError(f"{source.name} was changed after its upload")

@@ -24,6 +24,7 @@ from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
 from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State
+from .increments import Increments
 from .job import AGAIN, FAILED
 from .notice import NoticeWatch
 
@@ -70,6 +71,7 @@ class Supervisor:
         self._also: tuple[str, ...] = tuple(spec["also"])
         self._alive: int = spec["alive"]
         self._signals = signals
+        self._increments = Increments(0 if spec["user_namespace"] else spec["incremental"])
         self._durations: deque[float] = deque(maxlen=3)
         self._status = replace(
             directory.status(),
@@ -287,6 +289,7 @@ class Supervisor:
                 self._pid,
                 self._options,
                 Rollback(also=self._also, complete=self._spec["storage"] is not None),
+                self._increments,
                 signals=self._signals,
                 token=int(self._spec["token"]),
                 last=last,
@@ -312,12 +315,17 @@ class Supervisor:
         self._change(
             doubted=None,
             checkpoints=self._status.checkpoints + 1,
+            incremental=self._status.incremental + (made.parents > 0),
             last_success=time.time(),
             last_duration=took,
             last_frozen=made.frozen,
             last_bytes=made.bytes,
+            last_parents=made.parents,
         )
         self._report("checkpoint", _text(made, took), number=made.number, seconds=took)
+        if self._increments.refusal:
+            why = f"checkpoint {made.number} is full: {self._increments.refusal}"
+            self._report("not incremental", why, number=made.number)
         try:
             self._directory.prune(int(self._spec["keep"]))
         except OSError as error:
@@ -453,8 +461,9 @@ def _how(code: int) -> str:
 
 
 def _text(made: Checkpoint, took: float) -> str:
+    kind = "incremental checkpoint" if made.parents else "checkpoint"
     return (
-        f"checkpoint {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
+        f"{kind} {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
         f"command was frozen for {made.frozen:.2f} s"
     )
 

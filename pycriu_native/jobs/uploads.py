@@ -137,11 +137,11 @@ class Uploads:
         self._done = identity(due)
         self._report(
             "uploaded",
-            f"checkpoint {due.number}: {made.size / 2**20:.1f} MiB uploaded in {took:.2f} s",
+            f"checkpoint {due.number}: {made.uploaded / 2**20:.1f} MiB uploaded in {took:.2f} s",
             uploads=1,
             uploaded=due.number,
             last_upload=time.time(),
-            last_bytes=made.size,
+            last_bytes=made.uploaded,
         )
 
     def _check(self) -> None:

@@ -15,7 +15,7 @@ import pycriu_native
 from pycriu_native import CriuError, Notify, UnsupportedError
 
 from .faults import matrix
-from .support import large_pipes, releases
+from .support import cgroups, large_pipes, releases
 from .support.features import needs_lazy_pages
 from .support.jobs import RunningJob, nothing_runs
 from .support.leftovers import Snapshot
@@ -109,6 +109,21 @@ def _settings_as_before() -> Iterator[None]:
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     """Images of a process with many kinds of objects, made once; tests only read them."""
     return menagerie(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def make_cgroup() -> Iterator[cgroups.Make]:
+    """Make cgroups, which are removed after the fixtures that a test requests later.
+
+    A cgroup can be removed only when its processes have ended.
+    """
+    yield from cgroups.maker()
+
+
+@pytest.fixture
+def cgroup(make_cgroup: cgroups.Make) -> Path:
+    """A new cgroup of the mounted version."""
+    return make_cgroup(cgroups.find("") or cgroups.required("pids"))
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_cancelled_while_the_hook_awaits(arrive: Arrive, traveller: Target) -> N
     assert traveller.runs_on()
 
 
-def test_a_timeout_while_nobody_comes(tmp_path: Path) -> None:
+def test_a_timeout_before_a_source_connects(tmp_path: Path) -> None:
     """``asyncio.timeout`` ends the wait for a source, and nothing remains."""
 
     async def run() -> None:

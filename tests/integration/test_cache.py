@@ -133,7 +133,7 @@ def test_shared_by_a_pool(images: Path) -> None:
                 assert not loads(pool)
                 assert any(loads(pool) for _ in range(8))  # a busy pool uses workers of their own
         assert not os.path.exists("/run/criu.kdat")
-        assert not any("Loaded" in line for line in saved())  # a worker of its own
+        assert not any("Loaded" in line for line in saved())  # a new worker
         assert feature_cache().state == "impossible"
         """,
         images,

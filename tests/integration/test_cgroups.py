@@ -74,14 +74,6 @@ MODES: list[tuple[str | None, str, str]] = [
 ]
 
 
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Make cgroups that are removed after the test, after its processes have ended (request this
-    fixture first).
-    """
-    yield from cgroups.maker()
-
-
 def _dump(target: Target, images: Path, hierarchy: Hierarchy, **fields: Any) -> None:
     fields.setdefault("cg_dump_controllers", [hierarchy.controller])
     dump(target.pid, CriuOpts(images_directory=images, **fields))

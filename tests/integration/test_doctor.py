@@ -74,7 +74,7 @@ def test_what_is_right_here(here: Any) -> None:
 def test_each_feature_is_answered(here: Any) -> None:
     """CRIU 4.2 reports for every feature of the request whether the kernel has it."""
     if version() < Version(major=4, minor=2):
-        pytest.skip(f"CRIU {version()} knows fewer features")
+        pytest.skip(f"CRIU {version()} reports fewer features")
     asked = {finding.id for finding in here.findings if finding.group == "feature"}
     assert asked == {f"feature:{name}" for name in features.FEATURES}
     program = Worker().name()
@@ -146,7 +146,7 @@ def test_a_criu_that_does_not_fit_the_kernel() -> None:
         assert cured["fit-library"].severity is Severity.GOOD
 
 
-def test_a_socket_is_not_asked() -> None:
+def test_a_socket_is_not_called() -> None:
     """A socket serves one request, which doctor does not use up."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:

@@ -68,7 +68,7 @@ from .support.failing_calls import (
     older,
     wrapped,
 )
-from .support.mounts import make_read_only, tmpfs
+from .support.mounts import WITHOUT_SHARED_TMPFS, make_read_only, tmpfs
 from .support.predictions import compare
 from .support.processes import (
     Target,
@@ -243,7 +243,7 @@ def file_on_something_unmounted(at: Site) -> Target:
         file = open(HERE / "place/file", "w")
         subprocess.run(["umount", "--lazy", HERE / "place"], check=True)
         serve(close=file.close)
-    """, prefix=["unshare", "--mount"])  # fmt: skip
+    """, prefix=WITHOUT_SHARED_TMPFS)  # fmt: skip
     at.cure = lambda: target.ask("close")
     return target
 
@@ -493,7 +493,7 @@ def thread_of_the_kernel(at: Site) -> int:
 def process_of_another_user(at: Site) -> Target:
     effective = int(Path("/proc/self/status").read_text().split("CapEff:\t")[1].split()[0], 16)
     if effective >> 24 & 1:
-        pytest.skip("we have CAP_SYS_RESOURCE")
+        pytest.skip("the tests have CAP_SYS_RESOURCE")
     return at.spawn("""
         import os, time
         reader, writer = os.pipe()
@@ -891,7 +891,7 @@ def file_that_is_covered(at: Site) -> Target:
         file = open(HERE / "place/file", "w")
         subprocess.run(["mount", "-t", "tmpfs", "none", HERE / "place"], check=True)
         serve(close=file.close)
-    """, prefix=["unshare", "--mount"])  # fmt: skip
+    """, prefix=WITHOUT_SHARED_TMPFS)  # fmt: skip
     at.cure = lambda: target.ask("close")
     return target
 
@@ -985,7 +985,7 @@ def test_a_dump_that_fails(
     case: Case, log_level: int | None, site: Site, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The error names cause and cure, the process continues, and with the cure the dump works."""
-    releases.required(case.since, "this failure, or its words")
+    releases.required(case.since, "this failure, or its message")
     target = case.build(site)
     site.options["log_level"] = log_level
     pid = target if isinstance(target, int) else target.pid
@@ -1047,7 +1047,7 @@ def test_what_successful_runs_print_is_no_cause(name: str, site: Site) -> None:
         assert lines == []
         assert diagnose(lines, verb).cause is None
     if not complains:
-        pytest.skip("CRIU has nothing to complain of here")
+        pytest.skip("CRIU writes no warning into its logs here")
 
 
 @pytest.mark.parametrize("name", ["images_directory", "work_directory"])

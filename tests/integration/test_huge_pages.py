@@ -52,7 +52,7 @@ KINDS = {
 
 @pytest.fixture
 def setting() -> Iterator[None]:
-    """One free huge page; the number is put back after the test."""
+    """One huge page is free; the number is restored after the test."""
     if SIZE not in sizes():
         pytest.skip("the kernel has no huge pages of 2 MiB")
     before = SETTING.read_text()
@@ -77,7 +77,7 @@ def follow(cure: str) -> None:
 @pytest.mark.cures("huge-pages", "memory-enomem")
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_page_is_free(kind: str, setting: None, spawn: Spawn, images: Path) -> None:
-    """Neither at the dump nor at the restore; with the numbers of the cures both work."""
+    """Dump and restore fail without a free huge page; with the numbers of the cures both work."""
     prefix = ["unshare", "--ipc"] if kind == "System V" else []
     target = spawn(PRELUDE.format(KINDS[kind]), prefix=prefix)
     opts = CriuOpts(images_directory=images)

@@ -98,7 +98,7 @@ def test_interrupted(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     assert here.wait() == INTERRUPTED, here.messages()
     assert here.has_uploads(1)
     (commit,) = commits(_storage(here))
-    data = _storage(here).read(commit.object)
+    data = _storage(here).read(commit.objects[0].name)
     assert data is not None
     assert data.startswith(b"age-encryption.org/")
     there.start("--every", "1h")

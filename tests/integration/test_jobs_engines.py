@@ -145,8 +145,12 @@ def test_no_end_of_interruptions(tmp_path: Path) -> None:
 
 @needs_ray
 def test_a_worker_of_ray_is_killed(job: RunningJob, tmp_path: Path) -> None:
-    """Ray restarts the task, and the job is resumed from its checkpoint."""
-    assert _ended(_run("ray_jobs.py", "killed", job)) == [("ended", 0)]
+    """Ray restarts the task, and the job is resumed from its checkpoint; it never runs twice at a
+    time.
+    """
+    with never_two(job.place):
+        results = _run("ray_jobs.py", "killed", job)
+    assert _ended(results) == [("ended", 0)]
     check_exact(job, tmp_path / "reference")
     status = job.directory.status()
     assert (status.resumed, status.restarted) == (1, 0)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import pycriu_native
 from pycriu_native._system.trusted_path import NO_USER, unmapped_root
 from pycriu_native.jobs.directory import JobDirectory, State
 
@@ -81,6 +83,26 @@ def test_directories_that_are_not_trusted(place: Path) -> None:
         done = run(DUMP, inner / "ckpt")
         assert f"{name} belongs to user {USER}" in done.stderr
         assert not list(inner.iterdir())
+
+
+def test_a_package_that_it_cannot_read(tmp_path: Path) -> None:
+    """Root that runs a job in a user namespace cannot read a private directory of another user."""
+    package = tmp_path / "private" / "pycriu_native"
+    shutil.copytree(Path(pycriu_native.__file__).parent, package)
+    subprocess.run(["chown", "-R", "1234:1234", package.parent], check=True)
+    package.parent.chmod(0o700)
+    words = [sys.executable, "-P", "-m", "pycriu_native", "run", "--unprivileged"]
+    done = subprocess.run(
+        [*words, "--dir", str(tmp_path / "job"), "--", "true"],
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"cannot read the files of another user in {package}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 SEMAPHORE = """

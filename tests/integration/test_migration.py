@@ -208,7 +208,7 @@ def test_a_pipe_that_is_too_small(
         if line.startswith("CapEff")
     )
     if int(effective, 16) >> 24 & 1:
-        pytest.skip("CAP_SYS_RESOURCE is there: the limit says nothing")
+        pytest.skip("with CAP_SYS_RESOURCE the sysctl has no effect")
     target = spawn()
     setting = tmp_path / "pipe-max-size"
     setting.write_text(str(2**21))
@@ -447,7 +447,7 @@ def test_nobody_listens(spawn: Spawn) -> None:
     assert target.runs_on()
 
 
-def test_nobody_comes(tmp_path: Path) -> None:
+def test_no_source_connects(tmp_path: Path) -> None:
     """The deadline limits the wait for a source; nothing remains."""
     opts = CriuOpts(images_directory=tmp_path / "images")
     with pytest.raises(MigrationError, match="no source connected"):

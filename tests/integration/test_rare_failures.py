@@ -28,12 +28,6 @@ pytestmark = pytest.mark.usefixtures("orphans")
 
 
 @pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Make cgroups that are removed after the test, after its processes have ended."""
-    yield from cgroups.maker()
-
-
-@pytest.fixture
 def site(make_cgroup: Make, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
     """The context of a call; the cgroups are removed after its processes have ended."""
     with ExitStack() as held:

@@ -48,12 +48,6 @@ def stream(spawn: Spawn) -> Iterator[Stream]:
         yield start_stream((home, far, address), spawn)
 
 
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are removed after the test."""
-    yield from cgroups.maker()
-
-
 def lose_criu(stream: Stream, opts: CriuOpts, moment: Notify, number: int) -> WorkerDiedError:
     """The error of a dump whose CRIU is killed at this notification."""
 

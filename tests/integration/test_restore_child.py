@@ -28,7 +28,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .support.processes import Target, children, eventually, reap_all, tree
+from .support.processes import Target, children, eventually, parent_of, reap_all, tree
 
 EXITS = """
     import os
@@ -60,10 +60,6 @@ def _ask_to_exit(target: Target) -> None:
     partial.rename(target.directory / "question")
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def test_the_exit_status_reaches_us(spawn: Spawn, images: Path) -> None:
     """The restored process is a child of the caller, and waitpid returns its exit status."""
     target = spawn(EXITS)
@@ -72,7 +68,7 @@ def test_the_exit_status_reaches_us(spawn: Spawn, images: Path) -> None:
     target.reap()
     result = restore_child(opts)
     assert result.pid == target.pid
-    assert _parent(result.pid) == os.getpid()
+    assert parent_of(result.pid) == os.getpid()
     assert target.runs_on()
     _ask_to_exit(target)
     assert result.wait() == 42
@@ -86,7 +82,7 @@ def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
     dump(target.pid, opts)
     target.reap()
     result = restore(opts)
-    eventually(lambda: _parent(result.pid) != os.getpid(), "a parent other than us")
+    eventually(lambda: parent_of(result.pid) != os.getpid(), "a parent other than us")
     assert target.runs_on()
     with pytest.raises(TimeoutError):
         result.wait(0.01)
@@ -178,7 +174,7 @@ def test_a_taken_pid_leaves_no_child(saved: tuple[Target, CriuOpts], warm: bool)
             assert isinstance(via, WorkerPool)
             with pytest.raises(CriuError):  # from now on the pool has workers for restores
                 restore_child(opts, via=via)
-            eventually(lambda: via._restoring.idle, "a warm worker")
+            eventually(lambda: via._restoring.idle, "a worker of a pool")
         before = children()
         with pytest.raises(CriuError):
             restore_child(opts, via=via)

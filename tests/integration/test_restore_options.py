@@ -33,7 +33,7 @@ from pycriu_native import (
 
 from .conftest import Spawn
 from .support import cgroups, releases
-from .support.processes import Target, eventually, kill, state
+from .support.processes import Target, eventually, kill, parent_of, state
 
 
 def _dumped(spawn: Spawn, images: Path, scenario: str = "serve()") -> Target:
@@ -94,10 +94,6 @@ def supervised() -> Iterator[list[RestoreResult]]:
         kill(result.exec_pid)
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def test_criu_becomes_a_command(
     orphans: None, spawn: Spawn, images: Path, supervised: list[RestoreResult]
 ) -> None:
@@ -113,8 +109,8 @@ def test_criu_becomes_a_command(
     supervised.append(result)
     assert result.pid == target.pid
     assert result.exec_pid is not None
-    assert _parent(target.pid) == result.exec_pid
-    assert _parent(result.exec_pid) == os.getpid()
+    assert parent_of(target.pid) == result.exec_pid
+    assert parent_of(result.exec_pid) == os.getpid()
     assert target.runs_on()
 
     gate.write_text("go\n")
@@ -131,7 +127,7 @@ def test_without_a_command_criu_ends(orphans: None, spawn: Spawn, images: Path) 
     target = _dumped(spawn, images)
     result = restore(CriuOpts(images_directory=images))
     assert result.exec_pid is None
-    assert _parent(target.pid) == os.getpid()  # this test is the reaper
+    assert parent_of(target.pid) == os.getpid()  # this test is the reaper
 
 
 def test_a_command_that_cannot_run(
@@ -255,14 +251,6 @@ def test_lsm_profile_of_a_module_that_does_not_run(spawn: Spawn, images: Path) -
         dump(target.pid, opts)
     assert caught.value.options == ("lsm_profile",)
     assert target.runs_on()
-
-
-@pytest.fixture
-def make_cgroup() -> Iterator[cgroups.Make]:
-    """Make cgroups that are removed after the test, after its processes have ended (request this
-    fixture first).
-    """
-    yield from cgroups.maker()
 
 
 def test_unprivileged_saves_no_cgroups(

@@ -200,12 +200,6 @@ def stream(spawn: Spawn, orphans: None) -> Iterator[Stream]:
         yield start_stream((home, far, address), spawn)
 
 
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are removed after the test."""
-    yield from cgroups.maker()
-
-
 class Refused(Exception):
     """The exception of a hook."""
 

@@ -219,7 +219,7 @@ def far() -> Iterator[tuple[str, str]]:
         yield addresses
 
 
-def test_a_server_off_loopback_needs_the_word(tmp_path: Path, far: tuple[str, str]) -> None:
+def test_a_server_off_loopback_needs_an_option(tmp_path: Path, far: tuple[str, str]) -> None:
     """Without TLS any host could read the memory; without clear_text the server does not listen."""
     ours, _ = far
     opts = CriuOpts(images_directory=tmp_path / "pages", page_server=(ours, 0))
@@ -235,7 +235,7 @@ def test_a_server_off_loopback_needs_the_word(tmp_path: Path, far: tuple[str, st
 
 
 @pytest.mark.parametrize("lazily", [None, True])
-def test_a_dump_to_another_host_needs_the_word(
+def test_a_dump_to_another_host_needs_an_option(
     spawn: Spawn, images: Path, far: tuple[str, str], lazily: bool | None
 ) -> None:
     """A dump that sends or serves pages there is refused, also over a given connection."""

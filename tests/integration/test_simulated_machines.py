@@ -38,17 +38,11 @@ from .support import cgroups, releases
 from .support.cgroups import Make
 from .support.containers import container
 from .support.failing_calls import Site, wrapped
-from .support.mounts import make_read_only, make_writable, tmpfs
+from .support.mounts import WITHOUT_SHARED_TMPFS, make_read_only, make_writable, tmpfs
 from .support.processes import PATIENCE, Target, eventually, kill, reap_all, state
 
 pytestmark = pytest.mark.usefixtures("orphans")
 needs_x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86-64")
-
-
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Make cgroups that are removed after the test, after its processes have ended."""
-    yield from cgroups.maker()
 
 
 @pytest.fixture
@@ -59,7 +53,7 @@ def site(make_cgroup: Make, spawn: Spawn, tmp_path: Path, images: Path) -> Itera
 
 
 def dump_fails(site: Site, target: Target, id: str) -> str:
-    """The dump fails with this entry of the catalogue, and the process continues. The cure."""
+    """The cure of a dump that fails with this known failure, after which the process continues."""
     with pytest.raises(CriuError) as caught:
         dump(target.pid, site.opts, via=site.via)
     assert caught.value.cause == known(id).cause, caught.value.lines
@@ -68,7 +62,7 @@ def dump_fails(site: Site, target: Target, id: str) -> str:
 
 
 def restore_fails(site: Site, id: str, **fields: Any) -> str:
-    """The restore fails with this entry of the catalogue, and leaves no process. The cure."""
+    """The cure of a restore that fails with this known failure, and leaves no process."""
     with pytest.raises(CriuError) as caught:
         restore(replace(site.opts, **fields), via=site.via)
     assert caught.value.cause == known(id).cause, caught.value.lines
@@ -77,7 +71,7 @@ def restore_fails(site: Site, id: str, **fields: Any) -> str:
 
 
 def refusals(site: Site, **fields: Any) -> set[str]:
-    """What check_images says against the restore."""
+    """The messages of the findings of check_images that prevent the restore."""
     findings = check_images(site.images, replace(site.opts, **fields), via=site.via)
     return {each.message for each in findings if each.severity is Severity.STOPS}
 
@@ -127,7 +121,7 @@ def on_older_kernel(site: Site, refused: int, first: int = 0, setup: str = "true
 @needs_x86_64
 @pytest.mark.cures("rseq-kernel")
 def test_a_kernel_that_does_not_show_restartable_sequences(site: Site) -> None:
-    """The same program is dumped if it does not use them."""
+    """A program that does not use restartable sequences can be dumped on such a kernel."""
     site.via = on_older_kernel(site, PTRACE, GET_RSEQ_CONFIGURATION)
     cure = dump_fails(site, site.spawn(), "rseq-kernel")
     variable, _, value = cure.split()[-1].partition("=")
@@ -139,7 +133,7 @@ def test_a_kernel_that_does_not_show_restartable_sequences(site: Site) -> None:
 @needs_x86_64
 @pytest.mark.cures("rseq-restore")
 def test_a_kernel_without_restartable_sequences(site: Site) -> None:
-    """A kernel that has them restores the process."""
+    """A process that uses restartable sequences is restored only by a kernel that has them."""
     target = site.dumped()
     site.via = on_older_kernel(site, RSEQ)
     assert "CONFIG_RSEQ" in restore_fails(site, "rseq-restore")
@@ -167,7 +161,7 @@ def test_last_pid_that_is_read_only(site: Site) -> None:
 @needs_x86_64
 @pytest.mark.cures("pid-mismatch")
 def test_a_pid_that_another_process_gets(site: Site) -> None:
-    """Its number is set by a file that has no effect here, as if it were taken at once."""
+    """A file without effect replaces ns_last_pid, as if another process always got the pid."""
     target = site.dumped()
     (site.directory / "number").write_text("")
     setup = f"mount --bind {site.directory / 'number'} {LAST_PID}"
@@ -179,7 +173,7 @@ def test_a_pid_that_another_process_gets(site: Site) -> None:
 
 @pytest.mark.cures("kerndat")
 def test_a_sandbox_that_forbids_the_tests_of_the_kernel(site: Site) -> None:
-    """Outside of the sandbox the process is dumped."""
+    """CRIU fails in a sandbox that forbids its tests of the kernel, and works outside of it."""
     releases.required("4.1", "CAP_CHECKPOINT_RESTORE suffices for the start of CRIU")
     site.via = wrapped(site, "setpriv", "--bounding-set=-sys_admin")
     target = site.spawn()
@@ -193,7 +187,7 @@ def test_a_sandbox_that_forbids_the_tests_of_the_kernel(site: Site) -> None:
 
 @pytest.mark.cures("lsm-mismatch")
 def test_images_of_a_confined_process(site: Site) -> None:
-    """They are restored if the process was not confined."""
+    """Images of a process under another security module are refused, those of others are not."""
     target = site.dumped()
     inventory, core = site.images / "inventory.img", next(site.images.glob("core-*.img"))
     before = core.read_bytes()
@@ -227,7 +221,7 @@ def test_a_processor_with_other_registers(site: Site, field: str) -> None:
 
 @pytest.mark.cures("plugin")
 def test_images_of_a_plugin(site: Site) -> None:
-    """CRIU looks for the plugin if there is a directory of plugins."""
+    """CRIU refuses images that need a plugin, unless it is in the directory of plugins."""
     releases.required("4.1", "the images have the names of plugins")
     target = site.dumped()
     change(site.images / "inventory.img", plugins_entry={"plugins": ["cuda_plugin"]})
@@ -262,7 +256,7 @@ struct { const char *name; int (*init)(int); void (*fini)(int, int); unsigned ve
 
 @pytest.mark.cures("cg-prop")
 def test_a_property_that_the_kernel_refuses(site: Site, make_cgroup: Make) -> None:
-    """The cgroup that has it is not here, so CRIU makes it; without properties it works."""
+    """CRIU cannot restore a cgroup with this property; without its properties the restore works."""
     cgroup = make_cgroup(cgroups.required("pids"))
     (cgroup / "own").mkdir()
     target = site.spawn()
@@ -301,7 +295,7 @@ def _with_value(image: Path, name: str, value: str) -> bytes:
 
 @pytest.mark.cures("root-without-tmp")
 def test_a_read_only_root_without_tmp(site: Site) -> None:
-    """With a directory tmp in it, CRIU enters the root."""
+    """A read-only root file system needs a directory tmp, by which CRIU enters it."""
     box_directory = site.directory / "box"
     place = site.held.enter_context(tmpfs(box_directory / "root"))
     with container(box_directory) as box:
@@ -324,7 +318,7 @@ def test_a_read_only_root_without_tmp(site: Site) -> None:
 @pytest.mark.cures("preflight:32-bit")
 @needs_x86_64
 def test_a_32_bit_program(site: Site) -> None:
-    """It is restored if the test of doctor succeeds."""
+    """A 32-bit program is restored if doctor finds that CRIU supports it."""
     program = site.directory / "program"
     program.write_bytes(PROGRAM_32)
     program.chmod(0o755)
@@ -372,7 +366,7 @@ WRONG = {
 @pytest.mark.cures("track-mem", "lsm-arg", "log-subdir", "parent-img", "inherit-fd")
 @pytest.mark.parametrize("id", WRONG)
 def test_an_option_of_a_configuration_file(site: Site, id: str) -> None:
-    """CRIU refuses it; with the value of the cure it does not."""
+    """CRIU refuses an option of its configuration file; it accepts the value of the cure."""
     if id == "track-mem" and feature_check().mem_track:
         pytest.skip("this kernel can track changed memory")
     wrong, right = WRONG[id]
@@ -388,7 +382,7 @@ def test_an_option_of_a_configuration_file(site: Site, id: str) -> None:
 
 @pytest.mark.cures("images-too-large")
 def test_a_limit_of_the_size_of_files(site: Site) -> None:
-    """The caller has none, so the library does not refuse the call; the worker has one."""
+    """The worker has a limit of the size of files; the caller has none, so the dump begins."""
     site.via = wrapped(site, "prlimit", "--fsize=100000:100000")
     target = site.spawn()
     assert "raise the hard limit" in dump_fails(site, target, "images-too-large")
@@ -399,7 +393,7 @@ def test_a_limit_of_the_size_of_files(site: Site) -> None:
 
 @pytest.mark.cures("img-magic")
 def test_images_of_another_version(site: Site) -> None:
-    """Unchanged images are restored."""
+    """Images of an unknown version are refused; the unchanged images are restored."""
     target = site.dumped()
     image = site.images / "inventory.img"
     before = image.read_bytes()
@@ -413,7 +407,7 @@ def test_images_of_another_version(site: Site) -> None:
 
 @pytest.mark.cures("images-dir")
 def test_a_criu_in_another_pid_namespace(site: Site) -> None:
-    """The directory is a path there: a descriptor of the caller is not in its /proc."""
+    """CRIU finds the images by a path, since a descriptor of the caller is not in its /proc."""
     site.dumped()
     init = "'\"$@\"; sleep 0.5'"  # the restored process ends with the namespace
     own = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", init, "sh")
@@ -428,10 +422,7 @@ def test_a_criu_in_another_pid_namespace(site: Site) -> None:
 # ---- fuse ----
 
 FUSE = """
-    import ctypes, os, subprocess
-    for line in open("/proc/self/mountinfo"):
-        if " - tmpfs " in line:  # of the host: the dump would copy it
-            subprocess.run(["umount", "--recursive", "--lazy", line.split()[4]])
+    import ctypes, os
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3): os.dup2(null, number)
     os.close(null)
@@ -450,8 +441,8 @@ needs_fuse = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there i
 @needs_fuse
 @pytest.mark.cures("fuse")
 def test_a_fuse_file_system(site: Site) -> None:
-    """Preflight names it as external; when it is unmounted the dump works as well."""
-    target = site.spawn(FUSE, prefix=["unshare", "--mount"])
+    """Preflight names a fuse file system as external; the dump also works after an unmount."""
+    target = site.spawn(FUSE, prefix=WITHOUT_SHARED_TMPFS)
     result = preflight(target.pid, site.opts)
     [needed] = [each for each in result.findings if each.severity is Severity.NEEDS_OPTION]
     dump_fails(site, target, str(needed.failure))
@@ -487,7 +478,7 @@ os.waitpid(child, 0)
 @pytest.mark.cures("timeout")
 @pytest.mark.parametrize("cure", ["larger timeout", "without freeze_cgroup"])
 def test_a_process_that_does_not_freeze(site: Site, make_cgroup: Make, cure: str) -> None:
-    """It is in the cgroup of the target, and waits in the kernel until another process answers."""
+    """A process in the target's cgroup waits in the kernel for another one: both cures work."""
     cgroup = make_cgroup(cgroups.required(""))
     (site.directory / "fuse").mkdir()
     words = ["unshare", "--mount", sys.executable, "-c", HANGS, str(site.directory / "fuse")]
@@ -517,7 +508,7 @@ def test_a_process_that_does_not_freeze(site: Site, make_cgroup: Make, cure: str
 
 @pytest.mark.cures("lazy-transfer")
 def test_a_restore_that_ends_before_it_has_all_pages(site: Site) -> None:
-    """The process continues, and the next dump serves the pages."""
+    """A lazy dump fails if its client disconnects early; the process continues."""
     if not feature_check().lazy_pages:
         pytest.skip("the kernel has no userfaultfd for CRIU")
     target = site.spawn("memory = bytes(range(256)) * 4096\nserve()")

@@ -36,7 +36,6 @@ from pycriu_native import (
 from pycriu_native.snapshots import Process, Snapshot, Zygote, list_snapshots
 
 from .conftest import Spawn
-from .support import cgroups
 from .support.processes import PATIENCE, children, eventually, is_alive
 
 REPO = Path(__file__).parents[2]
@@ -421,14 +420,6 @@ def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:
         (init,) = set(in_namespace(namespace)) - {process.pid}
         os.kill(init, signal.SIGKILL)
         assert process.wait(PATIENCE) == -signal.SIGKILL
-
-
-@pytest.fixture
-def cgroup() -> Iterator[Path]:
-    """A new cgroup of the mounted version."""
-    hierarchy = cgroups.find("") or cgroups.required("pids")
-    for make in cgroups.maker():
-        yield make(hierarchy)
 
 
 def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:

@@ -12,14 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from pycriu_native.snapshots import Snapshot
 
-from .support import cgroups
 from .support.processes import PATIENCE, children, children_of, eventually, kill, reap_all, state
 from .test_snapshots import COMMAND, ENVIRONMENT, PROGRAM
 
@@ -90,14 +89,6 @@ class Owner:
         """End it after its present copy."""
         self.process.communicate("x", timeout=PATIENCE)
         return self.process.returncode
-
-
-@pytest.fixture
-def cgroup() -> Iterator[Path]:
-    """A new cgroup of the mounted version."""
-    hierarchy = cgroups.find("") or cgroups.required("pids")
-    for make in cgroups.maker():
-        yield make(hierarchy)
 
 
 @pytest.mark.timeout(60 + KILLS * 20)

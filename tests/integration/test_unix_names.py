@@ -65,6 +65,29 @@ def test_a_listener_that_was_renamed(spawn: Spawn, images: Path) -> None:
     assert _connects(final)
 
 
+def test_a_datagram_socket_that_was_renamed(spawn: Spawn, images: Path) -> None:
+    """Nobody can send to its name after a restore, but can after the file is renamed again."""
+    target = spawn("""
+        import os, socket
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        server.bind(str(HERE / "new"))
+        os.rename(HERE / "new", HERE / "final")
+        serve(receive=lambda: server.recv(10).decode())
+    """)
+    new, final = target.directory / "new", target.directory / "final"
+    [finding] = preflight(target.pid).lost
+    assert finding.id == "unix-renamed"
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    restore(CriuOpts(images_directory=images))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        with pytest.raises(ConnectionRefusedError):
+            client.sendto(b"text", str(final))
+        os.rename(new, final)
+        client.sendto(b"text", str(final))
+    assert target.ask("receive") == "text"
+
+
 def test_a_listener_that_has_another_link(spawn: Spawn) -> None:
     """Preflight reports a listener whose name was removed and whose file has another link."""
     target = spawn(

@@ -47,7 +47,7 @@ RELEASE = Version.parse("0.0") if WHY_NOT else pycriu_native.version()
 
 pytestmark = pytest.mark.skipif(
     not Version.parse("4.2") <= RELEASE < Version.parse("4.3"),
-    reason=f"the verdicts written down here are those of CRIU 4.2, this is {RELEASE}",
+    reason=f"the verdicts in this test are those of CRIU 4.2, this is {RELEASE}",
 )
 
 TAKEN: list[tuple[str, str, str]] = [

@@ -537,7 +537,7 @@ def _without(target: Target, images: Path, drop: tuple[int, ...] = (), uid: int 
 
 def test_missing_capabilities(spawn: Spawn, tmp_path: Path) -> None:
     """Root without the capabilities that CRIU needs: PermissionError, and the process continues."""
-    releases.required("3.18", "looking at its own capabilities")
+    releases.required("3.18", "CRIU checks its own capabilities")
     target = spawn()
     assert _without(target, tmp_path / "with") == "done"
     message = _without(target, tmp_path / "without", (CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE))
@@ -554,7 +554,7 @@ def test_missing_ptrace(spawn: Spawn, tmp_path: Path) -> None:
 
 def test_another_user(spawn: Spawn) -> None:
     """A user without capabilities is refused in the same way."""
-    releases.required("3.18", "looking at its own capabilities")
+    releases.required("3.18", "CRIU checks its own capabilities")
     package = Path(pycriu_native.__file__)
     if not all(parent.stat().st_mode & 0o001 for parent in package.parents):
         pytest.skip("the checkout is closed to other users")
@@ -583,6 +583,26 @@ try:
 except CriuError as error:
     print(type(error).__name__, error)
 """
+
+
+LOADED = """
+import sys
+from pycriu_native import CriuOpts, dump
+def loaded():
+    return {"signal", "socket"} & sys.modules.keys()
+opts = CriuOpts(images_directory=sys.argv[2], leave_running=True)
+at_notifications = []
+for hook in (None, lambda notification: at_notifications.append(len(loaded()))):
+    dump(int(sys.argv[1]), opts, on_notify=hook)
+    print(len(loaded()), *set(at_notifications))
+"""
+
+
+def test_what_a_hook_could_prevent_from_being_loaded(spawn: Spawn, images: Path) -> None:
+    """Modules for the recovery of a dump are loaded before a hook, which may change the root."""
+    command = [sys.executable, "-c", LOADED, str(spawn().pid), str(images)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n2 2\n"
 
 
 @pytest.mark.parametrize("loaded", [True, False])

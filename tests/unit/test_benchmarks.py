@@ -8,7 +8,7 @@ import pkgutil
 import pytest
 
 import benchmarks
-from benchmarks import calls
+from benchmarks import call_limit, calls, run
 
 NAMES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
 
@@ -23,3 +23,15 @@ def test_each_module_can_be_imported(name: str) -> None:
 @pytest.mark.parametrize(("step", "owner", "method"), calls.PARTS)
 def test_each_step_that_is_timed_exists(step: str, owner: object, method: str) -> None:
     assert callable(getattr(owner, method)), step
+
+
+@pytest.mark.parametrize("part", call_limit.PARTS)
+def test_each_part_that_is_left_out_exists(part: str) -> None:
+    with call_limit.PARTS[part]():
+        pass
+
+
+@pytest.mark.parametrize("name", run.names())
+def test_each_benchmark_measures(name: str) -> None:
+    """Each module that is run has the function; others are in ``NO_BENCHMARKS``."""
+    assert callable(importlib.import_module(f"benchmarks.{name}").measure)

@@ -134,6 +134,27 @@ def test_pages_elsewhere_are_not_needed(droppable: int, tmp_path: Path, director
     assert contents(tmp_path) == [0]
 
 
+def test_zeros_in_a_parent_are_kept(droppable: int, tmp_path: Path) -> None:
+    """The third of three dumps can refer to them, also through the second one."""
+    end = droppable + PAGES * PAGE
+    above: Path | None = None
+    for number, flags in enumerate((PRESENT, PARENT, PARENT)):
+        at = tmp_path / str(number)
+        at.mkdir()
+        saved(at, [mapping(droppable, end)], [(droppable, PAGES, flags)])
+        if above is not None:
+            (at / "parent").symlink_to(above)
+        fd = os.open(at, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            drop(ImageFiles(fd), [os.getpid()])
+            runs = ImageFiles(fd).runs(only(at, "pagemap-*.img").name).between(0, 2**63)
+            assert [run[:3] for _, run in runs] == [(droppable, end, flags)]
+        finally:
+            os.close(fd)
+        above = at
+    assert contents(tmp_path / "0") == [0] * PAGES
+
+
 def test_two_in_one_run(droppable: int, tmp_path: Path, directory: int) -> None:
     """A run of pages has two droppable mappings, and memory between them."""
     one, two, end = droppable + PAGE, droppable + 2 * PAGE, droppable + PAGES * PAGE

@@ -15,10 +15,12 @@ from typing import Any, BinaryIO, Literal, cast
 import pytest
 
 from pycriu_native import ImagesError, OptionError, UnsupportedError, seal
+from pycriu_native._integrity.manifest import seal_with
 from pycriu_native.jobs import Job, State, uploads
 from pycriu_native.jobs import job as job_module
 from pycriu_native.jobs import lease as leases
 from pycriu_native.jobs.directory import BUSY, META, Checkpoint, JobDirectory
+from pycriu_native.jobs.increments import PARENT, link
 from pycriu_native.jobs.lease import Lease, LeaseLost, acquire, last_lease
 from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
 from pycriu_native.jobs.storage import Storage, check_url
@@ -151,6 +153,21 @@ def _taken(directory: JobDirectory, number: int, token: int = 1) -> Checkpoint:
     return directory.all_checkpoints()[0]
 
 
+def _taken_incremental(directory: JobDirectory, parent: Checkpoint) -> Checkpoint:
+    """A sealed image set with a parent."""
+    number = parent.number + 1
+    place = directory.checkpoints / str(number)
+    place.mkdir()
+    (place / "inventory.img").write_bytes(b"inventory of %d" % number)
+    (place / "pages-1.img").write_bytes(os.urandom(2000))
+    entries = link(parent, place / PARENT)
+    body = {"time": 1.0, "duration": 1.0, "frozen": 0.1, "bytes": 1, "token": parent.token}
+    more = {"number": number, "path": "", "parents": parent.parents + 1}
+    (place / META).write_text(json.dumps({**body, **more}))
+    seal_with(place, entries)
+    return directory.all_checkpoints()[0]
+
+
 def _acquired(storage: Storage, clock: Clock, holder: str) -> Lease | None:
     about = {"holder": holder, "host": holder, "command": ["true"], "path": "/job"}
     return acquire(storage, LENGTH, about, clock.wait, held=LENGTH * 0.8)
@@ -196,6 +213,60 @@ def test_uploaded_and_fetched(url: str, clock: Clock, tmp_path: Path) -> None:
     for path in (here.checkpoints / "3").iterdir():
         assert (there.checkpoints / "3" / path.name).read_bytes() == path.read_bytes()
     assert _fetched(storage, there) is None
+
+
+def _contents(place: Path) -> dict[str, bytes]:
+    files = (path for path in place.rglob("*") if path.is_file())
+    return {str(path.relative_to(place)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("skipped", [(), (1,), (2,), (1, 2)])
+def test_incremental(url: str, clock: Clock, tmp_path: Path, skipped: tuple[int, ...]) -> None:
+    """Each parent is uploaded once, also if its own upload was skipped, and stays as long as a
+    checkpoint needs it; the fetched checkpoint is complete, and equal.
+    """
+    storage = Storage(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    lease = _held(storage, clock, "here")
+    checkpoint = _taken(here, 1)
+    for number in (1, 2, 3, 4):
+        if number > 1:
+            checkpoint = _taken_incremental(here, checkpoint)
+            here.prune(1)
+        if number not in skipped:
+            made = upload(
+                storage, lease, checkpoint, compress="none", encrypt_to=(), check=lambda: None
+            )
+            prune(storage, lease, made, 1)
+            assert len(storage.names("checkpoints")) == number
+    assert made.uploaded == made.objects[0].size
+    assert len(made.objects) == 4
+    assert [each.checkpoint.number for each in commits(storage)] == [4]
+    lease.give_back()
+    _held(storage, clock, "there")
+    assert _fetched(storage, there) == 4
+    assert _contents(there.checkpoints / "4") == _contents(here.checkpoints / "4")
+    assert (there.checkpoints / "4/parent/parent/parent/pages-1.img").exists()
+
+
+def test_a_parent_that_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
+    """The checkpoints that contain it are not fetched; the one before them is."""
+    storage = Storage(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(here, 1))
+    full = _taken(here, 2)
+    _upload(storage, lease, full)
+    made = upload(
+        storage,
+        lease,
+        _taken_incremental(here, full),
+        compress="none",
+        encrypt_to=(),
+        check=lambda: None,
+    )
+    storage.remove(made.objects[1].name)
+    assert _fetched(storage, there) == 1
 
 
 def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> None:
@@ -249,7 +320,7 @@ def test_what_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
     lease = _held(storage, clock, "here")
     for number in (1, 2):
         _upload(storage, lease, _taken(here, number))
-    name = commits(storage)[0].object
+    name = commits(storage)[0].objects[0].name
     whole = storage.read(name)
     assert whole is not None
     for number, spoilt in enumerate((whole[:-2000], whole[:15000] + b"x" + whole[15001:], None)):
@@ -342,7 +413,7 @@ def test_a_stale_holder_cannot_commit(url: str, clock: Clock, tmp_path: Path) ->
     assert made.name in storage.names("commits")
     assert [each.checkpoint.number for each in commits(storage)] == [1]
     prune(storage, late, made, 1)
-    assert storage.read(made.object)
+    assert storage.read(made.objects[0].name)
     clock.wait(LENGTH)
     _held(storage, clock, "elsewhere")
     assert [each.checkpoint.number for each in commits(storage)] == [1]

@@ -207,7 +207,7 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
 
 @settings(max_examples=400, deadline=None)
 @given(opts=any_opts(), verb=st.sampled_from(sorted(VERB_MASK, key=str)))
-def test_a_rule_that_is_not_asked_had_nothing_to_say(opts: CriuOpts, verb: Verb) -> None:
+def test_rules_that_are_skipped_find_nothing(opts: CriuOpts, verb: Verb) -> None:
     """A rule runs only if an option that it checks is set."""
 
     def every() -> list[Problem]:

@@ -137,7 +137,7 @@ def test_links_of_the_kernel(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_a_missing_one_is_made_for_us_alone(tmp_path: Path) -> None:
+def test_a_missing_one_is_made_with_mode_0700(tmp_path: Path) -> None:
     """A missing directory is created with mode 0700, but not where others can write."""
     path = tmp_path / "images"
     os.close(trusted_path.open_directory(str(path), make=True, allow_untrusted=False))
@@ -336,7 +336,7 @@ def test_a_configuration_file_of_the_call(tmp_path: Path) -> None:
     check(request)
 
 
-STEERING = {
+FILES_OF_CRIU = {
     "global": "etc/default.conf",
     "HOME": "home/.criu/default.conf",
     "CRIU_CONFIG_FILE": "env.conf",
@@ -347,10 +347,10 @@ STEERING = {
 }
 
 
-@pytest.mark.parametrize("kind", STEERING)
-def test_what_steers_a_worker(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", FILES_OF_CRIU)
+def test_options_that_select_programs_and_files(tmp_path: Path, kind: str) -> None:
     """Every file that CRIU reads besides the request, if another user can write to it."""
-    path = tmp_path / STEERING[kind]
+    path = tmp_path / FILES_OF_CRIU[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     environment = {
         "HOME": tmp_path / "home",

@@ -31,6 +31,7 @@ SMOKE_GUEST = "trixie"
 SMOKE = (
     "tests/integration/test_pre_copy.py",
     "tests/integration/test_dump_iters.py",
+    "tests/integration/test_job_increments.py",
     "tests/integration/test_libcriu_promises.py::test_iterations",
     "tests/integration/test_dump_restore.py::test_everything_in_a_process_comes_back",
     "tests/integration/test_dump_restore.py::test_a_pid_that_is_taken",
@@ -41,7 +42,7 @@ SMOKE = (
     "tests/integration/test_tutorial.py",
     "tests/integration/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
 )
-SMOKE_LIMIT = 1200
+SMOKE_LIMIT = 1800
 GUEST_ARM64 = "trixie-arm64"
 SMOKE_ARM64 = (
     "tests/integration/test_dump_restore.py::test_everything_in_a_process_comes_back",

@@ -65,6 +65,7 @@ def _run(
     slurm: bool,
     every: float,
     keep: int,
+    incremental: int | None,
     also: tuple[str, ...],
     grace: float,
     notice: str | None,
@@ -92,6 +93,7 @@ def _run(
         decrypt_with=[key for path in identity for key in keys_of(path)],
         every=every,
         keep=keep,
+        incremental=incremental,
         also=also,
         grace=grace,
         notice=notice,
@@ -141,12 +143,14 @@ def _status_text(job: JobDirectory, status: JobStatus) -> str:
     if status.started is not None:
         rows.append(("started", _when(status.started)))
     rows.append(("resumed", f"{status.resumed} times, from the beginning {status.restarted} times"))
-    rows.append(("checkpoints", f"{status.checkpoints} taken, {status.failures} failed"))
+    kinds = f"{status.checkpoints} taken ({status.incremental} incremental)"
+    rows.append(("checkpoints", f"{kinds}, {status.failures} failed"))
     if status.last_success is not None and status.last_duration is not None:
         rows.append(
             (
                 "newest",
-                f"{_when(status.last_success)}: {size(status.last_bytes or 0)} in "
+                f"{_when(status.last_success)}: {_kind(status.last_parents)}, "
+                f"{size(status.last_bytes or 0)} in "
                 f"{status.last_duration:.2f} s, frozen {status.last_frozen or 0:.3f} s",
             )
         )
@@ -156,17 +160,22 @@ def _status_text(job: JobDirectory, status: JobStatus) -> str:
     return "\n".join([f"{job.path}: {status.state}", *columns(rows, indent=2)])
 
 
+def _kind(parents: int | None) -> str:
+    return "incremental" if parents else "full"
+
+
 def _when(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(sep=" ", timespec="seconds")
 
 
 def _list(call: Call, directory: str) -> Exit:
     checkpoints = _job_directory(directory).all_checkpoints()
-    rows = [("number", "time", "size", "took", "frozen")]
+    rows = [("number", "time", "kind", "size", "took", "frozen")]
     rows += [
         (
             str(each.number),
             _when(each.time),
+            _kind(each.parents),
             size(each.bytes),
             f"{each.duration:.2f} s",
             f"{each.frozen:.3f} s",
@@ -342,6 +351,14 @@ COMMANDS = {
                 default=3,
                 help="Number of checkpoints to keep; one more if a signal to stop the job precedes "
                 "all of these.",
+            ),
+            option(
+                "--incremental",
+                type=click.IntRange(min=0),
+                metavar="N",
+                help="Largest number of incremental checkpoints, with the changed memory only, "
+                "between two full ones; 0 for none. Default: 10 if root runs it and the kernel "
+                "tracks changes of memory, else 0.",
             ),
             option(
                 "--also",

@@ -153,6 +153,8 @@ def _is_met(context: Context, name: str, value: Any) -> bool:
     given = getattr(context.opts, name)
     if name == "ghost_limit":
         return given is not None and given >= value
+    if name == "irmap_paths":
+        return set(value) <= set(given or ())
     if isinstance(value, tuple):
         return all(context.external(external_key(item)) for item in value)
     return bool(given == value)

@@ -25,7 +25,7 @@ from ..._system.process import all_pids
 from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
 from ..._system.system_calls import file_system_type
 from ...findings import Finding
-from .context import Context, lost, needs, note, stops
+from .context import Context, lost, needs, no_restore, note, stops
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
@@ -155,6 +155,14 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
             "covered", f"{_called(used)} is covered by a mount", failure="overmounted", **about
         )
         return
+    if mount.kind == "proc" and _is_of_a_thread(used):
+        yield no_restore(
+            "thread-file",
+            f"{_called(used)} is in /proc, and that of a thread",
+            failure="thread-file",
+            cure="close it before the dump",
+            **about,
+        )
     if mount.kind in ("proc", "devpts"):
         return
     if used.stat.st_nlink == 0:
@@ -192,11 +200,19 @@ def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Ite
     except (FileNotFoundError, NotADirectoryError):
         if _has_changed(used):
             return
+        if stat.S_ISDIR(used.stat.st_mode):
+            yield stops(
+                "removed-directory",
+                f"{_called(used)} was removed, and is in a file system of the kernel",
+                failure="removed-directory",
+                **about,
+            )
+            return
         yield needs(
             context,
             "name-gone",
             f"{_called(used)} is no longer where it was, but has other names",
-            known("link-remap").cure + "; a link named link_remap.NUMBER is made for it",
+            "set link_remap=True; a link named link_remap.NUMBER is made for it",
             sets={"link_remap": True},
             failure="link-remap",
             **about,
@@ -224,6 +240,12 @@ def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Ite
         cure="restore the file that was opened",
         **about,
     )
+
+
+def _is_of_a_thread(used: Used) -> bool:
+    """Whether a path in /proc is that of a thread, which CRIU makes after it has opened files."""
+    before, _, after = used.path.partition("/task/")
+    return bool(after) and after.partition("/")[0] != before.rpartition("/")[2]
 
 
 def _is_message_queue(used: Used) -> bool:

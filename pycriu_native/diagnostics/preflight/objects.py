@@ -36,6 +36,8 @@ TIMER_CLOCKS = (time.CLOCK_REALTIME, time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)
 """Clocks of timerfds that CRIU saves."""
 TUN = (10, 200)
 """Numbers of /dev/net/tun."""
+WITHOUT_HANDLES = ("proc", "sysfs", "devpts", "debugfs", "tracefs", "securityfs", "configfs")
+"""File systems of the kernel in which CRIU has to search a watched file. They are small."""
 NOT_FOUND_ON = ("tmpfs", "devtmpfs")
 """File systems on which CRIU cannot find a watched file that has no name."""
 
@@ -270,12 +272,15 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator
             **about,
         )
     else:
+        sets: dict[str, Any] = {"force_irmap": True}
+        if kind in WITHOUT_HANDLES:
+            sets["irmap_paths"] = (mounts[0].place,)
         yield needs(
             context,
             "watch-not-found",
             "CRIU does not find the path of a file or directory that it watches",
             known("irmap").cure,
-            sets={"force_irmap": True},
+            sets=sets,
             failure="irmap",
             **about,
         )

@@ -5,6 +5,7 @@ A restore on another host, or by a caller with more capabilities, can still succ
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from ..._system.capabilities import (
 )
 from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
+from ..._system.scheduling import SAVED_POLICIES, policy_of
 from ...findings import Finding
 from .context import Context, no_restore
 from .tasks import owner_of
@@ -36,6 +38,7 @@ def look(context: Context) -> Iterator[Finding]:
         yield from _capabilities(context)
     yield from _proc(context)
     yield from _numbers(context)
+    yield from _policies(context)
 
 
 def _descriptors(context: Context) -> Iterator[Finding]:
@@ -70,6 +73,20 @@ def _memory(context: Context) -> Iterator[Finding]:
                     pid=process.pid,
                     failure="address-space",
                 )
+
+
+def _policies(context: Context) -> Iterator[Finding]:
+    for process in context.tree.alive:
+        for tid in process.threads:
+            with contextlib.suppress(OSError):
+                policy = policy_of(tid)
+                if policy not in SAVED_POLICIES:
+                    yield no_restore(
+                        "scheduling-policy",
+                        f"its thread {tid} has the scheduling policy {policy} of sched(7)",
+                        pid=process.pid,
+                        failure="sched-policy",
+                    )
 
 
 def _rights(context: Context) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS = 270, 9
 """``linux/netlink.h``."""
 SIOCGSKNS = 0x894C
 """``linux/sockios.h``: a descriptor of the network namespace of a socket."""
-SO_PEERNAME = 28
+SO_PEERNAME, SO_TIMESTAMP, SO_PASSPIDFD = 28, 29, 76
 """``asm-generic/socket.h``."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
 ESTABLISHED, TIME_WAIT, CLOSE, LISTEN = 1, 6, 7, 10
@@ -132,14 +132,20 @@ def families_to_lock(context: Context) -> set[str]:
     """
     result: set[str] = set()
     for fd, kind in sockets_of(context):
-        if kind.startswith("TCP"):
-            with contextlib.suppress(OSError), copied_socket(fd) as sock:
-                size = 16 if kind == "TCP" else 28  # struct sockaddr_in, sockaddr_in6
-                end = sock.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, size)
-                if any(end[2:4]):  # its port
-                    is_4 = kind == "TCP" or end[8:20] == V4_MAPPED
-                    result.add("iptables" if is_4 else "ip6tables")
+        if end := _other_end(fd, kind):
+            is_4 = kind == "TCP" or end[8:20] == V4_MAPPED
+            result.add("iptables" if is_4 else "ip6tables")
     return result
+
+
+def _other_end(fd: Descriptor, kind: str) -> bytes:
+    """The address of the other end of a TCP socket, also of a closed one; empty if it has none."""
+    if kind.startswith("TCP"):
+        with contextlib.suppress(OSError), copied_socket(fd) as sock:
+            size = 16 if kind == "TCP" else 28  # struct sockaddr_in, sockaddr_in6
+            end = sock.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, size)
+            return end if any(end[2:4]) else b""  # its port
+    return b""
 
 
 class Tables:
@@ -183,6 +189,18 @@ def _internet(
         if sock is not None:
             break
     else:
+        if _other_end(fd, kind) and not context.opts.tcp_close:
+            yield needs(
+                context,
+                "tcp-closed-by-both",
+                "a TCP connection that has ended is in the images, for which the restore needs an "
+                "option",
+                known("tcp-restore").cure,
+                sets={"tcp_established": True},
+                failure="tcp-restore",
+                pid=fd.pid,
+                fd=fd.number,
+            )
         return  # neither bound nor connected
     state, unread = sock.state, sock.unread
     about = {"pid": fd.pid, "fd": fd.number}
@@ -367,6 +385,13 @@ def _unix(
             )
         return
     sock = table.unix[inode]
+    if sock.unread and not sock.listens and _adds_to_messages(fd, sock.type):
+        yield stops(
+            "unread-credentials",
+            "a unix socket that receives credentials or times has messages that it has not read",
+            failure="unread-credentials",
+            **about,
+        )
     if sock.listens:
         yield from _unix_listener(sock, ours, about)
     elif sock.peer:
@@ -374,6 +399,19 @@ def _unix(
             yield from _unix_outside(context, sock, table.unix.get(sock.peer), about)
     elif sock.type != socket.SOCK_DGRAM and sock.state == ESTABLISHED and sock.shut_down != 3:
         yield from _unix_in_flight(sock, table, ours, about)
+
+
+def _adds_to_messages(fd: Descriptor, type: int) -> bool:
+    """Whether the kernel adds control messages to what the socket receives."""
+    with contextlib.suppress(OSError), copied_socket(fd) as sock:
+        options = [socket.SO_PASSCRED, SO_PASSPIDFD]
+        if type == socket.SOCK_DGRAM:
+            options.append(SO_TIMESTAMP)
+        for option in options:
+            with contextlib.suppress(OSError):  # an older kernel
+                if sock.getsockopt(socket.SOL_SOCKET, option):
+                    return True
+    return False
 
 
 def _unix_listener(sock: UnixSocket, ours: set[int], about: dict[str, Any]) -> Iterator[Finding]:

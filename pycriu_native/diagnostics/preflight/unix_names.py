@@ -95,12 +95,13 @@ def _bound(fd: Descriptor) -> Bound | None:
         with contextlib.suppress(OSError):
             is_found = os.path.samestat(os.stat(f"/proc/{fd.pid}/root/{name}"), of_file)
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        is_datagram = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_DGRAM
         return Bound(
             name=name,
             path=path.removesuffix(DELETED),
             is_deleted=path.endswith(DELETED),
             links=of_file.st_nlink,
             is_found=is_found,
-            accepts=bool(listens) or sock.type == socket.SOCK_DGRAM,
+            accepts=bool(listens) or is_datagram,
         )
     return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,12 +46,6 @@ for room in range(1, 12):
     assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "RSD"
 print(json.dumps(outcomes))
 """
-
-
-@pytest.fixture
-def make_cgroup() -> Iterator[Make]:
-    """Cgroups that are removed after the test."""
-    yield from cgroups.maker()
 
 
 def test_no_more_processes(make_cgroup: Make, spawn: Spawn, images: Path) -> None:

@@ -9,6 +9,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+WITHOUT_SHARED_TMPFS = (
+    *("unshare", "--mount", "sh", "-c"),
+    'umount --recursive --lazy /dev/shm; umount --recursive --lazy /run; exec "$@"',
+    "sh",
+)
+"""Starts a program in its own mount namespace, without the tmpfs mounts that others write to:
+a dump saves their content, and fails if it changes meanwhile."""
+
 
 @contextlib.contextmanager
 def tmpfs(where: Path, size: str = "16m") -> Iterator[Path]:

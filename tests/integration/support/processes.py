@@ -95,6 +95,11 @@ def children_of(pid: int) -> list[int]:
     return result
 
 
+def parent_of(pid: int) -> int:
+    """The pid of the parent of a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def tree(pid: int) -> list[int]:
     """A process and its descendants, each after its parent."""
     result = [pid]

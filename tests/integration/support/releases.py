@@ -28,7 +28,7 @@ def has(release: str) -> bool:
 def required(release: str, what: str) -> None:
     """Skip the test where CRIU is older than this release."""
     if not has(release):
-        pytest.skip(f"CRIU {_here('CRIU')} does not have what came with {release}: {what}")
+        pytest.skip(f"needs CRIU {release}, this is {_here('CRIU')}: {what}")
 
 
 def refused_for_age(error: UnsupportedError) -> str:
