@@ -427,6 +427,17 @@ def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
 
 def too_late(interruption: BaseException, verb: str, result: object) -> BaseException:
     """Add the attribute ``result`` to an interruption after the end of the work."""
-    interruption.add_note(f"the {verb} was complete by then: {result}")
+    interruption.add_note(f"the {verb}{_COMPLETE}{result}")
     interruption.result = result  # type: ignore[attr-defined]
     return interruption
+
+
+def remove_result(interruption: BaseException) -> None:
+    """Undo :func:`too_late` for work that was undone afterwards."""
+    if hasattr(interruption, "result"):
+        del interruption.result
+        notes = interruption.__notes__
+        notes[:] = [each for each in notes if _COMPLETE not in each]
+
+
+_COMPLETE = " was complete by then: "

@@ -68,6 +68,8 @@ _ARGUMENTS = {
     "feature_check().mem_track": "pycriu-native check",
     "feature_check().lazy_pages": "pycriu-native check",
     "include_caller=True": "--include-caller",
+    "without_guest=True": "--without-guest",
+    "without_guest": "--without-guest",
     "start_new_session of subprocess makes one": "setsid makes one",
     "setsid, start_new_session of subprocess": "setsid",
     "the on_notify hook, or a script in CRIU's configuration,": "an --action-script",

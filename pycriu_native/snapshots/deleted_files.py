@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .._support.unpatched import closing
+from .._support.unpatched import closing, sleep
 from ..errors import DeadlineError
 
 REMAPS = "remap-fpath.img"
@@ -37,7 +37,7 @@ def one_at_a_time(directory: Path, until: float | None) -> Iterator[None]:
         while not _locked(fd):
             if until is not None and time.monotonic() >= until:
                 raise DeadlineError("start: another copy is being started, and the deadline passed")
-            time.sleep(PAUSE)
+            sleep(PAUSE)
         yield
 
 

@@ -161,7 +161,7 @@ class Saving:
     ) -> None:
         seen = SeenProcess(pid)
         if seen.state in ("", "Z", "X"):
-            raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
+            raise NoSuchProcessError(f"there is no process {pid}", verb="take", pid=pid)
         namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
         external = [
             *(self.opts.external or ()),

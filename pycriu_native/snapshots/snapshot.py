@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .. import guest
 from .._calls.progress_state import OnProgress
 from .._calls.requirements import caller_inside
+from .._calls.verbs import remove_result
 from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
@@ -298,7 +299,7 @@ class Snapshot(Closing):
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
         until = self._check(wrong, via, check, opts, deadline, "start")
         watch.ends("check")
-        with _in_use(self.directory), ExitStack() as turn:
+        with _in_use(self.directory), _without_result(), ExitStack() as turn:
             workers = self._sharing.chosen(share_memory, via, until)
             reason = workers.unshared_reason
             images = self.directory if reason else self.directory / SHARED
@@ -356,6 +357,7 @@ class Snapshot(Closing):
         shared = isinstance(chosen, SharedTemplate)
         with (
             _in_use(self.directory),
+            _without_result(),
             WorkDirectories() as work_directories,
             one_at_a_time(self.directory, until),
         ):
@@ -549,7 +551,7 @@ def _check_access(pid: int) -> None:
     try:
         os.stat(path)
     except PermissionError as error:
-        why = f"take: process {pid} cannot be saved: {path}: {error.strerror}; it belongs to"
+        why = f"process {pid} cannot be saved: {path}: {error.strerror}; it belongs to"
         why += " another user, or to another user namespace than this process"
         raise PermissionDeniedError(why, verb="take", pid=pid, errno=error.errno) from None
     except OSError:
@@ -613,6 +615,16 @@ def _dedup_problems(opts: CriuOpts | None) -> Iterator[Problem]:
         yield Problem("opts", {"auto_dedup": True}, rule)
     if opts is not None and opts.config_file is not None and in_file(opts.config_file):
         yield Problem("opts", {"config_file": os.fspath(opts.config_file)}, rule)
+
+
+@contextmanager
+def _without_result() -> Iterator[None]:
+    """Remove the result of the restore from an interruption: the copy was ended since."""
+    try:
+        yield
+    except BaseException as stop:
+        remove_result(stop)
+        raise
 
 
 @contextmanager

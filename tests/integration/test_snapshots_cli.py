@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pycriu_native._calls.verbs import too_late
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.plots import read_starts
 from pycriu_native.snapshots import Snapshot
@@ -132,12 +133,54 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
         assert process.wait() == 128 + signal.SIGTERM
 
 
+def test_a_process_that_does_not_exist(tmp_path: Path) -> None:
+    """The message names the command once."""
+    done = run("snapshot", tmp_path / "s", "--pid", 2**22 + 1, "--without-guest")
+    assert done.returncode == Exit.NO_PROCESS
+    assert f"snapshot: there is no process {2**22 + 1}" in done.stderr
+
+
+def test_a_relative_directory(tmp_path: Path) -> None:
+    """``--cwd`` is relative to the working directory of the command."""
+    Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    done = subprocess.run(
+        [*CLI, "start", "snapshot", "--cwd", "."],
+        input='["identity"]\n',
+        capture_output=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        text=True,
+    )
+    assert json.loads(done.stdout)[1]["directory"] == str(tmp_path), done.stderr
+
+
+def test_a_signal_at_the_end_of_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A signal that arrives when the restore is complete ends the copy; the message has no result
+    of the restore.
+    """
+    from pycriu_native.cli.command import Interrupted  # needs click
+    from pycriu_native.cli.run import run as cli
+
+    snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+
+    def late(*_: object, **__: object) -> None:
+        raise too_late(Interrupted(signal.SIGTERM), "restore", "RestoreResult(pid=1)")
+
+    monkeypatch.setattr("pycriu_native.snapshots.snapshot.start_copy", late)
+    assert cli(["start", str(snapshot.directory)]) == 128 + signal.SIGTERM
+    assert capfd.readouterr().err == (
+        "pycriu-native: start: interrupted; the work so far is undone\n"
+    )
+
+
 def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
     """A running process is accepted with the explicit option only."""
     target = spawn()
     done = run("snapshot", tmp_path / "s", "--pid", target.pid)
     assert done.returncode == Exit.REFUSED
-    assert "without_guest" in done.stderr
+    assert "--without-guest accepts that" in done.stderr
     done = run(
         "snapshot", tmp_path / "s", "--pid", target.pid, "--without-guest", "--leave-running"
     )

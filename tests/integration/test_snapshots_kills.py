@@ -19,7 +19,7 @@ import pytest
 
 from pycriu_native.snapshots import Snapshot
 
-from .support.processes import PATIENCE, children, eventually, kill, reap_all, state
+from .support.processes import PATIENCE, children, children_of, eventually, kill, reap_all, state
 from .test_snapshots import COMMAND, ENVIRONMENT, PROGRAM
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_SNAPSHOT_KILLS", "12"))
@@ -175,3 +175,55 @@ def settled(before: set[int]) -> bool:
         if state(pid) == "Z":
             os.waitpid(pid, 0)
     return not remaining
+
+
+def test_the_caller_is_killed_while_the_program_starts(tmp_path: Path, orphans: None) -> None:
+    """The program that is prepared for a snapshot, and its children, end with the caller, although
+    they never call ``guest.wait()``.
+    """
+    before = children()
+    program = (
+        "import subprocess, time\n"
+        "subprocess.Popen(['sleep', '1000'])\n"
+        "print('here', end='\\n', flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    code = (
+        "import sys\n"
+        "from pycriu_native.snapshots import Snapshot\n"
+        "Snapshot.take([sys.executable, '-c', sys.argv[1]], sys.argv[2], output=1)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, program, str(tmp_path / "snapshot")],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "here\n"
+        (pid,) = children_of(caller.pid)
+        (child,) = children_of(pid)
+        caller.kill()
+        caller.wait(PATIENCE)
+    eventually(lambda: state(pid) in ("", "Z") and state(child) in ("", "Z"), "the end of both")
+    reap_all()
+    assert children() == before
+
+
+def test_a_program_that_is_bound_to_its_caller_works(tmp_path: Path) -> None:
+    """It may write to its standard input and change its flags; a copy has no trace of the bond."""
+    program = (
+        "import os, socket, sys\n"
+        "from pycriu_native import guest\n"
+        "peer = socket.socket(fileno=os.dup(0))\n"
+        "peer.send(b'data')\n"
+        "os.set_blocking(0, False)\n"
+        "guest.wait()\n"
+        "import fcntl\n"
+        "print(fcntl.fcntl(0, fcntl.F_GETOWN), fcntl.fcntl(0, fcntl.F_GETFL) & os.O_ASYNC)\n"
+    )
+    snapshot = Snapshot.take(
+        [sys.executable, "-c", program], tmp_path / "snapshot", env=ENVIRONMENT
+    )
+    with snapshot.start(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate(timeout=PATIENCE)[0] == "0 0\n"
