@@ -189,6 +189,7 @@ def test_received_before_the_last_checkpoint(
     output = job.directory.path / "stdout"
     job.until(lambda: output.exists() and output.stat().st_size, "its start")
     if before:
+        job.until(lambda: job.directory.status().state is State.RUNNING, "its state")
         request_checkpoint(job.directory, PATIENCE)
         if where == "another host":
             job.until(lambda: _has_uploaded(job, 1), "its upload")
