@@ -18,13 +18,16 @@ from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer, WireValue
 from . import unbound_socket
-from .log_excerpt import diagnose, error_lines, stderr_lines
+from .log_excerpt import diagnose, error_lines, known, stderr_lines
 
 EBADRQC = 56
 """The errno in CRIU's response when it refuses the options of a request."""
 
 NO_CAUSE = "CRIU reports no cause"
 LOG_MORE = "log_level=3 makes CRIU log more"
+
+SMALL = 2**16
+"""Bytes of free space below which a file system counts as full."""
 
 _KERNEL_UNKNOWN = re.compile("initialize kernel features detection|initializing kerndat")
 """Lines that report that CRIU cannot detect the features of the kernel."""
@@ -70,8 +73,13 @@ def explain_failure(
     lines = _evidence(verb, pid, outcome, mark)
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     result = diagnose(lines, verb, errno)
-    if lost is None and result.cause is None and lines and all(map(_SUMMARY.search, lines)):
-        result = _without_cause(opts, result, lines)
+    if lost is None and result.cause is None and all(map(_SUMMARY.search, lines)):
+        if _is_full(outcome.log or outcome.images):
+            full = known("images-full")  # the error did not fit into the log either
+            kind = full.error or result.kind
+            result = Diagnosis(kind, full.cause, full.cure, tuple(full.options))
+        elif lines:
+            result = _without_cause(opts, result, lines)
     result = _refined(result, pid, outcome.images)
     if _KERNEL_UNKNOWN.search(result.line or "") and not opts.unprivileged:
         result = _without_admin(result)
@@ -174,6 +182,15 @@ def _without_cause(opts: CriuOpts, diagnosis: Diagnosis, lines: list[str]) -> Di
             f"check the memory limit of the cgroup in which the restore runs; {LOG_MORE}",
         )
     return Diagnosis(diagnosis.kind, NO_CAUSE, LOG_MORE, ())
+
+
+def _is_full(path: str) -> bool:
+    """Whether the file system of a file or directory has no space for a log."""
+    try:
+        system = os.statvfs(path)
+    except OSError:
+        return False
+    return system.f_bavail * system.f_frsize < SMALL
 
 
 def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:

@@ -88,7 +88,7 @@ def _refusal(words: list[str]) -> str | None:
             refusal = f"no /proc can be mounted in it: {error.strerror}"
         os.write(write, json.dumps(refusal).encode())
         os._exit(0)
-    os.close(write)
+    close(write)
     with open(read, "rb") as pipe:
         result: str | None = json.loads(pipe.read())
     os.wait()
