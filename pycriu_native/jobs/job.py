@@ -16,6 +16,7 @@ from typing import Any
 from .._integrity.dump_marker import DEEPEST
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
+from .._support.signal_names import signal_name
 from .._support.unpatched import close, sleep
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_host
 from ..archive.codecs import Compression
@@ -224,7 +225,10 @@ class Job:
         if code == FAILED:
             raise CriuError(f"{directory.path}: {status.message}", verb="run")
         if code and status.state is not State.ENDED:
-            message = f"the supervisor was killed ({code}); the job can be run again"
+            how = f"by {signal_name(-code)}" if code < 0 else f"with {code}"
+            message = f"the supervisor was ended {how}; the job can be run again"
+            if self.storage is not None:
+                message += f"; storage {self.storage}: {directory.storage_message()}"
             return JobResult(
                 state=State.INTERRUPTED, exit_code=self.interrupted_code, message=message
             )

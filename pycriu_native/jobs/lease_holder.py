@@ -283,9 +283,20 @@ class LeaseHolder:
             code = process.wait()
             if self._lost or code == FAILED or self._directory.status().state is State.ENDED:
                 uploads.cancel()
-            elif not uploads.finish(time.monotonic() + float(self._spec["grace"])):
-                self._report("not uploaded", "the last checkpoint is on this host only")
+            elif not uploads.finish(
+                time.monotonic() + float(self._spec["grace"]), lambda: self._is_ending(lease)
+            ):
+                message = "the last checkpoint is on this host only"
+                if self._is_ending(lease):
+                    self._silent = True
+                    message += f": the storage {self._spec['storage']} does not respond"
+                self._report("not uploaded", message)
+                print_message(message)
         return code if code >= 0 else 128 - code
+
+    def _is_ending(self, lease: Lease) -> bool:
+        """Whether the lease was not renewed for so long that the job has to end."""
+        return now() > lease.until - self._length * (KILLED - STOPPED)
 
     def _until_ended(self, end: int, lease: Lease, send: Callable[[int], object]) -> None:
         stopping = False
@@ -294,7 +305,7 @@ class LeaseHolder:
                 send(signal.SIGKILL)
                 self._report("lease lost", f"{self._lost}; the job was killed here")
                 readable(end, seconds=None)
-            elif now() > lease.until - self._length * (KILLED - STOPPED) and not stopping:
+            elif self._is_ending(lease) and not stopping:
                 stopping = True
                 self._report("lease ends", "the job is stopped: the lease cannot be renewed")
                 send(signal.SIGUSR1)  # after which a job of SLURM is requeued

@@ -61,14 +61,19 @@ class Uploads:
         """Start the thread."""
         self._thread.start()
 
-    def finish(self, until: float) -> bool:
+    def finish(self, until: float, is_silent: Callable[[], bool] = lambda: False) -> bool:
         """Upload the last checkpoint; returns whether the storage has it.
 
-        After ``until``, on the monotonic clock, no upload is started; a running one is completed.
+        After ``until``, on the monotonic clock, no upload is started; a running one is completed,
+        unless ``is_silent`` returns True: the storage does not respond.
         """
         self._until = until
         self._changed.set()
-        self._thread.join()
+        while self._thread.is_alive():
+            if is_silent():
+                self._cancelled = True
+                return False
+            self._thread.join(LOOK)
         return self._next() is None
 
     def cancel(self) -> None:

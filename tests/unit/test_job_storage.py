@@ -738,6 +738,35 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
     assert not commits(storage)
 
 
+def test_an_upload_without_a_response(clock: Clock, tmp_path: Path) -> None:
+    """The end of a job does not wait for an upload to a storage that does not respond."""
+    storage = Faulty(f"memory://job-{next(numbers)}")
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    begun, over = threading.Event(), threading.Event()
+
+    def wait(name: str, written: int) -> bool:
+        begun.set()
+        return over.wait(60)
+
+    storage.fails = wait
+    running = Uploads(
+        storage,
+        lease,
+        here,
+        {"compress": "none", "encrypt_to": [], "keep": 2},
+        report=lambda event, message, **more: None,
+        lost=lambda message: None,
+    )
+    _taken(here, 1)
+    running.start()
+    assert begun.wait(60)
+    assert not running.finish(float("inf"), is_silent=lambda: True)
+    assert not over.is_set()
+    over.set()
+    running.cancel()
+
+
 def test_a_cancelled_upload(clock: Clock, tmp_path: Path) -> None:
     """An upload that fails after the end of the job is not repeated; its thread ends normally."""
     storage = Faulty(f"memory://job-{next(numbers)}")
