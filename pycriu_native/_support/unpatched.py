@@ -71,7 +71,8 @@ def readable(*fds: int, seconds: float | None = 0.0) -> bool:
 _start: Callable[..., int] = original("_thread", "start_new_thread")
 
 
-def _threads_are_replaced() -> bool:
+def threads_are_replaced() -> bool:
+    """Whether gevent or eventlet has replaced threads by greenlets."""
     gevent, eventlet = (sys.modules.get(name) for name in ("gevent.monkey", "eventlet.patcher"))
     return (gevent is not None and bool(gevent.is_module_patched("threading"))) or (
         eventlet is not None and bool(eventlet.is_monkey_patched("thread"))
@@ -145,7 +146,7 @@ def Thread(
 
     Without ``daemon`` it is a daemon thread if the calling thread is one.
     """
-    if _threads_are_replaced():
+    if threads_are_replaced():
         return RawThread(target, name, args, daemon)
     import threading
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+from _thread import get_native_id
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -16,7 +17,7 @@ from .._calls.call import CALL_RUNNER, MOST_INTERRUPTIONS, Call
 from .._calls.notification import Hook
 from .._calls.request import Outcome
 from .._native.ffi import native
-from .._support.unpatched import Event, Lock, Thread, original
+from .._support.unpatched import Event, Lock, Thread, threads_are_replaced
 from ..errors import CriuError
 
 Result = TypeVar("Result")
@@ -27,9 +28,10 @@ def uninterrupted(function: Callable[[], Result], undo: Callable[[Result], objec
 
     Each call of CRIU that the function makes is cancelled. If it returns nevertheless, ``undo`` is
     called with its result. Other threads than the main thread are not interrupted: there the
-    function is called directly.
+    function is called directly. So it is where gevent or eventlet has replaced functions of the
+    standard library, such as ``os.close``, which wait for the event loop of the calling thread.
     """
-    if original("_thread", "get_native_id")() != os.getpid():
+    if threads_are_replaced() or get_native_id() != os.getpid():
         return function()
     return _Work(function, undo).run()
 

@@ -83,7 +83,6 @@ STEPS: list[tuple[ModuleType | type, str]] = [
     (namespaces.Namespaces, "restored"),
     (start_worker.StartWorker, "connect"),
     (start_worker._Guard, "end"),
-    (start_worker._Guard, "_run"),
     (sharing.Sharing, "chosen"),
     (snapshot_module.Snapshot, "_next_number"),
     (restore, "restore_child"),
