@@ -12,7 +12,7 @@ from collections.abc import Callable
 from subprocess import PIPE
 from typing import Any
 
-from pycriu_native.snapshots import Process, SharedTemplate, Snapshot, prepare
+from pycriu_native.snapshots import SharedTemplate, Snapshot, SnapshotProcess, prepare
 
 from .common import HERE, Row, in_turns, main, memory_of, row, scratch, timed
 
@@ -37,7 +37,7 @@ for line in sys.stdin:
 AT_ONCE = 16
 NAMES = ("plain", "shared")
 
-Start = Callable[[], Process[str]]
+Start = Callable[[], SnapshotProcess[str]]
 
 
 def measure(quick: bool) -> list[Row]:
@@ -83,7 +83,7 @@ def measure(quick: bool) -> list[Row]:
 
 
 def _start(snapshot: Snapshot, template: SharedTemplate | None) -> Start:
-    def start() -> Process[str]:
+    def start() -> SnapshotProcess[str]:
         result = snapshot.start(
             stdin=PIPE,
             stdout=PIPE,
@@ -121,7 +121,7 @@ def _at_once(start: Start) -> tuple[list[float], list[float], list[float]]:
     """The milliseconds to each first response, and the memory of each in MiB while all run."""
     began = time.perf_counter()
 
-    def answered() -> tuple[float, Process[str]]:
+    def answered() -> tuple[float, SnapshotProcess[str]]:
         process = start()
         assert process.stdout is not None
         process.stdout.readline()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._support.lazy import fetch
-from .process import Process
+from .process import SnapshotProcess
 from .record import Host, MappedFile, Record
 from .shared_template import SharedTemplate
 from .snapshot import Snapshot, list_snapshots
@@ -31,10 +31,10 @@ __all__ = [
     "AsyncProcess",
     "Host",
     "MappedFile",
-    "Process",
     "Record",
     "SharedTemplate",
     "Snapshot",
+    "SnapshotProcess",
     "StartPhase",
     "StartTimings",
     "Zygote",

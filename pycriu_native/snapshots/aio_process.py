@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from ..errors import OptionError, Problem
 from .arguments import Text
-from .process import Process, end
+from .process import SnapshotProcess, end
 
 LIMIT = 2**16
 """Limit of a stream reader's buffer in bytes, as for ``asyncio.create_subprocess_exec``."""
@@ -24,7 +24,7 @@ class AsyncProcess:
     None for a stream that is not a pipe.
     """
 
-    def __init__(self, process: Process[bytes]) -> None:
+    def __init__(self, process: SnapshotProcess[bytes]) -> None:
         self.process = process
         """The copy."""
         self.pid = process.pid
@@ -40,7 +40,7 @@ class AsyncProcess:
         self._pidfd = process.pidfd
 
     @classmethod
-    async def connected(cls, process: Process[bytes]) -> AsyncProcess:
+    async def connected(cls, process: SnapshotProcess[bytes]) -> AsyncProcess:
         """Attach the streams of a copy to the running event loop."""
         self = cls(process)
         loop = asyncio.get_running_loop()
@@ -120,7 +120,9 @@ class AsyncProcess:
 
 
 def starting(
-    start: Callable[..., Process[bytes]], args: Sequence[Text] | None, options: dict[str, Any]
+    start: Callable[..., SnapshotProcess[bytes]],
+    args: Sequence[Text] | None,
+    options: dict[str, Any],
 ) -> Starting:
     """Prepare a start with these arguments. ``OptionError`` for those of text mode."""
     for name in ("text", "encoding", "errors", "bufsize"):
@@ -133,7 +135,7 @@ def starting(
 class Starting:
     """The result of ``Snapshot.start_async``: an awaitable and an asynchronous context manager."""
 
-    def __init__(self, start: Callable[[], Process[bytes]]) -> None:
+    def __init__(self, start: Callable[[], SnapshotProcess[bytes]]) -> None:
         self._start = start
         self._process: AsyncProcess | None = None
 

@@ -40,7 +40,7 @@ class Child(Protocol):
         """End the remaining processes; with ``wait`` reap them. Returns whether all ended."""
 
 
-class Process(subprocess.Popen[AnyStr]):
+class SnapshotProcess(subprocess.Popen[AnyStr]):
     """A started copy, with the documented interface of ``subprocess.Popen``.
 
     ``pid`` is its pid in the namespace of this process; in its own pid namespace it has the saved
@@ -324,7 +324,7 @@ class Process(subprocess.Popen[AnyStr]):
             warnings.warn(f"copy {self.pid} is still running", ResourceWarning, source=self)
 
 
-def end(process: Process[Any]) -> None:
+def end(process: SnapshotProcess[Any]) -> None:
     """Kill a copy whose start was cancelled, reap it, and close its streams."""
     process.kill()
     with contextlib.suppress(subprocess.SubprocessError):
@@ -332,7 +332,7 @@ def end(process: Process[Any]) -> None:
 
 
 _unowned: list[Child] = []
-"""Copies whose :class:`Process` was deleted, and copies whose namespaces have not ended yet."""
+"""Copies whose :class:`SnapshotProcess` was deleted, or whose namespaces have not ended yet."""
 
 
 def reap_unowned() -> None:

@@ -24,7 +24,7 @@ from .copy_request import CopyRequest, send_line
 from .guest_socket import GuestSocket
 from .namespaces import Namespaces
 from .place import Place
-from .process import Child, Process
+from .process import Child, SnapshotProcess
 from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
@@ -85,7 +85,7 @@ def start_copy(
     unshared_reason: str | None,
     savable: bool,
     watch: Stopwatch,
-) -> Process[Any]:
+) -> SnapshotProcess[Any]:
     """Restore one copy as a child of this process. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         streams = Streams.made(given.streams, kept, passed)
@@ -110,7 +110,7 @@ def start_copy(
                 child.close(wait=True)  # before its socket: it would print that it has to end
                 raise
         kept.pop_all()
-    return Process(
+    return SnapshotProcess(
         given.command(record),
         child,
         streams.parent,

@@ -34,7 +34,7 @@ from .guest_socket import GuestSocket
 from .java_counters import unlink_counters
 from .parent_pages import share_with_parent
 from .parked import ParkedProgram
-from .process import Process
+from .process import SnapshotProcess
 from .record import Record
 from .restore import PID_NAMESPACE
 
@@ -80,7 +80,7 @@ def _ends_of_copy(pid: int, socket: GuestSocket, *, forks: bool) -> Ends:
     return Ends(keys, external, guest_fd=socket.number, forks=forks)
 
 
-def copy_problems(copy: Process[Any], without_guest: bool) -> Iterator[Problem]:
+def copy_problems(copy: SnapshotProcess[Any], without_guest: bool) -> Iterator[Problem]:
     """Why a copy cannot be saved."""
     if copy.guest is None:
         yield Problem("program", copy, "a copy that was started with savable=True is accepted")
@@ -136,7 +136,7 @@ class Saving:
             ends = Ends(keys, external, guest_fd=program.guest_fd, forks=program.forks)
             self._save(program.process.pid, ends, processor=processor)
 
-    def save_copy(self, copy: Process[Any]) -> None:
+    def save_copy(self, copy: SnapshotProcess[Any]) -> None:
         assert copy.guest is not None
         forks = copy.guest.wait_until_parked(self.until) == guest.READY_TO_FORK
         ends = _ends_of_copy(copy.pid, copy.guest, forks=forks)
@@ -156,7 +156,7 @@ class Saving:
         pid: int,
         ends: Ends,
         *,
-        copy: Process[Any] | None = None,
+        copy: SnapshotProcess[Any] | None = None,
         processor: str = "",
     ) -> None:
         seen = SeenProcess(pid)

@@ -54,7 +54,7 @@ from .deleted_files import one_at_a_time
 from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
-from .process import Process, end, reap_unowned
+from .process import SnapshotProcess, end, reap_unowned
 from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, reached_by_worker, start_copy
@@ -182,7 +182,7 @@ class Snapshot(Closing):
         if isinstance(program, int):
             _check_access(program)
             saving.save_process(program, None)
-        elif isinstance(program, Process):
+        elif isinstance(program, SnapshotProcess):
             saving.save_copy(program)
         elif isinstance(program, subprocess.Popen):
             saving.save_process(program.pid, program)
@@ -217,7 +217,7 @@ class Snapshot(Closing):
         opts: CriuOpts | None = None,
         via: Via | None = None,
         deadline: float | None = None,
-    ) -> Process[Any]:
+    ) -> SnapshotProcess[Any]:
         """Start one copy, in new pid and mount namespaces, as a child of this process.
 
         Args:
@@ -239,8 +239,9 @@ class Snapshot(Closing):
             share_memory: True: share the memory of the snapshot with other copies, copy-on-write;
                 False: restore all of it. None: share it from the second start of this object on,
                 which reads the memory once, if ``via`` is a worker, CRIU can be preloaded, and
-                twice the required memory is available; else ``Process.unshared_reason`` has the
-                reason. :class:`SharedTemplate` describes the effect on memory limits.
+                twice the required memory is available; else
+                ``SnapshotProcess.unshared_reason`` has the reason. :class:`SharedTemplate`
+                describes the effect on memory limits.
             savable: the copy can call ``guest.wait()`` again, in which :meth:`take` can save it.
                 (Otherwise that call raises ``SystemExit`` in the copy.)
             opts: further options for the restore, such as ``tcp_close``.
@@ -291,7 +292,7 @@ class Snapshot(Closing):
         opts: CriuOpts | None,
         via: Via,
         deadline: float | None,
-    ) -> Process[Any]:
+    ) -> SnapshotProcess[Any]:
         reap_unowned()
         wrong = [*given.problems(self.record), *place.problems()]
         wrong += self._sharing.problems(share_memory, via)
@@ -564,7 +565,7 @@ def _process_problems(
     pid = program if isinstance(program, int) else program.pid
     if is_above(pid, os.getpid()) and (why := caller_inside(pid, Verb.DUMP, None)):
         yield Problem("program", pid, why)
-    if isinstance(program, Process):
+    if isinstance(program, SnapshotProcess):
         yield from copy_problems(program, without_guest)
     elif not without_guest:
         rule = (

@@ -23,7 +23,7 @@ from ..errors import CriuError, DeadlineError, Problem
 from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
-from .process import Child, Process, reap_unowned
+from .process import Child, SnapshotProcess, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root
 from .streams import Stream, Streams, refuse
@@ -176,7 +176,7 @@ class Zygote(Closing):
         errors: str | None = None,
         bufsize: int = -1,
         deadline: float | None = None,
-    ) -> Process[Any]:
+    ) -> SnapshotProcess[Any]:
         """Fork one copy. Arguments and result are those of :meth:`.Snapshot.start`.
 
         Raises:
@@ -221,7 +221,7 @@ class Zygote(Closing):
             self._copies.add(child)
             kept.pop_all()
             request.close()
-        return Process(
+        return SnapshotProcess(
             given.command(self._record),
             child,
             streams.parent,

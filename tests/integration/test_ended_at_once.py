@@ -28,7 +28,7 @@ from pycriu_native import (
     restore_child,
 )
 from pycriu_native._transport.connection import Connection
-from pycriu_native.snapshots import Process, Snapshot
+from pycriu_native.snapshots import Snapshot, SnapshotProcess
 
 from .support.processes import PATIENCE
 
@@ -184,7 +184,7 @@ def test_a_failed_start_leaves_other_copies(tmp_path: Path) -> None:
     def run() -> None:
         with running(tmp_path / "effects", "kill") as program:
             snapshot = Snapshot.take(program, tmp_path / "snapshot", without_guest=True)
-        others: list[Process[bytes]] = []
+        others: list[SnapshotProcess[bytes]] = []
 
         class Overtaken(Worker):
             """A worker; before it starts, another copy is started and ends."""

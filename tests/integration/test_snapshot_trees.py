@@ -22,7 +22,7 @@ from pycriu_native.archive.pack import pack, unpack
 from pycriu_native.images import check_images
 from pycriu_native.images.build import parents_of
 from pycriu_native.images.pages import Layers
-from pycriu_native.snapshots import Process, Snapshot, parent_pages, saving
+from pycriu_native.snapshots import Snapshot, SnapshotProcess, parent_pages, saving
 from pycriu_native.snapshots.parent_pages import PARENT, share_with_parent
 
 from .support.processes import PATIENCE, children
@@ -55,20 +55,20 @@ def snapshot(tmp_path: Path) -> Iterator[Snapshot]:
         yield result
 
 
-def started(snapshot: Snapshot, *args: str, **options: Any) -> Process[str]:
+def started(snapshot: Snapshot, *args: str, **options: Any) -> SnapshotProcess[str]:
     """A copy that can be saved."""
     streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, "text": True, "savable": True}
     return snapshot.start(args, **{**streams, **options})
 
 
-def say(process: Process[str], line: str) -> None:
+def say(process: SnapshotProcess[str], line: str) -> None:
     """Write a line to a copy."""
     assert process.stdin is not None
     process.stdin.write(line + "\n")
     process.stdin.flush()
 
 
-def state_of(process: Process[str]) -> list[Any]:
+def state_of(process: SnapshotProcess[str]) -> list[Any]:
     """The history of a copy, a random number, its pids, and whether its memory is intact."""
     say(process, "state")
     assert process.stdout is not None
@@ -76,7 +76,7 @@ def state_of(process: Process[str]) -> list[Any]:
     return result
 
 
-def taken(process: Process[str], directory: Path, **options: Any) -> Snapshot:
+def taken(process: SnapshotProcess[str], directory: Path, **options: Any) -> Snapshot:
     """A snapshot of a copy that calls guest.wait()."""
     say(process, "park")
     return Snapshot.take(process, directory, deadline=PATIENCE, **options)

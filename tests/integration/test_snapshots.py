@@ -33,7 +33,7 @@ from pycriu_native import (
     Worker,
     WorkerPool,
 )
-from pycriu_native.snapshots import Process, Snapshot, Zygote, list_snapshots
+from pycriu_native.snapshots import Snapshot, SnapshotProcess, Zygote, list_snapshots
 
 from .conftest import Spawn
 from .support.processes import PATIENCE, children, eventually, is_alive
@@ -59,13 +59,13 @@ def snapshot(taken: Snapshot) -> Iterator[Snapshot]:
         yield taken
 
 
-def started(snapshot: Snapshot, *args: str, **options: Any) -> Process[str]:
+def started(snapshot: Snapshot, *args: str, **options: Any) -> SnapshotProcess[str]:
     """A copy with text pipes for input and output."""
     options = {"stdin": PIPE, "stdout": PIPE, "text": True, **options}
     return snapshot.start(args or None, **options)
 
 
-def ask(process: Process[str], *question: Any) -> Any:
+def ask(process: SnapshotProcess[str], *question: Any) -> Any:
     """Send a request to a copy; returns the number of the start and the response."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -74,7 +74,7 @@ def ask(process: Process[str], *question: Any) -> Any:
     return json.loads(process.stdout.readline())
 
 
-def identity(process: Process[str]) -> Any:
+def identity(process: SnapshotProcess[str]) -> Any:
     """The state that a copy reports."""
     return ask(process, "identity")[1]
 
@@ -111,7 +111,7 @@ def test_many_at_once(snapshot: Snapshot) -> None:
     """Copies run at the same time, each with separate processes, /proc, numbers and
     random numbers.
     """
-    copies: list[Process[str]] = []
+    copies: list[SnapshotProcess[str]] = []
     threads = [threading.Thread(target=lambda: copies.append(started(snapshot))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -130,14 +130,14 @@ def test_many_at_once(snapshot: Snapshot) -> None:
         kill_all(copies)
 
 
-def check_random_numbers(copies: Sequence[Process[str]]) -> None:
+def check_random_numbers(copies: Sequence[SnapshotProcess[str]]) -> None:
     """No two copies draw the same random numbers."""
     drawn = [ask(copy, "random")[1] for copy in copies]
     for values in zip(*drawn, strict=True):
         assert len(set(values)) == len(copies)
 
 
-def kill_all(copies: Sequence[Process[str]]) -> None:
+def kill_all(copies: Sequence[SnapshotProcess[str]]) -> None:
     """Kill and reap copies, each of which runs."""
     for copy in copies:
         copy.kill()
@@ -145,7 +145,7 @@ def kill_all(copies: Sequence[Process[str]]) -> None:
     assert {copy.returncode for copy in copies} == {-signal.SIGKILL}
 
 
-def check_descriptors(start: Callable[..., Process[str]]) -> None:
+def check_descriptors(start: Callable[..., SnapshotProcess[str]]) -> None:
     """A copy has the descriptors of pass_fds with their numbers, and inheritable; no others."""
     reader, writer = os.pipe()
     number = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 200)
@@ -219,7 +219,7 @@ def test_threads_that_wait(snapshot: Snapshot) -> None:
     for _ in range(3):
         with snapshot.start(stdin=PIPE, stdout=PIPE) as process:
 
-            def end(number: int, process: Process[bytes] = process) -> int:
+            def end(number: int, process: SnapshotProcess[bytes] = process) -> int:
                 if number == 5:
                     process.kill()
                 while number % 2 and process.poll() is None:
@@ -362,7 +362,7 @@ def in_namespace(namespace: str) -> list[int]:
 
 
 def test_a_copy_without_owner(snapshot: Snapshot) -> None:
-    """A copy continues when its Process is deleted, as with subprocess; the next start reaps it."""
+    """A copy continues when its object is deleted, as with subprocess; the next start reaps it."""
     process = started(snapshot)
     pid = process.pid
     assert process.stdin is not None
@@ -590,7 +590,9 @@ def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
         identity(process)
 
 
-def leave_interrupted(process: Process[str], method: str, patch: pytest.MonkeyPatch) -> None:
+def leave_interrupted(
+    process: SnapshotProcess[str], method: str, patch: pytest.MonkeyPatch
+) -> None:
     """Leave a with block by an exception in it, or in this method of the process."""
     with process:
         identity(process)

@@ -15,8 +15,8 @@ import pytest
 
 from pycriu_native import CriuError
 from pycriu_native.snapshots import (
-    Process,
     Snapshot,
+    SnapshotProcess,
     namespaces,
     restore,
     sharing,
@@ -56,7 +56,7 @@ def snapshot(taken: Snapshot) -> Iterator[Snapshot]:
         signal.signal(signal.SIGINT, handler)
 
 
-def kill(process: Process[Any]) -> None:
+def kill(process: SnapshotProcess[Any]) -> None:
     """End a copy."""
     process.kill()
     assert process.wait(PATIENCE) == -signal.SIGKILL
@@ -88,7 +88,7 @@ STEPS: list[tuple[ModuleType | type, str]] = [
     (restore, "restore_child"),
     (restore, "RestoredChild"),
     (restore, "send_line"),
-    (restore, "Process"),
+    (restore, "SnapshotProcess"),
     (snapshot_module, "start_copy"),
 ]
 """Steps of a start."""

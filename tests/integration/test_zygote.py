@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, DeadlineError, OptionError, WorkerPool
-from pycriu_native.snapshots import Process, Snapshot, Zygote
+from pycriu_native.snapshots import Snapshot, SnapshotProcess, Zygote
 from pycriu_native.snapshots.restore import RestoredChild
 
 from .support import cgroups
@@ -53,7 +53,7 @@ def zygote(snapshot: Snapshot) -> Iterator[Zygote]:
         yield result
 
 
-def started(zygote: Zygote, *args: str, **options: Any) -> Process[str]:
+def started(zygote: Zygote, *args: str, **options: Any) -> SnapshotProcess[str]:
     """A copy with text pipes for input and output."""
     return zygote.start(args or None, stdin=PIPE, stdout=PIPE, text=True, **options)
 

@@ -145,6 +145,10 @@ DOCTOR = {
     "run as root; or start the program and this library in one user namespace, and set "
     "unprivileged=True: unshare --user --map-root-user --pid --fork --mount-proc; "
     "pycriu-native run makes one itself": "test_jobs_unprivileged.py: test_dump_and_restore",
+    "pycriu-native run creates one; for other calls start the program and this library in it, and "
+    "set unprivileged=True: unshare --user --map-root-user --pid --fork --mount-proc": (
+        "test_jobs_unprivileged.py: test_dump_and_restore"
+    ),
     "it needs {}": KERNEL,
     "install both from one release": ("test_doctor.py: test_a_criu_that_does_not_fit_the_kernel"),
     "run as root, or set unprivileged=True": "test_security_unprivileged.py: test_what_it_takes",

@@ -179,6 +179,19 @@ def test_every_name_is_there(module: ModuleType) -> None:
         _ = module.nothing
 
 
+def test_no_two_public_classes_share_a_name() -> None:
+    """A class can be searched for by its name."""
+    classes: dict[str, set[type]] = {}
+    for package in pkgutil.iter_modules(pycriu_native.__path__, "pycriu_native."):
+        if package.name.rpartition(".")[2].startswith("_"):
+            continue
+        module = importlib.import_module(package.name)
+        for name in getattr(module, "__all__", ()):
+            if isinstance(value := getattr(module, name), type):
+                classes.setdefault(name, set()).add(value)
+    assert {name for name, found in classes.items() if len(found) > 1} == set()
+
+
 def test_a_module_is_there_too() -> None:
     """A submodule of a private package can be reached by attributes, too."""
     assert pycriu_native._pages.page_server.page_server is pycriu_native.page_server

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from pycriu_native._integrity import manifest
 from pycriu_native._rollback import copies, copying, index, restored_file, saved_files
 from pycriu_native._rollback.put_back import RollBack
 from pycriu_native._rollback.restored_file import before_of
+from pycriu_native._rollback.written_files import WrittenFile, written_files
 
 
 def test_values_that_are_refused(tmp_path: Path) -> None:
@@ -215,6 +217,16 @@ def _restored(images: Path, *, keep: bool = True) -> None:
             rolled_back.close()
     finally:
         os.close(at)
+
+
+@pytest.fixture(autouse=True)
+def _without_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Leave out the output of the tests, which can be a file."""
+
+    def files(*arguments: Any) -> list[WrittenFile]:
+        return [each for each in written_files(*arguments) if each.path.startswith(str(tmp_path))]
+
+    monkeypatch.setattr("pycriu_native._rollback.saved_files.written_files", files)
 
 
 def _dumped(images: Path, link_from: Path | None = None) -> set[int]:

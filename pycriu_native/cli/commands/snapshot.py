@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from ...errors import CriuError, OptionError, Problem
-from ...snapshots import Process, Record, Snapshot, list_snapshots
+from ...snapshots import Record, Snapshot, SnapshotProcess, list_snapshots
 from ...snapshots.parked import LAST_OUTPUT
 from ...snapshots.processor_level import LEVELS
 from .. import progress
@@ -118,7 +118,7 @@ def _variables(given: tuple[str, ...]) -> dict[str, str] | None:
     return result or None
 
 
-def _until_end(process: Process[bytes]) -> int:
+def _until_end(process: SnapshotProcess[bytes]) -> int:
     """Wait for a copy, forward signals to it, and return its exit code."""
     while True:
         try:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import partial
 
+from ..._support.unpatched import close
 from ..._system.new_namespaces import (
     CLONE_NEWNS,
     CLONE_NEWPID,
