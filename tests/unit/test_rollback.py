@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +27,6 @@ from pycriu_native._integrity import manifest
 from pycriu_native._rollback import copies, copying, index, restored_file, saved_files
 from pycriu_native._rollback.put_back import RollBack
 from pycriu_native._rollback.restored_file import before_of
-from pycriu_native._rollback.written_files import WrittenFile, written_files
 
 
 def test_values_that_are_refused(tmp_path: Path) -> None:
@@ -219,23 +220,36 @@ def _restored(images: Path, *, keep: bool = True) -> None:
         os.close(at)
 
 
-@pytest.fixture(autouse=True)
-def _without_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Leave out the output of the tests, which can be a file."""
+@contextlib.contextmanager
+def _other_process(directory: Path) -> Iterator[int]:
+    """A process that has open what this process has open below a directory.
 
-    def files(*arguments: Any) -> list[WrittenFile]:
-        return [each for each in written_files(*arguments) if each.path.startswith(str(tmp_path))]
-
-    monkeypatch.setattr("pycriu_native._rollback.saved_files.written_files", files)
+    This process also has its output open, which can be a file.
+    """
+    fds = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listed directory
+            if os.readlink(f"/proc/self/fd/{name}").startswith(f"{directory}/"):
+                fds.append(int(name))
+    null = subprocess.DEVNULL
+    words = ["sleep", "1000"]
+    with subprocess.Popen(words, stdin=null, stdout=null, stderr=null, pass_fds=fds) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def _dumped(images: Path, link_from: Path | None = None) -> set[int]:
-    """Save the files that this process has open; returns the inodes of the copies."""
+    """Save the files that this process has open beside ``images``; returns the inodes of the
+    copies.
+    """
     images.mkdir()
     at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
     try:
         rollback = Rollback(complete=True, link_from=link_from)
-        saved_files.save(at, [os.getpid()], rollback, lambda: None)
+        with _other_process(images.parent) as pid:
+            saved_files.save(at, [pid], rollback, lambda: None)
     finally:
         os.close(at)
     index = json.loads((images / "pycriu-native.files").read_text())
@@ -357,7 +371,8 @@ def test_files_that_are_read(tmp_path: Path) -> None:
             place.mkdir()
             at = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                saved_files.save(at, [os.getpid()], rollback, lambda: None)
+                with _other_process(tmp_path) as pid:
+                    saved_files.save(at, [pid], rollback, lambda: None)
             finally:
                 os.close(at)
     other.unlink()
