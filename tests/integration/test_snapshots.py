@@ -546,19 +546,14 @@ def test_a_process_of_another_user_namespace(tmp_path: Path) -> None:
         "except PermissionDeniedError as error:\n"
         "    print(error.pid)\n"
     )
-    command = [
-        "unshare",
-        "--user",
-        sys.executable,
-        "-c",
-        code,
-        str(os.getpid()),
-        str(tmp_path / "s"),
-    ]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        command = ["unshare", "--user", sys.executable, "-c", code, str(process.pid)]
+        command.append(str(tmp_path / "s"))
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+        process.kill()
     if "unshare failed" in done.stderr:
         pytest.skip(done.stderr)
-    assert (done.stdout, done.returncode) == (f"{os.getpid()}\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == (f"{process.pid}\n", 0), done.stderr
 
 
 def test_a_configuration_file_with_auto_dedup(snapshot: Snapshot, tmp_path: Path) -> None:
