@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from .support.jobs import RunningJob, check_exact, nothing_runs
-from .support.mounts import loop_device, why_no_loop_device
+from .support.mounts import loop_device, unmounted, why_no_loop_device
 from .support.processes import eventually
 
 LOSSES = int(os.environ.get("PYCRIU_NATIVE_JOB_POWER_LOSSES", "3"))
@@ -41,7 +41,7 @@ class Disk:
         subprocess.run(["mkfs.ext4", "-q", image], check=True)
         self._device = loop_device(image, owned)
         self._mount()
-        owned.callback(self._unmount)
+        owned.callback(unmounted, self.path)
 
     def lose_power(self) -> None:
         """Stop all writing, without writing what is in memory."""
@@ -57,7 +57,7 @@ class Disk:
         The kernel may still be freeing the job's mount namespace, which has a mount of its own: the
         new mount is then one of the file system that was shut down, which cannot be written.
         """
-        if not self._unmount():
+        if not unmounted(self.path):
             return False
         self._mount()
         try:
@@ -70,9 +70,6 @@ class Disk:
 
     def _mount(self) -> None:
         subprocess.run(["mount", "-t", "ext4", self._device, self.path], check=True)
-
-    def _unmount(self) -> bool:
-        return subprocess.run(["umount", self.path], capture_output=True).returncode == 0
 
 
 @pytest.fixture

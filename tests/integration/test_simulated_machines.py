@@ -107,12 +107,16 @@ os.execv(words[0], words)
 def on_older_kernel(site: Site, refused: int, first: int = 0, setup: str = "true") -> Worker:
     """A CRIU whose system call of a number is refused; only with a first argument, if not 0.
 
-    ``setup`` are commands in the mount namespace of CRIU. It neither reads nor writes the cache of
-    features in /run.
+    ``setup`` are commands in the mount namespace of CRIU.
     """
     script = site.directory / "filter.py"
     script.write_text(FILTER)
     words = (sys.executable, str(script), str(refused), str(first))
+    return without_cache(site, *words, setup=setup)
+
+
+def without_cache(site: Site, *words: str, setup: str = "true") -> Worker:
+    """A CRIU that neither reads nor writes the cache of features in /run, behind other words."""
     inner = f"'mount -n -t tmpfs none /run && {setup} && exec \"$@\"'"
     own = ("unshare", "--mount", "--propagation=private", "sh", "-c", inner, "sh")
     return wrapped(site, *own, *words)
@@ -175,7 +179,7 @@ def test_a_pid_that_another_process_gets(site: Site) -> None:
 def test_a_sandbox_that_forbids_the_tests_of_the_kernel(site: Site) -> None:
     """CRIU fails in a sandbox that forbids its tests of the kernel, and works outside of it."""
     releases.required("4.1", "CAP_CHECKPOINT_RESTORE suffices for the start of CRIU")
-    site.via = wrapped(site, "setpriv", "--bounding-set=-sys_admin")
+    site.via = without_cache(site, "setpriv", "--bounding-set=-sys_admin")
     target = site.spawn()
     assert "run outside of the sandbox" in dump_fails(site, target, "kerndat")
     dump(target.pid, site.opts)

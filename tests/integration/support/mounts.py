@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from .processes import eventually
+
 WITHOUT_SHARED_TMPFS = (
     *("unshare", "--mount", "sh", "-c"),
     'umount --recursive --lazy /dev/shm; umount --recursive --lazy /run; exec "$@"',
@@ -28,7 +30,13 @@ def tmpfs(where: Path, size: str = "16m") -> Iterator[Path]:
     try:
         yield where
     finally:
-        subprocess.run(["umount", where], check=True)
+        # The kernel may still be freeing the mount namespace of a process that has ended.
+        eventually(lambda: unmounted(where), "the end of all users of the tmpfs")
+
+
+def unmounted(where: Path) -> bool:
+    """Unmount a file system; False while it is in use."""
+    return subprocess.run(["umount", where], capture_output=True, check=False).returncode == 0
 
 
 def loop_device(image: Path, owned: ExitStack) -> str:
