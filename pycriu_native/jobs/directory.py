@@ -568,9 +568,9 @@ def _checkpoint(path: Path) -> Checkpoint:
         )
 
 
-def sync(directory: Path) -> None:
-    """Sync a directory to disk."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """Sync a directory or a file to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

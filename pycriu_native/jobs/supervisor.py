@@ -26,7 +26,15 @@ from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
-from .directory import BEAT, NOT_BEGUN, Checkpoint, CheckpointProgress, JobDirectory, State
+from .directory import (
+    BEAT,
+    NOT_BEGUN,
+    Checkpoint,
+    CheckpointProgress,
+    JobDirectory,
+    State,
+    sync,
+)
 from .increments import Increments
 from .job import AGAIN, FAILED, print_message
 from .notice import NoticeWatch
@@ -259,10 +267,12 @@ class Supervisor:
         at = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             save(at, (), Rollback(also=(*map(_pattern, outputs), *self._also)), lambda: None)
-            os.fsync(at)
         finally:
             close(at)
+        for each in (*partial.iterdir(), partial):  # it must be complete after a power failure
+            sync(each)
         os.rename(partial, start)
+        sync(self._directory.path)
 
     def _set_last_pid(self, number: int) -> None:
         with open("/proc/sys/kernel/ns_last_pid", "w") as file:
