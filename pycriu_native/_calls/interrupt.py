@@ -73,7 +73,7 @@ def _sockets(pids: list[int]) -> set[int]:
 def _disconnect(pid: int, spared: set[int]) -> None:
     """Shut down the connections of a process, except for those in ``spared``."""
     for fd in descriptors_of(pid, "socket:"):
-        with of_another(os.dup(fd)) as copy:
+        with of_another(fd) as copy:
             kind = copy.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
             if kind == socket.SOCK_STREAM and os.fstat(copy.fileno()).st_ino not in spared:
                 with contextlib.suppress(OSError):

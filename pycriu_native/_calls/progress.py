@@ -236,7 +236,7 @@ def received_by(pid: int) -> int:
     """Bytes received over all TCP connections of a child process."""
     total = 0
     for fd in descriptors_of(pid, "socket:"):
-        with contextlib.suppress(OSError), of_another(os.dup(fd)) as copy:
+        with contextlib.suppress(OSError), of_another(fd) as copy:
             message = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
             total += _RECEIVED.unpack(message)[0]
     return total

@@ -243,7 +243,7 @@ def _clear_text(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 def _peer(fd: int) -> str | None:
     """The IP address of the peer of a connection; None for other sockets."""
     try:
-        with of_another(os.dup(fd)) as connection:
+        with of_another(fd) as connection:
             name = connection.getpeername()
     except OSError:
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 
 from .lazy import socket
-from .unpatched import close
 
 
 def blocking(sock: socket.socket) -> socket.socket:
@@ -30,14 +29,15 @@ def pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
 
 
 def of_another(fd: int) -> socket.socket:
-    """A socket object that owns ``fd``, a copy of another process's descriptor.
+    """A socket object with a duplicate of ``fd``, a copy of another process's descriptor.
 
     The blocking mode of that process's socket does not change. The attributes ``family``, ``type``
     and ``proto`` are wrong: ``getsockopt`` returns the right ones.
     """
+    result = socket.socket(socket.AF_UNIX)
     try:
-        result = socket.socket(socket.AF_UNIX)
         os.dup2(fd, result.fileno(), inheritable=False)
-    finally:
-        close(fd)
+    except BaseException:
+        result.close()
+        raise
     return result

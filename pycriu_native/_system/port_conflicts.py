@@ -156,7 +156,7 @@ def _is_in_the_way(binding: Binding, sock: InetSocket, pid: int, fd: int) -> boo
     """Whether CRIU cannot bind beside another process's socket; None if it cannot be read."""
     other = _of(sock)
     try:
-        with copied(pid, fd) as copy, of_another(os.dup(copy)) as options:
+        with copied(pid, fd) as copy, of_another(copy) as options:
             if other.family == socket.AF_INET6:
                 only_ipv6 = options.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 other = replace(other, only_ipv6=bool(only_ipv6))

@@ -107,7 +107,7 @@ def _borrowed(pids: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
             for inode, fd in expected.items():
                 copy = -1 if inode in seen else native.pn_copy_descriptor(process, fd)
                 if copy >= 0:
-                    with of_another(copy) as sock:
+                    with closing(copy), of_another(copy) as sock:
                         if os.fstat(sock.fileno()).st_ino == inode:
                             seen.add(inode)
                             yield inode, sock

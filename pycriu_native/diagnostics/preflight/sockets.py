@@ -301,7 +301,7 @@ def _is_tcp_in_use(fd: Descriptor, kind: str) -> bool:
 @contextlib.contextmanager
 def copied_socket(fd: Descriptor) -> Iterator[socket.socket]:
     """A copy of another process's socket. Raises ``OSError``."""
-    with copied(fd.pid, fd.number) as number, of_another(os.dup(number)) as sock:
+    with copied(fd.pid, fd.number) as number, of_another(number) as sock:
         yield sock
 
 
