@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 
+from ._support.exit_status import exit_status
 from ._support.frozen_dataclass import dataclass, field
 from ._support.unpatched import closing, readable
 
@@ -142,7 +143,7 @@ class RestoreResult:
             except ChildProcessError:
                 return None
         assert ended is not None
-        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        return exit_status(ended)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Container, Iterator, Mapping
 
+from .._support.exit_status import exit_status
 from .._support.lazy import signal
 from .._support.unpatched import closing, readable
 from .._system.process import children_of, read_small, stat_of, status_of
@@ -117,6 +118,5 @@ def _reap(pid: int, until: float, *, kill: bool) -> int | None:
         with contextlib.suppress(ChildProcessError):
             ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
             if ended is not None:
-                exited = ended.si_code == os.CLD_EXITED
-                return ended.si_status if exited else -ended.si_status
+                return exit_status(ended)
     return None

@@ -7,6 +7,7 @@ import errno
 import os
 
 from .._native.ffi import native
+from .._support.exit_status import exit_status
 from .._support.unpatched import close, readable
 
 LARGEST_STDERR = 256 * 1024
@@ -96,5 +97,4 @@ class ChildProcess:
         with contextlib.suppress(ChildProcessError):
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
             if result is not None:
-                exited = result.si_code == os.CLD_EXITED
-                self.status = result.si_status if exited else -result.si_status
+                self.status = exit_status(result)

@@ -37,12 +37,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from .._support.json_values import from_json
 from .._support.unpatched import close, sleep
 from .._system import trusted_path
 from .._system.host import boot_id
 from .._system.process import stat_of, threads_of
 from ..errors import ImagesError, OptionError, Problem
-from .json_values import from_json
 
 INTERRUPTED = 75
 """Exit code of a job that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from .._support.exit_status import exit_status
 from .._support.unpatched import close, readable
 
 
@@ -46,6 +47,5 @@ class PidfdChild:
                 self._status = 0 if readable(self.pidfd) else None
                 return self._status
             if ended is not None:
-                exited = ended.si_code == os.CLD_EXITED
-                self._status = ended.si_status if exited else -ended.si_status
+                self._status = exit_status(ended)
         return self._status

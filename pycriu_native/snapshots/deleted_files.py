@@ -8,13 +8,13 @@ fail.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .._support.unpatched import closing, sleep
+from .._support.unpatched import sleep
+from .._system.file_lock import lock, unlock_and_close
 from ..errors import DeadlineError
 
 REMAPS = "remap-fpath.img"
@@ -33,20 +33,12 @@ def one_at_a_time(directory: Path, until: float | None) -> Iterator[None]:
     if not (directory / REMAPS).exists():
         yield
         return
-    with closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        while not _locked(fd):
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while not lock(fd):
             if until is not None and time.monotonic() >= until:
                 raise DeadlineError("start: another copy is being started, and the deadline passed")
             sleep(PAUSE)
         yield
-
-
-def _locked(fd: int) -> bool:
-    """Get the lock. True also on a file system without locks."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+    finally:
+        unlock_and_close(fd)

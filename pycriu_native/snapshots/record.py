@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .._support.json_values import check_fields
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..results import Version
@@ -121,31 +119,8 @@ class Record:
         return cls(host=Host(**host), files=files, stream_keys=(first, second, third), **fields)
 
     def _check(self) -> None:
-        """``ValueError`` for a member of another type or an impossible value."""
-        _check_types(self)
+        """``TypeError`` for a member of another type, ``ValueError`` for an impossible value."""
+        check_fields(self)
         Version.parse(self.criu)
         if not 0 < self.pid < 2**31:
             raise ValueError(f"pid {self.pid}")
-
-
-def _check_types(values: Any) -> None:
-    for name, hint in _hints(typing.cast(Any, type(values))).items():
-        if not _fits(getattr(values, name), hint):
-            raise ValueError(f"{name} {getattr(values, name)!r}")
-
-
-_hints = functools.cache(typing.get_type_hints)
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value has the type of an annotation of this file."""
-    kinds = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, each) for each in kinds)
-    if typing.get_origin(hint) is tuple:
-        kind = kinds[0]  # all members have one type
-        return isinstance(value, tuple) and all(_fits(each, kind) for each in value)
-    if is_dataclass(hint):
-        _check_types(value)
-        return True
-    return type(value) is hint

@@ -27,6 +27,7 @@ from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
 from .._system.capabilities import is_root_of_host
+from .._system.file_lock import unlock_and_close
 from .._system.process_tree import is_above
 from .._system.processor import cpu_flags
 from .._system.regular_file import open_regular
@@ -644,4 +645,4 @@ def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
             raise CriuError(f"the snapshot {directory} is in use: {what}") from None
         yield
     finally:
-        close(fd)
+        unlock_and_close(fd)
