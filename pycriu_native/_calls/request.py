@@ -124,7 +124,11 @@ def log_path(opts: CriuOpts) -> str | None:
 
 def log_name(request: Request) -> str:
     """The log's name in the work directory."""
-    return request.opts.log_file or f"{request.verb}.log"
+    return _log_name(request.opts, request.verb)
+
+
+def _log_name(opts: CriuOpts, verb: Verb) -> str:
+    return opts.log_file or f"{verb}.log"
 
 
 _STATISTICS = {
@@ -136,5 +140,5 @@ _STATISTICS = {
 
 def output_names(opts: CriuOpts, verb: Verb) -> tuple[str, ...]:
     """The files that CRIU writes to in the work directory."""
-    log = () if log_path(opts) else (opts.log_file or f"{verb}.log",)
+    log = () if log_path(opts) else (_log_name(opts, verb),)
     return (*log, *_STATISTICS.get(verb, ("stats-dump", "stats-restore")))

@@ -88,7 +88,7 @@ def read(images: int) -> Index:
         cure = 'dump with files="rollback", or restore without it'
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         cause = f"{place} cannot be read: {error}"
-        cure = "bring the whole directory again from where it was made"
+        cure = "copy the whole directory again from where it was made"
     raise ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
 
 

@@ -153,7 +153,7 @@ class RestoredFile:
 
     def _damaged(self, names: str, why: str) -> ImagesError:
         cause = f"the saved copy of {self.path}, {names} in {where(self._images)}, {why}"
-        cure = "bring the whole directory again from where it was made"
+        cure = "copy the whole directory again from where it was made"
         return ImagesError(
             f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure
         )

@@ -40,12 +40,20 @@ class LifetimeSockets(Closing):
         own socket.
         """
         for _, theirs in self._pairs:
-            fcntl.fcntl(theirs, fcntl.F_SETOWN, -pid)
-            fcntl.fcntl(theirs, F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(theirs, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
+            kill_on_event(theirs.fileno(), pid)
 
     def close(self) -> None:
         """Kill the group, if one is bound."""
         for ends in self._pairs:
             for end in ends:
                 end.close()
+
+
+def kill_on_event(sock: int, group: int) -> None:
+    """Let the kernel kill a process group at each event of a socket, such as the end of its peer.
+
+    See O_ASYNC in fcntl(2).
+    """
+    fcntl.fcntl(sock, fcntl.F_SETOWN, -group)
+    fcntl.fcntl(sock, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(sock, fcntl.F_SETFL, fcntl.fcntl(sock, fcntl.F_GETFL) | os.O_ASYNC)

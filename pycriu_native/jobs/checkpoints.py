@@ -194,11 +194,9 @@ def resume(directory: JobDirectory, checkpoint: Checkpoint) -> int:
     if checkpoint.options is None:
         raise ImagesError(f"{checkpoint.path}/{META} is missing or cannot be read")
     verify(checkpoint.path)
-    opts = CriuOpts.from_dict(
-        {**checkpoint.options, "images_directory": for_criu(Path(checkpoint.path))}
-    )
     # CRIU's log goes to another directory, so that the sealed image set is not changed.
     work = directory.path / "restore"
     work.mkdir(mode=0o700, exist_ok=True)
-    opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": for_criu(work)})
+    places = {"images_directory": for_criu(Path(checkpoint.path)), "work_directory": for_criu(work)}
+    opts = CriuOpts.from_dict({**checkpoint.options, **places})
     return restore_child(opts, files="rollback").pid

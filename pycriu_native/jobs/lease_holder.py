@@ -75,7 +75,7 @@ class LeaseHolder:
         self._signals.install()
         unblock()
         try:
-            storage, lease = self._attended(self._acquire)
+            storage, lease = self._on_thread(self._acquire)
             return BUSY if lease is None else self._held(storage, lease)
         except Stopped:
             assert self._signals.stopped is not None
@@ -94,7 +94,7 @@ class LeaseHolder:
             self._change_state(State.INTERRUPTED, "interrupted", message, stopped_by=STORAGE)
             return 0
 
-    def _attended(self, function: Callable[[], Result]) -> Result:
+    def _on_thread(self, function: Callable[[], Result]) -> Result:
         """Call a function that uses the storage, on another thread: the call may never return.
 
         Raises what it raises. After a signal that stops the job it is awaited for the grace time,
@@ -233,7 +233,7 @@ class LeaseHolder:
         renewing = threading.Thread(target=self._renew, args=(lease,), name="lease", daemon=True)
         renewing.start()
         try:
-            if not self._attended(lambda: self._prepare(storage, lease)):
+            if not self._on_thread(lambda: self._prepare(storage, lease)):
                 return 0
             return self._run(storage, lease)
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from .._support import sockets
 from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Thread, close
-from .._transport.lifetime_sockets import F_SETSIG
+from .._transport.lifetime_sockets import F_SETSIG, kill_on_event
 from ..errors import CriuError, DeadlineError
 from .copy_request import LAST_STREAM
 from .guest_socket import read_ready
@@ -30,7 +29,7 @@ LAST_OUTPUT = "its last output:"
 """The start of this note. The output went to the caller's standard error too."""
 
 
-class Bond(Closing):
+class EndWithCaller(Closing):
     """Lets the kernel kill a process group when this process ends.
 
     The signal is that of the program's standard input, a socket to which this process writes
@@ -42,12 +41,9 @@ class Bond(Closing):
         # At the end of a process the kernel closes descriptors in ascending order: the peer first.
         self._fd = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, ours + 1)
 
-    def tie(self, pid: int) -> None:
+    def bind(self, pid: int) -> None:
         """Bind the group of this process, its leader."""
-        fcntl.fcntl(self._fd, fcntl.F_SETOWN, -pid)
-        fcntl.fcntl(self._fd, F_SETSIG, signal.SIGKILL)
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+        kill_on_event(self._fd, pid)
 
     def close(self) -> None:
         """Release the group. A second call does nothing."""
@@ -91,7 +87,7 @@ class ParkedProgram(Closing):
         self._name = os.fsdecode(argv[0])
         environment = dict(os.environ if env is None else env)
         environment[guest.VARIABLE] = str(self.guest_fd)
-        self._bond = Bond(self._sockets[0].fileno(), theirs[0].fileno())
+        self._end_with_caller = EndWithCaller(self._sockets[0].fileno(), theirs[0].fileno())
         try:
             self.process = subprocess.Popen(
                 argv,
@@ -106,12 +102,12 @@ class ParkedProgram(Closing):
         except BaseException:
             for each in self._sockets:
                 each.close()
-            self._bond.close()
+            self._end_with_caller.close()
             raise
         finally:
             for each in theirs:
                 each.close()
-        self._bond.tie(self.process.pid)
+        self._end_with_caller.bind(self.process.pid)
         self._readers = [
             Thread(self._pass_on, "output of a parked program", (stream,), daemon=True)
             for stream in self._sockets[1:GUEST]
@@ -133,7 +129,7 @@ class ParkedProgram(Closing):
         """
         try:
             line = read_ready(self.socket, until)
-            self._bond.close()
+            self._end_with_caller.close()
         except (CriuError, DeadlineError) as error:
             raise self._failed(str(error), type(error)) from None
         if not line:
@@ -157,7 +153,7 @@ class ParkedProgram(Closing):
 
     def close(self) -> None:
         """Kill the program if it runs, and reap it."""
-        self._bond.close()
+        self._end_with_caller.close()
         self.socket.close()
         self.process.kill()
         self.process.wait()
