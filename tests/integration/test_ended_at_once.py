@@ -205,16 +205,22 @@ def test_a_failed_start_leaves_other_copies(tmp_path: Path) -> None:
     on_one_processor(run)
 
 
+def dumped(file: Path, images: Path) -> tuple[int, list[str]]:
+    """Dump the plain program; returns its pid, and the keys of its input and output."""
+    with running(file, "_exit") as program:
+        keys = [os.readlink(f"/proc/{program.pid}/fd/{number}") for number in (0, 1)]
+        dump(program.pid, CriuOpts(images_directory=images))
+        program.wait()
+    return program.pid, keys
+
+
 @pytest.mark.cures("ended-while-resumed")
 def test_a_restore_whose_program_ends_at_once(tmp_path: Path) -> None:
     """The error of restore_child has the exit status; with leave_stopped the restore succeeds."""
     effects, images = tmp_path / "effects", tmp_path / "images"
 
     def run() -> None:
-        with running(effects, "_exit") as program:
-            keys = [os.readlink(f"/proc/{program.pid}/fd/{number}") for number in (0, 1)]
-            dump(program.pid, CriuOpts(images_directory=images))
-            program.wait()
+        pid, keys = dumped(effects, images)
         reader, output = os.pipe()
         os.close(reader)
         with full_pipe() as ready:
@@ -222,7 +228,7 @@ def test_a_restore_whose_program_ends_at_once(tmp_path: Path) -> None:
             opts = CriuOpts(images_directory=images, inherit_fds=inherited)
             with pytest.raises(ResumedError, match="leave_stopped=True") as raised:
                 restore_child(opts)
-            assert (raised.value.pid, raised.value.status) == (program.pid, 7)
+            assert (raised.value.pid, raised.value.status) == (pid, 7)
             assert effects.read_text() == "x"
         with full_pipe() as ready:
             inherited = [(ready, keys[0]), (output, keys[1])]
@@ -242,10 +248,7 @@ def test_a_restore_job_whose_program_ran(tmp_path: Path) -> None:
     effects, images = tmp_path / "effects", tmp_path / "images"
 
     def run() -> None:
-        with running(effects, "_exit") as program:
-            keys = [os.readlink(f"/proc/{program.pid}/fd/{number}") for number in (0, 1)]
-            dump(program.pid, CriuOpts(images_directory=images))
-            program.wait()
+        _, keys = dumped(effects, images)
         with full_pipe() as ready, full_pipe() as output:
             inherited = [(ready, keys[0]), (output, keys[1])]
             job = RestoreJob(opts=CriuOpts(images_directory=images, inherit_fds=inherited))

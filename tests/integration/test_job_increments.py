@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from pycriu_native.jobs import CANNOT_RESTORE, INTERRUPTED, Job
 from pycriu_native.jobs.directory import Checkpoint
 
 from .support.features import FEATURES, needs_soft_dirty
-from .support.jobs import RunningJob, check_exact, nothing_runs
+from .support.jobs import RunningJob, check_exact, command_line, nothing_runs
 from .support.processes import eventually
 
 KILLS = 3
@@ -36,15 +35,9 @@ def job(tmp_path: Path) -> Iterator[RunningJob]:
     assert nothing_runs(made)
 
 
-def _pn(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pycriu_native", *words], capture_output=True, text=True, check=False
-    )
-
-
 def _checkpoint(job: RunningJob) -> Checkpoint:
     """Take a checkpoint now."""
-    done = _pn("job", "checkpoint", job.path, "--json")
+    done = command_line("job", "checkpoint", job.path, "--json")
     number = json.loads(done.stdout)["result"]["number"]
     return next(each for each in job.directory.all_checkpoints() if each.number == number)
 
@@ -74,12 +67,12 @@ def test_a_chain(job: RunningJob, tmp_path: Path) -> None:
     assert not _messages(job, "not incremental")
     status = job.directory.status()
     assert (status.incremental, status.last_parents, status.failures) == (3, 1, 0)
-    assert "incremental" in _pn("job", "list", job.path).stdout
+    assert "incremental" in command_line("job", "list", job.path).stdout
     process.send_signal(signal.SIGTERM)
     assert job.wait() == INTERRUPTED
     last = job.directory.all_checkpoints()[0]
     assert last.parents == 2
-    assert _pn("check-images", last.path).returncode == 0
+    assert command_line("check-images", last.path).returncode == 0
     job.start(*options)
     job.until(lambda: job.directory.status().resumed == 1, "its resumption")
     assert [_checkpoint(job).parents for _ in range(2)] == [0, 1]
@@ -169,7 +162,7 @@ def test_memory_that_changes_in_all_ways(job: RunningJob) -> None:
 @pytest.mark.skipif(FEATURES.mem_track, reason="this kernel tracks changed memory")
 def test_a_kernel_without_tracking(tmp_path: Path) -> None:
     """An explicit number is refused before the directory is made; by default all are full."""
-    done = _pn("run", "--dir", str(tmp_path / "job"), "--incremental", "3", "--", "true")
+    done = command_line("run", "--dir", str(tmp_path / "job"), "--incremental", "3", "--", "true")
     assert done.returncode == 3
     assert "incremental=3: this kernel or CRIU lacks tracking of changed memory" in done.stderr
     assert not (tmp_path / "job").exists()

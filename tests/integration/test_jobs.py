@@ -22,7 +22,7 @@ from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
 from pycriu_native.jobs.directory import CheckpointProgress, JobDirectory
 
-from .support.jobs import OURS, RunningJob, check_exact, nothing_runs
+from .support.jobs import OURS, RunningJob, check_exact, command_line, nothing_runs
 from .support.processes import eventually, user_namespace
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_JOB_KILLS", "6"))
@@ -39,12 +39,6 @@ def job(tmp_path: Path) -> Iterator[RunningJob]:
     yield made
     made.end()
     assert nothing_runs(made)
-
-
-def _pn(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pycriu_native", *words], capture_output=True, text=True, check=False
-    )
 
 
 def _events(job: RunningJob) -> list[str]:
@@ -74,7 +68,7 @@ def test_the_exit_code_of_the_command(tmp_path: Path) -> None:
     assert crash.message == "the command was ended by SIGSEGV"
     real_time = Job(tmp_path / "d", ["sh", "-c", "kill -40 $$"]).run()
     assert real_time.message == "the command was ended by signal 40"
-    done = _pn("run", "--dir", str(tmp_path / "c"), "--", "/nowhere/program")
+    done = command_line("run", "--dir", str(tmp_path / "c"), "--", "/nowhere/program")
     assert done.returncode == 1
     assert "/nowhere/program" in done.stderr
     words = [sys.executable, "-m", "pycriu_native", "run", "--dir", str(tmp_path / "f")]
@@ -230,24 +224,24 @@ def test_two_supervisors(job: RunningJob) -> None:
 def test_control(job: RunningJob) -> None:
     """status, list, checkpoint, stop and log, as text and as JSON; metrics and events."""
     path = str(job.directory.path)
-    assert _pn("job", "status", path).returncode == 6
+    assert command_line("job", "status", path).returncode == 6
     process = job.start("--every", "1h", "--keep", "2")
     job.until(lambda: _steps(job) > 0, "its first step")
     for number in (1, 2, 3):
-        done = _pn("job", "checkpoint", path, "--json")
+        done = command_line("job", "checkpoint", path, "--json")
         assert json.loads(done.stdout)["result"]["number"] == number
-    listed = json.loads(_pn("job", "list", path, "--json").stdout)["result"]
+    listed = json.loads(command_line("job", "list", path, "--json").stdout)["result"]
     assert [each["number"] for each in listed["checkpoints"]] == [3, 2]
-    status = json.loads(_pn("job", "status", path, "--json").stdout)["result"]
+    status = json.loads(command_line("job", "status", path, "--json").stdout)["result"]
     assert (status["state"], status["checkpoints"], status["kept"]) == ("running", 3, 2)
     assert (
         "pycriu_native_job_checkpoints_total" in (job.directory.path / "metrics.prom").read_text()
     )
-    assert "0 " in _pn("job", "log", path).stdout
-    assert _pn("job", "stop", path).returncode == 0
+    assert "0 " in command_line("job", "log", path).stdout
+    assert command_line("job", "stop", path).returncode == 0
     assert process.wait(60) == INTERRUPTED
-    assert "interrupted" in _pn("job", "status", path).stdout
-    assert _pn("job", "stop", path).returncode == 4
+    assert "interrupted" in command_line("job", "status", path).stdout
+    assert command_line("job", "stop", path).returncode == 4
     assert [each for each in _events(job) if each != "stopping"] == [
         *("started", *(4 * ("checkpoint begun", "checkpoint")), "interrupted"),
     ]
@@ -299,7 +293,7 @@ def test_notices_that_cannot_be_received(job: RunningJob, tmp_path: Path) -> Non
     assert _events(job).count("notice fails") == 1
     assert job.messages().count("a notice of interruption would not be received: http") == 1
     words = ("--notice", "nonexistent_command", "--", "true")
-    done = _pn("run", "--dir", str(tmp_path / "other"), *words)
+    done = command_line("run", "--dir", str(tmp_path / "other"), *words)
     assert done.returncode == Exit.REFUSED
     assert "the command 'nonexistent_command' does not exist" in done.stderr
     assert not (tmp_path / "other").exists()
@@ -337,7 +331,7 @@ def test_the_progress_of_a_checkpoint(tmp_path: Path) -> None:
         progress = directory.status().progress
         assert progress is not None
         assert progress.phase == "dump"
-        assert "now          a checkpoint since" in _pn("job", "status", path).stdout
+        assert "now          a checkpoint since" in command_line("job", "status", path).stdout
         follow = [sys.executable, "-m", "pycriu_native", "job", "status", path, "--follow"]
         following = subprocess.Popen([*follow, "--json"], stdout=subprocess.PIPE, text=True)
         assert following.stdout is not None

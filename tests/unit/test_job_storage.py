@@ -738,19 +738,20 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
     assert not commits(storage)
 
 
-def test_an_upload_without_a_response(clock: Clock, tmp_path: Path) -> None:
-    """The end of a job does not wait for an upload to a storage that does not respond."""
-    storage = Faulty(f"memory://job-{next(numbers)}")
+def _waiting_upload(
+    storage: Faulty, clock: Clock, tmp_path: Path, begun: threading.Event, over: threading.Event
+) -> Uploads:
+    """The upload of a checkpoint, not started; the storage does not respond until ``over``."""
     here = _directory(tmp_path / "here")
     lease = _held(storage, clock, "here")
-    begun, over = threading.Event(), threading.Event()
 
     def wait(name: str, written: int) -> bool:
         begun.set()
         return over.wait(60)
 
     storage.fails = wait
-    running = Uploads(
+    _taken(here, 1)
+    return Uploads(
         storage,
         lease,
         here,
@@ -758,7 +759,13 @@ def test_an_upload_without_a_response(clock: Clock, tmp_path: Path) -> None:
         report=lambda event, message, **more: None,
         lost=lambda message: None,
     )
-    _taken(here, 1)
+
+
+def test_an_upload_without_a_response(clock: Clock, tmp_path: Path) -> None:
+    """The end of a job does not wait for an upload to a storage that does not respond."""
+    storage = Faulty(f"memory://job-{next(numbers)}")
+    begun, over = threading.Event(), threading.Event()
+    running = _waiting_upload(storage, clock, tmp_path, begun, over)
     running.start()
     assert begun.wait(60)
     assert not running.finish(float("inf"), is_silent=lambda: True)
@@ -770,24 +777,8 @@ def test_an_upload_without_a_response(clock: Clock, tmp_path: Path) -> None:
 def test_a_cancelled_upload(clock: Clock, tmp_path: Path) -> None:
     """An upload that fails after the end of the job is not repeated; its thread ends normally."""
     storage = Faulty(f"memory://job-{next(numbers)}")
-    here = _directory(tmp_path / "here")
-    lease = _held(storage, clock, "here")
     begun, cancelled = threading.Event(), threading.Event()
-
-    def wait(name: str, written: int) -> bool:
-        begun.set()
-        return cancelled.wait(60)
-
-    storage.fails = wait
-    running = Uploads(
-        storage,
-        lease,
-        here,
-        {"compress": "none", "encrypt_to": [], "keep": 2},
-        report=lambda event, message, **more: None,
-        lost=lambda message: None,
-    )
-    _taken(here, 1)
+    running = _waiting_upload(storage, clock, tmp_path, begun, cancelled)
     raised: list[BaseException | None] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_value))

@@ -23,6 +23,13 @@ OURS = ("command line", "in between", "supervisor")
 """The processes of a job before its command, the oldest first."""
 
 
+def command_line(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``pycriu-native`` with these words."""
+    return subprocess.run(
+        [sys.executable, "-m", "pycriu_native", *words], capture_output=True, text=True, check=False
+    )
+
+
 @dataclass
 class RunningJob:
     """A job in a separate directory."""
