@@ -17,6 +17,7 @@ from pycriu_native._system.huge_pages import can_map, setting_of, sizes
 from pycriu_native.images import check_images, inspect
 
 from .conftest import Spawn
+from .support import huge_pages
 from .support.processes import reap_all
 
 pytestmark = pytest.mark.usefixtures("orphans")
@@ -55,14 +56,11 @@ def setting() -> Iterator[None]:
     """One huge page is free; the number is restored after the test."""
     if SIZE not in sizes():
         pytest.skip("the kernel has no huge pages of 2 MiB")
-    before = SETTING.read_text()
-    SETTING.write_text("1")
-    if not can_map(SIZE, SIZE):
-        SETTING.write_text(before)
-        pytest.skip("there is no memory for a huge page, or this machine has its own")
-    yield
-    reap_all()
-    SETTING.write_text(before)
+    with huge_pages.changed(SETTING, 1):
+        if not can_map(SIZE, SIZE):
+            pytest.skip("there is no memory for a huge page, or this machine uses its own")
+        yield
+        reap_all()
 
 
 def follow(cure: str) -> None:

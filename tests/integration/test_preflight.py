@@ -42,12 +42,13 @@ from pycriu_native import (
 )
 from pycriu_native._calls import requirements
 from pycriu_native._failures.log_excerpt import failures
+from pycriu_native._system.huge_pages import setting_of
 from pycriu_native._system.inet_sockets import address_of
 from pycriu_native._system.mountinfo import parse
 from pycriu_native.diagnostics.preflight.context import stops
 
 from .conftest import Spawn
-from .support import releases
+from .support import huge_pages, releases
 from .support.containers import container, mount_point
 from .support.failing_calls import CONNECTED, LISTENS, Site, job, wrapped
 from .support.hosts import host, run
@@ -784,17 +785,19 @@ def test_the_size_to_expect(name: str, site: Site, spawn: Spawn) -> None:
     assert abs(message - took) < took / 5 + 300_000
 
 
+HUGE_PAGE = (
+    int(re.findall(r"Hugepagesize: *(\d+)|$", Path("/proc/meminfo").read_text())[0] or 0) << 10
+)
+
+
 @pytest.fixture
-def huge_pages() -> Iterator[None]:
+def eight_huge_pages() -> Iterator[None]:
     """Eight huge pages."""
-    number = Path("/proc/sys/vm/nr_hugepages")
-    before = number.read_text()
-    try:
-        number.write_text(str(int(before) + 8))
-    except OSError as error:
-        pytest.skip(f"huge pages cannot be reserved here: {error}")
-    yield
-    number.write_text(before)
+    setting = Path(setting_of(HUGE_PAGE))
+    if not os.access(setting, os.W_OK):
+        pytest.skip("huge pages cannot be reserved here")
+    with huge_pages.changed(setting, 8):
+        yield
 
 
 HUGE = """
@@ -807,11 +810,11 @@ HUGE = """
 """
 
 
-@pytest.mark.usefixtures("huge_pages")
+@pytest.mark.usefixtures("eight_huge_pages")
 @pytest.mark.parametrize("kind", [1, 2], ids=["shared", "private"])
 def test_the_size_of_huge_pages(kind: int, site: Site, spawn: Spawn) -> None:
     """The expected size includes huge pages; shared ones are counted once."""
-    size = 2 * int(re.findall(r"Hugepagesize: *(\d+)", Path("/proc/meminfo").read_text())[0]) << 10
+    size = 2 * HUGE_PAGE
     target = spawn(HUGE.format(size=size, kind=kind))
     message = preflight(target.pid, site.opts).size.total
     try:
