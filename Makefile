@@ -380,6 +380,19 @@ test-fresh: ## run demo and tests in new Debian 12, 13 and forky roots, as root 
 	done
 	(($${#failed[@]} == 0)) || { printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; }
 
+# The libraries and programs that CRIU's tests are compiled with.
+ZDTM_PACKAGES := gcc make curl xz-utils protobuf-compiler protobuf-c-compiler libprotobuf-c-dev \
+	libaio-dev libcap-dev libbpf-dev libselinux1-dev libmnl-dev libnl-3-dev libnl-route-3-dev
+# The flavors of CRIU's tests: h (host), ns (own namespaces), uns (also a user namespace).
+FLAVORS ?= h ns
+.PHONY: test-zdtm
+test-zdtm: test-tools build ## run CRIU's own test suite with criu and with this library, and compare (an hour)
+	@$(INSTALL_PACKAGES)
+	$(AS_ROOT)
+	dpkg-query -W $(ZDTM_PACKAGES) &>/dev/null || install_packages $(ZDTM_PACKAGES)
+	$(VENV)/bin/python -c 'import yaml' 2>/dev/null || $(PIP_INSTALL) pyyaml
+	as_root $(VENV)/bin/python -m tools.zdtm $(FLAVORS) $(ARGS)
+
 # Guests consist of Debian packages, are stored in build/vm, and are emulated in software.
 .PHONY: test-vm
 test-vm: vm-tools build ## run tests/integration in guests with other kernels and CRIUs; write docs/kernels.md (hours)

@@ -785,19 +785,15 @@ def test_the_size_to_expect(name: str, site: Site, spawn: Spawn) -> None:
     assert abs(message - took) < took / 5 + 300_000
 
 
-HUGE_PAGE = (
-    int(re.findall(r"Hugepagesize: *(\d+)|$", Path("/proc/meminfo").read_text())[0] or 0) << 10
-)
-
-
 @pytest.fixture
-def eight_huge_pages() -> Iterator[None]:
-    """Eight huge pages."""
-    setting = Path(setting_of(HUGE_PAGE))
+def huge_page() -> Iterator[int]:
+    """The default size of huge pages, of which eight exist."""
+    default = re.search(r"Hugepagesize: *(\d+)", Path("/proc/meminfo").read_text())
+    setting = Path(setting_of(size := int(default[1]) << 10 if default else 0))
     if not os.access(setting, os.W_OK):
         pytest.skip("huge pages cannot be reserved here")
     with huge_pages.changed(setting, 8):
-        yield
+        yield size
 
 
 HUGE = """
@@ -810,11 +806,10 @@ HUGE = """
 """
 
 
-@pytest.mark.usefixtures("eight_huge_pages")
 @pytest.mark.parametrize("kind", [1, 2], ids=["shared", "private"])
-def test_the_size_of_huge_pages(kind: int, site: Site, spawn: Spawn) -> None:
+def test_the_size_of_huge_pages(kind: int, huge_page: int, site: Site, spawn: Spawn) -> None:
     """The expected size includes huge pages; shared ones are counted once."""
-    size = 2 * HUGE_PAGE
+    size = 2 * huge_page
     target = spawn(HUGE.format(size=size, kind=kind))
     message = preflight(target.pid, site.opts).size.total
     try:
