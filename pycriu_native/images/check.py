@@ -42,7 +42,7 @@ from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
 from .._system.processor import authenticates_pointers, cpu_flags
 from .._system.regular_file import check_writable
-from .._system.scheduling import SAVED_POLICIES
+from .._system.scheduling import RESET_ON_FORK, RESET_ON_FORK_SINCE, is_restored
 from ..enums import NetworkLock, Verb
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
@@ -204,6 +204,12 @@ class _Check:
         from .._transport.worker import Worker
 
         return requirements.program_version(self.via or Worker())
+
+    def _is_older_than(self, release: str) -> bool:
+        """Whether the program here is older; False if there is none, which ``release`` reports."""
+        with contextlib.suppress(CriuError):
+            return self._release() < _version(release)
+        return False
 
     def release(self) -> Iterator[Finding]:
         from .._calls import requirements
@@ -389,12 +395,11 @@ class _Check:
 
     def policies(self) -> Iterator[Finding]:
         """Scheduling policies (``criu/cr-restore.c``: ``validate_sched_parm``)."""
-        for process in self.images.processes:
-            for thread in process.threads:
-                if thread.policy not in SAVED_POLICIES:
-                    yield _error(
-                        thread.tid, known("sched-policy").cause, known("sched-policy").cure
-                    )
+        for thread in (each for process in self.images.processes for each in process.threads):
+            if not is_restored(thread.policy) or (
+                thread.policy & RESET_ON_FORK and self._is_older_than(RESET_ON_FORK_SINCE)
+            ):
+                yield _known(thread.tid, "sched-policy")
 
     def plugins(self) -> Iterator[Finding]:
         """Plugins with which the dump was made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pycriu_native._failures.log_excerpt import known
 from pycriu_native.images import check_images
 
 from .conftest import Spawn
+from .support import releases
 from .support.processes import Target, reap_all
 
 pytestmark = pytest.mark.usefixtures("orphans")
@@ -201,6 +203,33 @@ def test_a_scheduling_policy(spawn: Spawn, images: Path) -> None:
     command = finding.cure.partition("(")[2].partition(")")[0]
     subprocess.run(command.replace("TID", str(target.pid)).split(), check=True)
     _continues(target, opts)
+
+
+@pytest.mark.cures("sched-policy")
+def test_a_policy_that_children_do_not_get(spawn: Spawn, images: Path) -> None:
+    """Since CRIU 4.0 SCHED_RESET_ON_FORK is restored; an older one fails, as is predicted."""
+    set_policy = "os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, param)"
+    target = spawn(f"""
+        import os
+        param = os.sched_param(0)
+        {set_policy}
+        serve(policy=lambda: os.sched_getscheduler(0))
+    """)
+    opts = CriuOpts(images_directory=images)
+    predicted = [each.failure for each in preflight(target.pid, opts).findings]
+    dump(target.pid, opts)
+    target.reap()
+    stops = [e.message for e in check_images(images) if e.severity is Severity.STOPS]
+    if releases.has("4.0"):
+        assert not predicted
+        assert not stops
+        restore(opts)
+        assert target.ask("policy") == os.SCHED_BATCH | os.SCHED_RESET_ON_FORK
+    else:
+        assert predicted == ["sched-policy"]
+        assert stops == [known("sched-policy").cause]
+        with pytest.raises(CriuError, match=re.escape(stops[0])):
+            restore(opts)
 
 
 ENDED = """

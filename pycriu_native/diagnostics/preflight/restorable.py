@@ -6,6 +6,7 @@ A restore on another host, or by a caller with more capabilities, can still succ
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import Iterator
 
@@ -19,7 +20,7 @@ from ..._system.capabilities import (
 )
 from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
-from ..._system.scheduling import SAVED_POLICIES, policy_of
+from ..._system.scheduling import RESET_ON_FORK, RESET_ON_FORK_SINCE, is_restored
 from ...findings import Finding
 from .context import Context, no_restore
 from .tasks import owner_of
@@ -79,8 +80,10 @@ def _policies(context: Context) -> Iterator[Finding]:
     for process in context.tree.alive:
         for tid in process.threads:
             with contextlib.suppress(OSError):
-                policy = policy_of(tid)
-                if policy not in SAVED_POLICIES:
+                policy = os.sched_getscheduler(tid)
+                if not is_restored(policy) or (
+                    policy & RESET_ON_FORK and context.is_older_than(RESET_ON_FORK_SINCE)
+                ):
                     yield no_restore(
                         "scheduling-policy",
                         f"its thread {tid} has the scheduling policy {policy} of sched(7)",
