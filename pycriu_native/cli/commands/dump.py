@@ -17,7 +17,7 @@ from ...results import PAGE, DumpStatistics
 from .. import command, image_summary, json_form, progress, streams
 from ..command import Call, Command
 from ..exit_codes import CALL_EXITS, Exit
-from ..text import columns, count, micro, pids, safe, size, time
+from ..text import columns, count, details, micro, pids, safe, size, time
 
 if TYPE_CHECKING:
     from ... import DumpItersResult, Round
@@ -80,7 +80,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     rows.append(("whole call", time(result.duration)))
     body = json_form.fields(result) | {"stream": stream, "stream_bytes": written}
     headline = f"{what} into {safe(stream)}"
-    return call.out.result(body, "\n".join([headline, *columns(rows, indent=2)]))
+    return call.out.result(body, details(headline, rows))
 
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
@@ -167,7 +167,7 @@ def text(result: DumpResult, name: str, done: str) -> str:
         rows.append(("reaping", f"{time(result.reap_wait)} until the parent reaped it"))
     if result.log:
         rows.append(("log", safe(result.log)))
-    return "\n".join([headline, *columns(rows, indent=2)])
+    return details(headline, rows)
 
 
 def _numbers(statistics: DumpStatistics) -> list[tuple[str, str]]:
