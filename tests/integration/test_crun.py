@@ -44,7 +44,7 @@ def test_what_crun_checkpointed_is_restored_here(box: Counting, images: Path) ->
     box.prepare_cgroup()
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    assert box.continued_from(stopped_at)
     assert box.look() == seen
     assert "UP" in loopback(box)
 
@@ -59,7 +59,7 @@ def test_what_is_dumped_here_crun_restores(box: Counting, images: Path) -> None:
     stopped_at = box.count
 
     box.restored_by_runtime(images)
-    assert box.went_on_from(stopped_at)
+    assert box.continued_from(stopped_at)
     # crun shows a restored container its own cgroup as the container's.
     assert {**box.look(), "cgroup mounts": seen["cgroup mounts"]} == seen
     assert "UP" in loopback(box)
@@ -74,7 +74,7 @@ def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
     stopped_at = box.count
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    assert box.continued_from(stopped_at)
     assert box.look() == seen
 
 

@@ -58,7 +58,7 @@ RICH = """
 """
 
 
-def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
+def test_all_parts_of_a_process_are_restored(spawn: Spawn, images: Path) -> None:
     """Memory, threads, children, file offsets, pipes and signals are restored."""
     target = spawn(RICH)
     kept = ("checksum", "offset", "threads", "child", "pending")
@@ -68,8 +68,7 @@ def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
     ticks = target.ask("ticks")
     tasks = len(os.listdir(f"/proc/{target.pid}/task"))
 
-    result = dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    result = target.dump(CriuOpts(images_directory=images))
     assert not is_alive(target.pid)
     assert not is_alive(before["child"])
     # Its zombie keeps the number of the session; process 1 reaps it.
@@ -148,8 +147,7 @@ def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: P
     """
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(opts)
     assert dump(target.pid, opts, reap_timeout=PATIENCE).pid_free
     assert not os.path.exists(f"/proc/{target.pid}")

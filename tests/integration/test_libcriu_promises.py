@@ -113,7 +113,7 @@ def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path
     ]
 
 
-def test_options_begin_anew(spawn: Spawn, images: Path) -> None:
+def test_options_are_reset(spawn: Spawn, images: Path) -> None:
     """A second ``criu_init_opts`` resets all options: leave_running is unset."""
     target = spawn()
     message = run(
@@ -296,8 +296,7 @@ def test_notifications(spawn: Spawn, images: Path) -> None:
     """
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(opts)
     message: list[Notification] = []
 
@@ -684,8 +683,7 @@ def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
     Without a program it runs ``criu`` from PATH.
     """
     target = spawn("import os\nserve(exit=lambda: os._exit(42))")
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     program = """
         if sys.argv[2] == "PATH":
             from pycriu_native import Worker
@@ -710,8 +708,7 @@ def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
 def test_restore_is_no_child(spawn: Spawn, images: Path) -> None:
     """``criu_restore`` creates no child: ``waitpid`` fails, as after ``restore``."""
     target = spawn()
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     program = """
         begin(sys.argv[1])
         pid = lib.criu_restore()

@@ -706,13 +706,6 @@ def a_cgroup_yard_that_is_not_needed(at: Site) -> Target:
 # ---- the tests ----
 
 
-@pytest.fixture
-def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """The context of a situation."""
-    with ExitStack() as held:
-        yield Site(spawn, tmp_path, images, held)
-
-
 OTHERWISE = {
     "a_large_deleted_file_with_holes": ("3.18", NEEDS),
     "a_pidfd_of_a_child": ("4.1", Verdict.FAILS),

@@ -60,12 +60,11 @@ def _ask_to_exit(target: Target) -> None:
     partial.rename(target.directory / "question")
 
 
-def test_the_exit_status_reaches_us(spawn: Spawn, images: Path) -> None:
+def test_the_exit_status_of_a_child(spawn: Spawn, images: Path) -> None:
     """The restored process is a child of the caller, and waitpid returns its exit status."""
     target = spawn(EXITS)
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     result = restore_child(opts)
     assert result.pid == target.pid
     assert parent_of(result.pid) == os.getpid()
@@ -79,8 +78,7 @@ def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
     """With ``restore`` the restored process is a child of init."""
     target = spawn(EXITS)
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     result = restore(opts)
     eventually(lambda: parent_of(result.pid) != os.getpid(), "a parent other than us")
     assert target.runs_on()

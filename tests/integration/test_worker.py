@@ -181,8 +181,7 @@ def test_a_worker_that_is_killed(spawn: Spawn, images: Path, moment: Notify) -> 
     assert caught.value.pid == target.pid
     assert not os.path.exists(f"/proc/{killed[0]}")
     assert target.runs_on()
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
 
 
 # ---- what it gets from us ----
@@ -396,7 +395,7 @@ def _reaping_in_a_thread() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("reaping", [_reaping_in_a_handler, _reaping_in_a_thread])
-def test_somebody_else_reaps_our_worker(
+def test_another_thread_reaps_the_worker(
     spawn: Spawn,
     images: Path,
     reaping: Callable[[], contextlib.AbstractContextManager[list[int]]],

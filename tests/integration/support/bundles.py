@@ -298,7 +298,7 @@ class Counting:
         """Wait until it is past a number."""
         eventually(lambda: self.count > number, f"{self.id} counting past {number}")
 
-    def went_on_from(self, number: int, *later: Streams) -> bool:
+    def continued_from(self, number: int, *later: Streams) -> bool:
         """Whether it continues, and no number was lost or printed twice on either stream."""
         self.counts_past(number + 5)
         lives = [streams.numbers() for streams in (self.before, self.after, *later)]

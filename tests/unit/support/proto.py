@@ -35,7 +35,7 @@ def compile_proto(proto: Path) -> descriptor_pb2.FileDescriptorProto:
     return result.file[0]
 
 
-class Judge:
+class WireFormat:
     """The wire format of one release."""
 
     def __init__(self, proto: Path) -> None:
@@ -78,13 +78,13 @@ class Judge:
 
 
 @functools.cache
-def _judge(proto: Path) -> Judge:
-    return Judge(proto)
+def _wire_format(proto: Path) -> WireFormat:
+    return WireFormat(proto)
 
 
-def judge_of(library: Library) -> Judge:
+def wire_format_of(library: Library) -> WireFormat:
     """The wire format of a library's release."""
-    return _judge(library.include / "criu/rpc.proto")
+    return _wire_format(library.include / "criu/rpc.proto")
 
 
 def _mapping(message: Message) -> dict[str, WireValue]:
