@@ -19,11 +19,11 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, OptionError
 from pycriu_native.cli.exit_codes import Exit
-from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
+from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State, checkpoints
 from pycriu_native.jobs.directory import CheckpointProgress, JobDirectory
 
 from .support.jobs import OURS, RunningJob, check_exact, command_line, nothing_runs
-from .support.processes import eventually, user_namespace
+from .support.processes import Spawn, eventually, user_namespace
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_JOB_KILLS", "6"))
 """Random kills in the test that counts them; ``make test-jobs`` uses 1000."""
@@ -369,6 +369,13 @@ def test_a_daemon_outside_of_the_tree(tmp_path: Path) -> None:
     events = (tmp_path / "job" / "events.jsonl").read_text()
     assert "(sleep); start them without" in events
     assert '"event": "checkpoint"' not in events
+
+
+def test_a_process_that_is_started_meanwhile(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descendant that is forked while the processes are listed does not fail the checkpoint."""
+    target = spawn("import os, time\nserve(fork=lambda: os.fork() or time.sleep(1000))")
+    monkeypatch.setattr(checkpoints, "all_pids", lambda: [target.ask("fork")])
+    checkpoints.check_strays(target.pid)
 
 
 EXECUTOR = """

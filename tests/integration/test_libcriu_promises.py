@@ -701,7 +701,7 @@ def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
         ended, status = os.waitpid(pid, 0)
         tell(pid, parent == os.getpid(), ended, os.waitstatus_to_exitcode(status))
         """
-    message = run(program, images, service, target.directory / "question")
+    message = run(program, images, service, target.directory / "request")
     assert message == [target.pid, True, target.pid, 42]
 
 

@@ -143,21 +143,21 @@ class Target:
     process: subprocess.Popen[bytes]
     tree: list[int] = field(default_factory=list)
 
-    def put(self, question: str, *arguments: object) -> Path:
+    def put(self, request: str, *arguments: object) -> Path:
         """Send a request without waiting; returns the file for the response."""
         number = next(_numbers)
-        partial = self.directory / "question.partial"
-        partial.write_text(json.dumps([number, question, *arguments]))
-        partial.rename(self.directory / "question")
-        return self.directory / f"answer-{number}"
+        partial = self.directory / "request.partial"
+        partial.write_text(json.dumps([number, request, *arguments]))
+        partial.rename(self.directory / "request")
+        return self.directory / f"response-{number}"
 
-    def ask(self, question: str, *arguments: object) -> Any:
+    def ask(self, request: str, *arguments: object) -> Any:
         """Send a request and return the response; the process must run."""
-        answer = self.put(question, *arguments)
-        eventually(answer.exists, f"an answer of {self.pid} to {question!r}")
-        good, value = json.loads(answer.read_text())
-        answer.unlink()
-        assert good, f"{question} failed in the process: {value}"
+        response = self.put(request, *arguments)
+        eventually(response.exists, f"a response of {self.pid} to {request!r}")
+        good, value = json.loads(response.read_text())
+        response.unlink()
+        assert good, f"{request} failed in the process: {value}"
         return value
 
     def reap(self) -> int:
