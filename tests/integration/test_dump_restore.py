@@ -20,7 +20,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .support.processes import PATIENCE, eventually, is_alive, reap_all, tree
+from .support.processes import PATIENCE, eventually, free_pid, is_alive, reap_all, tree
 
 RICH = """
     import hashlib, os, signal, threading, time
@@ -170,7 +170,7 @@ def test_a_pid_that_is_taken(spawn: Spawn, images: Path) -> None:
 
 def test_a_process_that_is_gone(images: Path) -> None:
     """An unused pid raises ProcessLookupError."""
-    pid = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+    pid = free_pid()
     with pytest.raises(NoSuchProcessError) as caught:
         dump(pid, CriuOpts(images_directory=images))
     assert isinstance(caught.value, ProcessLookupError)

@@ -72,6 +72,7 @@ from .support.processes import (
     Target,
     children_of,
     eventually,
+    free_pid,
     kill,
     reap_all,
     state,
@@ -429,7 +430,7 @@ def child_that_is_traced(at: Site) -> Target:
 @dump_fails("there is no process", "read the pid", error=NoSuchProcessError)
 def process_that_is_gone(at: Site) -> int:
     at.survives = False
-    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+    return free_pid()
 
 
 @dump_fails("zombie: there is nothing to dump", "reap it", error=NoSuchProcessError)

@@ -38,14 +38,8 @@ from .support.containers import container
 from .support.descriptors import taken_from
 from .support.features import needs_soft_dirty
 from .support.ported import environment, run, words
-from .support.processes import eventually, is_alive, kill, reap_all, state
+from .support.processes import eventually, free_pid, is_alive, kill, reap_all, state
 from .test_orphan_pts_master import ON_A_TERMINAL
-
-
-def free_pid() -> int:
-    """A pid of no process."""
-    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
-
 
 # ---- options: "set opts to defaults, must be called first; 0 on success" ----
 

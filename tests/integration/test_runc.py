@@ -71,8 +71,7 @@ def test_what_runc_checkpointed_is_restored_here(box: Counting, images: Path) ->
     seen = box.run()
     stopped_at = box.checkpoint(images)
     box.prepare_cgroup()
-    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-        box.restored_here(restore(opts).pid)
+    box.restore_here(images)
     assert box.continued_from(stopped_at)
     assert box.look() == seen
 
@@ -125,8 +124,7 @@ def test_without_the_helper_a_restore_is_refused(box: Counting, images: Path) ->
     with mount_point(box.bundle / "rootfs") as root, pytest.raises(CriuError) as caught:
         restore(CriuOpts(images_directory=images, root=root, empty_ns="net"))
     assert "external" in caught.value.options
-    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-        box.restored_here(restore(opts).pid)
+    box.restore_here(images)
     assert box.continued_from(stopped_at)
 
 
@@ -142,8 +140,7 @@ def test_a_bundle_on_another_place(box: Counting, images: Path, tmp_path: Path) 
     shutil.rmtree(moved / "data" / "inner")
 
     box.bundle = moved
-    with Bundle.load(moved).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-        box.restored_here(restore(opts).pid)
+    box.restore_here(images, moved)
     assert box.continued_from(stopped_at)
     assert box.look() == seen
 
@@ -164,20 +161,20 @@ def test_the_network_is_left_to_a_hook(box: Counting, images: Path) -> None:
     one.
     """
     box.run()
-    assert "UP" in loopback(box)
+    assert "UP" in box.loopback()
     dumped(box, images)
     assert not list(images.glob("netdev-*"))
 
     def fill(notification: Notification) -> None:
         if notification.action is Notify.SETUP_NAMESPACES:
             box.pid = notification.pid or 0
-            assert "UP" not in loopback(box)
+            assert "UP" not in box.loopback()
             box.enter("ip", "link", "set", "lo", "up")
 
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         assert opts.empty_ns == CriuOpts(empty_ns="net").empty_ns
         box.restored_here(restore(opts, on_notify=fill).pid)
-    assert "UP" in loopback(box)
+    assert "UP" in box.loopback()
     assert box.runs_on()
 
 
@@ -189,13 +186,8 @@ def test_the_network_can_be_saved(box: Counting, images: Path) -> None:
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         assert opts.empty_ns is None
         box.restored_here(restore(opts).pid)
-    assert "UP" in loopback(box)
+    assert "UP" in box.loopback()
     assert box.runs_on()
-
-
-def loopback(box: Counting) -> str:
-    """The flags of the container's loopback interface."""
-    return box.enter("ip", "-brief", "link", "show", "lo")
 
 
 @pytest.mark.parametrize("by", ["us", "runc"])
@@ -211,8 +203,7 @@ def test_a_network_namespace_that_exists(box: Counting, images: Path, by: str) -
         stopped_at = dumped(box, images)
         assert not list(images.glob("netdev-*"))
         if by == "us":
-            with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-                box.restored_here(restore(opts).pid)
+            box.restore_here(images)
         else:
             box.restored_by_runtime(images)
         assert box.continued_from(stopped_at)
@@ -268,8 +259,7 @@ def test_a_namespace_of_a_pod(box: Counting, images: Path, kind: str, by: str) -
         box.run()
         stopped_at = dumped(box, images)
         if by == "us":
-            with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-                box.restored_here(restore(opts).pid)
+            box.restore_here(images)
         else:
             box.restored_by_runtime(images)
         assert box.continued_from(stopped_at)

@@ -190,21 +190,15 @@ def _numbers(statistics: DumpStatistics) -> list[tuple[str, str]]:
 
 def _hint(call: Call, result: DumpResult) -> None:
     """Print advice: the pid is still in use, or CRIU probes the kernel for each call."""
-    _hint_at_parent(call, result)
-    command.hint_at_feature_cache(call)
-
-
-def _hint_at_parent(call: Call, result: DumpResult) -> None:
-    runs_on = call.opts.leave_running or call.opts.leave_stopped
-    if result.pid_free or runs_on:
-        return
-    seen = stat_of(result.pid)
+    is_left = call.opts.leave_running or call.opts.leave_stopped
+    seen = None if result.pid_free or is_left else stat_of(result.pid)
     if seen is not None and seen.state == "Z":
         parent = f"pid {seen.parent} ({safe(comm_of(seen.parent))})"
         call.out.hint(
             f"pid {result.pid} stays in use until its parent, {parent}, has reaped it; a restore "
             "before that fails"
         )
+    command.hint_at_feature_cache(call)
 
 
 COMMANDS = {

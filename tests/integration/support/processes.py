@@ -59,6 +59,11 @@ def is_alive(pid: int) -> bool:
     return state(pid) not in ("", "Z", "X")
 
 
+def free_pid() -> int:
+    """A pid that no process has."""
+    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+
+
 def kill(pid: int) -> None:
     """Kill a process, child or not, and wait for its end."""
     with contextlib.suppress(ProcessLookupError):
