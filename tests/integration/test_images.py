@@ -282,7 +282,7 @@ def test_what_changed(sample: SampleImages, root: Process) -> None:
     assert found.pages_same > 1000
     assert json.loads(json.dumps(found.to_dict()))["pages_changed"] == found.pages_changed
     text = render_diff(found)
-    assert f"process {sample.pid} (make_sample)" in text
+    assert f"process {sample.pid} (sample)" in text
     assert max(map(len, text.splitlines())) < 300
     assert not diff(sample.images, sample.images)
     assert not diff(sample.images, sample.changed, memory=False).pages_changed

@@ -3,7 +3,7 @@
 ``test_failures.py`` also runs preflight for each of its failures. The other situations are here:
 processes that can be dumped without options, processes that can be dumped with the options that
 preflight names, and some that cannot. The last test requires that at least 95 % of the verdicts of
-the run were right. Situations that cannot be predicted are in ``foretold.py`` and in
+the run were right. Situations that cannot be predicted are in ``predictions.py`` and in
 ``docs/preflight.md``.
 """
 
