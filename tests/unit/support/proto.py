@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, unknown_fields
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from pycriu_native.options.values import WireValue
@@ -61,20 +61,20 @@ class WireFormat:
         result = self._pool.FindEnumTypeByName(name)
         return {name: value.number for name, value in result.values_by_name.items()}
 
-    def decode(self, data: bytes, message: str = "criu_req") -> dict[str, WireValue]:
-        """All fields set in a message; a field unknown to the release is an error."""
-        result = self._new(self._pool.FindMessageTypeByName(message))
+    def decode(self, data: bytes) -> dict[str, WireValue]:
+        """All fields set in a request; a field unknown to the release is an error."""
+        result = self._new("criu_req")
         result.ParseFromString(data)
         return _mapping(result)
 
     def encode(self, fields: dict[str, Any], message: str = "criu_req") -> bytes:
         """The bytes of a message, ordered by field number as protobuf-c does."""
-        made = self._new(self._pool.FindMessageTypeByName(message))
+        made = self._new(message)
         _fill(made, fields)
         return made.SerializeToString(deterministic=True)
 
-    def _new(self, descriptor: Descriptor) -> Message:
-        return message_factory.GetMessageClass(descriptor)()
+    def _new(self, message: str) -> Message:
+        return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(message))()
 
 
 @functools.cache
