@@ -89,7 +89,10 @@ def mount_proc() -> None:
 
 
 def mount_devpts() -> None:
-    """Mount a new devpts, whose terminals belong to the caller's user and group. ``OSError``."""
+    """Mount a new devpts, whose terminals belong to the caller's user and group. ``OSError``.
+
+    Without it, terminals in a new user namespace belong to users that are not mapped.
+    """
     _mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, kind="devpts", data="ptmxmode=0666")
     _mount("/dev/pts/ptmx", "/dev/ptmx", MS_BIND)
 

@@ -30,13 +30,6 @@ def mount_proc() -> None:
     mounts.mount_proc()
 
 
-def mount_devpts() -> None:
-    """In new user and mount namespaces: mount a devpts in these only, without which terminals
-    belong to users that are not mapped. ``OSError``.
-    """
-    mounts.mount_devpts()
-
-
 def end_with_parent() -> None:
     """Receive SIGKILL when the thread that started this process ends. ``OSError``."""
     checked(native.pn_end_with_parent(), "prctl")

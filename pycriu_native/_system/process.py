@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import escaped, read_text
-from .._support.unpatched import close
+from .._support.unpatched import closing
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +117,8 @@ def all_pids() -> Iterator[int]:
 
 def read_small(path: str, *, once: bool = False) -> bytes:
     """The contents of a small file, or the result of one read. Faster than a file object."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = b""
-        while more := os.read(fd, 4096):
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        text = os.read(fd, 4096)
+        while not once and (more := os.read(fd, 4096)):
             text += more
-            if once:
-                break
         return text
-    finally:
-        close(fd)

@@ -27,7 +27,7 @@ import stat
 
 from .._native.ffi import ffi, native
 from .._support.light_typing import Any
-from .._support.unpatched import close
+from .._support.unpatched import close, closing
 from .._system.descriptors import above_stdio
 from .._system.id_maps import NO_ID, unmapped_uid
 
@@ -97,11 +97,8 @@ def open_directory(path: str, *, make: bool, allow_untrusted: bool) -> int:
         if make and not os.path.lexists(path):
             os.mkdir(path, 0o700)
         return above_stdio(os.open(path, flags))
-    result = _walk(path, follow=False, make=make)
-    try:
+    with closing(_walk(path, follow=False, make=make)) as result:
         return above_stdio(os.open(".", flags, dir_fd=result))
-    finally:
-        close(result)
 
 
 def _walk(path: str, *, follow: bool, make: bool = False) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, BinaryIO, cast
 
 from .._support.frozen_dataclass import dataclass
@@ -57,7 +57,7 @@ class ArchiveContents:
         return self.engine is not None or self.name is not None
 
 
-def archive_contents(source: Place, *, decrypt_with: Sequence[str] = ()) -> ArchiveContents:
+def archive_contents(source: Place) -> ArchiveContents:
     """Read an archive to its end, without unpacking it.
 
     Raises ``ImagesError`` for a damaged archive, and for one without images.
@@ -68,7 +68,7 @@ def archive_contents(source: Place, *, decrypt_with: Sequence[str] = ()) -> Arch
     spec: Mapping[str, Any] = {}
     changed: list[tuple[str, int]] = []
     deleted: list[str] = []
-    with opened_archive(source, decrypt_with) as stream:
+    with opened_archive(source) as stream:
         for info, content in members(stream):
             name = posixpath.normpath(info.name)
             if content is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import click
 
@@ -87,25 +86,14 @@ class App(Group):
         return super().resolve_command(ctx, args)
 
 
-def _print_version(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value and not ctx.resilient_parsing:
-        click.echo(f"pycriu-native {__version__}, libcriu {LIBCRIU_VERSION}")
-        ctx.exit()
-
-
 app = App(
     "pycriu-native",
     help="Checkpoint, restore and live-migrate Linux processes, over libcriu.\n\n"
     "Every command has --help with examples and exit codes, and --json for scripts.",
     epilog='Most commands need root. Completion: eval "$(pycriu-native completion bash)"',
-    params=[
-        click.Option(
-            ["--version"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_print_version,
-            help="Show the releases of pycriu-native and libcriu.",
-        )
-    ],
 )
+click.version_option(
+    __version__,
+    message=f"pycriu-native %(version)s, libcriu {LIBCRIU_VERSION}",
+    help="Show the releases of pycriu-native and libcriu.",
+)(app)

@@ -49,15 +49,9 @@ def written(call: Call, name: str) -> Iterator[BinaryIO]:
             raise
 
 
-@contextlib.contextmanager
-def read(name: str) -> Iterator[BinaryIO]:
+def read(name: str) -> BinaryIO:
     """Open a stream for reading."""
-    if name == STANDARD:
-        with standard("rb") as file:
-            yield file
-    else:
-        with open(name, "rb") as file:
-            yield file
+    return standard("rb") if name == STANDARD else open(name, "rb")
 
 
 def option(flag: str, text: str) -> click.Option:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from .._support.kernel_text import escaped as safe
 from .._support.sizes import size_text as size
 
-__all__ = ["columns", "count", "micro", "pids", "remaining", "safe", "size", "time"]
+__all__ = ["columns", "count", "details", "micro", "pids", "remaining", "safe", "size", "time"]
 
 
 def time(seconds: float) -> str:
@@ -36,7 +36,11 @@ def count(number: int, thing: str, things: str | None = None) -> str:
     return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
-def pids(numbers: Sequence[int], most: int = 12) -> str:
+MOST_PIDS = 12
+"""Pids, or ranges of them, that are shown."""
+
+
+def pids(numbers: Sequence[int]) -> str:
     """Pids in a line, ``4242-4245`` for those in a row."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
@@ -44,14 +48,17 @@ def pids(numbers: Sequence[int], most: int = 12) -> str:
             parts[-1].append(number)
         else:
             parts.append([number])
-    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts[:most]]
-    return " ".join(shown) + (" …" if len(parts) > most else "")
+    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts[:MOST_PIDS]]
+    return " ".join(shown) + (" …" if len(parts) > MOST_PIDS else "")
 
 
-def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0) -> list[str]:
+def columns(rows: Iterable[Sequence[str]], *, indent: int = 0) -> list[str]:
     """Lines with aligned columns."""
     listed = [list(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
-    return [
-        (" " * indent + (" " * gap).join(map(str.ljust, row, widths))).rstrip() for row in listed
-    ]
+    return [(" " * indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in listed]
+
+
+def details(headline: str, rows: Iterable[Sequence[str]]) -> str:
+    """A headline, and below it names and values in columns."""
+    return "\n".join([headline, *columns(rows, indent=2)])

@@ -224,7 +224,7 @@ def _changes(before: Any, after: Any, names: Iterable[str]) -> tuple[Change, ...
 def _descriptors(
     old: ImageSet, before: Process, new: ImageSet, after: Process
 ) -> Iterator[DescriptorChange]:
-    ours, theirs = _by_fd(old, before), _by_fd(new, after)
+    ours, theirs = files_by_fd(old, before), files_by_fd(new, after)
     for fd in sorted(ours.keys() | theirs.keys()):
         was, now = ours.get(fd), theirs.get(fd)
         changes = tuple(_file_changes(was, now)) if was and now else ()
@@ -240,7 +240,8 @@ def _descriptors(
         )
 
 
-def _by_fd(images: ImageSet, process: Process) -> dict[int, File]:
+def files_by_fd(images: ImageSet, process: Process) -> dict[int, File]:
+    """The open files of a process that are in the images."""
     by_id = {each.id: each for each in images.files}
     return {each.fd: by_id[each.file] for each in process.descriptors if each.file in by_id}
 
@@ -296,7 +297,10 @@ def _pages(before: Process, after: Process) -> Iterator[PageChange]:
     if before.pagemap is None or after.pagemap is None:
         return
     here = _Place(after.mappings), _Place(before.mappings)
-    for start, was, now, mapping in _side_by_side(before.memory, after.memory):
+    for was, now in _side_by_side(before.memory, after.memory):
+        piece = was if now is None else now
+        assert piece is not None
+        start, _, _, mapping = piece
         owner = here[0].at(start) or mapping
         if owner.start not in result:
             result[owner.start] = owner, dict.fromkeys(_COUNTED, 0)
@@ -356,31 +360,29 @@ def _one_sided(
     counts[name] += pages - zeros
 
 
-def _side_by_side(
-    before: Memory, after: Memory
-) -> Iterator[tuple[int, _Piece | None, _Piece | None, MemoryMapping]]:
-    """Split both memories into ranges with common bounds."""
+def _side_by_side(before: Memory, after: Memory) -> Iterator[tuple[_Piece | None, _Piece | None]]:
+    """Split both memories into ranges with common bounds; None: only the other one has it."""
     streams = before.pieces(), after.pieces()
     was, now = next(streams[0], None), next(streams[1], None)
     while was is not None or now is not None:
         if now is None or (was is not None and was[0] + was[2] <= now[0]):
             assert was is not None
-            yield was[0], was, None, was[3]
+            yield was, None
             was = next(streams[0], None)
         elif was is None or now[0] + now[2] <= was[0]:
-            yield now[0], None, now, now[3]
+            yield None, now
             now = next(streams[1], None)
         elif was[0] < now[0]:
             remaining, was = _cut(was, now[0])
-            yield remaining[0], remaining, None, remaining[3]
+            yield remaining, None
         elif now[0] < was[0]:
             remaining, now = _cut(now, was[0])
-            yield remaining[0], None, remaining, remaining[3]
+            yield None, remaining
         else:
             size = min(was[2], now[2])
             one, was = _cut(was, was[0] + size) if was[2] > size else (was, None)
             two, now = _cut(now, now[0] + size) if now[2] > size else (now, None)
-            yield two[0], one, two, two[3]
+            yield one, two
             was = was if was is not None else next(streams[0], None)
             now = now if now is not None else next(streams[1], None)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._support.kernel_text import escaped as safe
 from .._support.sizes import size_text as human
-from .difference import Difference, ProcessChange
+from .difference import Difference, ProcessChange, files_by_fd
 from .memory_mapping import Value
 from .model import File, ImageSet, Process
 
@@ -114,12 +114,8 @@ def render_memory(process: Process) -> str:
 
 def render_files(images: ImageSet, process: Process) -> str:
     """The descriptors of one process and their files."""
-    by_id: dict[int, File] = {each.id: each for each in images.files}
-    rows = [
-        (each.fd, by_id[each.file].type.lower(), by_id[each.file].label)
-        for each in process.descriptors
-        if each.file in by_id
-    ]
+    files = files_by_fd(images, process)
+    rows = [(fd, file.type.lower(), file.label) for fd, file in files.items()]
     return render_table(("fd", "type", "what"), rows)
 
 

@@ -21,7 +21,7 @@ from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals
 from .._system.id_maps import NO_ID, unmapped_uid
 from .._system.process import all_pids, is_running, name_of
-from .._system.process_tree import process_tree
+from .._system.process_tree import is_above, process_tree
 from ..diagnostics.preflight import PreflightError, preflight
 from ..enums import CgroupMode, Notify
 from ..errors import CriuError, DeadlineError, ImagesError, WorkerDiedError
@@ -164,11 +164,11 @@ def _restore_options(opts: CriuOpts) -> dict[str, object]:
 
 def check_strays(pid: int) -> None:
     """Raise ``CriuError`` if processes that the command started are not its descendants."""
-    inside = {os.getpid(), *process_tree(pid)}
-    strays = []
-    for other in all_pids():
-        if other not in inside and is_running(other) and not is_helper(other):
-            strays.append(f"{other} ({name_of(other)})")
+    strays = [
+        f"{other} ({name_of(other)})"
+        for other in all_pids()
+        if not is_helper(other) and not is_above(pid, other) and is_running(other)
+    ]
     if strays:
         raise CriuError(
             f"the command has started processes that are not its descendants and would not be "

@@ -8,12 +8,9 @@ Dask starts the task on another one, which resumes the job. With
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .._support.unpatched import Lock
 from ..errors import CriuError
 from .control import request_stop
 from .directory import JobDirectory, State
@@ -29,29 +26,8 @@ except ImportError as error:
 _LOGGER = logging.getLogger("pycriu_native.jobs")
 
 
-class _Running:
-    """The directories of the jobs that run in this process."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._directories: list[JobDirectory] = []
-
-    @contextlib.contextmanager
-    def add(self, directory: JobDirectory) -> Iterator[None]:
-        with self._lock:
-            self._directories.append(directory)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._directories.remove(directory)
-
-    def all(self) -> list[JobDirectory]:
-        with self._lock:
-            return list(self._directories)
-
-
-_running = _Running()
+_running: set[JobDirectory] = set()
+"""The directories of the jobs that run in this process, one for each run."""
 
 
 def run_in_dask(job: Job) -> JobResult:
@@ -64,8 +40,11 @@ def run_in_dask(job: Job) -> JobResult:
     """
     directory = JobDirectory(job.directory)
     before = directory.status().checkpoints
-    with _running.add(directory):
+    _running.add(directory)
+    try:
         result = job.run(wait=None)
+    finally:
+        _running.discard(directory)
     if result.state is State.INTERRUPTED:
         if directory.status().checkpoints == before:
             raise CriuError(f"{directory.path}: {result.message}; no checkpoint was taken")
@@ -88,7 +67,7 @@ class CheckpointPlugin(WorkerPlugin):
 
     async def teardown(self, worker: object) -> None:
         """Stop the jobs of this worker."""
-        await asyncio.gather(*(self._stop(each) for each in _running.all()))
+        await asyncio.gather(*(self._stop(each) for each in list(_running)))
 
     async def _stop(self, directory: JobDirectory) -> None:
         try:

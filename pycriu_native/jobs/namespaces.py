@@ -14,13 +14,13 @@ from typing import Any
 from .._support.held_signals import HeldSignals, ignore, unblock, until_ended
 from .._support.unpatched import readable
 from .._system.id_maps import NO_ID, unmapped_gid
+from .._system.mounts import mount_devpts
 from .._system.new_namespaces import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
     end_with_parent,
     map_to_root,
-    mount_devpts,
     mount_proc,
     unshare,
 )

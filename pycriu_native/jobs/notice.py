@@ -27,10 +27,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
+from .._support.closing import Closing
 from .._support.signal_names import signal_name
 from .._support.unpatched import Event, Thread
 from ..errors import OptionError, Problem
@@ -77,7 +77,7 @@ def _is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-class NoticeWatch:
+class NoticeWatch(Closing):
     """A thread that polls for a notice, and writes one byte to a descriptor if there is one.
 
     It also writes one if attempts begin or cease to fail.
@@ -87,7 +87,6 @@ class NoticeWatch:
         self._source = None if source is None else NoticeSource(source)
         self._woken = woken
         self._over = Event()
-        self._thread: Any = None
         self.text = ""
         self.until: float | None = None
         self.vague = True
@@ -100,18 +99,13 @@ class NoticeWatch:
         """Remaining seconds; None without a notice."""
         return None if self.until is None else max(0.0, self.until - time.monotonic())
 
-    def __enter__(self) -> NoticeWatch:
+    def __enter__(self) -> Self:
         if self._source is not None:
-            self._thread = Thread(target=self._watch, name="notice", daemon=True)
-            self._thread.start()
+            Thread(target=self._watch, name="notice", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the thread."""
         self._over.set()
 
     def _watch(self) -> None:

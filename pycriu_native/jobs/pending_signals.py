@@ -13,7 +13,7 @@ from .._integrity.changed_image import Fields, fields_of, replace_image
 from .._integrity.dump_record import write_record
 from .._recovery.half_restored import pids_in
 from .._support.held_signals import ALL
-from .._support.unpatched import close
+from .._system.descriptors import opened_directory
 from .._wire.fields import messages_of
 from .._wire.protobuf import message
 
@@ -34,13 +34,10 @@ def remove(images: os.PathLike[str]) -> None:
     changed: the dump may have ended the command, so that its checkpoint is needed. ``OSError``.
     """
     senders = frozenset(pids_in(os.fspath(images)))
-    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened_directory(images) as at:
         changed = [_removed(at, f"core-{pid}.img", senders) for pid in senders]
         if any(changed):
             write_record(at)  # it has the sizes of the images
-    finally:
-        close(at)
 
 
 def _removed(directory: int, name: str, senders: frozenset[int]) -> bool:

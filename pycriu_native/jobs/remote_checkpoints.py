@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -13,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import filterfalse
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from .._integrity.manifest import verify
 from ..archive.codecs import Compression, compressed, encrypted
+from ..archive.hashing import Hashing
 from ..archive.pack import members_of, pack_members, unpack
 from ..errors import ImagesError
 from .directory import Checkpoint, JobDirectory, retained, sync
@@ -70,39 +70,6 @@ def commits(storage: Storage) -> list[Commit]:
     return result
 
 
-class _Hashing:
-    """A stream that counts and hashes its bytes."""
-
-    def __init__(self, stream: BinaryIO, check: Callable[[], object]) -> None:
-        self._stream = stream
-        self._check = check
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: Any) -> int:
-        self._check()
-        self._stream.write(data)
-        self._saw(data)
-        return len(data)
-
-    def read(self, size: int = -1) -> bytes:
-        self._check()
-        data = self._stream.read(size)
-        self._saw(data)
-        return data
-
-    def flush(self) -> None:
-        """The stream flushes at its end."""
-
-    def _saw(self, data: Any) -> None:
-        self._hash.update(data)
-        self.size += len(data)
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-
 def check_codecs(compress: Compression, encrypt_to: Sequence[str]) -> None:
     """Raise the ``OptionError`` or ``CriuError`` that an upload would raise."""
     with compressed(io.BytesIO(), compress):
@@ -143,7 +110,7 @@ def upload(
                 path for path in members_of(layer) if path.relative_to(layer).parts[0] != PARENT
             ]
             with storage.opened(new[-1], "wb") as file:
-                out = _Hashing(file, check)
+                out = Hashing(file, check)
                 pack_members(
                     members,
                     layer,
@@ -151,7 +118,7 @@ def upload(
                     compress=compress,
                     encrypt_to=encrypt_to,
                 )
-            objects.append(Object(name=new[-1], size=out.size, sha256=out.sha256))
+            objects.append(Object(name=new[-1], size=out.size, sha256=out.sha256()))
         lease.check()
     except BaseException:
         # Some file systems have created a file with a part of the data.
@@ -272,11 +239,11 @@ def _unpack(
 ) -> None:
     try:
         with storage.opened(source.name, "rb") as file:
-            read = _Hashing(file, check)
+            read = Hashing(file, check)
             unpack(cast(BinaryIO, read), place, decrypt_with=decrypt_with)
             while read.read(2**20):
                 pass
     except FileNotFoundError:
         raise ImagesError(f"{source.name} does not exist") from None
-    if (read.size, read.sha256) != (source.size, source.sha256):
+    if (read.size, read.sha256()) != (source.size, source.sha256):
         raise ImagesError(f"{source.name} was changed after its upload")

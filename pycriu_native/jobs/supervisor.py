@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -19,7 +21,8 @@ from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._support.held_signals import CHECKPOINTING, STOPPING, HeldSignals
 from .._support.signal_names import signal_name
-from .._support.unpatched import Thread, close, readable, sleep
+from .._support.unpatched import Thread, readable, sleep
+from .._system.descriptors import opened_directory
 from .._system.host import boot_id
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
@@ -181,7 +184,7 @@ class Supervisor:
                 f"{failure}; nothing was started (--or-start-over starts from the beginning)",
             )
             return False
-        self._start(again=self._status.started is not None, lost=len(known))
+        self._start(lost=len(known))
         return True
 
     def _resume(self, checkpoint: Checkpoint) -> bool:
@@ -199,7 +202,9 @@ class Supervisor:
                     break
         return False
 
-    def _start(self, *, again: bool, lost: int) -> None:
+    def _start(self, *, lost: int) -> None:
+        """Start the command; ``lost`` is the number of checkpoints."""
+        again = self._status.started is not None
         known = self._directory.command()
         assert known is not None
         outputs = [self._directory.path / name for name in ("stdout", "stderr")]
@@ -216,8 +221,8 @@ class Supervisor:
                 start_new_session=True,
             )
         except OSError as error:
-            if not again:
-                _remove(self._directory.start)  # the job was never started
+            if not again:  # the job was never started
+                shutil.rmtree(self._directory.start, ignore_errors=True)
             message = f"the command {known['command'][0]!r} cannot be started: {error.strerror}"
             if error.filename == known["directory"]:
                 message = (
@@ -230,7 +235,6 @@ class Supervisor:
                 file.close()
         command.returncode = 0  # _reap waits for it, not the Popen object
         self._pid = command.pid
-        now = time.time()
         if again:
             self._change(state=State.RUNNING, restarted=self._status.restarted + 1)
             why = "there is no checkpoint"
@@ -240,35 +244,26 @@ class Supervisor:
                 why = f"none of {lost} checkpoints can be restored"
             self._report("started over", f"started again from the beginning: {why}")
         else:
-            self._change(state=State.RUNNING, started=now)
+            self._change(state=State.RUNNING, started=time.time())
             self._report("started", "started")
 
     def _roll_back_to_start(self, outputs: list[Any]) -> None:
         """Before the first start, save the files; before a later start, restore them."""
         start = self._directory.start
         if start.is_dir():
-            at = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                rolled_back = RollBack(at)
-                try:
-                    rolled_back.put_back(lambda: None)
-                    rolled_back.succeeded()
-                finally:
-                    rolled_back.close()
-            finally:
-                close(at)
+            with opened_directory(start) as at, contextlib.closing(RollBack(at)) as rolled_back:
+                rolled_back.put_back(lambda: None)
+                rolled_back.succeeded()
             return
         for path in outputs:
             path.touch(mode=0o600)
             os.truncate(path, 0)  # a checkpoint of another host can have restored it
         partial = self._directory.path / "start.partial"
-        _remove(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
-        at = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            save(at, (), Rollback(also=(*map(_pattern, outputs), *self._also)), lambda: None)
-        finally:
-            close(at)
+        with opened_directory(partial) as at:
+            ours = (glob.escape(str(path)) for path in outputs)
+            save(at, (), Rollback(also=(*ours, *self._also)), lambda: None)
         for each in (*partial.iterdir(), partial):  # it must be complete after a power failure
             sync(each)
         os.rename(partial, start)
@@ -549,15 +544,3 @@ def _text(made: Checkpoint, took: float) -> str:
         f"{kind} {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
         f"command was frozen for {made.frozen:.2f} s"
     )
-
-
-def _pattern(path: Any) -> str:
-    import glob
-
-    return glob.escape(str(path))
-
-
-def _remove(path: Any) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)

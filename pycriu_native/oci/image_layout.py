@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from .._system.regular_file import create_regular, open_regular
 from ..archive.codecs import Compression, bad_argument, compressed
+from ..archive.hashing import Hashing
 from ..archive.pack import pack, unpack, written_beside
 from ..errors import ImagesError
 
@@ -60,16 +61,16 @@ def pack_image(
     partial = blobs / f".layer-{os.getpid()}"
     try:
         with open(create_regular(partial), "wb") as file:
-            outer = _Hashed(file)
+            outer = Hashing(file)
             with compressed(cast(BinaryIO, outer), compress) as stream:
-                inner = _Hashed(stream)
+                inner = Hashing(stream)
                 pack(directory, cast(BinaryIO, inner), inside=inside, more=more, compress="none")
-        partial.replace(blobs / outer.hexdigest())
+        partial.replace(blobs / outer.sha256())
     finally:
         partial.unlink(missing_ok=True)
     layer = {
         "mediaType": _LAYER + ("" if compress == "none" else f"+{compress}"),
-        "digest": f"sha256:{outer.hexdigest()}",
+        "digest": f"sha256:{outer.sha256()}",
         "size": outer.size,
     }
     machine = platform.machine()
@@ -80,7 +81,7 @@ def pack_image(
             "architecture": _ARCHITECTURES.get(machine, machine),
             "os": "linux",
             "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{inner.hexdigest()}"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{inner.sha256()}"]},
         },
     )
     manifest = _put(
@@ -132,13 +133,14 @@ def unpack_image(
 
 
 def layers_of(
-    layout: str | os.PathLike[str], *, name: str = "latest"
+    layout: str | os.PathLike[str],
 ) -> Iterator[AbstractContextManager[BufferedReader]]:
-    """The layers of an image, lowest first: context managers of (compressed) tar archives.
+    """The layers of the image ``latest``, or of the only image, lowest first: context managers of
+    (compressed) tar archives.
 
-    Raises ``OptionError`` for an unknown name, and ``ImagesError`` for a damaged layout.
+    Raises ``OptionError`` if there is no such image, and ``ImagesError`` for a damaged layout.
     """
-    for layer in _dicts(_manifest(Path(layout), name).get("layers")):
+    for layer in _dicts(_manifest(Path(layout), "latest").get("layers")):
         yield _blob(Path(layout), layer)
 
 
@@ -153,25 +155,6 @@ def _manifest(layout: Path, name: str) -> dict[str, Any]:
         raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
     with _blob(layout, result[0]) as file:
         return _json(file)
-
-
-class _Hashed:
-    """A stream that counts and hashes the written bytes."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self._hash = hashlib.sha256()
-        self.size = 0
-        self.hexdigest = self._hash.hexdigest
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        self.size += len(data)
-        self._out.write(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._out.flush()
 
 
 def _put(blobs: Path, kind: str, content: dict[str, Any]) -> dict[str, Any]:

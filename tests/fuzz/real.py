@@ -22,12 +22,12 @@ def main() -> int:
     except CriuError as error:
         print(f"no real dump to begin with: {error}", file=sys.stderr)
         return 3
-    from ..integration.support.zoo import menagerie  # it needs a CRIU that works
+    from ..integration.support.sample_images import make_sample  # it needs a CRIU that works
 
     place = Path(sys.argv[1])
     shutil.rmtree(place, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="pycriu-native-fuzz-") as scratch:
-        shutil.copytree(menagerie(Path(scratch)).images, place)
+        shutil.copytree(make_sample(Path(scratch)).images, place)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from pycriu_native import CriuError, Notify, UnsupportedError
 
 from .faults import matrix
 from .support import cgroups, large_pipes, releases
+from .support.failing_calls import Site
 from .support.features import needs_lazy_pages
 from .support.jobs import RunningJob, nothing_runs
 from .support.leftovers import Snapshot
+from .support.processes import Spawn as Spawn
 from .support.processes import Target, adopt_orphans, eventually, remember_children, start
 from .support.releases import refused_for_age
-from .support.zoo import Zoo, menagerie
-
-Spawn = Callable[..., Target]
+from .support.sample_images import SampleImages, make_sample
 
 
 def _why_not() -> str:
@@ -106,9 +106,9 @@ def _settings_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+def sample(tmp_path_factory: pytest.TempPathFactory) -> SampleImages:
     """Images of a process with many kinds of objects, made once; tests only read them."""
-    return menagerie(tmp_path_factory.mktemp("zoo"))
+    return make_sample(tmp_path_factory.mktemp("sample"))
 
 
 @pytest.fixture
@@ -158,6 +158,15 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
         target.end()
 
 
+@pytest.fixture
+def site(
+    make_cgroup: cgroups.Make, orphans: None, spawn: Spawn, tmp_path: Path, images: Path
+) -> Iterator[Site]:
+    """The environment of a call that fails; cgroups are removed after its processes have ended."""
+    with contextlib.ExitStack() as held:
+        yield Site(spawn, tmp_path, images, held)
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int | pytest.ExitCode
 ) -> None:
@@ -170,8 +179,8 @@ def pytest_terminal_summary(
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[RunningJob]:
-    """A job that was not started yet."""
+    """A job that was not started yet; no process of it remains."""
     made = RunningJob(tmp_path / "place")
     yield made
     made.end()
-    eventually(lambda: nothing_runs(made), "the end of the command")
+    assert nothing_runs(made)

@@ -27,7 +27,7 @@ def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
 
 
-def test_the_loop_goes_on(spawn: Spawn, images: Path) -> None:
+def test_the_event_loop_runs_meanwhile(spawn: Spawn, images: Path) -> None:
     """Other tasks run while CRIU works and while the hook awaits."""
     target = spawn()
     beats = 0

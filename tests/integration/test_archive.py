@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, dump, restore
+from pycriu_native import CriuOpts, restore
 from pycriu_native.archive import pack, unpack
 from pycriu_native.oci.image_layout import pack_image, unpack_image
 
@@ -20,8 +20,7 @@ def test_restored_from(form: str, spawn: Spawn, orphans: None, images: Path) -> 
     """The original images are removed, and the unpacked ones are restored."""
     target = spawn("import os\nsecret = os.urandom(1 << 20)\nserve(sum=lambda: sum(secret))")
     before = target.ask("sum")
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     there, back = images.with_name("packed"), images.with_name("unpacked")
     if form == "archive":
         pack(images, there)

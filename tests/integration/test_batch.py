@@ -49,7 +49,7 @@ def many(spawn: Spawn, count: int) -> list[Target]:
     return [spawn(f"serve(number=lambda: {number})") for number in range(count)]
 
 
-def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
+def test_round_trip(spawn: Spawn, tmp_path: Path) -> None:
     """All processes are dumped and restored with their data, and progress is reported
     to the end.
     """
@@ -252,7 +252,7 @@ def test_finished() -> None:
 # ---- on threads of our own ----
 
 
-def test_no_more_at_work_than_asked_for(
+def test_no_more_processes_than_the_limit(
     spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next jobs are prepared, but at most the given number of CRIU processes works
@@ -314,7 +314,7 @@ def test_a_hook_in_a_job(spawn: Spawn, tmp_path: Path) -> None:
     assert set(received) == {over.get()}
 
 
-def test_waiting_for_a_turn_costs_no_time(
+def test_the_deadline_starts_with_the_call(
     spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deadline and duration of a call start when the call is allowed to run."""

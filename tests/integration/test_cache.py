@@ -225,7 +225,7 @@ def test_blocked(images: Path) -> None:
     )
 
 
-def test_stale(images: Path) -> None:
+def test_a_stale_cache(images: Path) -> None:
     """A cache that is older than the boot, or was not written by CRIU, is reported as such."""
     apart(
         """
@@ -266,7 +266,7 @@ def test_the_advice(images: Path) -> None:
     )
 
 
-def test_here() -> None:
+def test_the_cache_of_this_machine() -> None:
     """``feature_cache`` works on any machine, and reports a state, a reason and a cure."""
     result = feature_cache()
     assert result.state in list(CacheState)

@@ -76,8 +76,7 @@ MODES: list[tuple[str | None, str, str]] = [
 
 def _dump(target: Target, images: Path, hierarchy: Hierarchy, **fields: Any) -> None:
     fields.setdefault("cg_dump_controllers", [hierarchy.controller])
-    dump(target.pid, CriuOpts(images_directory=images, **fields))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images, **fields))
 
 
 def _outcome(
@@ -148,7 +147,7 @@ def test_modes_are_all_shown() -> None:
 
 
 @pytest.mark.parametrize(("managed", "expected"), [(True, OLD), (False, OUTSIDE)])
-def test_the_old_switch(
+def test_manage_cgroups_as_a_flag(
     orphans: None,
     make_cgroup: Make,
     spawn: Spawn,
@@ -326,8 +325,7 @@ def test_cg_yard(
         kind = "cgroup" if name else "cgroup2"
         subprocess.run(["mount", "-t", kind, *options, "none", place], check=True)
     assert not preflight(target.pid, opts).stops
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     remove(cgroup)
     restore(opts)
     assert hierarchy.path_of(target.pid) == hierarchy.name_of(cgroup)

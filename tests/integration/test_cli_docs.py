@@ -166,7 +166,7 @@ def counter(directory: Path) -> Iterator[tuple[int, int]]:
 
 
 @needs_lazy_pages
-def test_the_examples_still_hold(spawn: Spawn, orphans: None, tmp_path: Path) -> None:
+def test_the_examples_of_the_page_are_exact(spawn: Spawn, orphans: None, tmp_path: Path) -> None:
     """Each command prints exactly the lines of the page."""
     shell = Shell(tmp_path)
     connected = spawn(CONNECTED)

@@ -8,7 +8,7 @@ import os
 import tarfile
 from pathlib import Path
 
-from pycriu_native import CriuOpts, dump
+from pycriu_native import CriuOpts
 from pycriu_native.archive import pack
 
 from .conftest import Spawn
@@ -18,8 +18,7 @@ from .test_cli import CONNECTED, result, run
 def test_an_image_from_standard_input(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     """decode reads standard input, writes to a file, and counts entries."""
     target = spawn()
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     with open(images / "pstree.img", "rb") as file:
         message = run("decode", "-", "-o", tmp_path / "pstree.json", stdin=file)
     assert "pstree.json" in message.stdout
@@ -35,8 +34,7 @@ def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -
     """
     secret = "secret = ''.join(['token', '=']) + '12ab' * 8\n    serve()"
     target = spawn(CONNECTED.replace("serve()", secret))
-    dump(target.pid, CriuOpts(images_directory=images, tcp_established=True))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images, tcp_established=True))
     search = ("inspect", images, "--search", "token=[12ab]{32}", "--regex")
     found = result(*search, "--context", "2")
     assert base64.b64decode(found[0]["data"])[2:-2] == b"token=" + b"12ab" * 8
@@ -68,8 +66,7 @@ def test_an_archive_is_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> 
     remains unpacked.
     """
     target = spawn()
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     pack(images, tmp_path / "plain.tar.gz")
     assert str(target.directory) in run("inspect", tmp_path / "plain.tar.gz").stdout
     plain = result("inspect", tmp_path / "plain.tar.gz")

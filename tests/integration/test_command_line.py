@@ -125,17 +125,14 @@ def test_a_command_line_fails_as_the_request_does(target: Target, tmp_path: Path
     assert target.runs_on()
 
 
-def test_a_process_goes_from_one_to_the_other(
-    orphans: None, target: Target, tmp_path: Path
-) -> None:
+def test_requests_and_command_lines_by_turns(orphans: None, target: Target, tmp_path: Path) -> None:
     """A process is dumped by request, restored by command line, dumped by command line, restored by
     request.
     """
     images = tmp_path / "images"
     images.mkdir()
     opts = CriuOpts(images_directory=images, file_locks=True)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     run = criu(opts.to_argv("restore"))
     assert run.returncode == 0, run.stderr
     assert target.runs_on()
@@ -150,7 +147,7 @@ def test_a_process_goes_from_one_to_the_other(
     assert target.runs_on()
 
 
-def test_a_command_line_of_others_is_understood(target: Target, tmp_path: Path) -> None:
+def test_options_from_a_command_line(target: Target, tmp_path: Path) -> None:
     """Options that were read from a command line have the same effect as the command line."""
     images = tmp_path / "images"
     images.mkdir()
@@ -306,7 +303,7 @@ def allocated(directory: Path) -> int:
 
 
 @pytest.mark.parametrize("by", ["call", "command"])
-def test_parents_give_pages_back(target: Target, tmp_path: Path, by: str) -> None:
+def test_dedup_frees_pages_of_parents(target: Target, tmp_path: Path, by: str) -> None:
     """``dedup`` frees the pages that the images replace, as the program does; the set remains
     complete.
     """
@@ -390,7 +387,7 @@ def setting(opts: CriuOpts, via: Worker, path: Path, option: str) -> Setting:
 
 
 @pytest.mark.parametrize("name", ["HOME", "CRIU_CONFIG_FILE"])
-def test_a_false_does_not_take_back_what_a_file_says(
+def test_a_false_does_not_override_a_file(
     target: Target, images: Path, tmp_path: Path, name: str
 ) -> None:
     """``leave_running=False`` has no effect on CRIU: the file decides, as ``explain`` reports."""

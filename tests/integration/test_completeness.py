@@ -24,7 +24,7 @@ from pycriu_native.images import check_images, decode, encode, inspect, render_s
 from .conftest import Spawn
 from .support import cgroups
 from .support.processes import start
-from .support.zoo import contained, menagerie
+from .support.sample_images import contained, make_sample
 
 NOT_DERIVABLE = re.compile(
     r".*\.log|stats-dump|(filelocks|sk-queues|tty-data|seccomp|cgroup)\.img"
@@ -69,7 +69,7 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A complete set of each kind."""
     directory = tmp_path_factory.mktemp("sets")
     if request.param == "processes":
-        return menagerie(directory).images
+        return make_sample(directory).images
     if request.param == "cgroup":
         return _in_a_cgroup(directory)
     with contained(directory) as (images, _):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import NoSuchProcessError, dump, restore
-from pycriu_native.oci import Bundle, Container
+from pycriu_native import NoSuchProcessError, dump
+from pycriu_native.oci import Container
 
 from .support.bundles import Counting, Runtime, counting, runtime
 from .support.processes import PATIENCE
@@ -32,21 +32,15 @@ def box(crun: Runtime, tmp_path: Path) -> Iterator[Counting]:
         yield container
 
 
-def loopback(box: Counting) -> str:
-    """The flags of the container's loopback interface."""
-    return box.enter("ip", "-brief", "link", "show", "lo")
-
-
 def test_what_crun_checkpointed_is_restored_here(box: Counting, images: Path) -> None:
     """A checkpoint of crun is restored here, without lost or repeated output."""
     seen = box.run()
     stopped_at = box.checkpoint(images)
     box.prepare_cgroup()
-    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-        box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    box.restore_here(images)
+    assert box.continued_from(stopped_at)
     assert box.look() == seen
-    assert "UP" in loopback(box)
+    assert "UP" in box.loopback()
 
 
 def test_what_is_dumped_here_crun_restores(box: Counting, images: Path) -> None:
@@ -59,10 +53,10 @@ def test_what_is_dumped_here_crun_restores(box: Counting, images: Path) -> None:
     stopped_at = box.count
 
     box.restored_by_runtime(images)
-    assert box.went_on_from(stopped_at)
+    assert box.continued_from(stopped_at)
     # crun shows a restored container its own cgroup as the container's.
     assert {**box.look(), "cgroup mounts": seen["cgroup mounts"]} == seen
-    assert "UP" in loopback(box)
+    assert "UP" in box.loopback()
 
 
 def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
@@ -72,9 +66,8 @@ def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
     container.write_descriptors(images)
     assert dump(container.pid, container.dump_opts(images), reap_timeout=PATIENCE).pid_free
     stopped_at = box.count
-    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-        box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    box.restore_here(images)
+    assert box.continued_from(stopped_at)
     assert box.look() == seen
 
 

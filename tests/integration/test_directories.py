@@ -182,8 +182,7 @@ def test_a_missing_work_directory(spawn: Spawn, images: Path, tmp_path: Path) ->
     assert not images.exists()
     assert target.runs_on()
 
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     with pytest.raises(OptionError, match=r"work_directory=.*an existing directory"):
         restore(opts)
     assert not is_alive(target.pid)
@@ -248,8 +247,7 @@ def test_read_only_images_are_enough_to_restore(spawn: Spawn, tmp_path: Path, wo
     target = spawn()
     with tmpfs(tmp_path / "mount") as mount:
         opts = CriuOpts(images_directory=mount / "images", work_directory=work)
-        dump(target.pid, opts)
-        target.reap()
+        target.dump(opts)
         make_read_only(mount)
         with pytest.raises(ImagesError, match="cannot be written"):
             restore(CriuOpts(images_directory=mount / "images"))
@@ -268,7 +266,6 @@ def test_a_full_disk(spawn: Spawn, tmp_path: Path) -> None:
         assert target.runs_on()
     with tmpfs(tmp_path / "large", "64m") as large:
         opts = CriuOpts(images_directory=large / "images")
-        dump(target.pid, opts)
-        target.reap()
+        target.dump(opts)
         restore(opts)
         assert target.runs_on()

@@ -58,8 +58,7 @@ def test_a_restored_process(orphans: None, spawn: Spawn, images: Path, tmp_path:
         pytest.skip("this kernel has no MAP_DROPPABLE (Linux 6.11)")
     before = droppable_of(target.pid)
     assert target.ask("content") == 7
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     try:
         assert target.ask("content") == 0
@@ -83,8 +82,7 @@ def test_a_parent_has_its_pages(orphans: None, spawn: Spawn, tmp_path: Path, ima
     again = CriuOpts(
         images_directory=images, track_mem=True, parent_image=os.path.relpath(first, images)
     )
-    dump(target.pid, again)
-    target.reap()
+    target.dump(again)
     restore(CriuOpts(images_directory=images))
     try:
         assert target.ask("content") == 0

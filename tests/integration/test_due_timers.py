@@ -77,7 +77,7 @@ def _moved(program: str, log: Path, images: Path, *arguments: str) -> Iterator[l
 @pytest.mark.parametrize(
     ("program", "arguments"), [(TIMERFD, ("1000000", "1000000")), (ITIMER, ())]
 )
-def test_a_periodic_timer_fires_on(
+def test_a_periodic_timer_fires_again(
     program: str, arguments: tuple[str, ...], log: Path, images: Path
 ) -> None:
     """A timer that was due at the dump fires again after the restore."""

@@ -69,7 +69,7 @@ def test_shrinking_rounds(spawn: Spawn, images: Path) -> None:
     assert target.ask("wrong") == []
 
 
-def test_a_quiet_process(spawn: Spawn, images: Path) -> None:
+def test_a_process_with_few_changes(spawn: Spawn, images: Path) -> None:
     """With few changes, the default policy ends after few rounds."""
     target = spawn("memory = bytearray(b'memory!!') * 2**20\nserve(sum=lambda: sum(memory))")
     total = target.ask("sum")

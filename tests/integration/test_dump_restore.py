@@ -20,7 +20,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .support.processes import PATIENCE, eventually, is_alive, reap_all, tree
+from .support.processes import PATIENCE, eventually, free_pid, is_alive, reap_all, tree
 
 RICH = """
     import hashlib, os, signal, threading, time
@@ -58,7 +58,7 @@ RICH = """
 """
 
 
-def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
+def test_all_parts_of_a_process_are_restored(spawn: Spawn, images: Path) -> None:
     """Memory, threads, children, file offsets, pipes and signals are restored."""
     target = spawn(RICH)
     kept = ("checksum", "offset", "threads", "child", "pending")
@@ -68,8 +68,7 @@ def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
     ticks = target.ask("ticks")
     tasks = len(os.listdir(f"/proc/{target.pid}/task"))
 
-    result = dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    result = target.dump(CriuOpts(images_directory=images))
     assert not is_alive(target.pid)
     assert not is_alive(before["child"])
     # Its zombie keeps the number of the session; process 1 reaps it.
@@ -148,8 +147,7 @@ def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: P
     """
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(opts)
     assert dump(target.pid, opts, reap_timeout=PATIENCE).pid_free
     assert not os.path.exists(f"/proc/{target.pid}")
@@ -172,7 +170,7 @@ def test_a_pid_that_is_taken(spawn: Spawn, images: Path) -> None:
 
 def test_a_process_that_is_gone(images: Path) -> None:
     """An unused pid raises ProcessLookupError."""
-    pid = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+    pid = free_pid()
     with pytest.raises(NoSuchProcessError) as caught:
         dump(pid, CriuOpts(images_directory=images))
     assert isinstance(caught.value, ProcessLookupError)

@@ -99,8 +99,7 @@ def _add_unsavable(box: Container) -> None:
 
 
 def _dumped(box: Container, images: Path, **options: Any) -> None:
-    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump, **options))
-    box.reap()
+    box.dump(CriuOpts(images_directory=images, external=box.given_on_dump, **options))
     eventually(_no_outer_end, "the end of the pair")
 
 
@@ -130,7 +129,7 @@ def test_a_hook_fills_the_namespace(box: Container, images: Path) -> None:
     assert box.runs_on()
 
 
-def test_nobody_fills_it(box: Container, images: Path) -> None:
+def test_without_a_hook_the_network_is_empty(box: Container, images: Path) -> None:
     """Without a hook the container runs, and its network is empty."""
     _dumped(box, images, empty_ns="net")
     box.pid = restore(_restoring(box, images, empty_ns="net")).pid

@@ -45,8 +45,7 @@ def test_in_a_dump(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch, 
     assert target.runs_on()
     assert not code_in(target.pid)
     assert not list(images.glob("*.img"))
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     assert target.runs_on()
 

@@ -78,8 +78,7 @@ def test_a_disk(tmp_path: Path, images: Path, disks: Disks) -> None:
         major, minor = _numbers(first)
         assert box.ask("device") == [major, minor]
         external = [*box.given_on_dump, f"dev[{major}/{minor}]:disk"]
-        dump(box.pid, CriuOpts(images_directory=images, external=external))
-        box.reap()
+        box.dump(CriuOpts(images_directory=images, external=external))
         second = disks.attach("second", copy_of="first")
 
         for device in (first, second):
@@ -110,8 +109,7 @@ def test_a_disk_that_is_not_named(tmp_path: Path, images: Path, disks: Disks) ->
 
         major, minor = _numbers(disk)
         external = [*box.given_on_dump, f"dev[{major}/{minor}]:disk"]
-        dump(box.pid, replace(opts, external=external))
-        box.reap()
+        box.dump(replace(opts, external=external))
         opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
         with pytest.raises(CriuError, match=r"dev\[KEY\]:/dev/path") as caught:
             restore(opts)

@@ -60,8 +60,7 @@ def _others(given: list[str]) -> list[str]:
 def test_external(box: Container, data: Path, images: Path) -> None:
     """The mount is named in the dump; the restore mounts the same or another directory."""
     external = [*_others(box.given_on_dump), "mnt[/data]:data"]
-    dump(box.pid, CriuOpts(images_directory=images, external=external))
-    box.reap()
+    box.dump(CriuOpts(images_directory=images, external=external))
     other = data.with_name("other")
     other.mkdir()
     (other / "file").write_text("two")
@@ -79,8 +78,7 @@ def test_external(box: Container, data: Path, images: Path) -> None:
 def test_ext_mounts(box: Container, images: Path) -> None:
     """The old form has the same effect."""
     named = [(place, f"the {place}") for place in box.binds]
-    dump(box.pid, CriuOpts(images_directory=images, ext_mounts=named))
-    box.reap()
+    box.dump(CriuOpts(images_directory=images, ext_mounts=named))
     sources = [(f"the {place}", str(source)) for place, source in box.binds.items()]
     opts = CriuOpts(images_directory=images, root=box.root, ext_mounts=sources)
     box.pid = restore(opts).pid
@@ -98,8 +96,7 @@ def test_auto_ext_mnt(box: Container, images: Path, form: str) -> None:
         if form == "auto_ext_mnt"
         else replace(plain, external=["mnt[]"])
     )
-    dump(box.pid, opts)
-    box.reap()
+    box.dump(opts)
     with pytest.raises(CriuError, match="auto_ext_mnt=True"):
         restore(replace(plain, root=box.root))
     box.pid = restore(replace(opts, root=box.root)).pid
@@ -120,8 +117,7 @@ def test_a_dump_that_does_not_know_the_mount(box: Container, images: Path) -> No
 @pytest.mark.cures("mnt-mapping")
 def test_a_restore_that_does_not_know_the_mount(box: Container, images: Path) -> None:
     """The restore is refused; the images are unchanged."""
-    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
-    box.reap()
+    box.dump(CriuOpts(images_directory=images, external=box.given_on_dump))
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
     with pytest.raises(CriuError, match=r"external=.mnt\[KEY\]") as caught:
         restore(replace(opts, external=_others(box.given_on_restore)))

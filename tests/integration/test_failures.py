@@ -26,7 +26,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,6 @@ from pycriu_native._failures.log_excerpt import diagnose, error_lines
 from pycriu_native._transport.program import find_program
 from pycriu_native.enums import Verb
 
-from .conftest import Spawn
 from .support import releases
 from .support.failing_calls import (
     CONNECTED,
@@ -74,6 +72,7 @@ from .support.processes import (
     Target,
     children_of,
     eventually,
+    free_pid,
     kill,
     reap_all,
     state,
@@ -124,9 +123,7 @@ def has_open(at: Site, thing: str) -> Target:
     """A process with this file open; the cure is to close it."""
     if reason := why_not(thing):
         pytest.skip(f"{thing}: {reason}")
-    target = at.spawn(OPENS.format(thing=thing, numbers=NUMBERS) + CLOSES)
-    at.cure = lambda: target.ask("close")
-    return target
+    return at.spawn_curable(OPENS.format(thing=thing, numbers=NUMBERS) + CLOSES)
 
 
 @dump_fails("TCP connection is open", "tcp_established=True", "tcp_established", "tcp_close")
@@ -233,7 +230,7 @@ def file_from_outside_of_the_mount_namespace(at: Site) -> Target:
 
 @dump_fails("no mount of its mount namespace", "unmounted", "external")
 def file_on_something_unmounted(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import os, subprocess
         null = os.open(os.devnull, os.O_RDWR)
         for number in range(3): os.dup2(null, number)
@@ -244,8 +241,6 @@ def file_on_something_unmounted(at: Site) -> Target:
         subprocess.run(["umount", "--lazy", HERE / "place"], check=True)
         serve(close=file.close)
     """, prefix=WITHOUT_SHARED_TMPFS)  # fmt: skip
-    at.cure = lambda: target.ask("close")
-    return target
 
 
 RING = "syscall(N['io_uring_setup'], 4, ctypes.create_string_buffer(120))"
@@ -261,7 +256,7 @@ def io_uring_that_is_mapped(at: Site) -> Target:
     """CRIU examines mappings before descriptors, and prints an error about an option."""
     if reason := why_not(RING):
         pytest.skip(f"io_uring: {reason}")
-    target = at.spawn(f"""
+    return at.spawn_curable(f"""
         import ctypes, mmap, os
         parameters = ctypes.create_string_buffer(120)
         ring = ctypes.CDLL(None).syscall({NUMBERS["io_uring_setup"]}, 4, parameters)
@@ -272,8 +267,6 @@ def io_uring_that_is_mapped(at: Site) -> Target:
             os.close(ring)
         serve(close=close)
     """)
-    at.cure = lambda: target.ask("close")
-    return target
 
 
 @dump_fails("kernel object", "no option saves it")
@@ -299,14 +292,12 @@ def bpf_map(at: Site) -> Target:
 def tun_device(at: Site) -> Target:
     if not os.path.exists("/dev/net/tun"):
         pytest.skip("there is no /dev/net/tun")
-    target = at.spawn("""
+    return at.spawn_curable("""
         import fcntl, os, struct
         tun = os.open("/dev/net/tun", os.O_RDWR)
         fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH", b"pn-test", 0x1001))
         serve(close=lambda: os.close(tun))
     """)
-    at.cure = lambda: target.ask("close")
-    return target
 
 
 @dump_fails("has a device open", "make the program close it")
@@ -324,7 +315,7 @@ def pidfd_of_a_process_outside(at: Site) -> Target:
 
 @dump_fails("System V shared memory of the host", "in a new ipc namespace")
 def sysv_shared_memory(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import ctypes
         libc = ctypes.CDLL(None, use_errno=True)
         libc.shmat.restype = ctypes.c_void_p
@@ -334,13 +325,11 @@ def sysv_shared_memory(at: Site) -> Target:
         libc.shmctl(number, 0, None)
         serve(close=lambda: libc.shmdt(address))
     """)
-    at.cure = lambda: target.ask("close")
-    return target
 
 
 @dump_fails("longer than the 4095 bytes", "make the process leave that directory")
 def directory_with_a_long_path(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import os
         os.chdir(HERE)
         for _ in range(30):
@@ -348,8 +337,6 @@ def directory_with_a_long_path(at: Site) -> Target:
             os.chdir("d" * 200)
         serve(leave=lambda: os.chdir("/"))
     """)
-    at.cure = lambda: target.ask("leave")
-    return target
 
 
 # ---- terminals and sessions ----
@@ -410,15 +397,15 @@ def traced(pid: int) -> Iterator[Callable[[], None]]:
         if libc.ptrace(request, pid, None, None):
             raise OSError(ctypes.get_errno(), "ptrace")
 
-    def let_go() -> None:
+    def detach() -> None:
         trace(PTRACE_INTERRUPT)
         os.waitpid(pid, 0x40000000)  # __WALL: it need not be our child
         trace(PTRACE_DETACH)
 
     trace(PTRACE_SEIZE)
-    yield let_go
+    yield detach
     with contextlib.suppress(OSError):
-        let_go()
+        detach()
 
 
 @dump_fails("is traced by process", "end that debugger", error=PermissionDeniedError)
@@ -443,7 +430,7 @@ def child_that_is_traced(at: Site) -> Target:
 @dump_fails("there is no process", "read the pid", error=NoSuchProcessError)
 def process_that_is_gone(at: Site) -> int:
     at.survives = False
-    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+    return free_pid()
 
 
 @dump_fails("zombie: there is nothing to dump", "reap it", error=NoSuchProcessError)
@@ -658,7 +645,7 @@ def program_too_old_for_guard_pages(at: Site) -> Target:
 
 @dump_fails("messages that the program has not read", "make the program read them")
 def netlink_with_messages(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import contextlib, socket, struct
         line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
         line.send(struct.pack("=IHHIIB3x12x", 32, 18, 0x301, 1, 0, 0))  # all links, please
@@ -667,38 +654,32 @@ def netlink_with_messages(at: Site) -> Target:
                 while line.recv(1 << 20, socket.MSG_DONTWAIT): pass
         serve(read=read)
     """)
-    at.cure = lambda: target.ask("read")
-    return target
 
 
 @dump_fails("multicast group above 32", "NETLINK_DROP_MEMBERSHIP")
 def netlink_group_above_32(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import socket
         line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
         line.bind((0, 0))
         line.setsockopt(270, 1, 35)  # NETLINK_ADD_MEMBERSHIP
         serve(leave=lambda: line.setsockopt(270, 2, 35))
     """)
-    at.cure = lambda: target.ask("leave")
-    return target
 
 
 @dump_fails("group without being bound", "make the program bind the socket")
 def netlink_group_of_an_unbound_socket(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import socket
         line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
         line.setsockopt(270, 1, 5)
         serve(bind=lambda: line.bind((0, 0)))
     """)
-    at.cure = lambda: target.ask("bind")
-    return target
 
 
 @dump_fails("has data, or", "make the program accept it", since="4.1")
 def unix_data_before_it_is_accepted(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import socket
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         server.bind("\\0" + str(HERE))
@@ -709,13 +690,11 @@ def unix_data_before_it_is_accepted(at: Site) -> Target:
         accepted = []
         serve(accept=lambda: accepted.append(server.accept()[0]))
     """)
-    at.cure = lambda: target.ask("accept")
-    return target
 
 
 @dump_fails("was closed", "make the program accept it", since="4.1")
 def unix_closed_before_it_is_accepted(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import socket
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         server.bind("\\0" + str(HERE))
@@ -725,8 +704,6 @@ def unix_closed_before_it_is_accepted(at: Site) -> Target:
         client.close()
         serve(accept=lambda: server.accept()[0].close())
     """)
-    at.cure = lambda: target.ask("accept")
-    return target
 
 
 @dump_fails("in packet mode", "without O_DIRECT")
@@ -736,14 +713,12 @@ def pipe_that_keeps_packets(at: Site) -> Target:
 
 @dump_fails("delays its data", "switch that off")
 def udp_that_is_corked(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import socket
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setsockopt(socket.IPPROTO_UDP, 1, 1)
         serve(close=lambda: sock.setsockopt(socket.IPPROTO_UDP, 1, 0))
     """)
-    at.cure = lambda: target.ask("close")
-    return target
 
 
 @dump_fails("pidfd of a thread", "close it before the dump")
@@ -759,18 +734,16 @@ def terminals_that_are_held_outside(at: Site) -> Target:
         at.held.callback(os.close, slave)
     names = [os.ttyname(slave) for _, slave in pairs]
     at.options["shell_job"] = True
-    target = at.spawn(f"""
+    return at.spawn_curable(f"""
         import os
         slaves = [os.open(name, os.O_RDWR | os.O_NOCTTY) for name in {names}]
         serve(close=lambda: os.close(slaves.pop()))
     """)
-    at.cure = lambda: target.ask("close")
-    return target
 
 
 @dump_fails("a file that the process has closed", "EPOLL_CTL_DEL")
 def epoll_of_a_closed_file(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import os, select, time
         reader, writer = os.pipe()
         epoll = select.epoll()
@@ -780,8 +753,6 @@ def epoll_of_a_closed_file(at: Site) -> Target:
         os.close(reader)
         serve(close=epoll.close)
     """)
-    at.cure = lambda: target.ask("close")
-    return target
 
 
 @dump_fails("file of a namespace open", "close it before the dump")
@@ -869,19 +840,17 @@ def thread_that_waits_in_vfork(at: Site) -> Target:
 
 @dump_fails("SIGTRAP is pending", "handle the signal first")
 def signal_of_a_debugger(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import os, signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTRAP])
         os.kill(os.getpid(), signal.SIGTRAP)
         serve(take=lambda: int(signal.sigtimedwait([signal.SIGTRAP], 5).si_signo))
     """)
-    at.cure = lambda: target.ask("take")
-    return target
 
 
 @dump_fails("covered by another mount", "close it before the dump")
 def file_that_is_covered(at: Site) -> Target:
-    target = at.spawn("""
+    return at.spawn_curable("""
         import os, subprocess
         null = os.open(os.devnull, os.O_RDWR)
         for number in range(3): os.dup2(null, number)
@@ -892,8 +861,6 @@ def file_that_is_covered(at: Site) -> Target:
         subprocess.run(["mount", "-t", "tmpfs", "none", HERE / "place"], check=True)
         serve(close=file.close)
     """, prefix=WITHOUT_SHARED_TMPFS)  # fmt: skip
-    at.cure = lambda: target.ask("close")
-    return target
 
 
 @dump_fails(
@@ -966,13 +933,6 @@ def worker_that_may_not_lock_the_network(at: Site) -> Target:
 # ---- the tests ----
 
 
-@pytest.fixture
-def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """The context of a case, which is cleaned up before its processes end."""
-    with ExitStack() as held:
-        yield Site(spawn, tmp_path, images, held)
-
-
 WITHOUT_A_CURE = {"process_of_another_user", "file_from_outside_of_the_mount_namespace"}
 """Cases whose cure needs a capability that the tests do not have, or saves mounts of the host that
 other programs write to.
@@ -989,7 +949,7 @@ def test_a_dump_that_fails(
     target = case.build(site)
     site.options["log_level"] = log_level
     pid = target if isinstance(target, int) else target.pid
-    foretold = preflight(pid, site.opts, via=site.via)
+    prediction = preflight(pid, site.opts, via=site.via)
     capfd.readouterr()
     with pytest.raises(CriuError) as caught:
         dump(pid, site.opts, via=site.via)
@@ -998,7 +958,7 @@ def test_a_dump_that_fails(
     assert caught.value.verb == "dump"
     assert caught.value.pid == pid
 
-    compare(ids(case), foretold, site)
+    compare(ids(case), prediction, site)
     if isinstance(target, int) or not site.survives:
         return
     assert target.runs_on()

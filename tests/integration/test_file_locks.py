@@ -114,8 +114,7 @@ def test_a_lock_is_held_after_the_restore(
     target = hold(kind)
     assert is_held(locked, kind)
     opts = CriuOpts(images_directory=images, file_locks=True)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     assert not is_held(locked, kind)
     restore(opts)
     assert is_held(locked, kind)
@@ -155,8 +154,7 @@ def test_a_process_without_locks_needs_no_field(
     target = spawn(f"file = open({str(locked)!r}, 'r+b')\nserve()")
     hold("flock")
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(opts)
     assert target.runs_on()
     assert is_held(locked, "flock")
@@ -167,8 +165,7 @@ def test_the_restore_needs_it_too(hold: Spawn, locked: Path, images: Path, kind:
     """A restore without it succeeds, but the process has lost its lock."""
     target = hold(kind)
     opts = CriuOpts(images_directory=images, file_locks=True)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(CriuOpts(images_directory=images))
     assert target.runs_on()
     assert not is_held(locked, kind)
@@ -187,8 +184,7 @@ def test_a_restore_waits_for_a_lock_that_is_taken(
     """The restore waits while another process has the lock, and completes when it is released."""
     target = hold(kind)
     opts = CriuOpts(images_directory=images, file_locks=True)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     thief = hold(kind)
 
     results: list[RestoreResult] = []
@@ -211,8 +207,7 @@ def test_a_restore_fails_where_it_cannot_wait(hold: Spawn, locked: Path, images:
     """
     target = hold("description")
     opts = CriuOpts(images_directory=images, file_locks=True)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     thief = hold("description")
     with pytest.raises(CriuError, match="Can not set ofd lock"):
         restore(opts)
@@ -247,8 +242,7 @@ def test_a_lease(spawn: Spawn, images: Path) -> None:
     with pytest.raises(CriuError, match="file_locks=True"):
         dump(target.pid, CriuOpts(images_directory=images))
     opts = CriuOpts(images_directory=images, file_locks=True)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(opts)
     assert target.ask("lease") == fcntl.F_RDLCK
     assert target.ask("signals") == 0

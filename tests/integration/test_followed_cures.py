@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,19 +31,11 @@ from pycriu_native._failures.log_excerpt import known
 from pycriu_native.images import check_images
 from pycriu_native.results import Version
 
-from .conftest import Spawn
 from .support.failing_calls import Site, older, wrapped
 from .support.ordinary_user import BEGIN, as_user, python
 from .support.processes import Target, reap_all
 
 pytestmark = pytest.mark.usefixtures("orphans")
-
-
-@pytest.fixture
-def site(spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """The context of a call."""
-    with ExitStack() as held:
-        yield Site(spawn, tmp_path, images, held)
 
 
 def found(site: Site, pid: int, id: str, **fields: Any) -> Finding:
@@ -167,8 +158,7 @@ def test_a_child_from_before_the_namespace(site: Site, kind: str, flag: int) -> 
         target.end()
     else:
         assert result.verdict is Verdict.NO_RESTORE
-        dump(target.pid, result.opts)
-        target.reap()
+        target.dump(result.opts)
         reap_all()
         refused = [f for f in check_images(site.images) if f.severity is Severity.STOPS]
         assert known("nested-ns-root").cause in {each.message for each in refused}
@@ -180,8 +170,7 @@ def test_a_child_from_before_the_namespace(site: Site, kind: str, flag: int) -> 
     reap_all()
     cured = site.spawn(FORK_FIRST.format(flag=0), prefix=["unshare", f"--{kind}"])
     result = preflight(cured.pid, site.opts)
-    dump(cured.pid, result.opts)
-    cured.reap()
+    cured.dump(result.opts)
     reap_all()
     restore(result.restore_opts)
     assert cured.runs_on()
@@ -346,8 +335,7 @@ def test_a_nested_namespace(site: Site, kind: str) -> None:
     assert result.verdict is Verdict.NO_RESTORE
     [finding] = result.no_restore
     assert finding.id == "nested-namespace"
-    dump(target.pid, result.opts)
-    target.reap()
+    target.dump(result.opts)
     reap_all()
     cause = known("nested-ns-root").cause
     [refused] = [f for f in check_images(site.images) if f.severity is Severity.STOPS]
@@ -363,8 +351,7 @@ def test_a_nested_namespace(site: Site, kind: str) -> None:
     cured = site.spawn(NESTED.format(kind=kind), prefix=["unshare", f"--{kind}"])
     result = preflight(cured.pid, site.opts)
     assert result.verdict in (Verdict.WORKS, Verdict.NEEDS_OPTIONS), str(result)
-    dump(cured.pid, result.opts)
-    cured.reap()
+    cured.dump(result.opts)
     reap_all()
     opts = result.for_restore({each.key: "/" for each in result.restore_needs})
     assert not [f for f in check_images(site.images, opts) if f.severity is Severity.STOPS]
@@ -415,8 +402,7 @@ def test_a_cgroup_namespace(site: Site) -> None:
     result = preflight(target.pid, site.opts)
     at_root = all(line.endswith(":/") for line in Path("/proc/self/cgroup").read_text().split())
     assert result.verdict is (Verdict.WORKS if at_root else Verdict.NEEDS_OPTIONS)
-    dump(target.pid, site.opts)
-    target.reap()
+    target.dump(site.opts)
     reap_all()
     if at_root:  # the namespace has the same root as CRIU's
         assert not [f for f in check_images(site.images) if f.severity is Severity.STOPS]
@@ -442,8 +428,7 @@ def test_the_check_of_a_connection_to_outside(site: Site) -> None:
     with theirs:
         target = site.spawn(stdin=theirs.fileno())
     result = preflight(target.pid, site.opts)
-    dump(target.pid, result.opts)
-    target.reap()
+    target.dump(result.opts)
     [need] = result.restore_needs
     [refused] = [f for f in check_images(site.images) if f.severity is Severity.STOPS]
     assert refused.cure == f"inherit_fds=[(fd, {need.key!r})]"

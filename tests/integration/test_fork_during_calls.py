@@ -76,7 +76,7 @@ def _run(program: str, *arguments: object) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_imports_of_a_call_hold_forks_off(spawn: Spawn, images: Path) -> None:
+def test_a_fork_waits_for_imports_of_a_call(spawn: Spawn, images: Path) -> None:
     """A fork waits for the imports of a call, so that no lock is held in the child."""
     assert _run(HEAD.format(slow="") + IN_A_THREAD, spawn().pid, 0, images) == "[]"
 

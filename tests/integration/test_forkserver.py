@@ -65,7 +65,7 @@ def test_files_of_a_killed_worker_are_removed(server: ForkServer) -> None:
             path.rmdir()
 
 
-def test_a_copy_of_its_socket_holds_nobody_up(server: ForkServer) -> None:
+def test_a_copy_of_its_socket_in_another_process(server: ForkServer) -> None:
     """A forked process can hold a copy of the socket: the server still ends by itself."""
     copy = os.dup(server._connection.fd)
     server.close()
@@ -101,7 +101,9 @@ def _open_files(pid: int) -> list[str]:
     return result
 
 
-def test_a_server_that_does_not_answer(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_respond(
+    server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server is ended, and so is the worker that it would have forked later."""
     monkeypatch.setattr(module, "UNTIL_FORKED", 200)
     before = children()

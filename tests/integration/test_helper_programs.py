@@ -107,8 +107,7 @@ def test_a_restore(box: Container, images: Path, tmp_path: Path, program: str) -
     if program == "iptables":
         lacking = ["iptables-restore", "iptables-legacy-restore"]
     opts = CriuOpts(images_directory=images, network_lock="nftables")
-    dump(box.pid, replace(opts, external=box.given_on_dump))
-    box.reap()
+    box.dump(replace(opts, external=box.given_on_dump))
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
     via = _without(tmp_path / "bin", *lacking)
     messages = [

@@ -89,8 +89,7 @@ def test_no_page_is_free(kind: str, setting: None, spawn: Spawn, images: Path) -
     assert target.runs_on()
     follow(finding.cure)
     assert not preflight(target.pid, opts).findings
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     reap_all()
     pages = {each.huge_page for process in inspect(images).processes for each in process.mappings}
     assert pages == ({0} if kind == "System V" else {0, SIZE})
@@ -125,8 +124,7 @@ def test_pages_that_are_not_reserved(setting: None, spawn: Spawn, images: Path) 
     target = spawn(RESERVES_NOTHING)
     opts = CriuOpts(images_directory=images)
     assert not preflight(target.pid, opts).findings
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     SETTING.write_text("0")
     assert not [each for each in check_images(images) if each.severity is Severity.STOPS]
     restore(opts)

@@ -41,49 +41,49 @@ from pycriu_native.images import (
 
 from .conftest import Spawn
 from .support import releases
-from .support.zoo import Zoo, contained
+from .support.sample_images import SampleImages, contained
 
 
 @pytest.fixture
-def found(zoo: Zoo) -> ImageSet:
+def found(sample: SampleImages) -> ImageSet:
     """The image set of the process."""
-    return inspect(zoo.images)
+    return inspect(sample.images)
 
 
 @pytest.fixture
-def root(zoo: Zoo, found: ImageSet) -> Process:
+def root(sample: SampleImages, found: ImageSet) -> Process:
     """The root process."""
-    return found.process(zoo.pid)
+    return found.process(sample.pid)
 
 
-def _file(zoo: Zoo, found: ImageSet, root: Process, name: str) -> object:
-    number = zoo.facts["fds"][name]
+def _file(sample: SampleImages, found: ImageSet, root: Process, name: str) -> object:
+    number = sample.facts["fds"][name]
     descriptor = next(each for each in root.descriptors if each.fd == number)
     return found.file(descriptor.file)
 
 
-def test_the_process_tree(zoo: Zoo, found: ImageSet, root: Process) -> None:
+def test_the_process_tree(sample: SampleImages, found: ImageSet, root: Process) -> None:
     """All processes with parents and states, threads and command lines."""
-    assert {each.pid for each in found.processes} == set(zoo.facts["tree"])
+    assert {each.pid for each in found.processes} == set(sample.facts["tree"])
     assert found.root is root or found.root == root
-    assert list(root.command or ()) == zoo.facts["cmdline"]
+    assert list(root.command or ()) == sample.facts["cmdline"]
     assert "PATH=" in " ".join(root.environment or ())
-    assert (root.name, root.umask) == ("menagerie", 0o027)
-    assert [each.name for each in root.threads] == zoo.facts["threads"]
+    assert (root.name, root.umask) == ("sample", 0o027)
+    assert [each.name for each in root.threads] == sample.facts["threads"]
     assert len(root.threads) == 4
-    assert root.threads[0].tid == zoo.pid
-    assert found.process(zoo.facts["stopped"]).state == "stopped"
-    zombie = found.process(zoo.facts["zombie"])
+    assert root.threads[0].tid == sample.pid
+    assert found.process(sample.facts["stopped"]).state == "stopped"
+    zombie = found.process(sample.facts["zombie"])
     assert (zombie.state, zombie.exit_code, zombie.mappings, zombie.threads) == (
         "zombie",
         3 << 8,
         (),
         (),
     )
-    child = found.process(zoo.facts["child"])
+    child = found.process(sample.facts["child"])
     assert len(child.children) == 1
     depths = {each.pid: depth for depth, each in found.tree()}
-    assert depths[zoo.pid] == 0
+    assert depths[sample.pid] == 0
     assert depths[child.children[0]] == 2
     with pytest.raises(ImagesError, match="pid=1: not in"):
         found.process(1)
@@ -106,62 +106,62 @@ def test_the_process_itself(root: Process) -> None:
     assert root.architecture == {"x86_64": "X86_64"}.get(os.uname().machine, root.architecture)
 
 
-def test_files_pipes_and_sockets(zoo: Zoo, found: ImageSet, root: Process) -> None:
+def test_files_pipes_and_sockets(sample: SampleImages, found: ImageSet, root: Process) -> None:
     """Each descriptor, with position, queue, address and state."""
-    log = _file(zoo, found, root, "log")
+    log = _file(sample, found, root, "log")
     assert isinstance(log, RegularFile)
-    assert (log.path, log.position, log.size) == (str(zoo.home / "log"), 321, 1000)
-    ghost = _file(zoo, found, root, "ghost")
+    assert (log.path, log.position, log.size) == (str(sample.home / "log"), 321, 1000)
+    ghost = _file(sample, found, root, "ghost")
     assert isinstance(ghost, RegularFile)
     assert (ghost.deleted, ghost.ghost_size) == ("ghost", 7000)
-    holes = _file(zoo, found, root, "holes")
+    holes = _file(sample, found, root, "holes")
     assert isinstance(holes, RegularFile)
     assert holes.ghost_size is not None
     assert holes.ghost_size < 1 << 17  # of 256 KiB, nearly all of which is a hole
-    odd = _file(zoo, found, root, "odd")
+    odd = _file(sample, found, root, "odd")
     assert isinstance(odd, RegularFile)
     assert os.fsencode(odd.path).endswith(b"/\xff\xfename")
-    reader, writer = (_file(zoo, found, root, name) for name in ("reader", "writer"))
+    reader, writer = (_file(sample, found, root, name) for name in ("reader", "writer"))
     assert isinstance(reader, Pipe)
     assert isinstance(writer, Pipe)
     assert reader.pipe == writer.pipe
     assert reader.queued == len("still in the pipe")
-    fifo = _file(zoo, found, root, "fifo")
+    fifo = _file(sample, found, root, "fifo")
     assert isinstance(fifo, Pipe)
-    assert (fifo.path, fifo.queued) == (str(zoo.home / "fifo"), 11)
+    assert (fifo.path, fifo.queued) == (str(sample.home / "fifo"), 11)
 
-    server = _file(zoo, found, root, "server")
+    server = _file(sample, found, root, "server")
     assert isinstance(server, InetSocket)
-    assert server.local == f"127.0.0.1:{zoo.facts['server']}"
+    assert server.local == f"127.0.0.1:{sample.facts['server']}"
     assert (server.state, server.backlog, server.remote) == ("LISTEN", 7, None)
-    accepted = _file(zoo, found, root, "accepted")
+    accepted = _file(sample, found, root, "accepted")
     assert isinstance(accepted, InetSocket)
-    assert accepted.remote == f"127.0.0.1:{zoo.facts['client']}"
+    assert accepted.remote == f"127.0.0.1:{sample.facts['client']}"
     assert (accepted.state, accepted.received) == ("ESTABLISHED", len("unread bytes"))
     assert accepted.connected
-    server6 = _file(zoo, found, root, "server6")
+    server6 = _file(sample, found, root, "server6")
     assert isinstance(server6, InetSocket)
     assert server6.local.startswith("[::1]:")
-    udp = _file(zoo, found, root, "udp")
+    udp = _file(sample, found, root, "udp")
     assert isinstance(udp, InetSocket)
     assert (udp.protocol, udp.kind) == ("UDP", "DGRAM")
-    one, two = (_file(zoo, found, root, name) for name in ("one", "two"))
+    one, two = (_file(sample, found, root, name) for name in ("one", "two"))
     assert isinstance(one, UnixSocket)
     assert isinstance(two, UnixSocket)
     assert (one.peer, two.peer) == (two.inode, one.inode)
     assert two.queued == len("through a pair")
-    named, abstract = (_file(zoo, found, root, name) for name in ("named", "abstract"))
+    named, abstract = (_file(sample, found, root, name) for name in ("named", "abstract"))
     assert isinstance(named, UnixSocket)
     assert isinstance(abstract, UnixSocket)
-    assert (named.name, named.state) == (str(zoo.home / "named"), "LISTEN")
-    assert abstract.name == f"@zoo-{zoo.pid}"
-    assert isinstance(_file(zoo, found, root, "slave"), Terminal)
+    assert (named.name, named.state) == (str(sample.home / "named"), "LISTEN")
+    assert abstract.name == f"@sample-{sample.pid}"
+    assert isinstance(_file(sample, found, root, "slave"), Terminal)
     assert {each.kind for each in found.locks} == {"posix", "flock"}
     posix = next(each for each in found.locks if each.kind == "posix")
     assert (posix.start, posix.length) == (5, 10)
 
 
-def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
+def test_memory_by_mapping_and_kind(sample: SampleImages, root: Process) -> None:
     """The mappings are those of /proc/PID/maps, and each page is counted once."""
     # CRIU leaves out or merges mappings of the kernel.
     ours = [
@@ -169,9 +169,9 @@ def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
         for each in root.mappings
         if each.kind is not VmaKind.VDSO
     ]
-    theirs = zoo.facts["maps"]
+    theirs = sample.facts["maps"]
     assert set(ours) <= set(theirs)
-    assert {tuple(each) for each in zoo.facts["guards"]} <= set(root.guard_regions)
+    assert {tuple(each) for each in sample.facts["guards"]} <= set(root.guard_regions)
     assert len(ours) > len(theirs) - 6
     kinds = root.memory_by_kind
     assert {"file", "anonymous", "shared", "shared file", "heap", "stack", "vdso"} <= kinds.keys()
@@ -212,11 +212,11 @@ def _largest(root: Process, kind: VmaKind) -> MemoryMapping:
     return max((each for each in root.mappings if each.kind is kind), key=lambda each: each.size)
 
 
-def test_memory_is_read_and_searched(zoo: Zoo, root: Process) -> None:
+def test_memory_is_read_and_searched(sample: SampleImages, root: Process) -> None:
     """Private, shared, written and untouched memory; an address that is not mapped is an error."""
     memory = root.memory
-    assert memory.read(zoo.facts["secret"], 11) == b"the-secret-"
-    assert zoo.facts["secret"] in set(memory.find(b"the-secret-\x00\x01\x02"))
+    assert memory.read(sample.facts["secret"], 11) == b"the-secret-"
+    assert sample.facts["secret"] in set(memory.find(b"the-secret-\x00\x01\x02"))
     expression = re.compile(rb"shared-[a-z]+")
     places = [
         each
@@ -227,7 +227,7 @@ def test_memory_is_read_and_searched(zoo: Zoo, root: Process) -> None:
     assert places[0].address == places[0].mapping.start + 100_000
     assert memory.read(places[0].address - 5, 18) == b"\0" * 5 + b"shared-secret"
     changed = next(memory.search(b"not on disk!", kinds=["file"]))
-    assert changed.mapping.path == str(zoo.home / "mapped")
+    assert changed.mapping.path == str(sample.home / "mapped")
     assert next(memory.search(b"in the memfd", kinds=["shared"])).mapping.path is not None
     with pytest.raises(ImagesError, match=r"are not in the images: .*mapped, offset 0"):
         memory.read(changed.mapping.start, 4)
@@ -235,12 +235,12 @@ def test_memory_is_read_and_searched(zoo: Zoo, root: Process) -> None:
         memory.read(0x1000, 1)
     with pytest.raises(ValueError, match="size=-1"):
         memory.read(0, -1)
-    assert memory.read(zoo.facts["secret"], 0) == b""
+    assert memory.read(sample.facts["secret"], 0) == b""
     with pytest.raises(ImagesError, match="has no memory"):
-        _ = inspect(zoo.images).process(zoo.facts["zombie"]).memory
+        _ = inspect(sample.images).process(sample.facts["zombie"]).memory
 
 
-def test_the_set_as_a_whole(found: ImageSet, zoo: Zoo) -> None:
+def test_the_set_as_a_whole(found: ImageSet, sample: SampleImages) -> None:
     """The set is complete, with sizes, statistics and CRIU's release, and can be
     converted to JSON.
     """
@@ -253,40 +253,40 @@ def test_the_set_as_a_whole(found: ImageSet, zoo: Zoo) -> None:
     assert stored == mmap.PAGESIZE * (
         found.statistics.pages_written + (found.statistics.shpages_written or 0)
     )
-    assert found.size == sum(path.stat().st_size for path in zoo.images.iterdir())
+    assert found.size == sum(path.stat().st_size for path in sample.images.iterdir())
     message = json.loads(json.dumps(found.to_dict()))
     assert message["complete"] is True
-    assert message["processes"][0]["command"] == zoo.facts["cmdline"]
+    assert message["processes"][0]["command"] == sample.facts["cmdline"]
     assert message["processes"][0]["memory_by_kind"]["heap"]["stored"] > 0
     assert "source" not in message["processes"][0]
 
 
-def test_what_changed(zoo: Zoo, root: Process) -> None:
+def test_what_changed(sample: SampleImages, root: Process) -> None:
     """The differences between two dumps of a process: files, threads and memory."""
-    found = diff(zoo.images, zoo.changed)
+    found = diff(sample.images, sample.changed)
     assert found
     assert (found.added, found.removed) == ((), ())
-    change = next(each for each in found.processes if each.pid == zoo.pid)
+    change = next(each for each in found.processes if each.pid == sample.pid)
     assert len(change.threads_removed) == 3
     fds = {each.fd: each for each in change.descriptors}
-    numbers = zoo.facts["fds"]
+    numbers = sample.facts["fds"]
     position = {each.name: each for each in fds[numbers["log"]].changes}["position"]
     assert (position.before, position.after) == (321, 11)
     queued = {each.name: each for each in fds[numbers["reader"]].changes}["queued"]
     assert (queued.before, queued.after) == (17, 12)
     assert fds[numbers["event"]].after is None or "log" in str(fds[numbers["event"]].after)
     assert numbers["client"] not in fds
-    secret = next(each for each in change.pages if each.start <= zoo.facts["secret"] < each.end)
+    secret = next(each for each in change.pages if each.start <= sample.facts["secret"] < each.end)
     assert secret.changed >= 1
     assert found.pages_changed >= 1
     assert found.pages_same > 1000
     assert json.loads(json.dumps(found.to_dict()))["pages_changed"] == found.pages_changed
     text = render_diff(found)
-    assert f"process {zoo.pid} (menagerie)" in text
+    assert f"process {sample.pid} (sample)" in text
     assert max(map(len, text.splitlines())) < 300
-    assert not diff(zoo.images, zoo.images)
-    assert not diff(zoo.images, zoo.changed, memory=False).pages_changed
-    back = diff(zoo.changed, zoo.images)
+    assert not diff(sample.images, sample.images)
+    assert not diff(sample.images, sample.changed, memory=False).pages_changed
+    back = diff(sample.changed, sample.images)
     assert (back.pages_changed, back.pages_added, back.pages_removed) == (
         found.pages_changed,
         found.pages_removed,
@@ -294,7 +294,7 @@ def test_what_changed(zoo: Zoo, root: Process) -> None:
     )
 
 
-def test_a_changed_entry_of_a_table(zoo: Zoo, found: ImageSet, root: Process) -> None:
+def test_a_changed_entry_of_a_table(sample: SampleImages, found: ImageSet, root: Process) -> None:
     """Only the changed entry is printed, not the whole table."""
     limits = {**root.limits, "core": (1, 2)}
     changed = replace(root, limits=limits, timers=root.timers[1:])
@@ -305,9 +305,9 @@ def test_a_changed_entry_of_a_table(zoo: Zoo, found: ImageSet, root: Process) ->
     assert not any("sigpending" in line for line in lines)
 
 
-def test_a_pre_dump(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_pre_dump(sample: SampleImages, tmp_path: Path) -> None:
     """A pre-dump has only memory, which is searched, compared and drawn."""
-    for name, source in (("1", zoo.images), ("2", zoo.changed)):
+    for name, source in (("1", sample.images), ("2", sample.changed)):
         (tmp_path / name).mkdir()
         for path in (*source.glob("pagemap-*"), *source.glob("pages-*")):
             os.link(path, tmp_path / name / path.name)
@@ -316,12 +316,12 @@ def test_a_pre_dump(zoo: Zoo, tmp_path: Path) -> None:
         (tmp_path / name / "inventory.img").write_bytes(encode(described))
     first, second = inspect(tmp_path / "1"), inspect(tmp_path / "2")
     assert (first.kind, first.complete, first.problems) == ("pre-dump", True, ())
-    process = first.process(zoo.pid)
-    assert zoo.facts["secret"] in process.memory.find(b"the-secret-")
-    assert process.memory.read(zoo.facts["secret"], 11) == b"the-secret-"
+    process = first.process(sample.pid)
+    assert sample.facts["secret"] in process.memory.find(b"the-secret-")
+    assert process.memory.read(sample.facts["secret"], 11) == b"the-secret-"
     found = diff(first, second)
     assert found.pages_changed >= 1
-    assert diff(first, inspect(zoo.images)).pages_changed == 0
+    assert diff(first, inspect(sample.images)).pages_changed == 0
     assert "memory:" in render_diff(found)
     assert "other" in render_memory(process)
     messages = [each.message for each in check_images(first)]
@@ -333,13 +333,13 @@ def test_a_pre_dump(zoo: Zoo, tmp_path: Path) -> None:
     subprocess.run([*command, tmp_path / "x.svg"], check=True)
 
 
-def test_text_for_people(zoo: Zoo, found: ImageSet, root: Process) -> None:
+def test_the_text_of_an_image_set(sample: SampleImages, found: ImageSet, root: Process) -> None:
     """The text has all parts, with control characters escaped."""
     tree = render_tree(found)
-    assert "menagerie" in tree
-    assert f"127.0.0.1:{zoo.facts['server']} LISTEN" in tree
+    assert "sample" in tree
+    assert f"127.0.0.1:{sample.facts['server']} LISTEN" in tree
     assert "\\xff\\xfename" in tree
-    assert str(zoo.facts["zombie"]) in render_processes(found)
+    assert str(sample.facts["zombie"]) in render_processes(found)
     assert "shared-secret" not in tree
     assert {"posix", "flock"} == {
         line.split()[1] for line in tree.splitlines() if line.startswith("lock ")

@@ -19,7 +19,7 @@ from pycriu_native.images.formats import RAW
 
 from .conftest import Spawn
 from .support import crit
-from .support.zoo import Zoo, contained
+from .support.sample_images import SampleImages, contained
 from .test_dump_restore import RICH
 
 OTHERS = {"4.1": "/opt/pycriu-native-4.1/bin/criu", "4.3": "/opt/pycriu-native-4.3/bin/criu"}
@@ -96,24 +96,24 @@ def _held_against(place: Path, directories: list[Path]) -> set[str]:
     return kinds
 
 
-def test_the_pretty_form_is_that_of_crit(zoo: Zoo, tmp_path: Path) -> None:
+def test_the_pretty_form_is_that_of_crit(sample: SampleImages, tmp_path: Path) -> None:
     """The output is equal by field, and either form is encoded to the original bytes."""
     place = crit.required()
     with contained(tmp_path / "container") as (images, _):
-        kinds = _pretty_against(place, [zoo.images, zoo.changed, images])
+        kinds = _pretty_against(place, [sample.images, sample.changed, images])
     assert kinds >= {"core", "mm", "pagemap", "files", "fdinfo", "mountpoints", "ghost"}
     for name in ("core", "mm", "pagemap"):
-        (path, *_) = zoo.images.glob(f"{name}-*.img")
+        (path, *_) = sample.images.glob(f"{name}-*.img")
         words = [sys.executable, "-m", "pycriu_native", "decode", str(path), "--pretty"]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         assert done.stdout == crit.printed(place, path)
 
 
-def test_every_image_of_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
+def test_every_image_of_the_sample(sample: SampleImages, tmp_path: Path) -> None:
     """A process with many kinds of state, a restored one, and a container."""
     place = crit.required()
     with contained(tmp_path / "container") as (images, _):
-        kinds = _held_against(place, [zoo.images, zoo.changed, images])
+        kinds = _held_against(place, [sample.images, sample.changed, images])
     assert kinds >= {
         *("INVENTORY", "PSTREE", "CORE", "MM", "PAGEMAP", "FILES", "FDINFO", "FS", "IDS", "STATS"),
         *("PIPES_DATA", "FIFO_DATA", "SK_QUEUES", "TCP_STREAM", "TTY_INFO", "TTY_DATA"),

@@ -88,8 +88,7 @@ def test_a_pipe(spawn: Spawn, images: Path, owned: ExitStack, number: int | None
     target.ask("say", 1, "before")
     assert os.read(reader, 100) == b"before"
     key = _link(target, 1)
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
 
     new_reader, new_writer = _pipe(owned)
     with ExitStack() as numbered:
@@ -111,8 +110,7 @@ def test_one_descriptor_for_two_pipes(spawn: Spawn, images: Path, owned: ExitSta
     _, second = _pipe(owned)
     target = spawn(SPEAKS, stdout=first, stderr=second)
     keys = [_link(target, fd) for fd in (1, 2)]
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
 
     reader, writer = _pipe(owned)
     restore(CriuOpts(images_directory=images, inherit_fds=[(writer, key) for key in keys]))
@@ -121,13 +119,12 @@ def test_one_descriptor_for_two_pipes(spawn: Spawn, images: Path, owned: ExitSta
         assert os.read(reader, 100) == b"after"
 
 
-def test_a_pipe_that_nobody_gives(spawn: Spawn, images: Path, owned: ExitStack) -> None:
+def test_a_pipe_that_is_not_given(spawn: Spawn, images: Path, owned: ExitStack) -> None:
     """Without inherit_fds the process gets a pipe without another end."""
     _, writer = _pipe(owned)
     target = spawn(SPEAKS, stdout=writer)
     key = _link(target, 1)
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     assert _link(target, 1) != key
     with pytest.raises(AssertionError, match="BrokenPipeError"):
@@ -160,8 +157,7 @@ def test_half_of_a_connection(spawn: Spawn, images: Path, owned: ExitStack) -> N
     assert _link(target, number) == f"socket:[{inode}]"
 
     opts = CriuOpts(images_directory=images, external=[f"unix[{inode}]"])
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     ours, theirs = _sockets(owned)
     restore(CriuOpts(images_directory=images, inherit_fds=[(theirs, f"socket:[{inode}]")]))
     target.ask("say", number, "after")
@@ -183,15 +179,14 @@ def test_half_of_a_connection_that_is_not_named(
     assert ours.recv(100) == b"still here"
 
 
-def test_half_of_a_connection_that_nobody_gives(
+def test_half_of_a_connection_that_is_not_given(
     orphans: None, spawn: Spawn, images: Path, owned: ExitStack
 ) -> None:
     """The restore is refused and names inherit_fds; the images are unchanged."""
     _, theirs = _sockets(owned)
     target = spawn(SPEAKS, pass_fds=[theirs.fileno()])
     inode = os.fstat(theirs.fileno()).st_ino
-    dump(target.pid, CriuOpts(images_directory=images, external=[f"unix[{inode}]"]))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images, external=[f"unix[{inode}]"]))
     with pytest.raises(CriuError, match="inherit_fds") as caught:
         restore(CriuOpts(images_directory=images))
     assert "inherit_fds" in caught.value.options
@@ -221,8 +216,7 @@ def test_a_file_of_another_mount_namespace(tmp_path: Path, images: Path, owned: 
         box.ask("say", first, "refused\n")
 
         opts = CriuOpts(images_directory=images, external=[*box.given_on_dump, key])
-        dump(box.pid, opts)
-        box.reap()
+        box.dump(opts)
         opts = CriuOpts(
             images_directory=images,
             root=box.root,
@@ -258,8 +252,7 @@ def test_a_terminal(spawn: Spawn, images: Path, owned: ExitStack) -> None:
     target.ask("say", 1, "refused\n")
     first.expect("^refused$")
 
-    dump(target.pid, CriuOpts(images_directory=images, external=[key]))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images, external=[key]))
     second, slave = _terminal(owned)
     restore(CriuOpts(images_directory=images, inherit_fds=[(slave, key)]))
     assert _link(target, 1) == os.ttyname(slave)

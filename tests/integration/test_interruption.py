@@ -99,8 +99,7 @@ def test_a_hook_of_a_restore_raises(
     """The same exception is raised: no process remains, or, if it was too late, all exist."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     refusal = ValueError(moment)
 
     def refuse(notification: Notification) -> None:
@@ -163,8 +162,7 @@ def test_a_deadline_that_is_too_short(
     assert isinstance(caught.value, TimeoutError)
     assert target.runs_on()
 
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     with pytest.raises(DeadlineError):
         restore(opts, deadline=deadline)
     assert not is_alive(target.pid)
@@ -188,14 +186,14 @@ def test_a_deadline_that_passes_in_the_middle(spawn: Spawn, images: Path, moment
     """
     target = spawn()
 
-    def dawdle(notification: Notification) -> None:
+    def wait_too_long(notification: Notification) -> None:
         if notification.action is moment:
             eventually(lambda: time.monotonic() > over, "the deadline")
 
     opts = CriuOpts(images_directory=images, leave_running=True)
     over = time.monotonic() + 1.2
     with pytest.raises(DeadlineError) as late:
-        dump(target.pid, opts, on_notify=dawdle, deadline=1.0)
+        dump(target.pid, opts, on_notify=wait_too_long, deadline=1.0)
     assert not hasattr(late.value, "result")
     assert _runs_untraced(target.pid)
     assert target.runs_on()
@@ -205,17 +203,17 @@ def test_a_deadline_that_passes_in_the_middle(spawn: Spawn, images: Path, moment
 
 
 @contextmanager
-def _storm() -> Iterator[list[int]]:
+def _many_signals() -> Iterator[list[int]]:
     """Send SIGUSR1 to this process repeatedly; its handler only counts."""
     hits: list[int] = []
     over = threading.Event()
 
-    def blow() -> None:
+    def send_signals() -> None:
         while not over.wait(0.0005):
             os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, lambda *_: hits.append(1))
-    thread = threading.Thread(target=blow)
+    thread = threading.Thread(target=send_signals)
     thread.start()
     try:
         yield hits
@@ -225,11 +223,11 @@ def _storm() -> Iterator[list[int]]:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_storm_of_signals(orphans: None, spawn: Spawn, images: Path) -> None:
+def test_many_signals(orphans: None, spawn: Spawn, images: Path) -> None:
     """Twenty dumps and restores succeed under thousands of signals."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    with _storm() as hits:
+    with _many_signals() as hits:
         for _ in range(20):
             before = len(hits)
             dump(target.pid, opts)
@@ -376,8 +374,7 @@ def test_ctrl_c_in_a_dump(spawn: Spawn, images: Path, moment: Notify) -> None:
 def test_ctrl_c_in_a_restore(orphans: None, spawn: Spawn, images: Path, moment: Notify) -> None:
     """SIGINT after each notification: no process remains, or all exist and are in the result."""
     target = spawn()
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     message = _interrupted("restore", target, images, moment)
     assert message["interrupted"]
     if moment is Notify.PRE_RESTORE:

@@ -39,15 +39,6 @@ def _fill(place: Path) -> Path:
     return filler
 
 
-def _messages(job: RunningJob, event: str) -> list[str]:
-    return [each["message"] for each in job.directory.events() if each["event"] == event]
-
-
-def _has_begun(job: RunningJob) -> bool:
-    path = job.directory.path / "stdout"
-    return path.exists() and bool(path.stat().st_size)
-
-
 @pytest.fixture
 def small_job(small: Path) -> Iterator[RunningJob]:
     """A job on the small file system."""
@@ -61,7 +52,7 @@ def test_a_full_disk(small: Path, small_job: RunningJob) -> None:
     job = small_job
     job.words = ["sh", "-c", WAITS, str(job.place)]
     job.start()
-    job.until(lambda: _has_begun(job), "its start")
+    job.until(job.has_begun, "its start")
     (job.directory.path / "events.jsonl").write_text("")  # blocks for what is added
 
     def fails() -> bool:
@@ -109,8 +100,8 @@ def test_a_status_that_cannot_be_written(job: RunningJob, tmp_path: Path) -> Non
     job.until(lambda: job.has_checkpoints(1), "a checkpoint")
     in_the_way = job.directory.path / ".status.json.partial"
     eventually(lambda: _made(in_the_way), "a directory in the way")
-    before = len(_messages(job, "checkpoint"))
-    job.until(lambda: len(_messages(job, "checkpoint")) > before + 1, "more checkpoints")
+    before = len(job.messages_of("checkpoint"))
+    job.until(lambda: len(job.messages_of("checkpoint")) > before + 1, "more checkpoints")
     (job.place / "finish").touch()
     assert job.wait() == 1
     assert "the status cannot be written for the next run" in job.messages()
@@ -135,7 +126,7 @@ def test_a_line_that_was_cut_off(job: RunningJob) -> None:
     with open(job.directory.path / "events.jsonl", "a") as file:
         file.write('{"time": "2026')
     job.directory.event("second")
-    assert [each["event"] for each in job.directory.events()] == ["first", "second"]
+    assert job.events() == ["first", "second"]
 
 
 def test_a_command_that_was_never_started(tmp_path: Path) -> None:
@@ -198,7 +189,7 @@ def test_a_command_that_ignores_signals(job: RunningJob) -> None:
     """A last checkpoint ends it, and it is resumed; its standard input is empty."""
     job.words = [sys.executable, "-c", IGNORES, str(job.place)]
     job.start("--every", "1h")
-    job.until(lambda: _has_begun(job), "its start")
+    job.until(job.has_begun, "its start")
     for pid in job.processes():
         os.kill(pid, 15)
     assert job.wait() == INTERRUPTED

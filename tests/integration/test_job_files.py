@@ -12,7 +12,8 @@ import pytest
 
 from pycriu_native.jobs import INTERRUPTED
 
-from .support.jobs import RunningJob, nothing_runs
+from .support.jobs import RunningJob
+from .support.mounts import tmpfs
 
 COMMON = """
 import os, sys, tempfile, time
@@ -65,15 +66,6 @@ open(f"{place}/log", "w").write(file.read())
 pause(2)
 open(f"{place}/log", "a").write("end\\n")
 """
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[RunningJob]:
-    """A job that was not started yet."""
-    made = RunningJob(tmp_path / "place")
-    yield made
-    made.end()
-    assert nothing_runs(made)
 
 
 def _killed_after(job: RunningJob, script: str, place: Path, *words: str) -> None:
@@ -150,11 +142,8 @@ def test_checkpoints_share_a_log(job: RunningJob) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 40 MiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", path], check=True)
-    yield path
-    subprocess.run(["umount", path], check=True)
+    with tmpfs(tmp_path / "small", "40m") as place:
+        yield place
 
 
 REWRITTEN = """

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,29 +25,11 @@ MOVER = Path(__file__).parent / "programs" / "mover.py"
 CHANGING = MOVER.with_name("changing_memory.py")
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[RunningJob]:
-    """A job that was not started yet."""
-    made = RunningJob(tmp_path / "place")
-    yield made
-    made.end()
-    assert nothing_runs(made)
-
-
 def _checkpoint(job: RunningJob) -> Checkpoint:
     """Take a checkpoint now."""
     done = command_line("job", "checkpoint", job.path, "--json")
     number = json.loads(done.stdout)["result"]["number"]
     return next(each for each in job.directory.all_checkpoints() if each.number == number)
-
-
-def _has_begun(job: RunningJob) -> bool:
-    output = job.directory.path / "stdout"
-    return output.exists() and output.stat().st_size > 0
-
-
-def _messages(job: RunningJob, event: str) -> list[str]:
-    return [each["message"] for each in job.directory.events() if each["event"] == event]
 
 
 @needs_soft_dirty
@@ -58,13 +39,13 @@ def test_a_chain(job: RunningJob, tmp_path: Path) -> None:
     """
     options = ("--every", "1h", "--keep", "1", "--incremental", "2")
     process = job.start(*options)
-    job.until(functools.partial(_has_begun, job), "its first step")
+    job.until(job.has_begun, "its first step")
     made = [_checkpoint(job) for _ in range(5)]
     assert [each.parents for each in made] == [0, 1, 2, 0, 1]
     full, *incremental = made[:3]
     assert all(each.bytes < full.bytes / 2 for each in incremental)
     assert [each.number for each in job.directory.all_checkpoints()] == [made[-1].number]
-    assert not _messages(job, "not incremental")
+    assert not job.messages_of("not incremental")
     status = job.directory.status()
     assert (status.incremental, status.last_parents, status.failures) == (3, 1, 0)
     assert "incremental" in command_line("job", "list", job.path).stdout
@@ -87,15 +68,15 @@ def test_killed_at_random_instants(job: RunningJob, tmp_path: Path) -> None:
     """
     job.options = ("--every", "0.4", "--grace", "30", "--incremental", "3", "--keep", "2")
     seed = random.randrange(2**32)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     kinds: list[str] = []
     for _ in range(KILLS):
         process = job.start()
-        number = job.directory.status().checkpoints + dice.randint(1, 3)
+        number = job.directory.status().checkpoints + rng.randint(1, 3)
         job.until(functools.partial(job.has_checkpoints, number), "checkpoints")
-        if dice.random() < 0.5:
+        if rng.random() < 0.5:
             job.until(job.criu, "CRIU at work")
-        kinds.append(job.kill_one(dice))
+        kinds.append(job.kill_one(rng))
         if process.poll() is None:
             process.terminate()
         assert job.wait() in (INTERRUPTED, -signal.SIGKILL), (seed, kinds, job.messages())
@@ -109,7 +90,7 @@ def test_killed_at_random_instants(job: RunningJob, tmp_path: Path) -> None:
 def test_a_parent_is_damaged(job: RunningJob) -> None:
     """The memory of a parent is verified too, and all checkpoints that contain it are refused."""
     job.start("--every", "1h", "--incremental", "3")
-    job.until(functools.partial(_has_begun, job), "its first step")
+    job.until(job.has_begun, "its first step")
     made = [_checkpoint(job) for _ in range(3)]
     job.end()
     pages = next(Path(made[0].path).glob("pages-*.img"))
@@ -121,7 +102,7 @@ def test_a_parent_is_damaged(job: RunningJob) -> None:
         file.write(bytes([byte[0] ^ 1]))
     job.start("--every", "1h")
     assert job.wait() == CANNOT_RESTORE
-    assert len(_messages(job, "restore failed")) == 3
+    assert len(job.messages_of("restore failed")) == 3
 
 
 @needs_soft_dirty
@@ -135,7 +116,7 @@ def test_memory_that_was_moved(job: RunningJob) -> None:
     (job.place / "move").touch()
     job.until((job.place / "moved").exists, "the move")
     assert _checkpoint(job).parents == 0
-    (message,) = _messages(job, "not incremental")
+    (message,) = job.messages_of("not incremental")
     assert "was moved" in message
     job.end()
     assert job.finish() == 0, job.messages()
@@ -149,11 +130,11 @@ def test_memory_that_changes_in_all_ways(job: RunningJob) -> None:
     """
     job.words = [sys.executable, str(CHANGING), str(job.place)]
     seed = random.randrange(2**32)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     for _ in range(KILLS):
         job.start("--every", "0.4", "--incremental", "4")
         before = job.directory.status().checkpoints
-        job.until(functools.partial(job.has_checkpoints, before + dice.randint(2, 4)), "some")
+        job.until(functools.partial(job.has_checkpoints, before + rng.randint(2, 4)), "some")
         job.end()
     assert job.finish() == 0, (seed, job.messages(), (job.directory.path / "stderr").read_text())
     assert job.directory.status().incremental > 0, seed

@@ -86,19 +86,19 @@ def test_power_is_lost_at_random_instants(disk: Disk, tmp_path: Path) -> None:
     that of an uninterrupted run.
     """
     seed = random.randrange(2**32)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     job = RunningJob(disk.path / "place")
     os.sync()  # the directory of the command is older than the job
     try:
         for _ in range(LOSSES):
             process = job.start()
-            if dice.random() < 0.7:
+            if rng.random() < 0.7:
                 number = job.directory.status().checkpoints + 1
                 job.until(functools.partial(job.has_checkpoints, number), "a checkpoint")
-            if dice.random() < 0.4:
+            if rng.random() < 0.4:
                 job.until(job.criu, "CRIU at work")
             try:
-                code = process.wait(dice.uniform(0, 1.5))
+                code = process.wait(rng.uniform(0, 1.5))
                 pytest.fail(f"the job ended with {code} (seed {seed}): {job.messages()}")
             except subprocess.TimeoutExpired:
                 disk.lose_power()

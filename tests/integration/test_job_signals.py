@@ -64,20 +64,20 @@ def test_at_random_instants(
         pytest.importorskip("fsspec", reason="the storage of jobs needs fsspec")
         job.options = (*job.options, "--storage", str(tmp_path / "storage"))
     seed = random.randrange(2**32)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     codes: dict[int, int] = {}
     for _ in range(SIGNALS):
         before = _size_of_events(job)
         process = job.start()
-        at = dice.choice(["start", "restore or dump", "later"])
+        at = rng.choice(["start", "restore or dump", "later"])
         if at == "restore or dump":
             job.until(job.criu, "CRIU at work")
         elif at == "later":
             number = job.directory.status().checkpoints + 1
             job.until(lambda number=number: job.has_checkpoints(number), "a checkpoint")  # type: ignore[misc]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(dice.uniform(0, 1.5 if at == "start" else 0.3))
-        stop = dice.choice(STOPPING)
+            process.wait(rng.uniform(0, 1.5 if at == "start" else 0.3))
+        stop = rng.choice(STOPPING)
         handled = _catches(process.pid, signal.SIGUSR1)  # Python itself has a handler of SIGINT
         send(job, stop)
         code = job.wait()
@@ -201,7 +201,7 @@ def test_received_before_the_last_checkpoint(
     if where == "another host":
         shutil.rmtree(job.directory.path)
     assert job.finish() == 0, job.messages()
-    events = [each["event"] for each in job.directory.events()]
+    events = job.events()
     assert events.count("checkpoint doubted") == 1
     assert (job.directory.status().restarted == 0) is bool(before)
     assert output.read_text() == "begun\n"

@@ -163,7 +163,7 @@ def test_a_storage_that_never_responds(hosts: Callable[..., HostedJob]) -> None:
     assert "started" not in job.events()
 
 
-def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+def test_a_storage_that_is_unavailable(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     """The job is stopped before its lease expires, with a local last checkpoint, and continues when
     the storage is available.
     """
@@ -199,7 +199,7 @@ def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path)
     check_exact(job, tmp_path / "reference")
 
 
-def test_a_storage_that_comes_back(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+def test_a_storage_that_is_available_again(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     """The job runs on if it does so before half of the lease is over, and uploads again."""
     job = hosts("a")
     job.start("--lease", "60")
@@ -225,7 +225,7 @@ def test_killed_on_alternating_hosts(hosts: Callable[..., HostedJob], tmp_path: 
     _killed([hosts("a"), hosts("b")], KILLS, random.Random(seed), tmp_path)
 
 
-def test_killed_with_a_hostile_storage(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+def test_killed_while_the_storage_fails(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     """A job is killed while requests to its storage are cut, refused or not answered."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -236,7 +236,7 @@ def test_killed_with_a_hostile_storage(hosts: Callable[..., HostedJob], tmp_path
     print(faults.counts)
 
 
-def _killed(both: list[HostedJob], kills: int, dice: random.Random, tmp_path: Path) -> None:
+def _killed(both: list[HostedJob], kills: int, rng: random.Random, tmp_path: Path) -> None:
     with never_two(both[0].place):
         for number in range(kills):
             job = both[number % 2]
@@ -244,9 +244,9 @@ def _killed(both: list[HostedJob], kills: int, dice: random.Random, tmp_path: Pa
             before = job.directory.storage_status()
             uploads = 0 if before is None else before.uploads
             job.until(functools.partial(job.has_uploads, uploads + 1), "an upload")
-            threading.Event().wait(dice.random())
-            job.kill_one(dice)
-            threading.Event().wait(dice.random())
+            threading.Event().wait(rng.random())
+            job.kill_one(rng)
+            threading.Event().wait(rng.random())
             job.lose()  # a killed helper or CRIU does not end it
         last = both[kills % 2]
         last.start()

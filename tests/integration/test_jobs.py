@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -19,30 +19,17 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, OptionError
 from pycriu_native.cli.exit_codes import Exit
-from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
+from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State, checkpoints
 from pycriu_native.jobs.directory import CheckpointProgress, JobDirectory
 
 from .support.jobs import OURS, RunningJob, check_exact, command_line, nothing_runs
-from .support.processes import eventually, user_namespace
+from .support.processes import Spawn, eventually, user_namespace
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_JOB_KILLS", "6"))
 """Random kills in the test that counts them; ``make test-jobs`` uses 1000."""
 
 
 NONE = CheckpointProgress(started=0, phase="")
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[RunningJob]:
-    """A job that was not started yet."""
-    made = RunningJob(tmp_path / "place")
-    yield made
-    made.end()
-    assert nothing_runs(made)
-
-
-def _events(job: RunningJob) -> list[str]:
-    return [each["event"] for each in job.directory.events()]
 
 
 def test_uninterrupted(job: RunningJob, tmp_path: Path) -> None:
@@ -89,7 +76,7 @@ def test_signals(job: RunningJob, tmp_path: Path, number: signal.Signals) -> Non
     assert job.wait() == INTERRUPTED
     assert nothing_runs(job)
     assert job.directory.status().checkpoints == 1
-    assert "started over" not in _events(job)
+    assert "started over" not in job.events()
     job.start("--every", "1h")
     job.until(lambda: job.directory.status().resumed == 1, "its resumption")
     assert job.finish() == 0
@@ -119,7 +106,7 @@ def test_killed(job: RunningJob, tmp_path: Path, kind: str) -> None:
     assert nothing_runs(job)
     assert job.directory.status().state is State.INTERRUPTED
     assert job.finish() == 0
-    assert "resumed" in _events(job)
+    assert "resumed" in job.events()
     check_exact(job, tmp_path / "reference")
 
 
@@ -133,7 +120,7 @@ def test_before_the_first_checkpoint(job: RunningJob, tmp_path: Path) -> None:
     os.kill(job.processes()[-1], signal.SIGKILL)
     assert job.wait() == INTERRUPTED
     job.start("--every", "1h")
-    job.until(lambda: "started over" in _events(job) and _steps(job) > 5, "its start")
+    job.until(lambda: "started over" in job.events() and _steps(job) > 5, "its start")
     assert job.finish() == 0
     text = (out / "opened-each-time").read_text()
     assert text.startswith("from before\n0 ")
@@ -146,20 +133,20 @@ def test_killed_at_random_instants(job: RunningJob, tmp_path: Path) -> None:
     exact.
     """
     seed = random.randrange(2**32)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     killed: dict[str, int] = {}
     for _ in range(KILLS):
         process = job.start()
-        if dice.random() < 0.7:
+        if rng.random() < 0.7:
             number = job.directory.status().checkpoints + 1
             job.until(functools.partial(job.has_checkpoints, number), "a checkpoint")
-        at_work = dice.random() < 0.4
+        at_work = rng.random() < 0.4
         if at_work:
             job.until(job.criu, "CRIU at work")
         try:
-            process.wait(dice.uniform(0, 0.05 if at_work else 1.5))
+            process.wait(rng.uniform(0, 0.05 if at_work else 1.5))
         except subprocess.TimeoutExpired:
-            kind = job.kill_one(dice)
+            kind = job.kill_one(rng)
             killed[kind] = killed.get(kind, 0) + 1
             if kind not in (*OURS, "command"):
                 process.terminate()  # the job runs on
@@ -191,7 +178,7 @@ def test_none_can_be_restored(job: RunningJob, tmp_path: Path) -> None:
     (job.place / "finish").touch()
     job.start("--or-start-over")
     assert job.wait() == 0
-    assert "started over" in _events(job)
+    assert "started over" in job.events()
 
 
 def test_the_newest_is_damaged(job: RunningJob, tmp_path: Path) -> None:
@@ -242,7 +229,7 @@ def test_control(job: RunningJob) -> None:
     assert process.wait(60) == INTERRUPTED
     assert "interrupted" in command_line("job", "status", path).stdout
     assert command_line("job", "stop", path).returncode == 4
-    assert [each for each in _events(job) if each != "stopping"] == [
+    assert [each for each in job.events() if each != "stopping"] == [
         *("started", *(4 * ("checkpoint begun", "checkpoint")), "interrupted"),
     ]
 
@@ -281,16 +268,16 @@ def test_notices(job: RunningJob, how: str) -> None:
         finally:
             server.shutdown()
             thread.join()
-    assert "notice" in _events(job)
+    assert "notice" in job.events()
     assert job.directory.status().checkpoints == 1
 
 
 def test_notices_that_cannot_be_received(job: RunningJob, tmp_path: Path) -> None:
     """Attempts that fail are reported once, and a command that does not exist is refused."""
     job.start("--every", "1h", "--notice", "http://127.0.0.1:1/x")
-    job.until(lambda: "notice fails" in _events(job), "the event")
+    job.until(lambda: "notice fails" in job.events(), "the event")
     assert job.finish() == 0
-    assert _events(job).count("notice fails") == 1
+    assert job.events().count("notice fails") == 1
     assert job.messages().count("a notice of interruption would not be received: http") == 1
     words = ("--notice", "nonexistent_command", "--", "true")
     done = command_line("run", "--dir", str(tmp_path / "other"), *words)
@@ -308,7 +295,7 @@ def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:
     assert job.wait() == INTERRUPTED
     (no_time,) = (each for each in job.directory.events() if each["event"] == "no time")
     assert no_time["message"].endswith("and 0.0 s are left")
-    assert "grace is short" in _events(job)
+    assert "grace is short" in job.events()
     assert job.directory.status().checkpoints <= count + 1
     assert job.finish() == 0
     check_exact(job, tmp_path / "reference")
@@ -374,7 +361,7 @@ def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not list(directory.temporary.iterdir())
 
 
-def test_a_daemon_that_leaves(tmp_path: Path) -> None:
+def test_a_daemon_outside_of_the_tree(tmp_path: Path) -> None:
     """A process outside of the tree would not be saved: the checkpoint fails with its name."""
     script = "(setsid sleep 1000 &) ; sleep 2"
     result = Job(tmp_path / "job", ["sh", "-c", script], every=3).run()
@@ -382,6 +369,13 @@ def test_a_daemon_that_leaves(tmp_path: Path) -> None:
     events = (tmp_path / "job" / "events.jsonl").read_text()
     assert "(sleep); start them without" in events
     assert '"event": "checkpoint"' not in events
+
+
+def test_a_process_that_is_started_meanwhile(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descendant that is forked while the processes are listed does not fail the checkpoint."""
+    target = spawn("import os, time\nserve(fork=lambda: os.fork() or time.sleep(1000))")
+    monkeypatch.setattr(checkpoints, "all_pids", lambda: [target.ask("fork")])
+    checkpoints.check_strays(target.pid)
 
 
 EXECUTOR = """

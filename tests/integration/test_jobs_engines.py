@@ -12,29 +12,19 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .support.hosts import OURS, cable, host
 from .support.job_hosts import never_two
-from .support.jobs import RunningJob, check_exact, nothing_runs
-from .support.processes import eventually
+from .support.jobs import RunningJob, check_exact
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="there is no distributed (extra dask)"
 )
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="there is no ray")
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[RunningJob]:
-    """A job that was not started yet."""
-    made = RunningJob(tmp_path / "place")
-    yield made
-    eventually(lambda: nothing_runs(made), "the end of the command")
 
 
 def _run(program: str, what: str, job: RunningJob) -> list[dict[str, object]]:
@@ -89,8 +79,7 @@ def test_two_tasks_of_one_job(job: RunningJob, tmp_path: Path) -> None:
     results = _run("dask_jobs.py", "twice", job)
     assert _ended(results) == [("ended", 0)] * 2
     check_exact(job, tmp_path / "reference")
-    events = [each["event"] for each in job.directory.events()]
-    assert events == ["started", "ended"]
+    assert job.events() == ["started", "ended"]
 
 
 MACHINE = """

@@ -176,7 +176,7 @@ TERMINAL = """
 
 
 @pytest.mark.cures("tty-owner")
-def test_terminals_of_others(place: Path) -> None:
+def test_terminals_of_users_that_are_not_mapped(place: Path) -> None:
     """Preflight predicts that a terminal cannot be restored whose owner or group is not mapped; one
     of a devpts in the user namespace can be restored.
     """

@@ -39,9 +39,7 @@ def _listening() -> list[str]:
 
 @needs_lazy_pages
 @pytest.mark.parametrize("own_file", [False, True], ids=["", "with a file of the caller's"])
-def test_only_the_address_asked_for(
-    spawn: Spawn, images: Path, tmp_path: Path, own_file: bool
-) -> None:
+def test_only_the_given_address(spawn: Spawn, images: Path, tmp_path: Path, own_file: bool) -> None:
     """CRIU listens on loopback only; after the refusal of the hook, the process continues with all
     of its memory.
     """

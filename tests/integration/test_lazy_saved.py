@@ -20,7 +20,6 @@ from pycriu_native import (
     OptionError,
     PageServer,
     PageServerResult,
-    dump,
     page_server,
     page_server_child,
     restore,
@@ -71,8 +70,7 @@ def dumped(spawn: Spawn, images: Path) -> tuple[Target, str]:
     """A dumped process, and the checksum of its memory."""
     target = spawn(LARGE)
     checksum = target.ask("checksum")
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     return target, checksum
 
 

@@ -38,14 +38,8 @@ from .support.containers import container
 from .support.descriptors import taken_from
 from .support.features import needs_soft_dirty
 from .support.ported import environment, run, words
-from .support.processes import eventually, is_alive, kill, reap_all, state
+from .support.processes import eventually, free_pid, is_alive, kill, reap_all, state
 from .test_orphan_pts_master import ON_A_TERMINAL
-
-
-def free_pid() -> int:
-    """A pid of no process."""
-    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
-
 
 # ---- options: "set opts to defaults, must be called first; 0 on success" ----
 
@@ -113,7 +107,7 @@ def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path
     ]
 
 
-def test_options_begin_anew(spawn: Spawn, images: Path) -> None:
+def test_options_are_reset(spawn: Spawn, images: Path) -> None:
     """A second ``criu_init_opts`` resets all options: leave_running is unset."""
     target = spawn()
     message = run(
@@ -296,8 +290,7 @@ def test_notifications(spawn: Spawn, images: Path) -> None:
     """
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(opts)
     message: list[Notification] = []
 
@@ -684,8 +677,7 @@ def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
     Without a program it runs ``criu`` from PATH.
     """
     target = spawn("import os\nserve(exit=lambda: os._exit(42))")
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     program = """
         if sys.argv[2] == "PATH":
             from pycriu_native import Worker
@@ -703,15 +695,14 @@ def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
         ended, status = os.waitpid(pid, 0)
         tell(pid, parent == os.getpid(), ended, os.waitstatus_to_exitcode(status))
         """
-    message = run(program, images, service, target.directory / "question")
+    message = run(program, images, service, target.directory / "request")
     assert message == [target.pid, True, target.pid, 42]
 
 
 def test_restore_is_no_child(spawn: Spawn, images: Path) -> None:
     """``criu_restore`` creates no child: ``waitpid`` fails, as after ``restore``."""
     target = spawn()
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     program = """
         begin(sys.argv[1])
         pid = lib.criu_restore()

@@ -25,7 +25,7 @@ def test_one_line_a_verb(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFi
     assert failed.startswith(f"dump of pid {2**22 - 1} failed: ")
 
 
-def test_crius_own_lines(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_of_criu(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture) -> None:
     """CRIU's lines are logged, with their levels, if a level is set on their logger; else they are
     not.
     """

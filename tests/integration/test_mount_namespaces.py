@@ -62,8 +62,7 @@ def _opts(box: Container, images: Path) -> tuple[CriuOpts, CriuOpts]:
 def test_root(box: Container, images: Path, tmp_path: Path) -> None:
     """The container is restored in its old root, or in another one with the same mount points."""
     saving, restoring = _opts(box, images)
-    dump(box.pid, saving)
-    box.reap()
+    box.dump(saving)
     (box.root / "which").write_text("old")
     other = tmp_path / "other"
     subprocess.run(["cp", "-ax", box.root, other], check=True)
@@ -81,8 +80,7 @@ def test_root(box: Container, images: Path, tmp_path: Path) -> None:
 def test_a_restore_without_root(box: Container, images: Path, compat: bool | None) -> None:
     """The restore is refused with either mount engine, and the message names root."""
     saving, restoring = _opts(box, images)
-    dump(box.pid, saving)
-    box.reap()
+    box.dump(saving)
     with pytest.raises(CriuError, match='root="/path"') as caught:
         restore(replace(restoring, root=None, mntns_compat_mode=compat))
     assert caught.value.options == ("root",)
@@ -94,8 +92,7 @@ def test_a_restore_without_root(box: Container, images: Path, compat: bool | Non
 def test_a_root_without_the_mount_points(box: Container, images: Path, tmp_path: Path) -> None:
     """A root that lacks a directory to mount on is refused, and the message names root."""
     saving, restoring = _opts(box, images)
-    dump(box.pid, saving)
-    box.reap()
+    box.dump(saving)
     with mount_point(tmp_path / "bare") as bare:
         with pytest.raises(CriuError, match="the root lacks") as caught:
             restore(replace(restoring, root=bare))
@@ -111,8 +108,7 @@ def test_skip_mnts(box: Container, images: Path) -> None:
     saving, restoring = _opts(box, images)
     dump(box.pid, replace(saving, leave_running=True))
     skipping = images.with_name("skipping")
-    dump(box.pid, replace(saving, images_directory=skipping, skip_mnts=["/scratch"]))
-    box.reap()
+    box.dump(replace(saving, images_directory=skipping, skip_mnts=["/scratch"]))
 
     box.pid = restore(restoring).pid
     assert box.mounts()["/scratch"] == "tmpfs"
@@ -128,8 +124,7 @@ def test_skip_mnts(box: Container, images: Path) -> None:
 def test_enable_fs(odd_box: Container, images: Path, word: str) -> None:
     """A file system that CRIU does not support is mounted again, without its contents."""
     saving, restoring = _opts(odd_box, images)
-    dump(odd_box.pid, replace(saving, enable_fs=[word]))
-    odd_box.reap()
+    odd_box.dump(replace(saving, enable_fs=[word]))
     odd_box.pid = restore(replace(restoring, enable_fs=[word])).pid
     assert odd_box.mounts()["/odd"] == "ramfs"
     assert not odd_box.ask("exists", "/odd/file")
@@ -146,8 +141,7 @@ def test_a_file_system_that_criu_does_not_know(odd_box: Container, images: Path)
     assert odd_box.ask("read", "/odd/file") == "lost"
     shutil.rmtree(images)
 
-    dump(odd_box.pid, replace(saving, skip_mnts=["/odd"]))
-    odd_box.reap()
+    odd_box.dump(replace(saving, skip_mnts=["/odd"]))
     odd_box.pid = restore(restoring).pid
     assert "/odd" not in odd_box.mounts()
     assert odd_box.runs_on()
@@ -167,8 +161,7 @@ def test_mntns_compat_mode(tmp_path: Path, images: Path) -> None:
             tmp_path / "box", KEEPS, binds={"/data": data}, propagation="unchanged"
         ) as box:
             saving, restoring = _opts(box, images)
-            dump(box.pid, saving)
-            box.reap()
+            box.dump(saving)
             for compat, seen in ((None, False), (True, True)):
                 box.pid = restore(replace(restoring, mntns_compat_mode=compat)).pid
                 with mount_point(data / "below"):

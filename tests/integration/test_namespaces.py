@@ -81,8 +81,7 @@ def test_join_ns(spawn: Spawn, images: Path, elsewhere: Namespaces, kinds: tuple
     target = spawn(SEES)
     before = {kind: target.ask("namespace", kind) for kind in ("net", "uts")}
     assert before == {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in before}
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
 
     opts = CriuOpts(
         images_directory=images, join_ns=[(kind, elsewhere.file(kind)) for kind in kinds]
@@ -98,8 +97,7 @@ def test_join_ns(spawn: Spawn, images: Path, elsewhere: Namespaces, kinds: tuple
 def test_without_join_ns(spawn: Spawn, images: Path, elsewhere: Namespaces) -> None:
     """A plain restore is in the namespaces of the caller."""
     target = spawn(SEES)
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     for kind in ("net", "uts"):
         assert target.ask("namespace", kind) == os.readlink(f"/proc/self/ns/{kind}")
@@ -112,8 +110,7 @@ def test_a_namespace_that_is_not_there(
     refused by CRIU.
     """
     target = spawn(SEES)
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     with pytest.raises(OptionError, match="join_ns"):
         restore(CriuOpts(images_directory=images, join_ns=[("net", str(tmp_path / "none"))]))
     (tmp_path / "file").touch()
@@ -153,8 +150,7 @@ def test_an_external_network_namespace(box: Container, images: Path, elsewhere: 
         other, other_inode = _network(elsewhere.pid, owned)
         assert inode != other_inode
         external = [*box.given_on_dump, f"net[{inode}]:network"]
-        dump(box.pid, CriuOpts(images_directory=images, external=external))
-        box.reap()
+        box.dump(CriuOpts(images_directory=images, external=external))
         assert not list(images.glob("netdev-*.img"))
 
         for descriptor, expected in ((fd, "green0"), (other, "blue0")):
@@ -182,8 +178,7 @@ def test_an_external_namespace_without_a_descriptor(box: Container, images: Path
         )
         dump(box.pid, opts)
     own = images.with_name("own")
-    dump(box.pid, CriuOpts(images_directory=own, external=box.given_on_dump))
-    box.reap()
+    box.dump(CriuOpts(images_directory=own, external=box.given_on_dump))
 
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
     with pytest.raises(CriuError, match="inherit_fds=") as caught:

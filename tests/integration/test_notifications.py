@@ -37,8 +37,7 @@ def test_a_restore_passes_the_pid(spawn: Spawn, images: Path) -> None:
     """post-restore has the pid of the root task, which does not run yet."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     received: list[Notification] = []
     ticks: list[int] = []
 
@@ -98,8 +97,7 @@ def test_what_a_hook_raises_undoes_the_restore(spawn: Spawn, images: Path) -> No
     """No process of the refused restore remains, and the images can be restored after it."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
 
     def hook(notification: Notification) -> None:
         if notification.action is Notify.POST_RESTORE:

@@ -125,8 +125,7 @@ def test_a_descriptor(name: str, spawn: Spawn, images: Path) -> None:
             dump(target.pid, opts)
         assert target.runs_on()
     else:
-        dump(target.pid, opts)
-        target.reap()
+        target.dump(opts)
         (refused,) = (each for each in check_images(images) if each.severity is Severity.STOPS)
         assert refused.message == known(case.failure).cause
         with pytest.raises(CriuError) as caught:
@@ -188,8 +187,7 @@ def test_a_scheduling_policy(spawn: Spawn, images: Path) -> None:
     if target.ask("set"):
         pytest.skip("the kernel refuses SCHED_DEADLINE here")
     (finding,) = preflight(target.pid, opts).no_restore
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     entry = known("sched-policy")
     assert [e.message for e in check_images(images) if e.severity is Severity.STOPS] == [
         entry.cause
@@ -252,8 +250,7 @@ def test_a_connection_that_has_ended(how: str, spawn: Spawn, images: Path) -> No
     assert result.verdict is (Verdict.WORKS if how == "tcp_close" else Verdict.NEEDS_OPTIONS), str(
         result
     )
-    dump(target.pid, result.opts)
-    target.reap()
+    target.dump(result.opts)
     (refused,) = (e for e in check_images(images) if e.severity is Severity.STOPS)
     with pytest.raises(CriuError):
         restore(CriuOpts(images_directory=images))
@@ -297,8 +294,7 @@ def test_options_of_sockets(
     changed = target.ask("values")
     (finding,) = preflight(target.pid, opts).lost
     assert sorted(finding.message.partition(": ")[2].split(", ")) == sorted(options)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(opts)
     assert target.ask("values") == default != changed
     target.ask("change")  # as the cure says
@@ -348,8 +344,7 @@ def test_a_watch_in_a_file_system_without_handles(path: str, spawn: Spawn, image
         dump(target.pid, opts)
     assert caught.value.cause == known("irmap").cause
     assert preflight(target.pid, result.opts).verdict is Verdict.WORKS
-    dump(target.pid, result.opts)
-    target.reap()
+    target.dump(result.opts)
     restore(result.restore_opts)
     assert target.runs_on()
 
@@ -357,7 +352,6 @@ def test_a_watch_in_a_file_system_without_handles(path: str, spawn: Spawn, image
 def _continues(target: Target, opts: CriuOpts) -> None:
     result = preflight(target.pid, opts)
     assert result.verdict is Verdict.WORKS, str(result)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     restore(result.restore_opts)
     assert target.runs_on()

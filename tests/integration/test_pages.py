@@ -77,7 +77,7 @@ def test_detached(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     assert target.runs_on()
 
 
-def test_only_the_address_asked_for(tmp_path: Path) -> None:
+def test_only_the_given_address(tmp_path: Path) -> None:
     """Without an address CRIU would listen on all of them: this is refused, and so is a
     host name.
     """

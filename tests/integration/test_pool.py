@@ -71,8 +71,7 @@ def test_dumps_and_restores(spawn: Spawn, images: Path) -> None:
     with WorkerPool(2) as pool:
         assert pool.wait_until_ready(20)
         first = {idle.connection.pid for idle in pool._stock.idle}
-        dump(target.pid, opts, via=pool)
-        target.reap()
+        target.dump(opts, via=pool)
         restored = restore_child(opts, via=pool)
         assert restored.pid == target.pid
         assert target.runs_on()
@@ -210,7 +209,7 @@ def test_another_network(pool: WorkerPool) -> None:
         assert taken(pool)
 
 
-def test_the_pool_moves(pool: WorkerPool) -> None:
+def test_workers_of_another_namespace(pool: WorkerPool) -> None:
     """After two calls from another namespace the workers are started there; calls from the old one
     use new ones.
     """
@@ -523,8 +522,7 @@ def test_restore_with_the_callers_input(spawn: Spawn, images: Path) -> None:
     target = spawn()
     opts = CriuOpts(images_directory=images)
     with WorkerPool(1) as pool:
-        dump(target.pid, opts, via=pool)
-        target.reap()
+        target.dump(opts, via=pool)
         assert restore(CriuOpts(images_directory=images, shell_job=True), via=pool).pid
         assert target.runs_on()
 

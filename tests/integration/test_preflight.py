@@ -3,7 +3,7 @@
 ``test_failures.py`` also runs preflight for each of its failures. The other situations are here:
 processes that can be dumped without options, processes that can be dumped with the options that
 preflight names, and some that cannot. The last test requires that at least 95 % of the verdicts of
-the run were right. Situations that cannot be predicted are in ``foretold.py`` and in
+the run were right. Situations that cannot be predicted are in ``predictions.py`` and in
 ``docs/preflight.md``.
 """
 
@@ -705,13 +705,6 @@ def a_cgroup_yard_that_is_not_needed(at: Site) -> Target:
 
 
 # ---- the tests ----
-
-
-@pytest.fixture
-def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """The context of a situation."""
-    with ExitStack() as held:
-        yield Site(spawn, tmp_path, images, held)
 
 
 OTHERWISE = {

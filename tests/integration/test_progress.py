@@ -155,8 +155,7 @@ def test_memory_that_comes_after_the_process(spawn: Spawn, images: Path) -> None
     """The daemon's ``done`` grows to the size of the pages in the images."""
     target = spawn(LARGE)
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     size = sum(path.stat().st_size for path in images.glob("pages-*.img"))
     message: list[Progress] = []
     with LazyPages(opts) as daemon:
@@ -221,7 +220,7 @@ def test_what_there_is_to_come_is_what_comes(
     assert 16 * MIB < to_come <= result.page_bytes < to_come * 1.2
 
 
-def test_bytes_that_come_from_elsewhere(spawn: Spawn) -> None:
+def test_received_bytes(spawn: Spawn) -> None:
     """Received bytes are counted on the process's connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -7,8 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,6 @@ from .support.failing_calls import Site, wrapped
 from .support.processes import Target, reap_all, user_namespace
 
 pytestmark = pytest.mark.usefixtures("orphans")
-
-
-@pytest.fixture
-def site(make_cgroup: Make, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """The context of a call; the cgroups are removed after its processes have ended."""
-    with ExitStack() as held:
-        yield Site(spawn, tmp_path, images, held)
 
 
 def fails(site: Site, cause: str, cure: str, **fields: Any) -> None:
@@ -81,8 +72,7 @@ def dumped_in(site: Site, cgroup: Path, controller: str) -> Target:
     target = site.spawn()
     cgroups.enter(cgroup, target.pid)
     opts = CriuOpts(images_directory=site.images, cg_dump_controllers=[controller])
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     return target
 
 
@@ -126,8 +116,7 @@ def test_a_user_namespace_without_root(spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
     assert "unshare -r" in str(caught.value.cure)
     mapped = spawn(prefix=user_namespace("-r"))
-    dump(mapped.pid, preflight(mapped.pid, opts).opts)
-    mapped.reap()
+    mapped.dump(preflight(mapped.pid, opts).opts)
 
 
 RESTORES = """
@@ -146,8 +135,7 @@ def test_a_caller_whose_session_has_a_pid_of_the_images(site: Site) -> None:
     target = site.spawn(HAS_A_SESSION, start_new_session=False)
     number = target.ask("child")
     site.options["shell_job"] = True
-    dump(target.pid, site.opts)
-    target.reap()
+    target.dump(site.opts)
     reap_all()
     Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
     caller = subprocess.Popen(
@@ -178,7 +166,6 @@ def test_a_connection_that_is_here_still(site: Site) -> None:
         with peer, open(os.pidfd_open(target.pid), "rb") as pidfd:
             get = (PIDFD_GETFD, pidfd.fileno(), target.ask("fd"), 0)
             with socket.socket(fileno=ctypes.CDLL(None).syscall(*get)):
-                dump(target.pid, replace(site.opts, tcp_established=True))
-                target.reap()
+                target.dump(replace(site.opts, tcp_established=True))
                 fails(site, "cannot be restored", "tcp_close=True", tcp_established=True)
             works(site, target, tcp_close=True)

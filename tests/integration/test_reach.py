@@ -56,8 +56,7 @@ def test_a_service(service: Service, spawn: Spawn, images: Path) -> None:
     target = spawn()
     opts = CriuOpts(images_directory=images)
     received: list[str] = []
-    dump(target.pid, opts, via=service, on_notify=lambda n: received.append(n.action))
-    target.reap()
+    target.dump(opts, via=service, on_notify=lambda n: received.append(n.action))
     assert "post-dump" in received
     assert restore(opts, via=service).pid == target.pid
     assert target.runs_on()

@@ -47,7 +47,7 @@ def test_the_other_lines_are_python() -> None:
     assert [opts.veth_pairs[0].outside for opts in made] == ["veth0"]
 
 
-def test_coming_from_elsewhere(spawn: Spawn, tmp_path: Path) -> None:
+def test_the_examples_of_the_comparisons(spawn: Spawn, tmp_path: Path) -> None:
     """The examples of this library in each comparison run unchanged, on a real process."""
     target = spawn()
     page = README.with_name("docs") / "coming-from.md"

@@ -63,7 +63,7 @@ def lose_criu(stream: Stream, opts: CriuOpts, moment: Notify, number: int) -> Wo
 @needs_both
 @each_lock
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
-def test_connections_go_on(stream: Stream, images: Path, lock: str, number: int) -> None:
+def test_connections_continue(stream: Stream, images: Path, lock: str, number: int) -> None:
     """CRIU is killed after all is saved and locked: no byte of the stream is lost, and no lock
     remains. SO_REUSEADDR, which the repair mode changes, has its old value.
     """
@@ -147,7 +147,7 @@ def test_a_connection_that_is_lost_is_named(stream: Stream, images: Path) -> Non
 
 
 @needs_both
-def test_a_deadline_while_criu_stands_still(stream: Stream, images: Path) -> None:
+def test_a_deadline_while_criu_is_stopped(stream: Stream, images: Path) -> None:
     """CRIU is stopped: at the deadline it is continued, and undoes its work."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
 
@@ -163,7 +163,7 @@ def test_a_deadline_while_criu_stands_still(stream: Stream, images: Path) -> Non
 
 
 @needs_both
-def test_a_criu_that_does_not_come_back(
+def test_a_criu_that_stays_frozen(
     make_cgroup: Make, stream: Stream, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CRIU is frozen: it is killed after the grace period, and the lock is removed."""

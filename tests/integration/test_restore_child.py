@@ -53,24 +53,16 @@ MOMENTS = (Notify.PRE_RESTORE, Notify.POST_RESTORE)
 Verb = Callable[..., RestoreResult]
 
 
-def _ask_to_exit(target: Target) -> None:
-    """Request the exit, to which there is no response."""
-    partial = target.directory / "question.partial"
-    partial.write_text('[0, "exit"]')
-    partial.rename(target.directory / "question")
-
-
-def test_the_exit_status_reaches_us(spawn: Spawn, images: Path) -> None:
+def test_the_exit_status_of_a_child(spawn: Spawn, images: Path) -> None:
     """The restored process is a child of the caller, and waitpid returns its exit status."""
     target = spawn(EXITS)
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     result = restore_child(opts)
     assert result.pid == target.pid
     assert parent_of(result.pid) == os.getpid()
     assert target.runs_on()
-    _ask_to_exit(target)
+    target.put("exit")
     assert result.wait() == 42
     assert result.wait() is None  # it was reaped
 
@@ -79,14 +71,13 @@ def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
     """With ``restore`` the restored process is a child of init."""
     target = spawn(EXITS)
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     result = restore(opts)
     eventually(lambda: parent_of(result.pid) != os.getpid(), "a parent other than us")
     assert target.runs_on()
     with pytest.raises(TimeoutError):
         result.wait(0.01)
-    _ask_to_exit(target)
+    target.put("exit")
     assert result.wait() is None
 
 

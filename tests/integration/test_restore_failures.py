@@ -12,8 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,9 @@ from pycriu_native import (
     restore,
 )
 
-from .conftest import Spawn
 from .support.failing_calls import (
     CONNECTED,
     LISTENS,
-    Build,
     Case,
     Collection,
     Site,
@@ -110,22 +107,24 @@ def pid_of_the_shell(at: Site) -> Target:
 # ---- images ----
 
 
-def spoilt(at: Site, pattern: str, change: Callable[[Path], object]) -> Target:
-    """A dump with changed images; the cure is to restore the originals."""
-    target = at.dumped()
-    saved = at.directory / "saved"
-    shutil.copytree(at.images, saved)
-    result = list(at.images.glob(pattern))
-    assert result
-    for image in result:
-        change(image)
-    at.cure = {"images_directory": saved}
-    return target
+def changed_images(
+    name: str, pattern: str, change: Callable[[Path], object], cause: str, cure: str
+) -> None:
+    """A restore from incomplete or damaged images; the cure is to restore the originals."""
 
+    def build(at: Site) -> Target:
+        target = at.dumped()
+        saved = at.directory / "saved"
+        shutil.copytree(at.images, saved)
+        result = list(at.images.glob(pattern))
+        assert result
+        for image in result:
+            change(image)
+        at.cure = {"images_directory": saved}
+        return target
 
-def images_fail(cause: str, cure: str) -> Callable[[Build], Build]:
-    """The decorator of a restore from incomplete or damaged images."""
-    return restore_fails(cause, cure, "images_directory", error=ImagesError)
+    build.__name__ = name
+    restore_fails(cause, cure, "images_directory", error=ImagesError)(build)
 
 
 def cut(image: Path) -> None:
@@ -133,53 +132,38 @@ def cut(image: Path) -> None:
     os.truncate(image, 20)
 
 
-@images_fail("has no images", "of a complete dump")
-def images_that_are_not_there(at: Site) -> Target:
-    return spoilt(at, "*.img", Path.unlink)
+def empty(image: Path) -> None:
+    """Truncate a file to nothing."""
+    os.truncate(image, 0)
 
 
-@images_fail("or not all of them", "of a complete dump")
-def images_of_a_task_missing(at: Site) -> Target:
-    return spoilt(at, "core-*.img", Path.unlink)
+def garble(image: Path) -> None:
+    """Replace the content of a file."""
+    image.write_bytes(b"garbage " * 20)
 
 
-@images_fail("or not all of them", "of a complete dump")
-def images_of_namespaces_missing(at: Site) -> Target:
-    return spoilt(at, "ids-*.img", Path.unlink)
+NOT_ALL, COMPLETE = "or not all of them", "of a complete dump"
+changed_images("images_that_are_not_there", "*.img", Path.unlink, "has no images", COMPLETE)
+changed_images("images_of_a_task_missing", "core-*.img", Path.unlink, NOT_ALL, COMPLETE)
+changed_images("images_of_namespaces_missing", "ids-*.img", Path.unlink, NOT_ALL, COMPLETE)
+changed_images("images_cut_short", "pstree.img", cut, "cut short", "copy the images")
+changed_images("images_that_are_empty", "inventory.img", empty, "cut short", "copy the images")
+changed_images("images_that_are_garbage", "inventory.img", garble, "damaged", COMPLETE)
+changed_images("images_of_memory_that_are_garbage", "mm-*.img", garble, "damaged", COMPLETE)
+changed_images(
+    "images_of_pages_missing",
+    "pages-*.img",
+    Path.unlink,
+    "contents of memory",
+    "images_directory that is complete",
+)
+# CRIU would take them for a tree without files, and crash.
+changed_images(
+    "images_of_files_missing", "files.img", Path.unlink, "there is no files.img", COMPLETE
+)
 
 
-@images_fail("cut short", "copy the images")
-def images_cut_short(at: Site) -> Target:
-    return spoilt(at, "pstree.img", cut)
-
-
-@images_fail("cut short", "copy the images")
-def images_that_are_empty(at: Site) -> Target:
-    return spoilt(at, "inventory.img", lambda image: os.truncate(image, 0))
-
-
-@images_fail("damaged", "of a complete dump")
-def images_that_are_garbage(at: Site) -> Target:
-    return spoilt(at, "inventory.img", lambda image: image.write_bytes(b"garbage " * 20))
-
-
-@images_fail("damaged", "of a complete dump")
-def images_of_memory_that_are_garbage(at: Site) -> Target:
-    return spoilt(at, "mm-*.img", lambda image: image.write_bytes(b"garbage " * 20))
-
-
-@images_fail("contents of memory", "images_directory that is complete")
-def images_of_pages_missing(at: Site) -> Target:
-    return spoilt(at, "pages-*.img", Path.unlink)
-
-
-@images_fail("there is no files.img", "of a complete dump")
-def images_of_files_missing(at: Site) -> Target:
-    """CRIU would take them for a tree without files, and crash."""
-    return spoilt(at, "files.img", Path.unlink)
-
-
-@images_fail("cannot be written", "that CRIU can write to")
+@restore_fails("cannot be written", "that CRIU can write to", "images_directory", error=ImagesError)
 def images_on_a_read_only_disk(at: Site) -> Target:
     at.images = at.held.enter_context(tmpfs(at.directory / "place"))
     at.options["images_directory"] = at.images
@@ -276,8 +260,7 @@ def tcp_close_on_dump_only(at: Site) -> Target:
 def port_that_is_taken(at: Site) -> Target:
     target = at.spawn(LISTENS)
     address = ("127.0.0.1", target.ask("port"))
-    dump(target.pid, at.opts)
-    target.reap()
+    target.dump(at.opts)
     other = at.held.enter_context(socket.create_server(address))
     at.cure = other.close
     return target
@@ -305,8 +288,7 @@ def unix_connection_that_is_not_given(at: Site) -> Target:
     inode = os.fstat(theirs.fileno()).st_ino
     with ours, theirs:
         target = at.spawn(stdin=theirs.fileno())
-        dump(target.pid, CriuOpts(images_directory=at.images, external=[f"unix[{inode}]"]))
-        target.reap()
+        target.dump(CriuOpts(images_directory=at.images, external=[f"unix[{inode}]"]))
     new, end = socket.socketpair()
     at.held.enter_context(new)
     at.held.enter_context(end)
@@ -326,8 +308,7 @@ def unix_socket_whose_owner_is_gone(at: Site) -> Target:
             serve()
         """)
         at.options["external_unix_connections"] = True
-        dump(target.pid, at.opts)
-        target.reap()
+        target.dump(at.opts)
     new = at.held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
 
     def start_again() -> None:
@@ -345,8 +326,7 @@ def network_namespace_that_is_not_given(at: Site) -> Target:
     at.options["external"] = [f"net[{os.stat(path).st_ino}]:blue"]
     namespace = os.open(path, os.O_RDONLY)
     at.held.callback(os.close, namespace)
-    dump(target.pid, at.opts)
-    target.reap()
+    target.dump(at.opts)
     at.cure = {"inherit_fds": [(namespace, "blue")]}
     return target
 
@@ -374,13 +354,6 @@ def program_too_old_for_the_images(at: Site) -> Target:
 
 
 # ---- the tests ----
-
-
-@pytest.fixture
-def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """The context of a case, which is cleaned up before its processes end."""
-    with ExitStack() as held:
-        yield Site(spawn, tmp_path, images, held)
 
 
 def reaped(target: Target) -> bool:

@@ -38,8 +38,7 @@ from .support.processes import Target, eventually, kill, parent_of, state
 
 def _dumped(spawn: Spawn, images: Path, scenario: str = "serve()") -> Target:
     target = spawn(scenario)
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     return target
 
 
@@ -210,14 +209,13 @@ def test_evasive_devices(spawn: Spawn, images: Path, device: Path) -> None:
         assert caught.value.options == ("evasive_devices",)
         assert target.runs_on()
 
-        dump(target.pid, CriuOpts(images_directory=images, evasive_devices=True))
-        target.reap()
+        target.dump(CriuOpts(images_directory=images, evasive_devices=True))
         restore(CriuOpts(images_directory=images))
         assert target.ask("which") == which
         target.end()
 
 
-def test_evasive_devices_is_not_blind(spawn: Spawn, images: Path, device: Path) -> None:
+def test_evasive_devices_refuses_another_device(spawn: Spawn, images: Path, device: Path) -> None:
     """Another device under that name is refused nevertheless, and the process continues."""
     target = spawn(OPEN_DEVICE.format(str(device)))
     with _mounted_over(device, "/dev/zero"):

@@ -139,8 +139,7 @@ class Nameless:
         self.place = place
         self.restoring = restoring
         assert target.ask("whole")
-        dump(target.pid, opts)
-        target.reap()
+        target.dump(opts)
         self.before = self.look()
         self.temporary = temporary()
         self.images = sorted(os.listdir(str(opts.images_directory)))
@@ -327,8 +326,7 @@ def test_a_copy_of_images_whose_link_is_gone(
     """A copy has no link to the file: the check and the error report it, and the cure works."""
     target = spawn(LINKED)
     opts = CriuOpts(images_directory=images, link_remap=True)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     [link] = _links(target)
     restore(opts.only_for("restore"))
     kill(target.pid)
@@ -396,8 +394,7 @@ def test_what_is_in_the_way(spawn: Spawn, images: Path, tmp_path: Path, orphans:
         "(HERE / 'file').touch()\nfile = open(HERE / 'file')\n(HERE / 'file').unlink()\nserve()"
     )
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     for name in ("file", "file.cr_link"):
         (target.directory / name).write_text("kept")
     subject = str(target.directory / "file.cr_link")
@@ -420,8 +417,7 @@ def test_a_ghost_in_the_way(spawn: Spawn, images: Path, orphans: None) -> None:
         "(HERE / 'file').touch()\nfile = open(HERE / 'file')\n(HERE / 'file').unlink()\nserve()"
     )
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     taken = target.directory / "file.cr.1.ghost"
     taken.touch()
     assert [finding.subject for finding in check_images(images)] == [str(taken)]
@@ -449,8 +445,7 @@ def test_a_link_in_the_way_of_a_dump(spawn: Spawn, images: Path, orphans: None) 
         dump(target.pid, opts)
     assert target.ask("same")
     taken.unlink()
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
 
 
 @pytest.mark.parametrize("controller", ["freezer", ""], ids=["v1", "v2"])
@@ -463,8 +458,7 @@ def test_cgroups(
     target = spawn()
     cgroups.enter(outer / "inner", target.pid)
     opts = CriuOpts(images_directory=images, manage_cgroups_mode="soft")
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     (outer / "inner").rmdir()
     before = temporary()
 

@@ -11,7 +11,7 @@ import os
 import signal
 from pathlib import Path
 
-from pycriu_native import CriuOpts, Notification, Notify, dump, restore
+from pycriu_native import CriuOpts, Notification, Notify, restore
 
 from .conftest import Spawn
 from .support.processes import Target, kill
@@ -49,8 +49,7 @@ def test_the_same_and_not_the_same(spawn: Spawn, orphans: None, images: Path) ->
     """Without the hook both copies have the same next token; with it each has a different one."""
     target = spawn(SCENARIO)
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     first, second = (_next_token(target, opts, tell=False) for _ in range(2))
     assert first == second
     message = {_next_token(target, opts, tell=True) for _ in range(2)}

@@ -138,7 +138,7 @@ def test_what_happens_without(tmp_path: Path) -> None:
             restore_child(_opts(images))
 
 
-def test_given_back(tmp_path: Path) -> None:
+def test_files_after_a_failed_restore(tmp_path: Path) -> None:
     """After a failed restore every file is as before, including created and moved ones."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
     with _writer(place) as process:

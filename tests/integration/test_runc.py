@@ -71,9 +71,8 @@ def test_what_runc_checkpointed_is_restored_here(box: Counting, images: Path) ->
     seen = box.run()
     stopped_at = box.checkpoint(images)
     box.prepare_cgroup()
-    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-        box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    box.restore_here(images)
+    assert box.continued_from(stopped_at)
     assert box.look() == seen
 
 
@@ -88,7 +87,7 @@ def test_what_is_dumped_here_runc_restores(box: Counting, images: Path) -> None:
     stopped_at = box.count
 
     box.restored_by_runtime(images)
-    assert box.went_on_from(stopped_at)
+    assert box.continued_from(stopped_at)
     # runc shows a restored container its own cgroup as the container's.
     assert {**box.look(), "cgroup mounts": seen["cgroup mounts"]} == seen
 
@@ -98,7 +97,7 @@ def test_both_by_turns(box: Counting, images: Path, tmp_path: Path) -> None:
     box.run()
     stopped_at = dumped(box, images)
     box.restored_by_runtime(images)
-    assert box.went_on_from(stopped_at)
+    assert box.continued_from(stopped_at)
     again = tmp_path / "again"
     stopped_at = box.checkpoint(again)
     box.prepare_cgroup()
@@ -106,7 +105,7 @@ def test_both_by_turns(box: Counting, images: Path, tmp_path: Path) -> None:
         with Bundle.load(box.bundle).restoring(again, stdio=(None, *last.theirs)) as opts:
             box.restored_here(restore(opts).pid)
         last.give()
-        assert box.went_on_from(stopped_at, last)
+        assert box.continued_from(stopped_at, last)
 
 
 def test_without_the_helper_a_dump_is_refused(box: Counting, images: Path) -> None:
@@ -125,9 +124,8 @@ def test_without_the_helper_a_restore_is_refused(box: Counting, images: Path) ->
     with mount_point(box.bundle / "rootfs") as root, pytest.raises(CriuError) as caught:
         restore(CriuOpts(images_directory=images, root=root, empty_ns="net"))
     assert "external" in caught.value.options
-    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-        box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    box.restore_here(images)
+    assert box.continued_from(stopped_at)
 
 
 def test_a_bundle_on_another_place(box: Counting, images: Path, tmp_path: Path) -> None:
@@ -142,13 +140,12 @@ def test_a_bundle_on_another_place(box: Counting, images: Path, tmp_path: Path) 
     shutil.rmtree(moved / "data" / "inner")
 
     box.bundle = moved
-    with Bundle.load(moved).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-        box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    box.restore_here(images, moved)
+    assert box.continued_from(stopped_at)
     assert box.look() == seen
 
 
-def test_a_stream_that_nobody_gets(box: Counting, images: Path) -> None:
+def test_a_stream_without_a_descriptor(box: Counting, images: Path) -> None:
     """A stream without a descriptor is restored as a pipe without a reader."""
     box.run()
     dumped(box, images)
@@ -164,20 +161,20 @@ def test_the_network_is_left_to_a_hook(box: Counting, images: Path) -> None:
     one.
     """
     box.run()
-    assert "UP" in loopback(box)
+    assert "UP" in box.loopback()
     dumped(box, images)
     assert not list(images.glob("netdev-*"))
 
     def fill(notification: Notification) -> None:
         if notification.action is Notify.SETUP_NAMESPACES:
             box.pid = notification.pid or 0
-            assert "UP" not in loopback(box)
+            assert "UP" not in box.loopback()
             box.enter("ip", "link", "set", "lo", "up")
 
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         assert opts.empty_ns == CriuOpts(empty_ns="net").empty_ns
         box.restored_here(restore(opts, on_notify=fill).pid)
-    assert "UP" in loopback(box)
+    assert "UP" in box.loopback()
     assert box.runs_on()
 
 
@@ -189,13 +186,8 @@ def test_the_network_can_be_saved(box: Counting, images: Path) -> None:
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         assert opts.empty_ns is None
         box.restored_here(restore(opts).pid)
-    assert "UP" in loopback(box)
+    assert "UP" in box.loopback()
     assert box.runs_on()
-
-
-def loopback(box: Counting) -> str:
-    """The flags of the container's loopback interface."""
-    return box.enter("ip", "-brief", "link", "show", "lo")
 
 
 @pytest.mark.parametrize("by", ["us", "runc"])
@@ -211,11 +203,10 @@ def test_a_network_namespace_that_exists(box: Counting, images: Path, by: str) -
         stopped_at = dumped(box, images)
         assert not list(images.glob("netdev-*"))
         if by == "us":
-            with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-                box.restored_here(restore(opts).pid)
+            box.restore_here(images)
         else:
             box.restored_by_runtime(images)
-        assert box.went_on_from(stopped_at)
+        assert box.continued_from(stopped_at)
         assert os.stat(f"/proc/{box.pid}/ns/net").st_ino == os.stat(there.path).st_ino
         box.remove()
 
@@ -255,7 +246,7 @@ def pod(kind: str) -> Iterator[Path]:
 
 @pytest.mark.parametrize("by", ["us", "runc"])
 @pytest.mark.parametrize("kind", ["ipc", "uts", "pid"])
-def test_a_namespace_of_others(box: Counting, images: Path, kind: str, by: str) -> None:
+def test_a_namespace_of_a_pod(box: Counting, images: Path, kind: str, by: str) -> None:
     """The container of a pod, which shares a namespace, is restored into it."""
     with pod(kind) as there:
         config = box.config
@@ -268,11 +259,10 @@ def test_a_namespace_of_others(box: Counting, images: Path, kind: str, by: str) 
         box.run()
         stopped_at = dumped(box, images)
         if by == "us":
-            with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
-                box.restored_here(restore(opts).pid)
+            box.restore_here(images)
         else:
             box.restored_by_runtime(images)
-        assert box.went_on_from(stopped_at)
+        assert box.continued_from(stopped_at)
         assert os.stat(f"/proc/{box.pid}/ns/{kind}").st_ino == os.stat(there).st_ino
         box.remove()
 
@@ -344,7 +334,7 @@ def test_a_mount_that_the_bundle_lacks(box: Counting, images: Path) -> None:
     stdio = (None, *box.after.theirs)
     with bundle.restoring(images, stdio=stdio, ext_mounts=mine) as opts:
         box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    assert box.continued_from(stopped_at)
 
 
 def test_a_restore_that_fails(box: Counting, images: Path) -> None:
@@ -359,7 +349,7 @@ def test_a_restore_that_fails(box: Counting, images: Path) -> None:
     (images / "away").rename(images / "pages-1.img")
     with bundle.restoring(images, stdio=(None, *box.after.theirs)) as opts:
         box.restored_here(restore(opts).pid)
-    assert box.went_on_from(stopped_at)
+    assert box.continued_from(stopped_at)
 
 
 def test_images_without_descriptors(box: Counting, images: Path) -> None:

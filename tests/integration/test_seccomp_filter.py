@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, Verdict, dump, preflight, restore
+from pycriu_native import CriuOpts, Verdict, preflight, restore
 
 from .conftest import Spawn
 from .support.predictions import enter
@@ -70,8 +70,7 @@ def test_a_filter_that_criu_may_not_suspend(orphans: None, spawn: Spawn, images:
     enter("a_filter_that_criu_may_not_suspend", Verdict(verdict), Verdict.FAILS)
 
     assert preflight(target.pid).verdict is Verdict.WORKS
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     assert target.runs_on()
 

@@ -115,7 +115,7 @@ def test_a_sticky_directory_with_an_entry_of_theirs(spawn: Spawn, tmp_path: Path
         dump(target.pid, CriuOpts(images_directory=shared / "link" / "below"))
 
 
-def test_why(spawn: Spawn, tmp_path: Path) -> None:
+def test_the_reason_of_the_checks(spawn: Spawn, tmp_path: Path) -> None:
     """The reason: in a directory that others can write to, root would write through a symbolic
     link. CRIU does so with allow_untrusted; without it nothing is touched.
     """
@@ -156,8 +156,7 @@ def test_images_are_for_their_user_only(spawn: Spawn, tmp_path: Path) -> None:
 def test_the_umask_of_the_restored(orphans: None, spawn: Spawn, images: Path) -> None:
     """The umask is that of the process, not of the worker that saved it."""
     target = spawn("import os\nos.umask(0o027)\nserve(umask=lambda: os.umask(0o027))")
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     assert target.ask("umask") == 0o027
 

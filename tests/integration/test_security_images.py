@@ -157,7 +157,7 @@ KILLED = textwrap.dedent("""
 """)
 
 
-def test_we_are_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
+def test_the_caller_is_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
     """The marker of a dump whose caller was killed makes the next dump remove its files."""
     releases.required("3.19", "query-ext-files")
     target = spawn(WITH_MEMORY)
@@ -173,8 +173,7 @@ def test_we_are_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
     with pytest.raises(ImagesError, match="did not finish"):
         restore(CriuOpts(images_directory=images))
     eventually(lambda: is_alive(target.pid), "the process")
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     assert not {UNFINISHED, EARLIER, "ids-1.img"} & set(os.listdir(images))
     restore(CriuOpts(images_directory=images))
     assert target.ask("checksum") == checksum
@@ -256,8 +255,7 @@ def test_images_that_criu_has_made_by_itself(orphans: None, spawn: Spawn, images
 def test_sealed_images(orphans: None, spawn: Spawn, images: Path) -> None:
     """CRIU restores a page that was changed on disk without an error; ``verify`` detects it."""
     target = spawn(WITH_MEMORY)
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     digest = seal(images)
     pages = images / "pages-1.img"
     whole = pages.read_bytes()

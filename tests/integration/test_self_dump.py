@@ -87,7 +87,7 @@ def test_self_dump(tmp_path: Path, leave_running: bool, own_pid: bool) -> None:
         kill(process.pid)
 
 
-def test_a_tree_that_we_are_in(orphans: None, tmp_path: Path) -> None:
+def test_a_tree_with_the_caller(orphans: None, tmp_path: Path) -> None:
     """With include_caller a process can dump its parent, and itself with it."""
     inner = (
         "import os, sys, time; from pathlib import Path; from pycriu_native import CriuOpts, dump\n"

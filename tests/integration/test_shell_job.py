@@ -55,7 +55,9 @@ def _restoring(images: Path, stdin: str = "/proc/self/fd/0", **options: object) 
     return ("restore", json.dumps(options), stdin)
 
 
-def test_a_shell_goes_on_at_another_terminal(shell: Session, images: Path, tmp_path: Path) -> None:
+def test_a_shell_continues_at_another_terminal(
+    shell: Session, images: Path, tmp_path: Path
+) -> None:
     """The shell responds on the new terminal, with its variable, its job and job control."""
     ticks = tmp_path / "ticks"
     assert dump(
@@ -136,7 +138,7 @@ sys.exit(7)
 """
 
 
-def test_the_command_leaves_the_screen_to_the_job(images: Path) -> None:
+def test_the_command_prints_nothing_for_a_shell_job(images: Path) -> None:
     """``restore --shell-job --wait`` prints no summary, and the job redraws its screen."""
     with session("run", sys.executable, "-c", DRAWS) as old:
         old.next_report()

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,6 @@ from pycriu_native import (
 from pycriu_native._failures.log_excerpt import known
 from pycriu_native.images import check_images, decode, encode
 
-from .conftest import Spawn
 from .support import cgroups, releases
 from .support.cgroups import Make
 from .support.containers import container
@@ -43,13 +41,6 @@ from .support.processes import PATIENCE, Target, eventually, kill, reap_all, sta
 
 pytestmark = pytest.mark.usefixtures("orphans")
 needs_x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86-64")
-
-
-@pytest.fixture
-def site(make_cgroup: Make, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
-    """The context of a call."""
-    with ExitStack() as held:
-        yield Site(spawn, tmp_path, images, held)
 
 
 def dump_fails(site: Site, target: Target, id: str) -> str:
@@ -130,8 +121,7 @@ def test_a_kernel_that_does_not_show_restartable_sequences(site: Site) -> None:
     cure = dump_fails(site, site.spawn(), "rseq-kernel")
     variable, _, value = cure.split()[-1].partition("=")
     target = site.spawn(env={variable: value})
-    dump(target.pid, site.opts, via=site.via)
-    target.reap()
+    target.dump(site.opts, via=site.via)
 
 
 @needs_x86_64
@@ -176,14 +166,13 @@ def test_a_pid_that_another_process_gets(site: Site) -> None:
 
 
 @pytest.mark.cures("kerndat")
-def test_a_sandbox_that_forbids_the_tests_of_the_kernel(site: Site) -> None:
+def test_a_sandbox_without_the_kernel_tests(site: Site) -> None:
     """CRIU fails in a sandbox that forbids its tests of the kernel, and works outside of it."""
     releases.required("4.1", "CAP_CHECKPOINT_RESTORE suffices for the start of CRIU")
     site.via = without_cache(site, "setpriv", "--bounding-set=-sys_admin")
     target = site.spawn()
     assert "run outside of the sandbox" in dump_fails(site, target, "kerndat")
-    dump(target.pid, site.opts)
-    target.reap()
+    target.dump(site.opts)
 
 
 # ---- other machines ----
@@ -265,8 +254,7 @@ def test_a_property_that_the_kernel_refuses(site: Site, make_cgroup: Make) -> No
     (cgroup / "own").mkdir()
     target = site.spawn()
     cgroups.enter(cgroup / "own", target.pid)
-    dump(target.pid, replace(site.opts, cg_dump_controllers=["pids"]))
-    target.reap()
+    target.dump(replace(site.opts, cg_dump_controllers=["pids"]))
     image = site.images / "cgroup.img"
     eventually(lambda: not (cgroup / "own/cgroup.procs").read_text(), "an empty cgroup")
     (cgroup / "own").rmdir()
@@ -304,8 +292,7 @@ def test_a_read_only_root_without_tmp(site: Site) -> None:
     place = site.held.enter_context(tmpfs(box_directory / "root"))
     with container(box_directory) as box:
         site.options["external"] = box.given_on_dump
-        dump(box.pid, site.opts)
-        box.reap()
+        box.dump(site.opts)
         (box.root / "tmp").rmdir()
         make_read_only(place)
         opts: dict[str, Any] = {"root": box.root, "external": box.given_on_restore}
@@ -380,8 +367,7 @@ def test_an_option_of_a_configuration_file(site: Site, id: str) -> None:
     target = site.spawn()
     dump_fails(site, target, id)
     site.options["config_file"].write_text(f"{right}\n")
-    dump(target.pid, site.opts)
-    target.reap()
+    target.dump(site.opts)
 
 
 @pytest.mark.cures("images-too-large")
@@ -391,8 +377,7 @@ def test_a_limit_of_the_size_of_files(site: Site) -> None:
     target = site.spawn()
     assert "raise the hard limit" in dump_fails(site, target, "images-too-large")
     site.via = wrapped(site, "prlimit", "--fsize=unlimited")
-    dump(target.pid, site.opts, via=site.via)
-    target.reap()
+    target.dump(site.opts, via=site.via)
 
 
 @pytest.mark.cures("img-magic")
@@ -455,8 +440,7 @@ def test_a_fuse_file_system(site: Site) -> None:
     assert target.runs_on()
     target.ask("unmount")
     assert preflight(target.pid, site.opts).verdict is Verdict.WORKS
-    dump(target.pid, site.opts)
-    target.reap()
+    target.dump(site.opts)
 
 
 HANGS = """

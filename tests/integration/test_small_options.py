@@ -61,8 +61,7 @@ def test_a_deleted_file_within_the_limit(spawn: Spawn, images: Path) -> None:
     target = spawn(GHOST)
     checksum = target.ask("checksum")
     opts = CriuOpts(images_directory=images, ghost_limit=2 * MIB)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     assert sum(path.stat().st_size for path in images.glob("ghost-file-*.img")) > 2 * MIB
     restore(opts.only_for("restore"))
     assert target.ask("checksum") == checksum
@@ -81,8 +80,7 @@ def test_holes_do_not_count(spawn: Spawn, images: Path) -> None:
         os.unlink(HERE / "ghost")
         serve(size=lambda: os.fstat(file.fileno()).st_size)
     """)
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     assert target.ask("size") == 64 * MIB
 
@@ -123,8 +121,7 @@ def test_a_file_by_a_link_of_criu(spawn: Spawn, images: Path) -> None:
     target = spawn(REMAPPED)
     second = target.directory / "second"
     opts = CriuOpts(images_directory=images, link_remap=True)
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
     (link,) = remaps(target)
     assert (target.directory / link).samefile(second)
     restore(opts.only_for("restore"))
@@ -233,7 +230,7 @@ def let_go(target: Target) -> None:
     os.close(os.open(target.directory / "gate", os.O_WRONLY))
 
 
-def test_a_process_that_does_not_stand_still(stuck: Target, images: Path) -> None:
+def test_a_process_that_cannot_be_frozen(stuck: Target, images: Path) -> None:
     """The dump fails after this number of seconds, not after CRIU's ten, and the
     process continues.
     """
@@ -276,8 +273,7 @@ def test_a_setting_in_the_file_wins(spawn: Spawn, images: Path, tmp_path: Path) 
     opts = CriuOpts(images_directory=images, ghost_limit=MIB)
     with pytest.raises(CriuError, match="give a ghost_limit"):
         dump(target.pid, opts)
-    dump(target.pid, replace(opts, config_file=tmp_path / "criu.conf"))
-    target.reap()
+    target.dump(replace(opts, config_file=tmp_path / "criu.conf"))
     restore(CriuOpts(images_directory=images))
     assert target.ask("checksum") == checksum
 

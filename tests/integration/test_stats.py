@@ -169,8 +169,7 @@ def test_the_numbers_are_plausible(spawn: Spawn, images: Path) -> None:
     """All pages of the process are in the images, and times are within that of the call."""
     target = spawn(WITH_MEMORY)
     resident = _resident(target)
-    result = dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    result = target.dump(CriuOpts(images_directory=images))
     dumped = result.statistics
     assert dumped is not None
     assert dumped.shpages_written == dumped.shpages_scanned == SHARED // PAGE

@@ -105,7 +105,9 @@ SCENARIO = """
 """
 
 
-def test_out_and_back(newest: Library, spawn: Spawn, orphans: None, tmp_path: Path) -> None:
+def test_a_stream_is_written_and_restored(
+    newest: Library, spawn: Spawn, orphans: None, tmp_path: Path
+) -> None:
     """A tree with 20 MiB of memory is written to one pipe and restored from another, also after a
     restore whose CRIU was killed: its processes are ended.
     """

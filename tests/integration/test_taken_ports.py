@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, dump, restore
+from pycriu_native import CriuError, CriuOpts, restore
 from pycriu_native.findings import Finding, Severity
 from pycriu_native.images import check_images
 
@@ -67,8 +67,7 @@ def saved(spawn: Spawn, images: Path) -> Callable[[str], tuple[Target, int]]:
         port = target.ask("port")
         if act is not None:
             act(port)
-        dump(target.pid, CriuOpts(images_directory=images))
-        target.reap()
+        target.dump(CriuOpts(images_directory=images))
         return target, port
 
     return save
@@ -235,8 +234,7 @@ def test_an_address_that_is_not_here(spawn: Spawn, images: Path) -> None:
     with host() as home, home.entered():
         home.run("ip", "address", "add", f"{address}/32", "dev", "lo")
         target = spawn(text)
-        dump(target.pid, CriuOpts(images_directory=images))
-        target.reap()
+        target.dump(CriuOpts(images_directory=images))
         home.run("ip", "address", "del", f"{address}/32", "dev", "lo")
         (found,) = errors(images)
         error = fails(images, target)

@@ -160,7 +160,7 @@ def test_skip_with_a_lock_of_ones_own(stream: Stream, images: Path, tmp_path: Pa
     stream.goes_on()
 
 
-TALKER = """
+SERVER = """
     import socket
     listener = socket.create_server(({address!r}, 7000))
     connections = []
@@ -181,11 +181,11 @@ TALKER = """
 
 
 @pytest.fixture
-def talker(hosts: tuple[Host, Host, str], spawn: Spawn) -> Target:
+def server(hosts: tuple[Host, Host, str], spawn: Spawn) -> Target:
     """A server that sends data only after a request."""
     home, _, address = hosts
     with home.entered():
-        return spawn(TALKER.format(address=address))
+        return spawn(SERVER.format(address=address))
 
 
 @contextlib.contextmanager
@@ -200,20 +200,19 @@ def caller(hosts: tuple[Host, Host, str]) -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_skip_without_a_lock_of_ones_own(
-    talker: Target, hosts: tuple[Host, Host, str], images: Path, quiet: bool
+    server: Target, hosts: tuple[Host, Host, str], images: Path, quiet: bool
 ) -> None:
     """Without any lock a connection survives only if no packet arrives: the first packet without a
     process is answered with a reset. (A packet during the dump can fail the dump.)
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="skip")
     with caller(hosts) as connection, hosts[0].entered():
-        talker.ask("accept")
-        dump(talker.pid, opts)
-        talker.reap()
+        server.ask("accept")
+        server.dump(opts)
         assert locks(hosts[0]) == (False, False)
         if quiet:
             restore(opts.only_for("restore"))
-            talker.ask("send")
+            server.ask("send")
             assert connection.recv(100) == b"answer"
         else:
             connection.send(b"question")
@@ -221,29 +220,28 @@ def test_skip_without_a_lock_of_ones_own(
                 connection.recv(100)
 
 
-def test_tcp_close(talker: Target, hosts: tuple[Host, Host, str], images: Path) -> None:
+def test_tcp_close(server: Target, hosts: tuple[Host, Host, str], images: Path) -> None:
     """The dump closes the connection at the peer, and the process is restored with a closed
     connection. The listening socket accepts new ones.
     """
     opts = CriuOpts(images_directory=images, tcp_close=True)
     with caller(hosts) as connection, hosts[0].entered():
-        talker.ask("accept")
+        server.ask("accept")
         connection.send(b"question")
-        assert talker.ask("receive") == "b'question'"
-        dump(talker.pid, opts)
-        talker.reap()
+        assert server.ask("receive") == "b'question'"
+        server.dump(opts)
         assert connection.recv(100) == b""
         restore(opts)
-        assert talker.ask("receive") == "b''"
-        assert talker.ask("send") == "BrokenPipeError"
+        assert server.ask("receive") == "b''"
+        assert server.ask("send") == "BrokenPipeError"
     with caller(hosts) as connection:
-        talker.ask("accept")
-        talker.ask("send")
+        server.ask("accept")
+        server.ask("send")
         assert connection.recv(100) == b"answer"
 
 
 def test_saved_and_then_dropped(
-    talker: Target, hosts: tuple[Host, Host, str], images: Path
+    server: Target, hosts: tuple[Host, Host, str], images: Path
 ) -> None:
     """The restore can drop a saved connection: the peer gets a reset when it sends next.
 
@@ -251,45 +249,43 @@ def test_saved_and_then_dropped(
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     with caller(hosts) as connection, hosts[0].entered():
-        talker.ask("accept")
-        dump(talker.pid, opts)
-        talker.reap()
+        server.ask("accept")
+        server.dump(opts)
         restore(CriuOpts(images_directory=images, tcp_close=True))
         assert locks(hosts[0]) == (False, False)
-        assert talker.ask("receive") == "b''"
+        assert server.ask("receive") == "b''"
         connection.send(b"question")
         with pytest.raises(ConnectionResetError):
             connection.recv(100)
 
 
 def test_tcp_close_on_the_restore_too(
-    talker: Target, hosts: tuple[Host, Host, str], images: Path
+    server: Target, hosts: tuple[Host, Host, str], images: Path
 ) -> None:
     """Images without their connections need the field in the restore, which is refused
     without it.
     """
     with caller(hosts), hosts[0].entered():
-        talker.ask("accept")
-        dump(talker.pid, CriuOpts(images_directory=images, tcp_close=True))
-        talker.reap()
+        server.ask("accept")
+        server.dump(CriuOpts(images_directory=images, tcp_close=True))
         with pytest.raises(CriuError, match="tcp_close=True on restore") as caught:
             restore(CriuOpts(images_directory=images, tcp_established=True))
         assert caught.value.options == ("tcp_close",)
-        talker.until_free()
+        server.until_free()
         restore(CriuOpts(images_directory=images, tcp_close=True))
-    assert talker.runs_on()
+    assert server.runs_on()
 
 
-def test_established_and_close_contradict(talker: Target, images: Path) -> None:
+def test_established_and_close_contradict(server: Target, images: Path) -> None:
     """With both options CRIU would drop the connections; the library refuses them together."""
     with pytest.raises(OptionError, match="not together with tcp_close"):
-        dump(talker.pid, CriuOpts(images_directory=images, tcp_established=True, tcp_close=True))
-    assert talker.runs_on()
+        dump(server.pid, CriuOpts(images_directory=images, tcp_established=True, tcp_close=True))
+    assert server.runs_on()
 
 
 @pytest.mark.parametrize("given", [None, False])
 def test_a_connection_in_flight_is_refused(
-    talker: Target, hosts: tuple[Host, Host, str], images: Path, given: bool | None
+    server: Target, hosts: tuple[Host, Host, str], images: Path, given: bool | None
 ) -> None:
     """A connection in the queue of a listening socket, not accepted yet, cannot be saved, not even
     with tcp_established. It continues, and can be accepted.
@@ -300,29 +296,28 @@ def test_a_connection_in_flight_is_refused(
             hosts[0].entered(),
             pytest.raises(CriuError, match="tcp_skip_in_flight=True") as caught,
         ):
-            dump(talker.pid, opts)
+            dump(server.pid, opts)
         assert caught.value.options == ("tcp_skip_in_flight",)
-        talker.ask("accept")
-        talker.ask("send")
+        server.ask("accept")
+        server.ask("send")
         assert connection.recv(100) == b"answer"
 
 
-def test_tcp_skip_in_flight(talker: Target, hosts: tuple[Host, Host, str], images: Path) -> None:
+def test_tcp_skip_in_flight(server: Target, hosts: tuple[Host, Host, str], images: Path) -> None:
     """The connection in flight is dropped, an accepted one is kept, new ones can be made."""
     opts = CriuOpts(images_directory=images, tcp_established=True, tcp_skip_in_flight=True)
     with caller(hosts) as accepted:
-        talker.ask("accept")
+        server.ask("accept")
         with caller(hosts) as waiting:
             with hosts[0].entered():
-                dump(talker.pid, opts)
-                talker.reap()
+                server.dump(opts)
                 restore(opts.only_for("restore"))
             with pytest.raises(ConnectionResetError):
                 waiting.recv(100)
-        talker.ask("send")
+        server.ask("send")
         assert accepted.recv(100) == b"answer"
-    assert talker.ask("connections") == 1
+    assert server.ask("connections") == 1
     with caller(hosts) as later:
-        talker.ask("accept")
-        talker.ask("send")
+        server.ask("accept")
+        server.ask("send")
         assert later.recv(100) == b"answer"

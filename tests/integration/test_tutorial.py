@@ -34,7 +34,7 @@ PORT = "127.0.0.1:7000"
 
 
 @pytest.fixture
-def lesson(tmp_path: Path) -> Iterator[Path]:
+def examples(tmp_path: Path) -> Iterator[Path]:
     """A directory with all examples; remaining processes are ended."""
     for name, code in EXAMPLES.items():
         (tmp_path / name).write_text(code)
@@ -48,11 +48,11 @@ def lesson(tmp_path: Path) -> Iterator[Path]:
             kill(int(entry.name))
 
 
-def run(lesson: Path, name: str) -> subprocess.CompletedProcess[str]:
+def run(examples: Path, name: str) -> subprocess.CompletedProcess[str]:
     """Run an example as a reader does."""
     return subprocess.run(
         [sys.executable, name],
-        cwd=lesson,
+        cwd=examples,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -76,9 +76,9 @@ def test_no_example_is_left_out() -> None:
     "name",
     [pytest.param(name, marks=needs_soft_dirty if name == "rounds.py" else ()) for name in PRINTS],
 )
-def test_an_example(lesson: Path, name: str) -> None:
+def test_an_example(examples: Path, name: str) -> None:
     """An example succeeds, prints the text below it, and leaves no process."""
-    message = run(lesson, name)
+    message = run(examples, name)
     assert message.returncode == 0, message.stderr
     assert as_told(PRINTS[name], message.stdout), f"{message.stdout}\nis not\n{PRINTS[name]}"
 
@@ -89,7 +89,7 @@ def listens(pid: int, port: int) -> bool:
     return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "0A" for row in rows)
 
 
-def test_to_another_host(lesson: Path) -> None:
+def test_to_another_host(examples: Path) -> None:
     """The two programs move the counter from one pid namespace to another."""
     if listens(os.getpid(), 7000):
         pytest.skip("port 7000, which the tutorial takes, is in use on this machine")
@@ -98,7 +98,7 @@ def test_to_another_host(lesson: Path) -> None:
     assert unshare is not None
     with subprocess.Popen(
         [*unshare[1].split(), sys.executable, "there.py"],
-        cwd=lesson,
+        cwd=examples,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,7 +109,7 @@ def test_to_another_host(lesson: Path) -> None:
                 lambda: there.poll() is not None or listens(os.getpid(), 7000), "a listening port"
             )
             far_pid()
-            here = run(lesson, "here.py")
+            here = run(examples, "here.py")
             assert here.returncode == 0, here.stderr
             out, err = there.communicate(timeout=60)
         finally:

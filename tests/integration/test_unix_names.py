@@ -57,8 +57,7 @@ def test_a_listener_that_was_renamed(spawn: Spawn, images: Path) -> None:
     assert finding.path == str(new)
     assert str(final) in finding.message
     assert "rename the file again" in finding.cure
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     assert not _connects(final)
     os.rename(new, final)
@@ -77,8 +76,7 @@ def test_a_datagram_socket_that_was_renamed(spawn: Spawn, images: Path) -> None:
     new, final = target.directory / "new", target.directory / "final"
     [finding] = preflight(target.pid).lost
     assert finding.id == "unix-renamed"
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
         with pytest.raises(ConnectionRefusedError):
@@ -104,13 +102,13 @@ def test_a_relative_name_that_is_not_found(case: str, spawn: Spawn, images: Path
     """
     name, then = REFUSED[case]
     target = spawn(SERVER.format(name=name, then=then))
-    foretold = preflight(target.pid)
-    assert [finding.id for finding in foretold.stops] == ["unix-relative"]
+    prediction = preflight(target.pid)
+    assert [finding.id for finding in prediction.stops] == ["unix-relative"]
     with pytest.raises(PreflightError, match="absolute path"):
-        foretold.require()
+        prediction.require()
     with pytest.raises(CriuError, match="relative name") as caught:
         dump(target.pid, CriuOpts(images_directory=images))
-    assert caught.value.cure == foretold.stops[0].cure
+    assert caught.value.cure == prediction.stops[0].cure
     assert target.runs_on()
 
 
@@ -119,10 +117,9 @@ def test_a_name_that_leads_to_the_socket(case: str, spawn: Spawn, images: Path) 
     """A socket without a name, or with a name that leads to it, loses nothing in a restore."""
     name, then = GOOD[case]
     target = spawn(SERVER.format(name=name, then=then))
-    foretold = preflight(target.pid)
-    assert foretold.verdict is Verdict.WORKS
-    assert foretold.lost == ()
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    prediction = preflight(target.pid)
+    assert prediction.verdict is Verdict.WORKS
+    assert prediction.lost == ()
+    target.dump(CriuOpts(images_directory=images))
     restore(CriuOpts(images_directory=images))
     assert target.runs_on()

@@ -104,8 +104,7 @@ def test_messages_arrive_after_the_restore(
     opts = CriuOpts(images_directory=images, external_unix_connections=True)
     peer = sender.ask("peer")
     sender.ask("send", "sent before the dump")
-    dump(sender.pid, opts)
-    sender.reap()
+    sender.dump(opts)
     assert log.recv(100) == b"sent before the dump"
     restore(opts)
     assert sender.ask("peer") == peer
@@ -119,8 +118,7 @@ def test_another_daemon_of_that_name(spawn: Spawn, images: Path, tmp_path: Path)
     with a_daemon(socket.SOCK_DGRAM, address) as log:
         target = spawn(SENDER.format(address=address))
         assert arrives(target, log)
-        dump(target.pid, opts)
-        target.reap()
+        target.dump(opts)
     os.unlink(address)
     with pytest.raises(CriuError, match="start its owner before the restore"):
         restore(opts)
@@ -144,8 +142,7 @@ def test_without_it_the_dump_is_refused(
 
 def test_the_restore_does_without_it(sender: Target, log: socket.socket, images: Path) -> None:
     """The images have the name of the peer: a restore does not need the field."""
-    dump(sender.pid, CriuOpts(images_directory=images, external_unix_connections=True))
-    sender.reap()
+    sender.dump(CriuOpts(images_directory=images, external_unix_connections=True))
     restore(CriuOpts(images_directory=images))
     assert arrives(sender, log)
 
@@ -192,7 +189,7 @@ def test_half_of_a_stream_connection(stream: tuple[Target, socket.socket], image
     assert talk(client, end)
 
 
-def test_a_connection_named_when_criu_asks(
+def test_a_connection_named_in_a_notification(
     stream: tuple[Target, socket.socket], images: Path
 ) -> None:
     """The hook can name it, too, while the process is frozen, so that no new connection can be made
@@ -255,8 +252,7 @@ def test_a_connection_made_by_the_restore(
     """The restore connects to the old name, and the daemon accepts a new client."""
     client, _ = stream
     opts = CriuOpts(images_directory=images, external_unix_connections=True)
-    dump(client.pid, replace(opts, external=[f"unix[{client.ask('inode')}]"]))
-    client.reap()
+    client.dump(replace(opts, external=[f"unix[{client.ask('inode')}]"]))
     restore(opts)
     end, _ = daemon.accept()
     with end:
@@ -324,8 +320,7 @@ def test_a_connection_that_waits_in_another_network_namespace(
         )
         target.ask("close")
         assert not preflight(target.pid, opts).stops
-        dump(target.pid, opts)
-        target.reap()
+        target.dump(opts)
 
 
 @pytest.mark.cures("unix-not-accepted")
@@ -339,8 +334,7 @@ def test_a_connection_that_is_not_accepted(
         daemon.listen()
         target = spawn(WAITS.format(address=address))
         (finding,) = preflight(target.pid, opts).no_restore
-        dump(target.pid, opts)
-        target.reap()
+        target.dump(opts)
         entry = known("unix-not-accepted")
         (refused,) = (f for f in check_images(images) if f.severity is Severity.STOPS)
         with pytest.raises(CriuError) as caught:
@@ -355,14 +349,12 @@ def test_a_connection_that_is_not_accepted(
         if cure == "close":
             target.ask("close")
             result = preflight(target.pid, opts)
-            dump(target.pid, result.opts)
-            target.reap()
+            target.dump(result.opts)
             restore(result.for_restore())
         else:
             with daemon.accept()[0]:
                 result = preflight(target.pid, opts)
-                dump(target.pid, result.opts)
-                target.reap()
+                target.dump(result.opts)
             (need,) = result.restore_needs
             ours, theirs = socket.socketpair()
             with ours, theirs:

@@ -82,8 +82,7 @@ def test_a_process_that_was_traced(spawn: Spawn, images: Path) -> None:
     result = preflight(target.pid, opts)
     assert result.verdict is Verdict.NEEDS_OPTIONS
     assert result.changes() == {"allow_uprobes": True}
-    dump(target.pid, result.opts)
-    target.reap()
+    target.dump(result.opts)
 
     (found,) = [each for each in check_images(images) if each.severity is Severity.STOPS]
     assert found.options == ("allow_uprobes",)

@@ -41,8 +41,7 @@ def test_a_process_without_a_vdso(orphans: None, spawn: Spawn, images: Path) -> 
     target = spawn(WITHOUT_VDSO)
     eventually(lambda: "[vdso]" not in maps(target.pid), "the end of its vDSO")
     had_data = "[vvar]" in maps(target.pid)
-    dump(target.pid, CriuOpts(images_directory=images))
-    target.reap()
+    target.dump(CriuOpts(images_directory=images))
     (entry,) = decode(images / f"mm-{target.pid}.img")["entries"]
     assert had_data
     assert not any(int(mapping["status"]) & VVAR for mapping in entry["vmas"])

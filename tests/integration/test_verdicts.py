@@ -36,7 +36,7 @@ from pycriu_native.options.value_types import Flag
 from pycriu_native.options.values import WireValue
 
 from ..unit.support import expected
-from ..unit.support.strategies import COMPANIONS, World, criu_opts, rows_for, values_of
+from ..unit.support.strategies import COMPANIONS, OptionObjects, criu_opts, rows_for, values_of
 from ..unit.test_refusals import REFUSED
 from .conftest import WHY_NOT
 
@@ -171,9 +171,9 @@ def taken(field: str, rule: str) -> str | None:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def objects(tmp_path: Path) -> Iterator[OptionObjects]:
     """Existing files and directories."""
-    result = World(tmp_path)
+    result = OptionObjects(tmp_path)
     yield result
     result.close()
 
@@ -233,14 +233,14 @@ def test_values_at_their_limits(field: str, value: WireValue, refuses: bool, ima
     assert is_refused(Verb.DUMP, {field: value}, images) == refuses
 
 
-def judge(world: World, verb: Verb, fields: dict[str, Any]) -> None:
+def judge(objects: OptionObjects, verb: Verb, fields: dict[str, Any]) -> None:
     """Run CRIU, and compare its result with the rules."""
     problems: Sequence[Problem] = ()
     try:  # first, since CRIU makes files
-        option_rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
+        option_rules.check(CriuOpts(images_directory=str(objects.images), **fields), verb)
     except OptionError as error:
         problems = error.problems
-    if criu_refuses(verb, CriuOpts(**fields), world.images):
+    if criu_refuses(verb, CriuOpts(**fields), objects.images):
         assert problems, "CRIU refuses it"
     else:
         unknown = [p for p in problems if taken(p.field, p.rule) is None]
@@ -248,51 +248,51 @@ def judge(world: World, verb: Verb, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", TRIED)
-def test_each_option_by_itself(world: World, name: str) -> None:
+def test_each_option_by_itself(objects: OptionObjects, name: str) -> None:
     """Each option is compared by itself, with valid and with invalid values."""
     for verb in (Verb.DUMP, Verb.RESTORE):
 
         @thoroughly(10)
-        @given(value=world.forms.get(name, st.nothing()) | values_of(BY_FIELD[name]))
+        @given(value=objects.forms.get(name, st.nothing()) | values_of(BY_FIELD[name]))
         def same(value: object) -> None:
             companions = dict.fromkeys(COMPANIONS.get(name, ()), True)
-            judge(world, verb, {**companions, name: value})  # noqa: B023 (called at once)
+            judge(objects, verb, {**companions, name: value})  # noqa: B023 (called at once)
 
         same()
 
 
-def test_what_does_not_go_together(world: World) -> None:
+def test_what_does_not_go_together(objects: OptionObjects) -> None:
     """All pairs of options that the library refuses: CRIU refuses or ignores one of them, too."""
 
     @thoroughly(1)
-    @given(values=st.fixed_dictionaries({name: _plainly(world, name) for name in TRIED}))
+    @given(values=st.fixed_dictionaries({name: _plainly(objects, name) for name in TRIED}))
     def same(values: dict[str, Any]) -> None:
         for verb in (Verb.DUMP, Verb.RESTORE):
-            alone = {name for name in TRIED if _is_accepted(world, verb, {name: values[name]})}
+            alone = {name for name in TRIED if _is_accepted(objects, verb, {name: values[name]})}
             for one, other in itertools.combinations(sorted(alone), 2):
                 pair = {one: values[one], other: values[other]}
-                if not _is_accepted(world, verb, pair):
-                    judge(world, verb, pair)
+                if not _is_accepted(objects, verb, pair):
+                    judge(objects, verb, pair)
 
     same()
 
 
-def _plainly(world: World, name: str) -> st.SearchStrategy[Any]:
+def _plainly(objects: OptionObjects, name: str) -> st.SearchStrategy[Any]:
     """An effective value of an option: True, or a list that is not empty."""
     if isinstance(BY_FIELD[name].kind, Flag):
         return st.just(True)
-    return world.forms.get(name, values_of(BY_FIELD[name])).filter(lambda value: value != [])
+    return objects.forms.get(name, values_of(BY_FIELD[name])).filter(lambda value: value != [])
 
 
-def _is_accepted(world: World, verb: Verb, fields: dict[str, Any]) -> bool:
+def _is_accepted(objects: OptionObjects, verb: Verb, fields: dict[str, Any]) -> bool:
     try:
-        option_rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
+        option_rules.check(CriuOpts(images_directory=str(objects.images), **fields), verb)
     except OptionError:
         return False
     return True
 
 
-def test_generated_options(world: World) -> None:
+def test_generated_options(objects: OptionObjects) -> None:
     """Many options together: the library accepts all that CRIU accepts and uses, and refuses all
     that CRIU refuses.
     """
@@ -301,12 +301,12 @@ def test_generated_options(world: World) -> None:
     @given(data=st.data())
     def same(data: st.DataObject) -> None:
         verb = data.draw(st.sampled_from([Verb.DUMP, Verb.RESTORE]))
-        drawn = data.draw(criu_opts(world, verb))
+        drawn = data.draw(criu_opts(objects, verb))
         fields = {row.name: value for row, value in drawn.items() if _is_tried(row.name)}
         wild = [row for row in rows_for(verb) if _is_tried(row.name)]
         for row in data.draw(st.lists(st.sampled_from(wild), max_size=3)):
             # Without the rules, with which the values were generated.
-            fields[row.name] = data.draw(world.forms.get(row.name, st.nothing()) | values_of(row))
-        judge(world, verb, fields)
+            fields[row.name] = data.draw(objects.forms.get(row.name, st.nothing()) | values_of(row))
+        judge(objects, verb, fields)
 
     same()

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, dump, restore
+from pycriu_native import CriuError, CriuOpts, restore
 
 from .support.containers import Container, container
 from .support.processes import eventually, is_alive
@@ -104,8 +104,7 @@ def _dumped(box: Container, images: Path) -> dict[str, object]:
     """Dump the container; returns the state of its network."""
     before = _network(box)
     assert _served() == 1
-    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
-    box.reap()
+    box.dump(CriuOpts(images_directory=images, external=box.given_on_dump))
     # The kernel removes a namespace's devices, and so the outer end, a moment later.
     eventually(lambda: not _link(OUTER), "the end of the pair")
     return before
@@ -118,7 +117,7 @@ def _expect_connected(box: Container, before: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("form", ["veth_pairs", "external"])
-def test_the_outer_end_gets_the_name_asked_for(box: Container, images: Path, form: str) -> None:
+def test_the_outer_end_has_the_given_name(box: Container, images: Path, form: str) -> None:
     """Inner device, address and routes are restored; the host assigns an address to the new outer
     end.
     """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Worker, dump, restore
+from pycriu_native import CriuError, CriuOpts, Worker, restore
 
 from .support.containers import Container, container
 from .support.processes import is_alive
@@ -75,8 +75,7 @@ def test_a_missing_setting_is_left_out(box: Container, images: Path, lacking: Wo
     """Without the option the restore is refused with the setting's name; with it the container
     runs.
     """
-    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
-    box.reap()
+    box.dump(CriuOpts(images_directory=images, external=box.given_on_dump))
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
     with pytest.raises(CriuError, match="weak_sysctls=True") as caught:
         restore(opts, via=lacking)
@@ -87,10 +86,9 @@ def test_a_missing_setting_is_left_out(box: Container, images: Path, lacking: Wo
     assert box.run("cat", SETTING) != "321\n"
 
 
-def test_a_setting_that_exists_comes_back(box: Container, images: Path) -> None:
+def test_an_existing_setting_is_restored(box: Container, images: Path) -> None:
     """The option does not affect existing settings."""
-    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
-    box.reap()
+    box.dump(CriuOpts(images_directory=images, external=box.given_on_dump))
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
     box.pid = restore(replace(opts, weak_sysctls=True)).pid
     assert box.run("cat", SETTING) == "321\n"

@@ -48,7 +48,7 @@ from pycriu_native._calls.request import Request
 from .conftest import Spawn
 from .support import releases
 from .support.leftovers import Snapshot
-from .support.processes import PATIENCE, Target
+from .support.processes import PATIENCE, Target, free_pid
 
 
 def _program(path: Path, text: str, mode: int = 0o755) -> Path:
@@ -181,8 +181,7 @@ def test_a_worker_that_is_killed(spawn: Spawn, images: Path, moment: Notify) -> 
     assert caught.value.pid == target.pid
     assert not os.path.exists(f"/proc/{killed[0]}")
     assert target.runs_on()
-    dump(target.pid, opts)
-    target.reap()
+    target.dump(opts)
 
 
 # ---- what it gets from us ----
@@ -244,7 +243,7 @@ def spy(tmp_path: Path) -> Callable[..., Spied]:
         via = Worker(program=program, **worker)
         opts = opts or CriuOpts(images_directory=tmp_path / "images")
         with pytest.raises(WorkerDiedError, match="ended before it responded"):
-            dump(_nobody(), opts, via=via)
+            dump(free_pid(), opts, via=via)
         return Spied(tmp_path)
 
     return look
@@ -329,7 +328,7 @@ def test_its_signals(spy: Callable[..., Spied]) -> None:
         lazy_pages=True,
         page_server=PageServer("127.0.0.1", 27),
     )
-    request = Request(verb=pycriu_native.Verb.DUMP, opts=lazy, pid=_nobody(), via=Worker())
+    request = Request(verb=pycriu_native.Verb.DUMP, opts=lazy, pid=free_pid(), via=Worker())
     assert not request.spawn_options.block_signals
 
 
@@ -349,7 +348,7 @@ def test_a_dump_while_signals_are_ignored(spawn: Spawn, images: Path) -> None:
             dump(target.pid, opts)
         check()
         with pytest.raises(NoSuchProcessError):
-            dump(_nobody(), opts)
+            dump(free_pid(), opts)
     assert target.runs_on()
 
 
@@ -396,7 +395,7 @@ def _reaping_in_a_thread() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("reaping", [_reaping_in_a_handler, _reaping_in_a_thread])
-def test_somebody_else_reaps_our_worker(
+def test_another_thread_reaps_the_worker(
     spawn: Spawn,
     images: Path,
     reaping: Callable[[], contextlib.AbstractContextManager[list[int]]],
@@ -448,7 +447,7 @@ def test_errors_of_many_threads_are_their_own(spawn: Spawn, tmp_path: Path) -> N
             if number % 3 == 0:
                 return dump(target.pid, opts, via=Worker(program="/bin/false"))
             if number % 3 == 1:
-                return dump(_nobody(), opts)
+                return dump(free_pid(), opts)
             return version().major
         except CriuError as error:
             return type(error)
@@ -462,11 +461,6 @@ def test_errors_of_many_threads_are_their_own(spawn: Spawn, tmp_path: Path) -> N
 # ---- what it costs ----
 
 
-def _nobody() -> int:
-    """An unused pid."""
-    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
-
-
 def _raise(_: Notification) -> None:
     raise RuntimeError("no")
 
@@ -476,7 +470,7 @@ FAILURES: dict[str, Callable[[int, CriuOpts], object]] = {
     "no program": lambda pid, opts: dump(pid, opts, via=Worker(program="/does/not/exist")),
     "no program, but a file": lambda pid, opts: dump(pid, opts, via=Worker(program="/etc/passwd")),
     "worker that ends": lambda pid, opts: dump(pid, opts, via=Worker(program="/bin/false")),
-    "no process": lambda pid, opts: dump(_nobody(), opts),
+    "no process": lambda pid, opts: dump(free_pid(), opts),
     "hook that raises": lambda pid, opts: dump(pid, opts, on_notify=_raise),
     "deadline": lambda pid, opts: dump(pid, opts, deadline=0.0),
     "no directory": lambda pid, opts: dump(pid, CriuOpts(images_directory="/proc/nothing")),

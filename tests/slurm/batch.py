@@ -56,36 +56,24 @@ class BatchJob:
 
     def until_state(self, *states: str) -> None:
         """Wait until SLURM reports one of these states of the job that was submitted last."""
-        try:
-            eventually(lambda: self.cluster.state(self.numbers[-1]) in states, f"{states}")
-        except AssertionError as error:
-            error.add_note(self.story())
-            raise
+        eventually(lambda: self.cluster.state(self.numbers[-1]) in states, f"{states}", self.report)
 
     def until_checkpoints(self, more: int = 2) -> None:
         """Wait until there are ``more`` additional checkpoints."""
         before = self.job.directory.status().checkpoints
-        try:
-            eventually(lambda: self.job.has_checkpoints(before + more), f"{more} checkpoints")
-        except AssertionError as error:
-            error.add_note(self.story())
-            raise
+        eventually(
+            lambda: self.job.has_checkpoints(before + more), f"{more} checkpoints", self.report
+        )
 
     def until_event(self, name: str) -> None:
         """Wait until there is an event with this name."""
-        try:
-            eventually(lambda: name in self.events(), name)
-        except AssertionError as error:
-            error.add_note(self.story())
-            raise
+        eventually(lambda: name in self.events(), name, self.report)
 
     def until_resumed(self, times: int) -> None:
         """Wait until the job was resumed this number of times."""
-        try:
-            eventually(lambda: self.job.directory.status().resumed >= times, "its resumption")
-        except AssertionError as error:
-            error.add_note(self.story())
-            raise
+        eventually(
+            lambda: self.job.directory.status().resumed >= times, "its resumption", self.report
+        )
 
     def finish(self, reference: Path) -> int:
         """End the job, and compare its files with an uninterrupted run; returns its steps."""
@@ -95,7 +83,7 @@ class BatchJob:
 
     def events(self) -> list[str]:
         """The names of its events."""
-        return [each["event"] for each in self.job.directory.events()]
+        return self.job.events()
 
     def output(self) -> str:
         """The output of the batch script."""
@@ -106,7 +94,7 @@ class BatchJob:
         """Wait until no process of the job exists."""
         eventually(lambda: nothing_runs(self.job), "the end of the command")
 
-    def story(self) -> str:
+    def report(self) -> str:
         """Output, events and logs, for the message of a failed test."""
         parts = [self.output(), *map(str, self.job.directory.events())]
         return "\n".join([*parts, *map(self.cluster.job, self.numbers[-1:]), self.cluster.logs()])

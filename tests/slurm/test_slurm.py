@@ -148,6 +148,6 @@ def test_a_node(batch: BatchJob, tmp_path: Path, what: str) -> None:
         assert "Restarts=1" in batch.cluster.job(number)
 
 
-def test_the_cluster_is_a_real_one(cluster: Cluster) -> None:
+def test_the_node_of_the_cluster(cluster: Cluster) -> None:
     """SLURM's own view of its node."""
     assert "PreemptMode=REQUEUE" in cluster.client("scontrol", "show", "partition", "low")

@@ -185,7 +185,7 @@ class Machine:
         """What was printed while it was started."""
         return (self.directory / "console").read_text(errors="replace")
 
-    def story(self) -> str:
+    def report(self) -> str:
         """The journal, for the message of a test that fails."""
         return self.run("journalctl", "--no-pager", "--lines=100", check=False)
 

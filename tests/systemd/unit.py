@@ -75,24 +75,17 @@ class UnitJob:
 
     def until(self, state: str) -> None:
         """Wait until the unit is in a state such as ``active``."""
-        self._eventually(lambda: self.property("ActiveState") == state, state)
+        eventually(lambda: self.property("ActiveState") == state, state, self.report)
 
     def until_steps(self, number: int = 10) -> None:
         """Wait until the command has made so many more steps."""
         before = self.steps()
-        self._eventually(lambda: self.steps() > before + number, f"{number} steps")
+        eventually(lambda: self.steps() > before + number, f"{number} steps", self.report)
 
     def until_resumed(self, times: int = 1) -> None:
         """Wait until it was resumed so often."""
         what = f"resumption {times}"
-        self._eventually(lambda: self.job.directory.status().resumed >= times, what)
-
-    def _eventually(self, condition: object, what: str) -> None:
-        try:
-            eventually(condition, what)  # type: ignore[arg-type]
-        except AssertionError as error:
-            error.add_note(self.story())
-            raise
+        eventually(lambda: self.job.directory.status().resumed >= times, what, self.report)
 
     def steps(self) -> int:
         """The number of steps that the command has made."""
@@ -114,19 +107,19 @@ class UnitJob:
 
     def events(self) -> list[str]:
         """The names of the job's events."""
-        return [each["event"] for each in self.job.directory.events()]
+        return self.job.events()
 
     def finish(self, reference: Path) -> int:
         """Have the command end, and compare its output; its steps."""
         (self.job.place / "finish").touch()
         self.until("inactive")
-        assert self.property("Result") == "success", self.story()
-        assert self.property("ExecMainStatus") == "0", self.story()
+        assert self.property("Result") == "success", self.report()
+        assert self.property("ExecMainStatus") == "0", self.report()
         return check_exact(self.job, reference)
 
-    def story(self) -> str:
+    def report(self) -> str:
         """What has happened, for the message of a test that fails."""
-        return "\n".join([self.machine.story(), *map(str, self.job.directory.events())])
+        return "\n".join([self.machine.report(), *map(str, self.job.directory.events())])
 
 
 def _with(path: str, line: str) -> str:

@@ -8,8 +8,8 @@ import pytest
 
 from .support.libraries import Library, newest, parameters
 from .support.peer import Peer
-from .support.proto import Judge, judge_of
-from .support.strategies import World
+from .support.proto import WireFormat, wire_format_of
+from .support.strategies import OptionObjects
 
 
 @pytest.fixture(scope="session", params=parameters())
@@ -20,28 +20,28 @@ def library(request: pytest.FixtureRequest) -> Library:
 
 
 @pytest.fixture(scope="session")
-def peer(library: Library, world: World) -> Iterator[Peer]:
+def peer(library: Library, objects: OptionObjects) -> Iterator[Peer]:
     """A process that has this libcriu loaded."""
-    process = Peer(library, world.descriptors)
+    process = Peer(library, objects.descriptors)
     yield process
     process.close()
 
 
 @pytest.fixture(scope="session")
-def judge(library: Library) -> Judge:
+def wire_format(library: Library) -> WireFormat:
     """Google's protobuf with the wire format of this release."""
-    return judge_of(library)
+    return wire_format_of(library)
 
 
 @pytest.fixture(scope="session")
-def newest_judge() -> Judge:
+def newest_wire_format() -> WireFormat:
     """Google's protobuf with the newest wire format."""
-    return judge_of(newest())
+    return wire_format_of(newest())
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptionObjects]:
     """Existing files and objects, for options that must name some."""
-    result = World(tmp_path_factory.mktemp("world"))
+    result = OptionObjects(tmp_path_factory.mktemp("objects"))
     yield result
     result.close()

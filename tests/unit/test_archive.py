@@ -58,7 +58,7 @@ def keys() -> tuple[str, str]:
 
 @pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
-def test_there_and_back(chain: Path, tmp_path: Path, compress: Any, encrypt: bool) -> None:
+def test_round_trip(chain: Path, tmp_path: Path, compress: Any, encrypt: bool) -> None:
     """The unpacked files are the same, with the links of the chain, and have mode 0600."""
     if compress == "zstd":
         pytest.importorskip("zstandard", reason="zstandard is not installed")
@@ -139,7 +139,7 @@ def test_a_set_that_is_not_whole(chain: Path, tmp_path: Path) -> None:
         ({"encrypt_to": ["nonsense"]}, "encrypt_to"),
     ],
 )
-def test_arguments_that_will_not_do(
+def test_invalid_arguments(
     chain: Path, tmp_path: Path, arguments: dict[str, Any], field: str
 ) -> None:
     """Invalid arguments are named, and nothing is left."""
@@ -245,7 +245,7 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08" + b"\0" * 100, "damaged"),
     ],
 )
-def test_archives_of_others(tmp_path: Path, data: bytes, message: str) -> None:
+def test_invalid_archives(tmp_path: Path, data: bytes, message: str) -> None:
     """An invalid archive is refused: nothing is written outside, and nothing is left."""
     with pytest.raises(CriuError, match=message):
         unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
@@ -462,7 +462,7 @@ def test_a_damaged_oci_image(chain: Path, tmp_path: Path, damage: Callable[[Path
     ],
     ids=["text", "list", "empty", "number", "oddities", "path", "deep", "large"],
 )
-def test_a_layout_of_others(tmp_path: Path, text: str) -> None:
+def test_an_invalid_index(tmp_path: Path, text: str) -> None:
     """An invalid index is refused with an error of this package; nothing is written."""
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(CriuError):

@@ -48,7 +48,9 @@ ABOVE = "../" * 20
         ["/etc", "/etc/hosts"],
     ],
 )
-def test_destinations_of_mounts_lead_nowhere_else(tmp_path: Path, destinations: list[str]) -> None:
+def test_destinations_of_mounts_outside_are_refused(
+    tmp_path: Path, destinations: list[str]
+) -> None:
     """Paths with "..", or through a link in another volume, are refused."""
     outside = tmp_path / "outside"
     outside.mkdir()

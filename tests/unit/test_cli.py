@@ -36,7 +36,7 @@ PID = str(bystander.PID)
 
 
 @dataclass
-class Told:
+class Completed:
     """The result of one command line."""
 
     code: int
@@ -49,12 +49,12 @@ class Told:
         return json.loads(self.out.splitlines()[-1])
 
 
-def tell(*words: str | Path, criu: ScriptedCriu | None = None) -> Told:
+def run_cli(*words: str | Path, criu: ScriptedCriu | None = None) -> Completed:
     """Run a command line in this process, with a scripted CRIU."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(word) for word in words], via=criu or ScriptedCriu())
-    return Told(int(code), out.getvalue(), err.getvalue())
+    return Completed(int(code), out.getvalue(), err.getvalue())
 
 
 def program(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -86,9 +86,9 @@ COMMANDS = dict(commands())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_teaches(name: str) -> None:
+def test_help_has_examples_and_exit_codes(name: str) -> None:
     """Each command's help has a description, examples and exit codes."""
-    message = tell(*name.split(), "--help")
+    message = run_cli(*name.split(), "--help")
     assert message.code == 0
     assert message.err == ""
     for heading in ("Usage: pycriu-native " + name, "Examples:", "Exit codes:", "--json"):
@@ -99,17 +99,17 @@ def test_help_teaches(name: str) -> None:
 @pytest.mark.parametrize("words", ["", "migrate"])
 def test_no_arguments(words: str) -> None:
     """A group of commands shows its help on standard output."""
-    message = tell(*words.split())
-    assert message == tell(*words.split(), "--help")
+    message = run_cli(*words.split())
+    assert message == run_cli(*words.split(), "--help")
     assert (message.code, message.err) == (0, "")
 
 
 def test_help_of_many_options() -> None:
     """The help fits two screens, and names the option that shows all options."""
-    message = tell("dump", "--help").out
+    message = run_cli("dump", "--help").out
     assert len(message.splitlines()) <= 96
     assert message.rstrip().endswith("pycriu-native dump --help-all")
-    everything = tell("dump", "--help-all").out
+    everything = run_cli("dump", "--help-all").out
     for flag in ("--lsm-profile", "--irmap-scan-path"):
         assert flag not in message
         assert flag in everything
@@ -135,7 +135,7 @@ def test_examples_are_read(name: str) -> None:
 
 def test_the_list_of_commands() -> None:
     """The list names all commands and loads none of them."""
-    message = tell("--help")
+    message = run_cli("--help")
     assert message.code == 0
     for name in app.COMMANDS:
         assert re.search(rf"^  {name} ", message.out, re.M)
@@ -161,7 +161,7 @@ def test_every_option_of_the_table(verb: Verb) -> None:
 
 def test_what_help_says_of_an_option() -> None:
     """Help has the first sentence of the option's docstring, its default and its CRIU release."""
-    shown = " ".join(tell("dump", "--help-all").out.split())
+    shown = " ".join(run_cli("dump", "--help-all").out.split())
     assert (
         "Maximum size of a deleted but open file that is stored in the images, in bytes; " in shown
     )
@@ -210,7 +210,7 @@ def test_what_help_says_of_an_option() -> None:
 def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
     """Options in criu's spelling set the fields; a pid after a bare flag stays the pid."""
     expected = CriuOpts.from_dict({"images_directory": "d", **fields})
-    message = tell("explain", "dump", *words, PID, "--json")
+    message = run_cli("explain", "dump", *words, PID, "--json")
     shown = {s["field"] for s in message.json["result"]["wire"] if s["field"]}
     assert shown == {row.name for row, _ in expected.items()}
     command = app.app.get_command(click.Context(app.app), "dump")
@@ -220,7 +220,7 @@ def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
         assert ctx.params["pid"] == int(PID)
 
 
-def test_all_that_to_argv_says_is_read() -> None:
+def test_the_command_line_of_to_argv_is_read() -> None:
     """The command line that ``to_argv`` writes for any options is read as the same options."""
     opts = CriuOpts(
         images_directory="i", work_directory="w", leave_running=True, tcp_established=True,
@@ -246,7 +246,7 @@ def test_a_file_of_options(tmp_path: Path) -> None:
         "[dump]\nleave_running = true\n[restore]\nshell_job = true\n"
     )
     criu = ScriptedCriu()
-    message = tell(
+    message = run_cli(
         "dump", PID, "--config", config, "--ghost-limit=6", "--external=dev[1/3]:c", criu=criu
     )
     assert message.code == 0, message.err
@@ -254,7 +254,7 @@ def test_a_file_of_options(tmp_path: Path) -> None:
     assert (sent["tcp_established"], sent["leave_running"], sent["ghost_limit"]) == (True, True, 6)
     assert sent["external"] == ["dev[1/3]:c"]
     assert "weak_sysctls" not in sent
-    assert tell("restore", "--config", config, criu=criu).code == 0
+    assert run_cli("restore", "--config", config, criu=criu).code == 0
     assert criu.sent[-1].opts["weak_sysctls"] is True
     assert criu.sent[-1].opts["shell_job"] is True
     assert "leave_running" not in criu.sent[-1].opts
@@ -270,17 +270,17 @@ def test_a_file_of_options(tmp_path: Path) -> None:
         ("[dump]\nweak_sysctls = true\n", "--weak-sysctls: belongs to restore"),
     ],
 )
-def test_a_file_that_will_not_do(text: str, says: str, tmp_path: Path) -> None:
+def test_an_invalid_file(text: str, says: str, tmp_path: Path) -> None:
     """An invalid file is refused; the message names what is invalid."""
     (tmp_path / "job.toml").write_text(text)
-    message = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "job.toml")
+    message = run_cli("dump", PID, "-D", tmp_path, "--config", tmp_path / "job.toml")
     assert message.code == Exit.REFUSED
     assert says in message.err
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """The message names a missing file."""
-    message = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "none.toml")
+    message = run_cli("dump", PID, "-D", tmp_path, "--config", tmp_path / "none.toml")
     assert message.code == Exit.REFUSED
     assert "none.toml" in message.err
 
@@ -372,7 +372,7 @@ def test_json(name: str, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     if name.startswith("cpuinfo-") and os.uname().machine == "aarch64":
         pytest.skip("CRIU does not describe aarch64 processors")
-    message = tell(*name.split(), *words, "--json")
+    message = run_cli(*name.split(), *words, "--json")
     assert message.err == ""
     assert message.code in (code, Exit.NO), message.out
     [line] = message.out.splitlines()
@@ -385,7 +385,7 @@ def test_json(name: str, tmp_path: Path) -> None:
     assert ("error" in result) is not result["ok"]
     if result["ok"] and isinstance(result["result"], dict):
         assert documented()[name] <= result["result"].keys()
-    assert tell(*name.split(), *words, "--quiet").out == ""
+    assert run_cli(*name.split(), *words, "--quiet").out == ""
 
 
 WRITES = {
@@ -405,11 +405,11 @@ def test_an_existing_file_is_kept(name: str, tmp_path: Path) -> None:
     write_images(images)
     file.write_text("kept")
     words = [each.format(images=images, file=file) for each in WRITES[name]]
-    message = tell(name, *words)
+    message = run_cli(name, *words)
     assert message.code == Exit.REFUSED
     assert "--overwrite replaces it" in message.err
     assert file.read_text() == "kept"
-    assert "--overwrite" not in tell(name, *words, "--overwrite").err
+    assert "--overwrite" not in run_cli(name, *words, "--overwrite").err
 
 
 ERRORS = {
@@ -433,15 +433,15 @@ def test_exit_codes(verb: str, failure: Failure, code: Exit, tmp_path: Path) -> 
     write_images(tmp_path)
     criu = ScriptedCriu(failures={verb: failure})
     pid = [PID] if verb == "dump" else []
-    message = tell(verb, *pid, "-D", tmp_path, "--json", criu=criu)
+    message = run_cli(verb, *pid, "-D", tmp_path, "--json", criu=criu)
     assert message.code == message.json["exit_code"] == code
     assert message.json["error"]["verb"] == verb
 
 
-def test_an_error_for_people(tmp_path: Path) -> None:
+def test_the_text_of_an_error(tmp_path: Path) -> None:
     """The text has verb, cause, cure with this command line's flags, CRIU's line and the log."""
     criu = ScriptedCriu(failures={"dump": Failure.TCP_CONNECTION})
-    message = tell("dump", PID, "-D", tmp_path, criu=criu)
+    message = run_cli("dump", PID, "-D", tmp_path, criu=criu)
     assert message.out == ""
     lines = message.err.splitlines()
     assert lines[0] == f"pycriu-native: dump of pid {PID} failed"
@@ -455,7 +455,7 @@ def test_an_error_for_people(tmp_path: Path) -> None:
 def test_all_errors_are_printed_at_once(tmp_path: Path) -> None:
     """All errors are listed with flags and accepted values; no request is sent to CRIU."""
     criu = ScriptedCriu()
-    message = tell("dump", PID, "-D", tmp_path, "--ghost-limit=x", "--empty-ns=pid", criu=criu)
+    message = run_cli("dump", PID, "-D", tmp_path, "--ghost-limit=x", "--empty-ns=pid", criu=criu)
     assert message.code == Exit.REFUSED
     assert "--ghost-limit=x: a number of bytes is accepted" in message.err
     assert "--empty-ns=pid: 'net' is accepted" in message.err
@@ -485,11 +485,11 @@ def test_all_errors_are_printed_at_once(tmp_path: Path) -> None:
 )
 def test_a_wrong_command_line(words: list[str], says: str) -> None:
     """The message names the error and the exit code is 2; ``--json`` prints an object."""
-    message = tell(*words)
+    message = run_cli(*words)
     assert message.code == Exit.REFUSED
     assert says in message.err
     assert message.out == ""
-    message = tell(*words, *([] if "--exec-cmd" in words or "true" in words else ["--json"]))
+    message = run_cli(*words, *([] if "--exec-cmd" in words or "true" in words else ["--json"]))
     if message.out:
         assert message.json["error"]["type"]
         assert message.json["exit_code"] == Exit.REFUSED
@@ -523,7 +523,7 @@ def test_the_deadline_reaches_the_call(tmp_path: Path) -> None:
         "--deadline",
         "0.2",
     ]
-    assert tell(*words, criu=criu).code == Exit.DEADLINE
+    assert run_cli(*words, criu=criu).code == Exit.DEADLINE
 
 
 def test_action_scripts(tmp_path: Path) -> None:
@@ -537,15 +537,15 @@ def test_action_scripts(tmp_path: Path) -> None:
     )
     script.chmod(0o755)
     criu = ScriptedCriu(restored_pid=77, notify={"restore": ("pre-restore", "post-restore")})
-    assert tell("restore", "-D", tmp_path, "--action-script", script, criu=criu).code == 0
+    assert run_cli("restore", "-D", tmp_path, "--action-script", script, criu=criu).code == 0
     assert (tmp_path / "told").read_text().splitlines() == [
         f"pre-restore {tmp_path}", f"post-restore {tmp_path} 77",
     ]  # fmt: skip
     criu = ScriptedCriu(notify={"restore": ("post-resume",)})
-    message = tell("restore", "-D", tmp_path, "--action-script", script, criu=criu)
+    message = run_cli("restore", "-D", tmp_path, "--action-script", script, criu=criu)
     assert message.code == Exit.FAILED
     assert "ended with 3 at post-resume" in message.err
-    message = tell("restore", "-D", tmp_path, "--action-script", tmp_path / "none", criu=criu)
+    message = run_cli("restore", "-D", tmp_path, "--action-script", tmp_path / "none", criu=criu)
     assert message.code == Exit.FAILED
     assert "cannot be run" in message.err
 
@@ -554,9 +554,9 @@ def test_pidfile(tmp_path: Path) -> None:
     """The file holds the pid; an existing file is an error and stays unchanged."""
     write_images(tmp_path)
     words: list[str | Path] = ["restore", "-D", tmp_path, "--pidfile", tmp_path / "pid"]
-    assert tell(*words, criu=ScriptedCriu(restored_pid=77)).code == 0
+    assert run_cli(*words, criu=ScriptedCriu(restored_pid=77)).code == 0
     assert (tmp_path / "pid").read_text() == "77"
-    message = tell(*words, criu=ScriptedCriu(restored_pid=78))
+    message = run_cli(*words, criu=ScriptedCriu(restored_pid=78))
     assert message.code == Exit.FAILED
     assert "pid 78 runs" in message.err
     assert (tmp_path / "pid").read_text() == "77"
@@ -565,27 +565,29 @@ def test_pidfile(tmp_path: Path) -> None:
 def test_options_by_any_name() -> None:
     """An option is found by its names in libcriu, rpc.proto, runc and criu."""
     for name in ("tcp_established", "--tcp-established", "TcpEstablished"):
-        message = tell("options", name, "--json")
+        message = run_cli("options", name, "--json")
         [result] = message.json["result"]
         assert result["field"] == "tcp_established"
         assert result["doc"].startswith("Save established TCP connections")
-    listed = tell("options", "--json").json["result"]
+    listed = run_cli("options", "--json").json["result"]
     assert [each["field"] for each in listed] == [row.field for row in TABLE if row.field]
-    assert {e["field"] for e in tell("options", "--verb", "restore", "--json").json["result"]} == {
-        row.field for row in TABLE if row.field and row.on & On.RESTORE
-    } | {row.field for row in TABLE if row.field and row.on & VERB_MASK[Verb.RESTORE]}
+    assert {
+        e["field"] for e in run_cli("options", "--verb", "restore", "--json").json["result"]
+    } == {row.field for row in TABLE if row.field and row.on & On.RESTORE} | {
+        row.field for row in TABLE if row.field and row.on & VERB_MASK[Verb.RESTORE]
+    }
 
 
 def test_a_page_server_elsewhere(tmp_path: Path) -> None:
     """A remote server without encryption is refused without a flag that allows it."""
     words: list[str | Path] = ["dump", PID, "-D", tmp_path]
     words += ["--page-server", "--address", "10.0.0.2", "--port", "27"]
-    message = tell(*words)
+    message = run_cli(*words)
     assert message.code == Exit.REFUSED
     assert "--clear-text" in message.err
     assert "clear_text" not in message.err
-    assert tell(*words, "--clear-text").code == 0
-    message = tell("dump", PID, "-D", tmp_path, "--clear-text")
+    assert run_cli(*words, "--clear-text").code == 0
+    message = run_cli("dump", PID, "-D", tmp_path, "--clear-text")
     assert message.code == Exit.REFUSED
     assert "requires --page-server" in message.err
 
@@ -593,18 +595,18 @@ def test_a_page_server_elsewhere(tmp_path: Path) -> None:
 def test_a_set_that_was_changed(tmp_path: Path) -> None:
     """``seal`` prints the digest; ``verify`` names what has changed since."""
     write_images(tmp_path)
-    digest = tell("seal", tmp_path).out.strip()
-    assert tell("verify", tmp_path, digest).code == 0
-    assert tell("verify", tmp_path, "0" * 64).code == Exit.IMAGES
+    digest = run_cli("seal", tmp_path).out.strip()
+    assert run_cli("verify", tmp_path, digest).code == 0
+    assert run_cli("verify", tmp_path, "0" * 64).code == Exit.IMAGES
     (tmp_path / "pages-1.img").write_bytes(b"x")
-    message = tell("verify", tmp_path)
+    message = run_cli("verify", tmp_path)
     assert message.code == Exit.IMAGES
     assert "pages-1.img" in message.err
 
 
-def test_explain_answers_no(tmp_path: Path) -> None:
+def test_explain_of_a_refused_call(tmp_path: Path) -> None:
     """For a call that would be refused the exit code is 11 and the reasons are printed."""
-    message = tell("explain", "dump", PID, "-D", tmp_path, "--weak-sysctls", "--json")
+    message = run_cli("explain", "dump", PID, "-D", tmp_path, "--weak-sysctls", "--json")
     assert message.code == Exit.NO
     assert message.json["result"]["would_be_refused"] is True
     assert message.json["result"]["problems"][0]["field"] == "weak_sysctls"
@@ -641,13 +643,13 @@ def test_a_cache_that_cannot_be_kept(
         write_images(images)
     target = [PID, "--leave-running"] if verb == "dump" else []
     words: list[str | Path] = [verb, *target, "-D", images]
-    lines = [line for line in tell(*words, "--verbose").err.splitlines() if "cache" in line]
+    lines = [line for line in run_cli(*words, "--verbose").err.splitlines() if "cache" in line]
     assert len(lines) == 1
     assert "pycriu-native keep-cache, or mount a tmpfs" in lines[0]
-    assert "cache" not in tell(*words).err
-    assert "cache" not in tell(*words, "--json").err
+    assert "cache" not in run_cli(*words).err
+    assert "cache" not in run_cli(*words, "--json").err
     (tmp_path / "criu.kdat").write_bytes(module.MAGIC.to_bytes(4, "little"))
-    assert "cache" not in tell(*words, "--verbose").err
+    assert "cache" not in run_cli(*words, "--verbose").err
 
 
 def test_what_a_command_loads() -> None:
@@ -785,7 +787,7 @@ def test_a_defect_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_pat
         raise RuntimeError("not foreseen")
 
     monkeypatch.setattr("pycriu_native.cli.commands.restore.restore", fails)
-    message = tell("restore", "-D", tmp_path)
+    message = run_cli("restore", "-D", tmp_path)
     assert message.code == Exit.BUG
     assert "not foreseen" in message.err
     assert "defect" in message.err
@@ -828,7 +830,7 @@ def test_fields_are_printed_as_flags() -> None:
     )
 
 
-def test_numbers_for_people() -> None:
+def test_numbers_with_units() -> None:
     """Numbers have readable units."""
     assert [text_module.size(n) for n in (0, 1023, 1024, 5 * 2**20)] == [
         "0 B", "1023 B", "1.0 KiB", "5.0 MiB",
@@ -845,7 +847,7 @@ def test_numbers_for_people() -> None:
 
 def _complete(words: str) -> list[str]:
     """The completions that bash computes for a line with the loaded script."""
-    script = tell("completion", "bash").out
+    script = run_cli("completion", "bash").out
     code = f"""
         {script}
         COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
@@ -889,7 +891,7 @@ def test_completion_in_bash() -> None:
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_completion_of_other_shells(shell: str) -> None:
     """The shell can parse the script."""
-    script = tell("completion", shell).out
+    script = run_cli("completion", shell).out
     assert "pycriu-native" in script
     import shutil
 
@@ -914,7 +916,7 @@ def test_the_page_has_the_command(name: str, tmp_path: Path) -> None:
     """Each command has an example or a row, and the keys of its result if it can run here."""
     assert f"pycriu-native {name}" in PAGE or f"`{name}" in PAGE
     words, _ = answers(tmp_path)[name]
-    result = tell(*name.split(), *words, "--json").json.get("result") or {}
+    result = run_cli(*name.split(), *words, "--json").json.get("result") or {}
     shapes = PAGE.partition("| `command` | `result` |\n|---|---|\n")[2].splitlines()
     shape = next(line for line in shapes if f"`{name}`" in line.split("|")[1])
     for key in result[0] if isinstance(result, list) else result:

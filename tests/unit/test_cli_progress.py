@@ -63,7 +63,7 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written().endswith("\x1b[2K")  # the line is cleared
 
 
-def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_call_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that ends before the second measurement shows nothing."""
     out = output(monkeypatch, terminal=True)
     with progress.shown(out) as message:
@@ -73,15 +73,13 @@ def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("how", [{"quiet": True}, {"as_json": True}])
-def test_no_bar_for_those_who_want_none(
-    how: dict[str, bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_bar_with_quiet_or_json(how: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """No bar with --quiet and --json; then the process is not measured."""
     with progress.shown(output(monkeypatch, terminal=True, **how)) as message:
         assert message is None
 
 
-def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bar_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a terminal nothing is shown; with --verbose a line for each measurement."""
     with progress.shown(output(monkeypatch, terminal=False)) as message:
         assert message is None

@@ -94,7 +94,7 @@ def test_close_async_without_a_pool_waits(connection: WorkerConnection) -> None:
     assert connection.status == 3
 
 
-def test_detach_gives_the_process_up(connection: WorkerConnection) -> None:
+def test_detach_leaves_the_process(connection: WorkerConnection) -> None:
     """``detach`` does not reap the process, and a later ``kill`` does not end it."""
     copy = connection.sock().dup()  # keeps the process running
     connection.detach()

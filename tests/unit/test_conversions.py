@@ -42,7 +42,7 @@ from pycriu_native.options.flags import NO_WORDS, FlagParser
 from pycriu_native.options.table import BY_FIELD, TABLE, Row, release
 
 from .support.libraries import found
-from .support.strategies import World, any_opts, criu_opts
+from .support.strategies import OptionObjects, any_opts, criu_opts
 
 verbs = st.sampled_from(list(COMMANDS))
 
@@ -504,7 +504,7 @@ def test_all_errors_are_listed() -> None:
         ({"weak_sysctls": True}, "weak_sysctls"),
     ],
 )
-def test_what_a_command_line_cannot_say(fields: dict[str, Any], named: str) -> None:
+def test_values_without_a_form_on_a_command_line(fields: dict[str, Any], named: str) -> None:
     """Values without a form are refused by name; ``weak_sysctls`` does not apply to a dump."""
     assert list(refused(lambda: CriuOpts(**fields).to_argv("dump", pid=1))) == [named]
 
@@ -593,12 +593,12 @@ def test_lines_that_are_refused(line: str, named: str, rule: str) -> None:
         ({"cpu_cap": 0}, "cpu_cap"),
     ],
 )
-def test_what_a_configuration_file_cannot_say(fields: dict[str, Any], named: str) -> None:
+def test_values_without_a_form_in_a_file(fields: dict[str, Any], named: str) -> None:
     """Values that CRIU truncates or refuses, and options not allowed in a file, are refused."""
     assert list(refused(CriuOpts(**fields).to_config)) == [named]
 
 
-# ---- the real criu as a judge ----
+# ---- compared with the criu program ----
 
 
 def _programs() -> dict[str, Path]:
@@ -647,15 +647,15 @@ def known_to(version: str, opts: CriuOpts) -> CriuOpts:
 @with_programs
 @given(data=st.data(), verb=verbs)
 def test_criu_reads_our_command_lines(
-    version: str, world: World, data: st.DataObject, verb: Verb
+    version: str, objects: OptionObjects, data: st.DataObject, verb: Verb
 ) -> None:
     """Each release's parser accepts all that a verb accepts and a command line can express."""
-    opts = known_to(version, data.draw(criu_opts(world, verb)))
+    opts = known_to(version, data.draw(criu_opts(objects, verb)))
     pid = pid_for(verb)
     _, words = convertible(replace(opts, pre_dump=None), lambda o: o.to_argv(verb, pid))
     end = words.index("--") if "--" in words else len(words)
     words.insert(end, "-V")
-    status, message = ask(version, *words[1:], fds=(world.writable,))
+    status, message = ask(version, *words[1:], fds=(objects.writable,))
     assert (status, "Version:" in message) == (0, True), (words, message)
 
 
@@ -663,15 +663,15 @@ def test_criu_reads_our_command_lines(
 @with_programs
 @given(data=st.data(), verb=verbs)
 def test_criu_reads_our_configuration_files(
-    version: str, world: World, tmp_path_factory: pytest.TempPathFactory,
+    version: str, objects: OptionObjects, tmp_path_factory: pytest.TempPathFactory,
     data: st.DataObject, verb: Verb,
 ) -> None:  # fmt: skip
     """Each release's parser accepts all that a configuration file can express."""
-    opts = known_to(version, data.draw(criu_opts(world, verb)))
+    opts = known_to(version, data.draw(criu_opts(objects, verb)))
     _, text = convertible(opts, CriuOpts.to_config)
     path = tmp_path_factory.mktemp("config") / "criu.conf"
     path.write_bytes(os.fsencode(text))
-    status, message = ask(version, f"--config={path}", "-V", fds=(world.writable,))
+    status, message = ask(version, f"--config={path}", "-V", fds=(objects.writable,))
     assert (status, "Version:" in message) == (0, True), (text, message)
 
 
@@ -869,18 +869,18 @@ def test_clear_text_in_other_forms() -> None:
     server = PageServer("10.0.0.2", 27, clear_text=True)
     opts = CriuOpts(images_directory="/x", page_server=server)
 
-    def consent(found: CriuOpts) -> object:
+    def clear_text_of(found: CriuOpts) -> object:
         assert found == opts
         assert isinstance(found.page_server, PageServer)
         return found.page_server.clear_text
 
-    assert consent(CriuOpts.from_dict(opts.to_dict())) is True
-    assert consent(CriuOpts.from_dict(json.loads(json.dumps(opts.to_dict())))) is True
-    assert consent(pickle.loads(pickle.dumps(opts))) is True
+    assert clear_text_of(CriuOpts.from_dict(opts.to_dict())) is True
+    assert clear_text_of(CriuOpts.from_dict(json.loads(json.dumps(opts.to_dict())))) is True
+    assert clear_text_of(pickle.loads(pickle.dumps(opts))) is True
     assert opts.to_runc()["PageServer"] == {"Address": "10.0.0.2", "Port": 27}
-    assert consent(CriuOpts.from_runc(opts.to_runc())) is None
-    assert consent(CriuOpts.from_argv(opts.to_argv("dump", 1))[2]) is None
-    assert consent(CriuOpts.from_config(opts.to_config())) is None
+    assert clear_text_of(CriuOpts.from_runc(opts.to_runc())) is None
+    assert clear_text_of(CriuOpts.from_argv(opts.to_argv("dump", 1))[2]) is None
+    assert clear_text_of(CriuOpts.from_config(opts.to_config())) is None
     assert hash(server) == hash(PageServer("10.0.0.2", 27))
     assert "clear_text=True" in repr(opts)
 

@@ -184,7 +184,7 @@ def test_other_images_are_not_changed(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_memory_that_only_resembles_it(tmp_path: Path, directory: int) -> None:
+def test_similar_memory_that_is_not_droppable(tmp_path: Path, directory: int) -> None:
     """A mapping that is not dumped in core files and reserves no memory is kept."""
     with mmap.mmap(-1, PAGE, flags=PRIVATE | ANONYMOUS) as ordinary:
         start = ctypes.addressof(ctypes.c_char.from_buffer(ordinary))

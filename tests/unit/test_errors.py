@@ -148,7 +148,7 @@ def test_str_is_the_message(kind: type[CriuError]) -> None:
     assert "[Errno" not in str(error)
 
 
-def test_notes_are_kept() -> None:
+def test_notes_are_pickled() -> None:
     """Notes are pickled with the error."""
     error = DeadlineError("the deadline passed")
     error.add_note("CRIU did not undo it in time")

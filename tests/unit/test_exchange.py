@@ -79,7 +79,7 @@ GONE = answer_of("dump", dump={"restored": False})
 
 
 @dataclass
-class Play:
+class FakeCriu:
     """A program that runs a script in place of CRIU."""
 
     program: Path
@@ -116,7 +116,7 @@ class Play:
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Play:
+def fake(tmp_path: Path) -> FakeCriu:
     """A program of its own for each test."""
     program = tmp_path / "criu"
     program.write_text(f"#!{sys.executable} -SE\n" + FAKE.read_text())
@@ -124,7 +124,7 @@ def play(tmp_path: Path) -> Play:
     images = tmp_path / "images"
     images.mkdir()
     write_images(images)
-    return Play(program, images)
+    return FakeCriu(program, images)
 
 
 @pytest.fixture(autouse=True)
@@ -143,24 +143,24 @@ def _nothing_left_open() -> Any:
 # ---- answers ----
 
 
-def test_an_answer_that_fits(play: Play) -> None:
+def test_a_valid_response(fake: FakeCriu) -> None:
     """A valid response is accepted."""
-    assert play.dump(send(GONE)).pid == NOBODY
-    assert play.restore(send(answer_of("restore", restore={"pid": 77}))).pid == 77
+    assert fake.dump(send(GONE)).pid == NOBODY
+    assert fake.restore(send(answer_of("restore", restore={"pid": 77}))).pid == 77
 
 
 @pytest.mark.parametrize("garbage", [b"\xff" * 20, b"\0", b"GET / HTTP/1.0\r\n\r\n"])
-def test_garbage(play: Play, garbage: bytes) -> None:
+def test_garbage(fake: FakeCriu, garbage: bytes) -> None:
     """Bytes that are not a message end the call and the process that sent them."""
     began = time.monotonic()
     with pytest.raises(
         ProtocolError, match=f"{len(garbage)} bytes that are not a message"
     ) as caught:
-        play.dump(["fork-and-hold"], send(garbage), ["wait-for-child"])  # it stays unless killed
+        fake.dump(["fork-and-hold"], send(garbage), ["wait-for-child"])  # it stays unless killed
     assert time.monotonic() - began < PATIENCE / 2
-    _eventually(lambda: not _processes_of(play.program), "the end of what it had forked")
+    _eventually(lambda: not _processes_of(fake.program), "the end of what it had forked")
     assert isinstance(caught.value, ConnectionError)
-    assert str(play.program) in str(caught.value)
+    assert str(fake.program) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -173,87 +173,87 @@ def test_garbage(play: Play, garbage: bytes) -> None:
         answer_of("pre-dump"),
     ],
 )
-def test_an_answer_to_another_request(play: Play, answer: bytes) -> None:
+def test_a_response_of_another_type(fake: FakeCriu, answer: bytes) -> None:
     """A response of another type is an error."""
     with pytest.raises(ProtocolError, match="dump with a response to another request"):
-        play.dump(send(answer), ["wait-for-end"])
+        fake.dump(send(answer), ["wait-for-end"])
 
 
-def test_a_success_without_its_details(play: Play) -> None:
+def test_a_success_without_its_details(fake: FakeCriu) -> None:
     """A success without details is an error; libcriu would dereference a null pointer."""
     with pytest.raises(ProtocolError, match="a success without its 'dump' part"):
-        play.dump(send(answer_of("dump")), ["wait-for-end"])
+        fake.dump(send(answer_of("dump")), ["wait-for-end"])
     with pytest.raises(ProtocolError, match="a success without its 'restore' part"):
-        play.restore(send(answer_of("restore")), ["wait-for-end"])
+        fake.restore(send(answer_of("restore")), ["wait-for-end"])
     with pytest.raises(ProtocolError, match="a success without its 'version' part"):
-        version(via=play.script(send(answer_of("version")), ["wait-for-end"]))
+        version(via=fake.script(send(answer_of("version")), ["wait-for-end"]))
     with pytest.raises(ProtocolError, match="a success without its 'features' part"):
-        feature_check(via=play.script(send(answer_of("feature-check")), ["wait-for-end"]))
+        feature_check(via=fake.script(send(answer_of("feature-check")), ["wait-for-end"]))
 
 
 @pytest.mark.parametrize("pid", [0, -1, -(2**31)])
-def test_a_restored_pid_that_is_none(play: Play, pid: int) -> None:
+def test_a_restored_pid_that_is_none(fake: FakeCriu, pid: int) -> None:
     """A pid of 0 or below is an error: libcriu would return it as success or an error code."""
     with pytest.raises(ProtocolError, match=f"the pid {pid}"):
-        play.restore(send(answer_of("restore", restore={"pid": pid})), ["wait-for-end"])
+        fake.restore(send(answer_of("restore", restore={"pid": pid})), ["wait-for-end"])
 
 
-def test_a_refusal_without_a_type(play: Play) -> None:
+def test_a_refusal_without_a_type(fake: FakeCriu) -> None:
     """CRIU's response to a request that it cannot parse is a failure with CRIU's message."""
     with pytest.raises(CriuError, match="CRIU reports: no such luck") as caught:
-        play.dump(send(no("empty", cr_errmsg="no such luck")))
+        fake.dump(send(no("empty", cr_errmsg="no such luck")))
     assert not isinstance(caught.value, ProtocolError)
 
 
-def test_a_refusal_with_its_errno_and_words(play: Play) -> None:
+def test_a_refusal_with_its_errno_and_words(fake: FakeCriu) -> None:
     """The error has CRIU's errno and message of this call, which libcriu drops."""
     with pytest.raises(CriuError) as caught:
-        play.dump(send(no("dump", cr_errno=3, cr_errmsg="Can't find it")))
+        fake.dump(send(no("dump", cr_errno=3, cr_errmsg="Can't find it")))
     assert isinstance(caught.value, ProcessLookupError)
     assert caught.value.errno == 3
     assert "Can't find it" in str(caught.value)
 
 
-def test_two_answers(play: Play) -> None:
+def test_two_responses(fake: FakeCriu) -> None:
     """The first response counts; a second is not read."""
-    assert play.dump(send(GONE), send(no("dump"))).pid == NOBODY
+    assert fake.dump(send(GONE), send(no("dump"))).pid == NOBODY
 
 
-def test_an_answer_that_is_too_large(play: Play) -> None:
+def test_a_response_that_is_too_large(fake: FakeCriu) -> None:
     """A response of 64 KiB is an error; it is neither kept nor truncated and decoded."""
     with pytest.raises(ProtocolError, match="a message larger than any of CRIU's"):
-        play.dump(send(no("dump", cr_errmsg="x" * 2**16)), ["wait-for-end"])
+        fake.dump(send(no("dump", cr_errmsg="x" * 2**16)), ["wait-for-end"])
 
 
 # ---- silence and death ----
 
 
-def test_an_end_before_the_answer(play: Play) -> None:
+def test_an_end_before_the_response(fake: FakeCriu) -> None:
     """The worker exits without a response."""
     with pytest.raises(WorkerDiedError, match="ended before it responded") as caught:
-        play.dump(["exit", "3"])
+        fake.dump(["exit", "3"])
     assert isinstance(caught.value, ConnectionError)
     assert caught.value.status == 3
 
 
-def test_a_worker_that_is_killed(play: Play) -> None:
+def test_a_worker_that_is_killed(fake: FakeCriu) -> None:
     """The error names the signal."""
     with pytest.raises(WorkerDiedError) as caught:
-        play.dump(notify("pre-dump"), ["kill"])
+        fake.dump(notify("pre-dump"), ["kill"])
     assert caught.value.status == -9
 
 
-def test_a_worker_that_dies_while_its_child_holds_the_socket(play: Play) -> None:
+def test_a_worker_that_dies_while_its_child_holds_the_socket(fake: FakeCriu) -> None:
     """The socket stays open, so the worker's exit ends the call; the child is ended too."""
     with pytest.raises(WorkerDiedError):
-        play.dump(["fork-and-hold"], ["kill"])
-    _eventually(lambda: not _processes_of(play.program), "the end of the worker's child")
+        fake.dump(["fork-and-hold"], ["kill"])
+    _eventually(lambda: not _processes_of(fake.program), "the end of the worker's child")
 
 
 @contextmanager
-def _pre_dumping(play: Play, *steps: Step) -> Iterator[exchange_module.Exchange]:
+def _pre_dumping(fake: FakeCriu, *steps: Step) -> Iterator[exchange_module.Exchange]:
     """A pre-dump exchange with a worker that runs this script."""
-    line = play.script(*steps).connect()
+    line = fake.script(*steps).connect()
     exchange = exchange_module.Exchange(line, Verb.PRE_DUMP)
     try:
         yield exchange
@@ -262,26 +262,26 @@ def _pre_dumping(play: Play, *steps: Step) -> Iterator[exchange_module.Exchange]
         line.wait()
 
 
-def test_the_child_that_makes_a_pre_dump_is_left_to_finish(play: Play, tmp_path: Path) -> None:
+def test_the_child_that_makes_a_pre_dump_is_left_to_finish(fake: FakeCriu, tmp_path: Path) -> None:
     """The worker is killed; its child is not, because its end can kill the dumped process."""
     done = tmp_path / "done"
     with (
-        _pre_dumping(play, ["fork-and-finish", str(done)], ["kill"]) as exchange,
+        _pre_dumping(fake, ["fork-and-finish", str(done)], ["kill"]) as exchange,
         pytest.raises(WorkerDiedError),
     ):
         exchange.run(b"a request")
     assert done.exists()
-    assert not _processes_of(play.program)
+    assert not _processes_of(fake.program)
 
 
-def test_the_child_that_makes_a_pre_dump_is_set_going(play: Play, tmp_path: Path) -> None:
+def test_a_stopped_child_that_makes_a_pre_dump_is_continued(fake: FakeCriu, tmp_path: Path) -> None:
     """A cancel continues a stopped child, which then finishes."""
     done = tmp_path / "done"
     steps: list[Step] = [["fork-and-stop", str(done)], ["wait-for-child"], ["exit", "0"]]
-    with _pre_dumping(play, *steps) as exchange:
+    with _pre_dumping(fake, *steps) as exchange:
 
         def cancel_it() -> None:
-            _eventually(lambda: "T" in _processes_of(play.program), "its stop")
+            _eventually(lambda: "T" in _processes_of(fake.program), "its stop")
             exchange.cancel(Refused())
 
         cancel = threading.Thread(target=cancel_it)
@@ -293,25 +293,25 @@ def test_the_child_that_makes_a_pre_dump_is_set_going(play: Play, tmp_path: Path
 
 
 def test_what_a_failed_pre_dump_has_forked_is_ended(
-    play: Play, monkeypatch: pytest.MonkeyPatch
+    fake: FakeCriu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker reports its killed child; processes that the child started are ended too."""
     features = Features(mem_track=True, lazy_pages=True, pidfd_store=True, mem_compression=True)
     monkeypatch.setattr(requirements, "program_features", lambda via: features)
-    via = play.script(["fork-and-hold"], send(no("pre-dump")))
+    via = fake.script(["fork-and-hold"], send(no("pre-dump")))
     with pytest.raises(CriuError):
-        pre_dump(NOBODY, CriuOpts(images_directory=play.images), via=via)
-    _eventually(lambda: not _processes_of(play.program), "the end of what it had forked")
+        pre_dump(NOBODY, CriuOpts(images_directory=fake.images), via=via)
+    _eventually(lambda: not _processes_of(fake.program), "the end of what it had forked")
 
 
-def test_an_end_while_a_notification_is_answered(play: Play) -> None:
+def test_an_end_while_a_notification_is_answered(fake: FakeCriu) -> None:
     """An acknowledgement to a closed socket causes neither SIGPIPE nor a hang."""
     with pytest.raises(WorkerDiedError):
-        play.dump(
+        fake.dump(
             send(answer_of("notify", notify={"script": "pre-dump"})),
             ["exit", "0"],
             on_notify=lambda _: _eventually(
-                lambda: _processes_of(play.program) in ([], ["Z"]), "the worker's end"
+                lambda: _processes_of(fake.program) in ([], ["Z"]), "the worker's end"
             ),
         )
 
@@ -339,10 +339,10 @@ def _eventually(condition: Callable[[], object], what: str) -> None:
 # ---- notifications ----
 
 
-def test_notifications_reach_the_hook(play: Play) -> None:
+def test_notifications_reach_the_hook(fake: FakeCriu) -> None:
     """The hook gets notifications in order, with the pid if there is one; each is acknowledged."""
     result: list[Notification] = []
-    play.dump(
+    fake.dump(
         notify("pre-dump"),
         notify("network-lock"),
         notify("post-dump"),
@@ -355,20 +355,20 @@ def test_notifications_reach_the_hook(play: Play) -> None:
     ]  # fmt: skip
     assert [note.pid for note in result] == [None, None, None, 55]
     assert {note.verb.value for note in result} == {"dump"}
-    assert play.acknowledged() == [True] * 4
+    assert fake.acknowledged() == [True] * 4
 
 
-def test_without_a_hook_everything_is_agreed_to(play: Play) -> None:
+def test_without_a_hook_everything_is_agreed_to(fake: FakeCriu) -> None:
     """Without a hook each notification is acknowledged with success."""
-    play.dump(notify("pre-dump"), notify("of-the-future"), send(GONE))
-    assert play.acknowledged() == [True, True]
+    fake.dump(notify("pre-dump"), notify("of-the-future"), send(GONE))
+    assert fake.acknowledged() == [True, True]
 
 
 RESTORED = answer_of("restore", restore={"pid": NOBODY})
 
 
 def test_what_needs_no_thought_is_agreed_to_without_python(
-    play: Play, monkeypatch: pytest.MonkeyPatch
+    fake: FakeCriu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a hook Python handles of a restore only pids, descriptors and unknown names."""
     looked_at: list[WireValue] = []
@@ -389,24 +389,24 @@ def test_what_needs_no_thought_is_agreed_to_without_python(
         "of-the-future",
     )
     message = [*map(notify, names), notify("post-restore", NOBODY), notify("pre-resume", fd=True)]
-    assert play.restore(*message, send(RESTORED), deadline=60).pid == NOBODY
+    assert fake.restore(*message, send(RESTORED), deadline=60).pid == NOBODY
     assert looked_at == ["of-the-future", "post-restore", "pre-resume"]
-    assert play.acknowledged() == [True] * len(message)
+    assert fake.acknowledged() == [True] * len(message)
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-def test_the_begin_of_the_work(accepted: bool, play: Play) -> None:
+def test_the_begin_of_the_work(accepted: bool, fake: FakeCriu) -> None:
     """Python is called before the reply to the first notification, and once; an error refuses it
     and all others.
     """
     received: list[int] = []
 
     def on_begin() -> None:
-        received.append(len(play.received()))
+        received.append(len(fake.received()))
         assert accepted
 
     names = ("pre-restore", "pre-resume", "network-unlock")
-    connection = play.script(*map(notify, names), send(RESTORED)).connect()
+    connection = fake.script(*map(notify, names), send(RESTORED)).connect()
     connection.on_begin = on_begin
     exchange = exchange_module.Exchange(connection, Verb.RESTORE)
     try:
@@ -415,25 +415,25 @@ def test_the_begin_of_the_work(accepted: bool, play: Play) -> None:
         exchange.close()
         connection.wait()
     assert received == [1]  # the request
-    assert play.acknowledged() == [accepted, accepted, True]
+    assert fake.acknowledged() == [accepted, accepted, True]
     assert (exchange.stopped_by is None) == accepted
 
 
-def test_nothing_is_agreed_to_without_a_thought_once_it_is_undone(play: Play) -> None:
+def test_the_notification_after_the_deadline_is_refused(fake: FakeCriu) -> None:
     """After the deadline of a restore without a hook the next notification is refused."""
     with pytest.raises(DeadlineError):
-        play.restore(
+        fake.restore(
             notify("pre-restore"),
             ["sleep", "0.3"],
             notify("pre-resume"),
             send(no("restore")),
             deadline=0.15,
         )
-    assert play.acknowledged()[-1] is False
+    assert fake.acknowledged()[-1] is False
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -> None:
+def test_python_handles_notifications_after_the_deadline(in_time: bool) -> None:
     """After the deadline Python handles notifications that C would acknowledge alone."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
@@ -452,10 +452,10 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
                 theirs.recv(64)
 
 
-def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
+def test_an_unknown_name_reaches_the_hook_as_it_is(fake: FakeCriu) -> None:
     """A notification of a newer CRIU reaches the hook with its name, also if that is not UTF-8."""
     result: list[Notification] = []
-    play.dump(
+    fake.dump(
         notify("of-the-future"),
         notify("\udcff\udcfe"),
         notify(""),
@@ -466,7 +466,7 @@ def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
     assert not any(isinstance(note.action, Notify) for note in result)
 
 
-def test_a_descriptor_belongs_to_the_hook(play: Play) -> None:
+def test_a_descriptor_belongs_to_the_hook(fake: FakeCriu) -> None:
     """A received descriptor is open and close-on-exec; the hook closes it."""
     read: list[bytes] = []
 
@@ -476,22 +476,22 @@ def test_a_descriptor_belongs_to_the_hook(play: Play) -> None:
         with open(note.fd, "rb") as pipe:
             read.append(pipe.read())
 
-    play.dump(notify("orphan-pts-master", fd=True), send(GONE), on_notify=hook)
+    fake.dump(notify("orphan-pts-master", fd=True), send(GONE), on_notify=hook)
     assert read == [b"from the other side"]
 
 
-def test_a_descriptor_that_nobody_takes_is_closed(play: Play) -> None:
+def test_a_descriptor_without_a_hook_is_closed(fake: FakeCriu) -> None:
     """A descriptor that no hook receives is closed. (The fixture counts descriptors.)"""
-    play.dump(notify("orphan-pts-master", fd=True), send(GONE, fd=True))
+    fake.dump(notify("orphan-pts-master", fd=True), send(GONE, fd=True))
     with pytest.raises(ProtocolError):
-        play.dump(send(b"\xff", fd=True), ["wait-for-end"])
+        fake.dump(send(b"\xff", fd=True), ["wait-for-end"])
 
 
 class Refused(Exception):
     """The exception that hooks of these tests raise."""
 
 
-def test_a_hook_that_raises_refuses(play: Play) -> None:
+def test_a_hook_that_raises_refuses(fake: FakeCriu) -> None:
     """CRIU gets a refusal and time to undo its work; then the hook's own error is raised.
 
     While the dump is undone the hook gets only the network's unlocking, which is
@@ -505,7 +505,7 @@ def test_a_hook_that_raises_refuses(play: Play) -> None:
             raise Refused("not now")
 
     with pytest.raises(Refused, match="not now"):
-        play.dump(
+        fake.dump(
             notify("network-lock"),
             notify("post-dump"),
             notify("something-else"),
@@ -514,79 +514,79 @@ def test_a_hook_that_raises_refuses(play: Play) -> None:
             on_notify=hook,
         )
     assert result == ["network-lock", "post-dump", "network-unlock"]
-    assert play.acknowledged() == [True, False, False, True]
+    assert fake.acknowledged() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("emptied", [False, True])
-def test_images_that_are_gone_call_the_dump_off(play: Play, emptied: bool) -> None:
+def test_removed_images_refuse_the_dump(fake: FakeCriu, emptied: bool) -> None:
     """Images removed during the dump: CRIU is refused, so that it does not end the process."""
 
     def remove(notification: Notification) -> None:
         if notification.action is Notify.PRE_DUMP:
-            shutil.rmtree(play.images)
+            shutil.rmtree(fake.images)
             if emptied:
-                play.images.mkdir()
+                fake.images.mkdir()
 
     with pytest.raises(ImagesError, match="was undone") as caught:
-        play.dump(
+        fake.dump(
             notify("pre-dump"),
             notify("post-dump"),
             notify("network-unlock"),
             send(no("dump")),
             on_notify=remove,
         )
-    assert play.acknowledged() == [True, False, True]
+    assert fake.acknowledged() == [True, False, True]
     assert caught.value.options == ("images_directory",)
 
 
-def test_a_worker_that_dies_when_all_is_saved(play: Play) -> None:
+def test_a_worker_that_dies_when_all_is_saved(fake: FakeCriu) -> None:
     """The process has ended: the error reports this, and its images are kept."""
     with pytest.raises(WorkerDiedError) as caught:
-        play.dump(notify("post-dump"), ["kill"])
+        fake.dump(notify("post-dump"), ["kill"])
     assert f"pid {NOBODY} ended, after all images were written" in caught.value.__notes__
 
 
-def test_a_second_error_while_it_is_undone_is_noted(play: Play) -> None:
+def test_a_second_error_while_it_is_undone_is_noted(fake: FakeCriu) -> None:
     """The first error is raised; the second is added as a note."""
 
     def hook(note: Notification) -> None:
         raise Refused(note.action)
 
     with pytest.raises(Refused, match="post-dump") as caught:
-        play.dump(notify("post-dump"), notify("network-unlock"), send(no("dump")), on_notify=hook)
+        fake.dump(notify("post-dump"), notify("network-unlock"), send(no("dump")), on_notify=hook)
     assert any("network-unlock" in note for note in caught.value.__notes__)
-    assert play.acknowledged() == [False, True]
+    assert fake.acknowledged() == [False, True]
 
 
-def test_a_refusal_that_comes_too_late(play: Play) -> None:
+def test_a_refusal_that_comes_too_late(fake: FakeCriu) -> None:
     """CRIU succeeds despite the refusal: the error has the result."""
 
     def hook(note: Notification) -> None:
         raise Refused("too late")
 
     with pytest.raises(Refused) as caught:
-        play.dump(notify("post-dump"), send(GONE), on_notify=hook)
+        fake.dump(notify("post-dump"), send(GONE), on_notify=hook)
     assert caught.value.__notes__
 
 
-def test_a_worker_that_dies_while_it_undoes(play: Play) -> None:
+def test_a_worker_that_dies_while_it_undoes(fake: FakeCriu) -> None:
     """The hook's error is raised, with a note that CRIU did not undo its work."""
 
     def hook(note: Notification) -> None:
         raise Refused("not now")
 
     with pytest.raises(Refused) as caught:
-        play.dump(notify("post-dump"), ["kill"], on_notify=hook)
+        fake.dump(notify("post-dump"), ["kill"], on_notify=hook)
     assert any("did not undo" in note for note in caught.value.__notes__)
 
 
 # ---- deadlines ----
 
 
-def test_a_deadline_refuses_the_next_notification(play: Play) -> None:
+def test_a_deadline_refuses_the_next_notification(fake: FakeCriu) -> None:
     """CRIU undoes its work; then DeadlineError is raised."""
     with pytest.raises(DeadlineError) as caught:
-        play.dump(
+        fake.dump(
             notify("pre-dump"),
             notify("post-dump"),
             notify("network-unlock"),
@@ -595,64 +595,62 @@ def test_a_deadline_refuses_the_next_notification(play: Play) -> None:
             on_notify=lambda _: time.sleep(0.05),
         )
     assert isinstance(caught.value, TimeoutError)
-    assert play.acknowledged() == [False, False, True]
+    assert fake.acknowledged() == [False, False, True]
 
 
-def test_a_worker_that_does_not_come_back_is_ended(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_worker_is_killed(fake: FakeCriu, monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent worker gets time to undo its work and is then killed."""
     monkeypatch.setattr(exchange_module, "GRACE", 0.05)
     with pytest.raises(DeadlineError) as caught:
-        play.dump(["fork-and-hold"], ["wait-for-end"], deadline=0.05)
+        fake.dump(["fork-and-hold"], ["wait-for-end"], deadline=0.05)
     assert any("was ended" in note for note in caught.value.__notes__)
-    _eventually(lambda: not _processes_of(play.program), "the worker's end")
+    _eventually(lambda: not _processes_of(fake.program), "the worker's end")
 
 
-def test_a_worker_that_was_stopped_is_set_going(
-    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_worker_is_continued(
+    fake: FakeCriu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A continued worker undoes its work; killing it earlier can kill the dumped process."""
     monkeypatch.setattr(exchange_module, "GRACE", 60.0)
     woken = tmp_path / "woken"
     began = time.monotonic()
     with pytest.raises(DeadlineError) as caught:
-        play.dump(["stop"], ["touch", str(woken)], send(no("dump")), deadline=3.0)
+        fake.dump(["stop"], ["touch", str(woken)], send(no("dump")), deadline=3.0)
     assert time.monotonic() - began < exchange_module.GRACE / 2
     assert woken.exists()
     assert not hasattr(caught.value, "__notes__")  # nothing of a CRIU that was killed
 
 
-def test_an_answer_during_an_interruption(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_during_an_interruption(fake: FakeCriu, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CRIU that answers and ends while an interruption is passed on has undone its work."""
     monkeypatch.setattr(WorkerConnection, "wake", lambda line: line.has_ended(60.0))
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with pytest.raises(KeyboardInterrupt) as caught:
-            play.dump(["sleep", "2"], send(no("dump")))
+            fake.dump(["sleep", "2"], send(no("dump")))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert "undone" in "".join(caught.value.__notes__)
 
 
-def test_a_deadline_that_is_not_reached(play: Play) -> None:
+def test_a_deadline_that_is_not_reached(fake: FakeCriu) -> None:
     """A deadline that is not reached has no effect."""
-    assert play.dump(notify("post-dump"), send(GONE), deadline=60).pid == NOBODY
+    assert fake.dump(notify("post-dump"), send(GONE), deadline=60).pid == NOBODY
 
 
-def test_the_program_is_left_as_it_was(play: Play) -> None:
+def test_the_program_is_left_as_it_was(fake: FakeCriu) -> None:
     """Parallel calls do not receive each other's responses."""
     from concurrent.futures import ThreadPoolExecutor
 
     # Written first: a program that a child of another thread has open for writing cannot be run.
-    programs = [play.program.with_name(f"criu{number}") for number in range(12)]
+    programs = [fake.program.with_name(f"criu{number}") for number in range(12)]
     for program in programs:
-        shutil.copy(play.program, program)
+        shutil.copy(fake.program, program)
 
     def one(number: int) -> int:
-        mine = Play(programs[number], play.images)
+        mine = FakeCriu(programs[number], fake.images)
         answer = send(answer_of("restore", restore={"pid": 1000 + number}))
         pid: int = mine.restore(answer).pid
         return pid

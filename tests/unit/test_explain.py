@@ -30,14 +30,14 @@ from pycriu_native.testing import ScriptedCriu
 
 from .support import expected
 from .support.libraries import ROOT, Library
-from .support.strategies import World, criu_opts
+from .support.strategies import OptionObjects, criu_opts
 
 NOBODY = 2**22 + 1
 """Above the highest pid that there can be."""
 
 
 @dataclass(frozen=True)
-class Untouchable:
+class UnusableVia:
     """A CRIU that must not be started."""
 
     ours: ClassVar[bool] = True
@@ -75,10 +75,12 @@ def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), verb=st.sampled_from([verb for verb in VERB_MASK if verb in expected.LOG]))
-def test_what_is_shown_is_what_is_sent(world: World, data: st.DataObject, verb: Verb) -> None:
+def test_what_is_shown_is_what_is_sent(
+    objects: OptionObjects, data: st.DataObject, verb: Verb
+) -> None:
     """The fields and values of the request of a call, for any options, with their setters."""
-    opts = data.draw(criu_opts(world, verb))
-    shown = explain(opts, verb, NOBODY if verb is not Verb.RESTORE else None, via=Untouchable())
+    opts = data.draw(criu_opts(objects, verb))
+    shown = explain(opts, verb, NOBODY if verb is not Verb.RESTORE else None, via=UnusableVia())
     lacking = {problem.field for problem in shown.lacking}
     meant = for_pre_dump(opts) if shown.verb is Verb.PRE_DUMP else opts
     requested = {
@@ -111,7 +113,7 @@ def test_nothing_is_touched(tmp_path: Path) -> None:
     """No directory is created, no descriptor stays open, no program runs."""
     before = os.listdir("/proc/self/fd")
     images = tmp_path / "images"
-    shown = explain(CriuOpts(images_directory=images), "dump", 4242, via=Untouchable())
+    shown = explain(CriuOpts(images_directory=images), "dump", 4242, via=UnusableVia())
     assert not images.exists()
     assert os.listdir("/proc/self/fd") == before
     assert shown.wire[0].value == str(images)
@@ -136,9 +138,9 @@ def test_what_this_libcriu_lacks(library: Library) -> None:
     code = (
         "from pycriu_native import CriuOpts\n"
         "from pycriu_native.diagnostics.explain import explain\n"
-        "from tests.unit.test_explain import Untouchable\n"
+        "from tests.unit.test_explain import UnusableVia\n"
         "opts = CriuOpts(images_directory='x', leave_stopped=True, compress='block', timeout=5)\n"
-        "print(explain(opts, 'dump', 4194305, via=Untouchable()))\n"
+        "print(explain(opts, 'dump', 4194305, via=UnusableVia()))\n"
     )
     message = subprocess.run(
         [sys.executable, "-c", code], env=library.environment, cwd=ROOT,
@@ -172,7 +174,7 @@ def test_a_call_that_would_be_refused(tmp_path: Path) -> None:
 def test_descriptors_that_are_closed() -> None:
     """A request that cannot be encoded is a problem, not an exception."""
     opts = CriuOpts(images_directory="x", inherit_fds=[(2**31 - 1, "key")])
-    shown = explain(opts, "restore", via=Untouchable())
+    shown = explain(opts, "restore", via=UnusableVia())
     assert [problem.field for problem in shown.problems][-1] == "inherit_fds"
 
 
@@ -209,7 +211,7 @@ def test_files_that_criu_reads_by_itself(tmp_path: Path) -> None:
     shown = explain(CriuOpts(), "dump", 1, via=via)
     assert [file.path for file in shown.configuration] == [str(first), str(second), str(third)]
     assert settings_of(shown, second)["shell_job"].applies
-    alone = explain(CriuOpts(), "dump", 1, via=Untouchable())
+    alone = explain(CriuOpts(), "dump", 1, via=UnusableVia())
     assert [file.path for file in alone.configuration] == [str(first)]
 
 
@@ -237,7 +239,7 @@ def test_what_a_file_means_that_is_read_before(
 ) -> None:
     """The request overrides a file, except for unset fields, lists, and False values."""
     path = write(tmp_path / "global.conf", line)
-    shown = explain(CriuOpts(**fields), "dump", 1, via=Untouchable())  # type: ignore[arg-type]
+    shown = explain(CriuOpts(**fields), "dump", 1, via=UnusableVia())  # type: ignore[arg-type]
     setting = settings_of(shown, path)[option]
     assert setting.applies == applies
     assert effect in setting.effect
@@ -263,7 +265,7 @@ def test_what_the_requests_own_file_means(
     """The request's own file overrides it, except for the log level and the parent."""
     path = write(tmp_path / "own.conf", line)
     opts = CriuOpts(config_file=path, **fields)  # type: ignore[arg-type]
-    setting = settings_of(explain(opts, "dump", 1, via=Untouchable()), path)[option]
+    setting = settings_of(explain(opts, "dump", 1, via=UnusableVia()), path)[option]
     assert setting.applies == applies
     assert effect in setting.effect
 
@@ -271,10 +273,10 @@ def test_what_the_requests_own_file_means(
 def test_a_network_lock_in_the_requests_file(tmp_path: Path) -> None:
     """A network lock in the request's own file crashes an older CRIU, which is a problem."""
     path = write(tmp_path / "global.conf", "network-lock skip")
-    harmless = explain(CriuOpts(images_directory=tmp_path), "dump", 1, via=Untouchable())
+    harmless = explain(CriuOpts(images_directory=tmp_path), "dump", 1, via=UnusableVia())
     assert harmless.problems == ()
     opts = CriuOpts(images_directory=tmp_path, config_file=path)
-    problems = explain(opts, "dump", 1, via=Untouchable()).problems
+    problems = explain(opts, "dump", 1, via=UnusableVia()).problems
     assert [problem.field for problem in problems] == ["config_file"]
     assert "crashes CRIU before 4.2.1" in problems[0].rule
 
@@ -283,7 +285,7 @@ def test_a_text_to_read(tmp_path: Path) -> None:
     """The text has one section for each part."""
     write(tmp_path / "global.conf", "tcp-close")
     opts = CriuOpts(images_directory="ck pt", leave_running=True, lazy_pages=False)
-    shown = str(explain(opts, "dump", 4242, via=Untouchable()))
+    shown = str(explain(opts, "dump", 4242, via=UnusableVia()))
     assert shown.splitlines() == [
         f"dump of pid 4242, with libcriu {newest_loaded()} and nobody",
         "on the wire:",
@@ -304,7 +306,7 @@ def test_a_text_to_read(tmp_path: Path) -> None:
 
 def newest_loaded() -> str:
     """The release of the libcriu of this process."""
-    return explain(CriuOpts(), "dump", 1, via=Untouchable()).libcriu
+    return explain(CriuOpts(), "dump", 1, via=UnusableVia()).libcriu
 
 
 def lazy_setter() -> str:
@@ -315,7 +317,7 @@ def lazy_setter() -> str:
 
 def test_clear_text_is_shown(tmp_path: Path) -> None:
     """Without clear_text the address is refused; a command line cannot express clear_text."""
-    via = Untouchable()
+    via = UnusableVia()
     opts = CriuOpts(images_directory=tmp_path, page_server="10.0.0.2:27")
     shown = explain(opts, "dump", NOBODY, via=via)
     assert [problem.field for problem in shown.problems] == ["page_server"]

@@ -111,7 +111,7 @@ def test_the_first_known_line_is_the_cause() -> None:
     assert diagnose(lines[1:], Verb.DUMP).options == ("link_remap",)
 
 
-def test_a_consequence_comes_last() -> None:
+def test_a_consequence_has_the_lowest_priority() -> None:
     """An entry that can be a consequence is used only without a better one."""
     consequence = "Error (criu/proc_parse.c:738): Can't open 9's mapfile link 7f0: No such device"
     cause = "Error (criu/files-reg.c:1031): Can't dump ghost file /x of 9 size, increase limit"
@@ -149,7 +149,7 @@ def test_a_limit_of_processes_stops_each_fork(message: str, verb: Verb) -> None:
     assert "pids.max" in str(diagnose(lines, verb).cause)
 
 
-def test_errno_decides_where_the_log_is_silent() -> None:
+def test_errno_is_used_without_an_entry_for_the_log() -> None:
     """CRIU's errno is used only if no line has an entry."""
     assert diagnose([], Verb.DUMP, 3).kind is NoSuchProcessError
     line = "Error (criu/page-xfer.c:263): page-xfer: Unable to spice data: No space left on device"

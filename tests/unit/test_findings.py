@@ -40,7 +40,7 @@ def test_subject() -> None:
     assert str(finding(pid=4, costs="c", cure="d")) == "pid 4: m: c; d"
 
 
-def test_the_worst_come_first_and_once() -> None:
+def test_findings_are_ordered_by_severity() -> None:
     """Findings are in the order of ``Severity``, without duplicates."""
     given = [finding(each) for each in reversed(Severity)] * 2
     assert [each.severity for each in ordered(given)] == list(Severity)

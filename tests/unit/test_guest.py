@@ -226,7 +226,7 @@ def test_garbage_is_collected_and_frozen(alone: Path) -> None:
     ],
     ids=["random", "numpy"],
 )
-def test_generators_are_seeded_anew(alone: Path, generator: str) -> None:
+def test_generators_are_seeded_again(alone: Path, generator: str) -> None:
     """Two starts have different random numbers; the original, number 0, keeps its state."""
     if "numpy" in generator:
         pytest.importorskip("numpy")
@@ -244,7 +244,7 @@ def test_generators_are_seeded_anew(alone: Path, generator: str) -> None:
     assert results[2] == results[3]
 
 
-def test_openssl_is_given_new_bytes(alone: Path) -> None:
+def test_openssl_gets_new_bytes(alone: Path) -> None:
     """ssl.RAND_add is called with bytes that differ, if ssl is loaded."""
     code = (
         "import guest, ssl\n"
@@ -267,7 +267,7 @@ def test_openssl_is_given_new_bytes(alone: Path) -> None:
 
 
 @pytest.mark.parametrize("parked_first", [True, False])
-def test_the_end_of_who_takes_the_snapshot(alone: Path, parked_first: bool) -> None:
+def test_the_end_of_the_caller_that_takes_the_snapshot(alone: Path, parked_first: bool) -> None:
     """If the snapshot fails, the program ends with a message and does not go on as a copy."""
     code = "import guest, sys\nsys.stdin.read()\nguest.wait()\nprint('on')\n"
     parked = Parked(code if not parked_first else code.replace("sys.stdin.read()", ""), alone)

@@ -230,7 +230,7 @@ def test_hexadecimal_numbers() -> None:
     assert encode(images[0]) == encode(images[1])
 
 
-def test_a_file_that_claims_to_be_huge(tmp_path: Path) -> None:
+def test_a_sparse_file_of_a_terabyte(tmp_path: Path) -> None:
     """A sparse terabyte is neither read nor allocated."""
     path = tmp_path / "ghost-file-1.img"
     ghost = encode({"magic": "GHOST_FILE", "entries": [{"uid": 0, "gid": 0, "mode": 0o100644}]})

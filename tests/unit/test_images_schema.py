@@ -45,7 +45,7 @@ def test_the_pure_implementation_reads_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(api_implementation.Type() == "python", reason="protobuf is not compiled here")
-def test_descriptors_say_what_the_table_says() -> None:
+def test_descriptors_match_the_table() -> None:
     """protobuf reads back each field with its number, label, default and packing."""
     messages, enums = table()
     for name, rows in messages.items():

@@ -72,7 +72,7 @@ CLEAN = {"blocked": ["0" * 16], "umask": ["0022"], "orphan": False}
 
 
 @pytest.mark.skipif(not isolation.possible(), reason="no namespaces can be made here")
-def test_a_machine_of_its_own() -> None:
+def test_separate_namespaces() -> None:
     """Own pids and links, no ignored or blocked signal; the exit status is passed on."""
     result = _look()
     assert result == {"pid": 2, "links": ["lo"], "ignored": [0]} | CLEAN

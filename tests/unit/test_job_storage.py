@@ -449,7 +449,7 @@ def test_a_late_removal(url: str, clock: Clock, tmp_path: Path) -> None:
     assert _fetched(storage, _directory(tmp_path / "new")) == 3
 
 
-def test_a_listing_that_is_late(clock: Clock, tmp_path: Path) -> None:
+def test_an_outdated_listing(clock: Clock, tmp_path: Path) -> None:
     """If a file system does not list a record yet, nothing is removed."""
     storage = Storage(f"memory://job-{next(numbers)}")
     here = _directory(tmp_path / "here")
@@ -480,7 +480,7 @@ class LateListings(Storage):
         return self.listed[folder]
 
 
-def test_listings_that_are_late(url: str, clock: Clock, tmp_path: Path) -> None:
+def test_outdated_listings(url: str, clock: Clock, tmp_path: Path) -> None:
     """The newest commit and the newest lease are found by their names: nothing is lost, and no
     token is used twice.
     """
@@ -688,7 +688,9 @@ def test_urls_that_are_refused() -> None:
         Storage("nothing://x")
 
 
-def test_uploads_behind(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_are_repeated(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Uploads are repeated, with pauses that grow to a limit; the newest checkpoint is uploaded."""
     monkeypatch.setattr(uploads, "LOOK", 0.001)
     monkeypatch.setattr(uploads, "FIRST_PAUSE", 0.001)

@@ -182,7 +182,7 @@ def _build(**changed: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_compiler
-def test_a_build_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
+def test_the_error_of_a_build_without_libcriu(tmp_path: Path) -> None:
     """A missing header, library or compiler is named, with the commands that install it."""
     library = any_library()
     compiler = tmp_path / "cc"
@@ -266,7 +266,7 @@ def without_libcriu(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess
     return run
 
 
-def test_an_import_without_libcriu_says_what_to_install(
+def test_the_error_of_an_import_without_libcriu(
     without_libcriu: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """The extension without its library: one ImportError with the commands that install it."""

@@ -19,7 +19,7 @@ import pytest
 from pycriu_native.testing import answer_of, write_images
 
 from .support.libraries import ROOT
-from .test_exchange import FAKE, GONE, Play, Step, notify, send
+from .test_exchange import FAKE, GONE, FakeCriu, Step, notify, send
 
 SOURCE = Path(__file__).parents[0] / "support" / "failing_malloc.c"
 
@@ -98,7 +98,7 @@ def test_memory_runs_out(shim: Path, tmp_path: Path, verb: str) -> None:
     (tmp_path / "images").mkdir()
     if verb == "restore":
         write_images(tmp_path / "images")
-    Play(program, tmp_path / "images").script(*ANSWERS[verb])
+    FakeCriu(program, tmp_path / "images").script(*ANSWERS[verb])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, verb, str(program), str(tmp_path / "images")],
         env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT)},

@@ -86,7 +86,7 @@ def test_a_long_name_of_a_directory(tmp_path: Path) -> None:
     assert "longlonglo…end" in (tmp_path / "x.svg").read_text()
 
 
-def test_a_pre_dump_writes_when_it_has_let_go(tmp_path: Path) -> None:
+def test_a_pre_dump_writes_after_the_freeze(tmp_path: Path) -> None:
     """The processes are frozen until their memory is read, not until it is written."""
     (tmp_path / "pre-dump.log").write_text(PRE_DUMP)
     result = plots.read_timeline(tmp_path)
@@ -137,7 +137,7 @@ def test_a_chain_in_a_circle(tmp_path: Path) -> None:
         plots.read_rounds(tmp_path)
 
 
-def test_the_picture_says_what_the_log_says(tmp_path: Path) -> None:
+def test_the_picture_shows_the_log(tmp_path: Path) -> None:
     """The picture has the title, each process and the frozen time, and is the same each time."""
     (tmp_path / "dump.log").write_text(LOG)
     write_dump_statistics(tmp_path, frozen_time=39_000)

@@ -33,8 +33,8 @@ from pycriu_native.options.values import WireValue
 from .support import expected
 from .support import peer as asked
 from .support.peer import Peer
-from .support.proto import Judge
-from .support.strategies import World, any_opts, criu_opts, fields, values_of
+from .support.proto import WireFormat
+from .support.strategies import OptionObjects, any_opts, criu_opts, fields, values_of
 
 verbs = st.sampled_from(list(expected.LOG))
 NOBODY = 2**22 + 1
@@ -52,19 +52,19 @@ wired = settings(
 )
 
 
-def unknown_to(judge: Judge, opts: CriuOpts) -> set[str]:
+def unknown_to(wire_format: WireFormat, opts: CriuOpts) -> set[str]:
     """The fields that are set and that a release does not know, by its ``rpc.proto``."""
     return {
         row.name
         for row, value in opts.items()
-        if value != () and row.wire is not None and not _is_known(judge, row, value)
+        if value != () and row.wire is not None and not _is_known(wire_format, row, value)
     }
 
 
-def _is_known(judge: Judge, row: Row, value: object) -> bool:
+def _is_known(wire_format: WireFormat, row: Row, value: object) -> bool:
     if row.name == "network_lock":
-        return value in judge.enum("criu_network_lock_method").values()
-    return row.wire in judge.fields()
+        return value in wire_format.enum("criu_network_lock_method").values()
+    return row.wire in wire_format.fields()
 
 
 def without(opts: CriuOpts, fields: set[str]) -> CriuOpts:
@@ -129,28 +129,28 @@ def inherited_by_criu(opts: CriuOpts) -> list[Any]:
     sibling=False,
 )
 def test_what_is_sent_is_what_the_options_say(
-    peer: Peer, judge: Judge, opts: CriuOpts, verb: Verb, pid: int | None, sibling: bool
+    peer: Peer, wire_format: WireFormat, opts: CriuOpts, verb: Verb, pid: int | None, sibling: bool
 ) -> None:
     """Every field that is set with its value, the table's additions, and nothing else.
 
     The bytes are those of an independent encoder; the message that is read back through libcriu's
     descriptors is the same; a repetition and another order give the same bytes.
     """
-    opts = without(opts, unknown_to(judge, opts))
+    opts = without(opts, unknown_to(wire_format, opts))
     inherited = inherited_by_criu(opts)
     filled = peer.ask(asked.filled, opts, verb, pid, sibling)
-    sent = judge.decode(filled.request)
+    sent = wire_format.decode(filled.request)
     requested = expect(opts, verb, pid, filled.directories, sent, sibling)
-    request = {"type": judge.request_types[expected.REQUEST_TYPE[verb]], "opts": requested}
+    request = {"type": wire_format.request_types[expected.REQUEST_TYPE[verb]], "opts": requested}
     assert sent == request
-    assert filled.request == judge.encode(request)
+    assert filled.request == wire_format.encode(request)
     assert filled.read == requested
     assert sorted(filled.keep) == sorted(inherited)
 
     again = peer.ask(asked.filled, opts, verb, pid, sibling)
     assert again.request == filled.request
     remembered = peer.ask(asked.filled, opts, verb, pid, sibling, turns=2)
-    decoded = judge.decode(remembered.request)
+    decoded = wire_format.decode(remembered.request)
     assert decoded == {
         **request,
         "opts": expect(opts, verb, pid, remembered.directories, decoded, sibling),
@@ -161,7 +161,7 @@ def test_what_is_sent_is_what_the_options_say(
     assert shuffled.read == filled.read
 
 
-def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
+def test_a_handle_leaves_no_memory(peer: Peer, wire_format: WireFormat) -> None:
     """Fields that libcriu does not free are freed: a hundred handles leave no memory in use."""
 
     @settings(max_examples=5, deadline=None, phases=[Phase.generate])
@@ -169,7 +169,7 @@ def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
     def nothing_stays(opts: CriuOpts) -> None:
         # A log with a path is written to a configuration file, which cannot have every text.
         left_out = {"log_file"} if opts.log_file is not None and "/" in opts.log_file else set()
-        known = without(opts, unknown_to(judge, opts) | left_out)
+        known = without(opts, unknown_to(wire_format, opts) | left_out)
         inherited_by_criu(known)
         assert peer.ask(asked.leaked, known, Verb.DUMP, NOBODY, 100) < 100 * LEAST_CHUNK
 
@@ -178,17 +178,17 @@ def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
 
 @wired
 @given(data=st.data())
-def test_a_call_sends_what_the_options_say(
-    peer: Peer, judge: Judge, world: World, data: st.DataObject
+def test_the_request_has_the_options(
+    peer: Peer, wire_format: WireFormat, objects: OptionObjects, data: st.DataObject
 ) -> None:
     """The request of a whole call, as a CRIU receives it, has the content of the options.
 
     Options that the loaded libcriu lacks are refused with their release.
     """
     verb = data.draw(verbs)
-    opts = data.draw(criu_opts(world, verb))
+    opts = data.draw(criu_opts(objects, verb))
     pid = data.draw(pids) if verb in (Verb.DUMP, Verb.PRE_DUMP) else None
-    unknown = unknown_to(judge, opts)
+    unknown = unknown_to(wire_format, opts)
     if unknown:
         with pytest.raises(UnsupportedError) as caught:
             peer.ask(asked.called, opts, verb, pid)
@@ -199,14 +199,17 @@ def test_a_call_sends_what_the_options_say(
         except OptionError:
             return  # it needed what had to go
     called = peer.ask(asked.called, opts, verb, pid)
-    sent = judge.decode(called.request)
+    sent = wire_format.decode(called.request)
     requested = expect(opts, verb, pid, called.directories, sent)
-    assert sent == {"type": judge.request_types[expected.REQUEST_TYPE[verb]], "opts": requested}
+    assert sent == {
+        "type": wire_format.request_types[expected.REQUEST_TYPE[verb]],
+        "opts": requested,
+    }
     assert called.result == (1234 if verb is Verb.RESTORE else 0)
 
 
 @pytest.mark.parametrize("name", list(BY_FIELD))
-def test_each_option_at_its_limits(peer: Peer, judge: Judge, name: str) -> None:
+def test_each_option_at_its_limits(peer: Peer, wire_format: WireFormat, name: str) -> None:
     """Each field arrives alone with its limits; unknown fields are refused, not dropped."""
     row = BY_FIELD[name]
 
@@ -214,13 +217,13 @@ def test_each_option_at_its_limits(peer: Peer, judge: Judge, name: str) -> None:
     @given(value=values_of(row))
     def arrives(value: Any) -> None:
         opts = CriuOpts(**{name: value})
-        unknown = unknown_to(judge, opts)
+        unknown = unknown_to(wire_format, opts)
         if unknown:
             with pytest.raises((UnsupportedError, LookupError)):
                 peer.ask(asked.filled, opts, Verb.DUMP, NOBODY)
             return
         filled = peer.ask(asked.filled, opts, Verb.DUMP, NOBODY)
-        sent = judge.decode(filled.request)
+        sent = wire_format.decode(filled.request)
         assert sent["opts"] == expect(opts, Verb.DUMP, NOBODY, filled.directories, sent)
 
     arrives()
@@ -228,15 +231,15 @@ def test_each_option_at_its_limits(peer: Peer, judge: Judge, name: str) -> None:
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
 def test_what_is_unknown_is_refused_with_its_release(
-    peer: Peer, judge: Judge, world: World, row: Row
+    peer: Peer, wire_format: WireFormat, objects: OptionObjects, row: Row
 ) -> None:
     """A field or value that is younger than the loaded libcriu: the error names both releases."""
     if not row.wire or not row.field or release(row.since) <= release(peer.library.version):
-        assert row.wire is None or row.wire in judge.fields()
+        assert row.wire is None or row.wire in wire_format.fields()
         return
 
     @settings(max_examples=1, deadline=None, database=None)
-    @given(value=world.forms.get(row.name, values_of(row)).filter(lambda v: v != []))
+    @given(value=objects.forms.get(row.name, values_of(row)).filter(lambda v: v != []))
     def refused(value: Any) -> None:
         opts = CriuOpts(**{row.name: value})
         with pytest.raises(UnsupportedError) as caught:
@@ -269,21 +272,23 @@ def test_a_program_that_is_older_than_libcriu(peer: Peer) -> None:
     peer.ask(asked.supported, CriuOpts(display_stats=True), "3.19")
 
 
-def test_requests_without_options(peer: Peer, judge: Judge) -> None:
+def test_requests_without_options(peer: Peer, wire_format: WireFormat) -> None:
     """``version`` and ``feature_check`` send no options."""
     for verb, features in ((Verb.VERSION, None), (Verb.FEATURE_CHECK, True)):
-        sent = judge.decode(peer.ask(asked.filled, CriuOpts(), verb).request)
-        assert sent.pop("type") == judge.request_types[expected.REQUEST_TYPE[verb]]
+        sent = wire_format.decode(peer.ask(asked.filled, CriuOpts(), verb).request)
+        assert sent.pop("type") == wire_format.request_types[expected.REQUEST_TYPE[verb]]
         sent.pop("opts", None)
         assert set(sent) == ({"features"} if features else set())
         if features:
-            assert sent["features"] == dict.fromkeys(judge.fields("criu_features"), True)
+            assert sent["features"] == dict.fromkeys(wire_format.fields("criu_features"), True)
 
 
 @pytest.mark.parametrize("size", [2**18, 2**20, 4 * 2**20 - 2**16])
-def test_requests_of_megabytes(peer: Peer, judge: Judge, world: World, size: int) -> None:
+def test_requests_of_megabytes(
+    peer: Peer, wire_format: WireFormat, objects: OptionObjects, size: int
+) -> None:
     """A large request arrives complete; if the buffer cannot be enlarged, it is refused."""
-    opts = CriuOpts(images_directory=str(world.images), cg_props="x" * size)
+    opts = CriuOpts(images_directory=str(objects.images), cg_props="x" * size)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         widen(sock)
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
@@ -291,24 +296,24 @@ def test_requests_of_megabytes(peer: Peer, judge: Judge, world: World, size: int
         with pytest.raises(OptionError, match="one request holds"):
             peer.ask(asked.called, opts, Verb.DUMP, NOBODY)
         return
-    sent: Any = judge.decode(peer.ask(asked.called, opts, Verb.DUMP, NOBODY).request)
+    sent: Any = wire_format.decode(peer.ask(asked.called, opts, Verb.DUMP, NOBODY).request)
     assert sent["opts"]["cgroup_props"] == opts.cg_props
 
 
-def test_more_than_a_socket_carries(peer: Peer, world: World) -> None:
+def test_more_than_a_socket_carries(peer: Peer, objects: OptionObjects) -> None:
     """The kernel has no space for a message above 4 MiB: it is refused, and not sent."""
-    opts = CriuOpts(images_directory=str(world.images), cg_props="x" * (5 * 2**20))
+    opts = CriuOpts(images_directory=str(objects.images), cg_props="x" * (5 * 2**20))
     with pytest.raises(OptionError, match=r"the options take .* bytes; one request holds"):
         peer.ask(asked.called, opts, Verb.DUMP, NOBODY)
 
 
-def test_descriptors_that_crius_own_would_hide(peer: Peer, judge: Judge) -> None:
+def test_descriptors_that_crius_own_would_hide(peer: Peer, wire_format: WireFormat) -> None:
     """0 to 2 are CRIU's standard files: inherited descriptors get other numbers."""
     opts = CriuOpts(
         inherit_fds=[InheritFd(0, "a"), InheritFd(700, "b")], page_server=PageServer(fd=1)
     )
     filled = peer.ask(asked.filled, opts, Verb.RESTORE)
-    sent: Any = judge.decode(filled.request)["opts"]
+    sent: Any = wire_format.decode(filled.request)["opts"]
     numbers = [item["fd"] for item in sent["inherit_fd"]] + [sent["ps"]["fd"]]
     assert numbers[1] == 700  # which no test has open
     assert all(number > 2 for number in numbers)
@@ -320,10 +325,12 @@ def test_no_verb_is_left_out() -> None:
     assert set(expected.LOG) == {verb for verb in VERB_MASK if str(verb) in REQUEST_TYPES}
 
 
-def test_a_self_dump_has_no_notifications(peer: Peer, judge: Judge) -> None:
+def test_a_self_dump_has_no_notifications(peer: Peer, wire_format: WireFormat) -> None:
     """A dump of the caller or of a tree that contains it: no pid for itself, no notifications."""
     for pid in (None, 1):
-        sent = judge.decode(peer.ask(asked.filled, CriuOpts(), Verb.DUMP, pid).request)["opts"]
+        sent = wire_format.decode(peer.ask(asked.filled, CriuOpts(), Verb.DUMP, pid).request)[
+            "opts"
+        ]
         assert isinstance(sent, dict)
         assert "notify_scripts" not in sent
         assert sent.get("pid") == pid

@@ -36,7 +36,7 @@ from pycriu_native.enums import Verb
 from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
 
-from .support.strategies import EXISTING_FILE, World, any_opts, criu_opts, values_of
+from .support.strategies import EXISTING_FILE, OptionObjects, any_opts, criu_opts, values_of
 
 DUMP, PRE_DUMP, RESTORE, PAGES = Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE, Verb.PAGE_SERVER
 HERE = os.path.dirname(__file__)
@@ -153,7 +153,7 @@ def test_refused(verb: Verb, fields: dict[str, Any], culprit: str, reason: str) 
 
 
 @pytest.mark.parametrize(("verb", "fields", "culprit", "reason"), REFUSED)
-def test_without_the_culprit_it_is_accepted(
+def test_without_the_named_field_it_is_accepted(
     verb: Verb, fields: dict[str, Any], culprit: str, reason: str
 ) -> None:
     """Each refused case is accepted without the field that the error names."""
@@ -190,12 +190,12 @@ def test_one_error_has_all_problems(data: st.DataObject) -> None:
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
-    world: World, data: st.DataObject
+    objects: OptionObjects, data: st.DataObject
 ) -> None:
     """``belongs to`` is reported for exactly the fields whose row is for other verbs."""
     name = data.draw(st.sampled_from(sorted(BY_FIELD)))
     verb = data.draw(st.sampled_from(sorted(VERB_MASK, key=str)))
-    value = data.draw(world.forms.get(name, values_of(BY_FIELD[name])))
+    value = data.draw(objects.forms.get(name, values_of(BY_FIELD[name])))
     try:
         option_rules.check(CriuOpts(**{name: value}), verb)
     except OptionError as error:
@@ -217,13 +217,13 @@ def test_rules_that_are_skipped_find_nothing(opts: CriuOpts, verb: Verb) -> None
     assert result == before or result == every()  # a descriptor can be closed meanwhile
 
 
-def test_only_for_makes_any_options_fit(world: World) -> None:
+def test_only_for_makes_any_options_fit(objects: OptionObjects) -> None:
     """The options that ``only_for`` leaves are accepted."""
 
     @settings(max_examples=50, deadline=None)
     @given(data=st.data())
     def fits(data: st.DataObject) -> None:
-        opts = data.draw(criu_opts(world, DUMP))
+        opts = data.draw(criu_opts(objects, DUMP))
         for verb in VERB_MASK:
             assert not list(foreign_options(opts.only_for(verb), verb))
 

@@ -95,7 +95,7 @@ def _saved(images: Path, *files: Path) -> int:
     return at
 
 
-def test_put_back_and_given_back(tmp_path: Path) -> None:
+def test_put_back_and_changed_back(tmp_path: Path) -> None:
     """Changed, deleted, replaced by a link, new: each is put back to the state of the dump, and
     changed back, with owner, mode and time.
     """
@@ -311,7 +311,7 @@ def test_a_shared_part_that_was_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_reflinks")
-def test_a_log_that_was_written_anew(tmp_path: Path) -> None:
+def test_a_log_that_was_truncated(tmp_path: Path) -> None:
     """A log that was truncated and is longer again shares nothing with its earlier copy."""
     path = tmp_path / "app.log"
     with open(path, "ab") as log:

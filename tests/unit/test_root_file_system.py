@@ -78,7 +78,7 @@ def root(tmp_path: Path) -> str:
         [link("out", "{outside}"), file("out/.wh..wh..opq")],
     ],
 )
-def test_no_link_leads_out(
+def test_links_are_resolved_in_the_root(
     root: str, tmp_path: Path, members: list[tuple[str, bytes, str, dict[str, object]]]
 ) -> None:
     """A link is resolved with the new root as the root directory."""
@@ -114,7 +114,7 @@ def test_deletions_follow_no_link(root: str, tmp_path: Path) -> None:
     assert (tmp_path / "victim").exists()
 
 
-def test_attributes_come_along(root: str) -> None:
+def test_attributes_are_extracted(root: str) -> None:
     """Mode, time, links and attributes are set; existing files are replaced."""
     os.mkdir(f"{root}/file")
     members = archive(

@@ -95,7 +95,7 @@ def test_options_that_have_no_place(opts: dict[str, Any], field: str, tmp_path: 
     assert to.getvalue() == b""
 
 
-def test_ourselves() -> None:
+def test_a_tree_of_the_caller() -> None:
     """A caller in the tree is frozen, and cannot receive a stream."""
     with pytest.raises(OptionError, match="pid"):
         dump_stream(os.getpid(), CriuOpts(), io.BytesIO())

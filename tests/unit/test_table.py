@@ -33,7 +33,7 @@ from pycriu_native.options.table import (
 
 from .support import elf, strategies
 from .support.libraries import found, newest
-from .support.proto import Judge, judge_of
+from .support.proto import WireFormat, wire_format_of
 
 RUNC = [
     "images_directory",
@@ -164,16 +164,16 @@ def test_annotations_are_the_accepted_types(row: Row) -> None:
         assert _accepts(row.kind.item) <= ({inner} | set(typing.get_args(inner)))
 
 
-def test_fields_are_called_as_on_the_wire() -> None:
+def test_fields_have_the_names_of_the_wire() -> None:
     """Names agree, except for runc's, plurals of lists, and the setters' stems."""
     sent = [row for row in TABLE if row.field and not row.in_config]
     assert {row.field: row.wire for row in sent if row.field != row.wire} == RENAMED
     assert len(BY_WIRE) == sum(row.wire is not None for row in TABLE)
 
 
-def test_every_wire_field_has_a_row(newest_judge: Judge) -> None:
+def test_every_wire_field_has_a_row(newest_wire_format: WireFormat) -> None:
     """The newest ``rpc.proto`` and the table have the same fields."""
-    assert set(BY_WIRE) == set(newest_judge.fields())
+    assert set(BY_WIRE) == set(newest_wire_format.fields())
 
 
 def _wire_type(kind: kinds.Kind) -> set[int]:
@@ -195,18 +195,18 @@ def _wire_type(kind: kinds.Kind) -> set[int]:
         case kinds.Mode():
             return {FieldDescriptor.TYPE_ENUM, FieldDescriptor.TYPE_UINT32}
         case kinds.Text() | kinds.FilePath():
-            return {FieldDescriptor.TYPE_BYTES}  # the judge's name for text
+            return {FieldDescriptor.TYPE_BYTES}  # protobuf's name for text
         case kinds.Item():
             return {FieldDescriptor.TYPE_MESSAGE}
     raise AssertionError(f"{kind} is unknown here")
 
 
 @rows
-def test_kinds_fit_the_wire(row: Row, newest_judge: Judge) -> None:
+def test_kinds_fit_the_wire(row: Row, newest_wire_format: WireFormat) -> None:
     """A list is repeated, a flag a bool, text a string; a number is as wide as its bounds."""
     if row.wire is None:
         return
-    field = newest_judge.fields()[row.wire]
+    field = newest_wire_format.fields()[row.wire]
     assert field.is_repeated == isinstance(row.kind, kinds.ListOf)
     narrow = isinstance(row.kind, kinds.Number) and row.kind.low >= 0 and row.kind.high < 2**31
     allowed = _wire_type(row.kind) | ({FieldDescriptor.TYPE_UINT32} if narrow else set())
@@ -219,7 +219,7 @@ def test_since_is_the_release_of_the_wire_field(row: Row) -> None:
     if row.wire is None:
         return
     for one in found().values():
-        known = row.wire in judge_of(one).fields()
+        known = row.wire in wire_format_of(one).fields()
         assert known == (release(row.since) <= release(one.version)), one.version
 
 
@@ -233,10 +233,10 @@ def test_since_is_the_release_of_the_wire_field(row: Row) -> None:
     ],
 )
 def test_enumerations_are_those_of_the_wire(
-    ours: type[enums.CgroupMode], theirs: str, prefix: str, newest_judge: Judge
+    ours: type[enums.CgroupMode], theirs: str, prefix: str, newest_wire_format: WireFormat
 ) -> None:
     """Names and numbers are CRIU's, except for prefixes of C."""
-    wire = newest_judge.enum(theirs)
+    wire = newest_wire_format.enum(theirs)
     assert {member.name: member.value for member in ours} == {
         name.removeprefix(prefix): number for name, number in wire.items()
     }
@@ -245,8 +245,8 @@ def test_enumerations_are_those_of_the_wire(
 def test_members_have_their_release() -> None:
     """A value that the oldest release does not know is listed with the release that does."""
     for one in found().values():
-        judge = judge_of(one)
-        known = set(judge.enum("criu_network_lock_method").values())
+        wire_format = wire_format_of(one)
+        known = set(wire_format.enum("criu_network_lock_method").values())
         for member in enums.NetworkLock:
             since = MEMBER_SINCE.get(("network_lock", member), "3.16")
             assert (member in known) == (release(since) <= release(one.version))
@@ -276,7 +276,7 @@ def test_setters_have_their_release(row: Row) -> None:
 
 
 @rows_with_field
-def test_every_row_has_a_strategy(row: Row, world: strategies.World) -> None:
+def test_every_row_has_a_strategy(row: Row, objects: strategies.OptionObjects) -> None:
     """One strategy for each field, with values that each verb of the row accepts."""
     quick = settings(
         database=None,
@@ -287,7 +287,7 @@ def test_every_row_has_a_strategy(row: Row, world: strategies.World) -> None:
     find(strategies.values_of(row), lambda value: True, settings=quick)
     for verb, mask in VERB_MASK.items():
         if row.on & mask:
-            opts = strategies.criu_opts(world, verb, must=row.name)
+            opts = strategies.criu_opts(objects, verb, must=row.name)
             try:
                 find(opts, lambda o: getattr(o, row.name) not in (None, ()), settings=quick)
             except NoSuchExample:

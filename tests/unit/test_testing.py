@@ -35,7 +35,7 @@ def opts(tmp_path: Path) -> CriuOpts:
     return CriuOpts(images_directory=tmp_path)
 
 
-def test_yes(opts: CriuOpts, tmp_path: Path) -> None:
+def test_scripted_calls_succeed(opts: CriuOpts, tmp_path: Path) -> None:
     """Calls succeed, and the requests can be inspected."""
     criu = ScriptedCriu(restored_pid=77)
     check(via=criu)

@@ -42,7 +42,7 @@ def test_lines_end_at_a_newline_only(tmp_path: Path, data: bytes, lines: object)
     assert result == lines or len(result) == lines
 
 
-def test_a_byte_is_shown_as_one() -> None:
+def test_a_byte_is_shown_in_hexadecimal() -> None:
     """A byte that is not UTF-8 is shown in hexadecimal; letters are unchanged."""
     text = os.fsdecode(CUT)
     assert escaped(text) == encodable(text) == "расчётн\\xd0"

@@ -58,7 +58,9 @@ def _request(via: ScriptedCriu, **fields: Any) -> Request:
 
 
 @pytest.mark.parametrize("form", ["absolute", "relative", "dots", "slashes"])
-def test_a_directory_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+def test_a_directory_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
     """The directory of the path is opened, in any notation, and no descriptor stays open."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -238,7 +240,7 @@ def test_parents_that_others_can_write(tmp_path: Path, form: str, verb: Verb, wh
         os.close(fd)
 
 
-def test_images_that_nobody_would_look_at(tmp_path: Path) -> None:
+def test_images_that_would_not_be_checked(tmp_path: Path) -> None:
     """CRIU would open that path itself, without these checks and that of completeness; it is for a
     service, which can see other files.
     """
@@ -423,7 +425,7 @@ def _verdict(path: str) -> bool | None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_quick_look_says_nothing_that_the_walk_does_not(tmp_path: Path, seed: int) -> None:
+def test_the_fast_check_agrees_with_the_walk(tmp_path: Path, seed: int) -> None:
     """A positive result agrees with the walk; many paths at once have the results of each."""
     random = Random(seed)
     _grow_tree(tmp_path, random)

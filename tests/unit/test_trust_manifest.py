@@ -93,7 +93,7 @@ def test_a_change(images: Path, change: Callable[[Path], object], flaw: str) -> 
         assert ", " not in str(caught.value).partition("sealed: ")[2].replace(" bytes, not", "")
 
 
-def test_all_flaws_at_once(images: Path) -> None:
+def test_all_differences_at_once(images: Path) -> None:
     """All differences are named at once."""
     seal(images)
     _flip(images)
@@ -103,7 +103,7 @@ def test_all_flaws_at_once(images: Path) -> None:
         verify(images)
 
 
-def test_who_changes_the_manifest_too(images: Path) -> None:
+def test_a_changed_manifest(images: Path) -> None:
     """A changed manifest is detected by its digest only."""
     digest = seal(images)
     _flip(images)
@@ -140,7 +140,7 @@ def test_what_is_no_manifest(images: Path, text: bytes) -> None:
         verify(images)
 
 
-def test_names_that_lead_elsewhere(images: Path) -> None:
+def test_names_outside_of_the_directory(images: Path) -> None:
     """A manifest cannot make ``verify`` read files outside of the directory."""
     seal(images)
     manifest = json.loads((images / MANIFEST).read_text())

@@ -28,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
-def complaints(source: Path, cache: Path) -> list[str]:
+def type_errors(source: Path, cache: Path) -> list[str]:
     """The output of strict mypy for a user's file, without the project's settings."""
     command = [
         *(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"),
@@ -46,7 +46,7 @@ def complaints(source: Path, cache: Path) -> list[str]:
     return [line for line in ended.stdout.splitlines() if " error: " in line]
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_has_the_mark_of_types() -> None:
     """Without ``py.typed`` in the installed package, type checkers would ignore its types."""
     assert Path(pycriu_native.__file__).with_name("py.typed").exists()
     assert '"py.typed"' in (ROOT / "pyproject.toml").read_text()
@@ -56,7 +56,7 @@ def test_what_a_user_writes(tmp_path: Path, cache: Path) -> None:
     """Right uses are accepted, results have their types, and wrong uses are refused."""
     mine = tmp_path / "mine.py"
     mine.write_text(CHECKS.read_text())
-    assert complaints(mine, cache) == []
+    assert type_errors(mine, cache) == []
 
 
 def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
@@ -71,7 +71,7 @@ def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(IGNORED.sub("", text))
     message: dict[int, set[str]] = {}
-    for line in complaints(mine, cache):
+    for line in type_errors(mine, cache):
         number, code = re.search(r":(\d+): error: .*\[([\w-]+)\]$", line).groups()  # type: ignore[union-attr]
         message.setdefault(int(number), set()).add(code)
     assert message == expected

@@ -77,7 +77,7 @@ def test_other_files_do_not_matter(images: int, tmp_path: Path) -> None:
     assert kept.result(images, "a", count) == 1
 
 
-def test_files_of_a_moment_ago(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_were_just_changed(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were changed a moment ago could change again within the same clock tick."""
     monkeypatch.setattr(unchanged, "TICK_NS", 10**18)
     kept, count = Unchanged[int](), counter()

@@ -104,7 +104,7 @@ FORMS: list[tuple[str, object, list[Any]]] = [
     [(field, one, form) for field, one, forms in FORMS for form in forms],
     ids=lambda value: repr(value)[:60],
 )
-def test_every_form_comes_down_to_one(field: str, one: object, form: Any) -> None:
+def test_all_forms_have_one_value(field: str, one: object, form: Any) -> None:
     """All forms have the same value and type."""
     value = getattr(CriuOpts(**{field: form}), field)
     assert value == one

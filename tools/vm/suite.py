@@ -33,7 +33,7 @@ SMOKE = (
     "tests/integration/test_dump_iters.py",
     "tests/integration/test_job_increments.py",
     "tests/integration/test_libcriu_promises.py::test_iterations",
-    "tests/integration/test_dump_restore.py::test_everything_in_a_process_comes_back",
+    "tests/integration/test_dump_restore.py::test_all_parts_of_a_process_are_restored",
     "tests/integration/test_dump_restore.py::test_a_pid_that_is_taken",
     "tests/integration/test_lazy.py::test_memory_comes_after_the_process",
     "tests/integration/test_migration.py::test_memory_goes_in_rounds_first",
@@ -45,13 +45,13 @@ SMOKE = (
 SMOKE_LIMIT = 1800
 GUEST_ARM64 = "trixie-arm64"
 SMOKE_ARM64 = (
-    "tests/integration/test_dump_restore.py::test_everything_in_a_process_comes_back",
+    "tests/integration/test_dump_restore.py::test_all_parts_of_a_process_are_restored",
     "tests/integration/test_dump_restore.py::test_a_pid_that_is_taken",
     "tests/integration/test_forkserver.py",
     "tests/integration/test_self_dump.py",
     "tests/integration/test_stats.py",
     "tests/integration/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
-    "tests/integration/test_shell_job.py::test_a_shell_goes_on_at_another_terminal",
+    "tests/integration/test_shell_job.py::test_a_shell_continues_at_another_terminal",
     "tests/unit/test_images_memory.py",
 )
 LIMIT = 3600

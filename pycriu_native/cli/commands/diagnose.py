@@ -69,16 +69,11 @@ def _preflight(
         words = command_line(result)
         words += [] if files is None else ["--files", files]
         words += [f"--also={pattern}" for pattern in also]
-    text = in_flags(safe_lines(str(result)))
+    text = in_flags("\n".join(map(safe, str(result).splitlines())))
     if words is not None:
         text += f"\ntry: {shlex.join(words)}"
     body = json_form.fields(result) | {"command": words}
     return call.out.answer(body, text, code=Exit.DONE if works else Exit.NO)
-
-
-def safe_lines(text: str) -> str:
-    """Escape control characters in each line of a text."""
-    return "\n".join(map(safe, text.splitlines()))
 
 
 def command_line(result: Preflight) -> list[str]:

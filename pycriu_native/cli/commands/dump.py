@@ -17,7 +17,7 @@ from ...results import PAGE, DumpStatistics
 from .. import command, image_summary, json_form, progress, streams
 from ..command import Call, Command
 from ..exit_codes import CALL_EXITS, Exit
-from ..text import columns, count, micro, pids, safe, size, time
+from ..text import columns, count, details, micro, pids, safe, size, time
 
 if TYPE_CHECKING:
     from ... import DumpItersResult, Round
@@ -80,7 +80,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     rows.append(("whole call", time(result.duration)))
     body = json_form.fields(result) | {"stream": stream, "stream_bytes": written}
     headline = f"{what} into {safe(stream)}"
-    return call.out.result(body, "\n".join([headline, *columns(rows, indent=2)]))
+    return call.out.result(body, details(headline, rows))
 
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
@@ -167,7 +167,7 @@ def text(result: DumpResult, name: str, done: str) -> str:
         rows.append(("reaping", f"{time(result.reap_wait)} until the parent reaped it"))
     if result.log:
         rows.append(("log", safe(result.log)))
-    return "\n".join([headline, *columns(rows, indent=2)])
+    return details(headline, rows)
 
 
 def _numbers(statistics: DumpStatistics) -> list[tuple[str, str]]:
@@ -190,21 +190,15 @@ def _numbers(statistics: DumpStatistics) -> list[tuple[str, str]]:
 
 def _hint(call: Call, result: DumpResult) -> None:
     """Print advice: the pid is still in use, or CRIU probes the kernel for each call."""
-    _hint_at_parent(call, result)
-    command.hint_at_feature_cache(call)
-
-
-def _hint_at_parent(call: Call, result: DumpResult) -> None:
-    runs_on = call.opts.leave_running or call.opts.leave_stopped
-    if result.pid_free or runs_on:
-        return
-    seen = stat_of(result.pid)
+    is_left = call.opts.leave_running or call.opts.leave_stopped
+    seen = None if result.pid_free or is_left else stat_of(result.pid)
     if seen is not None and seen.state == "Z":
         parent = f"pid {seen.parent} ({safe(comm_of(seen.parent))})"
         call.out.hint(
             f"pid {result.pid} stays in use until its parent, {parent}, has reaped it; a restore "
             "before that fails"
         )
+    command.hint_at_feature_cache(call)
 
 
 COMMANDS = {

@@ -16,7 +16,7 @@ import click
 
 from ..._support.unpatched import sleep
 from ...errors import CriuError, ImagesError
-from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, JobStatus, State
+from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Checkpoint, Job, JobStatus, State
 from ...jobs.control import request_checkpoint, request_stop
 from ...jobs.directory import CheckpointProgress, JobDirectory
 from ...jobs.job import MOST
@@ -34,7 +34,7 @@ from ..command import (
 )
 from ..errors import in_flags
 from ..exit_codes import Exit
-from ..text import columns, remaining, safe, size
+from ..text import columns, details, remaining, safe, size
 from .archives import keys_of
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -162,18 +162,16 @@ def _status_text(job: JobDirectory, status: JobStatus) -> str:
     if (taken := status.progress) is not None:
         rows.append(("now", _progress(taken)))
     if status.last_success is not None and status.last_duration is not None:
-        rows.append(
-            (
-                "newest",
-                f"{_when(status.last_success)}: {_kind(status.last_parents)}, "
-                f"{size(status.last_bytes or 0)} in "
-                f"{status.last_duration:.2f} s, frozen {status.last_frozen or 0:.3f} s",
-            )
+        newest = (
+            f"{_when(status.last_success)}: {_kind(status.last_parents)}, "
+            f"{size(status.last_bytes or 0)} in "
+            f"{status.last_duration:.2f} s, frozen {status.last_frozen or 0:.3f} s"
         )
+        rows.append(("newest", newest))
     if (storage := status.storage) is not None:
         done = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
         rows += [("storage", safe(storage.url)), ("uploads", safe(done))]
-    return "\n".join([f"{job.path}: {status.state}", *columns(rows, indent=2)])
+    return details(f"{job.path}: {status.state}", rows)
 
 
 def _progress(taken: CheckpointProgress) -> str:
@@ -206,10 +204,12 @@ def _list(call: Call, directory: str) -> Exit:
         )
         for each in checkpoints
     ]
-    body = [{k: v for k, v in asdict(each).items() if k != "options"} for each in checkpoints]
-    return call.out.answer(
-        {"checkpoints": body}, "\n".join(columns(rows)) if checkpoints else "no checkpoints"
-    )
+    body = {"checkpoints": list(map(_shape, checkpoints))}
+    return call.out.answer(body, "\n".join(columns(rows)) if checkpoints else "no checkpoints")
+
+
+def _shape(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {name: value for name, value in asdict(checkpoint).items() if name != "options"}
 
 
 @contextlib.contextmanager
@@ -226,8 +226,8 @@ def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
     job = _job_directory(directory)
     with _requested("the job takes the checkpoint"):
         made = request_checkpoint(job, timeout)
-    body = {k: v for k, v in asdict(made).items() if k != "options"}
-    return call.out.result(body, f"checkpoint {made.number}: {size(made.bytes)}, {made.path}")
+    text = f"checkpoint {made.number}: {size(made.bytes)}, {made.path}"
+    return call.out.result(_shape(made), text)
 
 
 def _stop(call: Call, directory: str, timeout: float) -> Exit:

@@ -17,7 +17,7 @@ from ...errors import OptionError, Problem
 from .. import json_form
 from ..command import Call, Command
 from ..exit_codes import CALL_EXITS, Exit
-from ..text import columns, safe, time
+from ..text import details, safe, time
 
 FEATURES = {
     "mem_track": "tracking of changed memory (pre-dump, --track-mem)",
@@ -42,8 +42,7 @@ def _check(call: Call) -> Exit:
     rows = [("criu", f"{program} ({via.name()})"), ("libcriu", str(libcriu_version()))]
     rows += [(name, f"{'yes' if has[name] else 'no'}: {text}") for name, text in FEATURES.items()]
     rows += [("warning", safe(line)) for line in result.warnings]
-    text = "\n".join(["CRIU can work on this kernel", *columns(rows, indent=2)])
-    return call.out.result(body, text)
+    return call.out.result(body, details("CRIU can work on this kernel", rows))
 
 
 def _keep_cache(call: Call) -> Exit:
@@ -66,8 +65,6 @@ def _cpuinfo_check(call: Call) -> Exit:
     return call.out.result(result, f"this processor has the features in {safe(result.images)}")
 
 
-EXITS = CALL_EXITS
-
 COMMANDS = {
     "check": Command(
         "check",
@@ -80,7 +77,7 @@ COMMANDS = {
             "pycriu-native check",
             "pycriu-native check --json | jq .result.features",
         ],
-        exits=EXITS,
+        exits=CALL_EXITS,
     ),
     "keep-cache": Command(
         "keep-cache",
@@ -101,7 +98,7 @@ COMMANDS = {
         help="Write the features of this processor to cpuinfo.img in the images directory.\n\n"
         "'cpuinfo-check' on another host compares them with its processor. No process is touched.",
         examples=["pycriu-native cpuinfo-dump -D ckpt"],
-        exits=EXITS,
+        exits=CALL_EXITS,
     ),
     "cpuinfo-check": Command(
         "cpuinfo-check",
@@ -111,6 +108,6 @@ COMMANDS = {
         "The exit status is 1 if it lacks one. No process is touched.",
         examples=["pycriu-native cpuinfo-check -D ckpt", "pycriu-native cpuinfo-check -D ckpt "
                   "--cpu-cap=cpu"],
-        exits=EXITS,
+        exits=CALL_EXITS,
     ),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from ...migration.endpoint import TLS_FIELDS
 from .. import command, json_form, progress
 from ..command import Call, Command, Group
 from ..exit_codes import CALL_EXITS, Exit
-from ..text import columns, micro, safe, size, time
+from ..text import details, micro, safe, size, time
 
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS, Exit.IN_DOUBT)
 
@@ -75,7 +75,7 @@ def _text(result: MigrationResult, headline: str) -> str:
     if result.dump is not None:
         rows.append(("frozen", micro(result.dump.frozen_time)))
     rows += [(f"  {phase}", time(seconds)) for phase, seconds in result.phases.items()]
-    return "\n".join([safe(headline), *columns(rows, indent=2)])
+    return details(safe(headline), rows)
 
 
 def _shared_options() -> list[click.Parameter]:

@@ -19,7 +19,7 @@ from .. import command as command_module
 from .. import image_summary, json_form, progress, streams
 from ..command import Call, Command, Interrupted
 from ..exit_codes import CALL_EXITS, Exit
-from ..text import columns, micro, pids, safe, size, time
+from ..text import details, micro, pids, safe, size, time
 
 UNTIL_ASLEEP = 2.0
 """Seconds that a restored job gets to return to its system call; a busy one has none."""
@@ -152,23 +152,19 @@ def text(result: RestoreResult) -> str:
 def _text(result: RestoreResult, where: str, rows: list[tuple[str, str]]) -> str:
     statistics = result.statistics
     if statistics is not None:
+        pages = statistics.pages_restored
         rows += [
-            (
-                "memory",
-                f"{size(statistics.pages_restored * PAGE)} ({statistics.pages_restored} pages)",
-            ),
+            ("memory", f"{size(pages * PAGE)} ({pages} pages)"),
             ("forking", micro(statistics.forking_time)),
             ("restore", micro(statistics.restore_time)),
         ]
         if statistics.pages_skipped_cow:
-            rows.append(
-                ("shared", f"{statistics.pages_skipped_cow} pages remain shared after fork")
-            )
+            shared = f"{statistics.pages_skipped_cow} pages remain shared after fork"
+            rows.append(("shared", shared))
     rows.append(("whole call", time(result.duration)))
     if result.log:
         rows.append(("log", safe(result.log)))
-    headline = f"restored pid {result.pid} from {where}"
-    return "\n".join([headline, *columns(rows, indent=2)])
+    return details(f"restored pid {result.pid} from {where}", rows)
 
 
 COMMANDS = {

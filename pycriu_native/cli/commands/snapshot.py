@@ -19,7 +19,7 @@ from ...snapshots.processor_level import LEVELS
 from .. import progress
 from ..command import Call, Command, Group, Interrupted, directory_argument, flag, option
 from ..exit_codes import CALL_EXITS, Exit
-from ..text import columns, safe, size
+from ..text import columns, details, safe, size
 
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
 
@@ -165,7 +165,7 @@ def _inspect(call: Call, directory: str) -> int:
     }
     head = safe(f"{directory}: {_command(record)}")
     code = Exit.NO if found else Exit.DONE
-    return call.out.result(body, "\n".join([head, *columns(rows, indent=2)]), code=code)
+    return call.out.result(body, details(head, rows), code=code)
 
 
 def _remove(call: Call, directory: str) -> int:
@@ -202,7 +202,7 @@ def text(snapshot: Snapshot) -> str:
         ("start", safe(f"pycriu-native start {snapshot.directory}")),
     ]
     head = safe(f"saved {_command(record)} in {snapshot.directory}")
-    return "\n".join([head, *columns(rows, indent=2)])
+    return details(head, rows)
 
 
 def _sizes(snapshot: Snapshot) -> str:

@@ -85,7 +85,7 @@ def test_the_place_fails(
     """The dump fails and the process runs, intact; or the images were already complete."""
     checked = CheckedProcess.start(spawn)
 
-    def harm(notification: Notification) -> None:
+    def damage(notification: Notification) -> None:
         if notification.action is moment:
             HARMS[what](tmp_path / "disk")
 
@@ -93,7 +93,7 @@ def test_the_place_fails(
     with tmpfs(tmp_path / "disk") as disk:
         opts = CriuOpts(images_directory=disk / "images", tcp_established=True)
         try:
-            dump(checked.pid, opts, on_notify=harm)
+            dump(checked.pid, opts, on_notify=damage)
         except CriuError as caught:
             error = caught
         saved = images_are(disk / "images")

@@ -23,10 +23,10 @@ Part = tuple[mmap.mmap, list[int]]
 """Memory, and the number in each of its pages."""
 
 
-def mapped(dice: random.Random) -> Part:
-    size = dice.choice((PAGE * dice.randint(1, 40), TABLE, 2 * TABLE))
+def mapped(rng: random.Random) -> Part:
+    size = rng.choice((PAGE * rng.randint(1, 40), TABLE, 2 * TABLE))
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if dice.random() < 0.7:
+    if rng.random() < 0.7:
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return memory, [0] * (size // PAGE)
 
@@ -49,15 +49,15 @@ def check(parts: list[Part]) -> None:
                 sys.exit(f"page {page} of {len(numbers)} has wrong contents, not {number}")
 
 
-def change(parts: list[Part], dice: random.Random, step: int) -> None:
+def change(parts: list[Part], rng: random.Random, step: int) -> None:
     """Make one change at random."""
-    kind = dice.random()
+    kind = rng.random()
     if len(parts) < MOST and kind < 0.3:
-        parts.append(mapped(dice))
-    part = dice.choice(parts)
+        parts.append(mapped(rng))
+    part = rng.choice(parts)
     memory, numbers = part
     if kind < 0.4 and len(memory) < LARGEST:
-        memory.resize(len(memory) + dice.choice((PAGE, TABLE)))
+        memory.resize(len(memory) + rng.choice((PAGE, TABLE)))
         numbers += [0] * (len(memory) // PAGE - len(numbers))
     elif kind < 0.5:
         memory.close()
@@ -72,18 +72,18 @@ def change(parts: list[Part], dice: random.Random, step: int) -> None:
         check(parts)
         os._exit(0)
     else:
-        for page in dice.sample(range(len(numbers)), min(len(numbers), dice.randint(1, 300))):
+        for page in rng.sample(range(len(numbers)), min(len(numbers), rng.randint(1, 300))):
             write(part, page, step)
 
 
 def main(place: Path) -> None:
-    dice, step = random.Random(1), 0
+    rng, step = random.Random(1), 0
     parts: list[Part] = []
     while not (place / "finish").exists():
         step += 1
         if not parts:
-            parts.append(mapped(dice))
-        change(parts, dice, step)
+            parts.append(mapped(rng))
+        change(parts, rng, step)
         if step % 20 == 0:
             check(parts)
             (place / "checks").write_text(str(step // 20))

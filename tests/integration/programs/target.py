@@ -1,7 +1,7 @@
-"""A process to checkpoint, which answers questions about its state.
+"""A process to checkpoint, which responds to requests.
 
 Run as ``python target.py DIRECTORY``: it executes DIRECTORY/scenario.py, which calls
-``serve`` with the questions that it answers. Questions and answers are files in DIRECTORY,
+``serve`` with the requests that it handles. Requests and responses are files in DIRECTORY,
 so that only plain files connect it with the test.
 """
 
@@ -25,23 +25,23 @@ def put(name: str, text: str) -> None:
     partial.rename(HERE / name)
 
 
-def serve(**answers: Callable[..., object]) -> None:
-    """Answer questions for ever. ``ticks``, which grows, and ``pid`` are always available."""
+def serve(**handlers: Callable[..., object]) -> None:
+    """Handle requests for ever. ``ticks``, which grows, and ``pid`` are always available."""
     global ticks
-    answers["ticks"] = lambda: ticks
-    answers["pid"] = os.getpid
+    handlers["ticks"] = lambda: ticks
+    handlers["pid"] = os.getpid
     put("ready", str(os.getpid()))
     while True:
         ticks += 1
-        question = HERE / "question"
-        if question.exists():
-            number, name, *arguments = json.loads(question.read_text())
-            question.unlink()
+        request = HERE / "request"
+        if request.exists():
+            number, name, *arguments = json.loads(request.read_text())
+            request.unlink()
             try:
-                answer = [True, answers[name](*arguments)]
+                response = [True, handlers[name](*arguments)]
             except Exception as error:
-                answer = [False, repr(error)]
-            put(f"answer-{number}", json.dumps(answer))
+                response = [False, repr(error)]
+            put(f"response-{number}", json.dumps(response))
         time.sleep(0.002)
 
 

@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pycriu_native import CriuError
+from pycriu_native import CriuError, restore
 from pycriu_native._transport.program import find_program
+from pycriu_native.oci import Bundle
 
 from . import releases
 from .cgroups import remove
@@ -280,6 +281,12 @@ class Counting:
             cgroup.mkdir(exist_ok=True)
             (cgroup / "pids.max").write_text(LIMIT)
 
+    def restore_here(self, images: Path, bundle: Path | None = None) -> None:
+        """Restore it by this library."""
+        streams = (None, *self.after.theirs)
+        with Bundle.load(bundle or self.bundle).restoring(images, stdio=streams) as opts:
+            self.restored_here(restore(opts).pid)
+
     def restored_here(self, pid: int) -> None:
         """Record a restore by this library, with this pid."""
         self.pid = pid
@@ -298,7 +305,7 @@ class Counting:
         """Wait until it is past a number."""
         eventually(lambda: self.count > number, f"{self.id} counting past {number}")
 
-    def went_on_from(self, number: int, *later: Streams) -> bool:
+    def continued_from(self, number: int, *later: Streams) -> bool:
         """Whether it continues, and no number was lost or printed twice on either stream."""
         self.counts_past(number + 5)
         lives = [streams.numbers() for streams in (self.before, self.after, *later)]
@@ -325,6 +332,10 @@ class Counting:
             capture_output=True,
             text=True,
         ).stdout
+
+    def loopback(self) -> str:
+        """The flags of its loopback interface."""
+        return self.enter("ip", "-brief", "link", "show", "lo")
 
     def mounts(self) -> dict[str, tuple[str, bool]]:
         """Its mounts by mount point: the part of the file system, and whether it is read-only."""

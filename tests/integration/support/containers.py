@@ -123,7 +123,6 @@ def container(
     directory: Path,
     scenario: str = "serve()",
     *,
-    namespaces: Sequence[str] = NAMESPACES,
     binds: Mapping[str, Path] | None = None,
     mounts: Mapping[str, str | tuple[str, str]] | None = None,
     propagation: str = "private",
@@ -167,7 +166,7 @@ def container(
             process = subprocess.Popen(
                 [
                     *("unshare", "--propagation", propagation, "--fork"),
-                    *(f"--{name}" for name in namespaces),
+                    *(f"--{name}" for name in NAMESPACES),
                     *(sys.executable, str(BOX), json.dumps(spec)),
                 ],
                 stdin=subprocess.DEVNULL,

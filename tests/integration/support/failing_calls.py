@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,12 +20,11 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Worker, dump
+from pycriu_native import CriuError, CriuOpts, Worker
 from pycriu_native._checks.criu_files import KERNEL_CACHE
 from pycriu_native._transport.program import find_program
 
-from ..conftest import Spawn
-from .processes import PATIENCE, TARGET, Target, eventually, kill
+from .processes import PATIENCE, TARGET, Spawn, Target, eventually, kill
 
 OLDER = {release: f"/opt/pycriu-native-{release}/bin/criu" for release in ("3.17", "4.1")}
 """Releases that are too old for newer kernels."""
@@ -77,8 +77,14 @@ class Site:
     def dumped(self, scenario: str = "serve()", **options: Any) -> Target:
         """A process that was dumped with these options and has ended."""
         target = self.spawn(scenario)
-        dump(target.pid, CriuOpts(images_directory=self.images, **options))
-        target.reap()
+        target.dump(CriuOpts(images_directory=self.images, **options))
+        return target
+
+    def spawn_curable(self, scenario: str, **options: Any) -> Target:
+        """A process; the cure is the only request that its scenario gives ``serve``."""
+        (request,) = re.findall(r"\bserve\((\w+)=", scenario)
+        target = self.spawn(scenario, **options)
+        self.cure = lambda: target.ask(request)
         return target
 
     def apply_cure(self) -> Target | None:

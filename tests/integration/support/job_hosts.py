@@ -39,9 +39,6 @@ class HostedJob(RunningJob):
         storage = self.storage or str(self.place / "storage")
         self.options = (*self.options, "--storage", storage, "--lease", LEASE, "--keep", "2")
 
-    def events(self) -> list[str]:
-        return [each["event"] for each in self.directory.events()]
-
     def has_uploads(self, number: int) -> bool:
         status = self.directory.storage_status()
         return status is not None and status.uploads >= number

@@ -90,6 +90,19 @@ class RunningJob:
 
         eventually(look, what)
 
+    def has_begun(self) -> bool:
+        """Whether the command has written output."""
+        path = self.directory.path / "stdout"
+        return path.exists() and path.stat().st_size > 0
+
+    def events(self) -> list[str]:
+        """The names of its events."""
+        return [each["event"] for each in self.directory.events()]
+
+    def messages_of(self, event: str) -> list[str]:
+        """The messages of its events with this name."""
+        return [each["message"] for each in self.directory.events() if each["event"] == event]
+
     def has_checkpoints(self, number: int) -> bool:
         return self.directory.status().checkpoints >= number
 
@@ -119,12 +132,12 @@ class RunningJob:
         self.start()
         return self.wait()
 
-    def kill_one(self, dice: random.Random) -> str:
+    def kill_one(self, rng: random.Random) -> str:
         """Kill one process of the job at random; returns its kind."""
         pids = self.processes()
         kinds = {pid: self.kind(number, pid) for number, pid in enumerate(pids)}
-        kind = dice.choice(sorted(set(kinds.values())))
-        pid = dice.choice([pid for pid in pids if kinds[pid] == kind])
+        kind = rng.choice(sorted(set(kinds.values())))
+        pid = rng.choice([pid for pid in pids if kinds[pid] == kind])
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         return kind

@@ -51,10 +51,10 @@ def python(module: str = "pycriu_native.jobs") -> str:
 
 
 @contextmanager
-def directory_of(user: int = USER) -> Iterator[Path]:
-    """A temporary directory of this user's."""
+def directory_of() -> Iterator[Path]:
+    """A temporary directory of the user's."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        os.chown(name, user, user)
+        os.chown(name, USER, USER)
         yield Path(name)
 
 

@@ -1,4 +1,4 @@
-"""Processes to checkpoint: starts them, sends them questions, ends them by pid."""
+"""Processes to checkpoint: starts them, sends them requests, ends them by pid."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from pycriu_native import CriuOpts, DumpResult, dump
+
 TARGET = Path(__file__).parents[1] / "programs" / "target.py"
 PATIENCE = float(os.environ.get("PYCRIU_NATIVE_TEST_PATIENCE", "60"))
 """Seconds after which a wait fails: generous, so that load decides no test."""
@@ -26,15 +28,21 @@ PATIENCE = float(os.environ.get("PYCRIU_NATIVE_TEST_PATIENCE", "60"))
 _numbers = itertools.count()
 
 
-def eventually(condition: Callable[[], object], what: str) -> Any:
-    """Wait until the condition holds, and return its value."""
+def eventually(
+    condition: Callable[[], object], what: str, describe: Callable[[], str] = lambda: ""
+) -> Any:
+    """Wait until the condition holds, and return its value.
+
+    ``describe`` returns more text for the message of a failure.
+    """
     until = time.monotonic() + PATIENCE
     while True:
         result = condition()
         if result:
             return result
         if time.monotonic() > until:
-            raise AssertionError(f"{what} did not happen within {PATIENCE} s")
+            message = f"{what} did not happen within {PATIENCE} s\n{describe()}"
+            raise AssertionError(message.rstrip())
         time.sleep(0.002)
 
 
@@ -49,6 +57,11 @@ def state(pid: int) -> str:
 def is_alive(pid: int) -> bool:
     """Whether a process exists and is not a zombie."""
     return state(pid) not in ("", "Z", "X")
+
+
+def free_pid() -> int:
+    """A pid that no process has."""
+    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
 
 
 def kill(pid: int) -> None:
@@ -135,26 +148,32 @@ class Target:
     process: subprocess.Popen[bytes]
     tree: list[int] = field(default_factory=list)
 
-    def put(self, question: str, *arguments: object) -> Path:
+    def put(self, request: str, *arguments: object) -> Path:
         """Send a request without waiting; returns the file for the response."""
         number = next(_numbers)
-        partial = self.directory / "question.partial"
-        partial.write_text(json.dumps([number, question, *arguments]))
-        partial.rename(self.directory / "question")
-        return self.directory / f"answer-{number}"
+        partial = self.directory / "request.partial"
+        partial.write_text(json.dumps([number, request, *arguments]))
+        partial.rename(self.directory / "request")
+        return self.directory / f"response-{number}"
 
-    def ask(self, question: str, *arguments: object) -> Any:
-        """Send a question and return the answer; the process must run."""
-        answer = self.put(question, *arguments)
-        eventually(answer.exists, f"an answer of {self.pid} to {question!r}")
-        good, value = json.loads(answer.read_text())
-        answer.unlink()
-        assert good, f"{question} failed in the process: {value}"
+    def ask(self, request: str, *arguments: object) -> Any:
+        """Send a request and return the response; the process must run."""
+        response = self.put(request, *arguments)
+        eventually(response.exists, f"a response of {self.pid} to {request!r}")
+        good, value = json.loads(response.read_text())
+        response.unlink()
+        assert good, f"{request} failed in the process: {value}"
         return value
 
     def reap(self) -> int:
         """Reap it after its end, for example after a dump; returns its status."""
         return self.process.wait(PATIENCE)
+
+    def dump(self, opts: CriuOpts, **options: Any) -> DumpResult:
+        """Dump it, and reap it."""
+        result = dump(self.pid, opts, **options)
+        self.reap()
+        return result
 
     def until_free(self) -> None:
         """Wait until its pid is free: a failed restore leaves a zombie until it is reaped."""
@@ -172,6 +191,10 @@ class Target:
             kill(pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(0.1)
+
+
+Spawn = Callable[..., Target]
+"""The fixture ``spawn``: starts a target, as :func:`start` does, and ends it after the test."""
 
 
 def user_namespace(*options: str) -> list[str]:

@@ -20,7 +20,7 @@ import time
 LARGEST = 8 * 2**20
 
 
-def play(steps: list[list[str]], sock: socket.socket, received: str) -> None:
+def run_steps(steps: list[list[str]], sock: socket.socket, received: str) -> None:
     """Run the script."""
     for step, *arguments in steps:
         match step:
@@ -70,4 +70,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     with open(sys.argv[0] + ".json") as script:
-        play(json.load(script), socket.socket(fileno=int(sys.argv[2])), sys.argv[0] + ".received")
+        run_steps(
+            json.load(script), socket.socket(fileno=int(sys.argv[2])), sys.argv[0] + ".received"
+        )

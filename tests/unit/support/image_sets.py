@@ -12,7 +12,8 @@ from pycriu_native.images import encode
 PAGE = 4096
 MARCH = {"aarch64": "AARCH64"}.get(os.uname().machine, "X86_64")
 """This host's architecture, as CRIU names it."""
-START = 0x10000
+START, SIZE = 0x10000, 16
+"""Address of the mapping, and its size in pages."""
 ANONYMOUS = 1 | 1 << 9
 """VMA_AREA_REGULAR and VMA_ANON_PRIVATE."""
 PARENT, LAZY, PRESENT = 1, 2, 4
@@ -30,7 +31,6 @@ def image_set(
     pages: bytes = b"",
     *,
     pid: int = 10,
-    size: int = 16,
     old: bool = False,
     page_size: int = PAGE,
 ) -> Path:
@@ -69,7 +69,7 @@ def image_set(
     memory |= {"exe_file_id": 1, "mm_saved_auxv": [33, 0x7FFF0000, 6, page_size, 0, 0]}
     vma = {
         "start": START,
-        "end": START + size * page_size,
+        "end": START + SIZE * page_size,
         "pgoff": 0,
         "shmid": 0,
         "prot": 3,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, unknown_fields
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from pycriu_native.options.values import WireValue
@@ -35,7 +35,7 @@ def compile_proto(proto: Path) -> descriptor_pb2.FileDescriptorProto:
     return result.file[0]
 
 
-class Judge:
+class WireFormat:
     """The wire format of one release."""
 
     def __init__(self, proto: Path) -> None:
@@ -61,30 +61,30 @@ class Judge:
         result = self._pool.FindEnumTypeByName(name)
         return {name: value.number for name, value in result.values_by_name.items()}
 
-    def decode(self, data: bytes, message: str = "criu_req") -> dict[str, WireValue]:
-        """All fields set in a message; a field unknown to the release is an error."""
-        result = self._new(self._pool.FindMessageTypeByName(message))
+    def decode(self, data: bytes) -> dict[str, WireValue]:
+        """All fields set in a request; a field unknown to the release is an error."""
+        result = self._new("criu_req")
         result.ParseFromString(data)
         return _mapping(result)
 
     def encode(self, fields: dict[str, Any], message: str = "criu_req") -> bytes:
         """The bytes of a message, ordered by field number as protobuf-c does."""
-        made = self._new(self._pool.FindMessageTypeByName(message))
+        made = self._new(message)
         _fill(made, fields)
         return made.SerializeToString(deterministic=True)
 
-    def _new(self, descriptor: Descriptor) -> Message:
-        return message_factory.GetMessageClass(descriptor)()
+    def _new(self, message: str) -> Message:
+        return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(message))()
 
 
 @functools.cache
-def _judge(proto: Path) -> Judge:
-    return Judge(proto)
+def _wire_format(proto: Path) -> WireFormat:
+    return WireFormat(proto)
 
 
-def judge_of(library: Library) -> Judge:
+def wire_format_of(library: Library) -> WireFormat:
     """The wire format of a library's release."""
-    return _judge(library.include / "criu/rpc.proto")
+    return _wire_format(library.include / "criu/rpc.proto")
 
 
 def _mapping(message: Message) -> dict[str, WireValue]:

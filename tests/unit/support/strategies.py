@@ -157,7 +157,7 @@ def any_opts(draw: st.DrawFn) -> CriuOpts:
 # ---- options that a verb accepts ----
 
 
-class World:
+class OptionObjects:
     """Objects that some options must name. ``close`` closes them."""
 
     def __init__(self, directory: Path) -> None:
@@ -259,9 +259,11 @@ def rows_for(verb: Verb) -> list[Row]:
 
 
 @st.composite
-def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None) -> CriuOpts:
+def criu_opts(
+    draw: st.DrawFn, objects: OptionObjects, verb: Verb, must: str | None = None
+) -> CriuOpts:
     """Options that the verb accepts; ``must`` is set, except when its value is an empty list."""
-    forms = world.forms
+    forms = objects.forms
     names = [row.name for row in rows_for(verb)]
     chosen: dict[str, Any] = {}
 
@@ -285,7 +287,7 @@ def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None
             add(name)
     keep = {must, *needed, *COMPANIONS.get(must or "", ())}
     if "images_dir" not in chosen:
-        chosen.setdefault("images_directory", str(world.images))
+        chosen.setdefault("images_directory", str(objects.images))
     return _without_contradictions(chosen, keep, verb)
 
 

@@ -13,7 +13,7 @@ from pycriu_native import CriuOpts, dump
 from .containers import container
 from .processes import start
 
-MENAGERIE = """
+SCENARIO = """
     import array, ctypes, fcntl, mmap, os, resource, select, signal, socket, struct, sys
     import tempfile, termios, threading, time
 
@@ -38,7 +38,7 @@ MENAGERIE = """
     private = mmap.mmap(mapped_file.fileno(), 0, flags=mmap.MAP_PRIVATE)
     private[4096:4108] = b"not on disk!"
     of_file = mmap.mmap(mapped_file.fileno(), 0, flags=mmap.MAP_SHARED)
-    memfd = os.memfd_create("quagga")
+    memfd = os.memfd_create("some-memory")
     os.write(memfd, b"in the memfd" * 1000)
     of_memfd = mmap.mmap(memfd, 12000)
 
@@ -76,7 +76,7 @@ MENAGERIE = """
     dgrams = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     dgrams[0].send(b"first"); dgrams[0].send(b"second datagram")
     named = socket.socket(socket.AF_UNIX); named.bind(str(HERE / "named")); named.listen(3)
-    abstract = socket.socket(socket.AF_UNIX); abstract.bind("\\0zoo-" + str(os.getpid()))
+    abstract = socket.socket(socket.AF_UNIX); abstract.bind("\\0sample-" + str(os.getpid()))
     abstract.listen()
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); netlink.bind((0, 0))
     packet = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
@@ -92,7 +92,7 @@ MENAGERIE = """
     os.write(slave, b"shown"); os.write(master, b"typed\\n")
 
     # The process itself.
-    libc.prctl(15, b"menagerie")
+    libc.prctl(15, b"sample")
     os.umask(0o027)
     resource.setrlimit(resource.RLIMIT_SIGPENDING, (1000, 2000))
     signal.setitimer(signal.ITIMER_REAL, 5000, 60)
@@ -179,7 +179,7 @@ INSIDE = """
 
 
 @dataclass
-class Zoo:
+class SampleImages:
     """Images of the process, and its own report of its state."""
 
     images: Path
@@ -190,9 +190,9 @@ class Zoo:
     home: Path
 
 
-def menagerie(directory: Path) -> Zoo:
+def make_sample(directory: Path) -> SampleImages:
     """Start the process, dump it, change it, dump it again, end it."""
-    target = start(directory / "target", MENAGERIE)
+    target = start(directory / "target", SCENARIO)
     try:
         facts = target.ask("facts")
         first = CriuOpts(
@@ -207,7 +207,9 @@ def menagerie(directory: Path) -> Zoo:
         dump(target.pid, replace(first, images_directory=directory / "changed"))
     finally:
         target.end()
-    return Zoo(directory / "images", target.pid, facts, directory / "changed", target.directory)
+    return SampleImages(
+        directory / "images", target.pid, facts, directory / "changed", target.directory
+    )
 
 
 @contextmanager
