@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .._checks import service_fds
 from .._checks.arguments import check_types
 from .._failures.log_excerpt import known
+from .._integrity.dump_marker import RECORD
 from .._integrity.page_size import HOST_PAGE
 from .._system.capabilities import (
     CAP_SETPCAP,
@@ -177,6 +178,16 @@ class _Check:
                 "a pre-dump has memory only",
                 "restore the dump that builds on it",
             )
+        if os.path.lexists(os.path.join(self.images.directory, RECORD)):
+            return
+        for each in self.images.processes:
+            if each.state != "zombie" and not each.descriptors:
+                yield _warning(
+                    f"fdinfo-{each.files_table}.img",
+                    f"it does not exist: pid {each.pid} had no open file, or the images lack it, "
+                    "and a restore would leave all of them closed",
+                    "look for it where the images come from",
+                )
 
     def outputs(self) -> Iterator[Finding]:
         from .._calls.request import output_names
