@@ -368,16 +368,17 @@ class _Set:
                 yield from self.files.missing(name)
 
     def _mounts(self, mounts: list[Row]) -> Iterator[Problem]:
-        # A nested mount namespace has external mounts of the outer one without their key.
+        # CRIU saves a file system by a mount of its root, unless that is external. A nested mount
+        # namespace has external mounts of the outer one without their key.
         every = (self.files.rows(name) for name in self.files.names if kind_of(name) == "MNTS")
         outside = {
             device
             for rows in every
-            for _, _, _, device, path, *external, _ in rows
-            if path in _ROOTS or any(external)
+            for _, _, _, device, root, path, *external, _ in rows
+            if path in _ROOTS or (root in _ROOTS and any(external))
         }
-        for _, kind, number, device, *_, deleted in mounts:
-            if device in outside or deleted:
+        for _, kind, number, device, root, *_, deleted in mounts:
+            if device in outside or deleted or root not in _ROOTS:
                 continue
             if kind == _TMPFS:
                 old = f"tmpfs-{number}.tar.gz.img"

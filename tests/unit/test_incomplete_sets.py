@@ -6,6 +6,7 @@ With images that are made here; those of a real CRIU are in
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -119,6 +120,29 @@ def test_rules_that_are_something_else(tmp_path: Path, data: bytes, why: str) ->
     _check(_write(tmp_path, {**SET, "rule-9.img": good}))
     with pytest.raises(ImagesError, match=rf"rule-9\.img {why}"):
         _check(_write(tmp_path, {"rule-9.img": data}))
+
+
+def test_a_file_system_with_a_bind_from_outside(tmp_path: Path) -> None:
+    """CRIU saves a tmpfs by the mount of its root, also if a file of it is bound as external."""
+    mounts = [
+        message((1, 0), (2, 1), (3, 100), (4, 0), (6, b"/box"), (7, b"/")),
+        message((1, 5), (2, 2), (3, 71), (4, 1), (6, b"/"), (7, b"/dev")),
+        message((1, 5), (2, 3), (3, 71), (4, 1), (6, b"/null"), (7, b"/x"), (18, b"/dev/null")),
+        message((1, 5), (2, 4), (3, 72), (4, 1), (6, b"/"), (7, b"/given"), (18, b"given")),
+        message((1, 5), (2, 5), (3, 72), (4, 1), (6, b"/"), (7, b"/again")),
+        message((1, 5), (2, 6), (3, 73), (4, 1), (6, b"/sub"), (7, b"/part")),
+    ]
+    content = {
+        **SET,
+        "inventory.img": image_of("INVENTORY", message((1, 2), (3, message((9, 6))), (13, b"run"))),
+        f"ids-{PID}.img": image_of("IDS", message((1, 1), (2, 1), (3, 1), (4, 1), (9, 14))),
+        "mountpoints-14.img": image_of("MNTS", *mounts),
+        "tmpfs-dev-71.tar.gz.img": gzip.compress(b"files"),
+    }
+    _check(_write(tmp_path, content))
+    (tmp_path / "tmpfs-dev-71.tar.gz.img").unlink()
+    with pytest.raises(ImagesError, match=r"there is no tmpfs-dev-71\.tar\.gz\.img"):
+        _check(tmp_path)
 
 
 def test_a_zombie_with_memory(tmp_path: Path) -> None:
