@@ -591,9 +591,7 @@ class _Check:
     def inet_sockets(self) -> Iterator[Finding]:
         sockets = self._files(InetSocket)
         connected = [
-            each
-            for each in sockets
-            if each.connected and not self._inherited(f"socket:[{each.inode}]")
+            each for each in sockets if each.connected and not self._inherited_socket(each)
         ]
         if self.images.tcp_close and not self.opts.tcp_close:
             yield _error("TCP", "the dump was made with tcp_close", "tcp_close=True", "tcp_close")
@@ -610,6 +608,10 @@ class _Check:
             return
         for each in sockets:
             binding = _binding(each)
+            if each.remote and not each.connected and not self._inherited_socket(each):
+                address, _, port = each.remote.rpartition(":")
+                if not binding.reaches(address.strip("[]"), int(port)):
+                    yield _known(each.label, "udp-connect")
             if not binding.port:
                 continue
             dropped = each.connected and bool(self.opts.tcp_close)
@@ -623,6 +625,9 @@ class _Check:
                 )
             elif not each.connected and (conflict := conflict_of(binding)):
                 yield self._port(each, binding.port, conflict)
+
+    def _inherited_socket(self, sock: InetSocket) -> bool:
+        return self._inherited(f"socket:[{sock.inode}]")
 
     def _port(self, sock: InetSocket, port: int, conflict: Conflict) -> Finding:
         if conflict.seconds is not None:
