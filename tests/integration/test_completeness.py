@@ -300,12 +300,14 @@ def test_a_table_that_may_be_missing(spawn: Spawn, tmp_path: Path) -> None:
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
     child = next(each for each in inspect(images).processes if each.pid != target.pid)
     name = f"fdinfo-{child.files_table}.img"
-    (images / name).unlink()
+    (images / name).rename(tmp_path / name)
     (images / RECORD).unlink()
     assert _complete(images)
     (found,) = (each for each in check_images(images) if each.id == "complete")
     assert (found.severity, found.subject) == (Severity.WARNING, name)
     assert f"pid {child.pid} had no open file" in found.message
+    (tmp_path / name).rename(images / name)
+    assert not [each for each in check_images(images) if each.id == "complete"]
 
 
 def test_a_fifo_in_the_place_of_a_file(original: Path, images: Path) -> None:
