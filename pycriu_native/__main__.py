@@ -1,6 +1,6 @@
-"""``python -m pycriu_native`` is ``pycriu-native``."""
+"""``python -m pycriu_native`` is ``pycriu-native``, which runs without libcriu too."""
 
-from .cli import main
+from pycriu_native_main import main
 
 if __name__ == "__main__":
     main()

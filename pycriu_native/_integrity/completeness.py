@@ -56,9 +56,13 @@ _OF_NAMESPACE = {_IPC: "ipcns-var", _UTS: "utsns", _MNT: "mountpoints", _USER: "
 """The image of each namespace, by kind."""
 
 _NEVER_EMPTY = frozenset(
-    ["CORE", "MM", "FS", "IDS", "PSTREE", "UTSNS", "GHOST_FILE", "TCP_STREAM", "MNTS", "TIMENS"]
+    [
+        *("CORE", "MM", "FS", "IDS", "PSTREE", "UTSNS", "GHOST_FILE", "TCP_STREAM", "MNTS"),
+        *("TIMENS", "FDINFO", "REMAP_FPATH", "TTY_DATA", "SK_QUEUES", "FILE_LOCKS", "SECCOMP"),
+        *("CGROUP", "NETNS", "NETDEV", "IPC_VAR", "IPCNS_SHM", "IPCNS_MSG", "IPCNS_SEM"),
+    ]
 )
-"""Kinds of image that have at least one message."""
+"""Kinds of image that CRIU creates with their first message."""
 
 
 def is_pre_dump(files: ImageFiles) -> bool:
@@ -159,8 +163,8 @@ class _Set:
         first = next(pieces, b"")
         if kind := kind_at(first):
             raise DamagedError(Problem(f"{name} is damaged: it is an image of {kind}"))
-        if name.startswith(("ifaddr-", "route-", "route6-", "rule-")):
-            _check_netlink(name, first + b"".join(pieces))
+        if magic := _SAVED_BY_IP.get(name.partition("-")[0]):
+            _check_netlink(name, magic, first + b"".join(pieces))
         elif name.endswith(".tar.gz.img"):
             _check_gzip(name, chain((first,), pieces))
         elif end := _LAST_LINE.get(name.partition("-")[0]):
@@ -203,8 +207,13 @@ class _Set:
         files = self.files
         yield from files.missing(f"core-{pid}.img")
         core = files.first(f"core-{pid}.img")
-        if core is None or core[1] == _DEAD:
-            return  # a zombie has no other image, and its thread ids are not initialized
+        if core is None:
+            return
+        if core[1] == _DEAD:
+            # A zombie has no other image, and its thread ids are not initialized.
+            if f"mm-{pid}.img" in files.names:
+                yield replaced(f"core-{pid}.img", f"it is that of a zombie (mm-{pid}.img is there)")
+            return
         if core[1] == _UNSET:
             yield replaced(f"core-{pid}.img", "it is that of a thread, not of a process")
         for name in (f"mm-{pid}.img", f"fs-{pid}.img"):
@@ -341,7 +350,8 @@ class _Set:
         if kind == _NET:
             yield from self._network(space)
         elif kind == _TIME and not {"timens-0.img", f"timens-{space}.img"} & files.names:
-            yield from files.missing("timens-0.img")
+            # That of the host has the number 0.
+            yield from files.missing(f"timens-{0 if space == self.host[kind] else space}.img")
         elif kind == _IPC:
             for _, in_pagemaps, shared in files.rows(f"ipcns-shm-{space}.img"):
                 if in_pagemaps:
@@ -358,16 +368,17 @@ class _Set:
                 yield from self.files.missing(name)
 
     def _mounts(self, mounts: list[Row]) -> Iterator[Problem]:
-        # A nested mount namespace has external mounts of the outer one without their key.
+        # CRIU saves a file system by a mount of its root, unless that is external. A nested mount
+        # namespace has external mounts of the outer one without their key.
         every = (self.files.rows(name) for name in self.files.names if kind_of(name) == "MNTS")
         outside = {
             device
             for rows in every
-            for _, _, _, device, path, *external, _ in rows
-            if path in _ROOTS or any(external)
+            for _, _, _, device, root, path, *external, _ in rows
+            if path in _ROOTS or (root in _ROOTS and any(external))
         }
-        for _, kind, number, device, *_, deleted in mounts:
-            if device in outside or deleted:
+        for _, kind, number, device, root, *_, deleted in mounts:
+            if device in outside or deleted or root not in _ROOTS:
                 continue
             if kind == _TMPFS:
                 old = f"tmpfs-{number}.tar.gz.img"
@@ -377,12 +388,19 @@ class _Set:
                 yield from self.files.missing(f"autofs-{device}.img")
 
 
-def _check_netlink(name: str, data: bytes) -> None:
+_SAVED_BY_IP = {"ifaddr": 0x47361222, "route": 0x45311224, "route6": 0x45311224, "rule": 0x71706986}
+"""The magic numbers of ``ip save``, by image."""
+_NLMSG_HDRLEN = 16
+
+
+def _check_netlink(name: str, magic: int, data: bytes) -> None:
     """The output of ``ip save``: a magic number, then netlink messages."""
+    if len(data) >= 4 and int.from_bytes(data[:4], "little") != magic:
+        raise DamagedError(replaced(name, "it is no output of ip"))
     at = 4
-    while at + 4 <= len(data):
+    while at < len(data):
         length = int.from_bytes(data[at : at + 4], "little")
-        at += max(-(-length // 4) * 4, 4)
+        at += max(-(-length // 4) * 4, _NLMSG_HDRLEN)
     if at != len(data):
         raise short(name)
 

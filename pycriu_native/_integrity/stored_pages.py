@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from .image_files import COPY_AGAIN, DamagedError, ImageFiles, Problem, replaced, short
+from .image_files import COPY_AGAIN, DamagedError, ImageFiles, Problem, replaced
 
 _BRING_PARENTS = "bring the images of the pre-dumps along, in the same places"
 
@@ -40,10 +40,11 @@ def stored_pages(
     if size is None:
         if pagemap.size:
             yield missing(pagemap.pages, "which holds contents of memory")
-    elif size > pagemap.size:
-        yield short(name).problem  # entries are missing, and their pages are there
-    elif size < pagemap.size:
-        cause = f"{pagemap.pages} is {pagemap.size - size} bytes shorter than according to {name}"
+    elif size != pagemap.size:
+        than = "shorter" if size < pagemap.size else "longer"
+        cause = f"{pagemap.pages} is {abs(pagemap.size - size)} bytes {than} than {name} states"
+        if size > pagemap.size:
+            cause += f": {name} is cut short, or they belong to different dumps"
         yield Problem(cause, COPY_AGAIN)
     if pagemap.in_parent:
         yield from _in_parents(name, pagemap.in_parent, files, parents, broken)

@@ -49,6 +49,18 @@ class Binding:
             return error.errno != errno.EADDRNOTAVAIL
         return True
 
+    def reaches(self, address: str, port: int) -> bool:
+        """Whether a datagram socket with this address has a route to another one; none is sent."""
+        try:
+            with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
+                if self.family == socket.AF_INET6:
+                    probe.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
+                probe.bind((self.address, 0))
+                probe.connect((address, port))
+        except OSError as error:
+            return error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+        return True
+
     def collides(self, other: Binding) -> bool:
         """Whether two sockets with the same port receive the same packets.
 

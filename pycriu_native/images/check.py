@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .._checks import service_fds
 from .._checks.arguments import check_types
 from .._failures.log_excerpt import known
+from .._integrity.dump_marker import RECORD
 from .._integrity.page_size import HOST_PAGE
 from .._system.capabilities import (
     CAP_SETPCAP,
@@ -177,6 +178,16 @@ class _Check:
                 "a pre-dump has memory only",
                 "restore the dump that builds on it",
             )
+        if os.path.lexists(os.path.join(self.images.directory, RECORD)):
+            return
+        for each in self.images.processes:
+            if each.state != "zombie" and not each.descriptors:
+                yield _warning(
+                    f"fdinfo-{each.files_table}.img",
+                    f"it does not exist: pid {each.pid} had no open file, or the images lack it, "
+                    "and a restore would leave all of them closed",
+                    "look for it where the images come from",
+                )
 
     def outputs(self) -> Iterator[Finding]:
         from .._calls.request import output_names
@@ -585,9 +596,7 @@ class _Check:
     def inet_sockets(self) -> Iterator[Finding]:
         sockets = self._files(InetSocket)
         connected = [
-            each
-            for each in sockets
-            if each.connected and not self._inherited(f"socket:[{each.inode}]")
+            each for each in sockets if each.connected and not self._inherited_socket(each)
         ]
         if self.images.tcp_close and not self.opts.tcp_close:
             yield _error("TCP", "the dump was made with tcp_close", "tcp_close=True", "tcp_close")
@@ -604,6 +613,10 @@ class _Check:
             return
         for each in sockets:
             binding = _binding(each)
+            if each.remote and not each.connected and not self._inherited_socket(each):
+                address, _, port = each.remote.rpartition(":")
+                if not binding.reaches(address.strip("[]"), int(port)):
+                    yield _known(each.label, "udp-connect")
             if not binding.port:
                 continue
             dropped = each.connected and bool(self.opts.tcp_close)
@@ -617,6 +630,9 @@ class _Check:
                 )
             elif not each.connected and (conflict := conflict_of(binding)):
                 yield self._port(each, binding.port, conflict)
+
+    def _inherited_socket(self, sock: InetSocket) -> bool:
+        return self._inherited(f"socket:[{sock.inode}]")
 
     def _port(self, sock: InetSocket, port: int, conflict: Conflict) -> Finding:
         if conflict.seconds is not None:

@@ -17,7 +17,7 @@ from typing import Any
 from .. import guest
 from .._calls.progress_state import OnProgress
 from .._calls.verbs import dump
-from .._integrity.dump_record import record_size
+from .._integrity.dump_record import record_again
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
 from .._system.capabilities import is_root_of_host
@@ -265,7 +265,7 @@ def _accept_any_file(directory: Path, pid: int, ends: Ends) -> list[str | None]:
     partial.rename(path)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        record_size(fd, path.name)
+        record_again(fd, path.name)
     finally:
         close(fd)
     return keys

@@ -236,6 +236,80 @@ def test_an_image_over_another_of_its_kind(original: Path, images: Path) -> None
 CORES = {"core of a process", "core of a thread"}
 
 
+def test_a_copy_of_another_image(original: Path, images: Path) -> None:
+    """The record detects a copy of an image under the name of another one of its kind."""
+
+    def kind(name: str) -> str:
+        return re.sub(r"-[0-9a-f]+\.img$", "", name)
+
+    names = _names(original)
+    contents = {name: (original / name).read_bytes() for name in names}
+    for name, other in ((name, other) for name in names for other in names):
+        if kind(name) != kind(other) or contents[name] == contents[other]:
+            continue
+        (images / name).unlink()
+        os.link(original / other, images / name)
+        assert (_restorable(images), _complete(images)) == (False, False), (name, other)
+        (images / name).unlink()
+        os.link(original / name, images / name)
+    assert _restorable(images)
+
+
+def test_pages_of_equal_processes(spawn: Spawn, tmp_path: Path) -> None:
+    """Forked processes have pages files of one size: a copy of one for another is named."""
+    target = spawn(
+        """
+        import os, time
+        for _ in range(2):
+            if os.fork() == 0:
+                while True: time.sleep(1)
+        serve()
+        """
+    )
+    images = tmp_path / "images"
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    sizes: dict[int, Path] = {}
+    pairs = [
+        (name, sizes[name.stat().st_size])
+        for name in sorted(images.glob("pages-*.img"))
+        if sizes.setdefault(name.stat().st_size, name) != name
+    ]
+    assert pairs, "no two pages files have the same size"
+    for name, other in pairs:
+        kept = name.read_bytes()
+        name.write_bytes(other.read_bytes())
+        with pytest.raises(
+            ImagesError, match=f"{name.name} is damaged: it is a copy of {other.name}"
+        ):
+            restore(CriuOpts(images_directory=images))
+        name.write_bytes(kept)
+    assert _restorable(images)
+
+
+def test_a_table_that_may_be_missing(spawn: Spawn, tmp_path: Path) -> None:
+    """Without a record, an absent table of descriptors is a warning: it may have had none."""
+    target = spawn(
+        """
+        import os, time
+        if os.fork() == 0:
+            while True: time.sleep(1)
+        serve()
+        """
+    )
+    images = tmp_path / "images"
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    child = next(each for each in inspect(images).processes if each.pid != target.pid)
+    name = f"fdinfo-{child.files_table}.img"
+    (images / name).rename(tmp_path / name)
+    (images / RECORD).unlink()
+    assert _complete(images)
+    (found,) = (each for each in check_images(images) if each.id == "complete")
+    assert (found.severity, found.subject) == (Severity.WARNING, name)
+    assert f"pid {child.pid} had no open file" in found.message
+    (tmp_path / name).rename(images / name)
+    assert not [each for each in check_images(images) if each.id == "complete"]
+
+
 def test_a_fifo_in_the_place_of_a_file(original: Path, images: Path) -> None:
     """A FIFO instead of an image is refused, without waiting for data."""
     for name in (*_names(original), "stats-dump", "stats-restore", "dump.log"):

@@ -20,6 +20,7 @@ from .conftest import Spawn
 from .support import cgroups
 from .support.cgroups import Make
 from .support.failing_calls import Site, wrapped
+from .support.hosts import host
 from .support.processes import Target, reap_all, user_namespace
 
 pytestmark = pytest.mark.usefixtures("orphans")
@@ -155,6 +156,34 @@ CONNECTED = """
     serve(fd=sock.fileno)
 """
 PIDFD_GETFD = 438
+
+
+SENDS = """
+    import socket
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(("198.18.7.1", 7))
+    serve()
+"""
+
+
+@pytest.mark.cures("udp-connect")
+def test_a_udp_socket_without_a_route(site: Site) -> None:
+    """CRIU connects a UDP socket again, for which the host needs a route; so says the check."""
+
+    def route(verb: str) -> None:
+        there.run("ip", "route", verb, "198.18.7.0/24", "dev", "lo", "src", "127.0.0.1")
+
+    with host() as there, there.entered():
+        route("add")
+        target = site.dumped(SENDS)
+        assert not check_images(site.images)
+        route("del")
+        (found,) = check_images(site.images)
+        assert (found.id, found.severity) == ("inet_sockets", Severity.STOPS)
+        assert "no route here" in found.message
+        fails(site, "no route here", "give it a route")
+        route("add")
+        works(site, target)
 
 
 @pytest.mark.cures("tcp-connect")

@@ -278,22 +278,23 @@ def test_the_error_of_an_import_without_libcriu(
     assert len(run.stderr.splitlines()) <= 9
 
 
+@pytest.mark.parametrize("module", ["pycriu_native_main", "pycriu_native"])
 def test_the_command_line_without_libcriu(
-    without_libcriu: Callable[..., subprocess.CompletedProcess[str]],
+    without_libcriu: Callable[..., subprocess.CompletedProcess[str]], module: str
 ) -> None:
     """A command ends with the cure and without a traceback; doctor reports it in its usual form."""
-    run = without_libcriu("-m", "pycriu_native_main", "dump", "1")
+    run = without_libcriu("-m", module, "dump", "1")
     assert run.returncode == Exit.NO_CRIU
     assert "module does not load: libcriu" in run.stderr
     assert "cure    Install libcriu: apt-get install libcriu2" in run.stderr
     assert "Traceback" not in run.stderr
 
-    run = without_libcriu("-m", "pycriu_native_main", "doctor")
+    run = without_libcriu("-m", module, "doctor")
     assert run.returncode == Exit.NO
     assert "stops    libcriu: " in run.stdout
     assert "this machine cannot checkpoint" in run.stdout
 
-    run = without_libcriu("-m", "pycriu_native_main", "doctor", "--json")
+    run = without_libcriu("-m", module, "doctor", "--json")
     result = json.loads(run.stdout)
     (finding,) = result["result"]["findings"]
     assert result["exit_code"] == run.returncode == Exit.NO

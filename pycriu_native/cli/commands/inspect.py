@@ -370,14 +370,14 @@ def _encode(call: Call, described: str, image: str) -> Exit:
     if not isinstance(result, dict):
         raise ImagesError(f"{described} is not an image in the form that decode prints")
     data = _images().encode(result)
-    from ..._integrity.dump_record import record_size
+    from ..._integrity.dump_record import record_again
     from ..._integrity.manifest import opened_directory
     from ...archive.pack import written_beside
 
     with written_beside(Path(image)) as file:  # mode 0600, as images have
         file.write(data)
     with opened_directory(Path(image).parent) as directory:
-        record_size(directory, Path(image).name)
+        record_again(directory, Path(image).name)
     body = {"image": image, "bytes": len(data)}
     return call.out.result(body, safe(f"wrote {size(len(data))} to {image}"))
 
