@@ -79,13 +79,16 @@ class Exchange:
         when_written: Callable[[list[int]], object] | None = None,
         break_off: Callable[[list[int]], object] | None = None,
         *,
+        when_frozen: Callable[[list[int]], object] | None = None,
         watched: bool = False,
     ) -> None:
         """``when_sent`` is called once CRIU has the request; the notifications go to what it
         returns. ``when_written`` is called with ``tree`` after a dump has written all images,
         before the hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
         ``break_off`` is called with ``tree`` when the call is cancelled: it makes CRIU fail at
-        once. ``watched``: ``when_sent`` returns something.
+        once. ``when_frozen`` is called with ``tree`` when that is frozen for a dump, before CRIU
+        reads its memory, with the same effect of an error (CRIU 3.19). ``watched``: ``when_sent``
+        returns something.
         """
         self.connection = connection
         self.verb = verb
@@ -100,6 +103,7 @@ class Exchange:
         self._recovery: Recovery | None = None
         self._hook = hook
         self._when_written = when_written
+        self._when_frozen = when_frozen
         self._break_off = break_off
         self._final = False  # whether CRIU can no longer undo the call
         self._reply_pending = False  # whether CRIU waits for a reply: a refusal is enough then
@@ -334,19 +338,21 @@ class Exchange:
                 self._acknowledge_in_c()
         if self._recovery is not None:
             self._recovery.look(action, self.connection.pid)
-        if action is Notify.POST_DUMP:
-            self._images_written()
+        if action is Notify.QUERY_EXT_FILES:
+            self._call_when_frozen(self._when_frozen)
+        elif action is Notify.POST_DUMP:
+            self._call_when_frozen(self._when_written)
         elif self.verb is Verb.RESTORE and pid is not None:
             # At setup-namespaces only the root process exists.
             self.tree = process_tree(pid) if action is Notify.POST_RESTORE else [pid]
 
-    def _images_written(self) -> None:
-        """All images are written, and the dumped processes are still frozen."""
+    def _call_when_frozen(self, function: Callable[[list[int]], object] | None) -> None:
+        """Call a function with the dumped processes, which are frozen."""
         if self.pid is not None:
             frozen = None if self._recovery is None else self._recovery.frozen
             self.tree = process_tree(self.pid) if frozen is None else list(frozen)
-        if self._when_written is not None and self.stopped_by is None:
-            self._when_written(self.tree)
+        if function is not None and self.stopped_by is None:
+            function(self.tree)
 
     def _call_hook(self, hook: Hook, notification: Notification) -> Iterable[str] | None:
         """Call the hook. Returns the names that it adds to ``external`` at ``query-ext-files``."""
