@@ -31,6 +31,7 @@ from pycriu_native import (
     seal,
     verify,
 )
+from pycriu_native._calls.safeguards import Safeguards
 
 from .conftest import Spawn
 from .support.features import needs_soft_dirty
@@ -39,7 +40,7 @@ from .support.soft_dirty import MOVER
 
 pytestmark = needs_soft_dirty
 
-REFUSED = r"parent_image='../1' cannot be used: memory of pid \d+ at 0x\w+ was moved"
+REFUSED = r"parent_image='../2' cannot be used: memory of pid \d+ at 0x\w+ was moved"
 
 
 def _opts(base: Path, number: int, **more: Any) -> CriuOpts:
@@ -50,10 +51,6 @@ def _opts(base: Path, number: int, **more: Any) -> CriuOpts:
     return replace(opts, **more)
 
 
-def _first(target: Target, base: Path, how: Callable[..., DumpResult]) -> None:
-    how(target.pid, _opts(base, 1, leave_running=True))
-
-
 def _restored(target: Target, images: str) -> list[list[int]]:
     """What the process has in the first two places after a restore."""
     target.reap()
@@ -62,20 +59,32 @@ def _restored(target: Target, images: str) -> list[list[int]]:
     return [target.ask("contents", number) for number in (0, 1)]
 
 
+@pytest.mark.parametrize("notified", [True, False], ids=["", "CRIU before 3.19"])
 @pytest.mark.parametrize("how", [dump, pre_dump])
-def test_a_dump_with_a_parent(spawn: Spawn, images: Path, how: Callable[..., DumpResult]) -> None:
+def test_a_dump_with_a_parent(
+    spawn: Spawn,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[..., DumpResult],
+    notified: bool,
+) -> None:
     """The dump is refused, and the process runs on; one without the parent is complete."""
+    if not notified:
+        monkeypatch.setattr(Safeguards, "frozen", lambda *_: None)
     target = spawn(MOVER)
-    _first(target, images, how)
+    how(target.pid, _opts(images, 1, leave_running=True))
+    second = dump(target.pid, _opts(images, 2, leave_running=True))
+    assert second.statistics is not None
+    assert second.statistics.pages_skipped_parent > 1000
     target.ask("move", 0, 1)
     with pytest.raises(MovedMemoryError, match=REFUSED) as caught:
-        dump(target.pid, _opts(images, 2))
+        dump(target.pid, _opts(images, 3))
     assert caught.value.options == ("parent_image",)
-    assert not list((images / "2").glob("*.img"))
+    assert not list((images / "3").glob("*.img"))
     assert target.runs_on()
-    with pytest.raises(OptionError, match=r"parent_image='../1'.*accepted once"):
-        dump(target.pid, _opts(images, 2))
-    full = dump(target.pid, _opts(images, 2, parent_image=None))
+    with pytest.raises(OptionError, match=r"parent_image='../2'.*accepted once"):
+        dump(target.pid, _opts(images, 3))
+    full = dump(target.pid, _opts(images, 3, parent_image=None))
     target.reap()
     restore(CriuOpts(images_directory=full.images))
     assert target.ask("contents", 1) == [1]
@@ -84,12 +93,12 @@ def test_a_dump_with_a_parent(spawn: Spawn, images: Path, how: Callable[..., Dum
 def test_tables_that_change_places(spawn: Spawn, images: Path) -> None:
     """Two tables that are exchanged twice are where they were; exchanged once, they are not."""
     target = spawn(MOVER)
-    _first(target, images, dump)
+    dump(target.pid, _opts(images, 1, leave_running=True))
     target.ask("swap", 0, 1)
     target.ask("swap", 0, 1)
     pre_dump(target.pid, _opts(images, 2))
     target.ask("swap", 0, 1)
-    with pytest.raises(MovedMemoryError, match=r"\.\./2.* was moved"):
+    with pytest.raises(MovedMemoryError, match=REFUSED):
         dump(target.pid, _opts(images, 3))
     target.ask("swap", 0, 1)
     pre_dump(target.pid, _opts(images, 2, parent_image=None))
@@ -104,7 +113,7 @@ def test_tables_that_change_places(spawn: Spawn, images: Path) -> None:
 def test_memory_that_was_written_after_the_move(spawn: Spawn, images: Path) -> None:
     """Its pages are marked: the dump is incremental, and has them."""
     target = spawn(MOVER)
-    _first(target, images, pre_dump)
+    pre_dump(target.pid, _opts(images, 1))
     target.ask("swap", 0, 1)
     target.ask("fill", 0, 3)
     target.ask("fill", 1, 4)
@@ -117,7 +126,7 @@ def test_a_huge_page(spawn: Spawn, images: Path) -> None:
     for number in (2, 3):
         target.ask("huge", number)
         target.ask("fill", number, 5 + number)
-    _first(target, images, dump)
+    dump(target.pid, _opts(images, 1, leave_running=True))
     target.ask("move", 3, 2)
     final = dump(target.pid, _opts(images, 2))
     assert _restored(target, final.images) == [[1], [2]]
@@ -161,7 +170,7 @@ def test_a_page_server(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     assert second.statistics is not None
     assert second.statistics.pages_skipped_parent > 1000
     target.ask("swap", 0, 1)
-    with pytest.raises(MovedMemoryError, match=r"\.\./2.* was moved"):
+    with pytest.raises(MovedMemoryError, match=REFUSED):
         served(3)
     assert target.runs_on()
 
@@ -182,7 +191,7 @@ def test_processes_that_share_pages(spawn: Spawn, images: Path) -> None:
         "serve(fork=fork, write=write, sum=lambda: sum(memory))"
     )
     target.ask("fork")
-    _first(target, images, dump)
+    dump(target.pid, _opts(images, 1, leave_running=True))
     target.ask("write", 0)
     pre_dump(target.pid, _opts(images, 2))
     target.ask("fork")
@@ -201,7 +210,7 @@ def test_a_parent_of_two_dumps(spawn: Spawn, images: Path) -> None:
     missing in another dump with the same parent.
     """
     target = spawn(MOVER)
-    _first(target, images, pre_dump)
+    pre_dump(target.pid, _opts(images, 1))
     target.ask("fill", 0, 3)
 
     def refuse(notification: Notification) -> None:
@@ -219,7 +228,7 @@ def test_a_parent_of_two_dumps(spawn: Spawn, images: Path) -> None:
 def test_the_record_of_frames(spawn: Spawn, images: Path) -> None:
     """It is small, and not part of the image set."""
     target = spawn(MOVER)
-    _first(target, images, dump)
+    dump(target.pid, _opts(images, 1, leave_running=True))
     record = images / "1" / "pycriu-native.frames"
     pages = sum(path.stat().st_size for path in (images / "1").glob("pages-*.img"))
     assert 1000 * 8 < record.stat().st_size < pages / 200
