@@ -212,6 +212,7 @@ class Run:
             when_written,
             partial(self._break_off, connection, directories),
             when_frozen=safeguards.frozen,
+            awaits_stop=safeguards.awaits_stop,
             watched=safeguards.can_recover,
         )
 

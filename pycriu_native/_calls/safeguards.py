@@ -128,6 +128,13 @@ class Safeguards:
             self._memory.begin()
 
     @property
+    def awaits_stop(self) -> Callable[[], bool] | None:
+        """Called repeatedly while CRIU begins a pre-dump, until it returns True."""
+        if self._memory is None or self._request.verb is not Verb.PRE_DUMP:
+            return None
+        return self._memory.read_stopped
+
+    @property
     def can_recover(self) -> bool:
         """Whether this is a dump, which is recovered if CRIU is killed."""
         return self._before is not None

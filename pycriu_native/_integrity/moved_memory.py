@@ -20,8 +20,11 @@ parent before it begins, and the images of that cannot be the parent of another 
 
 A dump is checked while its processes are frozen, before CRIU resets the marks. CRIU sends no
 notification of a pre-dump at that time, so the frames are read before it and after it, and those
-that agree are recorded. A table that is moved away before CRIU freezes the process, and moved back
-before the second reading, is not detected.
+that agree are recorded. Memory that is new at the freeze is not in the first reading, so there is
+another one as soon as CRIU traces the processes. It counts if CRIU still does so after it, without
+a parent for all pages, else for those with a mark: CRIU saves these pages. A table that is moved
+away between the reading that counts and the freeze, and moved back before the last reading, is not
+detected.
 
 The file is a line of text, then numbers of 64 bits: the size of ``inventory.img`` and its bytes,
 with which a later dump by another program is recognized; then for each process its pid in its own
@@ -39,7 +42,7 @@ from collections.abc import Iterable
 from .._support.unpatched import closing
 from .._system import page_frames
 from .._system.page_frames import CHANGED, EMPTY, ENTRY, PAGE, TABLE, frames_of, page_tables
-from .._system.process import stat_of, status_of
+from .._system.process import is_running, stat_of, status_of
 from .._system.process_tree import process_tree
 from .._system.regular_file import read_regular, replace_file
 from ..enums import Verb
@@ -88,6 +91,16 @@ class MemoryCheck:
                 self._before = None  # the dump is refused
             self._record = self._read(process_tree(self._pid))
 
+    def read_stopped(self) -> bool:
+        """Read the frames again if CRIU has stopped the processes of a pre-dump; False if not."""
+        if not _is_traced(self._pid):
+            return False
+        tree = process_tree(self._pid)
+        again = self._read(tree, earlier=self._record)
+        if all(_is_traced(pid) or not is_running(pid) for pid in tree):
+            self._record = again
+        return True
+
     def frozen(self, tree: Iterable[int]) -> None:
         """Check a dump whose processes are frozen, and whose memory CRIU has not read.
 
@@ -115,13 +128,19 @@ class MemoryCheck:
         record = {}
         for process, tables in self._read(process_tree(self._pid)).items():
             if process in before:
-                record[process] = _agreed(before[process], tables)
+                first = before[process]
+                record[process] = {
+                    address: _kept(first.get(address, EMPTY), frames)
+                    for address, frames in tables.items()
+                }
             elif served or f"pagemap-{process[0]}.img" in names:
                 record[process] = {}
         self._write(record)
 
-    def _read(self, tree: Iterable[int], saved: ImageFiles | None = None) -> Record:
-        """Read the frames, and check them if there is a parent."""
+    def _read(
+        self, tree: Iterable[int], saved: ImageFiles | None = None, earlier: Record | None = None
+    ) -> Record:
+        """Read the frames. They are checked if there is a parent, unless they were ``earlier``."""
         limit = _Limit()
         result: Record = {}
         for pid in tree:
@@ -129,7 +148,12 @@ class MemoryCheck:
             if stat is None:
                 continue
             number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
-            before = None if self._before is None else self._before.get((number, stat.start))
+            process = number, stat.start
+            before = first = None
+            if earlier is None and self._before is not None:
+                before = self._before.get(process)
+            elif earlier is not None and self._parent is not None:
+                first = earlier.get(process, {})
             runs = None if saved is None or before is None else _runs(saved, number)
             tables: Tables = {}
             try:
@@ -142,6 +166,8 @@ class MemoryCheck:
                             f"memory of pid {number} at {address:#x} was moved, and the kernel has "
                             f"not marked it as changed"
                         )
+                    if first is not None:
+                        frames = _kept(first.get(address, EMPTY), frames, entries)
                     if self._runs_on and frames != EMPTY:
                         tables[address] = frames
             except (FileNotFoundError, ProcessLookupError):
@@ -151,7 +177,7 @@ class MemoryCheck:
                     why = f"the page frames of pid {number} cannot be read ({error.strerror})"
                     raise self._refusal(why) from None
                 tables = {}
-            result[number, stat.start] = tables
+            result[process] = tables
         return result
 
     def _of_parent(self, parent: str) -> Record:
@@ -248,16 +274,17 @@ def _taken(runs: Runs | None, table: int) -> set[int] | None:
     }
 
 
-def _agreed(first: Tables, second: Tables) -> Tables:
-    """The frames that are equal in both."""
-    result = {}
-    for address, frames in second.items():
-        before = first.get(address, EMPTY)
-        if before != frames:
-            pairs = zip(array("Q", before), array("Q", frames), strict=True)
-            frames = array("Q", [old if old == new else 0 for old, new in pairs]).tobytes()
-        result[address] = frames
-    return result
+def _kept(before: bytes, frames: bytes, entries: bytes = EMPTY) -> bytes:
+    """The frames of pages that are in the same frame before, or have a mark in ``entries``."""
+    if before == frames:
+        return frames
+    pages = zip(array("Q", before), array("Q", frames), array("Q", entries), strict=True)
+    kept = [new if old == new or entry & CHANGED else 0 for old, new, entry in pages]
+    return array("Q", kept).tobytes()
+
+
+def _is_traced(pid: int) -> bool:
+    return status_of(pid).get("TracerPid", "0") != "0"
 
 
 def _inventory(directory: int) -> bytes:

@@ -151,6 +151,43 @@ def test_rounds(spawn: Spawn, images: Path, more: bool) -> None:
     assert _restored(target, result.final.images) == [[2], [1]]
 
 
+def test_memory_that_grows(
+    spawn: Spawn, images: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """New memory is in no record of a pre-dump that has begun already: whatever the final dump
+    saves, all memory has its contents.
+    """
+    target = spawn("""
+        import hashlib, mmap, os, threading, time
+        lock, parts = threading.Lock(), []
+
+        def grow():
+            while True:
+                with lock:
+                    part = mmap.mmap(-1, 2**21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                    part.madvise(mmap.MADV_NOHUGEPAGE)
+                    content = os.urandom(2**16)
+                    part.write(content * 32)
+                    parts.append((part, content))
+                time.sleep(0.05)
+
+        def wrong():
+            with lock:
+                return [at for at, (part, content) in enumerate(parts) if part[:] != content * 32]
+
+        threading.Thread(target=grow, daemon=True).start()
+        serve(wrong=wrong, size=lambda: len(parts))
+    """)
+    result = dump_iters(
+        target.pid, CriuOpts(images_directory=images), lambda round: round.number < 3
+    )
+    record_property("measured", f"{len(result.rounds)} rounds; {result.not_incremental or 'used'}")
+    target.reap()
+    restore(CriuOpts(images_directory=result.final.images))
+    assert target.ask("size") > 1
+    assert target.ask("wrong") == []
+
+
 def test_a_page_server(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     """The pages and page maps are elsewhere; the check does not need them."""
     target = spawn(MOVER)

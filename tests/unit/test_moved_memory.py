@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,14 +90,22 @@ class Images:
         finally:
             os.close(at)
 
-    def pre_dump(self, memory: Memory | None = None, *moves: tuple[int, int]) -> None:
-        """A pre-dump, during which tables are moved."""
-        at, check = self._next(parent=self.number > 0, verb=Verb.PRE_DUMP)
+    def pre_dump(
+        self,
+        memory: Memory | None = None,
+        *moves: tuple[int, int],
+        parent: bool | None = None,
+        stopped: Callable[[MemoryCheck], object] = lambda check: None,
+    ) -> None:
+        """A pre-dump, during which tables are moved; ``stopped`` is called between the readings."""
+        parent = self.number > 0 if parent is None else parent
+        at, check = self._next(parent=parent, verb=Verb.PRE_DUMP)
         try:
             check.begin()
             for source, target in moves:
                 assert memory is not None
                 memory.move(source, target)
+            stopped(check)
             check.after_pre_dump()
         finally:
             os.close(at)
@@ -202,6 +210,41 @@ def test_moves_during_a_pre_dump(
     for number in (0, 1, 8):
         memory.tables.pop(number, None)
     assert not images.is_refused()
+
+
+@pytest.mark.parametrize(
+    ("parent", "mark", "traced", "refused"),
+    [
+        (False, 0, [True, True], False),
+        (False, 0, [True, False], True),
+        (False, 0, [False, True], True),
+        (True, CHANGED, [True, True], False),
+        (True, 0, [True, True], True),
+    ],
+)
+def test_memory_that_is_new_at_the_freeze(
+    memory: Memory,
+    images: Images,
+    monkeypatch: pytest.MonkeyPatch,
+    parent: bool,
+    mark: int,
+    traced: list[bool],
+    refused: bool,
+) -> None:
+    """A reading while CRIU traces the process has it; with a parent it needs a mark."""
+    if parent:
+        images.pre_dump()
+
+    def stopped(check: MemoryCheck) -> None:
+        memory.tables[8] = memory.entries(8)
+        memory.change(8, PAGES, mark)
+        answers = iter(traced)
+        monkeypatch.setattr(moved_memory, "_is_traced", lambda pid: next(answers))
+        assert check.read_stopped() is traced[0]
+        memory.change(8, PAGES, mark=0)  # CRIU has reset the marks
+
+    images.pre_dump(parent=parent, stopped=stopped)
+    assert images.is_refused() is refused
 
 
 @pytest.mark.parametrize("saved", [False, True])
