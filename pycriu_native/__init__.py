@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from .errors import ImagesError as ImagesError
     from .errors import MigrationError as MigrationError
     from .errors import MigrationInDoubtError as MigrationInDoubtError
+    from .errors import MovedMemoryError as MovedMemoryError
     from .errors import NoSuchProcessError as NoSuchProcessError
     from .errors import OptionError as OptionError
     from .errors import PeerLostError as PeerLostError
@@ -168,9 +169,9 @@ _NAMES = {
     "enums": "Notify Verb",
     "errors": (
         "CriuError DeadlineError ImagesError MigrationError MigrationInDoubtError "
-        "NoSuchProcessError OptionError PeerLostError PermissionDeniedError PidInUseError "
-        "Problem ProcessMismatchError ProgramError ProgramNotFoundError ProtocolError "
-        "RestoreClaimedError ResumedError UnsupportedError WorkerDiedError"
+        "MovedMemoryError NoSuchProcessError OptionError PeerLostError PermissionDeniedError "
+        "PidInUseError Problem ProcessMismatchError ProgramError ProgramNotFoundError "
+        "ProtocolError RestoreClaimedError ResumedError UnsupportedError WorkerDiedError"
     ),
     "findings": "Finding Severity",
     "migration.migrate": "MigrationMode MigrationResult migrate_in migrate_out",

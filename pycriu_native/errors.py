@@ -18,6 +18,7 @@ __all__ = [
     "ImagesError",
     "MigrationError",
     "MigrationInDoubtError",
+    "MovedMemoryError",
     "NoSuchProcessError",
     "OptionError",
     "PeerLostError",
@@ -185,6 +186,16 @@ class PidInUseError(CriuError, FileExistsError):
 
 class ImagesError(CriuError, OSError):
     """A directory or file of the images cannot be used: missing, read-only, full, incomplete."""
+
+
+class MovedMemoryError(CriuError):
+    """Memory was moved since the parent images were made, or that cannot be excluded.
+
+    Linux does not mark pages as changed if mremap(2) moves them with their page table, so that a
+    dump with ``parent_image`` would have the former contents of their new address. It was undone
+    or not begun, and the process continues to run. A dump without ``parent_image`` saves all
+    memory.
+    """
 
 
 class RestoreClaimedError(CriuError, FileExistsError):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from .._native.ffi import ffi, memory, native
 from .._support.light_typing import TYPE_CHECKING, cast
-from .._support.unpatched import Lock, close, poll
+from .._support.unpatched import Lock, close, poll, readable
 from .._system.process_tree import process_tree
 from .._transport.connection import Connection
 from .._wire.messages import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
@@ -40,6 +40,9 @@ MAX_WAIT = 2**31 - 1
 
 GRACE = 10.0
 """Seconds for CRIU to undo its work after a cancel, before its worker is killed."""
+
+POLL = 0.001
+"""Seconds between two looks whether CRIU has stopped the processes of a pre-dump."""
 
 UNDONE_BY_CRIU = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs that CRIU has to undo; for any other it is enough to kill the worker."""
@@ -79,13 +82,18 @@ class Exchange:
         when_written: Callable[[list[int]], object] | None = None,
         break_off: Callable[[list[int]], object] | None = None,
         *,
+        when_frozen: Callable[[list[int]], object] | None = None,
+        awaits_stop: Callable[[], bool] | None = None,
         watched: bool = False,
     ) -> None:
         """``when_sent`` is called once CRIU has the request; the notifications go to what it
         returns. ``when_written`` is called with ``tree`` after a dump has written all images,
         before the hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
         ``break_off`` is called with ``tree`` when the call is cancelled: it makes CRIU fail at
-        once. ``watched``: ``when_sent`` returns something.
+        once. ``when_frozen`` is called with ``tree`` when that is frozen for a dump, before CRIU
+        reads its memory, with the same effect of an error (CRIU 3.19). ``awaits_stop`` is called
+        repeatedly, before CRIU's first message, until it returns True. ``watched``: ``when_sent``
+        returns something.
         """
         self.connection = connection
         self.verb = verb
@@ -100,6 +108,8 @@ class Exchange:
         self._recovery: Recovery | None = None
         self._hook = hook
         self._when_written = when_written
+        self._when_frozen = when_frozen
+        self._awaits_stop = awaits_stop
         self._break_off = break_off
         self._final = False  # whether CRIU can no longer undo the call
         self._reply_pending = False  # whether CRIU waits for a reply: a refusal is enough then
@@ -148,6 +158,9 @@ class Exchange:
         with self._undone_if_raised():
             if self._when_sent is not None:
                 self._recovery = self._when_sent()
+            if self._awaits_stop is not None:
+                while not (self._awaits_stop() or self._has_event(POLL)):
+                    pass
         while True:
             try:
                 result = self._step()
@@ -161,6 +174,11 @@ class Exchange:
                 continue
             if result is not None:
                 return result
+
+    def _has_event(self, seconds: float) -> bool:
+        """Whether there is a message, a cancel or the end of the worker within so many seconds."""
+        fds = self.connection.fd, self.connection.pidfd, self._wake
+        return readable(*(fd for fd in fds if fd >= 0), seconds=seconds) or self._is_late()
 
     def _step(self) -> tuple[dict[str, WireValue], bytes] | None:
         """Receive a message, and reply to a notification. Returns the final response."""
@@ -334,19 +352,21 @@ class Exchange:
                 self._acknowledge_in_c()
         if self._recovery is not None:
             self._recovery.look(action, self.connection.pid)
-        if action is Notify.POST_DUMP:
-            self._images_written()
+        if action is Notify.QUERY_EXT_FILES:
+            self._call_when_frozen(self._when_frozen)
+        elif action is Notify.POST_DUMP:
+            self._call_when_frozen(self._when_written)
         elif self.verb is Verb.RESTORE and pid is not None:
             # At setup-namespaces only the root process exists.
             self.tree = process_tree(pid) if action is Notify.POST_RESTORE else [pid]
 
-    def _images_written(self) -> None:
-        """All images are written, and the dumped processes are still frozen."""
+    def _call_when_frozen(self, function: Callable[[list[int]], object] | None) -> None:
+        """Call a function with the dumped processes, which are frozen."""
         if self.pid is not None:
             frozen = None if self._recovery is None else self._recovery.frozen
             self.tree = process_tree(self.pid) if frozen is None else list(frozen)
-        if self._when_written is not None and self.stopped_by is None:
-            self._when_written(self.tree)
+        if function is not None and self.stopped_by is None:
+            function(self.tree)
 
     def _call_hook(self, hook: Hook, notification: Notification) -> Iterable[str] | None:
         """Call the hook. Returns the names that it adds to ``external`` at ``query-ext-files``."""

@@ -20,10 +20,10 @@ from .._system.process_identity import Target, identified, number_of
 from .._system.process_tree import process_tree
 from .._transport.base import Via
 from ..enums import Verb
-from ..errors import ImagesError, OptionError, Problem
+from ..errors import ImagesError, MovedMemoryError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..results import PAGE, DumpResult
-from . import verbs
+from . import logs, verbs
 from .notification import Hook
 from .progress_state import OnProgress
 
@@ -82,6 +82,9 @@ class DumpItersResult:
     """The pre-dumps, in order."""
     final: DumpResult
     """The final dump. Restore from ``final.images``, which needs the directories of the rounds."""
+    not_incremental: str = ""
+    """Why the final dump saved all memory, and does not need the rounds: memory was moved (see
+    :class:`~pycriu_native.MovedMemoryError`). Empty if it saved the changes only."""
 
 
 def round_opts(opts: CriuOpts, base: str, number: int, *, track: bool = True) -> CriuOpts:
@@ -113,6 +116,9 @@ def dump_iters(
     ``dump``; the total is all memory in the first round, and unknown after it. ``opts`` can have
     options of pre-dumps and of the final dump; each is used where it applies. A round that fails
     leaves the process running, and the previous rounds on disk.
+
+    If memory was moved without a mark, so that the rounds cannot be used, the final dump saves all
+    memory (``DumpItersResult.not_incremental``).
 
     A tree that contains the caller is refused: it cannot be pre-dumped. All rounds are of the
     process that had the pid when this was called.
@@ -164,14 +170,25 @@ def dump_iters(
 
             memory = progress.memory_of(process_tree(number))
             owned.enter_context(progress.reporting(on_progress, measure))
-        while not rounds or decide(rounds[-1]):
-            count = len(rounds) + 1
-            phase = f"round {count}"
-            result = verbs.pre_dump(
-                target, step(count), via=via, on_notify=on_notify, deadline=deadline
-            )
-            rounds.append(Round(number=count, result=result))
-        phase = str(Verb.DUMP)
-        last = verbs.after_pre_dumps(step(len(rounds) + 1))
-        final = verbs.dump(target, last, via=via, on_notify=on_notify, deadline=deadline)
-    return DumpItersResult(rounds=tuple(rounds), final=final)
+
+        def save(**changes: None) -> DumpResult:
+            nonlocal phase
+            phase = str(Verb.DUMP)
+            last = replace(verbs.after_pre_dumps(step(len(rounds) + 1)), **changes)
+            return verbs.dump(target, last, via=via, on_notify=on_notify, deadline=deadline)
+
+        refusal = ""
+        try:
+            while not rounds or decide(rounds[-1]):
+                count = len(rounds) + 1
+                phase = f"round {count}"
+                result = verbs.pre_dump(
+                    target, step(count), via=via, on_notify=on_notify, deadline=deadline
+                )
+                rounds.append(Round(number=count, result=result))
+            final = save()
+        except MovedMemoryError as moved:
+            refusal = moved.cause or str(moved)
+            logs.warn("the final dump saves all memory: %s", refusal)
+            final = save(parent_image=None)
+    return DumpItersResult(rounds=tuple(rounds), final=final, not_incremental=refusal)

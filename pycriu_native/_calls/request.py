@@ -60,6 +60,11 @@ class Request:
             return False
         return self.pid is None or is_above(self.pid, os.getpid())
 
+    @property
+    def tracks(self) -> bool:
+        """Whether the kernel tracks changes of memory from this dump on."""
+        return self.verb is Verb.PRE_DUMP or bool(self.verb is Verb.DUMP and self.opts.track_mem)
+
     def with_pids_here(self, images: str) -> str:
         """The images whose pids are of this pid namespace; empty for another one (``inherit_fds``).
 

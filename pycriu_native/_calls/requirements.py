@@ -251,9 +251,11 @@ def by_images(request: Request) -> Iterator[Problem]:
 def by_position(request: Request) -> Iterator[Problem]:
     if request.inside:
         rule = "not in a dump of a tree that the caller is in: it is frozen and cannot respond"
-        for name in ("on_notify", "deadline"):
-            if getattr(request, name) is not None:
-                yield Problem(name, getattr(request, name), rule)
+        parent = request.opts.parent_image
+        values = ("on_notify", request.on_notify), ("deadline", request.deadline)
+        for name, value in (*values, ("parent_image", parent)):
+            if value is not None:
+                yield Problem(name, value, rule)
     if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and request.opts.freeze_cgroup is None:
         cgroup = None if request.pid is None else frozen_cgroup(request.pid)
         if cgroup is not None:

@@ -101,6 +101,7 @@ class Run:
                 owned.callback(exchange.close)
                 self._on_exchange(exchange)
                 self._check_identity()
+                safeguards.begin()
                 result, answer, lost = conversation.converse(request, handle, exchange)
             with no_fork:
                 from . import completion, logs  # loaded while CRIU worked
@@ -109,6 +110,7 @@ class Run:
             if succeeded:
                 if request.verb is Verb.PRE_DUMP:
                     self._check_identity()  # its notifications come before the tree is frozen
+                    safeguards.pre_dumped()
                 safeguards.finish()
             if succeeded and request.keep_connection:
                 ending.pop_all()
@@ -209,6 +211,8 @@ class Run:
             partial(_requested, safeguards),
             when_written,
             partial(self._break_off, connection, directories),
+            when_frozen=safeguards.frozen,
+            awaits_stop=safeguards.awaits_stop,
             watched=safeguards.can_recover,
         )
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from .._integrity import dump_marker
 from .._integrity.dump_marker import DumpMarker
 from .._support.lazy import signal, socket
-from .._support.light_typing import TYPE_CHECKING
+from .._support.light_typing import TYPE_CHECKING, cast
 from .._support.no_fork import no_fork
 from .._system.descriptors import where
 from ..enums import Verb
@@ -21,6 +21,7 @@ from .prepare import Directories
 from .request import Request
 
 if TYPE_CHECKING:
+    from .._integrity.moved_memory import MemoryCheck
     from .._recovery.failed_restore import RestoreUndo
     from .._recovery.link_remaps import KeptLink
     from .._recovery.recovery import Recovery, RecoveryResult
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 class Safeguards:
     """The safeguards of one call. Each part is None in a call that does not need it.
 
-    A call runs the methods in the order in which they stand here: ``mark``, ``start``, then, while
-    CRIU works on a dump, ``requested`` and ``written``. After CRIU's response it runs ``finish``
-    and ``succeeded``, or ``failed``.
+    A call runs the methods in the order in which they stand here: ``mark``, ``start``, ``begin``,
+    then, while CRIU works on a dump, ``requested``, ``frozen`` and ``written``. After CRIU's
+    response it runs ``pre_dumped``, ``finish`` and ``succeeded``, or ``failed``.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Safeguards:
         self._owned = owned
         self._check = check
         self._marker: DumpMarker | None = None
+        self._memory: MemoryCheck | None = None
         self._before: StateBefore | None = None
         self._recovery: Recovery | None = None
         self._restore: RestoreUndo | None = None
@@ -86,6 +88,18 @@ class Safeguards:
                 from .._recovery.state_before import StateBefore  # only dumps need it
 
             self._before = StateBefore(request.pid, request.opts.freeze_cgroup)
+            if request.tracks and self._images is not None and not request.inside:
+                with no_fork:
+                    from .._integrity.moved_memory import MemoryCheck  # few dumps need it
+
+                opts = request.opts
+                self._memory = MemoryCheck(
+                    self._images,
+                    cast("str | None", opts.parent_image),
+                    verb=request.verb,
+                    pid=request.pid,
+                    runs_on=bool(opts.pre_dump or opts.leave_running or opts.leave_stopped),
+                )
         if request.verb is not Verb.RESTORE or self._images is None:
             return
         if request.rollback is not None:
@@ -107,6 +121,18 @@ class Safeguards:
 
                 self._restore = RestoreUndo(self._images, self._work, request.opts)
                 self._owned.callback(self._restore.close)
+
+    def begin(self) -> None:
+        """Read the memory's record of the parent, and check a pre-dump, which begins now."""
+        if self._memory is not None:
+            self._memory.begin()
+
+    @property
+    def awaits_stop(self) -> Callable[[], bool] | None:
+        """Called repeatedly while CRIU begins a pre-dump, until it returns True."""
+        if self._memory is None or self._request.verb is not Verb.PRE_DUMP:
+            return None
+        return self._memory.read_stopped
 
     @property
     def can_recover(self) -> bool:
@@ -139,6 +165,11 @@ class Safeguards:
         self._owned.callback(self._recovery.close)
         return self._recovery
 
+    def frozen(self, tree: Sequence[int]) -> None:
+        """Check a dump whose processes are frozen, before CRIU reads their memory."""
+        if self._memory is not None:
+            self._memory.frozen(tree)
+
     def written(self, tree: Sequence[int]) -> None:
         """Complete the images of a dump, while its processes are frozen and CRIU can undo it."""
         request, images = self._request, self._images
@@ -165,9 +196,16 @@ class Safeguards:
                     from .._recovery.link_remaps import keep_links  # few dumps need it
 
                 self._links = keep_links(images, f"/proc/{request.pid}/root")
+            if self._memory is not None:
+                self._memory.written(tree)
             if self._marker is not None:
                 write_record(images)
         self.finish()
+
+    def pre_dumped(self) -> None:
+        """Record the memory of a pre-dump that is complete."""
+        if self._memory is not None:
+            self._memory.after_pre_dump()
 
     def finish(self) -> None:
         """Remove the marker: the images are complete. May be called again."""

@@ -98,8 +98,8 @@ def dump(
     the names of files: a file that changes after the dump no longer fits the memory, and one that
     has grown makes the restore fail.
 
-    Raises ``NoSuchProcessError``, ``PermissionDeniedError``, ``ImagesError``, and what any verb
-    raises. Needs CRIU 3.17.
+    Raises ``NoSuchProcessError``, ``PermissionDeniedError``, ``ImagesError``, with ``parent_image``
+    ``MovedMemoryError``, and what any verb raises. Needs CRIU 3.17.
     """
     request = dump_request(
         pid,
@@ -178,7 +178,8 @@ def pre_dump(
 ) -> DumpResult:
     """Save the memory of a process that continues to run, as parent images of a later dump.
 
-    The later dump has these images in ``parent_image``. Options that matter to the dump only
+    The later dump has these images in ``parent_image``. They can be the parent of one dump or
+    pre-dump. Options that matter to the dump only
     are accepted and have no effect here. CRIU sends no notifications of a pre-dump; after a
     deadline its next write fails, and if there is none, the error has a ``result``. A tree that
     contains the caller cannot be pre-dumped. The process of the pid is compared with that at the

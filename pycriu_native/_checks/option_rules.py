@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from .._integrity.dump_marker import DEEPEST, unfinished
+from .._integrity.dump_marker import DEEPEST, FRAMES, unfinished
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._support.sockets import of_another
@@ -143,6 +143,9 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     base = images_path(opts)
     where = _parent(opts)
     if base is None or where is None:
+        if verb in (Verb.DUMP, Verb.PRE_DUMP) and opts.images_dir is not None:
+            rule = f"needs images_directory instead of images_dir: {FRAMES} in it is read"
+            yield Problem("parent_image", parent, rule)
         return
     if not os.path.isdir(where):
         rule = f"{lack_of(where)}: {_EXISTING}, relative to {base}"
@@ -155,6 +158,13 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     elif verb in (Verb.DUMP, Verb.PRE_DUMP) and (half := unfinished(where)):
         # The dump would succeed and end the process, but CRIU could not restore the images.
         rule = f"images of a finished dump are accepted: the one to {half} did not finish"
+        yield Problem("parent_image", parent, rule)
+    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.lexists(f"{where}/{FRAMES}"):
+        # Memory that mremap(2) has moved since could not be detected (_integrity/moved_memory.py).
+        rule = (
+            f"{where} has no {FRAMES}: the images of the last pre_dump, or dump with track_mem, of "
+            "this library are accepted once"
+        )
         yield Problem("parent_image", parent, rule)
     link = os.path.join(base, "parent")
     if os.path.islink(link) and os.readlink(link) != parent:

@@ -32,6 +32,9 @@ UNFINISHED = "pycriu-native.unfinished"
 RECORD = "pycriu-native.images"
 """The name of the record of a dump: ``dump_record.py``."""
 
+FRAMES = "pycriu-native.frames"
+"""The name of the record of page frames: ``moved_memory.py``. Only this host can use it."""
+
 CLAIM = "pycriu-native.restore-"
 """Prefix of the claim files of restore jobs (``restore_claim.py``)."""
 
@@ -159,7 +162,7 @@ def unfinished(path: str) -> str | None:
 
 def _of_dump(name: str) -> bool:
     """Whether a file is an image of a dump; ``cpuinfo.img`` is not."""
-    if name.startswith((RECORD, SAVED_FILES)):
+    if name.startswith((RECORD, FRAMES, SAVED_FILES)):
         return True
     if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
         return True

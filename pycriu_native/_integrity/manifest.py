@@ -30,7 +30,7 @@ from .._system.descriptors import where
 from .._system.regular_file import open_regular, read_regular, replace_file
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
-from .dump_marker import BEFORE_RESTORE, CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
+from .dump_marker import BEFORE_RESTORE, CLAIM, DEEPEST, EARLIER, FRAMES, LINKS, UNFINISHED
 
 MANIFEST = "pycriu-native.manifest"
 """The manifest's name in the images directory."""
@@ -140,7 +140,11 @@ def _names(at: int) -> Iterator[str]:
     Not what this package or a restore adds.
     """
     for name in os.listdir(at):
-        ours = name.startswith((MANIFEST, CLAIM, BEFORE_RESTORE)) or name in (EARLIER, LINKS)
+        ours = name.startswith((MANIFEST, CLAIM, BEFORE_RESTORE)) or name in (
+            EARLIER,
+            FRAMES,
+            LINKS,
+        )
         if ours or name.endswith(".log") or name.startswith("stats-"):
             continue
         yield name
@@ -162,7 +166,7 @@ def _below(at: int, directory: str, depth: int = 0) -> Iterator[str]:
         names = os.listdir(inner)
     for name in names:
         path = f"{directory}/{name}"
-        if name not in (MANIFEST, MANIFEST + ".partial"):  # of a set in a subdirectory
+        if name not in (MANIFEST, MANIFEST + ".partial", FRAMES):  # of a set in a subdirectory
             yield path
             yield from _below(at, path, depth + 1)
 

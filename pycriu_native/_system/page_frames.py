@@ -6,42 +6,98 @@ import contextlib
 import mmap
 import os
 import sys
+from array import array
 from collections.abc import Iterator
 
+from .._native.ffi import ffi
 from .mappings import mappings_of
 
 PAGE = mmap.PAGESIZE
 ENTRY = 8
 """Bytes of an entry, which describes one page."""
+TABLE = 2 * 2**20
+"""Bytes of memory of the smallest page table that Linux moves as a whole."""
 
-_FRAME, _SWAPPED, _PRESENT = (1 << 55) - 1, 1 << 62, 1 << 63
-_MASK = (_FRAME | _SWAPPED | _PRESENT).to_bytes(ENTRY, sys.byteorder)
+EMPTY = bytes(TABLE // PAGE * ENTRY)
+"""The entries of a page table without pages."""
+CHANGED = 1 << 55
+"""Set in the entry of a page that was written since the last reset (soft-dirty)."""
+_FRAME, _OF_FILE, _SWAPPED, _PRESENT = (1 << 55) - 1, 1 << 61, 1 << 62, 1 << 63
+_MASK = int.from_bytes(
+    (_FRAME | _SWAPPED | _PRESENT).to_bytes(ENTRY, sys.byteorder) * (TABLE // PAGE), sys.byteorder
+)
 
 
-@contextlib.contextmanager
-def opened_pagemap(pid: int) -> Iterator[int]:
-    """A descriptor of a process's page map. Raises ``OSError``."""
-    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
-        yield file.fileno()
+def page_tables(pid: int) -> Iterator[tuple[int, bytes]]:
+    """The address of each page table of private memory, and the entries of its pages.
 
-
-def frames(pagemap: int, start: int, end: int) -> bytes:
-    """An entry for each page: its frame or its place in the swap, without other flags.
-
-    Without CAP_SYS_ADMIN in the first user namespace, all frames are 0. Raises ``OSError``.
+    The entry of a page that has the content of a file is 0. Without CAP_SYS_ADMIN in the first user
+    namespace, all frames are 0. Raises ``OSError``.
     """
-    count = (end - start) // PAGE
-    entries = os.pread(pagemap, count * ENTRY, start // PAGE * ENTRY)
-    mask = int.from_bytes(_MASK * count, sys.byteorder)
-    return (int.from_bytes(entries, sys.byteorder) & mask).to_bytes(count * ENTRY, sys.byteorder)
+    table, entries = -1, bytearray()
+    for address, part in _parts(pid):
+        if address - address % TABLE != table:
+            if table >= 0:
+                yield table, bytes(entries)
+            table, entries = address - address % TABLE, bytearray(EMPTY)
+        first = address % TABLE // PAGE * ENTRY
+        entries[first : first + len(part)] = part
+    if table >= 0:
+        yield table, bytes(entries)
+
+
+def _parts(pid: int) -> Iterator[tuple[int, bytes]]:
+    """Addresses and entries of the parts of mappings that are in one page table, without holes."""
+    mappings = [each for each in mappings_of(pid) if not each.shared]
+    if not mappings:
+        return  # a zombie
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        for mapping in mappings:
+            if mapping.name.startswith("[v"):
+                continue  # [vdso] and others are pages of the kernel
+            start, end = (int(each, 16) for each in mapping.range.split("-"))
+            for table in range(start - start % TABLE, end, TABLE):
+                first, last = max(start, table), min(end, table + TABLE)
+                size = (last - first) // PAGE * ENTRY
+                part = os.pread(pagemap.fileno(), size, first // PAGE * ENTRY)
+                if len(part) < size:
+                    raise ProcessLookupError(f"pid {pid} has ended")
+                if part == EMPTY:
+                    continue
+                if mapping.inode:
+                    words = array("Q", part)
+                    part = array("Q", [0 if each & _OF_FILE else each for each in words]).tobytes()
+                yield first, part
+
+
+def frames_of(entries: bytes) -> bytes:
+    """The frame of each page of a page table, or its place in the swap, without other flags."""
+    frames = int.from_bytes(entries, sys.byteorder) & _MASK
+    return frames.to_bytes(len(EMPTY), sys.byteorder)
+
+
+def zero_frame() -> int:
+    """The frame that Linux maps where memory was only read. Raises ``OSError``."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, PAGE, flags=flags, prot=mmap.PROT_READ) as page:
+        assert page[0] == 0  # now it is mapped
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer(page)))
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            entry = os.pread(pagemap.fileno(), ENTRY, address // PAGE * ENTRY)
+    return int.from_bytes(entry, sys.byteorder) & (_FRAME | _PRESENT)
 
 
 def are_visible() -> bool:
-    """Whether the kernel shows this process the frames of its own memory."""
-    with contextlib.suppress(OSError), opened_pagemap(os.getpid()) as pagemap:
-        for mapping in mappings_of(os.getpid()):
-            if mapping.name == "[stack]":
-                start, _, end = mapping.range.partition("-")
-                words = memoryview(frames(pagemap, int(start, 16), int(end, 16))).cast("Q")
-                return any(word & _FRAME for word in words if word & _PRESENT)
+    """Whether the kernel shows page frames to this process."""
+    with contextlib.suppress(OSError):
+        return bool(zero_frame() & _FRAME)
     return False
+
+
+def are_merged() -> bool:
+    """Whether the kernel merges equal pages, or did (KSM). It then loses marks of changes."""
+    for name in ("run", "full_scans", "pages_shared"):
+        with contextlib.suppress(OSError), open(f"/sys/kernel/mm/ksm/{name}") as file:
+            if int(file.read()):
+                return True
+    return not os.path.isdir("/sys/kernel/mm")

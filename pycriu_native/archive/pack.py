@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from .._integrity.dump_marker import LINKS
+from .._integrity.dump_marker import FRAMES, LINKS
 from .._system.regular_file import create_regular
 from ..errors import CriuError, ImagesError
 from .codecs import Compression, Peek, bad_argument, compressed, decompressed, decrypted, encrypted
@@ -158,6 +158,8 @@ def _members(source: Path) -> Iterator[Path]:
     for path in sorted(source.rglob("*")):
         if LINKS in path.relative_to(source).parts:
             continue  # a copy would be another file
+        if path.name == FRAMES:
+            continue
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             if path.name != "parent" or not path.resolve().is_relative_to(root):

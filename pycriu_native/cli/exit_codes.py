@@ -63,6 +63,7 @@ BY_ERROR: dict[str, Exit] = {
     "PidInUseError": Exit.PID_TAKEN,
     "RestoreClaimedError": Exit.PID_TAKEN,
     "ImagesError": Exit.IMAGES,
+    "MovedMemoryError": Exit.IMAGES,
     "PermissionDeniedError": Exit.PERMISSION,
     "ProgramNotFoundError": Exit.NO_CRIU,
     "ProgramError": Exit.NO_CRIU,

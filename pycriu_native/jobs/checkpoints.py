@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .._calls.notification import Notification
 from .._calls.progress_state import OnProgress, Progress
 from .._calls.verbs import dump, restore_child
 from .._integrity.manifest import linked_entries, seal_with, verify
@@ -23,7 +22,7 @@ from .._system.id_maps import NO_ID, unmapped_uid
 from .._system.process import all_pids, is_running, name_of
 from .._system.process_tree import is_above, process_tree
 from ..diagnostics.preflight import PreflightError, preflight
-from ..enums import CgroupMode, Notify
+from ..enums import CgroupMode
 from ..errors import CriuError, DeadlineError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..results import DumpResult
@@ -78,19 +77,9 @@ def take(
         if looked.stops or looked.no_restore:
             raise PreflightError(looked)
 
-        def check(notification: Notification) -> None:
-            if notification.action is Notify.POST_DUMP:
-                increments.check(new, process_tree(pid))
-
         left = None if deadline is None else deadline - (time.monotonic() - began)
-        hook = check if increments.tracks else None
         return looked.opts, dump(
-            pid,
-            looked.opts,
-            files=files,
-            on_notify=hook,
-            deadline=left,
-            on_progress=on_progress,
+            pid, looked.opts, files=files, deadline=left, on_progress=on_progress
         )
 
     try:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from .._calls.requirements import by_kernel
+from .._integrity.dump_marker import FRAMES
 from .._integrity.manifest import entries_of
 from .._system import page_frames
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
 from .directory import Checkpoint, sync
-from .unchanged_memory import FrameRecord
 
 PARENT = "parent"
 """Name of the directory with the parent, which CRIU opens by this name."""
@@ -52,7 +52,6 @@ class Increments:
     def __init__(self, most: int | None) -> None:
         """``most`` is 0 for none, and None for ``MOST`` if this process can make them."""
         self._most = most
-        self._frames = FrameRecord()
         self._last: Checkpoint | None = None
         self._full = self._sum = 0
         self._pause = self._left = 0
@@ -77,11 +76,6 @@ class Increments:
         ):
             return None
         return last
-
-    def check(self, images: Path, tree: list[int]) -> None:
-        """Check a dump of frozen processes; see ``FrameRecord.update``."""
-        if self.tracks:
-            self._frames.update(images, tree)
 
     def begin(self) -> None:
         """A dump begins. Until ``made``, the next checkpoint is full."""
@@ -112,6 +106,7 @@ def is_memory(name: str) -> bool:
 def link(checkpoint: Checkpoint, place: Path) -> dict[str, dict[str, Any]]:
     """Create a directory with links to the memory of a checkpoint and its parents.
 
+    It gets the checkpoint's record of page frames, which the incremental dump needs, and no other.
     Returns the entries of the files for the manifest of the incremental checkpoint. Raises
     ``OSError`` if the file system has no hard links, and ``ImagesError`` without a manifest.
     """
@@ -122,6 +117,7 @@ def link(checkpoint: Checkpoint, place: Path) -> dict[str, dict[str, Any]]:
             (place / directory).mkdir(mode=0o700, parents=True, exist_ok=True)
             os.link(f"{checkpoint.path}/{name}", place / name)
             result[f"{PARENT}/{name}"] = entry
+    os.rename(f"{checkpoint.path}/{FRAMES}", place / FRAMES)
     for layer in layers(place):
         sync(layer)
     return result

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 
+from .._integrity.dump_marker import FRAMES
 from .._system.descriptors import opened_directory
 from .._system.regular_file import create_regular, open_regular
 from ..errors import MigrationError, PeerLostError
@@ -20,8 +21,8 @@ MOST_FILES = 100_000
 
 MOST_ROUNDS = 1000
 
-_STAYS = re.compile(r".*\.log|stats-.*|.*\.pid|.*\.socket|parent|\..*")
-"""Names of files that are not sent: logs, statistics, the link to the parent."""
+_STAYS = re.compile(rf".*\.log|stats-.*|.*\.pid|.*\.socket|parent|{re.escape(FRAMES)}|\..*")
+"""Names of files that are not sent: logs, statistics, the link to the parent, page frames."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:=@%-]{0,199}")
 """Names that are accepted."""

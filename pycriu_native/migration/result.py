@@ -57,6 +57,9 @@ class MigrationResult:
     """CRIU's statistics of the final dump; None at the destination."""
     restore: RestoreStatistics | None = None
     """CRIU's statistics of the restore; None if the report did not arrive."""
+    not_incremental: str = ""
+    """Why the final dump sent all memory though rounds had sent it: memory was moved (see
+    :class:`~pycriu_native.MovedMemoryError`). Empty if it sent the changes only."""
 
     @property
     def bytes(self) -> int:

@@ -7,7 +7,7 @@ import time
 from dataclasses import fields
 from typing import Any
 
-from .._calls import requirements, verbs
+from .._calls import logs, requirements, verbs
 from .._calls.iterative_dump import More, Round, ShrinkingRounds, round_opts
 from .._calls.notification import Hook, Notification
 from .._calls.progress import memory_of, size_of_pages
@@ -15,7 +15,7 @@ from .._system.process_identity import Target, number_of
 from .._system.process_tree import process_tree
 from .._transport.base import Via
 from ..enums import Notify
-from ..errors import CriuError
+from ..errors import CriuError, MovedMemoryError
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from ..results import DumpResult, RestoreStatistics
@@ -59,6 +59,13 @@ class Rounds:
     def next(self, **changes: Any) -> CriuOpts:
         """Options for the next dump or pre-dump."""
         self.number += 1
+        return self._options(**changes)
+
+    def again(self, **changes: Any) -> CriuOpts:
+        """Options for a dump of all memory instead of the current one, which was refused."""
+        return self._options(parent_image=None, **changes)
+
+    def _options(self, **changes: Any) -> CriuOpts:
         return for_criu(
             round_opts(self._opts, self._path, self.number, track=self._track), **changes
         )
@@ -101,6 +108,8 @@ class Source:
         self._phases = phases
         self._rounds = Rounds(opts, workspace.path, track=mode.rounds)
         self._handover = Handover(channel, phases, watchdog=watchdog, relay=relay)
+        self._refusal = ""
+        """Why the dump saves all memory, though rounds have saved it."""
         self._memory = 0
         """Bytes of the tree's memory, before the migration."""
         self._tree: list[list[Any]] = []
@@ -141,9 +150,13 @@ class Source:
     def _pre_dump(self) -> None:
         while True:
             self._phases.enter("pre-dump")
-            result = verbs.pre_dump(
-                self._target, self._rounds.next(), via=self._via, on_notify=self._on_notify
-            )
+            try:
+                result = verbs.pre_dump(
+                    self._target, self._rounds.next(), via=self._via, on_notify=self._on_notify
+                )
+            except MovedMemoryError as moved:
+                self._refused(moved)
+                return
             self._send("images of rounds")
             if not self._should_continue(Round(number=self._rounds.number, result=result)):
                 return
@@ -154,9 +167,19 @@ class Source:
         if self._relay is not None:
             server = PageServer(fd=self._relay.theirs.fileno())
             changes = {"lazy_pages": True, "page_server": server}
-        request = verbs.dump_request(
-            self._target, self._rounds.next(**changes), self._via, self._hook, None
-        )
+        try:
+            if not self._refusal:
+                return self._held(self._rounds.next(**changes))
+        except MovedMemoryError as moved:
+            self._refused(moved)
+        return self._held(self._rounds.again(**changes))
+
+    def _refused(self, moved: MovedMemoryError) -> None:
+        self._refusal = moved.cause or str(moved)
+        logs.warn("the final dump saves all memory: %s", self._refusal)
+
+    def _held(self, opts: CriuOpts) -> DumpResult:
+        request = verbs.dump_request(self._target, opts, self._via, self._hook, None)
         call = HeldCall(request, self._handover)
         try:
             return verbs.dump_result(request, call.wait())
@@ -201,6 +224,7 @@ class Source:
             phases=self._phases.seconds,
             dump=dumped.statistics,
             restore=restored,
+            not_incremental=self._refusal,
         )
 
 

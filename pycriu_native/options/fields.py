@@ -65,8 +65,9 @@ class Fields:
     """The directory of log, statistics and pid files: a path or an open directory. Default: the
     images directory."""
     parent_image: StrPath | None = None
-    """The earlier images that a dump builds on, as a path relative to the images directory. A dump
-    needs ``track_mem`` as well; otherwise CRIU saves all memory again, without a warning."""
+    """The earlier images that a dump builds on, as a path relative to the images directory: those
+    of the last pre-dump, or dump with ``track_mem``, of this library. A dump needs ``track_mem`` as
+    well; otherwise CRIU saves all memory again, without a warning."""
     leave_running: bool | None = None
     """Leave the process running after the dump; with ``files="rollback"`` a restore returns the
     files that it writes to from then on. CRIU's default is to kill it."""

@@ -43,6 +43,7 @@ from .support.features import needs_lazy_pages, needs_soft_dirty
 from .support.hosts import OURS, Host, cable, host
 from .support.migrations import Destination, Leaving, destination, far_pid, reaped, shaped
 from .support.processes import Target, eventually
+from .support.soft_dirty import MOVER
 
 Arrive = Callable[..., Destination]
 
@@ -371,6 +372,38 @@ def test_memory_goes_in_rounds_first(
     else:
         assert result.dump is not None
         assert result.dump.pages_written * mmap.PAGESIZE < 8 * 2**20
+
+
+@needs_soft_dirty
+@pytest.mark.parametrize(
+    "mode", [MigrationMode.PRE_COPY, MigrationMode.PRE_COPY_THEN_POST_COPY], ids=str
+)
+@pytest.mark.parametrize("more", [False, True], ids=["after the last round", "between rounds"])
+def test_memory_that_was_moved(
+    arrive: Arrive, spawn: Spawn, mode: MigrationMode, more: bool
+) -> None:
+    """The kernel has not marked it as changed: the final dump sends all memory."""
+    far_pid()
+    target = spawn(MOVER)
+    there = arrive()
+
+    def should_continue(one: pycriu_native.Round) -> bool:
+        target.ask("swap", 0, 1)
+        return more
+
+    with reaped(target):
+        result = migrate_out(
+            target.pid,
+            CriuOpts(),
+            to=there.place,
+            mode=mode,
+            should_continue=should_continue,
+            insecure=True,
+        )
+        message = there.until("result", "error")
+        assert message.get("result") == result.pid, message
+        assert "was moved" in result.not_incremental
+        assert [target.ask("contents", number) for number in (0, 1)] == [[2], [1]]
 
 
 @pytest.mark.parametrize("whose", ["source", "destination"])

@@ -22,6 +22,7 @@ from pycriu_native import (
     ImagesError,
     MigrationError,
     MigrationInDoubtError,
+    MovedMemoryError,
     NoSuchProcessError,
     OptionError,
     PeerLostError,
@@ -62,6 +63,7 @@ BUILTINS: dict[type[CriuError], type[Exception]] = {
     MigrationError: Exception,
     PeerLostError: ConnectionError,
     MigrationInDoubtError: Exception,
+    MovedMemoryError: Exception,
 }
 """Each class, and the builtin exception that it also is."""
 

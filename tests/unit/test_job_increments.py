@@ -1,80 +1,18 @@
-"""Incremental checkpoints: which are incremental, and whether all changes of memory are in them."""
+"""Incremental checkpoints: which are incremental, and the links to the memory of their parents."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pycriu_native import ImagesError, OptionError, seal, verify
+from pycriu_native._integrity.dump_marker import FRAMES
 from pycriu_native._integrity.manifest import seal_with
-from pycriu_native._system.page_frames import PAGE
-from pycriu_native._system.process import status_of
-from pycriu_native._wire.protobuf import image_of, message
-from pycriu_native.jobs import Job, unchanged_memory
+from pycriu_native.jobs import Job
 from pycriu_native.jobs.directory import Checkpoint
 from pycriu_native.jobs.increments import PARENT, Increments, layers, link
-from pycriu_native.jobs.unchanged_memory import FrameRecord, MovedMemoryError
-
-IN_PARENT, PRESENT = 1, 4
-START = 0x10000000
-
-Run = tuple[int, int, int]
-"""First page, number of pages, and flags."""
-
-
-class Memory:
-    """The frame of each page of a process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.frames = list(range(100, 120))
-        monkeypatch.setattr(unchanged_memory, "frames", self.read)
-
-    def read(self, pagemap: int, start: int, end: int) -> bytes:
-        pages = range((start - START) // PAGE, (end - START) // PAGE)
-        return b"".join(self.frames[page].to_bytes(8, "little") for page in pages)
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
-    return Memory(monkeypatch)
-
-
-def _dumped(record: FrameRecord, place: Path, *runs: Run) -> None:
-    """Record the dump of this process."""
-    number = status_of(os.getpid())["NSpid"].split()[-1]
-    entries = [
-        message((1, START + first * PAGE), (2, count), (3, flags & IN_PARENT), (4, flags))
-        for first, count, flags in runs
-    ]
-    place.mkdir(exist_ok=True)
-    data = image_of("PAGEMAP", message((1, 1)), *entries)
-    (place / f"pagemap-{number}.img").write_bytes(data)
-    record.update(place, [os.getpid()])
-
-
-def test_memory_in_its_place(memory: Memory, tmp_path: Path) -> None:
-    """Changed pages can have other frames; runs of a parent can be divided otherwise."""
-    record = FrameRecord()
-    _dumped(record, tmp_path, (0, 4, PRESENT), (4, 4, PRESENT), (10, 2, PRESENT))
-    memory.frames[3] = 200
-    _dumped(record, tmp_path, (0, 3, IN_PARENT), (3, 1, PRESENT), (4, 4, IN_PARENT))
-    _dumped(record, tmp_path, (1, 6, IN_PARENT))
-
-
-@pytest.mark.parametrize(
-    "run",
-    [(0, 4, IN_PARENT), (2, 1, IN_PARENT), (7, 2, IN_PARENT), (8, 1, IN_PARENT), (9, 2, IN_PARENT)],
-)
-def test_memory_that_was_moved(memory: Memory, tmp_path: Path, run: Run) -> None:
-    """A page with another frame, or one that the parent does not have, is refused."""
-    record = FrameRecord()
-    _dumped(record, tmp_path, (0, 8, PRESENT), (10, 2, PRESENT))
-    memory.frames[2] = 300
-    with pytest.raises(MovedMemoryError, match="was moved"):
-        _dumped(record, tmp_path, run)
 
 
 def _made(parents: int, size: int) -> Checkpoint:
@@ -129,7 +67,7 @@ def test_links(tmp_path: Path) -> None:
     """A checkpoint has the memory of its parents, without a copy, and is verified with it."""
     before = tmp_path / "1"
     before.mkdir()
-    for name in ("inventory.img", "pages-1.img", "pagemap-7.img", "core-7.img"):
+    for name in ("inventory.img", "pages-1.img", "pagemap-7.img", "core-7.img", FRAMES):
         (before / name).write_bytes(name.encode())
     (before / "other").mkdir()
     (before / "other" / "pages-1.img").write_bytes(b"")
@@ -139,6 +77,8 @@ def test_links(tmp_path: Path) -> None:
         place.mkdir()
         (place / "inventory.img").write_bytes(b"%d" % number)
         entries = link(replace(_made(0, 1), path=str(before)), place / PARENT)
+        assert not (before / FRAMES).exists()
+        (place / PARENT / FRAMES).rename(place / FRAMES)
         seal_with(place, entries)
         before = place
     assert (before / "parent/parent/pages-1.img").samefile(tmp_path / "1/pages-1.img")

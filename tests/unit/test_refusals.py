@@ -31,7 +31,7 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._checks import option_rules
-from pycriu_native._integrity.dump_marker import UNFINISHED
+from pycriu_native._integrity.dump_marker import FRAMES, UNFINISHED
 from pycriu_native.enums import Verb
 from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
@@ -283,7 +283,8 @@ def test_nothing_is_touched_by_a_refusal(tmp_path: Path) -> None:
 def test_a_parent_without_tracking(tmp_path: Path) -> None:
     """CRIU saves only changes with ``track_mem`` alone; a pre-dump sets it itself."""
     (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "inventory.img").touch()
+    for name in ("inventory.img", FRAMES):
+        (tmp_path / "1" / name).touch()
     opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1")
     with pytest.raises(OptionError, match=r"parent_image.*needs track_mem"):
         option_rules.check(opts, DUMP, os.getpid())
@@ -291,11 +292,26 @@ def test_a_parent_without_tracking(tmp_path: Path) -> None:
     option_rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
 
 
+def test_a_parent_without_the_record_of_frames(tmp_path: Path) -> None:
+    """The dump could have former contents of memory that was moved since: images of criu, for
+    example, are refused, and a directory in which the record cannot be read.
+    """
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "inventory.img").touch()
+    opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1", track_mem=True)
+    with pytest.raises(OptionError, match=rf"parent_image='../1': .*/1 has no {FRAMES}"):
+        option_rules.check(opts, DUMP, os.getpid())
+    opts = replace(opts, images_directory=None, images_dir=tmp_path)
+    with pytest.raises(OptionError, match=r"parent_image='../1': needs images_directory"):
+        option_rules.check(opts, DUMP, os.getpid())
+
+
 def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
     """Unfinished images are refused as parents, also further up the chain."""
     for number in ("1", "2"):
         (tmp_path / number).mkdir()
         (tmp_path / number / "inventory.img").touch()
+        (tmp_path / number / FRAMES).touch()
     (tmp_path / "2" / "parent").symlink_to("../1")
     opts = CriuOpts(images_directory=tmp_path / "3", parent_image="../2", track_mem=True)
     for half, result in (("2", "2"), ("1", "2/parent")):
@@ -311,7 +327,7 @@ def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
 def test_a_parent_of_another_process(tmp_path: Path) -> None:
     """Parents with memory of another process are refused, unless it went to a page server."""
     (tmp_path / "1").mkdir()
-    for name in ("inventory.img", "pagemap-1.img", "pagemap-shmem-7.img"):
+    for name in ("inventory.img", "pagemap-1.img", "pagemap-shmem-7.img", FRAMES):
         (tmp_path / "1" / name).touch()
     opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1", track_mem=True)
     with pytest.raises(OptionError, match=rf"parent_image.*pid {os.getpid()} .*\(1\)"):

@@ -22,6 +22,7 @@ from pycriu_native._calls.prepare import Directories
 from pycriu_native._calls.request import Request
 from pycriu_native._calls.requirements import check
 from pycriu_native._checks import criu_files
+from pycriu_native._integrity.dump_marker import FRAMES
 from pycriu_native._system import trusted_path
 from pycriu_native._system.trusted_path import UntrustedError
 from pycriu_native._transport.program import find_program
@@ -213,6 +214,7 @@ def test_parents_that_others_can_write(tmp_path: Path, form: str, verb: Verb, wh
     for name in ("open/1", "images", "shut/1"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "inventory.img").touch()
+        (tmp_path / name / FRAMES).touch()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "shut/1/parent").symlink_to("../../open/1")
     (tmp_path / "link").symlink_to("open/1")

@@ -37,6 +37,8 @@ SMOKE = (
     "tests/integration/test_dump_restore.py::test_a_pid_that_is_taken",
     "tests/integration/test_lazy.py::test_memory_comes_after_the_process",
     "tests/integration/test_migration.py::test_memory_goes_in_rounds_first",
+    "tests/integration/test_migration.py::test_memory_that_was_moved",
+    "tests/integration/test_moved_memory.py",
     "tests/integration/test_page_server.py::test_pages_land_on_another_host",
     "tests/integration/test_readme.py",
     "tests/integration/test_tutorial.py",

@@ -127,8 +127,13 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
             on_progress=on_progress,
             deadline=call.deadline,
         )
-    body = shape(result.final) | {"rounds": [shape(each.result) for each in result.rounds]}
+    body = shape(result.final) | {
+        "rounds": [shape(each.result) for each in result.rounds],
+        "not_incremental": result.not_incremental,
+    }
     done = call.out.result(body, f"{text(result.final, name, 'dumped')}\n{_table(result)}")
+    if result.not_incremental:
+        call.out.hint(f"the last dump has all memory: {result.not_incremental}")
     _hint(call, result.final)
     return done
 

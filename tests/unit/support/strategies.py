@@ -30,6 +30,8 @@ from pycriu_native import (
     VethPair,
 )
 from pycriu_native._checks import option_rules
+from pycriu_native._integrity import moved_memory
+from pycriu_native._integrity.dump_marker import FRAMES
 from pycriu_native.enums import Verb
 from pycriu_native.options import value_types as kinds
 from pycriu_native.options.table import BY_FIELD, TABLE, VERB_MASK, Row
@@ -174,6 +176,11 @@ class OptionObjects:
         self.descriptors = (self.writable, self.datagrams.fileno(), self.directory_fd)
         """Descriptors that must also be open in the process that makes the call."""
 
+    def parent(self) -> str:
+        """The name of a parent. It gets the record of page frames, which each dump removes."""
+        (self.images / "before" / FRAMES).write_bytes(moved_memory._encoded({}, b""))
+        return "before"
+
     def close(self) -> None:
         os.close(self.writable)
         os.close(self.directory_fd)
@@ -188,7 +195,7 @@ class OptionObjects:
             "images_dir": st.just(str(self.images)),
             "config_file": st.just(str(self.config)),
             "work_directory": st.just(str(self.work)),
-            "parent_image": st.just("before"),
+            "parent_image": st.builds(self.parent),
             "page_server": st.builds(
                 PageServer,
                 st.sampled_from(["10.0.0.2", "fd00::2", "127.0.0.1"]),

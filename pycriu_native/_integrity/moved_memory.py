@@ -1,0 +1,327 @@
+"""The check that an incremental dump has all changes of memory, and the record for the next one.
+
+CRIU takes a page from the parent images if the kernel does not mark it as changed (soft-dirty).
+mremap(2) can move pages without a mark, by moving a page table (``move_normal_pmd`` in the kernel's
+``mm/mremap.c``, seen with Linux 6.12): CRIU then takes what the parent images have for the new
+address. So each dump and pre-dump that begins the tracking of changes writes the page frames of the
+processes into a file beside its images, and the next one compares them.
+
+A page that was not changed is still in its frame, unless the kernel itself has moved it, for
+example into the swap. The pages of a table that was moved had other frames, all of them. So a table
+is refused if fewer than an eighth of its pages without a mark are in their frames. (With one page
+as the limit, frames that were freed and used again could hide a move.) Where the kernel merges
+equal pages (KSM), which loses marks of single pages, all of them have to be in their frames. Pages
+without marks that are in no frame of the record count as moved; those that CRIU leaves out, such as
+pages of zeros, do not count.
+
+The marks are relative to the last dump that has reset them, also if it failed after that: CRIU
+would take what was changed before it from an older parent. So a dump removes the record of its
+parent before it begins, and the images of that cannot be the parent of another dump.
+
+A dump is checked while its processes are frozen, before CRIU resets the marks. CRIU sends no
+notification of a pre-dump at that time, so the frames are read before it and after it, and those
+that agree are recorded. Memory that is new at the freeze is not in the first reading, so there is
+another one as soon as CRIU traces the processes. It counts if CRIU still does so after it, without
+a parent for all pages, else for those with a mark: CRIU saves these pages. A table that is moved
+away between the reading that counts and the freeze, and moved back before the last reading, is not
+detected.
+
+The file is a line of text, then numbers of 64 bits: the size of ``inventory.img`` and its bytes,
+with which a later dump by another program is recognized; then for each process its pid in its own
+namespace, start time and number of page tables; for each of these the address of the first page
+that is not empty, the number of pages, and their entries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from array import array
+from collections.abc import Iterable
+
+from .._support.unpatched import closing
+from .._system import page_frames
+from .._system.page_frames import CHANGED, EMPTY, ENTRY, PAGE, TABLE, frames_of, page_tables
+from .._system.process import is_running, stat_of, status_of
+from .._system.process_tree import process_tree
+from .._system.regular_file import read_regular, replace_file
+from ..enums import Verb
+from ..errors import ImagesError, MovedMemoryError
+from .dump_marker import FRAMES
+from .image_files import DamagedError, ImageFiles
+from .pagemap import IN_PARENT, Runs
+
+_FIRST = b"pycriu-native frames 1\n"
+_LARGEST = 2**40
+
+Process = tuple[int, int]
+"""Pid in its own namespace, and start time."""
+Tables = dict[int, bytes]
+"""The frames of the pages of each page table, by its address."""
+Record = dict[Process, Tables]
+
+
+class MemoryCheck:
+    """The check of one dump or pre-dump that tracks changes, and its record."""
+
+    def __init__(
+        self, images: int, parent: str | None, *, verb: Verb, pid: int, runs_on: bool
+    ) -> None:
+        """``parent`` is relative to ``images``, a descriptor. ``runs_on``: the processes continue,
+        so that the images can be a parent.
+        """
+        self._images = images
+        self._parent = parent
+        self._verb = verb
+        self._pid = pid
+        self._runs_on = runs_on
+        self._visible = page_frames.are_visible()
+        self._before: Record | None = None
+        self._record: Record | None = None
+
+    def begin(self) -> None:
+        """Take over the record of the parent, and check a pre-dump, which begins now.
+
+        Raises ``MovedMemoryError``.
+        """
+        if self._parent is not None:
+            self._before = self._of_parent(self._parent)
+        if self._verb == Verb.PRE_DUMP:
+            if not self._visible:
+                self._before = None  # the dump is refused
+            self._record = self._read(process_tree(self._pid))
+
+    def read_stopped(self) -> bool:
+        """Read the frames again if CRIU has stopped the processes of a pre-dump; False if not."""
+        if not _is_traced(self._pid):
+            return False
+        tree = process_tree(self._pid)
+        again = self._read(tree, earlier=self._record)
+        if all(_is_traced(pid) or not is_running(pid) for pid in tree):
+            self._record = again
+        return True
+
+    def frozen(self, tree: Iterable[int]) -> None:
+        """Check a dump whose processes are frozen, and whose memory CRIU has not read.
+
+        Raises ``MovedMemoryError``.
+        """
+        self._require_frames()
+        self._record = self._read(tree)
+
+    def written(self, tree: Iterable[int]) -> None:
+        """Record a dump whose images are written. Its processes are still frozen.
+
+        CRIU before 3.19 sends no notification before it reads the memory: the dump is checked now,
+        with its page maps instead of the marks, which CRIU has reset.
+        """
+        if self._record is None:
+            self._require_frames()
+            self._record = self._read(tree, ImageFiles(self._images))
+        self._write(self._record)
+
+    def after_pre_dump(self) -> None:
+        """Record a pre-dump that is complete."""
+        before, self._before = self._record or {}, None
+        names = os.listdir(self._images)
+        served = not any(name.startswith("pagemap-") for name in names)
+        record = {}
+        for process, tables in self._read(process_tree(self._pid)).items():
+            if process in before:
+                first = before[process]
+                record[process] = {
+                    address: _kept(first.get(address, EMPTY), frames)
+                    for address, frames in tables.items()
+                }
+            elif served or f"pagemap-{process[0]}.img" in names:
+                record[process] = {}
+        self._write(record)
+
+    def _read(
+        self, tree: Iterable[int], saved: ImageFiles | None = None, earlier: Record | None = None
+    ) -> Record:
+        """Read the frames. They are checked if there is a parent, unless they were ``earlier``."""
+        limit = _Limit()
+        result: Record = {}
+        for pid in tree:
+            stat = stat_of(pid)
+            if stat is None:
+                continue
+            number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
+            process = number, stat.start
+            before = first = None
+            if earlier is None and self._before is not None:
+                before = self._before.get(process)
+            elif earlier is not None and self._parent is not None:
+                first = earlier.get(process, {})
+            runs = None if saved is None or before is None else _runs(saved, number)
+            tables: Tables = {}
+            try:
+                for address, entries in page_tables(pid) if self._visible else ():
+                    frames = frames_of(entries)
+                    if before is not None and limit.is_moved(
+                        before.get(address, EMPTY), entries, frames, _taken(runs, address)
+                    ):
+                        raise self._refusal(
+                            f"memory of pid {number} at {address:#x} was moved, and the kernel has "
+                            f"not marked it as changed"
+                        )
+                    if first is not None:
+                        frames = _kept(first.get(address, EMPTY), frames, entries)
+                    if self._runs_on and frames != EMPTY:
+                        tables[address] = frames
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended
+            except OSError as error:
+                if before is not None:
+                    why = f"the page frames of pid {number} cannot be read ({error.strerror})"
+                    raise self._refusal(why) from None
+                tables = {}
+            result[process] = tables
+        return result
+
+    def _of_parent(self, parent: str) -> Record:
+        """Read the record of the parent, and remove it."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            with closing(os.open(parent, flags, dir_fd=self._images)) as at:
+                data, inventory = read_regular(FRAMES, _LARGEST, dir_fd=at), _inventory(at)
+                os.unlink(FRAMES, dir_fd=at)
+            return _decoded(data, inventory)
+        except OSError as error:
+            why = f"{FRAMES} in it cannot be read and removed ({error.strerror})"
+            raise self._refusal(why) from None
+        except ValueError:
+            raise self._refusal(f"{FRAMES} in it is not the record of these images") from None
+
+    def _require_frames(self) -> None:
+        if self._parent is not None and not self._visible:
+            raise self._refusal(
+                "without CAP_SYS_ADMIN outside of user namespaces, memory that was moved cannot be "
+                "detected"
+            )
+
+    def _refusal(self, why: str) -> MovedMemoryError:
+        cure = "leave parent_image out, so that all memory is saved"
+        return MovedMemoryError(
+            f"{self._verb} of pid {self._pid} refused: parent_image={self._parent!r} cannot be "
+            f"used: {why}; {cure}",
+            verb=str(self._verb),
+            pid=self._pid,
+            cause=why,
+            cure=cure,
+            options=["parent_image"],
+        )
+
+    def _write(self, record: Record) -> None:
+        if not self._runs_on:
+            record = {}
+        try:
+            replace_file(self._images, FRAMES, _encoded(record, _inventory(self._images)))
+        except OSError as error:
+            raise ImagesError(
+                f"{self._verb} of pid {self._pid} was undone: {FRAMES}, which an incremental dump "
+                f"needs, cannot be written beside the images: {error.strerror}",
+                verb=str(self._verb),
+                pid=self._pid,
+                errno=error.errno,
+                options=["images_directory"],
+            ) from None
+
+
+class _Limit:
+    """How many pages of a table have to be in their frames."""
+
+    def __init__(self) -> None:
+        self._all = page_frames.are_merged()
+        self._zero = page_frames.zero_frame()
+
+    def is_moved(self, before: bytes, entries: bytes, now: bytes, taken: set[int] | None) -> bool:
+        """Whether pages of a table are not those that it had before.
+
+        ``taken`` are the pages that CRIU has taken from the parent; None: those without a mark.
+        """
+        if before == now:
+            return False
+        kept = [
+            old == new
+            for page, (old, new, entry) in enumerate(
+                zip(array("Q", before), array("Q", now), array("Q", entries), strict=True)
+            )
+            if new not in (0, self._zero)
+            and (not entry & CHANGED if taken is None else page in taken)
+        ]
+        return sum(kept) < (len(kept) if self._all else len(kept) / 8)
+
+
+def _runs(images: ImageFiles, number: int) -> Runs | None:
+    """The page map of a process; None if a page server has it."""
+    name = f"pagemap-{number}.img"
+    with contextlib.suppress(DamagedError):
+        return images.runs(name) if name in images.names else None
+    return None
+
+
+def _taken(runs: Runs | None, table: int) -> set[int] | None:
+    """The pages of a page table that the parent has."""
+    if runs is None:
+        return None
+    return {
+        (page - table) // PAGE
+        for _, (start, end, flags, _) in runs.between(table, table + TABLE)
+        if flags & IN_PARENT
+        for page in range(max(start, table), min(end, table + TABLE), PAGE)
+    }
+
+
+def _kept(before: bytes, frames: bytes, entries: bytes = EMPTY) -> bytes:
+    """The frames of pages that are in the same frame before, or have a mark in ``entries``."""
+    if before == frames:
+        return frames
+    pages = zip(array("Q", before), array("Q", frames), array("Q", entries), strict=True)
+    kept = [new if old == new or entry & CHANGED else 0 for old, new, entry in pages]
+    return array("Q", kept).tobytes()
+
+
+def _is_traced(pid: int) -> bool:
+    return status_of(pid).get("TracerPid", "0") != "0"
+
+
+def _inventory(directory: int) -> bytes:
+    return read_regular("inventory.img", 2**16, dir_fd=directory)
+
+
+def _encoded(record: Record, inventory: bytes) -> bytes:
+    parts = [_FIRST, _numbers(len(inventory)), inventory]
+    for process, tables in record.items():
+        tables = {at: frames for at, frames in tables.items() if frames != EMPTY}
+        parts.append(_numbers(*process, len(tables)))
+        for address, frames in tables.items():
+            first = (len(frames) - len(frames.lstrip(b"\0"))) // ENTRY * ENTRY
+            frames = frames[first : -(-len(frames.rstrip(b"\0")) // ENTRY) * ENTRY]
+            parts += _numbers(address + first // ENTRY * PAGE, len(frames) // ENTRY), frames
+    return b"".join(parts)
+
+
+def _numbers(*numbers: int) -> bytes:
+    return array("Q", numbers).tobytes()
+
+
+def _decoded(data: bytes, inventory: bytes) -> Record:
+    """``ValueError`` if the record is damaged, or that of other images."""
+    start = len(_FIRST) + ENTRY + len(inventory)
+    if data[:start] != _FIRST + _numbers(len(inventory)) + inventory:
+        raise ValueError(FRAMES)
+    words, at, record = array("Q", data[start:]), 0, Record()
+    while at < len(words):
+        number, begin, count = words[at : at + 3]
+        at += 3
+        tables = record[number, begin] = Tables()
+        for _ in range(count):
+            address, pages = words[at : at + 2]
+            at += 2
+            first = address % TABLE // PAGE * ENTRY
+            frames = bytes(first) + words[at : at + pages].tobytes()
+            tables[address - address % TABLE] = frames.ljust(len(EMPTY), b"\0")
+            at += pages
+    return record
