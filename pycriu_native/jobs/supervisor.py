@@ -266,7 +266,9 @@ class Supervisor:
         partial.mkdir(mode=0o700)
         at = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            save(at, (), Rollback(also=(*map(_pattern, outputs), *self._also)), lambda: None)
+            also = (*map(_pattern, outputs), *self._also)
+            rollback = Rollback(also=also, ignore=self._ignored())
+            save(at, (), rollback, lambda: None)
         finally:
             close(at)
         for each in (*partial.iterdir(), partial):  # it must be complete after a power failure
@@ -415,10 +417,16 @@ class Supervisor:
         link_from = None if newest is None else newest.path
         return Rollback(
             also=self._also,
+            ignore=self._ignored(),
             complete=True,
             link_from=link_from,
             changed_since=self._changed_since,
         )
+
+    def _ignored(self) -> list[Any]:
+        """Directories whose files are not those of the command."""
+        storage = str(self._spec["storage"] or "").removeprefix("file://").removeprefix("local://")
+        return [self._directory.path, *([storage] if storage.startswith("/") else [])]
 
     def _last_checkpoint(self) -> None:
         assert self._stop_by is not None
