@@ -368,7 +368,7 @@ class Supervisor:
             )
         except (CriuError, OSError, ValueError) as error:
             seen = stat_of(self._pid)
-            if (seen is None or seen.has_ended) and not last:
+            if (seen is None or seen.has_ended) and not (last and _was_killed(self._pid)):
                 self._criu_was_lost |= isinstance(error, WorkerDiedError)
                 return False  # the command has ended meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
@@ -545,6 +545,15 @@ class Supervisor:
         if not self._kept:
             print_message(f"{self._status.message}; the status cannot be written for the next run")
         return 0 if self._kept else FAILED
+
+
+def _was_killed(pid: int) -> bool:
+    """Whether a signal has ended a child; it is not reaped. A last checkpoint ends the command."""
+    try:
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return result is not None and result.si_code != os.CLD_EXITED
 
 
 def _how(code: int) -> str:

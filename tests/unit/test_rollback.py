@@ -510,7 +510,7 @@ def test_directories_that_are_ignored(tmp_path: Path) -> None:
     at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
     try:
         also = [tmp_path / "place" / "*" / "*", ignored / "named"]
-        saved_files.save(at, [], Rollback(also=also, ignore=ignored), lambda: None)
+        saved_files.save(at, [], Rollback(also=also, ignore=[ignored]), lambda: None)
     finally:
         os.close(at)
     for name in ("kept", "named", "new"):
