@@ -130,10 +130,11 @@ def by_files(request: Request) -> Iterator[Problem]:
     if why:
         yield Problem("files", "rollback", why)
     elif request.verb is Verb.DUMP and request.pid is not None:
-        from .._rollback.written_files import written_files  # few calls need it
+        from .._rollback.option import Rollback  # few calls need these
+        from .._rollback.written_files import written_files
 
         try:
-            written_files(process_tree(request.pid))
+            written_files(process_tree(request.pid), Rollback())
         except OptionError as error:
             yield from error.problems
 

@@ -20,9 +20,9 @@ class SavedDirectory:
     gid: int
 
 
-def directories_of(paths: Iterable[str]) -> tuple[SavedDirectory, ...]:
-    """The directories of these files and their parents, each after its parent."""
-    names: set[str] = set()
+def directories_of(paths: Iterable[str], more: Iterable[str]) -> tuple[SavedDirectory, ...]:
+    """The directories of these files and their parents, and ``more``, each after its parent."""
+    names: set[str] = set(more)
     for path in paths:
         while (path := os.path.dirname(path)) not in names and path != "/":
             names.add(path)

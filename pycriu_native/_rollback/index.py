@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from ..errors import ImagesError
 from .directories import SavedDirectory
 
 INDEX = SAVED_FILES + "s"
-FORMAT = 2
+FORMAT = 3
 LARGEST_INDEX = 64 * 2**20
 
 END = 64 * 2**10
@@ -46,14 +47,41 @@ class SavedFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SavedName:
+    """A name at the dump that is no file of its own: a link, a named pipe, or another name."""
+
+    path: str
+    mode: int
+    """Its type and mode."""
+    uid: int
+    gid: int
+    target: str | None = None
+    """Of a symbolic link."""
+    same_as: str | None = None
+    """The path of the saved file of which it is another name (hard link)."""
+
+
+def saved_name(path: str, seen: os.stat_result, same_as: str | None = None) -> SavedName:
+    """The record of a name. Raises ``OSError``."""
+    target = os.readlink(path) if stat.S_ISLNK(seen.st_mode) else None
+    mode, uid, gid = seen.st_mode, seen.st_uid, seen.st_gid
+    return SavedName(path=path, mode=mode, uid=uid, gid=gid, target=target, same_as=same_as)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
     """All files of a set."""
 
     files: tuple[SavedFile, ...]
     patterns: tuple[str, ...]
     """Patterns of files that belong to the set: a file that is not in ``files`` did not exist."""
+    ignore: tuple[str, ...]
+    """Directories in which patterns do not match."""
     directories: tuple[SavedDirectory, ...]
-    """The directories of the files and their parents, each after its parent."""
+    """The directories of the files and their parents, and those that match a pattern, each after
+    its parent."""
+    names: tuple[SavedName, ...]
+    """What else matched a pattern, and open named pipes."""
 
 
 def checksum(fd: int, end: int) -> str:
@@ -81,7 +109,9 @@ def read(images: int) -> Index:
         return Index(
             files=tuple(_file(entry) for entry in body["files"]),
             patterns=tuple(map(str, body["patterns"])),
+            ignore=tuple(map(str, body["ignore"])),
             directories=tuple(SavedDirectory(**entry) for entry in body["directories"]),
+            names=tuple(SavedName(**entry) for entry in body["names"]),
         )
     except FileNotFoundError:
         cause = f"the images hold no saved files: there is no {place}"

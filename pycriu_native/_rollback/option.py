@@ -28,6 +28,9 @@ class Rollback:
     """Save large files that are only appended to as a whole, and not only their length: for a
     restore on another machine, or after the file was truncated, renamed or removed. Read by
     dumps."""
+    ignore: Iterable[str | os.PathLike[str]] = ()
+    """Directories in which ``also`` matches only paths without special characters, such as the
+    directory of the images. Read by dumps."""
     link_from: str | os.PathLike[str] | None = None
     """Images directory of an earlier dump with ``complete`` on the same file system. Of large files
     that are only appended to, the parts that it has become hard links to its copies, and only the
@@ -40,19 +43,24 @@ class Rollback:
     ones as they are. Default: none of them. Read by dumps."""
 
     def __post_init__(self) -> None:
-        given = (self.also,) if isinstance(self.also, str | os.PathLike) else self.also
-        also = tuple(os.fspath(each) for each in given)
-        for each in also:
-            if not isinstance(each, str) or not each.startswith("/") or "\0" in each:
-                raise OptionError(
-                    [Problem("also", each, "an absolute path or pattern is accepted")]
-                )
-        object.__setattr__(self, "also", also)
+        for name, rule in (("also", "path or pattern"), ("ignore", "path")):
+            value = getattr(self, name)
+            given = (value,) if isinstance(value, str | os.PathLike) else value
+            paths = tuple(os.fspath(each) for each in given)
+            for each in paths:
+                if not isinstance(each, str) or not each.startswith("/") or "\0" in each:
+                    raise OptionError([Problem(name, each, f"an absolute {rule} is accepted")])
+            object.__setattr__(self, name, paths)
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """``also`` as text."""
         return tuple(os.fspath(each) for each in self.also)
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """``ignore`` as text."""
+        return tuple(os.fspath(each) for each in self.ignore)
 
 
 Files = str | Rollback | None

@@ -12,8 +12,8 @@ restore of the set repairs that.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
+from collections import Counter
 from collections.abc import Callable
 
 from .._support.unpatched import close
@@ -23,7 +23,9 @@ from .._system.regular_file import open_regular
 from ..errors import CriuError, ImagesError
 from .directories import MissingDirectories
 from .index import INDEX, SavedFile, read
+from .patterns import matches
 from .restored_file import BEFORE, RestoredFile, before_of, failed
+from .restored_name import RestoredName
 from .written_files import COMPANIONS
 
 
@@ -40,7 +42,7 @@ class RollBack:
         self._spare = images if spare is None else spare
         self._index = read(images)
         self._directories = MissingDirectories(self._index.directories)
-        self._files: list[RestoredFile] = []
+        self._files: list[RestoredFile | RestoredName] = []
         self._lock = open_regular(INDEX, dir_fd=images)
         if not lock(self._lock):
             close(self._lock)
@@ -54,7 +56,8 @@ class RollBack:
         """Put all files back; if that fails for one, all are changed back."""
         try:
             self._remove_leftovers()
-            self._files = self._all_files()
+            names = [RestoredName(each) for each in self._index.names]
+            self._files = [*self._all_files(), *names]
             self._each(lambda file: file.keep(check))
             try:
                 self._directories.create()
@@ -66,7 +69,7 @@ class RollBack:
                 error.add_note(f"left behind: {text}")
             raise
 
-    def _each(self, step: Callable[[RestoredFile], object]) -> None:
+    def _each(self, step: Callable[[RestoredFile | RestoredName], object]) -> None:
         for file in self._files:
             try:
                 step(file)
@@ -76,12 +79,18 @@ class RollBack:
                 raise failed(file.path, error) from None
 
     def _all_files(self) -> list[RestoredFile]:
-        found: dict[str, SavedFile | None] = {each.path: each for each in self._index.files}
-        for pattern in self._index.patterns:
-            for path in glob.iglob(pattern, include_hidden=True):
-                if not os.path.isdir(path) and not os.path.basename(path).startswith(BEFORE):
-                    found.setdefault(path, None)
-        return [RestoredFile(path, found[path], self._images, self._spare) for path in found]
+        index = self._index
+        found: dict[str, SavedFile | None] = {each.path: each for each in index.files}
+        known = {*(each.path for each in index.names), *(each.path for each in index.directories)}
+        for path in matches(index.patterns, index.ignore):
+            if path not in known and not os.path.basename(path).startswith(BEFORE):
+                found.setdefault(path, None)
+        _unite_directories(found)
+        names = Counter(each.same_as for each in index.names)
+        return [
+            RestoredFile(path, entry, self._images, self._spare, others=names[path])
+            for path, entry in found.items()
+        ]
 
     def _remove_leftovers(self) -> None:
         """Remove what a restore that was killed has saved of journals that no longer exist."""
@@ -113,3 +122,21 @@ class RollBack:
         """Unlock and close; undo the changes unless :meth:`succeeded` was called."""
         self.give_back()
         unlock_and_close(self._lock)
+
+
+def _unite_directories(found: dict[str, SavedFile | None]) -> None:
+    """Of new directories, keep those of which all contents are new, and drop the contents."""
+    for path in sorted(found):
+        if path not in found or not os.path.isdir(path) or os.path.islink(path):
+            continue
+        contents = [
+            os.path.join(place, name)
+            for place, folders, files in os.walk(path)
+            for name in (*folders, *files)
+        ]
+        new = all(each in found and found[each] is None for each in contents)
+        if new and not any(map(os.path.ismount, (path, *contents))):
+            for each in contents:
+                del found[each]
+        elif found[path] is None:
+            del found[path]

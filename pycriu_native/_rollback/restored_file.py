@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Callable
 
@@ -38,15 +39,19 @@ def _digest(path: str) -> str:
 class RestoredFile:
     """One file: its content is saved, changed, and then kept or changed back."""
 
-    def __init__(self, path: str, entry: SavedFile | None, images: int, spare: int) -> None:
-        """``entry`` is None for a file that did not exist at the dump.
+    def __init__(
+        self, path: str, entry: SavedFile | None, images: int, spare: int, *, others: int
+    ) -> None:
+        """``entry`` is None for a file or a directory that did not exist at the dump.
 
         ``spare`` is the directory for its previous content if there is no space beside it.
+        ``others`` is the number of its other names that are restored, too.
         """
         self.path = path
         self._entry = entry
         self._images = images
         self._spare = spare
+        self._others = others
         self._before = before_of(path)
         self._directory: int | None = None
         """The directory of ``_before``; None: that is an absolute path."""
@@ -107,8 +112,7 @@ class RestoredFile:
             (self._before, None),
             (BEFORE_RESTORE + _digest(self.path), self._spare),
         ):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory)
+            _remove(name, directory)
 
     def _save(self, fd: int, check: Callable[[], object]) -> None:
         """Save the content after the part that is equal to that of the dump."""
@@ -134,8 +138,7 @@ class RestoredFile:
 
     def _discard(self) -> None:
         """Remove the saved content."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._before, dir_fd=self._directory)
+        _remove(self._before, self._directory)
         self._kept = False
 
     def _check_copies(self, entry: SavedFile) -> None:
@@ -166,7 +169,7 @@ class RestoredFile:
                 f"it was only appended to, so its length of {entry.size} bytes was saved, and it "
                 "is no longer there",
             )
-        if entry.links > 1 and not entry.read_only:
+        if entry.links > 1 + self._others and not entry.read_only:
             raise _refused(
                 self.path,
                 f"it had {entry.links} names at the dump, and this one no longer leads to it",
@@ -219,6 +222,14 @@ class RestoredFile:
         """Remove the previous content."""
         if self._kept:
             self._discard()
+
+
+def _remove(name: str, directory: int | None) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.unlink(name, dir_fd=directory)
+        except IsADirectoryError:
+            shutil.rmtree(name, dir_fd=directory)
 
 
 def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:

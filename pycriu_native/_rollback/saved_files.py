@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterable
 
 from .._support.unpatched import closing
@@ -20,7 +21,7 @@ from .copies import Copies
 from .directories import directories_of
 from .index import Index, SavedFile, checksum, write
 from .option import Rollback
-from .written_files import WrittenFile, patterns_for, written_files
+from .written_files import WrittenFile, patterns_for, written_and_named
 
 COPIED_APPENDS = 4 * 2**20
 """Largest file in bytes that is copied as a whole although it is only appended to."""
@@ -32,7 +33,7 @@ def save(images: int, pids: Iterable[int], rollback: Rollback, check: Callable[[
     Raises ``OptionError``, ``ImagesError``, and what ``check`` raises; it is called between parts
     of a copy.
     """
-    files = written_files(pids, rollback.patterns, rollback.changed_since)
+    files, others = written_and_named(pids, rollback)
     with contextlib.closing(Copies(images, check, link_from=rollback.link_from)) as copies:
         entries = [_save(images, each, copies, rollback) for each in files]
     changed = (each.path for each in files if each.pid and not each.read_only)
@@ -40,7 +41,12 @@ def save(images: int, pids: Iterable[int], rollback: Rollback, check: Callable[[
     index = Index(
         files=tuple(entries),
         patterns=(*named, *rollback.patterns),
-        directories=directories_of(each.path for each in files),
+        ignore=rollback.ignored,
+        directories=directories_of(
+            [*(each.path for each in files), *(each.path for each in others)],
+            (each.path for each in others if stat.S_ISDIR(each.mode)),
+        ),
+        names=tuple(each for each in others if not stat.S_ISDIR(each.mode)),
     )
     write(images, index)
 

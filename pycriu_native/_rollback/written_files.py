@@ -19,6 +19,9 @@ from .._system.mappings import details_of
 from .._system.mountinfo import Mount, mounts_of
 from .._system.process_snapshot import Process
 from ..errors import OptionError, Problem
+from .index import SavedName, saved_name
+from .option import Rollback
+from .patterns import matches
 
 INTERFACES = frozenset(
     (
@@ -62,23 +65,34 @@ class WrittenFile:
         return self.stat.st_dev, self.stat.st_ino
 
 
-def written_files(
-    pids: Iterable[int], also: Iterable[str] = (), changed_since: float | None = None
-) -> list[WrittenFile]:
-    """The files, each once. ``also``: absolute glob patterns of more of them.
+def written_files(pids: Iterable[int], rollback: Rollback) -> list[WrittenFile]:
+    """The files, each once.
 
-    ``changed_since``: with files that are open for reading only, if they were changed after this
-    time, in seconds since the epoch, and are not larger than ``LARGEST_READ``. Deleted files are
-    left out: they are saved by CRIU. Raises ``OptionError`` that names every file that cannot be
-    saved.
+    With those that are open for reading only and are not larger than ``LARGEST_READ``, if they were
+    changed after ``changed_since``. Deleted files are left out: they are saved by CRIU. Raises
+    ``OptionError`` that names every file that cannot be saved.
+    """
+    return written_and_named(pids, rollback)[0]
+
+
+def written_and_named(
+    pids: Iterable[int], rollback: Rollback
+) -> tuple[list[WrittenFile], list[SavedName]]:
+    """The files of ``written_files``, and names that exist but need no copy.
+
+    These are the open named pipes and, of what matches ``also``, symbolic links, directories and
+    other names of the files.
     """
     mounts = {mount.number: mount for mount in mounts_of("self")}
     by_identity: dict[tuple[int, int], WrittenFile] = {}
     problems: list[Problem] = []
+    others: dict[str, SavedName] = {}
     ours = Process(os.getpid()).namespace("mnt")
     for pid in pids:
         process = Process(pid)
-        for use in _uses(process, mounts, changed_since):
+        if process.namespace("mnt") == ours:
+            others |= _named_pipes(process)
+        for use in _uses(process, mounts, rollback.changed_since):
             known = by_identity.get(use.identity)
             if known is not None and not known.read_only:
                 if known.appended and not (use.appended or use.read_only):
@@ -97,17 +111,30 @@ def written_files(
         raise OptionError(problems, verb="dump")
     changed = [use.path for use in by_identity.values() if not use.read_only]
     named = [name for path in changed for name in patterns_for(path)]
-    for pattern in (*named, *also):
-        for path in glob.iglob(pattern, include_hidden=True):
-            with contextlib.suppress(FileNotFoundError):
-                seen = os.stat(path, follow_symlinks=False)
-                known = by_identity.get((seen.st_dev, seen.st_ino))
-                if stat.S_ISREG(seen.st_mode) and (known is None or known.read_only):
-                    use = WrittenFile(
-                        path=path, opened=path, stat=seen, appended=False, pid=0, kind=""
-                    )
-                    by_identity[use.identity] = use
-    return list(by_identity.values())
+    for path in matches((*named, *rollback.patterns), rollback.ignored):
+        with contextlib.suppress(OSError):
+            seen = os.stat(path, follow_symlinks=False)
+            known = by_identity.get((seen.st_dev, seen.st_ino))
+            if not stat.S_ISREG(seen.st_mode):
+                others[path] = saved_name(path, seen)
+            elif known is None or known.read_only:
+                use = WrittenFile(path=path, opened=path, stat=seen, appended=False, pid=0, kind="")
+                by_identity[use.identity] = use
+            elif known.path != path:
+                others[path] = saved_name(path, seen, same_as=known.path)
+    return list(by_identity.values()), list(others.values())
+
+
+def _named_pipes(process: Process) -> dict[str, SavedName]:
+    """The named pipes that a process has open, by their paths."""
+    result = {}
+    for fd in process.descriptors:
+        if stat.S_ISFIFO(fd.stat.st_mode) and not fd.is_pipe:
+            with contextlib.suppress(OSError):
+                seen = os.stat(fd.link, follow_symlinks=False)
+                if os.path.samestat(seen, fd.stat):
+                    result[fd.link] = saved_name(fd.link, seen)
+    return result
 
 
 def patterns_for(path: str) -> list[str]:

@@ -20,7 +20,7 @@ from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals
 from .._system.id_maps import NO_ID, unmapped_uid
 from .._system.process import all_pids, is_running, name_of
-from .._system.process_tree import is_above, process_tree
+from .._system.process_tree import is_above
 from ..diagnostics.preflight import PreflightError, preflight
 from ..enums import CgroupMode
 from ..errors import CriuError, DeadlineError, ImagesError, WorkerDiedError

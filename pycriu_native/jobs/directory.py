@@ -2,7 +2,7 @@
 
 ::
 
-    job.json            the command and its working directory
+    job.json            the command, its working directory, and the path of this directory
     lock                held while the supervisor or the command runs
     status.json         the state; replaced atomically
     storage.json        the state of the storage, likewise
@@ -233,21 +233,30 @@ class JobDirectory:
             raise OptionError([Problem("directory", str(self.path), rule)], verb="run")
 
     def check_command(self, command: Sequence[str]) -> None:
-        """Raise ``OptionError`` if another command was started with this directory."""
+        """Raise ``OptionError`` if another command was started here, or this one elsewhere."""
         known = self.command()
         if known is not None and known["command"] != [*command] and self._was_started():
             rule = f"{self.path} is the directory of another command: {known['command']}"
             raise OptionError([Problem("command", [*command], rule)], verb="run")
+        former = None if known is None else known["path"]
+        was_moved = former not in (None, self._real()) and self._was_started()
+        if was_moved and self.status().state is not State.ENDED:
+            rule = f"it was renamed: the job writes its output to {former}; rename it back"
+            raise OptionError([Problem("directory", str(self.path), rule)], verb="run")
 
     def take_command(self, command: Sequence[str], directory: str) -> None:
         """Store the command; the caller has the lock. Raises as ``check_command``."""
         self.check_command(command)
         if self.command() is None or not self._was_started():
-            ours = {"command": [*command], "directory": directory}
+            ours = {"command": [*command], "directory": directory, "path": self._real()}
             try:
                 self.write("job.json", json.dumps(ours) + "\n")
             except OSError as error:
                 raise self.unusable(error) from None
+
+    def _real(self) -> str:
+        """The path that the images have."""
+        return os.path.realpath(self.path)
 
     def _was_started(self) -> bool:
         # The directory ``start`` is created before the first start.
@@ -325,9 +334,16 @@ class JobDirectory:
             return None
         try:
             body = json.loads(text)
-            return {"command": [*map(str, body["command"])], "directory": str(body["directory"])}
-        except (ValueError, TypeError, KeyError) as error:
-            raise ImagesError(f"{self.path}/job.json cannot be read: {error!r}") from None
+            return {
+                "command": [*map(str, body["command"])],
+                "directory": str(body["directory"]),
+                "path": body.get("path"),
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ImagesError(
+                f"{self.path}/job.json cannot be read: {error!r}; it contains the command and its "
+                'working directory: {"command": ["PROGRAM", "ARGUMENT"], "directory": "/PATH"}'
+            ) from None
 
     def status(self) -> JobStatus:
         """The state. It is INTERRUPTED if the file has RUNNING, but no supervisor runs."""
@@ -448,13 +464,13 @@ class JobDirectory:
     def event(self, event: str, **more: object) -> None:
         """Add an event."""
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, **more}) + "\n"
+        line = f"{json.dumps({'time': now, 'event': event, **more})}\n".encode()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         with closing(os.open(self.path / "events.jsonl", flags, 0o600)) as fd:
-            end = os.fstat(fd).st_size
-            if end and os.pread(fd, 1, end - 1) != b"\n":
-                line = f"\n{line}"  # the last line is incomplete
-            os.write(fd, line.encode())
+            _remove_incomplete_line(fd)
+            if os.write(fd, line) < len(line):
+                _remove_incomplete_line(fd)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events, the oldest first, without an incomplete last line."""
@@ -534,6 +550,19 @@ def retained(checkpoints: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
     return kept
 
 
+def _remove_incomplete_line(fd: int) -> None:
+    """Remove what a kill or a full disk has left of the last line of a file."""
+    size = end = os.fstat(fd).st_size
+    while end > 0:
+        begin = max(0, end - 4096)
+        newline = os.pread(fd, end - begin, begin).rfind(b"\n")
+        end = begin + newline + 1
+        if newline >= 0:
+            break
+    if end < size:
+        os.ftruncate(fd, end)
+
+
 def _overwrite(path: Path, text: str) -> bool:
     """Overwrite a small file in place on a full disk; returns whether that was possible.
 
@@ -563,7 +592,7 @@ def _checkpoint(path: Path) -> Checkpoint:
 
 def sync(path: Path) -> None:
     """Sync a directory or a file to disk."""
-    with closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
 
 

@@ -111,11 +111,13 @@ class NoticeWatch(Closing):
     def _watch(self) -> None:
         assert self._source is not None
         while not self._over.is_set():
-            before, text, self.failure = self.failure, None, ""
+            text, failure = None, ""
             try:
                 text = self._source.attempt()
             except NoticeError as error:
-                self.failure = str(error)
+                failure = str(error)
+            # Only now: during an attempt, the failure of the one before is known.
+            before, self.failure = self.failure, failure
             if text is not None:
                 left = seconds_left(text)
                 self.vague = left is None
@@ -123,7 +125,7 @@ class NoticeWatch(Closing):
                 self.until = time.monotonic() + (float("inf") if left is None else left)
                 self._wake()
                 return
-            if bool(self.failure) != bool(before):
+            if bool(failure) != bool(before):
                 self._wake()
             self._over.wait(EVERY)
 
@@ -144,11 +146,8 @@ class NoticeSource:
         text = self._fetched() if _is_url(self._source) else self._printed()
         if text is None or text.strip().lower() in NONE:
             return None
-        with contextlib.suppress(ValueError):
-            body = json.loads(text)
-            if isinstance(body, dict) and body.get("Events") == []:
-                return None
-        return text
+        body = _object(text)
+        return None if body is not None and body.get("Events") == [] else text
 
     def _fetched(self) -> str | None:
         headers = {"Metadata": "true", "Metadata-Flavor": "Google"}
@@ -204,13 +203,18 @@ def _response(url: str, headers: Mapping[str, str], method: str = "GET") -> tupl
         raise NoticeError(f"{url}: {getattr(why, 'strerror', None) or why}") from None
 
 
+def _object(text: str) -> dict[str, Any] | None:
+    """A JSON object; None for other text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        body = json.loads(text)
+        return body if isinstance(body, dict) else None
+    return None
+
+
 def seconds_left(text: str) -> float | None:
     """The seconds until the interruption; None if the text has no time."""
-    try:
-        body: Any = json.loads(text)
-    except ValueError:
-        return None
-    if isinstance(body, dict) and body.get("Events"):
+    body: Any = _object(text)
+    if body is not None and isinstance(body.get("Events"), list) and body["Events"]:
         body = body["Events"][0]
     if not isinstance(body, dict):
         return None

@@ -262,8 +262,8 @@ class Supervisor:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         with opened_directory(partial) as at:
-            ours = (glob.escape(str(path)) for path in outputs)
-            save(at, (), Rollback(also=(*ours, *self._also)), lambda: None)
+            also = (*(glob.escape(str(path)) for path in outputs), *self._also)
+            save(at, (), Rollback(also=also, ignore=self._ignored()), lambda: None)
         for each in (*partial.iterdir(), partial):  # it must be complete after a power failure
             sync(each)
         os.rename(partial, start)
@@ -361,7 +361,7 @@ class Supervisor:
             )
         except (CriuError, OSError, ValueError) as error:
             seen = stat_of(self._pid)
-            if (seen is None or seen.has_ended) and not last:
+            if (seen is None or seen.has_ended) and not (last and _was_killed(self._pid)):
                 self._criu_was_lost |= isinstance(error, WorkerDiedError)
                 return False  # the command has ended meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
@@ -410,10 +410,16 @@ class Supervisor:
         link_from = None if newest is None else newest.path
         return Rollback(
             also=self._also,
+            ignore=self._ignored(),
             complete=True,
             link_from=link_from,
             changed_since=self._changed_since,
         )
+
+    def _ignored(self) -> list[Any]:
+        """Directories whose files are not those of the command."""
+        storage = str(self._spec["storage"] or "").removeprefix("file://").removeprefix("local://")
+        return [self._directory.path, *([storage] if storage.startswith("/") else [])]
 
     def _last_checkpoint(self) -> None:
         assert self._stop_by is not None
@@ -532,6 +538,15 @@ class Supervisor:
         if not self._kept:
             print_message(f"{self._status.message}; the status cannot be written for the next run")
         return 0 if self._kept else FAILED
+
+
+def _was_killed(pid: int) -> bool:
+    """Whether a signal has ended a child; it is not reaped. A last checkpoint ends the command."""
+    try:
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return result is not None and result.si_code != os.CLD_EXITED
 
 
 def _how(code: int) -> str:

@@ -67,6 +67,25 @@ pause(2)
 open(f"{place}/log", "a").write("end\\n")
 """
 
+LINKED = """
+files = f"{place}/files"
+os.mkdir(files)
+log = open(f"{files}/log", "w", buffering=1)
+log.write("log\\n")
+os.link(f"{files}/log", f"{files}/name")
+os.symlink("log", f"{files}/link")
+os.mkfifo(f"{files}/pipe")
+pipe = os.open(f"{files}/pipe", os.O_RDWR)
+os.write(pipe, b"pipe\\n")
+pause(1)
+log.write(os.read(pipe, 99).decode())
+os.unlink(f"{files}/pipe")
+os.mkdir(f"{files}/new")
+open(f"{files}/new/file", "w").write("new\\n")
+pause(2)
+log.write("end\\n")
+"""
+
 
 def _killed_after(job: RunningJob, script: str, place: Path, *words: str) -> None:
     """Start the script, take a checkpoint at its first pause, and kill it at its second."""
@@ -112,6 +131,26 @@ def test_changed_after_the_checkpoint(job: RunningJob, script: str, expected: st
     assert (job.place / "log").read_text() == expected
     if script is ROTATED:
         assert (job.place / "log.1").read_text() == "x" * 5 * 2**20 + "before\n"
+
+
+def test_links_and_the_directory_of_the_job_match_patterns(job: RunningJob) -> None:
+    """Patterns that lead through a link to open files, and to the checkpoints, remove neither.
+    Links and named pipes that match are as at the checkpoint.
+    """
+    (job.place / "path").symlink_to("files")
+    also = ["path/*", "*/*", "*/*/*", "*/*/*/*"]
+    job.options = [word for each in also for word in ("--also", str(job.place / each))]
+    _killed_after(job, LINKED, job.place)
+    events = sum(1 for _ in job.directory.events())
+    assert _resumed(job, job.place) == 0, job.messages()
+    assert job.directory.status().resumed == 1
+    assert sum(1 for _ in job.directory.events()) > events
+    files = job.place / "files"
+    names = ["link", "log", "name", "new", "new/file"]
+    assert sorted(str(path.relative_to(files)) for path in files.rglob("*")) == names
+    for name in names[:3]:
+        assert (files / name).read_text() == "log\npipe\nend\n"
+    assert (files / "log").samefile(files / "name")
 
 
 def test_checkpoints_share_a_log(job: RunningJob) -> None:

@@ -1,8 +1,11 @@
-"""The directory of a job: whether its last supervisor has ended."""
+"""The directory of a job: whether its last supervisor has ended, its path, and its events."""
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pycriu_native import OptionError
 from pycriu_native._system.host import boot_id
 from pycriu_native._system.process import stat_of
 from pycriu_native.jobs import JobStatus, State
@@ -51,3 +55,49 @@ def test_a_supervisor_whose_first_thread_has_ended(tmp_path: Path) -> None:
     assert lock is not None
     os.close(lock)
     process.wait()
+
+
+def test_a_renamed_directory(tmp_path: Path) -> None:
+    """It is refused: the resumed command would write its output to the former path."""
+    former, new = JobDirectory(tmp_path / "former"), JobDirectory(tmp_path / "new")
+    former.make()
+    former.take_command(["true"], "/")
+    former.path.rename(new.path)
+    new.take_command(["true"], "/")  # it was never started
+    new.start.mkdir()
+    new.path.rename(former.path)
+    with pytest.raises(OptionError, match=f"it was renamed: .* to {new.path}; rename it back"):
+        former.check_command(["true"])
+    former.keep(JobStatus(state=State.ENDED, exit_code=0))
+    former.check_command(["true"])
+    former.path.rename(new.path)
+    former.path.symlink_to(new.path)
+    former.keep(JobStatus())
+    former.check_command(["true"])
+
+
+def test_events_on_a_full_disk(tmp_path: Path) -> None:
+    """A line that cannot be written completely is removed, and so is that of a killed process."""
+    directory = JobDirectory(tmp_path)
+    directory.event("first", message="x" * 5000)
+    path = tmp_path / "events.jsonl"
+    size = path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left on device"):
+            directory.event("second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.stat().st_size == size
+    with open(path, "a") as file:
+        file.write('{"time": "' + "x" * 9000)
+    directory.event("third")
+    events = [json.loads(line)["event"] for line in path.read_text().splitlines()]
+    assert events == ["first", "third"]
+    path.write_text("incomplete")
+    directory.event("only")
+    assert [each["event"] for each in directory.events()] == ["only"]
+    assert path.read_text().startswith("{")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -40,9 +41,15 @@ def test_the_time_of_a_notice(key: str) -> None:
     assert seconds_left(_text(-3600, key)) is None
 
 
-@pytest.mark.parametrize("text", ["TRUE", "soon", "[]", '{"time": 5}', '{"time": "soon"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("TRUE", "soon", "[]", '{"time": 5}', '{"time": "soon"}'),
+        *('{"Events": {"a": 1}}', '{"Events": [5]}', '{"Events": 5}', "[" * 10**5),
+    ],
+)
 def test_notices_without_a_time(text: str) -> None:
-    """A notice without a time is a notice too."""
+    """A notice without a time is a notice too, also if its text has another form."""
     assert NoticeSource(f"echo '{text}'").attempt() is not None
     assert seconds_left(text) is None
 
@@ -172,5 +179,28 @@ def test_failures_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
             server.notice = "soon"
             assert os.read(read, 1) == b"\0"
         assert watch.left is not None
+    os.close(read)
+    os.close(write)
+
+
+def test_a_failure_remains_until_the_next_attempt_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader does not take a running attempt for one that has not failed."""
+    monkeypatch.setattr("pycriu_native.jobs.notice.EVERY", 0.01)
+    first, second, go = (tmp_path / name for name in ("first", "second", "go"))
+    command = (
+        f"[ -e {first} ] || {{ touch {first}; exit 127; }}; touch {second}; "
+        f"while [ ! -e {go} ]; do sleep 0.01; done; exit 1"
+    )
+    read, write = os.pipe()
+    with NoticeWatch(command, write) as watch:
+        assert os.read(read, 1) == b"\0"
+        while not second.exists():
+            time.sleep(0.01)
+        assert "127" in watch.failure
+        go.touch()
+        assert os.read(read, 1) == b"\0"
+        assert not watch.failure
     os.close(read)
     os.close(write)

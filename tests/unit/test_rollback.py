@@ -419,6 +419,118 @@ def test_a_copy_that_is_missing(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "later"
 
 
+def test_names_that_are_no_files(tmp_path: Path) -> None:
+    """Links, hard links, named pipes and directories that match a pattern and existed at the dump
+    remain or are created again; new ones are removed; a failed restore undoes both.
+    """
+    images, place = tmp_path / "images", tmp_path / "place"
+    images.mkdir()
+    (place / "old" / "empty").mkdir(parents=True)
+    (place / "file").write_text("at the dump")
+    os.link(place / "file", place / "name")
+    os.link(place / "file", place / "other-name")
+    for name in ("kept", "replaced", "removed"):
+        (place / name).symlink_to("file")
+    (place / "folder-link").symlink_to("old")
+    (place / "old" / "inner").write_text("inner")
+    for name in ("pipe", "removed-pipe"):
+        os.mkfifo(place / name)
+    names = _names(place)
+    os.close(_saved(images, place / "*", place / "*" / "*"))
+    (place / "file").write_text("later")
+    for name in ("replaced", "removed", "name", "removed-pipe"):
+        (place / name).unlink()
+    (place / "name").write_text("another file")
+    (place / "replaced").symlink_to("old")
+    (place / "new-link").symlink_to("old")
+    (place / "old" / "empty").rmdir()
+    (place / "new").mkdir()
+    (place / "new" / "file").touch()
+    (place / "with-more" / "deeper").mkdir(parents=True)
+    (place / "with-more" / "deeper" / "file").touch()
+    before = _names(place)
+    _restored(images, keep=False)
+    assert _names(place) == before
+    _restored(images)
+    not_matched = ("with-more", "with-more/deeper", "with-more/deeper/file")
+    assert _names(place) == names | dict.fromkeys(not_matched)
+    assert {(place / name).read_text() for name in ("file", "name", "other-name", "kept")} == {
+        "at the dump"
+    }
+    assert (place / "name").samefile(place / "other-name")
+
+
+def test_all_names_of_a_file_were_removed(tmp_path: Path) -> None:
+    """A file whose names all match is created again with them."""
+    images = tmp_path / "images"
+    images.mkdir()
+    paths = [tmp_path / name for name in ("a.x", "b.x")]
+    paths[0].write_text("at the dump")
+    os.link(*paths)
+    os.close(_saved(images, tmp_path / "*.x"))
+    for path in paths:
+        path.unlink()
+    _restored(images)
+    assert paths[0].samefile(paths[1])
+    assert paths[0].read_text() == "at the dump"
+
+
+def test_a_pattern_below_a_link(tmp_path: Path) -> None:
+    """A file that is open by its own path, and matches a pattern below a link to its directory, is
+    one file: it is not removed. The target of a link that is named is saved, too.
+    """
+    images, place, link = tmp_path / "images", tmp_path / "place", tmp_path / "link"
+    images.mkdir()
+    place.mkdir()
+    link.symlink_to("place")
+    (place / "file").write_text("at the dump")
+    (tmp_path / "target").write_text("at the dump")
+    (tmp_path / "named").symlink_to("target")
+    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with open(place / "file", "a"):
+            also = [link / "*", tmp_path / "named"]
+            saved_files.save(at, [os.getpid()], Rollback(also=also), lambda: None)
+    finally:
+        os.close(at)
+    for name in ("place/file", "place/new", "target"):
+        (tmp_path / name).write_text("later")
+    _restored(images)
+    assert os.listdir(place) == ["file"]
+    assert (link / "file").read_text() == (tmp_path / "named").read_text() == "at the dump"
+
+
+def test_directories_that_are_ignored(tmp_path: Path) -> None:
+    """Patterns do not match in them; a path does."""
+    images, ignored = tmp_path / "images", tmp_path / "place" / "ignored"
+    images.mkdir()
+    ignored.mkdir(parents=True)
+    for name in ("kept", "named"):
+        (ignored / name).write_text("at the dump")
+    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        also = [tmp_path / "place" / "*" / "*", ignored / "named"]
+        saved_files.save(at, [], Rollback(also=also, ignore=[ignored]), lambda: None)
+    finally:
+        os.close(at)
+    for name in ("kept", "named", "new"):
+        (ignored / name).write_text("later")
+    _restored(images)
+    assert {path.name: path.read_text() for path in ignored.iterdir()} == {
+        "kept": "later",
+        "named": "at the dump",
+        "new": "later",
+    }
+
+
+def _names(place: Path) -> dict[str, str | None]:
+    """All names, with the targets of links."""
+    return {
+        str(path.relative_to(place)): os.readlink(path) if path.is_symlink() else None
+        for path in place.rglob("*")
+    }
+
+
 def _state(place: Path) -> dict[str, tuple[object, ...]]:
     result: dict[str, tuple[object, ...]] = {}
     for path in place.iterdir():

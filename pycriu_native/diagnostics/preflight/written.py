@@ -58,7 +58,7 @@ def saved(context: Context) -> list[WrittenFile]:
     if context.rollback is None:
         return []
     pids = [process.pid for process in context.tree.alive]
-    return written_files(pids, context.rollback.patterns, context.rollback.changed_since)
+    return written_files(pids, context.rollback)
 
 
 def _how(context: Context, file: WrittenFile, device: int | None) -> str:
