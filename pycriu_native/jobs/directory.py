@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from .._support.json_values import from_json
-from .._support.unpatched import close, closing, sleep
+from .._support.unpatched import close, sleep
 from .._system import trusted_path
 from .._system.host import boot_id
 from .._system.process import stat_of, threads_of
@@ -308,11 +308,14 @@ class JobDirectory:
 
     def _is_locked(self) -> bool:
         # Another user cannot read it; then only _is_ending is used.
-        with contextlib.suppress(OSError), open(self.path / "lock", "rb") as file:
+        with contextlib.suppress(OSError):
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
+            finally:
+                close(fd)
         return False
 
     # ---- the state ----
@@ -449,12 +452,16 @@ class JobDirectory:
         """Add an event."""
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, **more}) + "\n"
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        with closing(os.open(self.path / "events.jsonl", flags, 0o600)) as fd:
+        fd = os.open(
+            self.path / "events.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
             end = os.fstat(fd).st_size
             if end and os.pread(fd, 1, end - 1) != b"\n":
                 line = f"\n{line}"  # the last line is incomplete
             os.write(fd, line.encode())
+        finally:
+            close(fd)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events, the oldest first, without an incomplete last line."""
@@ -563,8 +570,11 @@ def _checkpoint(path: Path) -> Checkpoint:
 
 def sync(path: Path) -> None:
     """Sync a directory or a file to disk."""
-    with closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
         os.fsync(fd)
+    finally:
+        close(fd)
 
 
 def metrics(directory: JobDirectory, status: JobStatus) -> str:
