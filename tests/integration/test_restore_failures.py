@@ -30,6 +30,7 @@ from pycriu_native import (
 from .support.failing_calls import (
     CONNECTED,
     LISTENS,
+    Build,
     Case,
     Collection,
     Site,
@@ -107,24 +108,22 @@ def pid_of_the_shell(at: Site) -> Target:
 # ---- images ----
 
 
-def changed_images(
-    name: str, pattern: str, change: Callable[[Path], object], cause: str, cure: str
-) -> None:
-    """A restore from incomplete or damaged images; the cure is to restore the originals."""
+def with_changed_images(at: Site, pattern: str, change: Callable[[Path], object]) -> Target:
+    """A dump with changed images; the cure is to restore the originals."""
+    target = at.dumped()
+    saved = at.directory / "saved"
+    shutil.copytree(at.images, saved)
+    result = list(at.images.glob(pattern))
+    assert result
+    for image in result:
+        change(image)
+    at.cure = {"images_directory": saved}
+    return target
 
-    def build(at: Site) -> Target:
-        target = at.dumped()
-        saved = at.directory / "saved"
-        shutil.copytree(at.images, saved)
-        result = list(at.images.glob(pattern))
-        assert result
-        for image in result:
-            change(image)
-        at.cure = {"images_directory": saved}
-        return target
 
-    build.__name__ = name
-    restore_fails(cause, cure, "images_directory", error=ImagesError)(build)
+def images_fail(cause: str, cure: str) -> Callable[[Build], Build]:
+    """The decorator of a restore from incomplete or damaged images."""
+    return restore_fails(cause, cure, "images_directory", error=ImagesError)
 
 
 def cut(image: Path) -> None:
@@ -132,38 +131,55 @@ def cut(image: Path) -> None:
     os.truncate(image, 20)
 
 
-def empty(image: Path) -> None:
-    """Truncate a file to nothing."""
-    os.truncate(image, 0)
+@images_fail("has no images", "of a complete dump")
+def images_that_are_not_there(at: Site) -> Target:
+    return with_changed_images(at, "*.img", Path.unlink)
 
 
-def garble(image: Path) -> None:
-    """Replace the content of a file."""
-    image.write_bytes(b"garbage " * 20)
+@images_fail("or not all of them", "of a complete dump")
+def images_of_a_task_missing(at: Site) -> Target:
+    return with_changed_images(at, "core-*.img", Path.unlink)
 
 
-NOT_ALL, COMPLETE = "or not all of them", "of a complete dump"
-changed_images("images_that_are_not_there", "*.img", Path.unlink, "has no images", COMPLETE)
-changed_images("images_of_a_task_missing", "core-*.img", Path.unlink, NOT_ALL, COMPLETE)
-changed_images("images_of_namespaces_missing", "ids-*.img", Path.unlink, NOT_ALL, COMPLETE)
-changed_images("images_cut_short", "pstree.img", cut, "cut short", "copy the images")
-changed_images("images_that_are_empty", "inventory.img", empty, "cut short", "copy the images")
-changed_images("images_that_are_garbage", "inventory.img", garble, "damaged", COMPLETE)
-changed_images("images_of_memory_that_are_garbage", "mm-*.img", garble, "damaged", COMPLETE)
-changed_images(
-    "images_of_pages_missing",
-    "pages-*.img",
-    Path.unlink,
-    "contents of memory",
-    "images_directory that is complete",
-)
-# CRIU would take them for a tree without files, and crash.
-changed_images(
-    "images_of_files_missing", "files.img", Path.unlink, "there is no files.img", COMPLETE
-)
+@images_fail("or not all of them", "of a complete dump")
+def images_of_namespaces_missing(at: Site) -> Target:
+    return with_changed_images(at, "ids-*.img", Path.unlink)
 
 
-@restore_fails("cannot be written", "that CRIU can write to", "images_directory", error=ImagesError)
+@images_fail("cut short", "copy the images")
+def images_cut_short(at: Site) -> Target:
+    return with_changed_images(at, "pstree.img", cut)
+
+
+@images_fail("cut short", "copy the images")
+def images_that_are_empty(at: Site) -> Target:
+    return with_changed_images(at, "inventory.img", lambda image: os.truncate(image, 0))
+
+
+@images_fail("damaged", "of a complete dump")
+def images_that_are_garbage(at: Site) -> Target:
+    return with_changed_images(
+        at, "inventory.img", lambda image: image.write_bytes(b"garbage " * 20)
+    )
+
+
+@images_fail("damaged", "of a complete dump")
+def images_of_memory_that_are_garbage(at: Site) -> Target:
+    return with_changed_images(at, "mm-*.img", lambda image: image.write_bytes(b"garbage " * 20))
+
+
+@images_fail("contents of memory", "images_directory that is complete")
+def images_of_pages_missing(at: Site) -> Target:
+    return with_changed_images(at, "pages-*.img", Path.unlink)
+
+
+@images_fail("there is no files.img", "of a complete dump")
+def images_of_files_missing(at: Site) -> Target:
+    """CRIU would take them for a tree without files, and crash."""
+    return with_changed_images(at, "files.img", Path.unlink)
+
+
+@images_fail("cannot be written", "that CRIU can write to")
 def images_on_a_read_only_disk(at: Site) -> Target:
     at.images = at.held.enter_context(tmpfs(at.directory / "place"))
     at.options["images_directory"] = at.images
