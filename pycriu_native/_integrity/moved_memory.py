@@ -163,8 +163,8 @@ class MemoryCheck:
                         before.get(address, EMPTY), entries, frames, _taken(runs, address)
                     ):
                         raise self._refusal(
-                            f"memory of pid {number} at {address:#x} was moved or merged (KSM), and "
-                            "the kernel has not marked it as changed"
+                            f"memory of pid {number} at {address:#x} was moved, or merged (KSM), "
+                            "and the kernel has not marked it as changed"
                         )
                     if first is not None:
                         frames = _kept(first.get(address, EMPTY), frames, entries)
