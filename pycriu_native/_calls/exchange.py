@@ -42,7 +42,7 @@ GRACE = 10.0
 """Seconds for CRIU to undo its work after a cancel, before its worker is killed."""
 
 POLL = 0.001
-"""Seconds between two looks whether CRIU has stopped the processes of a pre-dump."""
+"""Seconds between two checks whether CRIU has stopped the processes of a pre-dump."""
 
 UNDONE_BY_CRIU = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs that CRIU has to undo; for any other it is enough to kill the worker."""

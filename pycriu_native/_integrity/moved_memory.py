@@ -163,16 +163,16 @@ class MemoryCheck:
                         before.get(address, EMPTY), entries, frames, _taken(runs, address)
                     ):
                         raise self._refusal(
-                            f"memory of pid {number} at {address:#x} was moved, and the kernel has "
-                            f"not marked it as changed"
+                            f"memory of pid {number} at {address:#x} was moved, or merged (KSM), "
+                            "and the kernel has not marked it as changed"
                         )
                     if first is not None:
                         frames = _kept(first.get(address, EMPTY), frames, entries)
                     if self._runs_on and frames != EMPTY:
                         tables[address] = frames
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has ended
             except OSError as error:
+                if not is_running(pid):
+                    continue
                 if before is not None:
                     why = f"the page frames of pid {number} cannot be read ({error.strerror})"
                     raise self._refusal(why) from None

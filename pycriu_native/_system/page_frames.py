@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import sys
@@ -61,7 +62,7 @@ def _parts(pid: int) -> Iterator[tuple[int, bytes]]:
                 size = (last - first) // PAGE * ENTRY
                 part = os.pread(pagemap.fileno(), size, first // PAGE * ENTRY)
                 if len(part) < size:
-                    raise ProcessLookupError(f"pid {pid} has ended")
+                    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
                 if part == EMPTY:
                     continue
                 if mapping.inode:
