@@ -23,7 +23,7 @@ from .support import cgroups
 from .support.cgroups import Make
 from .support.failing_calls import Site, wrapped
 from .support.hosts import host
-from .support.processes import Target, reap_all, user_namespace
+from .support.processes import Target, eventually, kill, reap_all, state, user_namespace
 
 pytestmark = pytest.mark.usefixtures("orphans")
 
@@ -129,6 +129,36 @@ def test_a_user_namespace_without_root(spawn: Spawn, images: Path) -> None:
     mapped = spawn(prefix=user_namespace("-r"))
     dump(mapped.pid, preflight(mapped.pid, opts).opts)
     mapped.reap()
+
+
+HAS_A_THREAD = """
+    import threading
+    thread = threading.Thread(target=threading.Event().wait, daemon=True)
+    thread.start()
+    serve(thread=lambda: thread.native_id)
+"""
+
+
+def test_the_number_of_a_thread_is_taken(site: Site) -> None:
+    """A process has the number of a thread of the images; when it has ended the restore works."""
+    target = site.spawn(HAS_A_THREAD)
+    number = target.ask("thread")
+    dump(target.pid, site.opts)
+    target.reap()
+
+    def taken() -> subprocess.Popen[bytes] | None:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
+        other = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+        site.held.callback(kill, other.pid)
+        return other if other.pid == number else None
+
+    other = eventually(taken, f"a process with the number {number}")
+    fails(site, f"pid {number} is taken by a running process", "end the process that has it")
+    other.kill()
+    eventually(lambda: state(number) == "Z", "its end")
+    fails(site, f"pid {number} is a zombie child of this process", f"os.waitpid({number}, 0)")
+    other.wait()
+    works(site, target)
 
 
 RESTORES = """

@@ -210,6 +210,16 @@ def file_that_grew(at: Site) -> Target:
     return target
 
 
+@restore_fails("a FIFO is where a file was", "put the file back")
+def file_that_a_fifo_replaced(at: Site) -> Target:
+    target = at.dumped(WRITES)
+    path = target.directory / "file"
+    saved = path.rename(target.directory / "saved")
+    os.mkfifo(path)
+    at.cure = lambda: saved.replace(path)
+    return target
+
+
 @restore_fails("does not exist", "put it back", "root", "inherit_fds")
 def file_that_is_gone(at: Site) -> Target:
     target = at.dumped(WRITES)
