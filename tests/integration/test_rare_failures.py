@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Severity, dump, preflight, restore
+from pycriu_native import CriuError, CriuOpts, PidInUseError, Severity, dump, preflight, restore
 from pycriu_native.images import check_images
 
 from .conftest import Spawn
@@ -23,7 +23,7 @@ from .support import cgroups
 from .support.cgroups import Make
 from .support.failing_calls import Site, wrapped
 from .support.hosts import host
-from .support.processes import Target, eventually, kill, reap_all, state, user_namespace
+from .support.processes import Target, eventually, reap_all, state, user_namespace
 
 pytestmark = pytest.mark.usefixtures("orphans")
 
@@ -146,18 +146,18 @@ def test_the_number_of_a_thread_is_taken(site: Site) -> None:
     dump(target.pid, site.opts)
     target.reap()
 
-    def taken() -> subprocess.Popen[bytes] | None:
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
-        other = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
-        site.held.callback(kill, other.pid)
-        return other if other.pid == number else None
-
-    other = eventually(taken, f"a process with the number {number}")
-    fails(site, f"pid {number} is taken by a running process", "end the process that has it")
-    other.kill()
-    eventually(lambda: state(number) == "Z", "its end")
-    fails(site, f"pid {number} is a zombie child of this process", f"os.waitpid({number}, 0)")
-    other.wait()
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
+    other = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+    assert other.pid == number
+    with other:
+        try:
+            with pytest.raises(PidInUseError, match=f"pid {number} is taken by a running process"):
+                restore(site.opts)
+        finally:
+            other.kill()
+        eventually(lambda: state(number) == "Z", "its end")
+        with pytest.raises(PidInUseError, match="is a zombie child of this process"):
+            restore(site.opts)
     works(site, target)
 
 
