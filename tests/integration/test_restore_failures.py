@@ -212,7 +212,8 @@ def file_that_grew(at: Site) -> Target:
 
 @restore_fails("a FIFO is where a file was", "put the file back")
 def file_that_a_fifo_replaced(at: Site) -> Target:
-    target = at.dumped(WRITES)
+    # CRIU waits for the other end of a FIFO that it opens for reading or for writing only.
+    target = at.dumped(WRITES.replace('"w"', '"w+"'))
     path = target.directory / "file"
     saved = path.rename(target.directory / "saved")
     os.mkfifo(path)
