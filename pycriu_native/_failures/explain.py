@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import Protocol, cast
 
+from .._integrity.image_files import DamagedError, ImageFiles
 from .._support.frozen_dataclass import replace
 from .._support.signal_names import signal_name
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability
+from .._system.descriptors import opened_directory
 from .._system.process import leader_of, name_of, stat_of, status_of
 from .._system.process_tree import holders, is_above
 from .._system.regular_file import LogMark
 from .._transport.connection import Connection
 from ..enums import Verb
-from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
+from ..errors import CriuError, Diagnosis, NoSuchProcessError, PidInUseError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer, WireValue
 from . import unbound_socket
@@ -198,6 +201,11 @@ def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:
     line = diagnosis.line or ""
     if match := re.search(r"fork for (\d+): File exists", line):
         return _pid_in_use(diagnosis, int(match[1]), images)
+    if "Unable to create a thread" in line and diagnosis.kind is PidInUseError:
+        held = holders()
+        threads = _threads(images)
+        taken = (tid for tid in threads if tid in held or stat_of(tid) is not None)
+        return next((_pid_in_use(diagnosis, tid, images) for tid in taken), diagnosis)
     if match := re.search(r"(?:Unable to interrupt task:|Unseizable non-zombie) (\d+)", line):
         return _why_not_stopped(diagnosis, int(match[1]))
     if match := re.search(r"Can't bind inet socket \(id (\d+)\): (.*)", line):
@@ -218,6 +226,14 @@ def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:
         cause = f"{pid} is the number of a thread of process {leader}"
         return replace(diagnosis, cause=cause, cure=f"dump pid {leader}")
     return diagnosis
+
+
+def _threads(images: str) -> list[int]:
+    """The numbers of the threads in the images that are not those of processes."""
+    with contextlib.suppress(OSError, DamagedError), opened_directory(images) as directory:
+        rows = ImageFiles(directory).rows("pstree.img")
+        return [tid for _, pid, tid in rows if tid != pid]
+    return []
 
 
 def _pid_in_use(diagnosis: Diagnosis, taken: int, images: str) -> Diagnosis:

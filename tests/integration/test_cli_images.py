@@ -106,6 +106,11 @@ def test_an_archive_is_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> 
     checked = result("check-images", tmp_path / "container.tar.gz")
     assert (checked["restorable"], checked["archive"]["name"]) == (True, "looper")
     assert result("check-images", tmp_path / "plain.tar.gz")["restorable"]
+    next(images.glob("core-*.img")).unlink()
+    pack(images, tmp_path / "incomplete.tar.gz")
+    checked = result("check-images", tmp_path / "incomplete.tar.gz", code=11)
+    paths = {each["path"] for each in checked["findings"] if each["id"] == "complete"}
+    assert paths == {f"{tmp_path}/incomplete.tar.gz"}
     (tmp_path / "spec.dump").unlink()
     archive = result("inspect", tmp_path / "container.tar.gz")["archive"]
     assert (archive["inside"], archive["deleted"]) == ("checkpoint", ["/etc/motd"])

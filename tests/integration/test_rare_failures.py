@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Severity, dump, preflight, restore
+from pycriu_native import CriuError, CriuOpts, PidInUseError, Severity, dump, preflight, restore
 from pycriu_native.images import check_images
 
 from .conftest import Spawn
@@ -21,7 +21,7 @@ from .support import cgroups
 from .support.cgroups import Make
 from .support.failing_calls import Site, wrapped
 from .support.hosts import host
-from .support.processes import Target, reap_all, user_namespace
+from .support.processes import Target, eventually, reap_all, state, user_namespace
 
 pytestmark = pytest.mark.usefixtures("orphans")
 
@@ -118,6 +118,36 @@ def test_a_user_namespace_without_root(spawn: Spawn, images: Path) -> None:
     assert "unshare -r" in str(caught.value.cure)
     mapped = spawn(prefix=user_namespace("-r"))
     mapped.dump(preflight(mapped.pid, opts).opts)
+
+
+HAS_A_THREAD = """
+    import threading
+    thread = threading.Thread(target=threading.Event().wait, daemon=True)
+    thread.start()
+    serve(thread=lambda: thread.native_id)
+"""
+
+
+def test_the_number_of_a_thread_is_taken(site: Site) -> None:
+    """A process has the number of a thread of the images; when it has ended the restore works."""
+    target = site.spawn(HAS_A_THREAD)
+    number = target.ask("thread")
+    dump(target.pid, site.opts)
+    target.reap()
+
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
+    other = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+    assert other.pid == number
+    with other:
+        try:
+            with pytest.raises(PidInUseError, match=f"pid {number} is taken by a running process"):
+                restore(site.opts)
+        finally:
+            other.kill()
+        eventually(lambda: state(number) == "Z", "its end")
+        with pytest.raises(PidInUseError, match="is a zombie child of this process"):
+            restore(site.opts)
+    works(site, target)
 
 
 RESTORES = """

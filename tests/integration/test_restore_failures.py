@@ -210,6 +210,17 @@ def file_that_grew(at: Site) -> Target:
     return target
 
 
+@restore_fails("a FIFO is where a file was", "put the file back")
+def file_that_a_fifo_replaced(at: Site) -> Target:
+    # CRIU waits for the other end of a FIFO that it opens for reading or for writing only.
+    target = at.dumped(WRITES.replace('"w"', '"w+"'))
+    path = target.directory / "file"
+    saved = path.rename(target.directory / "saved")
+    os.mkfifo(path)
+    at.cure = lambda: saved.replace(path)
+    return target
+
+
 @restore_fails("does not exist", "put it back", "root", "inherit_fds")
 def file_that_is_gone(at: Site) -> Target:
     target = at.dumped(WRITES)

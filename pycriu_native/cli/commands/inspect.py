@@ -393,6 +393,12 @@ def _check_images(call: Call, directory: str) -> Exit:
             if archive.is_container:
                 opts = _container_opts(found, opts, top)
         result = images.check_images(found, opts, via=call.via)
+    if archive is not None:  # the directory that it was unpacked into is gone
+        of_all = {"path": os.path.abspath(directory)}
+        result = tuple(
+            dataclasses.replace(each, **of_all) if each.path == found.directory else each
+            for each in result
+        )
     bad = any(each.severity is Severity.STOPS for each in result)
     text += [in_flags(safe(line)) for line in lines(result, _HEADINGS)]
     text.append("a restore here would fail" if bad else "no obstacle to a restore here was found")
