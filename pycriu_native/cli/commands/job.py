@@ -18,7 +18,7 @@ from ..._support.unpatched import sleep
 from ...errors import CriuError, ImagesError
 from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, JobStatus, State
 from ...jobs.control import request_checkpoint, request_stop
-from ...jobs.directory import CheckpointProgress, JobDirectory
+from ...jobs.directory import META, CheckpointProgress, JobDirectory
 from ...jobs.job import MOST
 from ...jobs.slurm import SlurmJob, run_in_slurm
 from .. import option_parameters
@@ -204,6 +204,8 @@ def _list(call: Call, directory: str) -> Exit:
             f"{each.duration:.2f} s",
             f"{each.frozen:.3f} s",
         )
+        if each.options is not None
+        else (str(each.number), f"{META} cannot be read", "", "", "", "")
         for each in checkpoints
     ]
     body = [{k: v for k, v in asdict(each).items() if k != "options"} for each in checkpoints]
