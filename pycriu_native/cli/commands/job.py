@@ -173,7 +173,7 @@ def _status_text(job: JobDirectory, status: JobStatus) -> str:
     if (storage := status.storage) is not None:
         done = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
         rows += [("storage", safe(storage.url)), ("uploads", safe(done))]
-    return "\n".join([f"{job.path}: {status.state}", *columns(rows, indent=2)])
+    return "\n".join([f"{safe(str(job.path))}: {status.state}", *columns(rows, indent=2)])
 
 
 def _progress(taken: CheckpointProgress) -> str:
