@@ -23,7 +23,7 @@ from .._system.regular_file import open_regular
 from ..errors import CriuError, ImagesError
 from .directories import MissingDirectories
 from .index import INDEX, SavedFile, read
-from .patterns import matches
+from .patterns import Located, matches
 from .restored_file import BEFORE, RestoredFile, before_of, failed
 from .restored_name import RestoredName
 from .written_files import COMPANIONS
@@ -81,7 +81,12 @@ class RollBack:
     def _all_files(self) -> list[RestoredFile]:
         index = self._index
         found: dict[str, SavedFile | None] = {each.path: each for each in index.files}
-        known = {*(each.path for each in index.names), *(each.path for each in index.directories)}
+        located = Located()  # on another host, a directory can be a link
+        known = {
+            located.path(each.path)
+            for saved in (index.files, index.names, index.directories)
+            for each in saved
+        }
         for path in matches(index.patterns, index.ignore):
             if path not in known and not os.path.basename(path).startswith(BEFORE):
                 found.setdefault(path, None)

@@ -446,7 +446,7 @@ class JobDirectory:
         directory = place or self.path
         partial = directory / f".{name}.partial"
         try:
-            with open(partial, "w") as file:
+            with open(partial, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 if synced:
@@ -667,7 +667,8 @@ def storage_metrics(directory: JobDirectory, status: StorageStatus) -> str:
 
 
 def _metrics(directory: JobDirectory, *rows: tuple[str, str, str, float | None]) -> str:
-    label = str(directory.path).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    label = os.fsencode(directory.path).decode(errors="replace")  # the format is UTF-8
+    label = label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     lines = []
     for name, kind, text, value in rows:
         if value is not None:

@@ -182,12 +182,14 @@ def fetch(
     known = [each for each in commits(storage) if not skip(each.checkpoint)]
     here = [identity(each) for each in directory.all_checkpoints() if not skip(each)]
     local = max(here, default=NONE)
+    newest = ""
     for each in known:
         if each.identity <= local:
             return None
         try:
             place = _fetched(storage, directory, each, decrypt_with, check)
         except ImagesError as error:
+            newest = newest or f"; the newest: {error}"
             damaged(each, error)
             continue
         earlier = {other.identity for other in known}
@@ -198,7 +200,7 @@ def fetch(
         sync(directory.checkpoints)
         return each
     if local == NONE and (known or _are_missing(storage)):
-        raise ImagesError(f"none of the checkpoints on {storage.url} is complete")
+        raise ImagesError(f"none of the checkpoints on {storage.url} can be fetched{newest}")
     return None
 
 

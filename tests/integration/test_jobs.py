@@ -20,7 +20,7 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, OptionError
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State, checkpoints
-from pycriu_native.jobs.directory import CheckpointProgress, JobDirectory
+from pycriu_native.jobs.directory import META, CheckpointProgress, JobDirectory
 
 from .support.jobs import OURS, RunningJob, check_exact, command_line, nothing_runs
 from .support.processes import Spawn, eventually, user_namespace
@@ -232,6 +232,8 @@ def test_control(job: RunningJob) -> None:
     assert [each for each in job.events() if each != "stopping"] == [
         *("started", *(4 * ("checkpoint begun", "checkpoint")), "interrupted"),
     ]
+    (job.directory.checkpoints / "4" / META).write_text("{")
+    assert f"4       {META} cannot be read" in command_line("job", "list", path).stdout
 
 
 class _Metadata(BaseHTTPRequestHandler):

@@ -101,3 +101,13 @@ def test_events_on_a_full_disk(tmp_path: Path) -> None:
     directory.event("only")
     assert [each["event"] for each in directory.events()] == ["only"]
     assert path.read_text().startswith("{")
+
+
+def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    """The label of the metrics is UTF-8, with the characters of the format escaped."""
+    directory = JobDirectory(tmp_path / os.fsdecode(b'\xff"\\\n'))
+    directory.make()
+    directory.keep(JobStatus())
+    label = str(tmp_path) + '/\ufffd\\"\\\\\\n'
+    text = (directory.path / "metrics.prom").read_bytes().decode()
+    assert f'pycriu_native_job_running{{directory="{label}"}} 0\n' in text

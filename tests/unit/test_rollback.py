@@ -477,7 +477,8 @@ def test_all_names_of_a_file_were_removed(tmp_path: Path) -> None:
 
 def test_a_pattern_below_a_link(tmp_path: Path) -> None:
     """A file that is open by its own path, and matches a pattern below a link to its directory, is
-    one file: it is not removed. The target of a link that is named is saved, too.
+    one file: it is not removed, also if its directory is a link at the restore. The target of a
+    link that is named is saved, too.
     """
     images, place, link = tmp_path / "images", tmp_path / "place", tmp_path / "link"
     images.mkdir()
@@ -498,6 +499,12 @@ def test_a_pattern_below_a_link(tmp_path: Path) -> None:
     _restored(images)
     assert os.listdir(place) == ["file"]
     assert (link / "file").read_text() == (tmp_path / "named").read_text() == "at the dump"
+    place.rename(tmp_path / "moved")
+    place.symlink_to("moved")
+    (place / "file").write_text("later")
+    _restored(images)
+    assert os.listdir(place) == ["file"]
+    assert (place / "file").read_text() == "at the dump"
 
 
 def test_directories_that_are_ignored(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ..._support.unpatched import sleep
 from ...errors import CriuError, ImagesError
 from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Checkpoint, Job, JobStatus, State
 from ...jobs.control import request_checkpoint, request_stop
-from ...jobs.directory import CheckpointProgress, JobDirectory
+from ...jobs.directory import META, CheckpointProgress, JobDirectory
 from ...jobs.job import MOST
 from ...jobs.slurm import SlurmJob, run_in_slurm
 from .. import option_parameters
@@ -171,7 +171,7 @@ def _status_text(job: JobDirectory, status: JobStatus) -> str:
     if (storage := status.storage) is not None:
         done = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
         rows += [("storage", safe(storage.url)), ("uploads", safe(done))]
-    return details(f"{job.path}: {status.state}", rows)
+    return details(f"{safe(str(job.path))}: {status.state}", rows)
 
 
 def _progress(taken: CheckpointProgress) -> str:
@@ -202,6 +202,8 @@ def _list(call: Call, directory: str) -> Exit:
             f"{each.duration:.2f} s",
             f"{each.frozen:.3f} s",
         )
+        if each.options is not None
+        else (str(each.number), f"{META} cannot be read", "", "", "", "")
         for each in checkpoints
     ]
     body = {"checkpoints": list(map(_shape, checkpoints))}
