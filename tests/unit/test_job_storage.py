@@ -163,7 +163,7 @@ def _taken_incremental(directory: JobDirectory, parent: Checkpoint) -> Checkpoin
     place.mkdir()
     (place / "inventory.img").write_bytes(b"inventory of %d" % number)
     (place / "pages-1.img").write_bytes(os.urandom(2000))
-    (parent.path / FRAMES).touch()
+    Path(parent.path, FRAMES).touch()
     entries = link(parent, place / PARENT)
     body = {"time": 1.0, "duration": 1.0, "frozen": 0.1, "bytes": 1, "token": parent.token}
     more = {"number": number, "path": "", "parents": parent.parents + 1}
