@@ -165,6 +165,7 @@ def _taken_incremental(directory: JobDirectory, parent: Checkpoint) -> Checkpoin
     (place / "pages-1.img").write_bytes(os.urandom(2000))
     Path(parent.path, FRAMES).touch()
     entries = link(parent, place / PARENT)
+    (place / PARENT / FRAMES).unlink()  # as a dump does
     body = {"time": 1.0, "duration": 1.0, "frozen": 0.1, "bytes": 1, "token": parent.token}
     more = {"number": number, "path": "", "parents": parent.parents + 1}
     (place / META).write_text(json.dumps({**body, **more}))
