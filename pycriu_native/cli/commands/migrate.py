@@ -74,6 +74,8 @@ def _text(result: MigrationResult, headline: str) -> str:
         rows.append(("pages after", size(result.page_bytes)))
     if result.dump is not None:
         rows.append(("frozen", micro(result.dump.frozen_time)))
+    if result.not_incremental:
+        rows.append(("all memory", f"in the final dump: {result.not_incremental}"))
     rows += [(f"  {phase}", time(seconds)) for phase, seconds in result.phases.items()]
     return details(safe(headline), rows)
 
