@@ -25,6 +25,10 @@ from .unchanged import Unchanged
 
 _checked = Unchanged[bool]()
 
+_PRE_DUMP = Problem(
+    "a pre-dump has memory only (there is no pstree.img)", "restore the dump that builds on it"
+)
+
 
 def check(directory: int, opts: CriuOpts) -> None:
     """Raise ``ImagesError`` if the images of a dump are incomplete. Fast: no page is read."""
@@ -38,7 +42,7 @@ def _check(directory: int, opts: CriuOpts) -> bool:
             continue  # a page server has it
         raise _refusal(directory, result)
     if is_pre_dump(files):
-        raise _refusal(directory, next(files.missing("pstree.img")))
+        raise _refusal(directory, _PRE_DUMP)
     return True
 
 

@@ -178,7 +178,8 @@ class _Check:
                 "a pre-dump has memory only",
                 "restore the dump that builds on it",
             )
-        if os.path.lexists(os.path.join(self.images.directory, RECORD)):
+            return
+        if self.images.problems or os.path.lexists(os.path.join(self.images.directory, RECORD)):
             return
         for each in self.images.processes:
             if each.state != "zombie" and not each.descriptors:

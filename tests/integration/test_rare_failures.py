@@ -53,11 +53,21 @@ HAS_A_SESSION = """
 """
 
 
+HAS_THREADS = """
+    import threading
+    for _ in range(20):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    serve()
+"""
+
+
 @pytest.mark.cures("pids-limit")
-@pytest.mark.parametrize("limit", [1, 2])
-def test_a_limit_of_processes(limit: int, site: Site, make_cgroup: Make) -> None:
-    """At a limit of processes, CRIU cannot start its helpers or the restored process."""
-    target = site.dumped(HAS_A_SESSION)
+@pytest.mark.parametrize(
+    ("limit", "scenario"), [(1, HAS_A_SESSION), (2, HAS_A_SESSION), (12, HAS_THREADS)]
+)
+def test_a_limit_of_processes(limit: int, scenario: str, site: Site, make_cgroup: Make) -> None:
+    """At a limit of processes, CRIU cannot start its helpers, the restored process or a thread."""
+    target = site.dumped(scenario)
     reap_all()
     cgroup = make_cgroup(cgroups.required("pids"))
     (cgroup / "pids.max").write_text(str(limit))

@@ -21,6 +21,7 @@ from pycriu_native._pages.page_server import page_server
 from pycriu_native._wire.image_kinds import PATTERNS
 from pycriu_native._wire.protobuf import image_of, message
 from pycriu_native.errors import OptionError
+from pycriu_native.images import check_images
 from pycriu_native.testing import ScriptedCriu
 
 PID = 42
@@ -143,6 +144,15 @@ def test_a_file_system_with_a_bind_from_outside(tmp_path: Path) -> None:
     (tmp_path / "tmpfs-dev-71.tar.gz.img").unlink()
     with pytest.raises(ImagesError, match=r"there is no tmpfs-dev-71\.tar\.gz\.img"):
         _check(tmp_path)
+
+
+def test_a_pre_dump_is_no_dump(tmp_path: Path) -> None:
+    """The images of a pre-dump are refused as such, and its open files are not looked for."""
+    content = {name: SET[name] for name in ("inventory.img", f"pagemap-{PID}.img", "pages-7.img")}
+    with pytest.raises(ImagesError, match=r"a pre-dump has memory only .*the dump that builds on"):
+        _check(_write(tmp_path, content))
+    found = [each for each in check_images(tmp_path) if each.id == "complete"]
+    assert [each.message for each in found] == ["a pre-dump has memory only"]
 
 
 def test_a_zombie_with_memory(tmp_path: Path) -> None:
