@@ -24,7 +24,7 @@ from ..errors import CriuError, ImagesError
 from .directories import MissingDirectories
 from .index import INDEX, SavedFile, read
 from .patterns import Located, matches
-from .restored_file import BEFORE, RestoredFile, before_of, failed
+from .restored_file import BEFORE, RestoredFile, before_of, failed, is_before, remove
 from .restored_name import RestoredName
 from .written_files import COMPANIONS
 
@@ -88,7 +88,9 @@ class RollBack:
             for each in saved
         }
         for path in matches(index.patterns, index.ignore):
-            if path not in known and not os.path.basename(path).startswith(BEFORE):
+            if os.path.basename(path).startswith(BEFORE):
+                remove(path)  # of a restore that was killed
+            elif path not in known and not is_before(path):
                 found.setdefault(path, None)
         _unite_directories(found)
         names = Counter(each.same_as for each in index.names)

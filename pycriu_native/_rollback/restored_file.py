@@ -112,7 +112,7 @@ class RestoredFile:
             (self._before, None),
             (BEFORE_RESTORE + _digest(self.path), self._spare),
         ):
-            _remove(name, directory)
+            remove(name, directory)
 
     def _save(self, fd: int, check: Callable[[], object]) -> None:
         """Save the content after the part that is equal to that of the dump."""
@@ -138,7 +138,7 @@ class RestoredFile:
 
     def _discard(self) -> None:
         """Remove the saved content."""
-        _remove(self._before, self._directory)
+        remove(self._before, self._directory)
         self._kept = False
 
     def _check_copies(self, entry: SavedFile) -> None:
@@ -224,7 +224,13 @@ class RestoredFile:
             self._discard()
 
 
-def _remove(name: str, directory: int | None) -> None:
+def is_before(path: str) -> bool:
+    """Whether a path is, or is in, the saved content before a restore."""
+    return f"/{BEFORE}" in path
+
+
+def remove(name: str, directory: int | None = None) -> None:
+    """Remove a file or a directory, if it exists. Raises ``OSError``."""
     with contextlib.suppress(FileNotFoundError):
         try:
             os.unlink(name, dir_fd=directory)

@@ -22,6 +22,7 @@ from ..errors import OptionError, Problem
 from .index import SavedName, saved_name
 from .option import Rollback
 from .patterns import matches
+from .restored_file import is_before
 
 INTERFACES = frozenset(
     (
@@ -112,6 +113,8 @@ def written_and_named(
     changed = [use.path for use in by_identity.values() if not use.read_only]
     named = [name for path in changed for name in patterns_for(path)]
     for path in matches((*named, *rollback.patterns), rollback.ignored):
+        if is_before(path):
+            continue
         with contextlib.suppress(OSError):
             seen = os.stat(path, follow_symlinks=False)
             known = by_identity.get((seen.st_dev, seen.st_ino))

@@ -152,6 +152,26 @@ def test_left_by_a_restore_that_was_killed(tmp_path: Path) -> None:
     assert os.listdir(place) == ["database"]
 
 
+def test_new_files_of_a_restore_that_was_killed(tmp_path: Path) -> None:
+    """What a killed restore has moved away is not saved by a dump, and removed by a restore."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "file").write_text("at the dump")
+    moved = Path(before_of(str(place / "new")))
+    moved.mkdir()
+    (moved / "file").touch()
+    for number, patterns in enumerate((["*", "*/*"], ["*/*", "*"])):
+        images = tmp_path / f"images-{number}"
+        images.mkdir()
+        os.close(_saved(images, *(place / each for each in patterns)))
+        assert moved.name not in (images / index.INDEX).read_text()
+    for number in range(2):
+        moved.mkdir(exist_ok=True)
+        (moved / "file").touch()
+        _restored(tmp_path / f"images-{number}")
+        assert os.listdir(place) == ["file"]
+
+
 def test_nothing_is_changed_if_one_cannot_be(tmp_path: Path) -> None:
     """All files are checked first; a failure in the middle is undone."""
     images, place = tmp_path / "images", tmp_path / "place"
