@@ -326,9 +326,8 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
 
 def end(process: SnapshotProcess[Any]) -> None:
     """Kill a copy whose start was cancelled, reap it, and close its streams."""
-    process.kill()
-    with contextlib.suppress(subprocess.SubprocessError):
-        process.communicate()
+    with process:
+        process.kill()
 
 
 _unowned: list[Child] = []
