@@ -23,11 +23,12 @@ from .._integrity.dump_record import record_size
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close, readable
 from .._system.capabilities import is_root_of_host
+from .._system.file_lock import lock, unlock_and_close
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
 from .._transport.base import Via
 from ..enums import Notify
-from ..errors import NoSuchProcessError, Problem
+from ..errors import NoSuchProcessError, OptionError, Problem
 from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
 from . import host_check, processor_level
@@ -40,6 +41,9 @@ from .parked import ParkedProgram
 from .process import SnapshotProcess
 from .record import NAME, Record
 from .restore import PID_NAMESPACE
+
+NEW = "a new or empty directory is accepted"
+"""The rule of the argument ``directory``."""
 
 NO_POSITION = 2**64 - 1
 """The value of ``pos`` for which CRIU sets no position (``criu/files-reg.c``)."""
@@ -205,10 +209,9 @@ class Saving:
                 changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
                 changed.write(self.directory)
 
-        self._created = not self.directory.exists()
+        claim = self._claimed()
         pidfd = os.pidfd_open(pid)
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.chmod(0o700)
             save = functools.partial(
                 dump,
@@ -238,6 +241,20 @@ class Saving:
             raise
         finally:
             close(pidfd)
+            unlock_and_close(claim)
+
+    def _claimed(self) -> int:
+        """Create and lock the directory. ``OptionError`` if another call uses it since the check.
+
+        The program may have needed long until it could be saved.
+        """
+        self._created = not self.directory.exists()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not lock(fd) or os.listdir(fd):
+            close(fd)
+            raise OptionError([Problem("directory", str(self.directory), NEW)], verb="take")
+        return fd
 
     def _is_complete(self) -> bool:
         has = [(self.directory / each).exists() for each in (NAME, "inventory.img", UNFINISHED)]

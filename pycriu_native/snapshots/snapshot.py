@@ -59,7 +59,7 @@ from .process import SnapshotProcess, end, reap_unowned
 from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, reached_by_worker, start_copy
-from .saving import Saving, StrPath, copy_problems
+from .saving import NEW, Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, refuse
@@ -562,7 +562,7 @@ def _take_problems(
         yield Problem("output", output, "the number of an open descriptor is accepted")
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        yield Problem("directory", str(path), "a new or empty directory is accepted")
+        yield Problem("directory", str(path), NEW)
     elif not path.absolute().parent.is_dir():
         yield Problem("directory", str(path), "its parent directory does not exist")
     for name in ("images_directory", "images_dir", "leave_running", "pre_dump"):
