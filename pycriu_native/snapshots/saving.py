@@ -201,15 +201,17 @@ class Saving:
             descriptors=tuple(sorted(each.number for each in seen.descriptors)),
             processor=processor,
         )
+        claim = self._claimed()
+        # Among the mounts of a copy, its path can lead to another directory.
+        place = self.directory if copy is None else Path(f"/proc/self/fd/{claim}")
 
         def complete(notification: Notification) -> None:
             # While the process is frozen: it continues if something fails here.
             if notification.action is Notify.POST_DUMP:
-                keys = _accept_any_file(self.directory, record.pid, ends)
+                keys = _accept_any_file(place, record.pid, ends)
                 changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
-                changed.write(self.directory)
+                changed.write(place)
 
-        claim = self._claimed()
         pidfd = os.pidfd_open(pid)
         try:
             self.directory.chmod(0o700)
@@ -218,7 +220,7 @@ class Saving:
                 pid,
                 replace(
                     self.opts,
-                    images_directory=str(self.directory),
+                    images_directory=str(self.directory) if copy is None else claim,
                     external=external,
                     leave_running=self.leave_running or None,
                 ),
