@@ -34,6 +34,11 @@ int pn_open_channel(struct pn_channel *channel)
 	return -error;
 }
 
+int pn_socket_pair(int type, int pair[2])
+{
+	return socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) ? -errno : 0;
+}
+
 int pn_send(int sock, const char *data, size_t length)
 {
 	ssize_t sent;

@@ -1,9 +1,7 @@
-"""Call: one libcriu call on its own thread, and the caller's thread that waits for it.
+"""Call: one libcriu call on its own thread (``own_thread.py``), and the thread that waits for it.
 
-The call (``run.py``) runs with every signal blocked, from the worker's start to its reaping, so
-that nothing in the caller's thread can leave it half done. The caller's thread waits, runs the
-hook, and may be interrupted: an exception that a signal's handler raises becomes a request to undo
-the call, and is raised once CRIU has done that.
+The call (``run.py``) is uninterrupted from the worker's start to its reaping. The caller's thread
+waits, runs the hook, and may be interrupted: then CRIU undoes the call.
 """
 
 from __future__ import annotations
@@ -12,12 +10,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
-from .._native.ffi import native
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol
 from .._support.no_fork import no_fork
-from .._support.unpatched import Event, Lock, Thread
-from ..errors import CriuError
+from .own_thread import OwnThread
 from .request import Outcome, Request
 from .run import Run
 
@@ -26,9 +22,6 @@ if TYPE_CHECKING:
     from .hook_invocation import HookInvocation
     from .notification import Hook, Notification
     from .run import Connect
-
-MOST_INTERRUPTIONS = 100
-"""Maximum number of interruptions while one is handled."""
 
 
 class CallRunner(Protocol):
@@ -48,28 +41,20 @@ CALL_RUNNER: ContextVar[CallRunner | None] = ContextVar("CALL_RUNNER", default=N
 """How calls of this context are waited for; None: by ``Call.wait_with_hooks``."""
 
 
-class Call:
+class Call(OwnThread):
     """A call on its own thread, and its synchronization with the thread that waits for it."""
 
     def __init__(self, request: Request) -> None:
+        super().__init__(str(request.verb))
         self.request = self._request = request
         """The request."""
         self._outcome: Outcome | None = None
-        self._error: BaseException | None = None
         self._exchange: Exchange | None = None
         self._cancelled: BaseException | None = None
         self._in_turn: AbstractContextManager[object] | None = None
         self._connect: Connect = request.via.connect
         self.invocation: HookInvocation | None = None
         """A notification that waits for the hook."""
-        self._turn = Event()
-        self.wake: Callable[[], None] = self._turn.set
-        """Called, on the call's thread, when the hook is to run, and at the end."""
-        self._begins = Lock()
-        """Acquired once: by the call's thread, which then works, or by the caller, if it is
-        interrupted before. (``Thread.start`` can be interrupted after the thread has started.)
-        """
-        self._thread = Thread(target=self._body, name=f"criu {request.verb}")
 
     # ---- the caller's thread ----
 
@@ -80,46 +65,14 @@ class Call:
 
     def wait_with_hooks(self) -> Outcome:
         """:meth:`wait`, on this thread."""
-        while True:
-            try:
-                # A signal's handler can run wherever the interpreter looks for signals, in the
-                # condition of the loop and at its end as well.
-                while not self.is_over() or self._thread.is_alive():
-                    self.start()
-                    if self.is_over():
-                        self._thread.join()
-                        continue
-                    self._turn.wait()
-                    self._turn.clear()
-                    invocation = self.invocation
-                    if invocation is not None:
-                        invocation.run()
-                break
-            except BaseException as interruption:
-                if self._begins.acquire(blocking=False):
-                    raise  # the call has not begun, and will not
-                self._cancel_surely(interruption)
+        self.wait_to_end()
         return self.conclude()
 
-    def _cancel_surely(self, reason: BaseException) -> None:
-        """:meth:`cancel`, also if a signal's handler raises in it."""
-        for _ in range(MOST_INTERRUPTIONS):
-            try:
-                return self.cancel(reason)
-            except BaseException as further:
-                reason = further
-        raise reason
-
-    def start(self) -> None:
-        """Begin; a second time does nothing."""
-        if self._thread.ident is None:
-            try:
-                self._thread.start()
-            except RuntimeError as error:
-                if "can't start" not in str(error):
-                    raise  # this interpreter does not allow threads
-                verb = str(self._request.verb)
-                raise CriuError(f"{verb}: no thread could be started for it", verb=verb) from error
+    def take_turn(self) -> None:
+        """Run the hook if it is to run."""
+        invocation = self.invocation
+        if invocation is not None:
+            invocation.run()
 
     @property
     def worker_pid(self) -> int:
@@ -154,11 +107,7 @@ class Call:
         """
         self._in_turn = turn
         self._connect = connect or self._connect
-        before = native.pn_block_signals()
-        try:
-            self._body()
-        finally:
-            native.pn_set_signals(before)
+        self.work_here()
         return self.conclude()
 
     def conclude(self) -> Outcome:
@@ -187,17 +136,6 @@ class Call:
 
     # ---- the call's thread ----
 
-    def _body(self) -> None:
-        native.pn_block_signals()  # Python's own function takes half a millisecond
-        if not self._begins.acquire(blocking=False):
-            return
-        try:
-            self._outcome = self._run()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self.wake()
-
     def ask(self, notification: Notification) -> object:
         """Make the caller's thread run the hook; return its result or raise its exception."""
         with no_fork:
@@ -212,8 +150,8 @@ class Call:
         finally:
             self.invocation = None
 
-    def _run(self) -> Outcome:
-        return Run(
+    def _work(self) -> None:
+        self._outcome = Run(
             self._request,
             self._connect,
             hook=None if self._request.on_notify is None else self.ask,

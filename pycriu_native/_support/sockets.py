@@ -14,18 +14,12 @@ from .lazy import socket
 def blocking(sock: socket.socket) -> socket.socket:
     """Make a socket that no other process has blocking.
 
-    ``accept`` and ``socketpair`` return sockets of gevent's class, even if the original is called.
+    ``accept`` returns a socket of gevent's class, even if the original is called.
     """
     if type(sock) is not socket.socket:
         sock = socket.socket(fileno=sock.detach())
     sock.setblocking(True)
     return sock
-
-
-def pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
-    """Two connected unix sockets; stream sockets by default."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM if kind is None else kind)
-    return blocking(ours), blocking(theirs)
 
 
 def of_another(fd: int) -> socket.socket:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from .light_typing import Any
 
@@ -97,27 +98,30 @@ class RawThread:
         self._args = args
         self._daemon = daemon
         self._running = Lock()
+        self._running.acquire()
+        self._first: dict[None, int] = {}
         self._pid = 0
 
     def start(self) -> None:
-        """Begin; ``RuntimeError`` where no thread can be started."""
+        """Begin; ``RuntimeError`` where no thread can be started.
+
+        It may be called again if it was interrupted.
+        """
         self._pid = os.getpid()
-        self._running.acquire()
-        try:
-            self.ident = _start(self._body, ())
-        except BaseException:
-            self._running.release()
-            raise
         if not self._daemon:
             import atexit
 
             atexit.register(self.join)
+        self.ident = _start(self._body, ())
 
     def _body(self) -> None:
+        if self._first.setdefault(None, get_ident()) != get_ident():
+            return
         self.ident = get_ident()
         try:
             self._target(*self._args)
         finally:
+            del self._target, self._args  # no reference cycles, as in threading.Thread
             self._running.release()
             if not self._daemon:
                 import atexit
@@ -126,13 +130,11 @@ class RawThread:
 
     def is_alive(self) -> bool:
         """Whether it runs. A forked child has only the thread that forked."""
-        return self._pid == os.getpid() and bool(self._running.locked())
+        return self.ident is not None and self._pid == os.getpid() and self._running.locked()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended."""
-        if self._pid == os.getpid() and self._running.acquire(
-            timeout=-1 if timeout is None else timeout
-        ):
+        if self.is_alive() and self._running.acquire(timeout=-1 if timeout is None else timeout):
             self._running.release()
 
 
@@ -193,11 +195,11 @@ class Condition:
 
 
 class Event:
-    """``threading.Event``."""
+    """``threading.Event``; a signal's handler that raises in it leaves no lock acquired."""
 
     def __init__(self) -> None:
-        self._changed = Condition()
         self._set = False
+        self._waiters: list[Any] = []
 
     def is_set(self) -> bool:
         """Whether it is set."""
@@ -205,9 +207,10 @@ class Event:
 
     def set(self) -> None:
         """End each wait, also those to come."""
-        with self._changed:
-            self._set = True
-            self._changed.notify_all()
+        self._set = True
+        for waiter in list(self._waiters):
+            with suppress(RuntimeError):  # another thread has set it at the same time
+                waiter.release()
 
     def clear(self) -> None:
         """Reset it, so that waits block."""
@@ -215,9 +218,14 @@ class Event:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set; whether it is."""
-        with self._changed:
-            if timeout is None:
-                self._changed.wait_for(self.is_set)
-            elif not self._set:
-                self._changed.wait(timeout)
-            return self._set
+        waiter = Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        try:
+            if timeout is not None:
+                return self._set or bool(waiter.acquire(timeout=max(0.0, timeout)))
+            while not self._set and not waiter.acquire(timeout=UNTIL_SIGNALS):
+                pass
+            return True
+        finally:
+            self._waiters.remove(waiter)

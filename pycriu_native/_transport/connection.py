@@ -22,9 +22,10 @@ import contextlib
 from collections.abc import Callable
 
 from .._support.lazy import socket
-from .._support.sockets import blocking, pair
+from .._support.sockets import blocking
 from .._support.unpatched import close
 from .._system.descriptors import above_stdio
+from .._system.socket_pair import pair
 
 SEND_BUFFER = 64 * 2**20
 """Size of the socket's send buffer in bytes: a request larger than the default (about 208 KiB)

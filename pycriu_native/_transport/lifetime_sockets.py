@@ -7,7 +7,7 @@ import os
 import signal
 
 from .._support.closing import Closing
-from .._support.sockets import pair
+from .._system.socket_pair import pair
 
 F_SETSIG = 10
 """fcntl(2); Python's module has no name for it."""

@@ -12,6 +12,7 @@ from typing import IO, Any
 from ..errors import OptionError, Problem
 from .arguments import Text
 from .process import SnapshotProcess, end
+from .uninterrupted import Work
 
 LIMIT = 2**16
 """Limit of a stream reader's buffer in bytes, as for ``asyncio.create_subprocess_exec``."""
@@ -45,12 +46,17 @@ class AsyncProcess:
         self = cls(process)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._pidfd, self._has_ended)
-        if process.stdin is not None:
-            protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
-            transport, _ = await loop.connect_write_pipe(lambda: protocol, process.stdin)
-            self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
-        self.stdout = await self._reader(process.stdout)
-        self.stderr = await self._reader(process.stderr)
+        try:
+            if process.stdin is not None:
+                protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+                transport, _ = await loop.connect_write_pipe(lambda: protocol, process.stdin)
+                self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+            self.stdout = await self._reader(process.stdout)
+            self.stderr = await self._reader(process.stderr)
+        except BaseException:
+            loop.remove_reader(self._pidfd)
+            self._close_streams()
+            raise
         return self
 
     async def _reader(self, pipe: IO[bytes] | None) -> asyncio.StreamReader | None:
@@ -108,12 +114,16 @@ class AsyncProcess:
         """Send SIGKILL."""
         self.process.kill()
 
-    async def aclose(self) -> None:
-        """Close the streams, and wait until the copy ends."""
+    def _close_streams(self) -> None:
         for transport in self._readers:
             transport.close()
         if self.stdin is not None:
             self.stdin.close()
+
+    async def aclose(self) -> None:
+        """Close the streams, and wait until the copy ends."""
+        self._close_streams()
+        if self.stdin is not None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 await self.stdin.wait_closed()
         await self.wait()
@@ -144,13 +154,16 @@ class Starting:
 
     async def _started(self) -> AsyncProcess:
         """Start the copy on another thread; a cancellation ends it."""
-        starting = asyncio.get_running_loop().run_in_executor(None, self._start)
-        try:
-            process = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                end(await starting)
-            raise
+        work = Work("start", self._start, end)
+        starting = asyncio.get_running_loop().run_in_executor(None, work.work_here)
+        while not starting.done():
+            try:
+                await asyncio.wait([starting])
+            except BaseException as stop:
+                if work.prevent():
+                    raise
+                work.cancel(stop)
+        process = work.conclude()
         try:
             return await AsyncProcess.connected(process)
         except BaseException:

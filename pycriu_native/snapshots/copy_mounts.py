@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,8 @@ from ..errors import CriuError
 
 def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     """Call a function on a thread in the mount namespace of a copy; raises its exception.
+
+    It must not be interrupted (``uninterrupted.py``): /proc has to be unmounted.
 
     CRIU can save a process without its mounts only from inside its mount namespace. CRIU needs the
     /proc of its own pid namespace, which is mounted over that of the copy during the call.
@@ -37,12 +40,9 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
         except BaseException as error:
             raised.append(error)
 
-    thread = Thread(run, "snapshot of a copy")
+    thread = Thread(contextvars.copy_context().run, "snapshot of a copy", (run,))
     thread.start()
-    try:
-        thread.join()
-    finally:
-        thread.join()  # after an interrupt, too: /proc must be unmounted
+    thread.join()
     if raised:
         raise raised[0]
 

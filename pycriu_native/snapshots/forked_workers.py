@@ -14,6 +14,7 @@ from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
 from ..errors import Problem, ProgramError
+from .uninterrupted import uninterrupted
 
 PATIENCE = 30.0
 """Default time limit for the loading of CRIU, in seconds."""
@@ -47,7 +48,7 @@ class ForkedWorkers(Closing):
         self._server: ForkServer | None = None
         self._like: object = None
         self._closed = False
-        self.renew()
+        uninterrupted("share", self.renew, lambda _: self.close())
 
     @property
     def allow_untrusted(self) -> bool:

@@ -7,8 +7,8 @@ import time
 
 from .. import guest
 from .._support.lazy import socket
-from .._support.unpatched import readable
 from ..errors import CriuError, DeadlineError
+from .uninterrupted import readable_or_interrupted
 
 LINES = (guest.READY, guest.READY_TO_FORK)
 
@@ -21,7 +21,7 @@ def read_ready(end: socket.socket, until: float | None) -> bytes:
     line = b""
     while line not in LINES:
         seconds = None if until is None else until - time.monotonic()
-        if not readable(end.fileno(), seconds=seconds):
+        if not readable_or_interrupted(end.fileno(), seconds=seconds):
             raise DeadlineError("has not called guest.wait() in time")
         data = end.recv(len(guest.READY_TO_FORK) - len(line))
         line += data

@@ -11,12 +11,13 @@ import time
 from errno import EPERM
 from pathlib import Path
 
-from .._support import sockets, unpatched
+from .._support import unpatched
 from .._support.closing import Closing
 from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 from .._system.process import children_of
 from .._system.process_snapshot import link
+from .._system.socket_pair import pair
 from .._transport.spawn import spawn
 from ..errors import CriuError, PermissionDeniedError, ProgramError
 
@@ -48,7 +49,7 @@ class Namespaces(Closing):
         flags = CLONE_NEWPID | CLONE_NEWNS
         flags |= CLONE_NEWNET if network else 0
         flags |= 0 if hostname is None else CLONE_NEWUTS
-        self._control, theirs = sockets.pair()
+        self._control, theirs = pair()
         self._pidfd = -1
         self._is_ready = False
         caller = above_stdio(os.pidfd_open(os.getpid()))

@@ -22,6 +22,7 @@ from ..errors import ImagesError
 from ..images.build import parents_of
 from ..images.pages import Layers, Stored
 from .page_files import OpenPages, Part, write_page_map
+from .uninterrupted import is_interrupted
 
 PARENT = "parent"
 """CRIU's name for the directory of the parent images."""
@@ -38,9 +39,9 @@ def share_with_parent(directory: Path, parent: Path, until: float | None) -> Non
     """Remove the pages of images that are equal to those of a parent snapshot.
 
     The images are not changed if the parent does not exist or is on another file system, if they
-    already have a parent or have compressed or lazy pages, if no page is equal, or if the
-    comparison is not complete at ``until`` (time.monotonic()). Raises ``OSError`` if they cannot
-    be written.
+    already have a parent or have compressed or lazy pages, if no page is equal, if the comparison
+    is not complete at ``until`` (time.monotonic()) or when the caller is interrupted, or if they
+    cannot be written.
     """
     if os.path.lexists(directory / PARENT):
         return
@@ -56,9 +57,12 @@ def share_with_parent(directory: Path, parent: Path, until: float | None) -> Non
         shutil.rmtree(below, ignore_errors=True)
         return
     if not any(part[2] is None for parts in compared.values() for part in parts):
-        shutil.rmtree(below)
+        shutil.rmtree(below, ignore_errors=True)
         return
-    below.rename(directory / PARENT)
+    try:
+        below.rename(directory / PARENT)
+    except OSError:
+        return
     for name, parts in compared.items():
         with contextlib.suppress(OSError):  # a full disk: the files remain complete
             _rewrite(directory, name, parts)
@@ -97,7 +101,7 @@ def _compared(directory: Path, parents: list[str], name: str, until: float | Non
         result: list[Part] = []
         for stored in Layers([str(directory)], name, HOST_PAGE).stored():
             for part in _parts(stored, parent, opened):
-                if until is not None and time.monotonic() > until:
+                if is_interrupted() or (until is not None and time.monotonic() > until):
                     raise TimeoutError
                 result.append(part)
         return result

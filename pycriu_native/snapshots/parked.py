@@ -10,15 +10,16 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from .. import guest
-from .._support import sockets
 from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Thread, close
+from .._system.socket_pair import pair
 from .._transport.lifetime_sockets import F_SETSIG, kill_on_event
 from ..errors import CriuError, DeadlineError
 from .copy_request import LAST_STREAM
 from .guest_socket import read_ready
 from .streams import is_inherited
+from .uninterrupted import signals_of_caller
 
 GUEST = 3
 """The index of the guest's socket, after the standard streams."""
@@ -75,7 +76,7 @@ class ParkedProgram(Closing):
         output: int,
     ) -> None:
         """Start the program. Raises ``OSError`` like ``subprocess.Popen``."""
-        self._sockets, theirs = zip(*(sockets.pair() for _ in range(4)), strict=True)
+        self._sockets, theirs = zip(*(pair() for _ in range(4)), strict=True)
         self.socket = self._sockets[GUEST]
         self.inodes = tuple(os.fstat(each.fileno()).st_ino for each in theirs)
         """The inodes of the program's sockets: standard input, output, error, and the guest's."""
@@ -89,16 +90,17 @@ class ParkedProgram(Closing):
         environment[guest.VARIABLE] = str(self.guest_fd)
         self._end_with_caller = EndWithCaller(self._sockets[0].fileno(), theirs[0].fileno())
         try:
-            self.process = subprocess.Popen(
-                argv,
-                stdin=theirs[0],
-                stdout=theirs[1],
-                stderr=theirs[2],
-                pass_fds=[self.guest_fd],
-                start_new_session=True,
-                env=environment,
-                cwd=cwd,
-            )
+            with signals_of_caller():
+                self.process = subprocess.Popen(
+                    argv,
+                    stdin=theirs[0],
+                    stdout=theirs[1],
+                    stderr=theirs[2],
+                    pass_fds=[self.guest_fd],
+                    start_new_session=True,
+                    env=environment,
+                    cwd=cwd,
+                )
         except BaseException:
             for each in self._sockets:
                 each.close()
@@ -154,8 +156,8 @@ class ParkedProgram(Closing):
     def close(self) -> None:
         """Kill the program if it runs, and reap it."""
         self._end_with_caller.close()
+        self.process.kill()  # before its socket is closed: it would print that it has to end
         self.socket.close()
-        self.process.kill()
         self.process.wait()
         for each in self._sockets[:GUEST]:
             with contextlib.suppress(OSError):

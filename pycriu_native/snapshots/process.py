@@ -191,8 +191,8 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
             raise ValueError("Cannot send input after starting communication")
         until = None if timeout is None else time.monotonic() + timeout
         if self._output is None:
+            self._input = memoryview(self._encoded(input))  # may refuse it
             self._output = {each: [] for each in (self.stdout, self.stderr) if each is not None}
-            self._input = memoryview(self._encoded(input))
             if self.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
                     self.stdin.flush()
@@ -326,9 +326,8 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
 
 def end(process: SnapshotProcess[Any]) -> None:
     """Kill a copy whose start was cancelled, reap it, and close its streams."""
-    process.kill()
-    with contextlib.suppress(subprocess.SubprocessError):
-        process.communicate()
+    with process:
+        process.kill()
 
 
 _unowned: list[Child] = []

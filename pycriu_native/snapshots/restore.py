@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .._calls.verbs import restore_child
-from .._support import sockets
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
+from .._system.socket_pair import pair
 from .._transport.base import Via
 from .._transport.forkserver import ForkServer
 from ..errors import Problem, ResumedError
@@ -29,7 +29,6 @@ from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
 from .timings import Stopwatch
-from .uninterrupted import uninterrupted
 from .work_directories import WorkDirectories
 
 PID_NAMESPACE = "pycriu-native-pid"
@@ -91,7 +90,7 @@ def start_copy(
         streams = Streams.made(given.streams, kept, passed)
         guest_fd, socket_of_copy = None, None
         if record.guest_key is not None:
-            ours, theirs = sockets.pair()
+            ours, theirs = pair()
             # The copy can read the data after this end was closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
@@ -131,23 +130,7 @@ def restore_root(
     where: RestoreRequest,
     watch: Stopwatch,
 ) -> Child:
-    """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``.
-
-    If the caller is interrupted, they are killed.
-    """
-    return uninterrupted(
-        lambda: _restored(record, streams, guest_fd, where, watch),
-        lambda child: child.close(wait=True),
-    )
-
-
-def _restored(
-    record: Record,
-    streams: Sequence[int],
-    guest_fd: int | None,
-    where: RestoreRequest,
-    watch: Stopwatch,
-) -> Child:
+    """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         inherited: dict[str, int] = {}
         if record.guest_key is not None and guest_fd is not None:

@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from .. import guest
+from .._calls.notification import Notification
 from .._calls.progress_state import OnProgress
 from .._calls.verbs import dump
+from .._integrity.dump_marker import UNFINISHED
 from .._integrity.dump_record import record_again
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close
+from .._support.unpatched import close, readable
 from .._system.capabilities import is_root_of_host
+from .._system.file_lock import lock, unlock_and_close
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
 from .._transport.base import Via
-from ..errors import NoSuchProcessError, Problem
+from ..enums import Notify
+from ..errors import NoSuchProcessError, OptionError, Problem
 from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
 from . import host_check, processor_level
@@ -35,8 +39,11 @@ from .java_counters import unlink_counters
 from .parent_pages import share_with_parent
 from .parked import ParkedProgram
 from .process import SnapshotProcess
-from .record import Record
+from .record import NAME, Record
 from .restore import PID_NAMESPACE
+
+NEW = "a new or empty directory is accepted"
+"""The rule of the argument ``directory``."""
 
 NO_POSITION = 2**64 - 1
 """The value of ``pos`` for which CRIU sets no position (``criu/files-reg.c``)."""
@@ -104,6 +111,7 @@ class Saving:
     def __init__(
         self,
         directory: Path,
+        is_own: bool,
         opts: CriuOpts,
         via: Via,
         until: float | None,
@@ -112,12 +120,17 @@ class Saving:
         on_progress: OnProgress | None,
     ) -> None:
         self.directory = directory
+        self.is_own = is_own
+        """Whether the program is started for the snapshot, and so killed in any case."""
         self.opts = opts
         self.via = via
         self.until = until
         self.leave_running = leave_running
         self.incremental = incremental
         self.on_progress = on_progress
+        self.is_kept = False
+        """Whether the snapshot is complete, and the process has ended."""
+        self._created = True
 
     def save_command(
         self,
@@ -188,20 +201,31 @@ class Saving:
             descriptors=tuple(sorted(each.number for each in seen.descriptors)),
             processor=processor,
         )
-        created = not self.directory.exists()
+        claim = self._claimed()
+        # Among the mounts of a copy, its path can lead to another directory.
+        place = self.directory if copy is None else Path(f"/proc/self/fd/{claim}")
+
+        def complete(notification: Notification) -> None:
+            # While the process is frozen: it continues if something fails here.
+            if notification.action is Notify.POST_DUMP:
+                keys = _accept_any_file(place, record.pid, ends)
+                changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
+                changed.write(place)
+
+        pidfd = os.pidfd_open(pid)
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.chmod(0o700)
             save = functools.partial(
                 dump,
                 pid,
                 replace(
                     self.opts,
-                    images_directory=str(self.directory),
+                    images_directory=str(self.directory) if copy is None else claim,
                     external=external,
                     leave_running=self.leave_running or None,
                 ),
                 via=self.via,
+                on_notify=complete,
                 deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
                 on_progress=self.on_progress,
             )
@@ -209,16 +233,41 @@ class Saving:
                 save()
             else:
                 in_mounts_of(pid, save)
-            keys = _accept_any_file(self.directory, record.pid, ends)
-            record = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
+            self.is_kept = not self.is_own and not self.leave_running
             if copy is not None and self.incremental:
                 share_with_parent(self.directory, copy.snapshot, self.until)
-            record.write(self.directory)
         except BaseException:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            if not created:
-                self.directory.mkdir(mode=0o700)
+            saved = not self.is_own and not self.leave_running and readable(pidfd)
+            self.is_kept = saved and self._is_complete()
+            self.undo()
             raise
+        finally:
+            close(pidfd)
+            unlock_and_close(claim)
+
+    def _claimed(self) -> int:
+        """Create and lock the directory. ``OptionError`` if another call uses it since the check.
+
+        The program may have needed long until it could be saved.
+        """
+        self._created = not self.directory.exists()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not lock(fd) or os.listdir(fd):
+            close(fd)
+            raise OptionError([Problem("directory", str(self.directory), NEW)], verb="take")
+        return fd
+
+    def _is_complete(self) -> bool:
+        has = [(self.directory / each).exists() for each in (NAME, "inventory.img", UNFINISHED)]
+        return has == [True, True, False]
+
+    def undo(self) -> None:
+        """Remove the images, unless they have what remains of the process."""
+        if not self.is_kept:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            if not self._created:
+                self.directory.mkdir(mode=0o700)
 
 
 def _command_of(pid: int) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close
+from .._support.unpatched import close, threads_are_replaced
 from .._system.capabilities import is_root_of_host
 from .._system.file_lock import unlock_and_close
 from .._system.process_tree import is_above
@@ -59,7 +59,7 @@ from .process import SnapshotProcess, end, reap_unowned
 from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, reached_by_worker, start_copy
-from .saving import Saving, StrPath, copy_problems
+from .saving import NEW, Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, refuse
@@ -129,7 +129,9 @@ class Snapshot(Closing):
                 :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
                 saved in its next such call; or a running process, by its pid or ``Popen``. The
                 caller must not be in its tree.
-            directory: a new or empty directory. It is removed after a failure.
+            directory: a new or empty directory. It is removed after a failure or an interruption,
+                unless the process has ended and its snapshot is complete: a note of the exception
+                says so.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
             output: the descriptor for the output of the command before it is saved; None: the
@@ -173,6 +175,7 @@ class Snapshot(Closing):
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
             Path(directory).absolute(),
+            not isinstance(program, int | subprocess.Popen),
             base,
             Worker() if via is None else via,
             until,
@@ -182,16 +185,30 @@ class Snapshot(Closing):
         )
         if isinstance(program, int):
             _check_access(program)
-            saving.save_process(program, None)
+            save = functools.partial(saving.save_process, program, None)
         elif isinstance(program, SnapshotProcess):
-            saving.save_copy(program)
+            save = functools.partial(saving.save_copy, program)
         elif isinstance(program, subprocess.Popen):
-            saving.save_process(program.pid, program)
+            save = functools.partial(saving.save_process, program.pid, program)
         else:
-            chosen = default_output() if output is None else output
-            command = [os.fsdecode(word) for word in program]
-            where = None if cwd is None else absolute(cwd)
-            saving.save_command(command, decoded(env), where, chosen, processor or "")
+            save = functools.partial(
+                saving.save_command,
+                [os.fsdecode(word) for word in program],
+                decoded(env),
+                None if cwd is None else absolute(cwd),
+                default_output() if output is None else output,
+                processor or "",
+            )
+        try:
+            if saving.is_own and threads_are_replaced():
+                save()  # subprocess.Popen of gevent works in the caller's thread only
+            else:
+                uninterrupted("take", save, lambda _: saving.undo())
+        except BaseException as stop:
+            remove_result(stop)
+            if saving.is_kept:
+                stop.add_note(f"the process has ended, and its snapshot {directory} is complete")
+            raise
         return cls(directory)
 
     def start(
@@ -279,7 +296,7 @@ class Snapshot(Closing):
             via=Worker() if via is None else via,
             deadline=deadline,
         )
-        return uninterrupted(start, end)
+        return uninterrupted("start", start, end)
 
     def _start(
         self,
@@ -356,6 +373,17 @@ class Snapshot(Closing):
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
         until = self._check(wrong, chosen, check, opts, deadline, "zygote")
+        start = functools.partial(self._zygote, place, chosen, opts, deadline, until)
+        return uninterrupted("zygote", start, Zygote.close)
+
+    def _zygote(
+        self,
+        place: Place,
+        chosen: Via,
+        opts: CriuOpts | None,
+        deadline: float | None,
+        until: float | None,
+    ) -> Zygote:
         shared = isinstance(chosen, SharedTemplate)
         with (
             _in_use(self.directory),
@@ -409,9 +437,13 @@ class Snapshot(Closing):
         if worker is not None and not isinstance(worker, Worker):
             refuse([Problem("worker", worker, "a Worker is accepted")], "share")
         chosen = Worker() if worker is None else worker
-        with _in_use(self.directory):
-            directory = prepared(self.directory, allow_untrusted=chosen.allow_untrusted)
-            return SharedTemplate(directory, worker=chosen)
+
+        def share() -> SharedTemplate:
+            with _in_use(self.directory):
+                directory = prepared(self.directory, allow_untrusted=chosen.allow_untrusted)
+                return SharedTemplate(directory, worker=chosen)
+
+        return uninterrupted("share", share, SharedTemplate.close)
 
     def start_async(self, args: Sequence[Text] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio, with the same arguments except those of text mode.
@@ -530,7 +562,7 @@ def _take_problems(
         yield Problem("output", output, "the number of an open descriptor is accepted")
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        yield Problem("directory", str(path), "a new or empty directory is accepted")
+        yield Problem("directory", str(path), NEW)
     elif not path.absolute().parent.is_dir():
         yield Problem("directory", str(path), "its parent directory does not exist")
     for name in ("images_directory", "images_dir", "leave_running", "pre_dump"):

@@ -48,6 +48,7 @@ from ..images.pages import Layers, PageMap, Stored
 from ..images.reader import expect
 from ..images.schema import message
 from .page_files import link_or_copy, write_image, write_page_map
+from .uninterrupted import check_interrupted, uninterrupted
 
 NAME = "template.json"
 """The file of a prepared set that describes its template."""
@@ -214,9 +215,17 @@ def prepare(
             empty.
     """
     source, target = Path(images_directory), Path(directory)
+    created = not target.exists()
+    return uninterrupted(
+        "prepare",
+        lambda: _prepared(source, target, smallest, created),
+        lambda _: _remove(target, created),
+    )
+
+
+def _prepared(source: Path, target: Path, smallest: int, created: bool) -> Template:
     if (source / UNFINISHED).exists():
         raise ImagesError(f"{source} has images of a dump that has not ended")
-    created = not target.exists()
     try:
         target.mkdir(mode=0o700, exist_ok=True)
         if any(target.iterdir()):
@@ -229,15 +238,19 @@ def prepare(
     try:
         return _Preparation(source, target, smallest).run()
     except BaseException as error:
-        for each in target.iterdir():
-            each.unlink()
-        if created:
-            target.rmdir()
+        _remove(target, created)
         if isinstance(error, OSError) and not isinstance(error, ImagesError):
             raise ImagesError(
                 f"{target} cannot be written: {error.strerror}", errno=error.errno or 0
             ) from None
         raise
+
+
+def _remove(target: Path, created: bool) -> None:
+    for each in target.iterdir():
+        each.unlink()
+    if created:
+        target.rmdir()
 
 
 class _Preparation:
@@ -460,6 +473,7 @@ def checksum(fd: int, size: int) -> int:
     result, at = 0, 0
     buffer = memoryview(bytearray(CHUNK))
     while at < size:
+        check_interrupted()
         done = os.preadv(fd, [buffer[: size - at]], at)
         if not done:
             return -1

@@ -1,127 +1,163 @@
 """Work that starts processes, on a thread in which no handler of a signal runs.
 
-Python runs handlers of signals in the main thread, between any two instructions, and one that
-raises (Ctrl-C) would leave a process or descriptor without an owner, if it has just been created.
+The functions of this package create namespaces, descriptors and threads beside the calls of CRIU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
+import time
 from _thread import get_native_id
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from .._calls.call import CALL_RUNNER, MOST_INTERRUPTIONS, Call
+from .._calls.call import CALL_RUNNER, Call
 from .._calls.notification import Hook
+from .._calls.own_thread import OwnThread
 from .._calls.request import Outcome
 from .._native.ffi import native
-from .._support.unpatched import Event, Lock, Thread, threads_are_replaced
-from ..errors import CriuError
+from .._support.unpatched import UNTIL_SIGNALS, readable
 
 Result = TypeVar("Result")
 
 
-def uninterrupted(function: Callable[[], Result], undo: Callable[[Result], object]) -> Result:
+def uninterrupted(
+    verb: str, function: Callable[[], Result], undo: Callable[[Result], object]
+) -> Result:
     """Call a function; if the caller is interrupted, undo it, and raise the exception.
 
-    Each call of CRIU that the function makes is cancelled. If it returns nevertheless, ``undo`` is
-    called with its result. Other threads than the main thread are not interrupted: there the
-    function is called directly. So it is where gevent or eventlet has replaced functions of the
-    standard library, such as ``os.close``, which wait for the event loop of the calling thread.
+    Each call of CRIU that the function makes is cancelled, and its waits by
+    :func:`readable_or_interrupted` end. If it returns nevertheless, ``undo`` is called with its
+    result. Other threads than the main thread are not interrupted: there the function is called
+    directly.
     """
-    if threads_are_replaced() or get_native_id() != os.getpid():
+    if get_native_id() != os.getpid():
         return function()
-    return _Work(function, undo).run()
+    work = Work(verb, function, undo)
+    try:
+        work.wait_to_end()
+        if work.reason is None and work.results:
+            return work.results[0]  # until the return, no signal's handler can run
+    except BaseException as stop:
+        if work.is_prevented:
+            raise
+        work.reason = work.reason or stop
+    return work.conclude()
 
 
-class _Work(Generic[Result]):
-    """A function on another thread; the methods are those of :class:`.Call`."""
+def _interruption() -> BaseException | None:
+    work = CALL_RUNNER.get()
+    return work.reason if isinstance(work, Work) else None
 
-    def __init__(self, function: Callable[[], Result], undo: Callable[[Result], object]) -> None:
+
+def is_interrupted() -> bool:
+    """Whether the caller of the present function is interrupted."""
+    return _interruption() is not None
+
+
+def check_interrupted() -> None:
+    """Raise the exception that interrupts the caller of the present function, if any."""
+    if (reason := _interruption()) is not None:
+        raise reason
+
+
+def readable_or_interrupted(*fds: int, seconds: float | None) -> bool:
+    """Whether one of these descriptors can be read, or is at its end, within ``seconds``.
+
+    Raises as :func:`check_interrupted`.
+    """
+    until = None if seconds is None else time.monotonic() + seconds
+    while True:
+        remaining = UNTIL_SIGNALS if until is None else until - time.monotonic()
+        if readable(*fds, seconds=min(remaining, UNTIL_SIGNALS)):
+            return True
+        check_interrupted()
+        if remaining <= 0:
+            return False
+
+
+@contextlib.contextmanager
+def signals_of_caller() -> Iterator[None]:
+    """Do not block signals in this context, in which a program is started that inherits that."""
+    work = CALL_RUNNER.get()
+    if not isinstance(work, Work):
+        yield
+        return
+    native.pn_set_signals(work.signals)
+    try:
+        yield
+    finally:
+        native.pn_block_signals()
+
+
+class Work(OwnThread, Generic[Result]):
+    """A function on another thread."""
+
+    def __init__(
+        self, verb: str, function: Callable[[], Result], undo: Callable[[Result], object]
+    ) -> None:
+        super().__init__(verb)
         self._function = function
         self._undo = undo
-        self._results: list[Result] = []
-        self._error: BaseException | None = None
-        self._reason: BaseException | None = None
+        self.results: list[Result] = []
+        """The result of the function, if it has returned one."""
+        self.reason: BaseException | None = None
+        """The exception that interrupts the caller."""
         self._call: Call | None = None
-        self._over = Event()
-        self._begins = Lock()
-        """Acquired once: by the thread, which then works, or by the caller, if it is interrupted
-        before."""
-        context = contextvars.copy_context()
-        self._thread = Thread(lambda: context.run(self._body), "start of a copy")
+        self._context = contextvars.copy_context()
 
     # ---- the caller's thread ----
 
-    def run(self) -> Result:
-        """Wait for the result, or raise the exception of the function or an interruption."""
-        while True:
-            try:
-                while not self._over.is_set() or self._thread.is_alive():
-                    self._start()
-                    self._over.wait()
-                    self._thread.join()
-                break
-            except BaseException as interruption:
-                if self._begins.acquire(blocking=False):
-                    raise  # the function has not been called, and will not be
-                self._cancel_surely(interruption)
-        if self._reason is not None:
-            for result in self._results:  # it was ready when the interruption came
-                self._undo(result)
-            if self._error is None or self._error is self._reason:
-                raise self._reason
-            raise self._reason from self._error
-        if self._error is not None:
+    def is_over(self) -> bool:
+        """Whether the function has returned or raised."""
+        return bool(self.results) or self._error is not None
+
+    def cancel(self, reason: BaseException) -> None:
+        """Cancel the present call and all later ones."""
+        self.reason = self.reason or reason
+        call = self._call
+        if call is not None:
+            call.cancel(self.reason)
+
+    def conclude(self) -> Result:
+        """The result; or raise the exception of the function or of an interruption."""
+        if self.reason is None and self._error is None:
+            return self.results[0]
+        for result in self.results:  # it was ready when the interruption came
+            undo = functools.partial(self._undo, result)
+            Work[object](self._verb, undo, id).wait_to_end(surely=True)
+        if self.reason is None or self._error is self.reason:
+            assert self._error is not None
             raise self._error
-        return self._results.pop()
-
-    def _start(self) -> None:
-        if self._thread.ident is None:
-            try:
-                self._thread.start()
-            except RuntimeError as error:
-                if "can't start" not in str(error):
-                    raise
-                raise CriuError("no thread could be started for the start of a copy") from error
-
-    def _cancel_surely(self, reason: BaseException) -> None:
-        for _ in range(MOST_INTERRUPTIONS):
-            try:
-                self._reason = self._reason or reason
-                call = self._call
-                return None if call is None else call.cancel(self._reason)
-            except BaseException as further:
-                reason = further
-        raise reason
+        raise self.reason from self._error
 
     # ---- the function's thread ----
 
-    def _body(self) -> None:
-        native.pn_block_signals()  # they wake the caller's thread
-        if not self._begins.acquire(blocking=False):
-            return
+    def _work(self) -> None:
+        self._context.run(self._called)
+
+    def _called(self) -> None:
         if CALL_RUNNER.get() is None:
             CALL_RUNNER.set(self)
         try:
             result = self._function()
-            if self._reason is None:
-                self._results.append(result)
-            else:
-                self._undo(result)
-        except BaseException as error:
-            self._error = error
         finally:
-            self._over.set()
+            del self._function  # with what it refers to, such as a zygote
+            CALL_RUNNER.set(None)
+        if self.reason is not None:
+            self._undo(result)
+            raise self.reason
+        self.results.append(result)
 
     def run_to_end(self, call: Call) -> Outcome:
         """Wait for a call, which is cancelled if the caller is interrupted."""
         self._call = call
         try:
-            if self._reason is not None:
-                call.cancel(self._reason)
+            if self.reason is not None:
+                call.cancel(self.reason)
             if call.request.on_notify is None:
                 return call.run_here(contextlib.nullcontext())
             return call.wait_with_hooks()

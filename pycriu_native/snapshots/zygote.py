@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -14,20 +15,21 @@ from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
 from .. import guest
-from .._support import sockets
 from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Lock, close, readable
 from .._system.descriptors import descriptor_info
+from .._system.socket_pair import pair
 from ..errors import CriuError, DeadlineError, Problem
 from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
-from .process import Child, SnapshotProcess, reap_unowned
+from .process import Child, SnapshotProcess, end, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root
 from .streams import Stream, Streams, refuse
 from .timings import Stopwatch
+from .uninterrupted import readable_or_interrupted, uninterrupted
 
 if TYPE_CHECKING:
     from .aio_process import Starting
@@ -135,7 +137,7 @@ class Zygote(Closing):
         self._late: list[ForkRequest] = []
         """Cancelled requests to which the zygote has not responded."""
         with ExitStack() as kept, ExitStack() as passed:
-            self._control, theirs = sockets.pair()
+            self._control, theirs = pair()
             kept.enter_context(self._control)
             passed.enter_context(theirs)
             # CRIU accepts pipes as replacements of sockets, pipes and files.
@@ -200,9 +202,15 @@ class Zygote(Closing):
         until = None if deadline is None else time.monotonic() + deadline
         number = self._next_number()
         watch.ends("check")
+        start = functools.partial(self._start, given, number, until, watch)
+        return uninterrupted("start", start, end)
+
+    def _start(
+        self, given: CopyRequest, number: int, until: float | None, watch: Stopwatch
+    ) -> SnapshotProcess[Any]:
         with ExitStack() as passed, ExitStack() as kept:
             streams = Streams.made(given.streams, kept, passed)
-            ours, theirs = sockets.pair()
+            ours, theirs = pair()
             request = ForkRequest(ours)
             kept.callback(self._cancel, request)
             with theirs:
@@ -294,7 +302,7 @@ def zygote_problems(record: Record) -> Iterator[Problem]:
 def _wait(sock: socket.socket, child: Child, until: float | None) -> bool:
     """Wait until the socket is readable or the child has ended. False at ``until``."""
     seconds = None if until is None else max(0.0, until - time.monotonic())
-    return readable(sock.fileno(), child.pidfd, seconds=seconds)
+    return readable_or_interrupted(sock.fileno(), child.pidfd, seconds=seconds)
 
 
 def _end(owned: ExitStack, copies: Iterable[ForkedChild], late: Iterable[ForkRequest]) -> None:

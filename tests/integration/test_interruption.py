@@ -434,11 +434,11 @@ def test_ctrl_c_while_the_thread_of_a_call_starts(
     """The call does nothing after the exception, even if its thread starts later."""
     made = []
 
-    def thread(target: Callable[[], object], **_: object) -> _InterruptedStart:
+    def thread(target: Callable[[], object], _: str) -> _InterruptedStart:
         made.append(_InterruptedStart(target, begun=begun))
         return made[0]
 
-    monkeypatch.setattr("pycriu_native._calls.call.Thread", thread)
+    monkeypatch.setattr("pycriu_native._calls.own_thread.RawThread", thread)
     target = spawn()
     opts = CriuOpts(images_directory=images)
     with pytest.raises(KeyboardInterrupt) as caught:

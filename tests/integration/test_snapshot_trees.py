@@ -25,6 +25,7 @@ from pycriu_native.images.pages import Layers
 from pycriu_native.snapshots import Snapshot, SnapshotProcess, parent_pages, saving
 from pycriu_native.snapshots.parent_pages import PARENT, share_with_parent
 
+from .support.mounts import tmpfs
 from .support.processes import PATIENCE, children
 from .test_snapshots import ENVIRONMENT
 
@@ -363,3 +364,16 @@ def test_generations_end(
     assert not (third.directory / PARENT).exists()
     with started(third, "c") as process:
         assert state_of(process)[3]
+
+
+def test_a_directory_that_the_copy_does_not_see(snapshot: Snapshot, tmp_path: Path) -> None:
+    """A file system that was mounted after the start of the copy, which has its own mounts."""
+    process = started(snapshot)
+    with tmpfs(tmp_path / "mounted", "64m") as place:
+        say(process, "park")
+        with Snapshot.take(process, place / "second") as second:
+            process.communicate(timeout=PATIENCE)
+            with started(second) as copy:
+                assert len(state_of(copy)[0]) == 2
+                copy.kill()
+    assert not any((tmp_path / "mounted").iterdir())

@@ -240,7 +240,7 @@ def test_input_of_the_other_kind(snapshot: Snapshot) -> None:
     with snapshot.start(stdin=PIPE, stdout=PIPE) as binary:
         with pytest.raises(TypeError):
             binary.communicate("text")
-        binary.kill()
+        assert binary.communicate(b"") == (b"", None)
 
 
 def test_a_lot_of_data(snapshot: Snapshot) -> None:
@@ -618,6 +618,44 @@ def test_an_interrupted_with_block(
     assert process.returncode == -signal.SIGKILL
     assert process.stdin is not None
     process.stdin.close()
+
+
+LATE = """
+import os, sys, time
+from pycriu_native import guest
+place, number = sys.argv[1:]
+open(f"{place}/begun-{number}", "w").close()
+while not os.path.exists(f"{place}/go"):
+    time.sleep(0.01)
+guest.wait()
+sys.exit(int(number))
+"""
+
+
+def test_two_snapshots_in_one_directory(tmp_path: Path) -> None:
+    """One is taken, and the other call refused, also if both began with a new directory."""
+    results: list[Snapshot | OptionError] = []
+
+    def take(number: int) -> None:
+        command = [sys.executable, "-c", LATE, str(tmp_path), str(number)]
+        try:
+            results.append(Snapshot.take(command, tmp_path / "new", env=ENVIRONMENT))
+        except OptionError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in (3, 4)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(list(tmp_path.glob("begun-*"))) == 2, "the start of both programs")
+    (tmp_path / "go").touch()
+    for thread in threads:
+        thread.join()
+    (taken,) = (each for each in results if isinstance(each, Snapshot))
+    (refused,) = (each for each in results if isinstance(each, OptionError))
+    assert "a new or empty directory" in str(refused)
+    with taken, taken.start() as process:
+        pass
+    assert process.returncode == int(taken.record.command[-1])
 
 
 def test_bad_programs(tmp_path: Path) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import random
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from types import ModuleType
 from typing import Any
 
@@ -15,17 +21,27 @@ import pytest
 
 from pycriu_native import CriuError
 from pycriu_native.snapshots import (
+    Record,
     Snapshot,
     SnapshotProcess,
+    copy_mounts,
+    forked_workers,
+    host_check,
     namespaces,
+    parked,
     restore,
+    saving,
+    shared_template,
     sharing,
     start_worker,
+    template,
     uninterrupted,
+    zygote,
 )
 from pycriu_native.snapshots import snapshot as snapshot_module
 
-from .support.processes import PATIENCE, children, eventually
+from .support.leftovers import Snapshot as State
+from .support.processes import PATIENCE, children, eventually, is_alive
 
 REPO = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
@@ -131,33 +147,285 @@ def test_a_start_that_is_interrupted_often(
     eventually(lambda: children() == before, "the end of the copy")
 
 
-def test_a_result_after_an_interruption() -> None:
+def test_a_result_after_an_interruption(snapshot: Snapshot) -> None:
     """A result that comes nevertheless is undone, and an error is the cause of the exception."""
     undone: list[str] = []
     main = threading.main_thread().ident or 0
 
     def succeed() -> str:
         signal.pthread_kill(main, signal.SIGINT)
-        until_interrupted()
+        eventually(uninterrupted.is_interrupted, "the interruption")
         return "result"
 
     def fail() -> str:
         raise CriuError(succeed())
 
-    def until_interrupted() -> None:
-        eventually(lambda: work[-1]._reason is not None, "the interruption")
-
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    work: list[uninterrupted._Work[str]] = []
-    try:
-        for function in (succeed, fail):
-            work.append(uninterrupted._Work(function, undone.append))
-            with pytest.raises(KeyboardInterrupt) as raised:
-                work[-1].run()
-        assert str(raised.value.__cause__) == "result"
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    for function in (succeed, fail):
+        with pytest.raises(KeyboardInterrupt) as raised:
+            uninterrupted.uninterrupted("start", function, undone.append)
+    assert str(raised.value.__cause__) == "result"
     assert undone == ["result"]
+
+
+# ---- other calls ----
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """The pid of a running process."""
+    null = subprocess.DEVNULL
+    with subprocess.Popen(
+        ["sleep", "1000"], stdin=null, stdout=null, stderr=null, start_new_session=True
+    ) as process:
+        yield process.pid
+        process.kill()
+
+
+TAKING: list[tuple[ModuleType | type, str]] = [
+    (parked, "kill_on_event"),
+    (parked, "read_ready"),
+    (host_check, "mapped_files"),
+    (saving, "dump"),
+    (saving, "_accept_any_file"),
+]
+"""Steps of ``take`` for a command."""
+
+
+@pytest.mark.parametrize(("owner", "name"), TAKING, ids=[name for _, name in TAKING])
+def test_a_command_that_is_taken(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, owner: Any, name: str
+) -> None:
+    """The program is killed, and the directory removed."""
+    before = State.take()
+    times = [1]
+    monkeypatch.setattr(owner, name, interrupting(getattr(owner, name), times))
+    with pytest.raises(KeyboardInterrupt):
+        Snapshot.take([sys.executable, "-c", PROGRAM], tmp_path / "new", env=ENVIRONMENT)
+    assert times == []
+    assert not (tmp_path / "new").exists()
+    eventually(lambda: not State.take().grown_since(before), "the end of the program")
+
+
+def test_a_program_that_never_waits_is_interrupted(snapshot: Snapshot, tmp_path: Path) -> None:
+    """The wait for the program ends."""
+    before = State.take()
+    timer = threading.Timer(0.5, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        Snapshot.take(["sleep", "1000"], tmp_path / "new")
+    timer.join()
+    assert not (tmp_path / "new").exists()
+    eventually(lambda: not State.take().grown_since(before), "the end of the program")
+
+
+def test_a_command_has_the_signal_mask_of_the_caller(tmp_path: Path) -> None:
+    """The thread that starts it blocks signals."""
+    code = "from pycriu_native import guest; guest.wait(); print(open('/proc/self/status').read())"
+    with (
+        Snapshot.take([sys.executable, "-c", code], tmp_path / "new", env=ENVIRONMENT) as taken,
+        taken.start(stdout=PIPE, text=True) as process,
+    ):
+        out, _ = process.communicate(timeout=PATIENCE)
+    mask = next(line for line in out.splitlines() if line.startswith("SigBlk:"))
+    assert int(mask.split()[1], 16) == 0
+
+
+@pytest.mark.parametrize("leave_running", [False, True])
+@pytest.mark.parametrize("name", ["mapped_files", "_accept_any_file", "dump"])
+def test_a_process_that_is_taken(
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+    sleeper: int,
+    tmp_path: Path,
+    name: str,
+    leave_running: bool,
+) -> None:
+    """Either it runs and there is no directory, or it has ended and the snapshot is complete."""
+    pid, directory = sleeper, tmp_path / "new"
+    times = [1]
+    owner: Any = host_check if name == "mapped_files" else saving
+    monkeypatch.setattr(owner, name, interrupting(getattr(owner, name), times))
+    with pytest.raises(KeyboardInterrupt) as raised:
+        Snapshot.take(pid, directory, without_guest=True, leave_running=leave_running)
+    assert times == []
+    kept = not is_alive(pid)
+    if name != "_accept_any_file":  # CRIU may have gone on before the interruption
+        assert kept is (name == "dump" and not leave_running)
+    assert directory.exists() is kept
+    assert ("complete" in str(getattr(raised.value, "__notes__", ""))) is kept
+    if kept:
+        with Snapshot(directory) as taken:
+            kill(taken.start())
+
+
+def test_a_snapshot_that_cannot_be_completed(
+    monkeypatch: pytest.MonkeyPatch, sleeper: int, tmp_path: Path
+) -> None:
+    """A full disk after CRIU has written its images: the process continues."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Record, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        Snapshot.take(sleeper, tmp_path / "new", without_guest=True)
+    assert is_alive(sleeper)
+    assert not (tmp_path / "new").exists()
+
+
+TWICE = """
+from pycriu_native import guest
+guest.wait()
+guest.wait()
+import signal; signal.pause()
+"""
+
+
+@pytest.mark.parametrize("name", ["mount_proc", "dump", "share_with_parent"])
+def test_a_copy_that_is_taken(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """It runs with its own /proc and can be taken again, or its snapshot is complete."""
+    directory = tmp_path / "new"
+    command = [sys.executable, "-c", TWICE]
+    with Snapshot.take(command, tmp_path / "base", env=ENVIRONMENT) as base:
+        pipes: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
+        process = base.start(**pipes, savable=True)
+        times = [1]
+        owner: Any = copy_mounts if name == "mount_proc" else saving
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupting(getattr(owner, name), times))
+            with pytest.raises(KeyboardInterrupt):
+                Snapshot.take(process, directory)
+        assert times == []
+        if name == "mount_proc":
+            assert not directory.exists()
+            seen = os.listdir(f"/proc/{process.pid}/root/proc")
+            assert {each for each in seen if each.isdigit()} == {"1", str(base.record.pid)}
+            Snapshot.take(process, directory)
+        process.communicate(timeout=PATIENCE)
+        with Snapshot(directory) as taken, taken.start(**pipes) as process:
+            process.kill()
+
+
+SHARING: list[tuple[ModuleType | type, str]] = [
+    (template, "write_image"),
+    (sharing, "prepare"),
+    (forked_workers, "start_fork_server"),
+    (shared_template, "load"),
+    (snapshot_module, "SharedTemplate"),
+]
+"""Steps of ``share``."""
+
+
+@pytest.mark.parametrize(("owner", "name"), SHARING, ids=[name for _, name in SHARING])
+def test_sharing(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """No process, descriptor or part of a directory remains."""
+    shutil.rmtree(snapshot.directory / sharing.SHARED, ignore_errors=True)
+    before = State.take()
+    times = [1]
+    with monkeypatch.context() as patch:
+        if name == "SharedTemplate":
+            patch.setattr(owner.SharedTemplate, "__init__", interrupting_init(times))
+        else:
+            patch.setattr(owner, name, interrupting(getattr(owner, name), times))
+        with pytest.raises(KeyboardInterrupt):
+            snapshot.share()
+    assert times == []
+    eventually(lambda: not State.take().grown_since(before), "the end of the template")
+    assert not list(snapshot.directory.glob("*.partial"))
+    with snapshot.share() as shared:
+        kill(snapshot.start(via=shared))
+
+
+def interrupting_init(times: list[int]) -> Callable[..., None]:
+    """The constructor of SharedTemplate; the main thread gets SIGINT at its end."""
+    return interrupting(shared_template.SharedTemplate.__init__, times)
+
+
+ZYGOTES = [
+    (zygote, "restore_root", False),
+    (zygote, "send_line", False),
+    (zygote.ForkRequest, "receive", True),
+    (zygote, "send_line", True),
+]
+"""Steps of ``zygote``, and of the start of its copies."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "starts"), ZYGOTES, ids=[f"{name}-{starts}" for _, name, starts in ZYGOTES]
+)
+def test_zygotes(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, starts: bool
+) -> None:
+    """No process and no descriptor remains."""
+    times = [1]
+    with contextlib.ExitStack() as owned:
+        made = owned.enter_context(snapshot.zygote()) if starts else None
+        before = State.take()
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupting(getattr(owner, name), times))
+            with pytest.raises(KeyboardInterrupt):
+                snapshot.zygote() if made is None else made.start()
+        assert times == []
+        eventually(lambda: not State.take().grown_since(before), "the end of the copy")
+
+
+def test_random_instants(snapshot: Snapshot, tmp_path: Path) -> None:
+    """One or several interruptions of each call, at random instants, leave nothing."""
+    rnd = random.Random(os.environ.get("PYTEST_CURRENT_TEST"))
+    owned = contextlib.ExitStack()
+    made = owned.enter_context(snapshot.zygote())
+    kill(made.start())
+    kill(snapshot.start(share_memory=True))
+    kill(snapshot.start(share_memory=False))
+    command = [sys.executable, "-c", PROGRAM]
+    calls: dict[str, tuple[float, Callable[[], Any]]] = {
+        "start": (0.05, snapshot.start),
+        "plain": (0.05, lambda: snapshot.start(stdout=PIPE, share_memory=False)),
+        "forked": (0.01, made.start),
+        "zygote": (0.2, snapshot.zygote),
+        "share": (0.05, snapshot.share),
+        "take": (0.4, lambda: Snapshot.take(command, tmp_path / "new", env=ENVIRONMENT)),
+    }
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        before = State.take()
+        for name, (seconds, call) in calls.items():
+            for _ in range(12):
+                result = None
+                again = rnd.choice([0, rnd.uniform(0.0005, seconds)])
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rnd.uniform(1e-5, seconds), again)
+                    result = call()
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    silence(signal.SIGALRM)
+                signal.signal(signal.SIGALRM, signal.default_int_handler)
+                if isinstance(result, SnapshotProcess):
+                    result.kill()
+                    result.communicate(timeout=PATIENCE)
+                elif isinstance(result, Snapshot):
+                    result.remove()
+                elif result is not None:
+                    result.close()
+                del result
+                assert not (tmp_path / "new").exists(), name
+                eventually(lambda: not State.take().grown_since(before), f"the end of {name}")
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        owned.close()
+
+
+def silence(number: int) -> None:
+    """Ignore a signal that a timer sends, and stop the timer."""
+    while signal.getsignal(number) != signal.SIG_IGN:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.signal(number, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def test_namespaces_that_were_closed_before() -> None:
