@@ -286,3 +286,24 @@ def test_signals_of_the_command(tmp_path: Path) -> None:
     assert int(lines["SigBlk"], 16) == 0
     ignored = int(lines["SigIgn"], 16)
     assert not [number for number in STOPPING if ignored >> (number - 1) & 1]
+
+
+ENDS_MEANWHILE = """
+import os, sys
+print("started", flush=True)
+while not os.path.exists(sys.argv[1]):
+    pass
+"""
+
+
+def test_an_end_at_the_last_checkpoint(job: RunningJob) -> None:
+    """A command that ends when its last checkpoint has begun has ended: that is no failure."""
+    progress = job.directory.path / "progress.json"
+    job.words = [sys.executable, "-c", ENDS_MEANWHILE, str(progress)]
+    process = job.start("--every", "1h", "--first", "1h")
+    output = job.directory.path / "stdout"
+    job.until(lambda: output.exists() and output.stat().st_size, "its start")
+    process.terminate()
+    assert job.wait() in (0, INTERRUPTED), job.messages()
+    assert job.directory.status().failures == 0
+    assert "a checkpoint failed" not in job.messages()
