@@ -526,9 +526,19 @@ class _Check:
         mount = next((each for each in self.images.mounts if each.id == file.mount), None)
         if mount is None:
             return path if "mnt" in self.host else None
-        if mount.point == "/" and self.opts.root:
+        if self.opts.root and self._is_given_root(mount):
             return os.fsdecode(self.opts.root).rstrip("/") + path
         return None
+
+    def _is_given_root(self, mount: Mount) -> bool:
+        """Whether a mount is that of ``root``. A nested namespace can have another one at /."""
+        tree = self.images.root
+        space = tree.namespaces.get("mnt") if tree else None
+        return mount.point == "/" and any(
+            (each.source, each.root, each.type) == (mount.source, mount.root, mount.type)
+            for each in self.images.mounts
+            if each.namespace == space and each.point == "/"
+        )
 
     def _file(self, file: RegularFile, path: str) -> Iterator[Finding]:
         if file.deleted is not None:

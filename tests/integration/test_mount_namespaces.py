@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, dump, restore
+from pycriu_native import CriuError, CriuOpts, Severity, dump, restore
+from pycriu_native.images import check_images
 
 from .support.containers import Container, container, mount_point
 from .support.processes import is_alive
@@ -98,6 +99,35 @@ def test_a_root_without_the_mount_points(box: Container, images: Path, tmp_path:
             restore(replace(restoring, root=bare))
         assert caught.value.options == ("root",)
     assert not is_alive(box.pid)
+
+
+PIVOTS = """
+    import ctypes, os, signal
+    libc = ctypes.CDLL(None, use_errno=True)
+    begin, end = os.pipe()
+    if os.fork() == 0:
+        assert libc.unshare(0x20000) == 0  # CLONE_NEWNS
+        assert libc.mount(b"new", b"/scratch", b"tmpfs", 0, None) == 0
+        os.chdir("/scratch")
+        os.mkdir("old")
+        assert libc.pivot_root(b".", b"old") == 0
+        root = os.open("/", os.O_RDONLY)
+        os.write(end, b".")
+        signal.pause()
+    os.read(begin, 1)
+    serve()
+"""
+
+
+def test_another_root_in_a_nested_namespace(tmp_path: Path, images: Path) -> None:
+    """Files of the nested root, a tmpfs with the mode 1777, are not searched below ``root``."""
+    with container(tmp_path / "box", PIVOTS, mounts={"/scratch": "tmpfs"}) as box:
+        saving, restoring = _opts(box, images)
+        box.dump(saving)
+        findings = check_images(images, restoring)
+        assert not [each for each in findings if each.severity is Severity.STOPS]
+        box.pid = restore(restoring).pid
+        assert box.runs_on()
 
 
 # ---- skip_mnts and enable_fs ----
