@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import PIPE
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
@@ -390,7 +390,7 @@ def test_random_instants(snapshot: Snapshot, tmp_path: Path) -> None:
         "share": (0.05, snapshot.share),
         "take": (0.4, lambda: Snapshot.take(command, tmp_path / "new", env=ENVIRONMENT)),
     }
-    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    handler = signal.signal(signal.SIGALRM, interrupt_work)
     try:
         before = State.take()
         for name, (seconds, call) in calls.items():
@@ -402,9 +402,7 @@ def test_random_instants(snapshot: Snapshot, tmp_path: Path) -> None:
                     result = call()
                 except KeyboardInterrupt:
                     pass
-                finally:
-                    silence(signal.SIGALRM)
-                signal.signal(signal.SIGALRM, signal.default_int_handler)
+                signal.setitimer(signal.ITIMER_REAL, 0)
                 if isinstance(result, SnapshotProcess):
                     result.kill()
                     result.communicate(timeout=PATIENCE)
@@ -420,12 +418,12 @@ def test_random_instants(snapshot: Snapshot, tmp_path: Path) -> None:
         owned.close()
 
 
-def silence(number: int) -> None:
-    """Ignore a signal that a timer sends, and stop the timer."""
-    while signal.getsignal(number) != signal.SIG_IGN:
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.signal(number, signal.SIG_IGN)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+def interrupt_work(_: int, frame: FrameType | None) -> None:
+    """Interrupt ``uninterrupted``; after it, a caller can lose the result, as that of Popen."""
+    while frame is not None:
+        if frame.f_code is uninterrupted.uninterrupted.__code__:
+            raise KeyboardInterrupt
+        frame = frame.f_back
 
 
 def test_namespaces_that_were_closed_before() -> None:
