@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "zdtm"
 CAP_SYS_RESOURCE = 24
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 _LINE = re.compile(r"(not ok|ok) \d+ - (\S+)(?: # SKIP (.*))?")
 
 
@@ -58,6 +61,28 @@ def _may_dump_others() -> bool:
     return capabilities is not None and bool(int(capabilities[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
+@contextlib.contextmanager
+def _machine_restored() -> Iterator[None]:
+    """Undo what the tests leave: a number of huge pages, and cgroup hierarchies.
+
+    A hierarchy exists as long as it has a cgroup, and concerns all processes of the machine.
+    """
+    before = HUGE_PAGES.read_text()
+    try:
+        yield
+    finally:
+        HUGE_PAGES.write_text(before)
+        names = re.findall(r"name=(zdtm\S*):", Path("/proc/self/cgroup").read_text())
+        with tempfile.TemporaryDirectory() as place:
+            for name in names:
+                options = ["-t", "cgroup", "-o", f"none,name={name}", "none", place]
+                subprocess.run(["mount", *options], check=True)
+                for directory, _, _ in os.walk(place, topdown=False):
+                    if directory != place:
+                        os.rmdir(directory)
+                subprocess.run(["umount", place], check=True)
+
+
 def run(tree: Path, program: Path, flavor: str, tests: Sequence[str], log: Path) -> dict[str, str]:
     """Run tests, or all. Returns for each "ok", "not ok", or the reason why it was skipped."""
     report = BUILD / "report"
@@ -70,7 +95,7 @@ def run(tree: Path, program: Path, flavor: str, tests: Sequence[str], log: Path)
     # zdtm.py starts itself again as python3.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
-    with open(log, "w") as output:
+    with open(log, "w") as output, _machine_restored():
         subprocess.run(command, cwd=tree / "test", env=environment, stdout=output, stderr=output)
     return {
         name: f"skipped: {reason}" if reason else result
