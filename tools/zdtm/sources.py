@@ -62,7 +62,7 @@ def _may_dump_others() -> bool:
 
 
 @contextlib.contextmanager
-def _machine_restored() -> Iterator[None]:
+def machine_restored() -> Iterator[None]:
     """Undo what the tests leave: a number of huge pages, and cgroup hierarchies.
 
     A hierarchy exists as long as it has a cgroup, and concerns all processes of the machine.
@@ -95,7 +95,7 @@ def run(tree: Path, program: Path, flavor: str, tests: Sequence[str], log: Path)
     # zdtm.py starts itself again as python3.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
-    with open(log, "w") as output, _machine_restored():
+    with open(log, "w") as output:
         subprocess.run(command, cwd=tree / "test", env=environment, stdout=output, stderr=output)
     return {
         name: f"skipped: {reason}" if reason else result
