@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,13 +155,9 @@ class Saving:
         self._save(copy.pid, ends, copy=copy, processor=copy.record.processor)
         if self.leave_running:
             copy.guest.resume()
-        else:
-            copy.wait()
 
-    def save_process(self, pid: int, owner: subprocess.Popen[Any] | None) -> None:
+    def save_process(self, pid: int) -> None:
         self._save(pid, _ends_of_process(pid))
-        if owner is not None and not self.leave_running:
-            owner.wait()
 
     def _save(
         self,
@@ -234,6 +229,8 @@ class Saving:
             else:
                 in_mounts_of(pid, save)
             self.is_kept = not self.is_own and not self.leave_running
+            if self.is_kept:
+                readable(pidfd, seconds=None)
             if copy is not None and self.incremental:
                 share_with_parent(self.directory, copy.snapshot, self.until)
         except BaseException:
