@@ -109,7 +109,7 @@ for path in pathlib.Path("/proc/self/task").glob("*/children"):
 @pytest.mark.parametrize("when", ["starting", "started"])
 def test_a_loop_that_ends(snapshot: Snapshot, when: str) -> None:
     """A task that is pending when its loop is closed is collected, and the copy is ended."""
-    command = [sys.executable, "-c", LOOP, snapshot.directory, when]
+    command = [sys.executable, "-c", LOOP, str(snapshot.directory), when]
     done = subprocess.run(command, stdout=PIPE, timeout=PATIENCE, env=ENVIRONMENT)
     assert done.stdout == b""
     assert done.returncode == 0
