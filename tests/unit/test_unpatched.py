@@ -85,7 +85,7 @@ def test_a_join_that_is_interrupted() -> None:
                 return None
             if event == "line" and next(lines, None) is None:  # noqa: B023
                 raise KeyboardInterrupt
-            return trace  # noqa: B023
+            return trace
 
         over = threading.Event()
         thread = RawThread(over.wait, "test")
