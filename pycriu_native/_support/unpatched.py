@@ -8,6 +8,7 @@ the thread, as in a C library.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -80,6 +81,15 @@ def threads_are_replaced() -> bool:
     )
 
 
+_joined_at_exit: set[RawThread] = set()
+
+
+@atexit.register
+def _join_all() -> None:
+    for thread in list(_joined_at_exit):
+        thread.join()
+
+
 class RawThread:
     """The part of ``threading.Thread`` that this package uses, on a thread of the system.
 
@@ -97,9 +107,8 @@ class RawThread:
         self._target = target
         self._args = args
         self._daemon = daemon
-        self._running = Lock()
-        self._running.acquire()
-        self._first: dict[None, int] = {}
+        self._once = [None]
+        self._ended = Event()
         self._pid = 0
 
     def start(self) -> None:
@@ -109,33 +118,34 @@ class RawThread:
         """
         self._pid = os.getpid()
         if not self._daemon:
-            import atexit
-
-            atexit.register(self.join)
-        self.ident = _start(self._body, ())
+            _joined_at_exit.add(self)
+        try:
+            self.ident = _start(self._body, ())
+        except RuntimeError:
+            _joined_at_exit.discard(self)
+            raise
 
     def _body(self) -> None:
-        if self._first.setdefault(None, get_ident()) != get_ident():
-            return
+        try:
+            self._once.pop()
+        except IndexError:
+            return  # an interrupted start had begun another thread
         self.ident = get_ident()
         try:
             self._target(*self._args)
         finally:
             del self._target, self._args  # no reference cycles, as in threading.Thread
-            self._running.release()
-            if not self._daemon:
-                import atexit
-
-                atexit.unregister(self.join)
+            _joined_at_exit.discard(self)
+            self._ended.set()
 
     def is_alive(self) -> bool:
         """Whether it runs. A forked child has only the thread that forked."""
-        return self.ident is not None and self._pid == os.getpid() and self._running.locked()
+        return self.ident is not None and self._pid == os.getpid() and not self._ended.is_set()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended."""
-        if self.is_alive() and self._running.acquire(timeout=-1 if timeout is None else timeout):
-            self._running.release()
+        if self.is_alive():
+            self._ended.wait(timeout)
 
 
 def Thread(

@@ -163,6 +163,10 @@ class Starting:
                 if work.prevent():
                     raise
                 work.cancel(stop)
+                if isinstance(stop, GeneratorExit):  # the loop has ended without this task
+                    work.undo_result()
+                    raise
+        starting.result()  # raises if the executor has dropped the work
         process = work.conclude()
         try:
             return await AsyncProcess.connected(process)

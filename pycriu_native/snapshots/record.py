@@ -14,6 +14,7 @@ from ..errors import ImagesError
 from ..results import Version
 
 NAME = "snapshot.json"
+UNPUBLISHED = f"{NAME}.partial"
 FORMAT = 1
 
 
@@ -77,13 +78,11 @@ class Record:
     """The processor level that the program was limited to; empty: none."""
 
     def write(self, directory: str | os.PathLike[str]) -> None:
-        """Write it atomically into a snapshot's directory."""
-        path = os.path.join(directory, NAME)
-        partial = path + ".partial"
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        """Write it into a snapshot's directory, which is none until :func:`publish`."""
+        path = os.path.join(directory, UNPUBLISHED)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w") as file:
             json.dump({"format": FORMAT, **asdict(self)}, file, indent=1)
-        os.rename(partial, path)
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> Record:
@@ -124,3 +123,8 @@ class Record:
         Version.parse(self.criu)
         if not 0 < self.pid < 2**31:
             raise ValueError(f"pid {self.pid}")
+
+
+def publish(directory: str | os.PathLike[str]) -> None:
+    """Let a directory with a written record be a snapshot."""
+    os.rename(os.path.join(directory, UNPUBLISHED), os.path.join(directory, NAME))

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from .java_counters import unlink_counters
 from .parent_pages import share_with_parent
 from .parked import ParkedProgram
 from .process import SnapshotProcess
-from .record import NAME, Record
+from .record import UNPUBLISHED, Record, publish
 from .restore import PID_NAMESPACE
 
 NEW = "a new or empty directory is accepted"
@@ -156,13 +155,9 @@ class Saving:
         self._save(copy.pid, ends, copy=copy, processor=copy.record.processor)
         if self.leave_running:
             copy.guest.resume()
-        else:
-            copy.wait()
 
-    def save_process(self, pid: int, owner: subprocess.Popen[Any] | None) -> None:
+    def save_process(self, pid: int) -> None:
         self._save(pid, _ends_of_process(pid))
-        if owner is not None and not self.leave_running:
-            owner.wait()
 
     def _save(
         self,
@@ -234,11 +229,16 @@ class Saving:
             else:
                 in_mounts_of(pid, save)
             self.is_kept = not self.is_own and not self.leave_running
+            if self.is_kept:
+                readable(pidfd, seconds=None)
             if copy is not None and self.incremental:
                 share_with_parent(self.directory, copy.snapshot, self.until)
+            publish(self.directory)
         except BaseException:
             saved = not self.is_own and not self.leave_running and readable(pidfd)
             self.is_kept = saved and self._is_complete()
+            if self.is_kept:
+                publish(self.directory)
             self.undo()
             raise
         finally:
@@ -259,8 +259,8 @@ class Saving:
         return fd
 
     def _is_complete(self) -> bool:
-        has = [(self.directory / each).exists() for each in (NAME, "inventory.img", UNFINISHED)]
-        return has == [True, True, False]
+        names = (UNPUBLISHED, "inventory.img", UNFINISHED)
+        return [(self.directory / each).exists() for each in names] == [True, True, False]
 
     def undo(self) -> None:
         """Remove the images, unless they have what remains of the process."""

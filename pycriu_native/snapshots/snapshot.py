@@ -185,11 +185,11 @@ class Snapshot(Closing):
         )
         if isinstance(program, int):
             _check_access(program)
-            save = functools.partial(saving.save_process, program, None)
+            save = functools.partial(saving.save_process, program)
         elif isinstance(program, SnapshotProcess):
             save = functools.partial(saving.save_copy, program)
         elif isinstance(program, subprocess.Popen):
-            save = functools.partial(saving.save_process, program.pid, program)
+            save = functools.partial(saving.save_process, program.pid)
         else:
             save = functools.partial(
                 saving.save_command,
@@ -204,6 +204,8 @@ class Snapshot(Closing):
                 save()  # subprocess.Popen of gevent works in the caller's thread only
             else:
                 uninterrupted("take", save, lambda _: saving.undo())
+            if isinstance(program, subprocess.Popen) and not leave_running:
+                program.poll()  # here: this thread can hold its locks, and gevent's needs its hub
         except BaseException as stop:
             remove_result(stop)
             if saving.is_kept:

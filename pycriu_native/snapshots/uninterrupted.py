@@ -147,10 +147,18 @@ class Work(OwnThread, Generic[Result]):
         finally:
             del self._function  # with what it refers to, such as a zygote
             CALL_RUNNER.set(None)
-        if self.reason is not None:
-            self._undo(result)
-            raise self.reason
         self.results.append(result)
+        if self.reason is not None:
+            self.undo_result()
+            raise self.reason
+
+    def undo_result(self) -> None:
+        """Undo the result, if there is one; of several threads only one does that."""
+        try:
+            result = self.results.pop()
+        except IndexError:
+            return
+        self._undo(result)
 
     def run_to_end(self, call: Call) -> Outcome:
         """Wait for a call, which is cancelled if the caller is interrupted."""

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -22,7 +22,7 @@ from pycriu_native.archive.pack import pack, unpack
 from pycriu_native.images import check_images
 from pycriu_native.images.build import parents_of
 from pycriu_native.images.pages import Layers
-from pycriu_native.snapshots import Snapshot, SnapshotProcess, parent_pages, saving
+from pycriu_native.snapshots import Snapshot, SnapshotProcess, list_snapshots, parent_pages, saving
 from pycriu_native.snapshots.parent_pages import PARENT, share_with_parent
 
 from .support.mounts import tmpfs
@@ -243,6 +243,31 @@ def test_a_generation_stores_what_differs(
             assert [args for _, args in history] == [["second"], ["third"], ["x"]]
             assert blocks_are_whole
     assert current.size() < whole * 3  # the prepared images also have links to the pages
+
+
+def test_a_snapshot_that_is_not_finished(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no snapshot while CRIU saves the copy, and while its pages are shared."""
+    found: list[list[str]] = []
+
+    def names() -> list[str]:
+        return [each.directory.name for each in list_snapshots(tmp_path)]
+
+    def listing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def replaced(*args: Any, **options: Any) -> Any:
+            result = function(*args, **options)
+            found.append(names())
+            return result
+
+        return replaced
+
+    for name in ("dump", "share_with_parent"):
+        monkeypatch.setattr(saving, name, listing(getattr(saving, name)))
+    with started(snapshot, "a") as process:
+        taken(process, tmp_path / "second")
+    assert found == [["first"], ["first"]]
+    assert names() == ["first", "second"]
 
 
 def test_a_generation_by_itself(snapshot: Snapshot, tmp_path: Path) -> None:

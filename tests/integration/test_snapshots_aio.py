@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import PIPE
 
 import pytest
@@ -13,7 +17,7 @@ import pytest
 from pycriu_native import OptionError
 from pycriu_native.snapshots import AsyncProcess, Snapshot
 
-from .support.processes import children, eventually
+from .support.processes import PATIENCE, children, eventually
 from .test_snapshots import COMMAND, ENVIRONMENT
 
 
@@ -73,6 +77,62 @@ def test_awaited(snapshot: Snapshot) -> None:
         process.terminate()
         assert await process.wait() == -signal.SIGTERM
         await process.aclose()
+
+    asyncio.run(main())
+
+
+LOOP = """
+import asyncio, concurrent.futures, gc, pathlib, sys
+from pycriu_native.snapshots import Snapshot
+
+async def use():
+    async with Snapshot(sys.argv[1]).start_async():
+        pass
+
+executor = concurrent.futures.ThreadPoolExecutor(1)
+loop = asyncio.new_event_loop()
+loop.set_default_executor(executor)
+task = loop.create_task(use())
+loop.run_until_complete(asyncio.sleep(0))
+loop.run_until_complete(asyncio.sleep(0))
+if sys.argv[2] == "started":
+    executor.shutdown()
+loop.close()
+executor.shutdown()
+del loop, task
+gc.collect()
+for path in pathlib.Path("/proc/self/task").glob("*/children"):
+    print(path.read_text(), end="")
+"""
+
+
+@pytest.mark.parametrize("when", ["starting", "started"])
+def test_a_loop_that_ends(snapshot: Snapshot, when: str) -> None:
+    """A task that is pending when its loop is closed is collected, and the copy is ended."""
+    command = [sys.executable, "-c", LOOP, str(snapshot.directory), when]
+    done = subprocess.run(command, stdout=PIPE, timeout=PATIENCE, env=ENVIRONMENT)
+    assert done.stdout == b""
+    assert done.returncode == 0
+
+
+def test_an_executor_that_drops_the_start(snapshot: Snapshot) -> None:
+    """The start is cancelled."""
+
+    async def main() -> None:
+        executor = ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(executor)
+        over = threading.Event()
+        executor.submit(over.wait)
+        starting = asyncio.ensure_future(wait(snapshot))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        executor.shutdown(wait=False, cancel_futures=True)
+        over.set()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    async def wait(snapshot: Snapshot) -> None:
+        await snapshot.start_async()
 
     asyncio.run(main())
 

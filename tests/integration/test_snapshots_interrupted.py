@@ -308,6 +308,49 @@ def test_a_copy_that_is_taken(
             process.kill()
 
 
+@pytest.mark.parametrize("held", ["Popen", "SnapshotProcess"])
+def test_a_handler_takes_a_process_whose_lock_its_thread_holds(tmp_path: Path, held: str) -> None:
+    """``Popen.wait`` and the methods of a copy hold a lock, also while a handler runs in them."""
+    with Snapshot.take([sys.executable, "-c", TWICE], tmp_path / "base", env=ENVIRONMENT) as base:
+        place = base.directory
+    done = subprocess.run(
+        [sys.executable, "-c", HANDLER, held, place, tmp_path / "new"],
+        env=ENVIRONMENT,
+        timeout=PATIENCE,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "taken -9\n", done.stderr
+
+
+HANDLER = """
+import signal, subprocess, sys
+from pycriu_native.snapshots import Snapshot
+
+_, held, source, directory = sys.argv
+null = subprocess.DEVNULL
+if held == "Popen":
+    process = subprocess.Popen(
+        ["sleep", "1000"], stdin=null, stdout=null, stderr=null, start_new_session=True
+    )
+else:
+    process = Snapshot(source).start(savable=True, stdin=null, stdout=null, stderr=null)
+
+def take(*_):
+    Snapshot.take(process, directory, without_guest=held == "Popen").remove()
+    print("taken", end=" ", flush=True)
+
+signal.signal(signal.SIGALRM, take)
+if held == "Popen":
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    process.wait()
+else:
+    with process._lock:
+        signal.raise_signal(signal.SIGALRM)
+print(process.wait())
+"""
+
+
 SHARING: list[tuple[ModuleType | type, str]] = [
     (template, "write_image"),
     (sharing, "prepare"),

@@ -20,6 +20,7 @@ from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.spawn import spawn
 from pycriu_native.snapshots import Host, MappedFile, Record, host_check, sharing
 from pycriu_native.snapshots.copy_request import CopyRequest
+from pycriu_native.snapshots.record import publish
 from pycriu_native.snapshots.streams import TextMode, check
 
 CRIU = Version.parse("4.2.1")
@@ -47,6 +48,7 @@ def record(tmp_path: Path) -> Record:
 def test_records(record: Record, tmp_path: Path) -> None:
     """Records are read back unchanged, and only their owner can read them."""
     record.write(tmp_path)
+    publish(tmp_path)
     assert Record.read(tmp_path) == record
     assert (tmp_path / "snapshot.json").stat().st_mode & 0o777 == 0o600
 
@@ -74,6 +76,7 @@ def test_records(record: Record, tmp_path: Path) -> None:
 def test_records_with_other_values(record: Record, tmp_path: Path, name: str, value: Any) -> None:
     """A member of another type, or with an impossible value, is an ``ImagesError``."""
     record.write(tmp_path)
+    publish(tmp_path)
     path = tmp_path / "snapshot.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     with pytest.raises(ImagesError, match="is not a record of a snapshot"):

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import ast
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
 
 import pycriu_native
+from pycriu_native._support import unpatched
+from pycriu_native._support.unpatched import RawThread
 
 REPLACED = {
     "select": {"epoll", "poll", "select"},
@@ -65,3 +73,45 @@ def test_nothing_that_can_be_replaced_is_used() -> None:
             found = uses(ast.parse(path.read_text()))
             result += [f"{name}:{line}: {use}" for line, use in found if use not in allowed]
     assert not result
+
+
+def test_a_join_that_is_interrupted() -> None:
+    """An exception of a signal's handler, at any line, leaves nothing locked."""
+    for number in range(30):
+        lines = iter(range(number))
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            if frame.f_code.co_filename != unpatched.__file__:
+                return None
+            if event == "line" and next(lines, None) is None:  # noqa: B023
+                raise KeyboardInterrupt
+            return trace
+
+        over = threading.Event()
+        thread = RawThread(over.wait, "test")
+        thread.start()
+        timer = threading.Timer(0.02, over.set)
+        timer.start()
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        timer.join()
+        thread.join(60)
+        assert not thread.is_alive(), number
+
+
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for at the end of the interpreter."""
+
+    def fail(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(unpatched, "_start", fail)
+    with pytest.raises(RuntimeError):
+        RawThread(print, "test").start()
+    assert not unpatched._joined_at_exit

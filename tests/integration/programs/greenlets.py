@@ -277,9 +277,12 @@ def lazy_dump() -> None:
 
 
 def snapshot() -> None:
-    """Taken, started, its input and output, copies of a zygote."""
+    """Taken, started, its input and output, copies of a zygote; a ``Popen`` is taken and reaped."""
     from pycriu_native.snapshots import Snapshot
 
+    _target()
+    with Snapshot.take(started[-1], Path(DIRECTORY, "process"), without_guest=True):
+        assert started.pop().wait(60) == -signal.SIGKILL
     program = "from pycriu_native import guest; guest.wait(); print(input())"
     pipe = subprocess.PIPE
     place = Path(DIRECTORY, "snapshot")
