@@ -16,7 +16,8 @@ pages of zeros, do not count.
 
 The marks are relative to the last dump that has reset them, also if it failed after that: CRIU
 would take what was changed before it from an older parent. So a dump removes the record of its
-parent before it begins, and the images of that cannot be the parent of another dump.
+parent before it begins, and the images of that cannot be the parent of another dump. The same holds
+for earlier images in its own directory.
 
 A dump is checked while its processes are frozen, before CRIU resets the marks. CRIU sends no
 notification of a pre-dump at that time, so the frames are read before it and after it, and those
@@ -47,7 +48,7 @@ from .._system.process_tree import process_tree
 from .._system.regular_file import read_regular, replace_file
 from ..enums import Verb
 from ..errors import ImagesError, MovedMemoryError
-from .dump_marker import FRAMES
+from .dump_marker import EARLIER, FRAMES
 from .image_files import DamagedError, ImageFiles
 from .pagemap import IN_PARENT, Runs
 
@@ -82,7 +83,7 @@ class MemoryCheck:
     def begin(self) -> None:
         """Take over the record of the parent, and check a pre-dump, which begins now.
 
-        Raises ``MovedMemoryError``.
+        The record of earlier images in the same directory is removed. ``MovedMemoryError``.
         """
         if self._parent is not None:
             self._before = self._of_parent(self._parent)
@@ -90,6 +91,9 @@ class MemoryCheck:
             if not self._visible:
                 self._before = None  # the dump is refused
             self._record = self._read(process_tree(self._pid))
+        # A failed dump moves earlier images back: the marks are no longer relative to them.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(f"{EARLIER}/{FRAMES}", dir_fd=self._images)
 
     def read_stopped(self) -> bool:
         """Read the frames again if CRIU has stopped the processes of a pre-dump; False if not."""

@@ -13,7 +13,7 @@ import pytest
 
 from pycriu_native import ImagesError, MovedMemoryError
 from pycriu_native._integrity import moved_memory
-from pycriu_native._integrity.dump_marker import FRAMES
+from pycriu_native._integrity.dump_marker import FRAMES, DumpMarker
 from pycriu_native._integrity.moved_memory import MemoryCheck
 from pycriu_native._system import page_frames
 from pycriu_native._system.page_frames import CHANGED, EMPTY, PAGE, TABLE
@@ -346,6 +346,21 @@ def test_a_record_that_cannot_be_written(memory: Memory, images: Images) -> None
     with pytest.raises(ImagesError, match=f"{FRAMES}.* cannot be written"):
         check.written([bystander.PID])
     os.close(at)
+
+
+def test_a_failed_dump_over_earlier_images(memory: Memory, images: Images) -> None:
+    """It puts the earlier images back; the marks are no longer relative to them."""
+    images.dump(parent=False)
+    at = os.open(images.place / "1", os.O_RDONLY)
+    marker = DumpMarker(at)
+    check = MemoryCheck(at, None, verb=Verb.DUMP, pid=bystander.PID, runs_on=True)
+    check.begin()
+    check.frozen([bystander.PID])
+    marker.close()
+    os.close(at)
+    assert (images.place / "1" / "inventory.img").exists()
+    assert not (images.place / "1" / FRAMES).exists()
+    assert images.is_refused()
 
 
 def test_page_tables(tmp_path: Path) -> None:
