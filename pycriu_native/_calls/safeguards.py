@@ -88,11 +88,13 @@ class Safeguards:
                 from .._recovery.state_before import StateBefore  # only dumps need it
 
             self._before = StateBefore(request.pid, request.opts.freeze_cgroup)
-            if request.tracks and self._images is not None and not request.inside:
+            opts = request.opts
+            # The images in a stream cannot be a parent, and have none.
+            tracks = request.tracks and not opts.stream
+            if tracks and self._images is not None and not request.inside:
                 with no_fork:
                     from .._integrity.moved_memory import MemoryCheck  # few dumps need it
 
-                opts = request.opts
                 self._memory = MemoryCheck(
                     self._images,
                     cast("str | None", opts.parent_image),

@@ -86,11 +86,15 @@ class MemoryCheck:
         The record of earlier images in the same directory is removed. ``MovedMemoryError``.
         """
         if self._parent is not None:
+            if not self._visible:
+                raise self._refusal(
+                    "without CAP_SYS_ADMIN outside of user namespaces, memory that was moved "
+                    "cannot be detected"
+                )
             self._before = self._of_parent(self._parent)
         if self._verb == Verb.PRE_DUMP:
-            if not self._visible:
-                self._before = None  # the dump is refused
             self._record = self._read(process_tree(self._pid))
+            self._before = None
         # A failed dump moves earlier images back: the marks are no longer relative to them.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(f"{EARLIER}/{FRAMES}", dir_fd=self._images)
@@ -110,8 +114,8 @@ class MemoryCheck:
 
         Raises ``MovedMemoryError``.
         """
-        self._require_frames()
         self._record = self._read(tree)
+        self._before = None
 
     def written(self, tree: Iterable[int]) -> None:
         """Record a dump whose images are written. Its processes are still frozen.
@@ -120,13 +124,12 @@ class MemoryCheck:
         with its page maps instead of the marks, which CRIU has reset.
         """
         if self._record is None:
-            self._require_frames()
             self._record = self._read(tree, ImageFiles(self._images))
         self._write(self._record)
 
     def after_pre_dump(self) -> None:
         """Record a pre-dump that is complete."""
-        before, self._before = self._record or {}, None
+        before = self._record or {}
         names = os.listdir(self._images)
         served = not any(name.startswith("pagemap-") for name in names)
         record = {}
@@ -144,9 +147,14 @@ class MemoryCheck:
     def _read(
         self, tree: Iterable[int], saved: ImageFiles | None = None, earlier: Record | None = None
     ) -> Record:
-        """Read the frames. They are checked if there is a parent, unless they were ``earlier``."""
-        limit = _Limit()
+        """Read the frames. They are checked if there is a record of a parent.
+
+        ``earlier``: the record of the first reading of a pre-dump.
+        """
         result: Record = {}
+        if not self._runs_on and not self._before:
+            return result  # nothing to compare, and no later dump has these images as its parent
+        limit = _Limit() if self._before else None
         for pid in tree:
             stat = stat_of(pid)
             if stat is None:
@@ -154,17 +162,21 @@ class MemoryCheck:
             number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
             process = number, stat.start
             before = first = None
-            if earlier is None and self._before is not None:
+            if self._before:
                 before = self._before.get(process)
-            elif earlier is not None and self._parent is not None:
+            if earlier is not None and self._parent is not None:
                 first = earlier.get(process, {})
             runs = None if saved is None or before is None else _runs(saved, number)
             tables: Tables = {}
             try:
                 for address, entries in page_tables(pid) if self._visible else ():
                     frames = frames_of(entries)
-                    if before is not None and limit.is_moved(
-                        before.get(address, EMPTY), entries, frames, _taken(runs, address)
+                    if (
+                        limit is not None
+                        and before is not None
+                        and limit.is_moved(
+                            before.get(address, EMPTY), entries, frames, _taken(runs, address)
+                        )
                     ):
                         raise self._refusal(
                             f"memory of pid {number} at {address:#x} was moved, or merged (KSM), "
@@ -197,13 +209,6 @@ class MemoryCheck:
             raise self._refusal(why) from None
         except ValueError:
             raise self._refusal(f"{FRAMES} in it is not the record of these images") from None
-
-    def _require_frames(self) -> None:
-        if self._parent is not None and not self._visible:
-            raise self._refusal(
-                "without CAP_SYS_ADMIN outside of user namespaces, memory that was moved cannot be "
-                "detected"
-            )
 
     def _refusal(self, why: str) -> MovedMemoryError:
         cure = "leave parent_image out, so that all memory is saved"

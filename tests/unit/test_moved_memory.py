@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from pycriu_native import ImagesError, MovedMemoryError
+from pycriu_native import CriuOpts, ImagesError, MovedMemoryError, Worker
+from pycriu_native._calls.prepare import Directories
+from pycriu_native._calls.request import Request
+from pycriu_native._calls.safeguards import Safeguards
 from pycriu_native._integrity import moved_memory
 from pycriu_native._integrity.dump_marker import FRAMES, DumpMarker
 from pycriu_native._integrity.moved_memory import MemoryCheck
@@ -266,9 +271,69 @@ def test_frames_that_are_not_visible(memory: Memory, images: Images) -> None:
     images.dump(parent=False)
     memory.visible = False
     assert images.is_refused()
-    images.pre_dump()
+    with pytest.raises(MovedMemoryError, match="without CAP_SYS_ADMIN"):
+        images.pre_dump()
+    assert (images.place / "1" / FRAMES).exists()
+    images.pre_dump(parent=False)
     memory.visible = True
     assert images.is_refused()
+
+
+def test_a_caller_that_is_not_dumpable(
+    memory: Memory, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot read its own pagemap: a dump without a parent does not need it."""
+    memory.visible = False
+    monkeypatch.setattr(page_frames, "zero_frame", _refused)
+    images.dump(parent=False)
+    images.pre_dump(parent=False)
+
+
+def _refused() -> int:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_dump_that_ends_the_process(
+    memory: Memory, images: Images, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Its memory is read only if there is something to compare it with."""
+    if known:
+        images.dump(parent=False)
+    at, check = images._next(parent=known)
+    check._runs_on = False
+    check.begin()
+    reads: list[int] = []
+
+    def read(pid: int, *_: object) -> Iterator[tuple[int, bytes]]:
+        reads.append(pid)
+        return iter(())
+
+    monkeypatch.setattr(moved_memory, "page_tables", read)
+    check.frozen([bystander.PID])
+    check.written([bystander.PID])
+    os.close(at)
+    assert reads == [bystander.PID] * known
+
+
+@pytest.mark.parametrize("stream", [None, True])
+def test_streams(tmp_path: Path, stream: bool | None) -> None:
+    """Images in a stream cannot be a parent: no record is made, and none is looked for."""
+    with ExitStack() as owned:
+        safeguards = _pre_dump(owned, CriuOpts(images_directory=tmp_path, stream=stream))
+        assert (safeguards._memory is None) is bool(stream)
+
+
+def _pre_dump(owned: ExitStack, opts: CriuOpts) -> Safeguards:
+    """The safeguards of a pre-dump that begins."""
+    verb = Verb.PRE_DUMP
+    directories = Directories(opts, verb, owned, allow_untrusted=True)
+    request = Request(verb=verb, opts=opts, pid=bystander.PID, via=Worker())
+    safeguards = Safeguards(request, directories, owned, lambda: None)
+    safeguards.mark()
+    safeguards.start()
+    safeguards.begin()
+    return safeguards
 
 
 @pytest.mark.parametrize("run", [(0, PAGES), (3, 2)])
