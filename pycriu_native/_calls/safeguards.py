@@ -101,6 +101,7 @@ class Safeguards:
                     verb=request.verb,
                     pid=request.pid,
                     runs_on=bool(opts.pre_dump or opts.leave_running or opts.leave_stopped),
+                    check=self._check,
                 )
         if request.verb is not Verb.RESTORE or self._images is None:
             return

@@ -38,7 +38,7 @@ from __future__ import annotations
 import contextlib
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .._support.unpatched import closing
 from .._system import page_frames
@@ -66,16 +66,24 @@ class MemoryCheck:
     """The check of one dump or pre-dump that tracks changes, and its record."""
 
     def __init__(
-        self, images: int, parent: str | None, *, verb: Verb, pid: int, runs_on: bool
+        self,
+        images: int,
+        parent: str | None,
+        *,
+        verb: Verb,
+        pid: int,
+        runs_on: bool,
+        check: Callable[[], object],
     ) -> None:
         """``parent`` is relative to ``images``, a descriptor. ``runs_on``: the processes continue,
-        so that the images can be a parent.
+        so that the images can be a parent. ``check`` raises if the call is cancelled or late.
         """
         self._images = images
         self._parent = parent
         self._verb = verb
         self._pid = pid
         self._runs_on = runs_on
+        self._check = check
         self._visible = page_frames.are_visible()
         self._before: Record | None = None
         self._record: Record | None = None
@@ -129,6 +137,7 @@ class MemoryCheck:
 
     def after_pre_dump(self) -> None:
         """Record a pre-dump that is complete."""
+        self._check = lambda: None  # it is too late to cancel the call
         before = self._record or {}
         names = os.listdir(self._images)
         served = not any(name.startswith("pagemap-") for name in names)
@@ -169,7 +178,7 @@ class MemoryCheck:
             runs = None if saved is None or before is None else _runs(saved, number)
             tables: Tables = {}
             try:
-                for address, entries in page_tables(pid) if self._visible else ():
+                for address, entries in page_tables(pid, self._check) if self._visible else ():
                     frames = frames_of(entries)
                     if (
                         limit is not None

@@ -50,8 +50,9 @@ class Memory:
     def entries(number: int) -> list[int]:
         return [PRESENT | 1000 * (number + 1) + page for page in range(PAGES)]
 
-    def read(self, pid: int) -> Iterator[tuple[int, bytes]]:
+    def read(self, pid: int, check: Callable[[], object]) -> Iterator[tuple[int, bytes]]:
         for number, entries in sorted(self.tables.items()):
+            check()
             yield START + number * TABLE, array("Q", entries).tobytes()
 
     def move(self, source: int, target: int) -> None:
@@ -68,12 +69,17 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     return Memory(monkeypatch)
 
 
+def _ok() -> None:
+    """The check of a call that is not cancelled."""
+
+
 class Images:
     """Directories of dumps, numbered from 1."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.number = 0
+        self.check: Callable[[], object] = _ok
 
     def _next(self, *, parent: bool, verb: Verb = Verb.DUMP) -> tuple[int, MemoryCheck]:
         self.number += 1
@@ -82,7 +88,9 @@ class Images:
         (directory / "inventory.img").write_bytes(b"%d" % self.number)
         at = os.open(directory, os.O_RDONLY)
         above = f"../{self.number - 1}" if parent else None
-        return at, MemoryCheck(at, above, verb=verb, pid=bystander.PID, runs_on=True)
+        return at, MemoryCheck(
+            at, above, verb=verb, pid=bystander.PID, runs_on=True, check=self.check
+        )
 
     def dump(self, *, parent: bool = True, late: bool = False) -> None:
         """A dump; ``late``: by a CRIU that sends no notification before it reads the memory."""
@@ -355,7 +363,9 @@ def test_a_criu_without_the_notification(
         (directory / "inventory.img").write_bytes(b"%d" % images.number)
         at = os.open(directory, os.O_RDONLY)
         try:
-            check = MemoryCheck(at, "../1", verb=Verb.DUMP, pid=bystander.PID, runs_on=True)
+            check = MemoryCheck(
+                at, "../1", verb=Verb.DUMP, pid=bystander.PID, runs_on=True, check=_ok
+            )
             check.begin()
             check.written([bystander.PID])
         finally:
@@ -418,7 +428,7 @@ def test_a_failed_dump_over_earlier_images(memory: Memory, images: Images) -> No
     images.dump(parent=False)
     at = os.open(images.place / "1", os.O_RDONLY)
     marker = DumpMarker(at)
-    check = MemoryCheck(at, None, verb=Verb.DUMP, pid=bystander.PID, runs_on=True)
+    check = MemoryCheck(at, None, verb=Verb.DUMP, pid=bystander.PID, runs_on=True, check=_ok)
     check.begin()
     check.frozen([bystander.PID])
     marker.close()
@@ -456,7 +466,7 @@ def test_page_tables(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdin is not None
         memory, mapped = (int(process.stdout.readline()) for _ in range(2))
-        tables = dict(page_frames.page_tables(process.pid))
+        tables = dict(page_frames.page_tables(process.pid, _ok))
         process.stdin.close()
 
     def has_entry(address: int) -> bool:
@@ -466,6 +476,69 @@ def test_page_tables(tmp_path: Path) -> None:
     written = [page for page in range(1000) if has_entry(memory + page * PAGE)]
     assert written == list(range(0, 1000, 2))
     assert [page for page in range(16) if has_entry(mapped + page * PAGE)] == [5]
+
+
+def test_sparse_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only page tables with pages are read (Linux 6.7), with the same result as of all of them."""
+    (tmp_path / "file").write_bytes(bytes(4 * TABLE))
+    program = (
+        "import mmap, sys\n"
+        "PAGE, TABLE, flags = mmap.PAGESIZE, 2**21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS\n"
+        "reserved = mmap.mmap(-1, 2**36, flags=flags | 0x4000, prot=0)\n"
+        "memory = mmap.mmap(-1, 100 * TABLE, flags=flags)\n"
+        "memory.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "huge = mmap.mmap(-1, 4 * TABLE, flags=flags)\n"
+        "huge.madvise(mmap.MADV_HUGEPAGE)\n"
+        "huge.write(b'1' * TABLE * 3)\n"
+        "for page in (*range(600), 1023, 1024, 20000, 20007, 20009, 40000, 51199):\n"
+        "    memory[page * PAGE] = 1\n"
+        "assert not any(memory[30000 * PAGE : 30100 * PAGE])\n"
+        "file = open(sys.argv[1], 'r+b')\n"
+        "private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)\n"
+        "shared = mmap.mmap(file.fileno(), 0)\n"
+        "assert not any(private[:TABLE])\n"
+        "private[3 * TABLE] = shared[TABLE] = 1\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "file")]
+    read: list[int] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        with open(f"/proc/{process.pid}/pagemap", "rb") as pagemap:
+            scans = page_frames._first_pages(pagemap.fileno(), PAGE, 2 * PAGE) == (2 * PAGE,) * 2
+        found = list(page_frames.page_tables(process.pid, lambda: read.append(1)))
+        monkeypatch.setattr(page_frames, "_first_pages", lambda _, start, end: (start, end))
+        every = list(page_frames.page_tables(process.pid, _ok))
+        process.stdin.close()
+    assert found == every
+    assert len(found) > 10
+    if scans:
+        assert len(read) < 2**36 // TABLE
+
+
+@pytest.mark.parametrize("verb", [Verb.DUMP, Verb.PRE_DUMP])
+def test_a_call_that_is_cancelled(memory: Memory, images: Images, verb: Verb) -> None:
+    """The frames are read no further, except after a pre-dump, which cannot be undone."""
+    images.check = _cancelled
+    if verb is Verb.DUMP:
+        at, check = images._next(parent=False)
+        with pytest.raises(KeyboardInterrupt):
+            check.frozen([bystander.PID])
+        with pytest.raises(KeyboardInterrupt):
+            check.written([bystander.PID])
+    else:
+        at, check = images._next(parent=False, verb=verb)
+        with pytest.raises(KeyboardInterrupt):
+            check.begin()
+        check.after_pre_dump()
+    os.close(at)
+
+
+def _cancelled() -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_frame_of_zeros() -> None:
