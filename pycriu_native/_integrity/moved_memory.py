@@ -27,10 +27,10 @@ a parent for all pages, else for those with a mark: CRIU saves these pages. A ta
 away between the reading that counts and the freeze, and moved back before the last reading, is not
 detected.
 
-The file is a line of text, then numbers of 64 bits: the size of ``inventory.img`` and its bytes,
-with which a later dump by another program is recognized; then for each process its pid in its own
-namespace, start time and number of page tables; for each of these the address of the first page
-that is not empty, the number of pages, and their entries.
+The file is a line of text, then numbers of 64 bits: the size of the rest; the size of
+``inventory.img`` and its bytes, with which a later dump by another program is recognized; for each
+process its pid in its own namespace, start time and number of page tables; for each of these the
+address of the first page that is not empty, the number of pages, and their entries.
 """
 
 from __future__ import annotations
@@ -38,22 +38,21 @@ from __future__ import annotations
 import contextlib
 import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from .._support.unpatched import closing
 from .._system import page_frames
 from .._system.page_frames import CHANGED, EMPTY, ENTRY, PAGE, TABLE, frames_of, page_tables
 from .._system.process import is_running, stat_of, status_of
 from .._system.process_tree import process_tree
-from .._system.regular_file import read_regular, replace_file
+from .._system.regular_file import open_regular, read_regular, replace_file
 from ..enums import Verb
 from ..errors import ImagesError, MovedMemoryError
 from .dump_marker import EARLIER, FRAMES
 from .image_files import DamagedError, ImageFiles
 from .pagemap import IN_PARENT, Runs
 
-_FIRST = b"pycriu-native frames 1\n"
-_LARGEST = 2**40
+_FIRST = b"pycriu-native frames 2\n"
 
 Process = tuple[int, int]
 """Pid in its own namespace, and start time."""
@@ -133,6 +132,7 @@ class MemoryCheck:
         """
         if self._record is None:
             self._record = self._read(tree, ImageFiles(self._images))
+            self._before = None
         self._write(self._record)
 
     def after_pre_dump(self) -> None:
@@ -210,7 +210,8 @@ class MemoryCheck:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             with closing(os.open(parent, flags, dir_fd=self._images)) as at:
-                data, inventory = read_regular(FRAMES, _LARGEST, dir_fd=at), _inventory(at)
+                with open(open_regular(FRAMES, dir_fd=at), "rb") as file:
+                    data, inventory = file.read(), _inventory(at)
                 os.unlink(FRAMES, dir_fd=at)
             return _decoded(data, inventory)
         except OSError as error:
@@ -235,7 +236,7 @@ class MemoryCheck:
         if not self._runs_on:
             record = {}
         try:
-            replace_file(self._images, FRAMES, _encoded(record, _inventory(self._images)))
+            replace_file(self._images, FRAMES, *_encoded(record, _inventory(self._images)))
         except OSError as error:
             raise ImagesError(
                 f"{self._verb} of pid {self._pid} was undone: {FRAMES}, which an incremental dump "
@@ -309,16 +310,19 @@ def _inventory(directory: int) -> bytes:
     return read_regular("inventory.img", 2**16, dir_fd=directory)
 
 
-def _encoded(record: Record, inventory: bytes) -> bytes:
-    parts = [_FIRST, _numbers(len(inventory)), inventory]
+def _encoded(record: Record, inventory: bytes) -> Iterator[bytes | memoryview]:
+    """The parts of the file. Frames are not copied: the processes are frozen."""
+    parts: list[bytes | memoryview] = [_numbers(len(inventory)), inventory]
     for process, tables in record.items():
         tables = {at: frames for at, frames in tables.items() if frames != EMPTY}
         parts.append(_numbers(*process, len(tables)))
         for address, frames in tables.items():
             first = (len(frames) - len(frames.lstrip(b"\0"))) // ENTRY * ENTRY
-            frames = frames[first : -(-len(frames.rstrip(b"\0")) // ENTRY) * ENTRY]
-            parts += _numbers(address + first // ENTRY * PAGE, len(frames) // ENTRY), frames
-    return b"".join(parts)
+            last = -(-len(frames.rstrip(b"\0")) // ENTRY) * ENTRY
+            parts.append(_numbers(address + first // ENTRY * PAGE, (last - first) // ENTRY))
+            parts.append(memoryview(frames)[first:last])
+    yield _FIRST + _numbers(sum(map(len, parts)))
+    yield from parts
 
 
 def _numbers(*numbers: int) -> bytes:
@@ -327,10 +331,14 @@ def _numbers(*numbers: int) -> bytes:
 
 def _decoded(data: bytes, inventory: bytes) -> Record:
     """``ValueError`` if the record is damaged, or that of other images."""
-    start = len(_FIRST) + ENTRY + len(inventory)
-    if data[:start] != _FIRST + _numbers(len(inventory)) + inventory:
+    body = memoryview(data)[len(_FIRST) + ENTRY :]
+    start = _numbers(len(inventory)) + inventory
+    rest = body[len(start) :]
+    if data[: -len(body)] != _FIRST + _numbers(len(body)) or body[: len(start)] != start:
         raise ValueError(FRAMES)
-    words, at, record = array("Q", data[start:]), 0, Record()
+    if len(rest) % ENTRY:
+        raise ValueError(FRAMES)
+    words, at, record = rest.cast("Q"), 0, Record()
     while at < len(words):
         number, begin, count = words[at : at + 3]
         at += 3
@@ -338,8 +346,12 @@ def _decoded(data: bytes, inventory: bytes) -> Record:
         for _ in range(count):
             address, pages = words[at : at + 2]
             at += 2
-            first = address % TABLE // PAGE * ENTRY
-            frames = bytes(first) + words[at : at + pages].tobytes()
+            first = address % TABLE // PAGE
+            if first + pages > TABLE // PAGE:
+                raise ValueError(FRAMES)
+            frames = bytes(first * ENTRY) + words[at : at + pages].tobytes()
             tables[address - address % TABLE] = frames.ljust(len(EMPTY), b"\0")
             at += pages
+    if at != len(words):
+        raise ValueError(FRAMES)
     return record

@@ -77,31 +77,27 @@ def _parts(pid: int, check: Callable[[], object]) -> Iterator[tuple[int, bytes]]
 
 
 def _tables(pagemap: int, start: int, end: int) -> Iterator[int]:
-    """The addresses of the page tables with pages in a range of memory.
-
-    Before Linux 6.7 those of all page tables.
-    """
+    """The addresses of the page tables with pages in a range; before Linux 6.7 those of all."""
     while start < end:
-        first, last = _first_pages(pagemap, start, end)
-        if first == last:
-            return
-        yield from range(first - first % TABLE, last, TABLE)
-        start = last + -last % TABLE
+        first = _first_page(pagemap, start, end)
+        if first < end:
+            yield first - first % TABLE
+        start = first - first % TABLE + TABLE
 
 
-def _first_pages(pagemap: int, start: int, end: int) -> tuple[int, int]:
-    """The first adjoining pages in a range that are in memory or in the swap, as a range.
+def _first_page(pagemap: int, start: int, end: int) -> int:
+    """The address of the first page in a range that is in memory or in the swap.
 
-    Both are ``end`` if there are none. Before Linux 6.7 this is the range itself.
+    ``end`` if there is none; before Linux 6.7 ``start``.
     """
     found = array("Q", (end, end, 0))  # struct page_region
     kinds = _IS_PRESENT | _IS_SWAPPED
-    scan = array("Q", (96, 0, start, end, 0, found.buffer_info()[0], 1, 0, 0, 0, kinds, kinds))
+    scan = array("Q", (96, 0, start, end, 0, found.buffer_info()[0], 1, 1, 0, 0, kinds, kinds))
     try:
         fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan)
     except OSError:
-        return start, end
-    return found[0], found[1]
+        return start
+    return found[0]
 
 
 def frames_of(entries: bytes) -> bytes:

@@ -380,7 +380,10 @@ def test_a_criu_without_the_notification(
         dump(1)
 
 
-@pytest.mark.parametrize("what", ["other images", "damaged", "cut", "missing"])
+@pytest.mark.parametrize(
+    "what",
+    ["other images", "damaged", "cut", "no processes", "a long table", "longer", "missing"],
+)
 def test_a_record_that_does_not_fit(memory: Memory, images: Images, what: str) -> None:
     """Another program has made a dump in the directory of the parent, or the record is damaged."""
     images.dump(parent=False)
@@ -390,12 +393,33 @@ def test_a_record_that_does_not_fit(memory: Memory, images: Images, what: str) -
         case "other images":
             (images.place / "1" / "inventory.img").write_bytes(b"2")
         case "damaged":
-            record.write_bytes(data[:48] + b"\xff" * 8 + data[56:])
+            record.write_bytes(data[:56] + b"\xff" * 8 + data[64:])
         case "cut":
             record.write_bytes(data[:-3])
+        case "no processes":
+            record.write_bytes(data[: data.index(b"1", 30) + 1])
+        case "a long table":
+            pages = array("Q", [START, PAGES]).tobytes()
+            assert data.count(pages) == 1
+            record.write_bytes(data.replace(pages, array("Q", [START, PAGES + 1]).tobytes()))
+        case "longer":
+            record.write_bytes(data + bytes(24))
         case "missing":
             record.unlink()
     assert images.is_refused()
+
+
+def test_a_file_system_with_short_reads(
+    memory: Memory, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as FUSE or NFS, or a record above 2 GiB: the record is read to its end."""
+    images.dump(parent=False)
+    monkeypatch.setattr(os, "read", _short(os.read))
+    assert not images.is_refused()
+
+
+def _short(read: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
+    return lambda fd, size: read(fd, min(size, 1000))
 
 
 def test_the_record(memory: Memory, images: Images) -> None:
@@ -482,7 +506,7 @@ def test_sparse_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only page tables with pages are read (Linux 6.7), with the same result as of all of them."""
     (tmp_path / "file").write_bytes(bytes(4 * TABLE))
     program = (
-        "import mmap, sys\n"
+        "import mmap, os, signal, sys\n"
         "PAGE, TABLE, flags = mmap.PAGESIZE, 2**21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS\n"
         "reserved = mmap.mmap(-1, 2**36, flags=flags | 0x4000, prot=0)\n"
         "memory = mmap.mmap(-1, 100 * TABLE, flags=flags)\n"
@@ -490,6 +514,7 @@ def test_sparse_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "huge = mmap.mmap(-1, 4 * TABLE, flags=flags)\n"
         "huge.madvise(mmap.MADV_HUGEPAGE)\n"
         "huge.write(b'1' * TABLE * 3)\n"
+        "huge.madvise(mmap.MADV_NOHUGEPAGE)\n"
         "for page in (*range(600), 1023, 1024, 20000, 20007, 20009, 40000, 51199):\n"
         "    memory[page * PAGE] = 1\n"
         "assert not any(memory[30000 * PAGE : 30100 * PAGE])\n"
@@ -498,25 +523,34 @@ def test_sparse_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "shared = mmap.mmap(file.fileno(), 0)\n"
         "assert not any(private[:TABLE])\n"
         "private[3 * TABLE] = shared[TABLE] = 1\n"
-        "print(flush=True)\n"
-        "sys.stdin.read()\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "file")]
     read: list[int] = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        process.stdout.readline()
-        with open(f"/proc/{process.pid}/pagemap", "rb") as pagemap:
-            scans = page_frames._first_pages(pagemap.fileno(), PAGE, 2 * PAGE) == (2 * PAGE,) * 2
-        found = list(page_frames.page_tables(process.pid, lambda: read.append(1)))
-        monkeypatch.setattr(page_frames, "_first_pages", lambda _, start, end: (start, end))
-        every = list(page_frames.page_tables(process.pid, _ok))
-        process.stdin.close()
+    with subprocess.Popen(command) as process:
+        try:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            with open(f"/proc/{process.pid}/pagemap", "rb") as pagemap:
+                scans = page_frames._first_page(pagemap.fileno(), PAGE, 2 * PAGE) == 2 * PAGE
+            found = _pages(process.pid, lambda: read.append(1))
+            monkeypatch.setattr(page_frames, "_first_page", lambda _, start, end: start)
+            every = _pages(process.pid, _ok)
+        finally:
+            process.kill()
     assert found == every
     assert len(found) > 10
     if scans:
         assert len(read) < 2**36 // TABLE
+
+
+def _pages(pid: int, check: Callable[[], object]) -> list[tuple[int, list[bool]]]:
+    """The page tables of a process, with the pages that exist."""
+    tables = page_frames.page_tables(pid, check)
+    return [
+        (table, [entry != 0 for entry in array("Q", entries)])
+        for table, entries in tables
+        if any(entries)
+    ]
 
 
 @pytest.mark.parametrize("verb", [Verb.DUMP, Verb.PRE_DUMP])
