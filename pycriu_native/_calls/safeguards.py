@@ -206,9 +206,15 @@ class Safeguards:
         self.finish()
 
     def pre_dumped(self) -> None:
-        """Record the memory of a pre-dump that is complete."""
-        if self._memory is not None:
+        """Record the memory of a pre-dump that is complete; else its images are removed."""
+        if self._memory is None:
+            return
+        try:
             self._memory.after_pre_dump()
+        except BaseException:
+            if self._marker is not None:
+                self._marker.undo()
+            raise
 
     def finish(self) -> None:
         """Remove the marker: the images are complete. May be called again."""

@@ -332,6 +332,17 @@ def test_streams(tmp_path: Path, stream: bool | None) -> None:
         assert (safeguards._memory is None) is bool(stream)
 
 
+def test_a_pre_dump_that_cannot_be_recorded(tmp_path: Path) -> None:
+    """It is undone, as the error says."""
+    images = tmp_path / "images"
+    with ExitStack() as owned:
+        safeguards = _pre_dump(owned, CriuOpts(images_directory=images))
+        (images / "pagemap-1.img").touch()  # and no inventory.img
+        with pytest.raises(ImagesError, match=f"was undone: {FRAMES}.* cannot be written"):
+            safeguards.pre_dumped()
+    assert list(images.iterdir()) == []
+
+
 def _pre_dump(owned: ExitStack, opts: CriuOpts) -> Safeguards:
     """The safeguards of a pre-dump that begins."""
     verb = Verb.PRE_DUMP
