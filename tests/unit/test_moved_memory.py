@@ -410,9 +410,10 @@ def test_a_record_that_does_not_fit(memory: Memory, images: Images, what: str) -
         case "no processes":
             record.write_bytes(data[: data.index(b"1", 30) + 1])
         case "a long table":
-            pages = array("Q", [START, PAGES]).tobytes()
-            assert data.count(pages) == 1
-            record.write_bytes(data.replace(pages, array("Q", [START, PAGES + 1]).tobytes()))
+            last, size = START + 3 * TABLE, len(data) - 31
+            for before, after in (([last, PAGES], [last, PAGES + 1]), ([size], [size + 8])):
+                data = data.replace(array("Q", before).tobytes(), array("Q", after).tobytes())
+            record.write_bytes(data + bytes(8))
         case "longer":
             record.write_bytes(data + bytes(24))
         case "missing":
