@@ -47,7 +47,7 @@ from .._system.process import is_running, stat_of, status_of
 from .._system.process_tree import process_tree
 from .._system.regular_file import open_regular, read_regular, replace_file
 from ..enums import Verb
-from ..errors import ImagesError, MovedMemoryError
+from ..errors import CriuError, ImagesError, MovedMemoryError
 from .dump_marker import EARLIER, FRAMES
 from .image_files import DamagedError, ImageFiles
 from .pagemap import IN_PARENT, Runs
@@ -195,6 +195,8 @@ class MemoryCheck:
                         frames = _kept(first.get(address, EMPTY), frames, entries)
                     if self._runs_on and frames != EMPTY:
                         tables[address] = frames
+            except CriuError:
+                raise  # DeadlineError is an OSError
             except OSError as error:
                 if not is_running(pid):
                     continue
