@@ -41,8 +41,9 @@ MAX_WAIT = 2**31 - 1
 GRACE = 10.0
 """Seconds for CRIU to undo its work after a cancel, before its worker is killed."""
 
-POLL = 0.001
-"""Seconds between two checks whether CRIU has stopped the processes of a pre-dump."""
+POLL, SLOW_POLL, OFTEN = 0.001, 0.01, 1.0
+"""Seconds between two checks whether CRIU has stopped the processes of a pre-dump, the same from
+then on, and after how many. A tracer in a pid namespace that is not visible here is not seen."""
 
 UNDONE_BY_CRIU = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs that CRIU has to undo; for any other it is enough to kill the worker."""
@@ -159,8 +160,10 @@ class Exchange:
             if self._when_sent is not None:
                 self._recovery = self._when_sent()
             if self._awaits_stop is not None:
-                while not (self._awaits_stop() or self._has_event(POLL)):
-                    pass
+                often = time.monotonic() + OFTEN
+                while not self._awaits_stop():
+                    if self._has_event(POLL if time.monotonic() < often else SLOW_POLL):
+                        break
         while True:
             try:
                 result = self._step()

@@ -88,17 +88,20 @@ class Safeguards:
                 from .._recovery.state_before import StateBefore  # only dumps need it
 
             self._before = StateBefore(request.pid, request.opts.freeze_cgroup)
-            if request.tracks and self._images is not None and not request.inside:
+            opts = request.opts
+            # The images in a stream cannot be a parent, and have none.
+            tracks = request.tracks and not opts.stream
+            if tracks and self._images is not None and not request.inside:
                 with no_fork:
                     from .._integrity.moved_memory import MemoryCheck  # few dumps need it
 
-                opts = request.opts
                 self._memory = MemoryCheck(
                     self._images,
                     cast("str | None", opts.parent_image),
                     verb=request.verb,
                     pid=request.pid,
                     runs_on=bool(opts.pre_dump or opts.leave_running or opts.leave_stopped),
+                    check=self._check,
                 )
         if request.verb is not Verb.RESTORE or self._images is None:
             return
@@ -203,9 +206,15 @@ class Safeguards:
         self.finish()
 
     def pre_dumped(self) -> None:
-        """Record the memory of a pre-dump that is complete."""
-        if self._memory is not None:
+        """Record the memory of a pre-dump that is complete; else its images are removed."""
+        if self._memory is None:
+            return
+        try:
             self._memory.after_pre_dump()
+        except BaseException:
+            if self._marker is not None:
+                self._marker.undo()
+            raise
 
     def finish(self) -> None:
         """Remove the marker: the images are complete. May be called again."""

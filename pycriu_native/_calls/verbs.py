@@ -179,11 +179,10 @@ def pre_dump(
     """Save the memory of a process that continues to run, as parent images of a later dump.
 
     The later dump has these images in ``parent_image``. They can be the parent of one dump or
-    pre-dump. Options that matter to the dump only
-    are accepted and have no effect here. CRIU sends no notifications of a pre-dump; after a
-    deadline its next write fails, and if there is none, the error has a ``result``. A tree that
-    contains the caller cannot be pre-dumped. The process of the pid is compared with that at the
-    start of the call, before CRIU begins and after it has ended.
+    pre-dump. Options that matter to the dump only are accepted and have no effect here. CRIU sends
+    no notifications of a pre-dump; after a deadline its next write fails, and if there is none, the
+    error has a ``result``. A tree that contains the caller cannot be pre-dumped. The process of the
+    pid is compared with that at the start of the call, before CRIU begins and after it has ended.
 
     Raises as :func:`dump`; ``UnsupportedError`` where the kernel has no soft-dirty tracking. Needs
     CRIU 3.17.

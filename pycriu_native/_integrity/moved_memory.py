@@ -16,7 +16,8 @@ pages of zeros, do not count.
 
 The marks are relative to the last dump that has reset them, also if it failed after that: CRIU
 would take what was changed before it from an older parent. So a dump removes the record of its
-parent before it begins, and the images of that cannot be the parent of another dump.
+parent before it begins, and the images of that cannot be the parent of another dump. The same holds
+for earlier images in its own directory.
 
 A dump is checked while its processes are frozen, before CRIU resets the marks. CRIU sends no
 notification of a pre-dump at that time, so the frames are read before it and after it, and those
@@ -26,10 +27,10 @@ a parent for all pages, else for those with a mark: CRIU saves these pages. A ta
 away between the reading that counts and the freeze, and moved back before the last reading, is not
 detected.
 
-The file is a line of text, then numbers of 64 bits: the size of ``inventory.img`` and its bytes,
-with which a later dump by another program is recognized; then for each process its pid in its own
-namespace, start time and number of page tables; for each of these the address of the first page
-that is not empty, the number of pages, and their entries.
+The file is a line of text, then numbers of 64 bits: the size of the rest; the size of
+``inventory.img`` and its bytes, with which a later dump by another program is recognized; for each
+process its pid in its own namespace, start time and number of page tables; for each of these the
+address of the first page that is not empty, the number of pages, and their entries.
 """
 
 from __future__ import annotations
@@ -37,22 +38,21 @@ from __future__ import annotations
 import contextlib
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from .._support.unpatched import closing
 from .._system import page_frames
 from .._system.page_frames import CHANGED, EMPTY, ENTRY, PAGE, TABLE, frames_of, page_tables
 from .._system.process import is_running, stat_of, status_of
 from .._system.process_tree import process_tree
-from .._system.regular_file import read_regular, replace_file
+from .._system.regular_file import open_regular, read_regular, replace_file
 from ..enums import Verb
-from ..errors import ImagesError, MovedMemoryError
-from .dump_marker import FRAMES
+from ..errors import CriuError, ImagesError, MovedMemoryError
+from .dump_marker import EARLIER, FRAMES
 from .image_files import DamagedError, ImageFiles
 from .pagemap import IN_PARENT, Runs
 
-_FIRST = b"pycriu-native frames 1\n"
-_LARGEST = 2**40
+_FIRST = b"pycriu-native frames 2\n"
 
 Process = tuple[int, int]
 """Pid in its own namespace, and start time."""
@@ -65,16 +65,24 @@ class MemoryCheck:
     """The check of one dump or pre-dump that tracks changes, and its record."""
 
     def __init__(
-        self, images: int, parent: str | None, *, verb: Verb, pid: int, runs_on: bool
+        self,
+        images: int,
+        parent: str | None,
+        *,
+        verb: Verb,
+        pid: int,
+        runs_on: bool,
+        check: Callable[[], object],
     ) -> None:
         """``parent`` is relative to ``images``, a descriptor. ``runs_on``: the processes continue,
-        so that the images can be a parent.
+        so that the images can be a parent. ``check`` raises if the call is cancelled or late.
         """
         self._images = images
         self._parent = parent
         self._verb = verb
         self._pid = pid
         self._runs_on = runs_on
+        self._check = check
         self._visible = page_frames.are_visible()
         self._before: Record | None = None
         self._record: Record | None = None
@@ -82,14 +90,21 @@ class MemoryCheck:
     def begin(self) -> None:
         """Take over the record of the parent, and check a pre-dump, which begins now.
 
-        Raises ``MovedMemoryError``.
+        The record of earlier images in the same directory is removed. ``MovedMemoryError``.
         """
         if self._parent is not None:
+            if not self._visible:
+                raise self._refusal(
+                    "without CAP_SYS_ADMIN outside of user namespaces, memory that was moved "
+                    "cannot be detected"
+                )
             self._before = self._of_parent(self._parent)
         if self._verb == Verb.PRE_DUMP:
-            if not self._visible:
-                self._before = None  # the dump is refused
             self._record = self._read(process_tree(self._pid))
+            self._before = None
+        # A failed dump moves earlier images back: the marks are no longer relative to them.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(f"{EARLIER}/{FRAMES}", dir_fd=self._images)
 
     def read_stopped(self) -> bool:
         """Read the frames again if CRIU has stopped the processes of a pre-dump; False if not."""
@@ -106,8 +121,8 @@ class MemoryCheck:
 
         Raises ``MovedMemoryError``.
         """
-        self._require_frames()
         self._record = self._read(tree)
+        self._before = None
 
     def written(self, tree: Iterable[int]) -> None:
         """Record a dump whose images are written. Its processes are still frozen.
@@ -116,13 +131,14 @@ class MemoryCheck:
         with its page maps instead of the marks, which CRIU has reset.
         """
         if self._record is None:
-            self._require_frames()
             self._record = self._read(tree, ImageFiles(self._images))
+            self._before = None
         self._write(self._record)
 
     def after_pre_dump(self) -> None:
         """Record a pre-dump that is complete."""
-        before, self._before = self._record or {}, None
+        self._check = lambda: None  # it is too late to cancel the call
+        before = self._record or {}
         names = os.listdir(self._images)
         served = not any(name.startswith("pagemap-") for name in names)
         record = {}
@@ -140,9 +156,14 @@ class MemoryCheck:
     def _read(
         self, tree: Iterable[int], saved: ImageFiles | None = None, earlier: Record | None = None
     ) -> Record:
-        """Read the frames. They are checked if there is a parent, unless they were ``earlier``."""
-        limit = _Limit()
+        """Read the frames. They are checked if there is a record of a parent.
+
+        ``earlier``: the record of the first reading of a pre-dump.
+        """
         result: Record = {}
+        if not self._runs_on and not self._before:
+            return result  # nothing to compare, and no later dump has these images as its parent
+        limit = _Limit() if self._before else None
         for pid in tree:
             stat = stat_of(pid)
             if stat is None:
@@ -150,17 +171,21 @@ class MemoryCheck:
             number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
             process = number, stat.start
             before = first = None
-            if earlier is None and self._before is not None:
+            if self._before:
                 before = self._before.get(process)
-            elif earlier is not None and self._parent is not None:
+            if earlier is not None and self._parent is not None:
                 first = earlier.get(process, {})
             runs = None if saved is None or before is None else _runs(saved, number)
             tables: Tables = {}
             try:
-                for address, entries in page_tables(pid) if self._visible else ():
+                for address, entries in page_tables(pid, self._check) if self._visible else ():
                     frames = frames_of(entries)
-                    if before is not None and limit.is_moved(
-                        before.get(address, EMPTY), entries, frames, _taken(runs, address)
+                    if (
+                        limit is not None
+                        and before is not None
+                        and limit.is_moved(
+                            before.get(address, EMPTY), entries, frames, _taken(runs, address)
+                        )
                     ):
                         raise self._refusal(
                             f"memory of pid {number} at {address:#x} was moved, or merged (KSM), "
@@ -170,6 +195,8 @@ class MemoryCheck:
                         frames = _kept(first.get(address, EMPTY), frames, entries)
                     if self._runs_on and frames != EMPTY:
                         tables[address] = frames
+            except CriuError:
+                raise  # DeadlineError is an OSError
             except OSError as error:
                 if not is_running(pid):
                     continue
@@ -185,7 +212,8 @@ class MemoryCheck:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             with closing(os.open(parent, flags, dir_fd=self._images)) as at:
-                data, inventory = read_regular(FRAMES, _LARGEST, dir_fd=at), _inventory(at)
+                with open(open_regular(FRAMES, dir_fd=at), "rb") as file:
+                    data, inventory = file.read(), _inventory(at)
                 os.unlink(FRAMES, dir_fd=at)
             return _decoded(data, inventory)
         except OSError as error:
@@ -193,13 +221,6 @@ class MemoryCheck:
             raise self._refusal(why) from None
         except ValueError:
             raise self._refusal(f"{FRAMES} in it is not the record of these images") from None
-
-    def _require_frames(self) -> None:
-        if self._parent is not None and not self._visible:
-            raise self._refusal(
-                "without CAP_SYS_ADMIN outside of user namespaces, memory that was moved cannot be "
-                "detected"
-            )
 
     def _refusal(self, why: str) -> MovedMemoryError:
         cure = "leave parent_image out, so that all memory is saved"
@@ -217,7 +238,7 @@ class MemoryCheck:
         if not self._runs_on:
             record = {}
         try:
-            replace_file(self._images, FRAMES, _encoded(record, _inventory(self._images)))
+            replace_file(self._images, FRAMES, *_encoded(record, _inventory(self._images)))
         except OSError as error:
             raise ImagesError(
                 f"{self._verb} of pid {self._pid} was undone: {FRAMES}, which an incremental dump "
@@ -291,16 +312,19 @@ def _inventory(directory: int) -> bytes:
     return read_regular("inventory.img", 2**16, dir_fd=directory)
 
 
-def _encoded(record: Record, inventory: bytes) -> bytes:
-    parts = [_FIRST, _numbers(len(inventory)), inventory]
+def _encoded(record: Record, inventory: bytes) -> Iterator[bytes | memoryview]:
+    """The parts of the file. Frames are not copied: the processes are frozen."""
+    parts: list[bytes | memoryview] = [_numbers(len(inventory)), inventory]
     for process, tables in record.items():
         tables = {at: frames for at, frames in tables.items() if frames != EMPTY}
         parts.append(_numbers(*process, len(tables)))
         for address, frames in tables.items():
             first = (len(frames) - len(frames.lstrip(b"\0"))) // ENTRY * ENTRY
-            frames = frames[first : -(-len(frames.rstrip(b"\0")) // ENTRY) * ENTRY]
-            parts += _numbers(address + first // ENTRY * PAGE, len(frames) // ENTRY), frames
-    return b"".join(parts)
+            last = -(-len(frames.rstrip(b"\0")) // ENTRY) * ENTRY
+            parts.append(_numbers(address + first // ENTRY * PAGE, (last - first) // ENTRY))
+            parts.append(memoryview(frames)[first:last])
+    yield _FIRST + _numbers(sum(map(len, parts)))
+    yield from parts
 
 
 def _numbers(*numbers: int) -> bytes:
@@ -309,10 +333,14 @@ def _numbers(*numbers: int) -> bytes:
 
 def _decoded(data: bytes, inventory: bytes) -> Record:
     """``ValueError`` if the record is damaged, or that of other images."""
-    start = len(_FIRST) + ENTRY + len(inventory)
-    if data[:start] != _FIRST + _numbers(len(inventory)) + inventory:
+    body = memoryview(data)[len(_FIRST) + ENTRY :]
+    start = _numbers(len(inventory)) + inventory
+    rest = body[len(start) :]
+    if data[: -len(body)] != _FIRST + _numbers(len(body)) or body[: len(start)] != start:
         raise ValueError(FRAMES)
-    words, at, record = array("Q", data[start:]), 0, Record()
+    if len(rest) % ENTRY:
+        raise ValueError(FRAMES)
+    words, at, record = rest.cast("Q"), 0, Record()
     while at < len(words):
         number, begin, count = words[at : at + 3]
         at += 3
@@ -320,8 +348,12 @@ def _decoded(data: bytes, inventory: bytes) -> Record:
         for _ in range(count):
             address, pages = words[at : at + 2]
             at += 2
-            first = address % TABLE // PAGE * ENTRY
-            frames = bytes(first) + words[at : at + pages].tobytes()
+            first = address % TABLE // PAGE
+            if first + pages > TABLE // PAGE:
+                raise ValueError(FRAMES)
+            frames = bytes(first * ENTRY) + words[at : at + pages].tobytes()
             tables[address - address % TABLE] = frames.ljust(len(EMPTY), b"\0")
             at += pages
+    if at != len(words):
+        raise ValueError(FRAMES)
     return record

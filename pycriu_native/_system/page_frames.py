@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .._native.ffi import ffi
 from .mappings import mappings_of
@@ -24,19 +25,22 @@ EMPTY = bytes(TABLE // PAGE * ENTRY)
 CHANGED = 1 << 55
 """Set in the entry of a page that was written since the last reset (soft-dirty)."""
 _FRAME, _OF_FILE, _SWAPPED, _PRESENT = (1 << 55) - 1, 1 << 61, 1 << 62, 1 << 63
+_PAGEMAP_SCAN, _IS_PRESENT, _IS_SWAPPED = 0xC0606610, 1 << 3, 1 << 4
+"""``linux/fs.h`` (Linux 6.7). A process reserves up to terabytes of address space without pages."""
 _MASK = int.from_bytes(
     (_FRAME | _SWAPPED | _PRESENT).to_bytes(ENTRY, sys.byteorder) * (TABLE // PAGE), sys.byteorder
 )
 
 
-def page_tables(pid: int) -> Iterator[tuple[int, bytes]]:
+def page_tables(pid: int, check: Callable[[], object]) -> Iterator[tuple[int, bytes]]:
     """The address of each page table of private memory, and the entries of its pages.
 
     The entry of a page that has the content of a file is 0. Without CAP_SYS_ADMIN in the first user
-    namespace, all frames are 0. Raises ``OSError``.
+    namespace, all frames are 0. ``check`` is called for each table and may raise. Raises
+    ``OSError``.
     """
     table, entries = -1, bytearray()
-    for address, part in _parts(pid):
+    for address, part in _parts(pid, check):
         if address - address % TABLE != table:
             if table >= 0:
                 yield table, bytes(entries)
@@ -47,7 +51,7 @@ def page_tables(pid: int) -> Iterator[tuple[int, bytes]]:
         yield table, bytes(entries)
 
 
-def _parts(pid: int) -> Iterator[tuple[int, bytes]]:
+def _parts(pid: int, check: Callable[[], object]) -> Iterator[tuple[int, bytes]]:
     """Addresses and entries of the parts of mappings that are in one page table, without holes."""
     mappings = [each for each in mappings_of(pid) if not each.shared]
     if not mappings:
@@ -57,7 +61,8 @@ def _parts(pid: int) -> Iterator[tuple[int, bytes]]:
             if mapping.name.startswith("[v"):
                 continue  # [vdso] and others are pages of the kernel
             start, end = (int(each, 16) for each in mapping.range.split("-"))
-            for table in range(start - start % TABLE, end, TABLE):
+            for table in _tables(pagemap.fileno(), start, end):
+                check()
                 first, last = max(start, table), min(end, table + TABLE)
                 size = (last - first) // PAGE * ENTRY
                 part = os.pread(pagemap.fileno(), size, first // PAGE * ENTRY)
@@ -69,6 +74,30 @@ def _parts(pid: int) -> Iterator[tuple[int, bytes]]:
                     words = array("Q", part)
                     part = array("Q", [0 if each & _OF_FILE else each for each in words]).tobytes()
                 yield first, part
+
+
+def _tables(pagemap: int, start: int, end: int) -> Iterator[int]:
+    """The addresses of the page tables with pages in a range; before Linux 6.7 those of all."""
+    while start < end:
+        first = _first_page(pagemap, start, end)
+        if first < end:
+            yield first - first % TABLE
+        start = first - first % TABLE + TABLE
+
+
+def _first_page(pagemap: int, start: int, end: int) -> int:
+    """The address of the first page in a range that is in memory or in the swap.
+
+    ``end`` if there is none; before Linux 6.7 ``start``.
+    """
+    found = array("Q", (end, end, 0))  # struct page_region
+    kinds = _IS_PRESENT | _IS_SWAPPED
+    scan = array("Q", (96, 0, start, end, 0, found.buffer_info()[0], 1, 1, 0, 0, kinds, kinds))
+    try:
+        fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan)
+    except OSError:
+        return start
+    return found[0]
 
 
 def frames_of(entries: bytes) -> bytes:

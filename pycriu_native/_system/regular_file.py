@@ -39,17 +39,17 @@ def create_regular(name: str | os.PathLike[str], *, dir_fd: int | None = None) -
     return os.open(name, flags, 0o600, dir_fd=dir_fd)
 
 
-def replace_file(directory: int, name: str, data: bytes, *, sync: bool = False) -> None:
+def replace_file(directory: int, name: str, *parts: bytes | memoryview, sync: bool = False) -> None:
     """Write a file of mode 0600, which gets its name when it is complete. ``OSError``.
 
-    ``sync``: it is synced to disk before it gets its name.
+    ``parts`` are its contents. ``sync``: it is synced to disk before it gets its name.
     """
     partial = f"{name}.partial"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(partial, dir_fd=directory)  # of a call that was killed
     try:
         with open(create_regular(partial, dir_fd=directory), "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

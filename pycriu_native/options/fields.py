@@ -66,8 +66,10 @@ class Fields:
     images directory."""
     parent_image: StrPath | None = None
     """The earlier images that a dump builds on, as a path relative to the images directory: those
-    of the last pre-dump, or dump with ``track_mem``, of this library. A dump needs ``track_mem`` as
-    well; otherwise CRIU saves all memory again, without a warning."""
+    of the last pre-dump, or dump with ``track_mem``, of this library, which are accepted once.
+    Another such dump in between, by any program, is not detected: memory that was changed before it
+    would be missing. A dump needs ``track_mem`` as well; otherwise CRIU saves all memory again,
+    without a warning. Not with ``images_dir``, nor in a dump of the caller's own tree."""
     leave_running: bool | None = None
     """Leave the process running after the dump; with ``files="rollback"`` a restore returns the
     files that it writes to from then on. CRIU's default is to kill it."""

@@ -251,7 +251,8 @@ def test_processes_that_share_pages(spawn: Spawn, images: Path) -> None:
     assert target.ask("sum") == total
 
 
-def test_a_parent_of_two_dumps(spawn: Spawn, images: Path) -> None:
+@pytest.mark.parametrize("into", [2, 1], ids=["with this parent", "over this parent"])
+def test_a_parent_of_two_dumps(spawn: Spawn, images: Path, into: int) -> None:
     """A dump that fails can have reset the marks of the kernel: what was written before it would be
     missing in another dump with the same parent.
     """
@@ -264,7 +265,8 @@ def test_a_parent_of_two_dumps(spawn: Spawn, images: Path) -> None:
             raise KeyError("no")
 
     with pytest.raises(KeyError):
-        dump(target.pid, _opts(images, 2), on_notify=refuse)
+        dump(target.pid, _opts(images, into), on_notify=refuse)
+    assert (images / "1" / "inventory.img").exists()
     with pytest.raises(OptionError, match=r"parent_image='../1'.*accepted once"):
         dump(target.pid, _opts(images, 2))
     final = dump(target.pid, _opts(images, 2, parent_image=None))

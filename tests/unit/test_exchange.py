@@ -432,6 +432,29 @@ def test_the_notification_after_the_deadline_is_refused(fake: FakeCriu) -> None:
     assert fake.acknowledged()[-1] is False
 
 
+@pytest.mark.parametrize(("often", "seconds"), [(1000.0, 0.001), (0.0, 0.01)])
+def test_a_tracer_that_is_not_seen(
+    monkeypatch: pytest.MonkeyPatch, often: float, seconds: float
+) -> None:
+    """It is in another pid namespace: /proc is read less often then."""
+    waits: list[float] = []
+    monkeypatch.setattr(exchange_module, "OFTEN", often)
+    monkeypatch.setattr(
+        exchange_module.Exchange, "_has_event", lambda _, seconds: waits.append(seconds)
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = Connection(ours.detach(), program="criu")
+    exchange = exchange_module.Exchange(
+        connection, Verb.RESTORE, awaits_stop=lambda: len(waits) == 2
+    )
+    with theirs:
+        theirs.send(RESTORED)
+        exchange.run(b"a request")
+    exchange.close()
+    connection.close()
+    assert waits == [seconds] * 2
+
+
 @pytest.mark.parametrize("in_time", [True, False])
 def test_python_handles_notifications_after_the_deadline(in_time: bool) -> None:
     """After the deadline Python handles notifications that C would acknowledge alone."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from pycriu_native import ImagesError, MovedMemoryError
+from pycriu_native import CriuOpts, DeadlineError, ImagesError, MovedMemoryError, Worker
+from pycriu_native._calls.prepare import Directories
+from pycriu_native._calls.request import Request
+from pycriu_native._calls.safeguards import Safeguards
 from pycriu_native._integrity import moved_memory
-from pycriu_native._integrity.dump_marker import FRAMES
+from pycriu_native._integrity.dump_marker import FRAMES, DumpMarker
 from pycriu_native._integrity.moved_memory import MemoryCheck
 from pycriu_native._system import page_frames
 from pycriu_native._system.page_frames import CHANGED, EMPTY, PAGE, TABLE
@@ -45,8 +50,9 @@ class Memory:
     def entries(number: int) -> list[int]:
         return [PRESENT | 1000 * (number + 1) + page for page in range(PAGES)]
 
-    def read(self, pid: int) -> Iterator[tuple[int, bytes]]:
+    def read(self, pid: int, check: Callable[[], object]) -> Iterator[tuple[int, bytes]]:
         for number, entries in sorted(self.tables.items()):
+            check()
             yield START + number * TABLE, array("Q", entries).tobytes()
 
     def move(self, source: int, target: int) -> None:
@@ -63,12 +69,17 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     return Memory(monkeypatch)
 
 
+def _ok() -> None:
+    """The check of a call that is not cancelled."""
+
+
 class Images:
     """Directories of dumps, numbered from 1."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.number = 0
+        self.check: Callable[[], object] = _ok
 
     def _next(self, *, parent: bool, verb: Verb = Verb.DUMP) -> tuple[int, MemoryCheck]:
         self.number += 1
@@ -77,7 +88,9 @@ class Images:
         (directory / "inventory.img").write_bytes(b"%d" % self.number)
         at = os.open(directory, os.O_RDONLY)
         above = f"../{self.number - 1}" if parent else None
-        return at, MemoryCheck(at, above, verb=verb, pid=bystander.PID, runs_on=True)
+        return at, MemoryCheck(
+            at, above, verb=verb, pid=bystander.PID, runs_on=True, check=self.check
+        )
 
     def dump(self, *, parent: bool = True, late: bool = False) -> None:
         """A dump; ``late``: by a CRIU that sends no notification before it reads the memory."""
@@ -266,9 +279,80 @@ def test_frames_that_are_not_visible(memory: Memory, images: Images) -> None:
     images.dump(parent=False)
     memory.visible = False
     assert images.is_refused()
-    images.pre_dump()
+    with pytest.raises(MovedMemoryError, match="without CAP_SYS_ADMIN"):
+        images.pre_dump()
+    assert (images.place / "1" / FRAMES).exists()
+    images.pre_dump(parent=False)
     memory.visible = True
     assert images.is_refused()
+
+
+def test_a_caller_that_is_not_dumpable(
+    memory: Memory, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot read its own pagemap: a dump without a parent does not need it."""
+    memory.visible = False
+    monkeypatch.setattr(page_frames, "zero_frame", _refused)
+    images.dump(parent=False)
+    images.pre_dump(parent=False)
+
+
+def _refused() -> int:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_dump_that_ends_the_process(
+    memory: Memory, images: Images, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Its memory is read only if there is something to compare it with."""
+    if known:
+        images.dump(parent=False)
+    at, check = images._next(parent=known)
+    check._runs_on = False
+    check.begin()
+    reads: list[int] = []
+
+    def read(pid: int, *_: object) -> Iterator[tuple[int, bytes]]:
+        reads.append(pid)
+        return iter(())
+
+    monkeypatch.setattr(moved_memory, "page_tables", read)
+    check.frozen([bystander.PID])
+    check.written([bystander.PID])
+    os.close(at)
+    assert reads == [bystander.PID] * known
+
+
+@pytest.mark.parametrize("stream", [None, True])
+def test_streams(tmp_path: Path, stream: bool | None) -> None:
+    """Images in a stream cannot be a parent: no record is made, and none is looked for."""
+    with ExitStack() as owned:
+        safeguards = _pre_dump(owned, CriuOpts(images_directory=tmp_path, stream=stream))
+        assert (safeguards._memory is None) is bool(stream)
+
+
+def test_a_pre_dump_that_cannot_be_recorded(tmp_path: Path) -> None:
+    """It is undone, as the error says."""
+    images = tmp_path / "images"
+    with ExitStack() as owned:
+        safeguards = _pre_dump(owned, CriuOpts(images_directory=images))
+        (images / "pagemap-1.img").touch()  # and no inventory.img
+        with pytest.raises(ImagesError, match=f"was undone: {FRAMES}.* cannot be written"):
+            safeguards.pre_dumped()
+    assert list(images.iterdir()) == []
+
+
+def _pre_dump(owned: ExitStack, opts: CriuOpts) -> Safeguards:
+    """The safeguards of a pre-dump that begins."""
+    verb = Verb.PRE_DUMP
+    directories = Directories(opts, verb, owned, allow_untrusted=True)
+    request = Request(verb=verb, opts=opts, pid=bystander.PID, via=Worker())
+    safeguards = Safeguards(request, directories, owned, lambda: None)
+    safeguards.mark()
+    safeguards.start()
+    safeguards.begin()
+    return safeguards
 
 
 @pytest.mark.parametrize("run", [(0, PAGES), (3, 2)])
@@ -290,7 +374,9 @@ def test_a_criu_without_the_notification(
         (directory / "inventory.img").write_bytes(b"%d" % images.number)
         at = os.open(directory, os.O_RDONLY)
         try:
-            check = MemoryCheck(at, "../1", verb=Verb.DUMP, pid=bystander.PID, runs_on=True)
+            check = MemoryCheck(
+                at, "../1", verb=Verb.DUMP, pid=bystander.PID, runs_on=True, check=_ok
+            )
             check.begin()
             check.written([bystander.PID])
         finally:
@@ -305,7 +391,10 @@ def test_a_criu_without_the_notification(
         dump(1)
 
 
-@pytest.mark.parametrize("what", ["other images", "damaged", "cut", "missing"])
+@pytest.mark.parametrize(
+    "what",
+    ["other images", "damaged", "cut", "no processes", "a long table", "longer", "missing"],
+)
 def test_a_record_that_does_not_fit(memory: Memory, images: Images, what: str) -> None:
     """Another program has made a dump in the directory of the parent, or the record is damaged."""
     images.dump(parent=False)
@@ -315,12 +404,34 @@ def test_a_record_that_does_not_fit(memory: Memory, images: Images, what: str) -
         case "other images":
             (images.place / "1" / "inventory.img").write_bytes(b"2")
         case "damaged":
-            record.write_bytes(data[:48] + b"\xff" * 8 + data[56:])
+            record.write_bytes(data[:56] + b"\xff" * 8 + data[64:])
         case "cut":
             record.write_bytes(data[:-3])
+        case "no processes":
+            record.write_bytes(data[: data.index(b"1", 30) + 1])
+        case "a long table":
+            last, size = START + 3 * TABLE, len(data) - 31
+            for before, after in (([last, PAGES], [last, PAGES + 1]), ([size], [size + 8])):
+                data = data.replace(array("Q", before).tobytes(), array("Q", after).tobytes())
+            record.write_bytes(data + bytes(8))
+        case "longer":
+            record.write_bytes(data + bytes(24))
         case "missing":
             record.unlink()
     assert images.is_refused()
+
+
+def test_a_file_system_with_short_reads(
+    memory: Memory, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as FUSE or NFS, or a record above 2 GiB: the record is read to its end."""
+    images.dump(parent=False)
+    monkeypatch.setattr(os, "read", _short(os.read))
+    assert not images.is_refused()
+
+
+def _short(read: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
+    return lambda fd, size: read(fd, min(size, 1000))
 
 
 def test_the_record(memory: Memory, images: Images) -> None:
@@ -346,6 +457,21 @@ def test_a_record_that_cannot_be_written(memory: Memory, images: Images) -> None
     with pytest.raises(ImagesError, match=f"{FRAMES}.* cannot be written"):
         check.written([bystander.PID])
     os.close(at)
+
+
+def test_a_failed_dump_over_earlier_images(memory: Memory, images: Images) -> None:
+    """It puts the earlier images back; the marks are no longer relative to them."""
+    images.dump(parent=False)
+    at = os.open(images.place / "1", os.O_RDONLY)
+    marker = DumpMarker(at)
+    check = MemoryCheck(at, None, verb=Verb.DUMP, pid=bystander.PID, runs_on=True, check=_ok)
+    check.begin()
+    check.frozen([bystander.PID])
+    marker.close()
+    os.close(at)
+    assert (images.place / "1" / "inventory.img").exists()
+    assert not (images.place / "1" / FRAMES).exists()
+    assert images.is_refused()
 
 
 def test_page_tables(tmp_path: Path) -> None:
@@ -376,7 +502,7 @@ def test_page_tables(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdin is not None
         memory, mapped = (int(process.stdout.readline()) for _ in range(2))
-        tables = dict(page_frames.page_tables(process.pid))
+        tables = dict(page_frames.page_tables(process.pid, _ok))
         process.stdin.close()
 
     def has_entry(address: int) -> bool:
@@ -386,6 +512,79 @@ def test_page_tables(tmp_path: Path) -> None:
     written = [page for page in range(1000) if has_entry(memory + page * PAGE)]
     assert written == list(range(0, 1000, 2))
     assert [page for page in range(16) if has_entry(mapped + page * PAGE)] == [5]
+
+
+def test_sparse_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only page tables with pages are read (Linux 6.7), with the same result as of all of them."""
+    (tmp_path / "file").write_bytes(bytes(4 * TABLE))
+    program = (
+        "import mmap, os, signal, sys\n"
+        "PAGE, TABLE, flags = mmap.PAGESIZE, 2**21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS\n"
+        "reserved = mmap.mmap(-1, 2**36, flags=flags | 0x4000, prot=0)\n"
+        "memory = mmap.mmap(-1, 100 * TABLE, flags=flags)\n"
+        "memory.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "huge = mmap.mmap(-1, 4 * TABLE, flags=flags)\n"
+        "huge.madvise(mmap.MADV_HUGEPAGE)\n"
+        "huge.write(b'1' * TABLE * 3)\n"
+        "huge.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "for page in (*range(600), 1023, 1024, 20000, 20007, 20009, 40000, 51199):\n"
+        "    memory[page * PAGE] = 1\n"
+        "assert not any(memory[30000 * PAGE : 30100 * PAGE])\n"
+        "file = open(sys.argv[1], 'r+b')\n"
+        "private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)\n"
+        "shared = mmap.mmap(file.fileno(), 0)\n"
+        "assert not any(private[:TABLE])\n"
+        "private[3 * TABLE] = shared[TABLE] = 1\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "file")]
+    read: list[int] = []
+    with subprocess.Popen(command) as process:
+        try:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            with open(f"/proc/{process.pid}/pagemap", "rb") as pagemap:
+                scans = page_frames._first_page(pagemap.fileno(), PAGE, 2 * PAGE) == 2 * PAGE
+            found = _pages(process.pid, lambda: read.append(1))
+            monkeypatch.setattr(page_frames, "_first_page", lambda _, start, end: start)
+            every = _pages(process.pid, _ok)
+        finally:
+            process.kill()
+    assert found == every
+    assert len(found) > 10
+    if scans:
+        assert len(read) < 2**36 // TABLE
+
+
+def _pages(pid: int, check: Callable[[], object]) -> list[tuple[int, list[bool]]]:
+    """The page tables of a process, with the pages that exist."""
+    tables = page_frames.page_tables(pid, check)
+    return [
+        (table, [entry != 0 for entry in array("Q", entries)])
+        for table, entries in tables
+        if any(entries)
+    ]
+
+
+@pytest.mark.parametrize("verb", [Verb.DUMP, Verb.PRE_DUMP])
+def test_a_call_that_is_cancelled(memory: Memory, images: Images, verb: Verb) -> None:
+    """The frames are read no further, except after a pre-dump, which cannot be undone."""
+    images.check = _cancelled
+    if verb is Verb.DUMP:
+        at, check = images._next(parent=False)
+        with pytest.raises(DeadlineError):
+            check.frozen([bystander.PID])
+        with pytest.raises(DeadlineError):
+            check.written([bystander.PID])
+    else:
+        at, check = images._next(parent=False, verb=verb)
+        with pytest.raises(DeadlineError):
+            check.begin()
+        check.after_pre_dump()
+    os.close(at)
+
+
+def _cancelled() -> None:
+    raise DeadlineError("the deadline passed")  # an OSError, unlike other errors of a check
 
 
 def test_the_frame_of_zeros() -> None:

@@ -178,7 +178,7 @@ class OptionObjects:
 
     def parent(self) -> str:
         """The name of a parent. It gets the record of page frames, which each dump removes."""
-        (self.images / "before" / FRAMES).write_bytes(moved_memory._encoded({}, b""))
+        (self.images / "before" / FRAMES).write_bytes(b"".join(moved_memory._encoded({}, b"")))
         return "before"
 
     def close(self) -> None:
