@@ -93,7 +93,8 @@ def _join_all() -> None:
 class RawThread:
     """The part of ``threading.Thread`` that this package uses, on a thread of the system.
 
-    ``start`` does not wait until it runs.
+    ``start`` does not wait until it runs. Without ``daemon`` the interpreter's exit waits for it,
+    unless it does not wait for the thread that starts it.
     """
 
     def __init__(
@@ -117,6 +118,8 @@ class RawThread:
         It may be called again if it was interrupted.
         """
         self._pid = os.getpid()
+        if self._daemon is None:
+            self._daemon = _is_daemon()
         if not self._daemon:
             _joined_at_exit.add(self)
         try:
@@ -146,6 +149,18 @@ class RawThread:
         """Wait until it has ended."""
         if self.is_alive():
             self._ended.wait(timeout)
+
+
+def _is_daemon() -> bool:
+    """Whether the interpreter's exit does not wait for this thread."""
+    ident = get_ident()
+    if any(each.ident == ident for each in list(_joined_at_exit)):
+        return False
+    import threading
+
+    # ``current_thread`` would add an object for a thread of another library.
+    this = next((each for each in threading.enumerate() if each.ident == ident), None)
+    return this is None or this.daemon
 
 
 def Thread(

@@ -20,7 +20,7 @@ PLACES = {
     "after the request": (Safeguards, "requested"),
     "at a notification": (Recovery, "look"),
     "when all is written": (Safeguards, "written"),
-    "at the end of it": (exchange.Exchange, "_images_written"),
+    "when the tree is frozen": (exchange.Exchange, "_call_when_frozen"),
     "at a message": (exchange, "decode_response"),
 }
 
