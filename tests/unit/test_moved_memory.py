@@ -556,12 +556,13 @@ def test_sparse_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _pages(pid: int, check: Callable[[], object]) -> list[tuple[int, list[bool]]]:
-    """The page tables of a process, with the pages that exist."""
-    tables = page_frames.page_tables(pid, check)
+    """The page tables of a process, with the pages that exist. New memory without pages is marked
+    as changed.
+    """
     return [
-        (table, [entry != 0 for entry in array("Q", entries)])
-        for table, entries in tables
-        if any(entries)
+        (table, [frame != 0 for frame in array("Q", frames)])
+        for table, entries in page_frames.page_tables(pid, check)
+        if (frames := page_frames.frames_of(entries)) != EMPTY
     ]
 
 
