@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError
+from pycriu_native._support import unpatched
 from pycriu_native.snapshots import (
     Record,
     Snapshot,
@@ -164,6 +165,49 @@ def test_a_result_after_an_interruption(snapshot: Snapshot) -> None:
         with pytest.raises(KeyboardInterrupt) as raised:
             uninterrupted.uninterrupted("start", function, undone.append)
     assert str(raised.value.__cause__) == "result"
+    assert undone == ["result"]
+
+
+@pytest.mark.parametrize("obstacle", ["again", "again within", "no thread"])
+def test_an_undo_with_an_obstacle(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    """A further interruption before the undo begins, or a limit of threads: it is undone."""
+    undone: list[str] = []
+    work: Any = None
+    times = [1] * (50 if obstacle == "no thread" else 1)
+
+    def fail_once(function: Callable[..., Any], error: type[BaseException]) -> Callable[..., Any]:
+        def replaced(*args: Any, **options: Any) -> Any:
+            if times and getattr(work, "results", None):
+                times.pop()
+                raise error("can't start new thread")
+            return function(*args, **options)
+
+        return replaced
+
+    def begin(self: Any, *args: Any) -> None:
+        nonlocal work
+        work = work or self
+        init(self, *args)
+
+    def wait_to_end(self: Any, **options: Any) -> None:
+        wait(self, **options)
+        if self is work:
+            raise KeyboardInterrupt  # between the end of the function and the return of its result
+
+    init, wait = uninterrupted.Work.__init__, uninterrupted.Work.wait_to_end
+    monkeypatch.setattr(uninterrupted.Work, "__init__", begin)
+    monkeypatch.setattr(uninterrupted.Work, "wait_to_end", wait_to_end)
+    owner, name, error = {
+        "again": (uninterrupted.Work, "conclude", KeyboardInterrupt),
+        "again within": (unpatched.RawThread, "__init__", KeyboardInterrupt),
+        "no thread": (unpatched, "_start", RuntimeError),
+    }[obstacle]
+    monkeypatch.setattr(owner, name, fail_once(getattr(owner, name), error))
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted.uninterrupted("start", lambda: "result", undone.append)
+    assert len(times) == (49 if obstacle == "no thread" else 0)  # one attempt
     assert undone == ["result"]
 
 
