@@ -231,6 +231,7 @@ TAKING: list[tuple[ModuleType | type, str]] = [
     (host_check, "mapped_files"),
     (saving, "dump"),
     (saving, "_accept_any_file"),
+    (Record, "read"),
 ]
 """Steps of ``take`` for a command."""
 
@@ -275,7 +276,7 @@ def test_a_command_has_the_signal_mask_of_the_caller(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("leave_running", [False, True])
-@pytest.mark.parametrize("name", ["mapped_files", "_accept_any_file", "dump"])
+@pytest.mark.parametrize("name", ["mapped_files", "_accept_any_file", "dump", "read"])
 def test_a_process_that_is_taken(
     snapshot: Snapshot,
     monkeypatch: pytest.MonkeyPatch,
@@ -287,14 +288,14 @@ def test_a_process_that_is_taken(
     """Either it runs and there is no directory, or it has ended and the snapshot is complete."""
     pid, directory = sleeper, tmp_path / "new"
     times = [1]
-    owner: Any = host_check if name == "mapped_files" else saving
+    owner: Any = {"mapped_files": host_check, "read": Record}.get(name, saving)
     monkeypatch.setattr(owner, name, interrupting(getattr(owner, name), times))
     with pytest.raises(KeyboardInterrupt) as raised:
         Snapshot.take(pid, directory, without_guest=True, leave_running=leave_running)
     assert times == []
     kept = not is_alive(pid)
     if name != "_accept_any_file":  # CRIU may have gone on before the interruption
-        assert kept is (name == "dump" and not leave_running)
+        assert kept is (name in ("dump", "read") and not leave_running)
     assert directory.exists() is kept
     assert ("complete" in str(getattr(raised.value, "__notes__", ""))) is kept
     if kept:
