@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError
+from pycriu_native import CriuError, OptionError
 from pycriu_native._support import unpatched
+from pycriu_native._system.file_lock import lock
 from pycriu_native.snapshots import (
     Record,
     Snapshot,
@@ -303,19 +304,55 @@ def test_a_process_that_is_taken(
             kill(taken.start())
 
 
+@pytest.mark.parametrize("kind", ["new", "empty", "link"])
 def test_a_snapshot_that_cannot_be_completed(
-    monkeypatch: pytest.MonkeyPatch, sleeper: int, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, sleeper: int, tmp_path: Path, kind: str
 ) -> None:
     """A full disk after CRIU has written its images: the process continues."""
+    place, target = tmp_path / "new", tmp_path / "target"
+    if kind != "new":
+        target.mkdir()
+        place.symlink_to(target) if kind == "link" else target.rename(place)
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Record, "write", fail)
     with pytest.raises(OSError, match="No space left"):
+        Snapshot.take(sleeper, place, without_guest=True)
+    assert is_alive(sleeper)
+    assert place.exists() is (kind != "new")
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_directory_that_another_call_removes(
+    monkeypatch: pytest.MonkeyPatch, sleeper: int, tmp_path: Path
+) -> None:
+    """It is refused if it is removed between its creation and its lock."""
+
+    def late(fd: int) -> bool:
+        (tmp_path / "new").rmdir()
+        return lock(fd)
+
+    monkeypatch.setattr(saving, "lock", late)
+    with pytest.raises(OptionError, match="a new or empty directory"):
         Snapshot.take(sleeper, tmp_path / "new", without_guest=True)
     assert is_alive(sleeper)
-    assert not (tmp_path / "new").exists()
+
+
+def test_a_program_whose_output_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No thread can be started for it: the program is killed."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = State.take()
+    monkeypatch.setattr(parked, "Thread", fail)
+    with pytest.raises(RuntimeError):
+        Snapshot.take(["sleep", "1000"], tmp_path / "new")
+    eventually(lambda: not State.take().grown_since(before), "the end of the program")
 
 
 TWICE = """
