@@ -129,9 +129,9 @@ class Snapshot(Closing):
                 :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
                 saved in its next such call; or a running process, by its pid or ``Popen``. The
                 caller must not be in its tree.
-            directory: a new or empty directory. It is removed after a failure or an interruption,
-                unless the process has ended and its snapshot is complete: a note of the exception
-                says so.
+            directory: a new or empty directory. It is removed, or emptied if it existed before,
+                after a failure or an interruption, unless the process has ended and its snapshot
+                is complete: a note of the exception says so.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
             output: the descriptor for the output of the command before it is saved; None: the
