@@ -112,8 +112,7 @@ class Call(OwnThread):
 
     def conclude(self) -> Outcome:
         """Return the result or raise the exception of a completed call."""
-        if self._thread.ident is not None:
-            self._thread.join()
+        self.join()
         late = self._cancelled
         if self._outcome is None:
             assert self._error is not None

@@ -33,8 +33,7 @@ class OwnThread:
         """Whether the work has not begun, and will not."""
         self.signals = 0
         """The signals that the caller's thread blocks."""
-        # threading.Thread holds locks in start() that an exception of a handler does not release.
-        self._thread = RawThread(self._body, f"criu {verb}")
+        self._thread: RawThread | None = None
 
     # ---- the caller's thread ----
 
@@ -54,14 +53,12 @@ class OwnThread:
                 if not surely and self.prevent():
                     raise interruption
                 self.cancel(interruption)
-            while not self.is_over() or self._thread.is_alive():
-                self.start()
-                if self.is_over():
-                    self._thread.join()
-                    continue
+            while not self.is_over():
+                self.start(surely=surely)
                 self._turn.wait()
                 self._turn.clear()
                 self.take_turn()
+            self.join()
         except BaseException as first:
             if self.is_prevented:
                 raise
@@ -77,16 +74,31 @@ class OwnThread:
         self.is_prevented = not self._begins.setdefault(None, False)
         return self.is_prevented
 
-    def start(self) -> None:
-        """Begin; a second time does nothing."""
+    def start(self, *, surely: bool = False) -> None:
+        """Begin; a second time does nothing.
+
+        With ``surely`` the work is done on this thread if no other can be started.
+        """
+        if self._thread is None:
+            # threading.Thread holds locks in start() that an exception of a handler does not
+            # release.
+            self._thread = RawThread(self._body, f"criu {self._verb}")
         if self._thread.ident is None:
             try:
                 self._thread.start()
             except RuntimeError as error:
+                if surely:
+                    self.work_here()
+                    return
                 if "can't start" not in str(error):
                     raise  # this interpreter does not allow threads
                 why = f"{self._verb}: no thread could be started for it"
                 raise CriuError(why, verb=self._verb) from error
+
+    def join(self) -> None:
+        """Wait until the work's thread has ended, if there is one."""
+        if self._thread is not None:
+            self._thread.join()
 
     def take_turn(self) -> None:
         """Do what the work has woken the caller's thread for."""

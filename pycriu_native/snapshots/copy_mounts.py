@@ -40,7 +40,8 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
         except BaseException as error:
             raised.append(error)
 
-    thread = Thread(contextvars.copy_context().run, "snapshot of a copy", (run,))
+    # Without daemon, threading would create an object for the present thread, which it lacks.
+    thread = Thread(contextvars.copy_context().run, "snapshot of a copy", (run,), daemon=True)
     thread.start()
     thread.join()
     if raised:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .. import guest
 from .._support.closing import Closing
@@ -109,13 +110,17 @@ class ParkedProgram(Closing):
         finally:
             for each in theirs:
                 each.close()
-        self._end_with_caller.bind(self.process.pid)
-        self._readers = [
-            Thread(self._pass_on, "output of a parked program", (stream,), daemon=True)
-            for stream in self._sockets[1:GUEST]
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._readers: list[Any] = []
+        try:
+            self._end_with_caller.bind(self.process.pid)
+            for stream in self._sockets[1:GUEST]:
+                name = "output of a parked program"
+                reader = Thread(self._pass_on, name, (stream,), daemon=True)
+                reader.start()
+                self._readers.append(reader)
+        except BaseException:
+            self.close()
+            raise
 
     def _pass_on(self, stream: socket.socket) -> None:
         while data := stream.recv(65536):

@@ -118,7 +118,7 @@ class Saving:
         incremental: bool,
         on_progress: OnProgress | None,
     ) -> None:
-        self.directory = directory
+        self.directory = directory.resolve()  # rmtree removes nothing through a link
         self.is_own = is_own
         """Whether the program is started for the snapshot, and so killed in any case."""
         self.opts = opts
@@ -252,8 +252,11 @@ class Saving:
         """
         self._created = not self.directory.exists()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._created:
+            self.directory.chmod(0o700)  # the umask can remove the owner's permissions
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if not lock(fd) or os.listdir(fd):
+        # It can have been removed since it was opened.
+        if not lock(fd) or not os.fstat(fd).st_nlink or os.listdir(fd):
             close(fd)
             raise OptionError([Problem("directory", str(self.directory), NEW)], verb="take")
         return fd

@@ -129,9 +129,9 @@ class Snapshot(Closing):
                 :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
                 saved in its next such call; or a running process, by its pid or ``Popen``. The
                 caller must not be in its tree.
-            directory: a new or empty directory. It is removed after a failure or an interruption,
-                unless the process has ended and its snapshot is complete: a note of the exception
-                says so.
+            directory: a new or empty directory. It is removed, or emptied if it existed before,
+                after a failure or an interruption, unless the process has ended and its snapshot
+                is complete: a note of the exception says so.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
             output: the descriptor for the output of the command before it is saved; None: the
@@ -199,11 +199,16 @@ class Snapshot(Closing):
                 default_output() if output is None else output,
                 processor or "",
             )
+
+        def taken() -> Snapshot:
+            save()
+            return cls(directory)
+
         try:
             if saving.is_own and threads_are_replaced():
-                save()  # subprocess.Popen of gevent works in the caller's thread only
+                result = taken()  # subprocess.Popen of gevent works in the caller's thread only
             else:
-                uninterrupted("take", save, lambda _: saving.undo())
+                result = uninterrupted("take", taken, lambda _: saving.undo())
             if isinstance(program, subprocess.Popen) and not leave_running:
                 program.poll()  # here: this thread can hold its locks, and gevent's needs its hub
         except BaseException as stop:
@@ -211,7 +216,7 @@ class Snapshot(Closing):
             if saving.is_kept:
                 stop.add_note(f"the process has ended, and its snapshot {directory} is complete")
             raise
-        return cls(directory)
+        return result
 
     def start(
         self,

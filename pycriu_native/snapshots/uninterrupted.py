@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import os
 import time
 from _thread import get_native_id
@@ -45,7 +44,12 @@ def uninterrupted(
         if work.is_prevented:
             raise
         work.reason = work.reason or stop
-    return work.conclude()
+    try:
+        return work.conclude()
+    except BaseException:
+        if work.results:  # interrupted again, before the result was undone
+            return work.conclude()
+        raise
 
 
 def _interruption() -> BaseException | None:
@@ -126,9 +130,8 @@ class Work(OwnThread, Generic[Result]):
         """The result; or raise the exception of the function or of an interruption."""
         if self.reason is None and self._error is None:
             return self.results[0]
-        for result in self.results:  # it was ready when the interruption came
-            undo = functools.partial(self._undo, result)
-            Work[object](self._verb, undo, id).wait_to_end(surely=True)
+        if self.results:  # it was ready when the interruption came
+            Work[object](self._verb, self.undo_result, id).wait_to_end(surely=True)
         if self.reason is None or self._error is self.reason:
             assert self._error is not None
             raise self._error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from subprocess import PIPE
@@ -113,6 +115,21 @@ def test_a_loop_that_ends(snapshot: Snapshot, when: str) -> None:
     done = subprocess.run(command, stdout=PIPE, timeout=PATIENCE, env=ENVIRONMENT)
     assert done.stdout == b""
     assert done.returncode == 0
+
+
+def test_no_reference_cycle(snapshot: Snapshot) -> None:
+    """A copy is deleted with the last reference to it, without the garbage collector."""
+
+    async def main() -> weakref.ref[object]:
+        async with snapshot.start_async() as process:
+            process.kill()
+        return weakref.ref(process.process)
+
+    gc.disable()
+    try:
+        assert asyncio.run(main())() is None
+    finally:
+        gc.enable()
 
 
 def test_an_executor_that_drops_the_start(snapshot: Snapshot) -> None:

@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError
+from pycriu_native import CriuError, OptionError
+from pycriu_native._support import unpatched
+from pycriu_native._system.file_lock import lock
 from pycriu_native.snapshots import (
     Record,
     Snapshot,
@@ -167,6 +169,49 @@ def test_a_result_after_an_interruption(snapshot: Snapshot) -> None:
     assert undone == ["result"]
 
 
+@pytest.mark.parametrize("obstacle", ["again", "again within", "no thread"])
+def test_an_undo_with_an_obstacle(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    """A further interruption before the undo begins, or a limit of threads: it is undone."""
+    undone: list[str] = []
+    work: Any = None
+    times = [1] * (50 if obstacle == "no thread" else 1)
+
+    def fail_once(function: Callable[..., Any], error: type[BaseException]) -> Callable[..., Any]:
+        def replaced(*args: Any, **options: Any) -> Any:
+            if times and getattr(work, "results", None):
+                times.pop()
+                raise error("can't start new thread")
+            return function(*args, **options)
+
+        return replaced
+
+    def begin(self: Any, *args: Any) -> None:
+        nonlocal work
+        work = work or self
+        init(self, *args)
+
+    def wait_to_end(self: Any, **options: Any) -> None:
+        wait(self, **options)
+        if self is work:
+            raise KeyboardInterrupt  # between the end of the function and the return of its result
+
+    init, wait = uninterrupted.Work.__init__, uninterrupted.Work.wait_to_end
+    monkeypatch.setattr(uninterrupted.Work, "__init__", begin)
+    monkeypatch.setattr(uninterrupted.Work, "wait_to_end", wait_to_end)
+    owner, name, error = {
+        "again": (uninterrupted.Work, "conclude", KeyboardInterrupt),
+        "again within": (unpatched.RawThread, "__init__", KeyboardInterrupt),
+        "no thread": (unpatched, "_start", RuntimeError),
+    }[obstacle]
+    monkeypatch.setattr(owner, name, fail_once(getattr(owner, name), error))
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted.uninterrupted("start", lambda: "result", undone.append)
+    assert len(times) == (49 if obstacle == "no thread" else 0)  # one attempt
+    assert undone == ["result"]
+
+
 # ---- other calls ----
 
 
@@ -187,6 +232,7 @@ TAKING: list[tuple[ModuleType | type, str]] = [
     (host_check, "mapped_files"),
     (saving, "dump"),
     (saving, "_accept_any_file"),
+    (Record, "read"),
 ]
 """Steps of ``take`` for a command."""
 
@@ -231,7 +277,7 @@ def test_a_command_has_the_signal_mask_of_the_caller(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("leave_running", [False, True])
-@pytest.mark.parametrize("name", ["mapped_files", "_accept_any_file", "dump"])
+@pytest.mark.parametrize("name", ["mapped_files", "_accept_any_file", "dump", "read"])
 def test_a_process_that_is_taken(
     snapshot: Snapshot,
     monkeypatch: pytest.MonkeyPatch,
@@ -243,14 +289,14 @@ def test_a_process_that_is_taken(
     """Either it runs and there is no directory, or it has ended and the snapshot is complete."""
     pid, directory = sleeper, tmp_path / "new"
     times = [1]
-    owner: Any = host_check if name == "mapped_files" else saving
+    owner: Any = {"mapped_files": host_check, "read": Record}.get(name, saving)
     monkeypatch.setattr(owner, name, interrupting(getattr(owner, name), times))
     with pytest.raises(KeyboardInterrupt) as raised:
         Snapshot.take(pid, directory, without_guest=True, leave_running=leave_running)
     assert times == []
     kept = not is_alive(pid)
     if name != "_accept_any_file":  # CRIU may have gone on before the interruption
-        assert kept is (name == "dump" and not leave_running)
+        assert kept is (name in ("dump", "read") and not leave_running)
     assert directory.exists() is kept
     assert ("complete" in str(getattr(raised.value, "__notes__", ""))) is kept
     if kept:
@@ -258,19 +304,55 @@ def test_a_process_that_is_taken(
             kill(taken.start())
 
 
+@pytest.mark.parametrize("kind", ["new", "empty", "link"])
 def test_a_snapshot_that_cannot_be_completed(
-    monkeypatch: pytest.MonkeyPatch, sleeper: int, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, sleeper: int, tmp_path: Path, kind: str
 ) -> None:
     """A full disk after CRIU has written its images: the process continues."""
+    place, target = tmp_path / "new", tmp_path / "target"
+    if kind != "new":
+        target.mkdir()
+        place.symlink_to(target) if kind == "link" else target.rename(place)
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Record, "write", fail)
     with pytest.raises(OSError, match="No space left"):
+        Snapshot.take(sleeper, place, without_guest=True)
+    assert is_alive(sleeper)
+    assert place.exists() is (kind != "new")
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_directory_that_another_call_removes(
+    monkeypatch: pytest.MonkeyPatch, sleeper: int, tmp_path: Path
+) -> None:
+    """It is refused if it is removed between its creation and its lock."""
+
+    def late(fd: int) -> bool:
+        (tmp_path / "new").rmdir()
+        return lock(fd)
+
+    monkeypatch.setattr(saving, "lock", late)
+    with pytest.raises(OptionError, match="a new or empty directory"):
         Snapshot.take(sleeper, tmp_path / "new", without_guest=True)
     assert is_alive(sleeper)
-    assert not (tmp_path / "new").exists()
+
+
+def test_a_program_whose_output_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No thread can be started for it: the program is killed."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = State.take()
+    monkeypatch.setattr(parked, "Thread", fail)
+    with pytest.raises(RuntimeError):
+        Snapshot.take(["sleep", "1000"], tmp_path / "new")
+    eventually(lambda: not State.take().grown_since(before), "the end of the program")
 
 
 TWICE = """
