@@ -130,9 +130,12 @@ def fake(tmp_path: Path) -> FakeCriu:
 @pytest.fixture(autouse=True)
 def _nothing_left_open() -> Any:
     """No test leaves a descriptor, a child or a thread."""
-    descriptors, threads = len(os.listdir("/proc/self/fd")), set(threading.enumerate())
+    descriptors, threads = len(os.listdir("/proc/self/fd")), set(os.listdir("/proc/self/task"))
     yield  # what earlier tests started may end meanwhile
-    assert set(threading.enumerate()) <= threads
+    until = time.monotonic() + PATIENCE  # a thread can end a moment after its work
+    while not set(os.listdir("/proc/self/task")) <= threads:
+        assert time.monotonic() < until
+        time.sleep(0.002)
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for child in children:
