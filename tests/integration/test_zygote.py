@@ -334,17 +334,17 @@ def test_a_deadline_leaves_nothing(
     zygote: Zygote, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start that reaches its deadline, or fails after the fork, leaves no child or message."""
-    before = children()
+    before = children()  # some of an earlier test may end meanwhile
     for deadline in (0, 1e-9):
         with pytest.raises(DeadlineError):
             zygote.start(deadline=deadline)
-        assert children() == before
+        assert children() <= before
     monkeypatch.setattr("pycriu_native.snapshots.zygote._wait", lambda *_: False)
     with pytest.raises(DeadlineError):
         zygote.start()  # the deadline passes after the request was sent
-    assert children() == before
+    assert children() <= before
     monkeypatch.undo()
     with pytest.raises(OptionError, match="too large"):
         zygote.start(extra_env={"LARGE": "x" * 100_000_000})
-    assert children() == before
+    assert children() <= before
     assert capfd.readouterr().err == ""
