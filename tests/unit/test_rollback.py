@@ -509,9 +509,9 @@ def test_a_pattern_below_a_link(tmp_path: Path) -> None:
     (tmp_path / "named").symlink_to("target")
     at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with open(place / "file", "a"):
+        with open(place / "file", "a"), _other_process(place) as pid:
             also = [link / "*", tmp_path / "named"]
-            saved_files.save(at, [os.getpid()], Rollback(also=also), lambda: None)
+            saved_files.save(at, [pid], Rollback(also=also), lambda: None)
     finally:
         os.close(at)
     for name in ("place/file", "place/new", "target"):
