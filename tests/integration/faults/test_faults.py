@@ -23,6 +23,7 @@ from pycriu_native import (
     LazyPages,
     Notification,
     Notify,
+    PidInUseError,
     WorkerDiedError,
     dump,
     restore,
@@ -110,9 +111,12 @@ def test_in_a_lazy_dump(
     assert not hasattr(error, "result")
     saved = images_are(images)
     if saved == "complete":
-        saved = "without memory, and refused"
-        with pytest.raises(ImagesError, match="lack memory"):
+        # Without memory for large pipes, CRIU saves all pages: the images are those of a dump.
+        with pytest.raises((ImagesError, PidInUseError)) as refused:
             restore(common.only_for("restore"))
+        if isinstance(refused.value, ImagesError):
+            saved = "without memory, and refused"
+            assert "lack memory" in str(refused.value)
     assert checked.is_intact()
     assert not workers()
     cell = Cell(
