@@ -14,6 +14,8 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, Severity, dump, feature_check, preflight, restore
 from pycriu_native._failures.log_excerpt import known
 from pycriu_native._system.huge_pages import can_map, setting_of, sizes
+from pycriu_native._transport import feature_cache
+from pycriu_native._transport.feature_cache import knows_huge_pages
 from pycriu_native.images import check_images, inspect
 
 from .conftest import Spawn
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("orphans")
 
 SIZE = 2 << 20
 SETTING = Path(setting_of(SIZE))
+CACHE = Path("/run") / feature_cache.NAME
 PRELUDE = """
     import ctypes, mmap, os
     libc = ctypes.CDLL(None)
@@ -59,6 +62,8 @@ def setting() -> Iterator[None]:
     with huge_pages.changed(SETTING, 1):
         if not can_map(SIZE, SIZE):
             pytest.skip("there is no memory for a huge page, or this machine uses its own")
+        if knows_huge_pages(SIZE):  # the machine had one when CRIU made its cache
+            CACHE.unlink()
         yield
         reap_all()
 
