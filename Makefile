@@ -381,7 +381,7 @@ test-fresh: ## run demo and tests in new Debian 12, 13 and forky roots, as root 
 	(($${#failed[@]} == 0)) || { printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; }
 
 # The libraries and programs that CRIU's tests are compiled with.
-ZDTM_PACKAGES := gcc make curl xz-utils protobuf-compiler protobuf-c-compiler libprotobuf-c-dev \
+ZDTM_PACKAGES := gcc curl xz-utils protobuf-compiler protobuf-c-compiler libprotobuf-c-dev \
 	libaio-dev libcap-dev libbpf-dev libselinux1-dev libmnl-dev libnl-3-dev libnl-route-3-dev
 # The flavors of CRIU's tests: h (host), ns (own namespaces), uns (also a user namespace).
 FLAVORS ?= h ns

@@ -41,9 +41,11 @@ MAX_WAIT = 2**31 - 1
 GRACE = 10.0
 """Seconds for CRIU to undo its work after a cancel, before its worker is killed."""
 
-POLL, SLOW_POLL, OFTEN = 0.001, 0.01, 1.0
-"""Seconds between two checks whether CRIU has stopped the processes of a pre-dump, the same from
-then on, and after how many. A tracer in a pid namespace that is not visible here is not seen."""
+POLL, SLOW_POLL = 0.001, 0.01
+"""Seconds between two checks whether CRIU has stopped the processes of a pre-dump, at first and
+later. A tracer in a pid namespace that is not visible here is not seen."""
+OFTEN = 1.0
+"""Seconds after which the checks are ``SLOW_POLL`` apart."""
 
 UNDONE_BY_CRIU = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs that CRIU has to undo; for any other it is enough to kill the worker."""

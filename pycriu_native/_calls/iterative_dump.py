@@ -87,6 +87,13 @@ class DumpItersResult:
     :class:`~pycriu_native.MovedMemoryError`). Empty if it saved the changes only."""
 
 
+def saves_all(moved: MovedMemoryError) -> str:
+    """Log that the final dump saves all memory, and return the reason."""
+    reason = moved.cause or str(moved)
+    logs.warn("the final dump saves all memory: %s", reason)
+    return reason
+
+
 def round_opts(opts: CriuOpts, base: str, number: int, *, track: bool = True) -> CriuOpts:
     """The options of round ``number``, from 1, in a directory of that name, with its parent."""
     return replace(
@@ -188,7 +195,6 @@ def dump_iters(
                 rounds.append(Round(number=count, result=result))
             final = save()
         except MovedMemoryError as moved:
-            refusal = moved.cause or str(moved)
-            logs.warn("the final dump saves all memory: %s", refusal)
+            refusal = saves_all(moved)
             final = save(parent_image=None)
     return DumpItersResult(rounds=tuple(rounds), final=final, not_incremental=refusal)

@@ -252,9 +252,12 @@ def by_images(request: Request) -> Iterator[Problem]:
 def by_position(request: Request) -> Iterator[Problem]:
     if request.inside:
         rule = "not in a dump of a tree that the caller is in: it is frozen and cannot respond"
-        parent = request.opts.parent_image
-        values = ("on_notify", request.on_notify), ("deadline", request.deadline)
-        for name, value in (*values, ("parent_image", parent)):
+        values = {
+            "on_notify": request.on_notify,
+            "deadline": request.deadline,
+            "parent_image": request.opts.parent_image,
+        }
+        for name, value in values.items():
             if value is not None:
                 yield Problem(name, value, rule)
     if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and request.opts.freeze_cgroup is None:

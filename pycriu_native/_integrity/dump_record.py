@@ -58,7 +58,7 @@ def write_record(directory: int) -> None:
                 for name, size in sizes.items()
                 if name in sums or not name.startswith(_PAGES)
             }
-            _write(directory, _inventory(directory), images)
+            _write(directory, inventory_of(directory), images)
         except OSError:
             os.unlink(RECORD, dir_fd=directory)
 
@@ -86,7 +86,7 @@ def problems(files: ImageFiles, names: set[str]) -> Iterator[Problem]:
     from .image_files import COPY_AGAIN, DamagedError, Problem, replaced, short
 
     try:
-        here = _inventory(files.directory)
+        here = inventory_of(files.directory)
     except OSError:
         return  # reported
     try:
@@ -117,7 +117,8 @@ def problems(files: ImageFiles, names: set[str]) -> Iterator[Problem]:
                 yield Problem(f"{name} is damaged: it cannot be read: {error.strerror}")
 
 
-def _inventory(directory: int) -> bytes:
+def inventory_of(directory: int) -> bytes:
+    """The contents of ``inventory.img``, by which a set is recognized. ``OSError``."""
     return read_regular("inventory.img", 2**16, dir_fd=directory)
 
 

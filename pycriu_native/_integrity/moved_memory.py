@@ -39,16 +39,18 @@ import contextlib
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from .._support.unpatched import closing
 from .._system import page_frames
 from .._system.page_frames import CHANGED, EMPTY, ENTRY, PAGE, TABLE, frames_of, page_tables
 from .._system.process import is_running, stat_of, status_of
 from .._system.process_tree import process_tree
-from .._system.regular_file import open_regular, read_regular, replace_file
+from .._system.regular_file import open_regular, replace_file
 from ..enums import Verb
 from ..errors import CriuError, ImagesError, MovedMemoryError
 from .dump_marker import EARLIER, FRAMES
+from .dump_record import inventory_of
 from .image_files import DamagedError, ImageFiles
 from .pagemap import IN_PARENT, Runs
 
@@ -156,7 +158,7 @@ class MemoryCheck:
     def _read(
         self, tree: Iterable[int], saved: ImageFiles | None = None, earlier: Record | None = None
     ) -> Record:
-        """Read the frames. They are checked if there is a record of a parent.
+        """Read the frames. They are compared if there is a record of a parent.
 
         ``earlier``: the record of the first reading of a pre-dump.
         """
@@ -170,31 +172,15 @@ class MemoryCheck:
                 continue
             number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
             process = number, stat.start
-            before = first = None
-            if self._before:
-                before = self._before.get(process)
+            before = None if self._before is None else self._before.get(process)
+            compare = first = None
+            if limit is not None and before is not None:
+                runs = None if saved is None else _runs(saved, number)
+                compare = partial(self._compare, limit, number, before, runs)
             if earlier is not None and self._parent is not None:
                 first = earlier.get(process, {})
-            runs = None if saved is None or before is None else _runs(saved, number)
-            tables: Tables = {}
             try:
-                for address, entries in page_tables(pid, self._check) if self._visible else ():
-                    frames = frames_of(entries)
-                    if (
-                        limit is not None
-                        and before is not None
-                        and limit.is_moved(
-                            before.get(address, EMPTY), entries, frames, _taken(runs, address)
-                        )
-                    ):
-                        raise self._refusal(
-                            f"memory of pid {number} at {address:#x} was moved, or merged (KSM), "
-                            "and the kernel has not marked it as changed"
-                        )
-                    if first is not None:
-                        frames = _kept(first.get(address, EMPTY), frames, entries)
-                    if self._runs_on and frames != EMPTY:
-                        tables[address] = frames
+                result[process] = self._tables(pid, compare, first)
             except CriuError:
                 raise  # DeadlineError is an OSError
             except OSError as error:
@@ -203,9 +189,47 @@ class MemoryCheck:
                 if before is not None:
                     why = f"the page frames of pid {number} cannot be read ({error.strerror})"
                     raise self._refusal(why) from None
-                tables = {}
-            result[process] = tables
+                result[process] = {}
         return result
+
+    def _tables(
+        self,
+        pid: int,
+        compare: Callable[[int, bytes, bytes], object] | None,
+        first: Tables | None,
+    ) -> Tables:
+        """The frames of a process, of those that are as in ``first`` or have a mark.
+
+        ``compare`` is called with the address, entries and frames of each page table.
+        """
+        result: Tables = {}
+        for address, entries in page_tables(pid, self._check) if self._visible else ():
+            frames = frames_of(entries)
+            if compare is not None:
+                compare(address, entries, frames)
+            if first is not None:
+                frames = _kept(first.get(address, EMPTY), frames, entries)
+            if self._runs_on and frames != EMPTY:
+                result[address] = frames
+        return result
+
+    def _compare(
+        self,
+        limit: _Limit,
+        number: int,
+        before: Tables,
+        runs: Runs | None,
+        address: int,
+        entries: bytes,
+        frames: bytes,
+    ) -> None:
+        """Raise ``MovedMemoryError`` if a page table is not the one that was recorded."""
+        taken = _taken(runs, address)
+        if limit.is_moved(before.get(address, EMPTY), entries, frames, taken):
+            raise self._refusal(
+                f"memory of pid {number} at {address:#x} was moved, or merged (KSM), and the "
+                "kernel has not marked it as changed"
+            )
 
     def _of_parent(self, parent: str) -> Record:
         """Read the record of the parent, and remove it."""
@@ -213,7 +237,7 @@ class MemoryCheck:
         try:
             with closing(os.open(parent, flags, dir_fd=self._images)) as at:
                 with open(open_regular(FRAMES, dir_fd=at), "rb") as file:
-                    data, inventory = file.read(), _inventory(at)
+                    data, inventory = file.read(), inventory_of(at)
                 os.unlink(FRAMES, dir_fd=at)
             return _decoded(data, inventory)
         except OSError as error:
@@ -238,7 +262,7 @@ class MemoryCheck:
         if not self._runs_on:
             record = {}
         try:
-            replace_file(self._images, FRAMES, *_encoded(record, _inventory(self._images)))
+            replace_file(self._images, FRAMES, *_encoded(record, inventory_of(self._images)))
         except OSError as error:
             raise ImagesError(
                 f"{self._verb} of pid {self._pid} was undone: {FRAMES}, which an incremental dump "
@@ -306,10 +330,6 @@ def _kept(before: bytes, frames: bytes, entries: bytes = EMPTY) -> bytes:
 
 def _is_traced(pid: int) -> bool:
     return status_of(pid).get("TracerPid", "0") != "0"
-
-
-def _inventory(directory: int) -> bytes:
-    return read_regular("inventory.img", 2**16, dir_fd=directory)
 
 
 def _encoded(record: Record, inventory: bytes) -> Iterator[bytes | memoryview]:

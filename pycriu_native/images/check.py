@@ -43,7 +43,7 @@ from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
 from .._system.processor import authenticates_pointers, cpu_flags
 from .._system.regular_file import check_writable
-from .._system.scheduling import RESET_ON_FORK, RESET_ON_FORK_SINCE, is_restored
+from .._system.scheduling import is_restored
 from ..enums import NetworkLock, Verb
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
@@ -408,9 +408,7 @@ class _Check:
     def policies(self) -> Iterator[Finding]:
         """Scheduling policies (``criu/cr-restore.c``: ``validate_sched_parm``)."""
         for thread in (each for process in self.images.processes for each in process.threads):
-            if not is_restored(thread.policy) or (
-                thread.policy & RESET_ON_FORK and self._is_older_than(RESET_ON_FORK_SINCE)
-            ):
+            if not is_restored(thread.policy, self._is_older_than):
                 yield _known(thread.tid, "sched-policy")
 
     def plugins(self) -> Iterator[Finding]:

@@ -7,8 +7,8 @@ import time
 from dataclasses import fields
 from typing import Any
 
-from .._calls import logs, requirements, verbs
-from .._calls.iterative_dump import More, Round, ShrinkingRounds, round_opts
+from .._calls import requirements, verbs
+from .._calls.iterative_dump import More, Round, ShrinkingRounds, round_opts, saves_all
 from .._calls.notification import Hook, Notification
 from .._calls.progress import memory_of, size_of_pages
 from .._system.process_identity import Target, number_of
@@ -155,7 +155,7 @@ class Source:
                     self._target, self._rounds.next(), via=self._via, on_notify=self._on_notify
                 )
             except MovedMemoryError as moved:
-                self._refused(moved)
+                self._refusal = saves_all(moved)
                 return
             self._send("images of rounds")
             if not self._should_continue(Round(number=self._rounds.number, result=result)):
@@ -171,12 +171,8 @@ class Source:
             if not self._refusal:
                 return self._held(self._rounds.next(**changes))
         except MovedMemoryError as moved:
-            self._refused(moved)
+            self._refusal = saves_all(moved)
         return self._held(self._rounds.again(**changes))
-
-    def _refused(self, moved: MovedMemoryError) -> None:
-        self._refusal = moved.cause or str(moved)
-        logs.warn("the final dump saves all memory: %s", self._refusal)
 
     def _held(self, opts: CriuOpts) -> DumpResult:
         request = verbs.dump_request(self._target, opts, self._via, self._hook, None)

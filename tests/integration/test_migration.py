@@ -338,6 +338,21 @@ def test_a_socket_of_the_callers_and_a_directory(
     assert result.images == ""
 
 
+def _sent_in_rounds(
+    pid: int,
+    there: Destination,
+    mode: MigrationMode,
+    should_continue: Callable[[pycriu_native.Round], bool],
+) -> pycriu_native.MigrationResult:
+    """Migrate a process; both sides have the same pid."""
+    result = migrate_out(
+        pid, CriuOpts(), to=there.place, mode=mode, should_continue=should_continue, insecure=True
+    )
+    message = there.until("result", "error")
+    assert message.get("result") == result.pid, message
+    return result
+
+
 @needs_soft_dirty
 @pytest.mark.parametrize(
     "mode", [MigrationMode.PRE_COPY, MigrationMode.PRE_COPY_THEN_POST_COPY], ids=str
@@ -354,16 +369,7 @@ def test_memory_goes_in_rounds_first(
         rounds.append(one)
         return len(rounds) < 3
 
-    result = migrate_out(
-        traveller.pid,
-        CriuOpts(),
-        to=there.place,
-        mode=mode,
-        should_continue=should_continue,
-        insecure=True,
-    )
-    message = there.until("result", "error")
-    assert message.get("result") == result.pid, message
+    result = _sent_in_rounds(traveller.pid, there, mode, should_continue)
     assert traveller.ask("checksum") == checksum
     assert len(rounds) == 3
     assert rounds[0].bytes_written > 16 * 2**20
@@ -392,16 +398,7 @@ def test_memory_that_was_moved(
         return more
 
     with reaped(target):
-        result = migrate_out(
-            target.pid,
-            CriuOpts(),
-            to=there.place,
-            mode=mode,
-            should_continue=should_continue,
-            insecure=True,
-        )
-        message = there.until("result", "error")
-        assert message.get("result") == result.pid, message
+        result = _sent_in_rounds(target.pid, there, mode, should_continue)
         assert "was moved" in result.not_incremental
         assert [target.ask("contents", number) for number in (0, 1)] == [[2], [1]]
 

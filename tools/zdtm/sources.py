@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pycriu_native._system.capabilities import CAP_SYS_RESOURCE, has_capability
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "zdtm"
-CAP_SYS_RESOURCE = 24
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 _LINE = re.compile(r"(not ok|ok) \d+ - (\S+)(?: # SKIP (.*))?")
 
@@ -50,15 +51,12 @@ def _fetch(release: str, result: Path) -> None:
     partial.mkdir()
     subprocess.run(["tar", "-xf", archive, "--strip-components=1", "-C", partial], check=True)
     archive.unlink()
-    if not _may_dump_others():  # the tests then run as root, not as the users of zdtm.py
+    if not has_capability(
+        CAP_SYS_RESOURCE
+    ):  # the tests then run as root, not as the users of zdtm.py
         driver = partial / "test" / "zdtm.py"
         driver.write_text(re.sub('"(18943|58467)"', '"0"', driver.read_text()))
     partial.rename(result)
-
-
-def _may_dump_others() -> bool:
-    capabilities = re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())
-    return capabilities is not None and bool(int(capabilities[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
 @contextlib.contextmanager

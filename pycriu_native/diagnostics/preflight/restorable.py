@@ -20,7 +20,7 @@ from ..._system.capabilities import (
 )
 from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
-from ..._system.scheduling import RESET_ON_FORK, RESET_ON_FORK_SINCE, is_restored
+from ..._system.scheduling import is_restored
 from ...findings import Finding
 from .context import Context, no_restore
 from .tasks import owner_of
@@ -81,9 +81,7 @@ def _policies(context: Context) -> Iterator[Finding]:
         for tid in process.threads:
             with contextlib.suppress(OSError):
                 policy = os.sched_getscheduler(tid)
-                if not is_restored(policy) or (
-                    policy & RESET_ON_FORK and context.is_older_than(RESET_ON_FORK_SINCE)
-                ):
+                if not is_restored(policy, context.is_older_than):
                     yield no_restore(
                         "scheduling-policy",
                         f"its thread {tid} has the scheduling policy {policy} of sched(7)",
