@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 
-class Located:
+class RealPaths:
     """Paths without symbolic links in their directories: the names by which files are compared."""
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ def matches(patterns: Iterable[str], ignore: Iterable[str] = ()) -> Iterator[str
     the name of a link also yields the target of the link. In the directories ``ignore``, only such
     patterns match.
     """
-    located = Located()
+    real_paths = RealPaths()
     ignored = tuple(os.path.join(os.path.realpath(each), "") for each in ignore)
     for pattern in patterns:
         for path in glob.iglob(pattern, include_hidden=True):
             if path.endswith("/"):
                 continue  # as the pattern: directories only
-            real = located.path(path)
+            real = real_paths.path(path)
             is_name = pattern == glob.escape(path)
             if not is_name and real.startswith(ignored):
                 continue
