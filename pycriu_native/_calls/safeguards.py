@@ -206,10 +206,15 @@ class Safeguards:
         self.finish()
 
     def pre_dumped(self) -> None:
-        """Record the memory of a pre-dump that is complete; else its images are removed."""
-        if self._memory is None:
+        """Complete the images of a pre-dump; they are removed if that fails."""
+        if self._memory is None or self._images is None or self._request.pid is None:
             return
+        from .._integrity.droppable_memory import drop_of_pre_dump  # loaded since ``requested``
+        from .._integrity.image_files import ImageFiles
+        from .._system.process_tree import process_tree
+
         try:
+            drop_of_pre_dump(ImageFiles(self._images), process_tree(self._request.pid))
             self._memory.after_pre_dump()
         except BaseException:
             if self._marker is not None:

@@ -13,12 +13,13 @@ not changed.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .._native.ffi import native
 from .._system.mappings import droppable_of
-from .._system.process import status_of
+from .._system.process import own_number_of
 from .._system.regular_file import open_regular
 from .._wire.fields import messages_of
 from .._wire.protobuf import message
@@ -44,6 +45,9 @@ _MAP_PRIVATE, _MAP_DROPPABLE = 0x02, 0x08
 _DONT_DUMP = 1 << 16
 """MADV_DONTDUMP, among the advices of a mapping."""
 
+_UNEXPECTED = DamagedError, IndexError, KeyError, ValueError
+"""Images of an unexpected form, which their check reports; or a page server has the pages."""
+
 
 def drop(files: ImageFiles, tree: Sequence[int]) -> None:
     """Change the images of droppable memory of the processes, which are frozen.
@@ -53,16 +57,26 @@ def drop(files: ImageFiles, tree: Sequence[int]) -> None:
     images = [name for name in files.names if kind_of(name) == "MM"]
     candidates = {name: found for name in images if (found := _candidates(files, name))}
     for pid in tree if candidates else ():
-        number = status_of(pid).get("NSpid", str(pid)).split()[-1]
+        number = own_number_of(pid)
         name = f"mm-{number}.img"
         if name not in candidates:
             continue
         if ranges := [each for each in droppable_of(pid) if each in candidates[name]]:
-            try:
+            with contextlib.suppress(*_UNEXPECTED):
                 _drop_pages(files, f"pagemap-{number}.img", ranges)
                 _mark(files.directory, name, ranges)
-            except (DamagedError, IndexError, KeyError, ValueError):
-                continue  # the check of the images reports it, or a page server has the pages
+
+
+def drop_of_pre_dump(files: ImageFiles, tree: Iterable[int]) -> None:
+    """Replace the content in a pre-dump, so that later dumps can refer to its pages.
+
+    The processes run: pages of a droppable mapping that is new are saved by the next dump.
+    """
+    for pid in tree:
+        number = own_number_of(pid)
+        if f"pagemap-{number}.img" in files.names and (ranges := droppable_of(pid)):
+            with contextlib.suppress(*_UNEXPECTED):
+                _drop_pages(files, f"pagemap-{number}.img", ranges)
 
 
 def _candidates(files: ImageFiles, name: str) -> set[Range]:

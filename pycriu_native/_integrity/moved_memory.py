@@ -44,7 +44,7 @@ from functools import partial
 from .._support.unpatched import closing
 from .._system import page_frames
 from .._system.page_frames import CHANGED, EMPTY, ENTRY, PAGE, TABLE, frames_of, page_tables
-from .._system.process import is_running, stat_of, status_of
+from .._system.process import is_running, own_number_of, stat_of, status_of
 from .._system.process_tree import process_tree
 from .._system.regular_file import open_regular, replace_file
 from ..enums import Verb
@@ -170,7 +170,7 @@ class MemoryCheck:
             stat = stat_of(pid)
             if stat is None:
                 continue
-            number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
+            number = own_number_of(pid)
             process = number, stat.start
             before = None if self._before is None else self._before.get(process)
             compare = first = None

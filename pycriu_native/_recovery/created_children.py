@@ -15,7 +15,7 @@ from collections.abc import Container, Iterator, Mapping
 from .._support.exit_status import exit_status
 from .._support.lazy import signal
 from .._support.unpatched import closing, readable
-from .._system.process import children_of, read_small, stat_of, status_of
+from .._system.process import children_of, own_number_of, read_small, stat_of
 from .._wire.fields import message_fields, messages_of
 from .half_restored import pids_in
 
@@ -81,7 +81,7 @@ def _made(
             or stat.start < first
         ):
             continue
-        number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
+        number = own_number_of(pid)
         known = number in expected and stat.name in (program, expected[number])
         known = known and (not namespace or _pid_namespace(pid) == namespace)
         if known or stat.group == worker:

@@ -68,6 +68,11 @@ def status_of(pid: int, thread: int | None = None) -> dict[str, str]:
     return {name: value.strip() for name, _, value in pairs if name}
 
 
+def own_number_of(pid: int) -> int:
+    """The pid of a process in its own pid namespace; ``pid`` if the process has ended."""
+    return int(status_of(pid).get("NSpid", str(pid)).split()[-1])
+
+
 def leader_of(number: int) -> int | None:
     """The pid of the process of a thread; its own for a process, None where there is neither."""
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuOpts, dump, restore
+from pycriu_native import CriuOpts, dump, pre_dump, restore
 from pycriu_native._system.mappings import droppable_of
 from pycriu_native.snapshots import Snapshot
 
@@ -84,6 +84,30 @@ def test_a_parent_has_its_pages(orphans: None, spawn: Spawn, tmp_path: Path, ima
     )
     target.dump(again)
     restore(CriuOpts(images_directory=images))
+    try:
+        assert target.ask("content") == 0
+    finally:
+        kill(target.pid)
+
+
+@needs_soft_dirty
+def test_a_pre_dump_and_two_dumps(orphans: None, spawn: Spawn, tmp_path: Path) -> None:
+    """The page that does not change is found in the parent of the parent."""
+    try:
+        target = spawn(MAPPED + "serve(content=content)")
+    except AssertionError:
+        pytest.skip("this kernel has no MAP_DROPPABLE (Linux 6.11)")
+    places = [tmp_path / name for name in ("first", "second", "third")]
+    for place in places:
+        place.mkdir()
+    first, second, third = places
+    pre_dump(target.pid, CriuOpts(images_directory=first))
+    opts = CriuOpts(
+        images_directory=second, parent_image="../first", track_mem=True, leave_running=True
+    )
+    dump(target.pid, opts)
+    target.dump(CriuOpts(images_directory=third, parent_image="../second", track_mem=True))
+    restore(CriuOpts(images_directory=third))
     try:
         assert target.ask("content") == 0
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native._integrity.droppable_memory import drop
+from pycriu_native._integrity.droppable_memory import drop, drop_of_pre_dump
 from pycriu_native._integrity.image_files import ImageFiles
 from pycriu_native._system.mappings import droppable_of
 from pycriu_native._system.process import status_of
@@ -153,6 +153,26 @@ def test_zeros_in_a_parent_are_kept(droppable: int, tmp_path: Path) -> None:
             os.close(fd)
         above = at
     assert contents(tmp_path / "0") == [0] * PAGES
+
+
+def test_a_parent_that_is_a_pre_dump(droppable: int, tmp_path: Path, directory: int) -> None:
+    """A pre-dump has zeros in place of the content, and no reference to a parent without it."""
+    end = droppable + PAGES * PAGE
+    runs = [
+        (droppable - PAGE, 2, PRESENT),
+        (droppable + PAGE, 1, PARENT),
+        (droppable + 2 * PAGE, 4, PRESENT | LAZY),
+    ]
+    saved(tmp_path, [], runs)
+    only(tmp_path, "mm-*.img").unlink()
+    drop_of_pre_dump(ImageFiles(directory), [os.getpid()])
+    assert contents(tmp_path) == [1, 0, 0, 0, 5, 6]
+    kept = ImageFiles(directory).runs(only(tmp_path, "pagemap-*.img").name).between(0, 2**63)
+    assert [run[:3] for _, run in kept] == [
+        (droppable - PAGE, droppable + PAGE, PRESENT),
+        (droppable + 2 * PAGE, end, PRESENT),
+        (end, end + 2 * PAGE, PRESENT | LAZY),
+    ]
 
 
 def test_two_in_one_run(droppable: int, tmp_path: Path, directory: int) -> None:
