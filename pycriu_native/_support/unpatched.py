@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -71,6 +72,7 @@ def readable(*fds: int, seconds: float | None = 0.0) -> bool:
 
 
 _start: Callable[..., int] = original("_thread", "start_new_thread")
+_native_id: Callable[[], int] = original("_thread", "get_native_id")
 
 
 def threads_are_replaced() -> bool:
@@ -80,6 +82,24 @@ def threads_are_replaced() -> bool:
         eventlet is not None and bool(eventlet.is_monkey_patched("thread"))
     )
 
+
+_ending: deque[int] = deque(maxlen=16)
+"""Numbers of threads of the kernel that have done their work, and may still exist."""
+
+UNTIL_ENDED = 0.1
+"""Seconds that a fork waits at most for one of them."""
+
+
+def _wait_for_ending() -> None:
+    """``os.fork`` warns of other threads from Python 3.12 on; it counts those of the kernel."""
+    while _ending:
+        task, attempts = f"/proc/self/task/{_ending.pop()}", 100
+        while attempts and os.path.exists(task):
+            sleep(UNTIL_ENDED / 100)
+            attempts -= 1
+
+
+os.register_at_fork(before=_wait_for_ending)
 
 _joined_at_exit: set[RawThread] = set()
 
@@ -139,6 +159,7 @@ class RawThread:
         finally:
             del self._target, self._args  # no reference cycles, as in threading.Thread
             _joined_at_exit.discard(self)
+            _ending.append(_native_id())
             self._ended.set()
 
     def is_alive(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -45,6 +47,27 @@ def test_a_thread_has_ended_in_a_child() -> None:
         over.set()
         thread.join()
     assert not thread.is_alive()
+
+
+FORKS = """
+import os
+threads = []
+os.register_at_fork(before=lambda: threads.append(len(os.listdir("/proc/self/task"))))
+from pycriu_native._support.unpatched import RawThread
+for _ in range(500):
+    thread = RawThread(lambda: None, "test")
+    thread.start()
+    thread.join()
+    if not (pid := os.fork()):
+        os._exit(0)
+    os.waitpid(pid, 0)
+print(max(threads))
+"""
+
+
+def test_a_fork_waits_for_the_end_of_a_joined_thread() -> None:
+    """Its thread of the kernel has ended too: ``os.fork`` counts those, and would warn of it."""
+    assert subprocess.check_output([sys.executable, "-c", FORKS], text=True) == "1\n"
 
 
 def test_a_fork_does_not_wait_endlessly(monkeypatch: pytest.MonkeyPatch) -> None:
