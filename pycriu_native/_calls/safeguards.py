@@ -6,6 +6,7 @@ CRIU undoes most of its own work. This module undoes the rest, and all of it if 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
@@ -21,6 +22,7 @@ from .prepare import Directories
 from .request import Request
 
 if TYPE_CHECKING:
+    from .._integrity.image_access import ImageAccess
     from .._integrity.moved_memory import MemoryCheck
     from .._recovery.failed_restore import RestoreUndo
     from .._recovery.link_remaps import KeptLink
@@ -57,6 +59,7 @@ class Safeguards:
         self._restore: RestoreUndo | None = None
         self._files: RollBack | None = None
         self._links: Sequence[KeptLink] = ()
+        self._access: ImageAccess | None = None
 
     def mark(self) -> None:
         """Mark the images of a dump as incomplete, and refuse to restore incomplete images.
@@ -105,6 +108,7 @@ class Safeguards:
                 )
         if request.verb is not Verb.RESTORE or self._images is None:
             return
+        self._access = _access_to(self._images)
         if request.rollback is not None:
             with no_fork:
                 from .._rollback.put_back import RollBack  # few restores need it
@@ -203,6 +207,7 @@ class Safeguards:
                 self._memory.written(tree)
             if self._marker is not None:
                 write_record(images)
+            _access_to(images)
         self.finish()
 
     def pre_dumped(self) -> None:
@@ -246,12 +251,23 @@ class Safeguards:
         remaining = () if self._restore is None else self._restore.undo(killed=killed)
         if self._files is not None:
             remaining += self._files.give_back()
+        if self._access is not None:
+            self._access.revoke()
         if remaining and isinstance(failure, CriuError):
             failure.left_behind = remaining
         for thing in remaining:
             failure.add_note(f"left behind: {thing}")
         if self._marker is not None and not killed:
             self._marker.undo()
+
+
+def _access_to(images: int) -> ImageAccess | None:
+    """Let root of the user namespace in the images read them; None if they have none."""
+    if not any(name.startswith("userns-") for name in os.listdir(images)):
+        return None
+    with no_fork:
+        from .._integrity.image_access import ImageAccess  # few trees have a user namespace
+    return ImageAccess(images)
 
 
 def _add_recovery(failure: BaseException, result: RecoveryResult) -> None:

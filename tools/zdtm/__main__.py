@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .sources import BUILD, ROOT, compiled, machine_restored, run
@@ -32,14 +33,14 @@ def wrong_verdicts(verdicts: Path) -> list[str]:
     return result
 
 
-def compare(tree: Path, criu: Path, flavor: str, tests: list[str]) -> bool:
+def compare(tree: Path, criu: Path, flavor: str, chosen: Sequence[str]) -> bool:
     """Whether the results are equal and each verdict is right."""
     verdicts, script = BUILD / f"verdicts-{flavor}.jsonl", BUILD / f"criu-by-library-{flavor}"
     verdicts.write_text("")
     script.write_text(SCRIPT.format(root=ROOT, criu=criu, verdicts=verdicts, python=sys.executable))
     script.chmod(0o755)
-    expected = run(tree, criu, flavor, tests, BUILD / f"criu-{flavor}.log")
-    results = run(tree, script, flavor, tests, BUILD / f"library-{flavor}.log")
+    expected = run(tree, criu, flavor, chosen, BUILD / f"criu-{flavor}.log")
+    results = run(tree, script, flavor, chosen, BUILD / f"library-{flavor}.log")
     passed = [list(each.values()).count("ok") for each in (expected, results)]
     print(f"{flavor}: of {len(expected)} tests criu passes {passed[0]}, the library {passed[1]}")
     differences = [
@@ -56,12 +57,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.zdtm", description=__doc__)
     parser.add_argument("flavors", nargs="+", choices=("h", "ns", "uns"))
     parser.add_argument("--only", action="append", default=[], help="a test: zdtm/static/env00")
+    parser.add_argument("--exclude", action="append", default=[], help="a regular expression")
     chosen = parser.parse_args()
+    tests = [word for test in chosen.only for word in ("-t", test)] or ["-a"]
+    tests += [word for each in chosen.exclude for word in ("-x", each)]
     facts = dict(line.split("=", 1) for line in (ROOT / ".criu").read_text().split())
     BUILD.mkdir(parents=True, exist_ok=True)
     tree, criu = compiled(facts["CRIU_VERSION"]), Path(facts["CRIU_PROGRAM"])
     with machine_restored():
-        equal = [compare(tree, criu, each, chosen.only) for each in chosen.flavors]
+        equal = [compare(tree, criu, each, tests) for each in chosen.flavors]
     return int(not all(equal))
 
 

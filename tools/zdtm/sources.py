@@ -81,15 +81,23 @@ def machine_restored() -> Iterator[None]:
                 subprocess.run(["umount", place], check=True)
 
 
-def run(tree: Path, program: Path, flavor: str, tests: Sequence[str], log: Path) -> dict[str, str]:
-    """Run tests, or all. Returns for each "ok", "not ok", or the reason why it was skipped."""
+def run(tree: Path, program: Path, flavor: str, chosen: Sequence[str], log: Path) -> dict[str, str]:
+    """Run the tests that these arguments of zdtm.py choose.
+
+    Returns for each "ok", "not ok", or the reason why it was skipped.
+    """
     report = BUILD / "report"
     shutil.rmtree(report, ignore_errors=True)
     report.mkdir()
     command = [sys.executable, "zdtm.py", "run", "--keep-going", "--ignore-taint"]
     command += ["--keep-img", "never", "--flavor", flavor, "--criu-bin", str(program)]
-    command += ["--pycriu-search-path", str(Path(__file__).parent), "--report", str(report)]
-    command += [word for test in tests for word in ("-t", test)] or ["-a"]
+    command += [
+        "--pycriu-search-path",
+        str(Path(__file__).parent),
+        "--report",
+        str(report),
+        *chosen,
+    ]
     # zdtm.py starts itself again as python3.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
