@@ -27,9 +27,9 @@ from ...options.flags import UNKNOWN
 from ...options.values import PageServer, descriptor_number
 from ...results import Version
 from ..doctor.features import tested
-from . import sockets
+from . import inet_sockets, sockets
 from .context import Context, needs, no_restore, note, stops
-from .sockets import INTERNET, kinds
+from .open_sockets import INTERNET, kinds
 from .values import in_units
 
 LOCK = "network_lock_nftables"
@@ -220,7 +220,7 @@ def _network_lock(context: Context) -> Iterator[Finding]:
         return
     if context.tree.root.namespaces["net"] != context.tree.ours.namespaces["net"]:
         lacking = helpers.missing_for_namespace_lock()
-    elif not context.in_force("tcp_close") and (used := sockets.families_to_lock(context)):
+    elif not context.in_force("tcp_close") and (used := inet_sockets.families_to_lock(context)):
         lacking = helpers.missing_for_lock(used)
     else:
         return

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from ...findings import Finding
 from .context import Context, lost
-from .sockets import copied_socket, sockets_of
+from .open_sockets import copied_socket, sockets_of
 
 SOL_UDP = 17
 _SOCKET = {

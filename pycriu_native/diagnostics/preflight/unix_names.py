@@ -17,7 +17,7 @@ from ..._system.descriptors import where
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from .context import Context, lost, stops
-from .sockets import UNIX, copied_socket, sockets_of
+from .open_sockets import UNIX, copied_socket, sockets_of
 
 SIOCUNIXFILE = 0x89E0
 """``linux/un.h``: a descriptor of the file that a socket is bound to."""
