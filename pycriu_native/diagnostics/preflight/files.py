@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
 from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
 from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
 from ..._system.system_calls import file_system_type
 from ...findings import Finding
-from .context import Context, lost, needs, no_restore, note, stops
+from .context import Context, lost, needs, no_restore, note, on, stops
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
@@ -212,7 +211,7 @@ def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Ite
             context,
             "name-gone",
             f"{_called(used)} is no longer where it was, but has other names",
-            "set link_remap=True; a link named link_remap.NUMBER is made for it",
+            cure="set link_remap=True; a link named link_remap.NUMBER is made for it",
             sets={"link_remap": True},
             failure="link-remap",
             **about,
@@ -227,7 +226,7 @@ def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Ite
             context,
             "other-device-file",
             f"the path of {_called(used)} now leads to another file of the same device",
-            "evasive_devices=True",
+            cure="evasive_devices=True",
             sets={"evasive_devices": True},
             failure="evasive",
             **about,
@@ -293,7 +292,7 @@ def _nameless(context: Context, used: Used) -> Iterator[Finding]:
         context,
         "deleted-large",
         words,
-        f"ghost_limit={taken} or more",
+        cure=f"ghost_limit={taken} or more",
         sets={"ghost_limit": taken},
         failure="ghost-limit",
         **about,
@@ -318,12 +317,9 @@ def _locks(context: Context) -> Iterator[Finding]:
                 context,
                 "file-lock",
                 f"it holds a {kind} lock",
-                known("file-locks").cure,
                 sets={"file_locks": True},
                 failure="file-locks",
-                pid=fd.pid,
-                fd=fd.number,
-                path=fd.link,
+                **on(fd),
             )
             break
 
@@ -356,10 +352,8 @@ def _pipes(context: Context) -> Iterator[Finding]:
         yield lost(
             "pipe-outside",
             "a pipe leads to a process outside of the tree",
-            pid=fd.pid,
-            fd=fd.number,
-            path=fd.link,
             cure=f'give it another one on restore: inherit_fds=[(fd, "{fd.link}")]',
+            **on(fd),
         )
 
 

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from ..._failures.log_excerpt import known
 from ..._system.inet_sockets import InetSocket
 from ..._system.port_conflicts import ANY
 from ..._system.process_snapshot import Descriptor
@@ -46,7 +45,6 @@ def look_at(
                 "tcp-closed-by-both",
                 "a TCP connection that has ended is in the images, for which the restore needs an "
                 "option",
-                known("tcp-restore").cure,
                 sets={"tcp_established": True},
                 failure="tcp-restore",
                 pid=fd.pid,
@@ -70,7 +68,6 @@ def look_at(
                 context,
                 "not-accepted",
                 "a listening socket has connections that the program has not yet accepted",
-                known("tcp-in-flight").cure,
                 sets={"tcp_skip_in_flight": True},
                 failure="tcp-in-flight",
                 path=_shown_address(sock.local),
@@ -87,7 +84,6 @@ def look_at(
             context,
             "tcp-connection",
             "a TCP connection is open",
-            known("tcp-established").cure,
             sets={"tcp_established": True},
             failure="tcp-established",
             path=to,

@@ -244,7 +244,6 @@ def _network_lock(context: Context) -> Iterator[Finding]:
             context,
             "network-lock",
             f"CRIU locks the network by default {message}",
-            known("net-lock-iptables").cure,
             sets={"network_lock": NetworkLock.NFTABLES},
             failure="net-lock-iptables",
         )
@@ -308,7 +307,7 @@ def _cgroup_namespace(context: Context) -> Iterator[Finding]:
             "the processes have a cgroup namespace of their own and are in the cgroups of CRIU: a "
             "restore with the option leaves them in the cgroup namespace of CRIU, and fails "
             "without it",
-            entry.cure,
+            cure=entry.cure,
             sets={"manage_cgroups_mode": CgroupMode.IGNORE},
             failure=entry.id,
         )

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
 from ..._system.mappings import Mapping, droppable_of, has_guard_pages
 from ..._system.mountinfo import mounts_of
@@ -78,7 +77,6 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
             context,
             "uprobes",
             "a tracing tool has set a uprobe in it",
-            known("uprobes").cure,
             sets={"allow_uprobes": True},
             failure="uprobes",
             **about,

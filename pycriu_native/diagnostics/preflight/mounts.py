@@ -61,7 +61,6 @@ def look(context: Context) -> Iterator[Finding]:
                 "child-overmount",
                 "another mount covers it at the same place, and both are from outside of its user "
                 "namespace: the kernel locks them",
-                known("child-overmount").cure,
                 sets={"skip_mnts": (mount.place,)},
                 pid=context.mounts.owners[mount.namespace].pid,
                 path=mount.place,
@@ -257,7 +256,7 @@ class _Mounts:
     def _needs(self, mount: Mount, id: str, message: str, cure: str, **more: Any) -> Finding:
         more = {"sets": _sets(self.context, mount), "failure": id} | more
         pid = self.table.owners[mount.namespace].pid
-        return needs(self.context, id, message, cure, pid=pid, path=mount.place, **more)
+        return needs(self.context, id, message, cure=cure, pid=pid, path=mount.place, **more)
 
 
 def _sets(context: Context, mount: Mount) -> dict[str, Any]:

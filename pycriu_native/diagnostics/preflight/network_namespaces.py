@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Process
 from ..._system.sock_diag import links
 from ..._transport.helper_programs import HelperPrograms
@@ -50,7 +49,6 @@ def _links(context: Context) -> Iterator[Finding]:
                 "network-device",
                 f"its network namespace has a device of a kind that CRIU cannot rebuild "
                 f"({device.kind or 'hardware'})",
-                known("link-type").cure,
                 sets={"empty_ns": 0x40000000},
                 failure="link-type",
                 pid=process.pid,

@@ -24,7 +24,7 @@ from ..._transport.base import Via
 from ..._transport.worker import worker_of
 from ...errors import CriuError
 from ...findings import Finding
-from .context import Context, lost, needs, no_restore, note, stops
+from .context import Context, lost, needs, no_restore, note, on, stops
 from .files import is_memory, is_plain_device
 from .terminals import MASTER, is_terminal
 
@@ -51,9 +51,7 @@ def look(context: Context) -> Iterator[Finding]:
                 "tun",
                 "it has a tun or tap device of the host open",
                 failure="tun-of-the-host",
-                pid=fd.pid,
-                fd=fd.number,
-                path=fd.link,
+                **on(fd),
             )
         elif fd.flags & os.O_PATH and _has_a_state(context, fd):
             yield _path_descriptor(context, fd)
@@ -89,7 +87,7 @@ def _path_descriptor(context: Context, fd: Descriptor) -> Finding:
 
     is_each_saved = fd.device in (MASTER, TUN) or fd.link.startswith("anon_inode:")
     is_saved = not is_each_saved and any(map(has_saved_it, context.tree.descriptors()))
-    about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    about = on(fd)
     return (no_restore if is_saved or is_memory(fd) else stops)(
         "path-descriptor",
         "it is open with O_PATH, and no file, directory or symbolic link",
@@ -119,7 +117,7 @@ def device(pid: int, numbers: tuple[int, int], path: str, **more: Any) -> Findin
 
 def _anonymous(context: Context, fd: Descriptor) -> Iterator[Finding]:
     name = fd.link.removeprefix("anon_inode:")
-    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    about = on(fd)
     if name == "[io_uring]":
         yield stops(
             "io-uring", "it uses io_uring, which CRIU cannot save", failure="io-uring", **about
@@ -196,7 +194,7 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
     kind = fd.link.partition(":")[0]
     if kind not in context.tree.root.namespaces:
         return
-    about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    about = on(fd)
     what = "it has a namespace open in which no process of the tree is"
     if fd.link in context.tree.in_namespaces(kind):
         return
@@ -216,7 +214,7 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
 
 
 def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
-    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    about = on(fd)
     with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
         answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
         if size := int.from_bytes(answer, sys.byteorder):
@@ -279,7 +277,6 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator
             context,
             "watch-not-found",
             "CRIU does not find the path of a file or directory that it watches",
-            known("irmap").cure,
             sets=sets,
             failure="irmap",
             **about,

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 
 from ...findings import Finding
-from .context import Context, lost
+from .context import Context, lost, on
 from .open_sockets import copied_socket, sockets_of
 
 SOL_UDP = 17
@@ -66,9 +66,7 @@ def look(context: Context) -> Iterator[Finding]:
                     "socket-options",
                     f"a socket has options that CRIU does not save: {', '.join(names)}",
                     cure="make the program set them again after the restore",
-                    pid=fd.pid,
-                    fd=fd.number,
-                    path=fd.link,
+                    **on(fd),
                 )
 
 

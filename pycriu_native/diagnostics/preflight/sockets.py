@@ -16,7 +16,7 @@ from ..._support.unpatched import close, readable
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from . import inet_sockets, unix_sockets
-from .context import Context, lost, stops
+from .context import Context, lost, on, stops
 from .inet_sockets import CLOSE, LISTEN, TIME_WAIT
 from .open_sockets import INTERNET, UNIX, copied_socket, sockets_of, tables_of
 
@@ -96,7 +96,7 @@ def _is_tcp_in_use(fd: Descriptor, kind: str) -> bool:
 
 
 def _netlink(fd: Descriptor) -> Iterator[Finding]:
-    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    about = on(fd)
     with contextlib.suppress(OSError), copied_socket(fd) as sock:
         port = sock.getsockname()[0]
         groups = sock.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 1024)

@@ -12,7 +12,6 @@ import resource
 from collections.abc import Iterator
 
 from ..._calls.requirements import caller_inside
-from ..._failures.log_excerpt import known
 from ..._support.unpatched import close, sleep
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
@@ -117,7 +116,7 @@ def _frozen(context: Context) -> Iterator[Finding]:
             context,
             "frozen",
             f"it is in the frozen cgroup {cgroup}, where CRIU would wait for it for ever",
-            f'freeze_cgroup="{cgroup}", or thaw it',
+            cure=f'freeze_cgroup="{cgroup}", or thaw it',
             sets={"freeze_cgroup": cgroup},
             pid=context.tree.root.pid,
         )
@@ -151,7 +150,6 @@ def _stoppable(process: Process) -> Iterator[Finding]:
             "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen",
             pid=process.pid,
             failure="stop-signal",
-            cure=known("stop-signal").cure,
         )
     yield from _hangs(process)
     pending = int(process.status.get("SigPnd", "0"), 16) | int(
@@ -259,7 +257,6 @@ def _session(context: Context, process: Process) -> Iterator[Finding]:
             context,
             "shell-job",
             "the leader of its session is outside of the tree, as of what a shell starts",
-            known("shell-job").cure,
             sets={"shell_job": True},
             pid=process.pid,
             failure="shell-job",

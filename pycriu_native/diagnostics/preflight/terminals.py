@@ -14,14 +14,13 @@ import sys
 import termios
 from collections.abc import Iterator
 
-from ..._failures.log_excerpt import known
 from ..._system.descriptors import copied
 from ..._system.id_maps import unmapped_gid, unmapped_uid
 from ..._system.process import all_pids, stat_of
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file
 from ...findings import Finding
-from .context import Context, needs, no_restore, stops
+from .context import Context, needs, no_restore, on, stops
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
@@ -95,9 +94,7 @@ def _not_mapped(terminals: list[Descriptor]) -> Iterator[Finding]:
                 "terminal-owner",
                 "the owner or the group of its terminal is not mapped in this user namespace",
                 failure="tty-owner",
-                pid=fd.pid,
-                fd=fd.number,
-                path=fd.link,
+                **on(fd),
             )
             return
 
@@ -128,7 +125,7 @@ def _current(context: Context) -> Iterator[Finding]:
                 if first is None
                 else "it has /dev/tty open, whose terminal is saved with another process, "
                 f"{first.pid}",
-                f'external=["{_key(fd)}"] on the dump, and another terminal on the restore: '
+                cure=f'external=["{_key(fd)}"] on the dump, and another terminal on the restore: '
                 f'inherit_fds=[(fd, "{_key(fd)}")]; or close /dev/tty before the dump',
                 sets={"external": (_key(fd),)},
                 failure="ctty",
@@ -171,12 +168,9 @@ def _half(context: Context, fd: Descriptor) -> Iterator[Finding]:
         context,
         "terminal-outside",
         "the master of its terminal is outside of the tree",
-        known("pty-half").cure,
         sets={"orphan_pts_master": True} if container else {"shell_job": True},
-        pid=fd.pid,
-        fd=fd.number,
-        path=fd.link,
         failure="pty-half",
+        **on(fd),
     )
 
 
@@ -198,12 +192,9 @@ def _dangling(context: Context, fd: Descriptor) -> Iterator[Finding]:
             context,
             "terminal-of-a-shell",
             f"its terminal belongs to a session outside of the tree, which process {leader} leads",
-            known("dangling-tty").cure,
             sets={"shell_job": True},
-            pid=fd.pid,
-            fd=fd.number,
-            path=fd.link,
             failure="dangling-tty",
+            **on(fd),
         )
 
 

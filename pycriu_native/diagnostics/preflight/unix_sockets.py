@@ -125,7 +125,7 @@ def _outside(
             context,
             "unix-outside",
             f"a unix socket sends to {name} outside of the tree",
-            "external_connections=True on dump and restore",
+            cure="external_connections=True on dump and restore",
             sets={"external_connections": True},
             failure="unix-ext",
             **about,
@@ -143,7 +143,7 @@ def _outside(
             context,
             "unix-half",
             f"a unix socket is connected to a process outside of the tree{at}",
-            f'external=["{key}"] on dump and inherit_fds=[(fd, "socket:[{sock.inode}]")] on '
+            cure=f'external=["{key}"] on dump and inherit_fds=[(fd, "socket:[{sock.inode}]")] on '
             "restore, with a new connection; or close it before the dump",
             sets={"external": (key,)},
             failure="unix-half",
