@@ -27,7 +27,7 @@ from ..options.fields import foreign_options
 from ..options.table import TABLE
 from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
-from .work_directory import from_work_directory
+from .work_directory import from_work_directory, path_of
 
 if TYPE_CHECKING:
     import re
@@ -132,6 +132,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     parent = opts.parent_image
     if not isinstance(parent, str):
         return
+    is_read = verb in (Verb.DUMP, Verb.PRE_DUMP)
     if os.path.isabs(parent):
         # runc's rule: CRIU only warns, and the images can be restored on this host only.
         yield Problem(
@@ -143,23 +144,23 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     base = images_path(opts)
     where = _parent(opts)
     if base is None or where is None:
-        if verb in (Verb.DUMP, Verb.PRE_DUMP) and opts.images_dir is not None:
+        if is_read and opts.images_dir is not None:
             rule = f"needs images_directory instead of images_dir: {FRAMES} in it is read"
             yield Problem("parent_image", parent, rule)
         return
     if not os.path.isdir(where):
         rule = f"{lack_of(where)}: {_EXISTING}, relative to {base}"
         yield Problem("parent_image", parent, rule)
-    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
+    elif is_read and not os.path.exists(f"{where}/inventory.img"):
         # CRIU would save all memory, with a line in its log; that of a page server has no line.
         yield Problem(
             "parent_image", parent, f"a directory with images is accepted, unlike {where}"
         )
-    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and (half := unfinished(where)):
+    elif is_read and (half := unfinished(where)):
         # The dump would succeed and end the process, but CRIU could not restore the images.
         rule = f"images of a finished dump are accepted: the one to {half} did not finish"
         yield Problem("parent_image", parent, rule)
-    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.lexists(f"{where}/{FRAMES}"):
+    elif is_read and not os.path.lexists(f"{where}/{FRAMES}"):
         # Memory that mremap(2) has moved since could not be detected (_integrity/moved_memory.py).
         rule = (
             f"{where} has no {FRAMES}: the images of the last pre_dump, or dump with track_mem, of "
@@ -182,10 +183,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 def images_path(opts: CriuOpts) -> str | None:
     """The images directory as a path."""
-    directory = opts.images_directory
-    if directory is None or isinstance(directory, str):
-        return directory
-    return f"/proc/self/fd/{descriptor_number(directory)}"
+    return None if opts.images_directory is None else path_of(opts.images_directory)
 
 
 def _parent(opts: CriuOpts) -> str | None:

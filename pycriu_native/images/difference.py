@@ -363,34 +363,26 @@ def _one_sided(
 def _side_by_side(before: Memory, after: Memory) -> Iterator[tuple[_Piece | None, _Piece | None]]:
     """Split both memories into ranges with common bounds; None: only the other one has it."""
     streams = before.pieces(), after.pieces()
-    was, now = next(streams[0], None), next(streams[1], None)
-    while was is not None or now is not None:
-        if now is None or (was is not None and was[0] + was[2] <= now[0]):
-            assert was is not None
-            yield was, None
-            was = next(streams[0], None)
-        elif was is None or now[0] + now[2] <= was[0]:
-            yield None, now
-            now = next(streams[1], None)
-        elif was[0] < now[0]:
-            remaining, was = _cut(was, now[0])
-            yield remaining, None
-        elif now[0] < was[0]:
-            remaining, now = _cut(now, was[0])
-            yield None, remaining
-        else:
-            size = min(was[2], now[2])
-            one, was = _cut(was, was[0] + size) if was[2] > size else (was, None)
-            two, now = _cut(now, now[0] + size) if now[2] > size else (now, None)
-            yield one, two
-            was = was if was is not None else next(streams[0], None)
-            now = now if now is not None else next(streams[1], None)
+    rest = [next(stream, None) for stream in streams]
+    while there := [piece for piece in rest if piece is not None]:
+        start = min(piece[0] for piece in there)
+        bounds = [bound for piece in there for bound in (piece[0], piece[0] + piece[2])]
+        end = min(bound for bound in bounds if bound > start)
+        range: list[_Piece | None] = [None, None]
+        for side, piece in enumerate(rest):
+            if piece is not None and piece[0] == start:
+                range[side], rest[side] = _cut(piece, end)
+                rest[side] = rest[side] or next(streams[side], None)
+        yield range[0], range[1]
 
 
-def _cut(piece: _Piece, at: int) -> tuple[_Piece, _Piece]:
+def _cut(piece: _Piece, at: int) -> tuple[_Piece, _Piece | None]:
+    """The parts of a piece before and after an address; None for an empty second part."""
     address, data, size, mapping = piece
-    remaining = at - address
+    first = at - address
+    if first == size:
+        return piece, None
     return (
-        (address, data[:remaining] if data is not None else None, remaining, mapping),
-        (at, data[remaining:] if data is not None else None, size - remaining, mapping),
+        (address, None if data is None else data[:first], first, mapping),
+        (at, None if data is None else data[first:], size - first, mapping),
     )

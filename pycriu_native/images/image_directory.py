@@ -14,8 +14,8 @@ from .._system.descriptors import opened_directory
 from ..errors import ImagesError
 from .formats import category
 from .model import Image, Parent
-from .reader import damaged, expect
-from .trailers import entries
+from .reader import expect
+from .trailers import entries, ghost_chunks
 
 LONGEST_CHAIN = 10_000
 """Maximum number of parents of a set: it is exceeded only if links change meanwhile."""
@@ -91,14 +91,7 @@ class ImageDirectory:
             result, at = file.parse(file.start, "ghost_file_entry")
             if not result.chunks:
                 return file.size - at
-            size = 0
-            while at < file.size:
-                chunk, at = file.parse(at, "ghost_chunk_entry")
-                if chunk.len > file.size - at:
-                    raise damaged(file.path, at, f"a chunk of {chunk.len} bytes is truncated")
-                size += chunk.len
-                at += chunk.len
-            return size
+            return sum(int(chunk.len) for chunk, _ in ghost_chunks(file, at))
 
 
 def parents_of(directory: str) -> tuple[list[Parent], list[str]]:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._integrity.page_size import HOST_PAGE, page_size
+from .._integrity.pagemap import Counts
 from .._system.huge_pages import MAP_HUGETLB, size_in
 from ..errors import ImagesError
 from .files import Files
 from .image_directory import ImageDirectory
 from .memory_mapping import MemoryMapping, VmaKind
-from .pages import Counts, Layers
+from .pages import Layers
 
 LONGEST_COMMAND = 4 * 2**20
 """Maximum bytes of a command line or an environment: the default limit of the kernel."""

@@ -15,8 +15,6 @@ from .._support.unpatched import close
 from ..errors import ImagesError
 from .reader import ImageFile, damaged, expect, open_file
 
-__all__ = ["CHUNK", "Counts", "Layers", "PageMap", "Stored", "load_map"]
-
 CHUNK = 2**20
 """Bytes of one read."""
 

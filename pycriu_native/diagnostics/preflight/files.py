@@ -40,7 +40,8 @@ class Used:
 
     pid: int
     fd: int | None
-    how: str
+    what: str
+    """What it is to the process, for messages."""
     path: str
     """The path in /proc."""
     stat: os.stat_result
@@ -74,16 +75,18 @@ def all_used(context: Context) -> Iterator[Used]:
     for process in context.tree.alive:
         for fd in process.descriptors:
             if _has_a_place(fd):
-                yield Used(process.pid, fd.number, "open", fd.link, fd.stat, fd.mount)
-        for name, how in (("cwd", "its directory"), ("root", "its root"), ("exe", "its program")):
-            yield from _opened(process, f"/proc/{process.pid}/{name}", how)
+                yield Used(
+                    process.pid, fd.number, "a file that it has open", fd.link, fd.stat, fd.mount
+                )
+        for name, what in (("cwd", "its directory"), ("root", "its root"), ("exe", "its program")):
+            yield from _opened(process, f"/proc/{process.pid}/{name}", what)
         mapped = {
             (mapping.device, mapping.inode, mapping.name): mapping.link
             for mapping in process.mappings
             if mapping.name.startswith("/") and mapping.inode and not _is_memory(mapping.name)
         }
         for path in mapped.values():
-            yield from _opened(process, path, "mapped")
+            yield from _opened(process, path, "a file that it has mapped")
 
 
 @cache
@@ -124,13 +127,13 @@ def is_plain_device(device: tuple[int, int]) -> bool:
     return device[0] == 1 or device in ((10, 235), (10, 200))
 
 
-def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
+def _opened(process: Process, path: str, what: str) -> Iterator[Used]:
     """A file without a descriptor. O_PATH opens it without access to its contents."""
     with contextlib.suppress(OSError):
         number = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             mount = descriptor_info("self", number)["mnt_id"][0]
-            yield Used(process.pid, None, how, link(path), os.fstat(number), int(mount))
+            yield Used(process.pid, None, what, link(path), os.fstat(number), int(mount))
         finally:
             close(number)
 
@@ -142,7 +145,7 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
     if context.external(key):
         return
     if used.path == PATH_TOO_LONG:
-        rule = f"the path of {_called(used)} is longer than the 4095 bytes that CRIU can read"
+        rule = f"the path of {used.what} is longer than the 4095 bytes that CRIU can read"
         yield stops("path-too-long", rule, failure="path-too-long", **about)
         return
     mount = context.mounts.by_number.get(used.mount)
@@ -150,14 +153,12 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         yield _on_no_mount(used, key, about)
         return
     if context.mounts.covered(mount):
-        yield stops(
-            "covered", f"{_called(used)} is covered by a mount", failure="overmounted", **about
-        )
+        yield stops("covered", f"{used.what} is covered by a mount", failure="overmounted", **about)
         return
     if mount.kind == "proc" and _is_of_a_thread(used):
         yield no_restore(
             "thread-file",
-            f"{_called(used)} is in /proc, and that of a thread",
+            f"{used.what} is in /proc, and that of a thread",
             failure="thread-file",
             cure="close it before the dump",
             **about,
@@ -183,7 +184,7 @@ def _on_no_mount(used: Used, key: str, about: dict[str, Any]) -> Finding:
         )
     return stops(
         "no-mount",
-        f"{_called(used)} is on no mount of its mount namespace: it is from outside of the "
+        f"{used.what} is on no mount of its mount namespace: it is from outside of the "
         "container, or on something unmounted",
         failure="fd-mount",
         cure="close it, or start the process with separate descriptors; or save it with "
@@ -202,7 +203,7 @@ def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Ite
         if stat.S_ISDIR(used.stat.st_mode):
             yield stops(
                 "removed-directory",
-                f"{_called(used)} was removed, and is in a file system of the kernel",
+                f"{used.what} was removed, and is in a file system of the kernel",
                 failure="removed-directory",
                 **about,
             )
@@ -210,7 +211,7 @@ def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Ite
         yield needs(
             context,
             "name-gone",
-            f"{_called(used)} is no longer where it was, but has other names",
+            f"{used.what} is no longer where it was, but has other names",
             cure="set link_remap=True; a link named link_remap.NUMBER is made for it",
             sets={"link_remap": True},
             failure="link-remap",
@@ -225,7 +226,7 @@ def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Ite
         yield needs(
             context,
             "other-device-file",
-            f"the path of {_called(used)} now leads to another file of the same device",
+            f"the path of {used.what} now leads to another file of the same device",
             cure="evasive_devices=True",
             sets={"evasive_devices": True},
             failure="evasive",
@@ -234,7 +235,7 @@ def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Ite
         return
     yield stops(
         "name-taken",
-        f"the path of {_called(used)} now leads to another file",
+        f"the path of {used.what} now leads to another file",
         failure="evasive",
         cure="restore the file that was opened",
         **about,
@@ -265,20 +266,14 @@ def _has_changed(used: Used) -> bool:
     return (result.st_dev, result.st_ino) != used.identity or result.st_nlink == 0
 
 
-def _called(used: Used) -> str:
-    return "a file that it has open" if used.how == "open" else (
-        "a file that it has mapped" if used.how == "mapped" else used.how
-    )  # fmt: skip
-
-
 def _nameless(context: Context, used: Used) -> Iterator[Finding]:
     limit = context.opts.ghost_limit or DEFAULT_GHOST_LIMIT
     about = {"pid": used.pid, "fd": used.fd, "path": used.path}
     taken = used.stat.st_size if context.is_older_than("3.18") else used.blocks
     if taken <= limit:
-        yield note("deleted", f"{_called(used)} is deleted: its {taken} bytes are saved", **about)
+        yield note("deleted", f"{used.what} is deleted: its {taken} bytes are saved", **about)
         return
-    words = f"{_called(used)} is deleted, and takes {taken} bytes, above the limit of {limit} bytes"
+    words = f"{used.what} is deleted, and takes {taken} bytes, above the limit of {limit} bytes"
     if taken >= 1 << 32:
         yield stops(
             "deleted-too-large",
@@ -363,10 +358,16 @@ def queued(context: Context) -> int:
     for fd in context.tree.descriptors():
         identity = fd.stat.st_dev, fd.stat.st_ino
         if stat.S_ISFIFO(fd.stat.st_mode) and identity not in sizes:
-            with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
-                answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
-                sizes[identity] = int.from_bytes(answer, sys.byteorder)
+            sizes[identity] = unread_bytes(fd)
     return sum(sizes.values())
+
+
+def unread_bytes(fd: Descriptor) -> int:
+    """Bytes that can be read from a pipe or similar; 0 if that is not known."""
+    with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
+        answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+    return 0
 
 
 def _held_outside(context: Context, inodes: set[int]) -> set[int]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._checks import option_rules
+from ..._checks.work_directory import path_of
 from ..._failures.log_excerpt import known
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.host import lines, read
@@ -24,7 +25,7 @@ from ...findings import Finding
 from ...options.criu_opts import CriuOpts
 from ...options.fields import StrPath
 from ...options.flags import UNKNOWN
-from ...options.values import PageServer, descriptor_number
+from ...options.values import PageServer
 from ...results import Version
 from ..doctor.features import tested
 from . import inet_sockets, sockets
@@ -130,11 +131,7 @@ def _path_in_criu(opts: CriuOpts, path: StrPath) -> str:
         work = each if work is None else work
     if work is None:
         return os.fsdecode(path)
-    if isinstance(work, str | bytes | os.PathLike):
-        base = os.fsdecode(work)
-    else:
-        base = f"/proc/self/fd/{descriptor_number(work)}"
-    return os.path.realpath(os.path.join(base, os.fsdecode(path)))
+    return os.path.realpath(os.path.join(path_of(work), os.fsdecode(path)))
 
 
 def _freezer(opts: CriuOpts) -> Iterator[Finding]:

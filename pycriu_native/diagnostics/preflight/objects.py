@@ -6,18 +6,15 @@ Sources of what CRIU supports: ``criu/files.c``, ``dump_one_file``; of watches `
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
-import sys
-import termios
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
-from ..._system.descriptors import copied, where
+from ..._system.descriptors import where
 from ..._system.process_snapshot import Descriptor
 from ..._system.system_calls import open_by_handle
 from ..._transport.base import Via
@@ -25,7 +22,7 @@ from ..._transport.worker import worker_of
 from ...errors import CriuError
 from ...findings import Finding
 from .context import Context, lost, needs, no_restore, note, on, stops
-from .files import is_memory, is_plain_device
+from .files import is_memory, is_plain_device, unread_bytes
 from .terminals import MASTER, is_terminal
 
 SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")
@@ -215,15 +212,13 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
 
 def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
     about = on(fd)
-    with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
-        answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
-        if size := int.from_bytes(answer, sys.byteorder):
-            yield lost(
-                "events",
-                f"{size} bytes of events that it has not read are dropped",
-                cure="make the program read the state of the watched files again after the restore",
-                **about,
-            )
+    if size := unread_bytes(fd):
+        yield lost(
+            "events",
+            f"{size} bytes of events that it has not read are dropped",
+            cure="make the program read the state of the watched files again after the restore",
+            **about,
+        )
     for line in fd.info.get("fanotify", ()):
         if line.startswith("sdev:"):
             yield lost(

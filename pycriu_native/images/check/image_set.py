@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 
 from ..._calls.request import output_names
+from ..._checks.work_directory import path_of
 from ..._integrity.dump_marker import RECORD
 from ..._system.descriptors import opened_directory
 from ..._system.regular_file import check_writable
 from ...enums import Verb
 from ...findings import Finding
-from ...options.values import descriptor_number
 from .context import Context, stops, warning
 
 
@@ -39,12 +39,7 @@ def complete(context: Context) -> Iterator[Finding]:
 
 def outputs(context: Context) -> Iterator[Finding]:
     place = context.opts.work_directory
-    if place is None:
-        path = context.images.directory
-    elif isinstance(place, str | bytes | os.PathLike):
-        path = os.fsdecode(place)
-    else:
-        path = f"/proc/self/fd/{descriptor_number(place)}"
+    path = context.images.directory if place is None else path_of(place)
     if not os.path.isdir(path):
         return  # a call reports or makes it
     with opened_directory(path) as directory:
