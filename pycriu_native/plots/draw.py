@@ -142,9 +142,7 @@ def _draw_timeline(dump: Timeline, to: Place) -> None:
         color=RED,
         fontweight="bold",
     )
-    _title(figure, f"A dump of {_processes(len(dump.processes))}, {_time(dump.end)}")
-    _legend(figure, axes)
-    _save(figure, to)
+    _save(figure, to, f"A dump of {_processes(len(dump.processes))}, {_time(dump.end)}", axes)
 
 
 def _lane(
@@ -196,8 +194,7 @@ def _draw_durations(timing: Timeline, to: Place) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel(f"{unit}; the log has no times (dump with --verbosity=4 for them)")
-    _title(figure, "How long a dump took, by CRIU's statistics")
-    _save(figure, to)
+    _save(figure, to, "How long a dump took, by CRIU's statistics")
 
 
 _START_COLOURS = {
@@ -226,9 +223,7 @@ def _draw_starts(starts: Sequence[StartTimings], to: Place) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, longest * scale * 1.1)
     axes.set_xlabel(f"time since the call began, {unit}")
-    _title(figure, f"{len(starts)} start{'s' * (len(starts) > 1)} of a snapshot")
-    _legend(figure, axes)
-    _save(figure, to)
+    _save(figure, to, f"{len(starts)} start{'s' * (len(starts) > 1)} of a snapshot", axes)
 
 
 def _draw_rounds(rounds: Sequence[ImageRound], to: Place) -> None:
@@ -256,9 +251,7 @@ def _draw_rounds(rounds: Sequence[ImageRound], to: Place) -> None:
     below.margins(y=0.25)
     below.set_xticks(places, names)
     below.set_xlabel("round, the last one is the dump")
-    _title(figure, f"{len(rounds)} round{'s' * (len(rounds) > 1)} of one chain")
-    _legend(figure, above)
-    _save(figure, to)
+    _save(figure, to, f"{len(rounds)} round{'s' * (len(rounds) > 1)} of one chain", above)
 
 
 _KIND_COLOURS = {
@@ -302,8 +295,9 @@ def _draw_memory(images: ImageSet, to: Place) -> None:
     above, below = figure.subplots(2, 1, height_ratios=[len(kinds) + 1, lanes + 1])
     _by_kind(above, dict(sorted(kinds.items(), key=lambda each: -each[1]["stored"])))
     _by_process(below, shown, rest)
-    _title(figure, f"Memory in the images: {_size(total)} of {_processes(len(images.processes))}")
-    _save(figure, to)
+    _save(
+        figure, to, f"Memory in the images: {_size(total)} of {_processes(len(images.processes))}"
+    )
 
 
 def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
@@ -384,10 +378,6 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, fontsize=12, fontweight="bold", color=INK)
-
-
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
@@ -401,7 +391,11 @@ def _legend(figure: Figure, axes: Axes) -> None:
     )
 
 
-def _save(figure: Figure, to: Place) -> None:
+def _save(figure: Figure, to: Place, title: str, legend: Axes | None = None) -> None:
+    """Write the figure to a file, with a title, and with a legend of these axes."""
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
+    if legend is not None:
+        _legend(figure, legend)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK, labelsize=9)
