@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImagesError, OptionError, Problem, UnsupportedError, missing_extra
 from .dump_timeline import Span, Timeline, read_timeline
-from .parent_chain import ImageRound, read_rounds
+from .parent_chain import read_rounds
 from .start_timings import read_starts
 
 if TYPE_CHECKING:
@@ -67,7 +67,32 @@ def rounds(directory: Place, to: Place) -> None:
     ``directory`` is that of the dump. Raises as :func:`timeline`.
     """
     _check(to)
-    _draw_rounds(read_rounds(directory), to)
+    chain = read_rounds(directory)
+    scale, unit = _size_unit(max(each.written + (each.in_parent or 0) for each in chain))
+    names = [_short(os.path.basename(each.directory)) for each in chain]
+    timed = [each.frozen for each in chain]
+    figure = _figure(max(6, 1.6 + 0.8 * len(chain)), 5.2)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    places = range(len(chain))
+    written = [each.written / scale for each in chain]
+    bars = above.bar(places, written, width=0.62, color=BLUE, label="written")
+    above.bar_label(bars, [_size(each.written) for each in chain], padding=2, fontsize=8)
+    skipped = [(each.in_parent or 0) / scale for each in chain]
+    if any(skipped):
+        above.bar(places, skipped, bottom=written, width=0.62, color=GREY, alpha=0.6,
+                  label="left in the parents")  # fmt: skip
+    above.set_ylabel(f"memory, {unit}")
+    above.margins(y=0.14)
+    seconds = [each or 0.0 for each in timed]
+    by, time_unit = _unit(max(seconds))
+    bars = below.bar(places, [each * by for each in seconds], width=0.62, color=RED, label="frozen")
+    labels = ["unknown" if each is None else _time(each) for each in timed]
+    below.bar_label(bars, labels, padding=2, fontsize=8)
+    below.set_ylabel(f"frozen, {time_unit}")
+    below.margins(y=0.25)
+    below.set_xticks(places, names)
+    below.set_xlabel("round, the last one is the dump")
+    _save(figure, to, f"{len(chain)} round{'s' * (len(chain) > 1)} of one chain", above)
 
 
 def memory(directory: Place, to: Place) -> None:
@@ -97,7 +122,21 @@ def start(timings: Place | Sequence[StartTimings], to: Place) -> None:
         timings = read_starts(timings)
     if not any(each.total for each in timings):
         raise OptionError([Problem("timings", timings, "timings of at least one start")])
-    _draw_starts(timings[-MOST:], to)
+    starts = timings[-MOST:]
+    longest = max(each.total for each in starts)
+    scale, unit = _unit(longest)
+    figure = _figure(10, 2.1 + 0.36 * len(starts))
+    axes = figure.subplots()
+    for place, each in enumerate(starts):
+        for phase in each.phases:
+            colour = _START_COLOURS.get(phase.name, INK)
+            _bar(axes, place, phase, scale, color=colour, label=phase.name)
+        _note_beside(axes, _time(each.total), each.total * scale, place)
+    axes.set_yticks(range(len(starts)), [f"{each.number} {each.way}" for each in starts])
+    axes.invert_yaxis()
+    axes.set_xlim(0, longest * scale * 1.1)
+    axes.set_xlabel(f"time since the call began, {unit}")
+    _save(figure, to, f"{len(starts)} start{'s' * (len(starts) > 1)} of a snapshot", axes)
 
 
 # ---- the plots ----
@@ -207,51 +246,6 @@ _START_COLOURS = {
     "fork": PINK,
     "finish": "#666666",
 }
-
-
-def _draw_starts(starts: Sequence[StartTimings], to: Place) -> None:
-    longest = max(each.total for each in starts)
-    scale, unit = _unit(longest)
-    figure = _figure(10, 2.1 + 0.36 * len(starts))
-    axes = figure.subplots()
-    for place, each in enumerate(starts):
-        for phase in each.phases:
-            colour = _START_COLOURS.get(phase.name, INK)
-            _bar(axes, place, phase, scale, color=colour, label=phase.name)
-        _note_beside(axes, _time(each.total), each.total * scale, place)
-    axes.set_yticks(range(len(starts)), [f"{each.number} {each.way}" for each in starts])
-    axes.invert_yaxis()
-    axes.set_xlim(0, longest * scale * 1.1)
-    axes.set_xlabel(f"time since the call began, {unit}")
-    _save(figure, to, f"{len(starts)} start{'s' * (len(starts) > 1)} of a snapshot", axes)
-
-
-def _draw_rounds(rounds: Sequence[ImageRound], to: Place) -> None:
-    scale, unit = _size_unit(max(each.written + (each.in_parent or 0) for each in rounds))
-    names = [_short(os.path.basename(each.directory)) for each in rounds]
-    timed = [each.frozen for each in rounds]
-    figure = _figure(max(6, 1.6 + 0.8 * len(rounds)), 5.2)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    places = range(len(rounds))
-    written = [each.written / scale for each in rounds]
-    bars = above.bar(places, written, width=0.62, color=BLUE, label="written")
-    above.bar_label(bars, [_size(each.written) for each in rounds], padding=2, fontsize=8)
-    skipped = [(each.in_parent or 0) / scale for each in rounds]
-    if any(skipped):
-        above.bar(places, skipped, bottom=written, width=0.62, color=GREY, alpha=0.6,
-                  label="left in the parents")  # fmt: skip
-    above.set_ylabel(f"memory, {unit}")
-    above.margins(y=0.14)
-    seconds = [each or 0.0 for each in timed]
-    by, time_unit = _unit(max(seconds))
-    bars = below.bar(places, [each * by for each in seconds], width=0.62, color=RED, label="frozen")
-    labels = ["unknown" if each is None else _time(each) for each in timed]
-    below.bar_label(bars, labels, padding=2, fontsize=8)
-    below.set_ylabel(f"frozen, {time_unit}")
-    below.margins(y=0.25)
-    below.set_xticks(places, names)
-    below.set_xlabel("round, the last one is the dump")
-    _save(figure, to, f"{len(rounds)} round{'s' * (len(rounds) > 1)} of one chain", above)
 
 
 _KIND_COLOURS = {

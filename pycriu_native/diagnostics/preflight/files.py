@@ -56,6 +56,11 @@ class Used:
     def identity(self) -> tuple[int, int]:
         return self.stat.st_dev, self.stat.st_ino
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """The arguments of a finding on it."""
+        return {"pid": self.pid, "fd": self.fd, "path": self.path}
+
 
 def look(context: Context) -> Iterator[Finding]:
     """Findings on the files of the tree."""
@@ -65,7 +70,8 @@ def look(context: Context) -> Iterator[Finding]:
         if key in seen:
             continue
         seen.add(key)
-        yield from _place(context, used)
+        if finding := _place(context, used):
+            yield finding
     yield from _locks(context)
     yield from _pipes(context)
 
@@ -138,40 +144,37 @@ def _opened(process: Process, path: str, what: str) -> Iterator[Used]:
             close(number)
 
 
-def _place(context: Context, used: Used) -> Iterator[Finding]:
+def _place(context: Context, used: Used) -> Finding | None:
     """Whether CRIU finds the file by its path."""
-    about: dict[str, Any] = {"pid": used.pid, "fd": used.fd, "path": used.path}
     key = f"file[{used.mount:x}:{used.stat.st_ino:x}]"
     if context.external(key):
-        return
+        return None
     if used.path == PATH_TOO_LONG:
         rule = f"the path of {used.what} is longer than the 4095 bytes that CRIU can read"
-        yield stops("path-too-long", rule, failure="path-too-long", **about)
-        return
+        return stops("path-too-long", rule, failure="path-too-long", **used.about)
     mount = context.mounts.by_number.get(used.mount)
     if mount is None:
-        yield _on_no_mount(used, key, about)
-        return
+        return _on_no_mount(used, key)
     if context.mounts.covered(mount):
-        yield stops("covered", f"{used.what} is covered by a mount", failure="overmounted", **about)
-        return
+        return stops(
+            "covered", f"{used.what} is covered by a mount", failure="overmounted", **used.about
+        )
     if mount.kind == "proc" and _is_of_a_thread(used):
-        yield no_restore(
+        return no_restore(
             "thread-file",
             f"{used.what} is in /proc, and that of a thread",
             failure="thread-file",
             cure="close it before the dump",
-            **about,
+            **used.about,
         )
     if mount.kind in ("proc", "devpts"):
-        return
+        return None
     if used.stat.st_nlink == 0:
-        yield from _nameless(context, used)
-        return
-    yield from _path(context, used, context.mounts.base(mount) + used.path, about)
+        return _nameless(context, used)
+    return _path(context, used, context.mounts.base(mount) + used.path)
 
 
-def _on_no_mount(used: Used, key: str, about: dict[str, Any]) -> Finding:
+def _on_no_mount(used: Used, key: str) -> Finding:
     if used.fd is not None and _is_message_queue(used):
         return stops(
             "message-queue",
@@ -180,7 +183,7 @@ def _on_no_mount(used: Used, key: str, about: dict[str, Any]) -> Finding:
             cure="make the program close it before the dump; or save its descriptor with "
             f'external=["{key}"], and give one of mq_open on the restore: '
             f'inherit_fds=[(fd, "{key}")]',
-            **about,
+            **used.about,
         )
     return stops(
         "no-mount",
@@ -189,56 +192,53 @@ def _on_no_mount(used: Used, key: str, about: dict[str, Any]) -> Finding:
         failure="fd-mount",
         cure="close it, or start the process with separate descriptors; or save it with "
         f'external="{key}" and pass a file with inherit_fds on restore',
-        **about,
+        **used.about,
     )
 
 
-def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Iterator[Finding]:
+def _path(context: Context, used: Used, path: str) -> Finding | None:
     """Whether the path leads to the file."""
     try:
         result = os.stat(path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         if _has_changed(used):
-            return
+            return None
         if stat.S_ISDIR(used.stat.st_mode):
-            yield stops(
+            return stops(
                 "removed-directory",
                 f"{used.what} was removed, and is in a file system of the kernel",
                 failure="removed-directory",
-                **about,
+                **used.about,
             )
-            return
-        yield needs(
+        return needs(
             context,
             "name-gone",
             f"{used.what} is no longer where it was, but has other names",
             cure="set link_remap=True; a link named link_remap.NUMBER is made for it",
             sets={"link_remap": True},
             failure="link-remap",
-            **about,
+            **used.about,
         )
-        return
     except OSError:
-        return
+        return None
     if (result.st_dev, result.st_ino) == used.identity or _has_changed(used):
-        return
+        return None
     if stat.S_ISCHR(used.stat.st_mode) and result.st_rdev == used.stat.st_rdev:
-        yield needs(
+        return needs(
             context,
             "other-device-file",
             f"the path of {used.what} now leads to another file of the same device",
             cure="evasive_devices=True",
             sets={"evasive_devices": True},
             failure="evasive",
-            **about,
+            **used.about,
         )
-        return
-    yield stops(
+    return stops(
         "name-taken",
         f"the path of {used.what} now leads to another file",
         failure="evasive",
         cure="restore the file that was opened",
-        **about,
+        **used.about,
     )
 
 
@@ -266,31 +266,28 @@ def _has_changed(used: Used) -> bool:
     return (result.st_dev, result.st_ino) != used.identity or result.st_nlink == 0
 
 
-def _nameless(context: Context, used: Used) -> Iterator[Finding]:
+def _nameless(context: Context, used: Used) -> Finding:
     limit = context.opts.ghost_limit or DEFAULT_GHOST_LIMIT
-    about = {"pid": used.pid, "fd": used.fd, "path": used.path}
     taken = used.stat.st_size if context.is_older_than("3.18") else used.blocks
     if taken <= limit:
-        yield note("deleted", f"{used.what} is deleted: its {taken} bytes are saved", **about)
-        return
+        return note("deleted", f"{used.what} is deleted: its {taken} bytes are saved", **used.about)
     words = f"{used.what} is deleted, and takes {taken} bytes, above the limit of {limit} bytes"
     if taken >= 1 << 32:
-        yield stops(
+        return stops(
             "deleted-too-large",
             words,
             failure="ghost-limit",
             cure="close it, or give it a name: ghost_limit ends at 4 GiB",
-            **about,
+            **used.about,
         )
-        return
-    yield needs(
+    return needs(
         context,
         "deleted-large",
         words,
         cure=f"ghost_limit={taken} or more",
         sets={"ghost_limit": taken},
         failure="ghost-limit",
-        **about,
+        **used.about,
     )
 
 

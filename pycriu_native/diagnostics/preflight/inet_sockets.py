@@ -12,7 +12,7 @@ from ..._system.port_conflicts import ANY
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from .context import Context, lost, needs, stops
-from .open_sockets import INTERNET, Tables, copied_socket, sockets_of
+from .open_sockets import Tables, copied_socket, inet_socket, sockets_of
 
 DATAGRAMS = ("UDP", "UDPv6", "UDP-Lite", "UDPLITEv6")
 UDP_CORK = 1
@@ -26,19 +26,16 @@ TIME_WAIT, CLOSE, LISTEN = 6, 7, 10
 def look_at(
     context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]
 ) -> Iterator[Finding]:
+    about = {"pid": fd.pid, "fd": fd.number}
     if kind in DATAGRAMS and _is_corked(fd):
         yield stops(
             "udp-cork",
             "a UDP socket holds back what the program sends (UDP_CORK)",
-            pid=fd.pid,
-            fd=fd.number,
             failure="udp-cork",
+            **about,
         )
-    for table in tables.values():
-        sock = table.inet(INTERNET[kind], fd.stat.st_ino)
-        if sock is not None:
-            break
-    else:
+    sock = inet_socket(tables, fd, kind)
+    if sock is None:
         if _other_end(fd, kind) and not context.opts.tcp_close:
             yield needs(
                 context,
@@ -47,23 +44,15 @@ def look_at(
                 "option",
                 sets={"tcp_established": True},
                 failure="tcp-restore",
-                pid=fd.pid,
-                fd=fd.number,
-            )
-        return  # neither bound nor connected
-    state, unread = sock.state, sock.unread
-    about = {"pid": fd.pid, "fd": fd.number}
-    if not kind.startswith("TCP"):
-        if unread:
-            yield lost(
-                "unread",
-                f"{unread} bytes of datagrams that it has not read are dropped",
                 **about,
             )
+    elif not kind.startswith("TCP"):
+        if sock.unread:
+            message = f"{sock.unread} bytes of datagrams that it has not read are dropped"
+            yield lost("unread", message, **about)
         yield from _unbound_after_a_restore(kind, sock, about)
-        return
-    if state == LISTEN:
-        if unread:
+    elif sock.state == LISTEN:
+        if sock.unread:
             yield needs(
                 context,
                 "not-accepted",
@@ -73,22 +62,21 @@ def look_at(
                 path=_shown_address(sock.local),
                 **about,
             )
-    elif state not in (CLOSE, TIME_WAIT):
+    elif sock.state not in (CLOSE, TIME_WAIT):
         to = f"{_shown_address(sock.local)} to {_shown_address(sock.remote)}"
         if context.opts.tcp_close:
-            yield lost(
-                "tcp-closed", f"the TCP connection from {to} is dropped (tcp_close)", **about
+            message = f"the TCP connection from {to} is dropped (tcp_close)"
+            yield lost("tcp-closed", message, **about)
+        else:
+            yield needs(
+                context,
+                "tcp-connection",
+                "a TCP connection is open",
+                sets={"tcp_established": True},
+                failure="tcp-established",
+                path=to,
+                **about,
             )
-            return
-        yield needs(
-            context,
-            "tcp-connection",
-            "a TCP connection is open",
-            sets={"tcp_established": True},
-            failure="tcp-established",
-            path=to,
-            **about,
-        )
 
 
 def _unbound_after_a_restore(

@@ -93,3 +93,9 @@ def tables_of(context: Context) -> dict[str, Tables]:
     }
     result.setdefault(context.tree.ours.namespaces["net"], Tables(context.tree.ours))
     return result
+
+
+def inet_socket(tables: dict[str, Tables], fd: Descriptor, kind: str) -> InetSocket | None:
+    """The state of an internet socket; None if it is neither bound nor connected."""
+    found = (table.inet(INTERNET[kind], fd.stat.st_ino) for table in tables.values())
+    return next(filter(None, found), None)

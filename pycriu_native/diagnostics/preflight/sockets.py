@@ -18,7 +18,7 @@ from ...findings import Finding
 from . import inet_sockets, unix_sockets
 from .context import Context, lost, on, stops
 from .inet_sockets import CLOSE, LISTEN, TIME_WAIT
-from .open_sockets import INTERNET, UNIX, copied_socket, sockets_of, tables_of
+from .open_sockets import INTERNET, UNIX, copied_socket, inet_socket, sockets_of, tables_of
 
 OTHERS = ("NETLINK", "PACKET")
 NO_PROTOCOL = ("MPTCP", "MPTCPv6", "SCTP", "SCTPv6", "SMC", "SMC6", "DCCP", "DCCPv6")
@@ -138,8 +138,7 @@ def queued(context: Context) -> int:
                 is_first_only = table[inode].type == socket.SOCK_DGRAM
                 total += max(table[inode].unread, sent if is_first_only else 0)
         elif kind.startswith("TCP") and not context.opts.tcp_close:
-            found = (table.inet(INTERNET[kind], inode) for table in tables.values())
-            tcp = next(filter(None, found), None)
+            tcp = inet_socket(tables, fd, kind)
             if tcp is not None and tcp.state not in (LISTEN, CLOSE, TIME_WAIT):
                 total += tcp.unsent + tcp.unread
     return total
