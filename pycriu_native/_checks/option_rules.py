@@ -31,6 +31,7 @@ from .work_directory import from_work_directory, path_of
 
 if TYPE_CHECKING:
     import re
+    from ipaddress import IPv4Address, IPv6Address
 
 Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
 
@@ -259,13 +260,20 @@ def _peer(fd: int) -> str | None:
 
 
 def _is_loopback(address: str) -> bool:
+    parsed = _ip(address.partition("%")[0])
+    if parsed is None:
+        return address == "localhost"
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def _ip(address: str) -> IPv4Address | IPv6Address | None:
+    """A numeric address; None for a name."""
     import ipaddress  # few calls have an address
 
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        return ipaddress.ip_address(address)
     except ValueError:
-        return address == "localhost"
-    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+        return None
 
 
 def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
@@ -291,18 +299,8 @@ def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     elif not is_server and not (server.address and server.port):
         # runc's rule: CRIU uses loopback without an address, and port 0 without a port.
         yield Problem("page_server", server, "address and port are both required (runc's rule)")
-    elif serves and not _is_numeric(server.address):
+    elif serves and _ip(server.address or "") is None:
         yield Problem("page_server", server, "pages are served on a numeric address, not a name")
-
-
-def _is_numeric(address: str | None) -> bool:
-    import ipaddress  # slow to import, and few calls serve pages
-
-    try:
-        ipaddress.ip_address(address or "")
-    except ValueError:
-        return False
-    return True
 
 
 def _tls(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from .._native.ffi import native
+from .._system.descriptors import opened_directory
 from .._system.mappings import droppable_of
 from .._system.process import status_of
 from .._system.regular_file import open_regular
@@ -24,7 +25,6 @@ from .._wire.fields import messages_of
 from .._wire.protobuf import message
 from .changed_image import change_message, fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, Row, kind_of
-from .manifest import opened_directory
 from .pagemap import IN_PARENT, LAZY, PRESENT
 
 Range = tuple[int, int]

@@ -23,9 +23,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 
 from .._support.light_typing import Any
 from .._support.unpatched import closing
+from .._system import descriptors
 from .._system.descriptors import where
 from .._system.regular_file import open_regular, read_regular, replace_file
 from ..errors import ImagesError
@@ -123,15 +125,11 @@ def linked_entries(directory: StrPath, sealed: StrPath) -> dict[str, dict[str, A
     return result
 
 
-@contextlib.contextmanager
-def opened_directory(directory: StrPath | Descriptor) -> Iterator[int]:
+def opened_directory(directory: StrPath | Descriptor) -> AbstractContextManager[int]:
     """A descriptor of a directory, closed at the end. ``OSError``."""
     if isinstance(directory, str | os.PathLike):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    else:
-        fd = os.dup(descriptor_number(directory))
-    with closing(fd):
-        yield fd
+        return descriptors.opened_directory(directory)
+    return closing(os.dup(descriptor_number(directory)))
 
 
 def _names(at: int) -> Iterator[str]:

@@ -34,7 +34,7 @@ INSTALL = "pip install 'pycriu-native[criu]', apt-get install criu, or pycriu-na
 
 def look(via: Via) -> Iterator[Finding]:
     """Findings on CRIU, libcriu and the kernel."""
-    yield _libcriu()
+    yield Subject("libcriu", "criu", "libcriu").good(LIBCRIU_VERSION)
     start = time.time()
     try:
         result = requirements.ask_version(via)
@@ -54,10 +54,6 @@ def look(via: Via) -> Iterator[Finding]:
     yield _check(via)
     yield _cache(start, via)
     yield from _configuration(via)
-
-
-def _libcriu() -> Finding:
-    return Subject("libcriu", "criu", "libcriu").good(LIBCRIU_VERSION)
 
 
 def _source(via: Via) -> str:

@@ -30,7 +30,8 @@ DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
 MQUEUE = 0x19800202
 """``f_type`` of the file system of message queues (``ipc/mqueue.c``)."""
-DELETED = " (deleted)"
+WITHOUT_FILE = ("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]")
+"""Names of the kernel for memory without a file, which look like paths."""
 LOCKS = ("POSIX", "FLOCK", "OFDLCK", "LEASE")
 
 
@@ -89,7 +90,9 @@ def all_used(context: Context) -> Iterator[Used]:
         mapped = {
             (mapping.device, mapping.inode, mapping.name): mapping.link
             for mapping in process.mappings
-            if mapping.name.startswith("/") and mapping.inode and not _is_memory(mapping.name)
+            if mapping.name.startswith("/")
+            and mapping.inode
+            and not mapping.name.startswith(WITHOUT_FILE)
         }
         for path in mapped.values():
             yield from _opened(process, path, "a file that it has mapped")
@@ -112,11 +115,6 @@ def is_memory(fd: Descriptor) -> bool:
     return fd.link.startswith("/memfd:") or (
         stat.S_ISREG(fd.stat.st_mode) and fd.stat.st_dev == _memory_device()
     )
-
-
-def _is_memory(name: str) -> bool:
-    """Descriptors that are not files, though their link looks like a path."""
-    return name.startswith(("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]"))
 
 
 def _has_a_place(fd: Descriptor) -> bool:

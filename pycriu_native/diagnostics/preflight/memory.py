@@ -13,11 +13,10 @@ from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
+from .files import WITHOUT_FILE
 from .objects import device
 
 ZERO = os.makedev(1, 5)
-WITHOUT_FILE = ("/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage")
-"""Names of the kernel for memory without a file."""
 
 
 def look(context: Context) -> Iterator[Finding]:

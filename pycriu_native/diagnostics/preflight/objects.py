@@ -160,30 +160,24 @@ def _is_without_libbpf(via: Via) -> bool:
 
 def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
     of = int(fd.value("Pid") or "-1")
+    about = {"pid": fd.pid, "fd": fd.number}
     if context.is_older_than("4.1"):
         yield stops(
             "pidfd",
             f"it holds a pidfd of process {of}, and CRIU saves pidfds since 4.1",
             failure="anon-fd",
-            pid=fd.pid,
-            fd=fd.number,
+            **about,
         )
     elif of > 0 and context.is_outside(of):
         yield stops(
             "pidfd-outside",
             f"it holds a pidfd of process {of} outside of the tree",
             failure="pidfd-outside",
-            pid=fd.pid,
-            fd=fd.number,
+            **about,
         )
     elif fd.flags & os.O_EXCL:
-        yield stops(
-            "pidfd-of-a-thread",
-            "it holds a pidfd of a thread",
-            pid=fd.pid,
-            fd=fd.number,
-            failure="pidfd-thread",
-        )
+        message = "it holds a pidfd of a thread"
+        yield stops("pidfd-of-a-thread", message, failure="pidfd-thread", **about)
 
 
 def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:

@@ -69,20 +69,18 @@ def rights(context: Context) -> Iterator[Finding]:
         yield predicted("criu", failure, "unprivileged")
     held = {name.lower() for name in permitted()}
     for process in context.images.processes:
-        had = process.credentials.permitted if process.credentials else ()
-        lacking = [name.upper() for name in had if name not in held]
+        credentials = process.credentials
+        if credentials is None:
+            continue
+        lacking = [name.upper() for name in credentials.permitted if name not in held]
         if lacking:
             yield stops(
                 process.pid,
                 f"had capabilities that the caller lacks: {', '.join(lacking)}",
                 known("capabilities").cure,
             )
-        bounding = process.credentials.bounding if process.credentials else CAPABILITIES
-        if (
-            len(bounding) < len(CAPABILITIES)
-            and not (process.credentials and process.credentials.no_new_privileges)
-            and not has_capability(CAP_SETPCAP)
-        ):
+        is_bounded = len(credentials.bounding) < len(CAPABILITIES)
+        if is_bounded and not credentials.no_new_privileges and not has_capability(CAP_SETPCAP):
             yield predicted(process.pid, "bounding-set")
 
 
