@@ -10,10 +10,9 @@ restored::
     verify("ckpt", digest)
     restore(opts)
 
-The manifest, ``pycriu-native.manifest``, is one JSON object with the size and the SHA-256 of each
-file. A user who can write to the directory can write a new manifest too: keep the digest that
-``seal`` returns elsewhere, and pass it to ``verify``. Both functions read all files once. The set
-must not be in use: changes meanwhile are not detected.
+The manifest is one JSON object. A user who can write to the directory can write a new one too: keep
+the digest that ``seal`` returns elsewhere. Both functions read all files once. The set must not be
+in use: changes meanwhile are not detected.
 """
 
 from __future__ import annotations

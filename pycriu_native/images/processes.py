@@ -87,10 +87,8 @@ class Processes:
         known["timers"] = tuple(timers)
         fs = self.images.one(f"fs-{pid}.img", "FS")
         if fs is not None:
-            known["cwd"], known["root"] = (
-                self.files.path_of(fs.cwd_id),
-                self.files.path_of(fs.root_id),
-            )
+            known["cwd"] = self.files.path_of(fs.cwd_id)
+            known["root"] = self.files.path_of(fs.root_id)
             known["umask"] = fs.umask if fs.HasField("umask") else None
         mm = self.images.one(f"mm-{pid}.img", "MM")
         if mm is not None:

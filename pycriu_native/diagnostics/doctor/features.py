@@ -7,7 +7,6 @@ reports only a few of them, by a request.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
 from ...findings import Finding, Severity
-from .subject import Subject
+from .subject import Findings, Subject
 
 PATIENCE = 20.0
 """Timeout of one test in seconds."""
@@ -208,7 +207,7 @@ RIGHTS = (1, 12, 19, 21)
 features fail that the kernel has."""
 
 
-def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
+def look(via: Via, *, unprivileged: bool = False) -> Findings:
     """One finding for each feature, or one for all if CRIU cannot test them here."""
     worker = worker_of(via)
     if worker is None:
@@ -246,7 +245,7 @@ def _lacking_rights() -> str:
     return ", ".join(capability_name(bit) for bit in RIGHTS if not has_capability(bit))
 
 
-def _by_request(via: Via) -> Iterator[Finding]:
+def _by_request(via: Via) -> Findings:
     if via.identity() is None:
         return
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterator
 
 from ..._calls import requirements
 from ..._calls.verbs import check
@@ -21,7 +20,7 @@ from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..config_effects import configuration_files
 from .namespaces import in_first
-from .subject import Subject
+from .subject import Findings, Subject
 
 CACHE = "/run/criu.kdat"
 """CRIU's cache of the kernel's features (``criu/kerndat.c``)."""
@@ -32,7 +31,7 @@ NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor
 INSTALL = "pip install 'pycriu-native[criu]', apt-get install criu, or pycriu-native install-criu"
 
 
-def look(via: Via) -> Iterator[Finding]:
+def look(via: Via) -> Findings:
     """Findings on CRIU, libcriu and the kernel."""
     yield Subject("libcriu", "criu", "libcriu").good(LIBCRIU_VERSION)
     start = time.time()
@@ -62,7 +61,7 @@ def _source(via: Via) -> str:
     return f" ({locate(worker.program)[1]})" if worker else ""
 
 
-def libraries(via: Via) -> Iterator[Finding]:
+def libraries(via: Via) -> Findings:
     """The libraries in the program of pycriu-native-criu. Those of others are the system's."""
     worker, package = worker_of(via), companion()
     if worker is None or package is None or locate(worker.program)[0] != package.program():
@@ -109,7 +108,7 @@ def _kernels(criu: Version) -> str:
     return f"no kernel is known that CRIU {criu} is too old for"
 
 
-def _fits_processor(criu: Version) -> Iterator[Finding]:
+def _fits_processor(criu: Version) -> Findings:
     if message := requirements.pointer_authentication(criu):
         yield Subject("fit-processor", "criu", "CRIU and the processor").stops(
             message,
@@ -218,7 +217,7 @@ def _cache(start: float, via: Via) -> Finding:
     return finding_of(Severity.GOOD, "exists")
 
 
-def _configuration(via: Via) -> Iterator[Finding]:
+def _configuration(via: Via) -> Findings:
     """Configuration files that affect every call."""
     about = Subject("configuration", "criu", "configuration files")
     result = [file for file in configuration_files(CriuOpts(), via) if file.settings]

@@ -7,14 +7,13 @@ CRIU's man page, ``criu/cr-service.c`` and the kernel's checks.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from ..._system.capabilities import CAPABILITIES as NAMES
 from ..._system.capabilities import capability_name
 from ..._system.host import read
 from ..._system.process import status_of
 from ...findings import Finding, Severity
-from .subject import Subject
+from .subject import Findings, Subject
 
 ONLY = "a restore works with unprivileged=True only"
 CAPABILITIES = {
@@ -54,7 +53,7 @@ NAMESPACE = (
 """What a user without rights can do. A namespace of the user's own has all capabilities."""
 
 
-def look() -> Iterator[Finding]:
+def look() -> Findings:
     """Findings on capabilities, security modules and seccomp."""
     status = status_of(os.getpid())
     held = int(status.get("CapEff", "0"), 16)
@@ -108,7 +107,7 @@ def _modules() -> Finding:
     )
 
 
-def _selinux() -> Iterator[Finding]:
+def _selinux() -> Findings:
     enforcing = read("/sys/fs/selinux/enforce").strip()
     if not enforcing:
         return
@@ -125,7 +124,7 @@ def _selinux() -> Iterator[Finding]:
         )
 
 
-def _apparmor() -> Iterator[Finding]:
+def _apparmor() -> Findings:
     if read("/sys/module/apparmor/parameters/enabled").strip() != "Y":
         return
     profile = read("/proc/self/attr/apparmor/current").strip() or read(
@@ -142,7 +141,7 @@ def _apparmor() -> Iterator[Finding]:
         )
 
 
-def _yama(has: set[str]) -> Iterator[Finding]:
+def _yama(has: set[str]) -> Findings:
     scope = read("/proc/sys/kernel/yama/ptrace_scope").strip()
     if not scope:
         return
@@ -163,7 +162,7 @@ def _yama(has: set[str]) -> Iterator[Finding]:
         yield about.good(scope)
 
 
-def _lockdown() -> Iterator[Finding]:
+def _lockdown() -> Findings:
     result = read("/sys/kernel/security/lockdown").strip()
     if not result:
         return

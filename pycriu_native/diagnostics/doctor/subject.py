@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ...findings import Finding, Severity
+
+Findings = Iterator[Finding]
+"""What a check yields."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
 
 from ..._system.capabilities import CAP_SYS_ADMIN, CAP_SYS_RESOURCE, has_capability
 from ..._system.host import read
@@ -14,14 +13,14 @@ from ..._transport.base import Via
 from ..._transport.helper_programs import FAMILIES, HelperPrograms, cure
 from ...findings import Finding, Severity
 from .namespaces import in_first
-from .subject import Subject
+from .subject import Findings, Subject
 
 CAP_CHECKPOINT_RESTORE = 40
 LAZY_PIPE = 4194304
 """Bytes of a pipe that lazy_pages needs."""
 
 
-def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
+def look(via: Via, *, unprivileged: bool = False) -> Findings:
     """Findings on the system; ``unprivileged``: what CRIU's option of this name needs."""
     programs = HelperPrograms(via)
     yield from _network_tools(programs)
@@ -36,7 +35,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
     yield _container(unprivileged)
 
 
-def _network_tools(programs: HelperPrograms) -> Iterator[Finding]:
+def _network_tools(programs: HelperPrograms) -> Findings:
     about = Subject("iptables", "network", "iptables")
     lacking = programs.missing(*FAMILIES) + programs.missing_for_namespace_lock()
     if lacking:
@@ -49,7 +48,7 @@ def _network_tools(programs: HelperPrograms) -> Iterator[Finding]:
         yield about.good("found")
 
 
-def _tools(programs: HelperPrograms) -> Iterator[Finding]:
+def _tools(programs: HelperPrograms) -> Findings:
     expected = {
         "tar": "contents of tmpfs in containers cannot be saved",
         "gzip": "contents of tmpfs in containers cannot be saved",
@@ -125,7 +124,7 @@ def _last_pid() -> Finding:
     return about.good("writable")
 
 
-def _limits() -> Iterator[Finding]:
+def _limits() -> Findings:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = int(read("/proc/sys/fs/nr_open") or 0)
     about = Subject("open-files", "system", "limit of open files")

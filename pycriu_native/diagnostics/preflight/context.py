@@ -24,6 +24,9 @@ from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..explanation import ConfigurationFile
 
+Findings = Iterator[Finding]
+"""What a check yields."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
@@ -128,7 +131,7 @@ def needs(context: Context, id: str, message: str, *, sets: dict[str, Any], **mo
     return _finding(Severity.NEEDS_OPTION, id, message, **more)
 
 
-def needs_programs(context: Context, what: str, *programs: str) -> Iterator[Finding]:
+def needs_programs(context: Context, what: str, *programs: str) -> Findings:
     """A finding that makes the dump fail if the worker does not find programs that CRIU runs."""
     helpers = HelperPrograms(context.via)
     if lacking := helpers.missing(*programs):

@@ -11,15 +11,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator
 
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file, kcmp_epoll
-from ...findings import Finding
-from .context import Context, stops
+from .context import Context, Findings, stops
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the epolls of the tree, each once."""
     processes = context.in_order_of_dump()
     seen: list[Descriptor] = []
@@ -30,7 +28,7 @@ def look(context: Context) -> Iterator[Finding]:
                 yield from _epoll(processes, fd)
 
 
-def _epoll(processes: list[Process], epoll: Descriptor) -> Iterator[Finding]:
+def _epoll(processes: list[Process], epoll: Descriptor) -> Findings:
     before: Counter[int] = Counter()
     for line in epoll.info.get("tfd", ()):
         words = line.replace(": ", ":").split()

@@ -24,7 +24,7 @@ from ..._system.process import all_pids
 from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
 from ..._system.system_calls import file_system_type
 from ...findings import Finding
-from .context import Context, lost, needs, no_restore, note, on, stops
+from .context import Context, Findings, lost, needs, no_restore, note, on, stops
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
@@ -63,7 +63,7 @@ class Used:
         return {"pid": self.pid, "fd": self.fd, "path": self.path}
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the files of the tree."""
     seen: set[tuple[object, ...]] = set()
     for used in all_used(context):
@@ -299,7 +299,7 @@ def ghosts(context: Context) -> int:
     return sum(result.values())
 
 
-def _locks(context: Context) -> Iterator[Finding]:
+def _locks(context: Context) -> Findings:
     for fd in context.tree.descriptors():
         for lock in fd.info.get("lock", ()):
             kind = next((word for word in lock.split() if word in LOCKS), "file")
@@ -314,7 +314,7 @@ def _locks(context: Context) -> Iterator[Finding]:
             break
 
 
-def _pipes(context: Context) -> Iterator[Finding]:
+def _pipes(context: Context) -> Findings:
     """Pipes of which the tree has one end only: the other is outside, or closed."""
     ends: dict[int, set[int]] = {}
     first: dict[int, Descriptor] = {}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 from ..._system.inet_sockets import InetSocket
 from ..._system.port_conflicts import ANY
 from ..._system.process_snapshot import Descriptor
-from ...findings import Finding
-from .context import Context, lost, needs, stops
+from .context import Context, Findings, lost, needs, stops
 from .open_sockets import Tables, copied_socket, inet_socket, sockets_of
 
 DATAGRAMS = ("UDP", "UDPv6", "UDP-Lite", "UDPLITEv6")
@@ -23,9 +21,7 @@ V4_MAPPED = bytes(10) + b"\xff\xff"
 TIME_WAIT, CLOSE, LISTEN = 6, 7, 10
 
 
-def look_at(
-    context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]
-) -> Iterator[Finding]:
+def look_at(context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]) -> Findings:
     about = {"pid": fd.pid, "fd": fd.number}
     if kind in DATAGRAMS and _is_corked(fd):
         yield stops(
@@ -79,9 +75,7 @@ def look_at(
             )
 
 
-def _unbound_after_a_restore(
-    kind: str, sock: InetSocket, about: dict[str, Any]
-) -> Iterator[Finding]:
+def _unbound_after_a_restore(kind: str, sock: InetSocket, about: dict[str, Any]) -> Findings:
     """What CRIU does not restore of raw and ping sockets (``open_inet_sk`` of ``sk-inet.c``)."""
     if not kind.startswith(("RAW", "PING")):
         return

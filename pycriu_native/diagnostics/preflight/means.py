@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 
 from ..._calls import requirements
@@ -21,7 +20,6 @@ from ..._transport.helper_programs import HelperPrograms, cure
 from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
-from ...findings import Finding
 from ...options.criu_opts import CriuOpts
 from ...options.fields import StrPath
 from ...options.flags import UNKNOWN
@@ -29,7 +27,7 @@ from ...options.values import PageServer
 from ...results import Version
 from ..doctor.features import tested
 from . import inet_sockets, sockets
-from .context import Context, needs, no_restore, note, stops
+from .context import Context, Findings, needs, no_restore, note, stops
 from .open_sockets import INTERNET, kinds
 from .values import in_units
 
@@ -44,7 +42,7 @@ def check_options(opts: CriuOpts, pid: int) -> None:
     option_rules.check(opts, Verb.DUMP, pid)
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the program, the options and the directories."""
     yield from _program(context)
     yield from _freezer(context.opts)
@@ -57,7 +55,7 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _cgroup_namespace(context)
 
 
-def _program(context: Context) -> Iterator[Finding]:
+def _program(context: Context) -> Findings:
     """Whether this CRIU starts, supports the options, and supports this kernel's sockets."""
     if context.via.identity() is None:
         return
@@ -134,7 +132,7 @@ def _path_in_criu(opts: CriuOpts, path: StrPath) -> str:
     return os.path.realpath(os.path.join(path_of(work), os.fsdecode(path)))
 
 
-def _freezer(opts: CriuOpts) -> Iterator[Finding]:
+def _freezer(opts: CriuOpts) -> Findings:
     if opts.freeze_cgroup is None:
         return
     path = _path_in_criu(opts, opts.freeze_cgroup)
@@ -150,7 +148,7 @@ def _freezer(opts: CriuOpts) -> Iterator[Finding]:
         yield stops("caller-frozen", message, path=path, cure=cure)
 
 
-def _server(opts: CriuOpts) -> Iterator[Finding]:
+def _server(opts: CriuOpts) -> Findings:
     """Whether the page server's name resolves. A page server takes any connection for the dump."""
     server = opts.page_server
     if not isinstance(server, PageServer) or server.address is None or opts.lazy_pages:
@@ -180,7 +178,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
     )
 
 
-def _configuration(context: Context) -> Iterator[Finding]:
+def _configuration(context: Context) -> Findings:
     for file in context.configuration:
         for setting in file.settings:
             if setting.effect == UNKNOWN:
@@ -194,7 +192,7 @@ def _configuration(context: Context) -> Iterator[Finding]:
                 yield note("configuration", f"a configuration file sets {setting}", path=file.path)
 
 
-def _security(opts: CriuOpts) -> Iterator[Finding]:
+def _security(opts: CriuOpts) -> Findings:
     if opts.lsm_profile is None:
         return
     module = opts.lsm_profile.partition(":")[0]
@@ -206,7 +204,7 @@ def _security(opts: CriuOpts) -> Iterator[Finding]:
         )
 
 
-def _network_lock(context: Context) -> Iterator[Finding]:
+def _network_lock(context: Context) -> Findings:
     """Whether CRIU can lock the network (``criu/net.c``, ``criu/netfilter.c``).
 
     CRIU locks TCP connections that it saves, and a network namespace other than its own. Its
@@ -265,7 +263,7 @@ def _locks_with_nftables(context: Context) -> bool:
 _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]*"\s*,?\s*)*\]\s*)')
 
 
-def _cgroup_yard(context: Context) -> Iterator[Finding]:
+def _cgroup_yard(context: Context) -> Findings:
     """Whether ``cg_yard`` has a directory for each hierarchy (``criu/cgroup.c``).
 
     CRIU saves no cgroups if all processes are in its own.
@@ -289,7 +287,7 @@ def _cgroup_yard(context: Context) -> Iterator[Finding]:
             return
 
 
-def _cgroup_namespace(context: Context) -> Iterator[Finding]:
+def _cgroup_namespace(context: Context) -> Findings:
     """CRIU saves no cgroups if all processes are in its own, and then needs them at the restore."""
     alive, ours = context.tree.alive, lines("/proc/self/cgroup")
     if len(alive) < 2 or not context.tree.has_own("cgroup"):
@@ -310,7 +308,7 @@ def _cgroup_namespace(context: Context) -> Iterator[Finding]:
         )
 
 
-def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
+def _cgroup_properties(opts: CriuOpts) -> Findings:
     text = opts.cg_props
     if text is None and opts.cg_props_file is not None:
         text = read(os.fsdecode(opts.cg_props_file))
@@ -323,7 +321,7 @@ def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
         )
 
 
-def file_size(opts: CriuOpts, largest: int) -> Iterator[Finding]:
+def file_size(opts: CriuOpts, largest: int) -> Findings:
     """Whether the worker's file size limit, the caller's hard limit, admits the largest image."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     if limit != resource.RLIM_INFINITY and largest > limit and opts.compress is None:
@@ -335,7 +333,7 @@ def file_size(opts: CriuOpts, largest: int) -> Iterator[Finding]:
         )
 
 
-def directories(opts: CriuOpts, size: int) -> Iterator[Finding]:
+def directories(opts: CriuOpts, size: int) -> Findings:
     """Whether the images directory is writable and has enough space."""
     directory = opts.images_directory
     if not isinstance(directory, str | bytes):

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
 
 from ..._support.unpatched import close
 from ..._system.mappings import Mapping, droppable_of, has_guard_pages
 from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
-from ...findings import Finding
-from .context import Context, lost, needs, note, stops
+from .context import Context, Findings, lost, needs, note, stops
 from .files import WITHOUT_FILE
 from .objects import device
 
 ZERO = os.makedev(1, 5)
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the memory."""
     old = context.is_older_than("4.2")
     for process in context.tree.alive:
@@ -49,7 +47,7 @@ def look(context: Context) -> Iterator[Finding]:
                 yield from result
 
 
-def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[Finding]:
+def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
     name = mapping.name
     about = {"pid": process.pid, "path": name}
     if name == "anon_inode:[io_uring]":

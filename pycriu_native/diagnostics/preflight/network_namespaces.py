@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ..._system.process_snapshot import Process
 from ..._system.sock_diag import links
 from ..._transport.helper_programs import HelperPrograms
-from ...findings import Finding
-from .context import Context, needs, needs_programs
+from .context import Context, Findings, needs, needs_programs
 
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
@@ -19,13 +16,13 @@ FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
 """Devices that the kernel makes in each namespace: not checked."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the network namespaces."""
     yield from _programs(context)
     yield from _links(context)
 
 
-def _programs(context: Context) -> Iterator[Finding]:
+def _programs(context: Context) -> Findings:
     """The programs with which CRIU saves them."""
     if _saved_namespaces(context):
         helpers = HelperPrograms(context.via)
@@ -33,7 +30,7 @@ def _programs(context: Context) -> Iterator[Finding]:
         yield from needs_programs(context, "a network namespace", *programs)
 
 
-def _links(context: Context) -> Iterator[Finding]:
+def _links(context: Context) -> Findings:
     """Devices of these namespaces that CRIU cannot restore."""
     for process in _saved_namespaces(context):
         for device in links(process):

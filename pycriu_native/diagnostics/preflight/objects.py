@@ -9,7 +9,6 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
@@ -21,7 +20,7 @@ from ..._transport.base import Via
 from ..._transport.worker import worker_of
 from ...errors import CriuError
 from ...findings import Finding
-from .context import Context, lost, needs, no_restore, note, on, stops
+from .context import Context, Findings, lost, needs, no_restore, note, on, stops
 from .files import is_memory, is_plain_device, unread_bytes
 from .terminals import MASTER, is_terminal
 
@@ -39,7 +38,7 @@ NOT_FOUND_ON = ("tmpfs", "devtmpfs")
 """File systems on which CRIU cannot find a watched file that has no name."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on open objects that CRIU cannot save."""
     for fd in context.tree.descriptors():
         mode = fd.stat.st_mode
@@ -112,7 +111,7 @@ def device(pid: int, numbers: tuple[int, int], path: str, **more: Any) -> Findin
     )
 
 
-def _anonymous(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _anonymous(context: Context, fd: Descriptor) -> Findings:
     name = fd.link.removeprefix("anon_inode:")
     about = on(fd)
     if name == "[io_uring]":
@@ -158,7 +157,7 @@ def _is_without_libbpf(via: Via) -> bool:
     return False
 
 
-def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _pidfd(context: Context, fd: Descriptor) -> Findings:
     of = int(fd.value("Pid") or "-1")
     about = {"pid": fd.pid, "fd": fd.number}
     if context.is_older_than("4.1"):
@@ -180,7 +179,7 @@ def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
         yield stops("pidfd-of-a-thread", message, failure="pidfd-thread", **about)
 
 
-def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _namespace(context: Context, fd: Descriptor) -> Findings:
     """The file of a namespace, ``net:[4026531840]``; CRIU saves those of the tree."""
     kind = fd.link.partition(":")[0]
     if kind not in context.tree.root.namespaces:
@@ -204,7 +203,7 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
 # ---- watches ----
 
 
-def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _watches(context: Context, fd: Descriptor) -> Findings:
     about = on(fd)
     if size := unread_bytes(fd):
         yield lost(
@@ -227,7 +226,7 @@ def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
             yield from _watch(context, fd, values)
 
 
-def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator[Finding]:
+def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Findings:
     number = int(values["sdev"], 16)
     inode = int(values["ino"], 16)
     on = f"{number >> 20}:{number & 0xFFFFF}"

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
 
-from ...findings import Finding
-from .context import Context, lost, on
+from .context import Context, Findings, lost, on
 from .open_sockets import copied_socket, sockets_of
 
 SOL_UDP = 17
@@ -49,7 +47,7 @@ LONGEST = 16
 SO_DOMAIN, SO_PROTOCOL = 39, 38
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """One finding for each socket with options that are lost."""
     for fd, kind in sockets_of(context):
         if kind not in OPTIONS:

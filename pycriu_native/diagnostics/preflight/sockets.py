@@ -9,14 +9,13 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 from ..._support.unpatched import close, readable
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from . import inet_sockets, unix_sockets
-from .context import Context, lost, on, stops
+from .context import Context, Findings, lost, on, stops
 from .inet_sockets import CLOSE, LISTEN, TIME_WAIT
 from .open_sockets import INTERNET, UNIX, copied_socket, inet_socket, sockets_of, tables_of
 
@@ -29,7 +28,7 @@ SIOCGSKNS = 0x894C
 """``linux/sockios.h``: a descriptor of the network namespace of a socket."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the sockets of the tree."""
     result = list(sockets_of(context))
     tables = tables_of(context)
@@ -95,7 +94,7 @@ def _is_tcp_in_use(fd: Descriptor, kind: str) -> bool:
     return False
 
 
-def _netlink(fd: Descriptor) -> Iterator[Finding]:
+def _netlink(fd: Descriptor) -> Findings:
     about = on(fd)
     with contextlib.suppress(OSError), copied_socket(fd) as sock:
         port = sock.getsockname()[0]

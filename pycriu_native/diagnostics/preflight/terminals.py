@@ -12,15 +12,13 @@ import os
 import stat
 import sys
 import termios
-from collections.abc import Iterator
 
 from ..._system.descriptors import copied
 from ..._system.id_maps import unmapped_gid, unmapped_uid
 from ..._system.process import all_pids, stat_of
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file
-from ...findings import Finding
-from .context import Context, needs, no_restore, on, stops
+from .context import Context, Findings, needs, no_restore, on, stops
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
@@ -50,7 +48,7 @@ def _key(fd: Descriptor) -> str:
     return f"tty[{fd.stat.st_rdev:x}:{fd.stat.st_dev:x}]"
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on terminals with an end or a session leader outside of the tree."""
     masters: dict[int, Descriptor] = {}
     slaves: dict[int, Descriptor] = {}
@@ -82,7 +80,7 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _current(context)
 
 
-def _not_mapped(terminals: list[Descriptor]) -> Iterator[Finding]:
+def _not_mapped(terminals: list[Descriptor]) -> Findings:
     """Terminals whose owner or group CRIU cannot set in this user namespace.
 
     ``criu/tty.c``: ``restore_tty_params``.
@@ -99,7 +97,7 @@ def _not_mapped(terminals: list[Descriptor]) -> Iterator[Finding]:
             return
 
 
-def _current(context: Context) -> Iterator[Finding]:
+def _current(context: Context) -> Findings:
     """/dev/tty: the first terminal of its session must be saved with the same process.
 
     ``criu/tty.c``: ``tty_verify_ctty``.
@@ -160,7 +158,7 @@ def _is_hung_up(fd: Descriptor) -> bool:
     return fd.link.endswith(" (deleted)")
 
 
-def _half(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _half(context: Context, fd: Descriptor) -> Findings:
     if context.opts.orphan_pts_master or context.opts.shell_job:
         return
     container = context.tree.has_own("pid")
@@ -174,7 +172,7 @@ def _half(context: Context, fd: Descriptor) -> Iterator[Finding]:
     )
 
 
-def _dangling(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _dangling(context: Context, fd: Descriptor) -> Findings:
     """The session of the terminal: its leader must be in the tree."""
     major, minor = fd.device
     if (major, minor) == MASTER:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 from ..._system.process_snapshot import Descriptor, link
 from ..._system.sock_diag import UnixSocket
-from ...findings import Finding
-from .context import Context, lost, needs, no_restore, note, stops
+from .context import Context, Findings, lost, needs, no_restore, note, stops
 from .open_sockets import Tables, copied_socket
 
 SO_TIMESTAMP, SO_PASSPIDFD = 29, 76
@@ -24,7 +22,7 @@ ESTABLISHED = 1
 
 def look_at(
     context: Context, fd: Descriptor, tables: dict[str, Tables], ours: set[int]
-) -> Iterator[Finding]:
+) -> Findings:
     inode = fd.stat.st_ino
     about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": f"socket:[{inode}]"}
     table = next((table for table in tables.values() if inode in table.unix), None)
@@ -67,7 +65,7 @@ def _adds_to_messages(fd: Descriptor, type: int) -> bool:
     return False
 
 
-def _listener(sock: UnixSocket, ours: set[int], about: dict[str, Any]) -> Iterator[Finding]:
+def _listener(sock: UnixSocket, ours: set[int], about: dict[str, Any]) -> Findings:
     if 0 in sock.waiting:
         yield stops(
             "unix-closed-before-accepted",
@@ -82,9 +80,7 @@ def _listener(sock: UnixSocket, ours: set[int], about: dict[str, Any]) -> Iterat
         )
 
 
-def _in_flight(
-    sock: UnixSocket, table: Tables, ours: set[int], about: dict[str, Any]
-) -> Iterator[Finding]:
+def _in_flight(sock: UnixSocket, table: Tables, ours: set[int], about: dict[str, Any]) -> Findings:
     """A client that is not accepted yet: its other end does not exist."""
     listener = next((s for s in table.unix.values() if sock.inode in s.waiting), None)
     if listener is None:
@@ -114,7 +110,7 @@ def _in_flight(
 
 def _outside(
     context: Context, sock: UnixSocket, peer: UnixSocket | None, about: dict[str, Any]
-) -> Iterator[Finding]:
+) -> Findings:
     """A socket whose other end is not in the tree."""
     key = f"unix[{sock.inode}]"
     name = _shown(peer.name) if peer is not None else ""

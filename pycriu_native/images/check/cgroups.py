@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from ..._system.host import lines
 from ..._system.mountinfo import hierarchy
 from ...errors import CriuError
-from ...findings import Finding
 from ..codec import decode
-from .context import Context, predicted, stops
+from .context import Context, Findings, predicted, stops
 
 
-def cgroups(context: Context) -> Iterator[Finding]:
+def cgroups(context: Context) -> Findings:
     mode = str(getattr(context.opts.manage_cgroups_mode, "name", "") or "").upper()
     if mode == "IGNORE":
         return
@@ -39,7 +37,7 @@ def cgroups(context: Context) -> Iterator[Finding]:
         yield from _cgroup_directories(context, mode)
 
 
-def _cgroup_namespace(context: Context) -> Iterator[Finding]:
+def _cgroup_namespace(context: Context) -> Findings:
     """Whether the set of cgroups of each process is saved, or is that of its parent."""
     with contextlib.suppress(CriuError):  # ``complete`` reports what is missing
         saved = {each["id"] for each in _entry(context, "cgroup").get("sets", ())}
@@ -62,7 +60,7 @@ def _entry(context: Context, name: str) -> dict[str, Any]:
     return result
 
 
-def _cgroup_directories(context: Context, mode: str) -> Iterator[Finding]:
+def _cgroup_directories(context: Context, mode: str) -> Findings:
     """Modes that need all directories of the cgroups, or (strict) none of them."""
     for each in context.images.cgroups:
         name = ",".join(each.controllers)

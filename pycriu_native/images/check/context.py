@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +17,9 @@ from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..model import File, ImageSet
+
+Findings = Iterator[Finding]
+"""What a check yields."""
 
 F = TypeVar("F", bound=File)
 

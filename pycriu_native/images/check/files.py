@@ -6,19 +6,17 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
 
 from ..._recovery import created_names
 from ..._recovery.link_remaps import has_link
 from ..._system.descriptors import opened_directory
 from ..._system.elf import build_id
 from ..._system.host import type_of
-from ...findings import Finding
 from ..model import Mount, OtherFile, RegularFile, Terminal
-from .context import Context, note, predicted, stops, warning
+from .context import Context, Findings, note, predicted, stops, warning
 
 
-def regular_files(context: Context) -> Iterator[Finding]:
+def regular_files(context: Context) -> Findings:
     seen: set[tuple[str, int | None, int | None]] = set()
     hidden = 0
     # CRIU creates pseudo terminals, and ``shell_job`` uses another one.
@@ -71,7 +69,7 @@ def _is_given_root(context: Context, mount: Mount) -> bool:
     )
 
 
-def _file(context: Context, file: RegularFile, path: str) -> Iterator[Finding]:
+def _file(context: Context, file: RegularFile, path: str) -> Findings:
     if file.deleted is not None:
         return  # CRIU creates it, with its parent directories: see made_names
     try:
@@ -85,9 +83,7 @@ def _file(context: Context, file: RegularFile, path: str) -> Iterator[Finding]:
     yield from _same(context, file, path, status)
 
 
-def _same(
-    context: Context, file: RegularFile, path: str, status: os.stat_result
-) -> Iterator[Finding]:
+def _same(context: Context, file: RegularFile, path: str, status: os.stat_result) -> Findings:
     if file.mode is not None and file.mode != status.st_mode:
         if stat.S_IFMT(file.mode) != stat.S_IFMT(status.st_mode):
             what = f"is {type_of(status.st_mode)}, and was {type_of(file.mode)}"
@@ -113,7 +109,7 @@ def _same(
         )
 
 
-def made_names(context: Context) -> Iterator[Finding]:
+def made_names(context: Context) -> Findings:
     """Names that CRIU creates for deleted files, and links that its dump has created."""
     if context.images.mounts and not context.opts.root:
         return  # the root directory is not known
@@ -137,7 +133,7 @@ def made_names(context: Context) -> Iterator[Finding]:
                 )
 
 
-def external_files(context: Context) -> Iterator[Finding]:
+def external_files(context: Context) -> Findings:
     for file in context.images.files:
         if file.flags & os.O_PATH and file.type not in ("REG", "NS", "EXT"):
             yield predicted(file.label, "path-descriptor")
@@ -154,7 +150,7 @@ def external_files(context: Context) -> Iterator[Finding]:
             yield warning(f"file {other.id}", "is of a plugin, which the restore needs", "")
 
 
-def terminals(context: Context) -> Iterator[Finding]:
+def terminals(context: Context) -> Findings:
     inherited = [each for each in context.files(Terminal) if each.inherited]
     if inherited and not (context.opts.shell_job or context.opts.orphan_pts_master):
         yield stops(
@@ -166,7 +162,7 @@ def terminals(context: Context) -> Iterator[Finding]:
         )
 
 
-def locks(context: Context) -> Iterator[Finding]:
+def locks(context: Context) -> Findings:
     if context.images.locks and not context.opts.file_locks:
         yield warning(
             f"{len(context.images.locks)} file locks",

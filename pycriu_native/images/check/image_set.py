@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from ..._calls.request import output_names
 from ..._checks.work_directory import path_of
@@ -11,11 +10,10 @@ from ..._integrity.dump_marker import RECORD
 from ..._system.descriptors import opened_directory
 from ..._system.regular_file import check_writable
 from ...enums import Verb
-from ...findings import Finding
-from .context import Context, stops, warning
+from .context import Context, Findings, stops, warning
 
 
-def complete(context: Context) -> Iterator[Finding]:
+def complete(context: Context) -> Findings:
     for problem in context.images.problems:
         yield stops(context.images.directory, problem, "dump again, or copy all of it here")
     if context.images.kind == "pre-dump":
@@ -37,7 +35,7 @@ def complete(context: Context) -> Iterator[Finding]:
             )
 
 
-def outputs(context: Context) -> Iterator[Finding]:
+def outputs(context: Context) -> Findings:
     place = context.opts.work_directory
     path = context.images.directory if place is None else path_of(place)
     if not os.path.isdir(path):

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
 
 from ..._calls import requirements
 from ..._system.huge_pages import MAP_NORESERVE, can_map, setting_of, size_in
 from ..._transport.worker import Worker
 from ...errors import CriuError
-from ...findings import Finding
 from ..codec import decode
 from ..model import ImageSet
-from .context import Context, stops
+from .context import Context, Findings, stops
 
 
-def huge_pages(context: Context) -> Iterator[Finding]:
+def huge_pages(context: Context) -> Findings:
     """Free huge pages, which the kernel reserves when CRIU maps the memory."""
     for size, total in sorted(_needed(context.images).items()):
         if not can_map(size, total):
@@ -29,7 +27,7 @@ def huge_pages(context: Context) -> Iterator[Finding]:
             )
 
 
-def lazy(context: Context) -> Iterator[Finding]:
+def lazy(context: Context) -> Findings:
     lazy = sum(one.lazy for each in context.images.processes for one in each.mappings)
     if not lazy:
         return

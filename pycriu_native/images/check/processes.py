@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Iterator
 
 from ..._checks import service_fds
 from ..._failures.log_excerpt import known
@@ -19,11 +18,10 @@ from ..._system.host import number
 from ..._system.process import name_of, stat_of
 from ..._system.process_tree import holders, is_above
 from ..._system.scheduling import is_restored
-from ...findings import Finding
-from .context import Context, predicted, stops
+from .context import Context, Findings, predicted, stops
 
 
-def pids(context: Context) -> Iterator[Finding]:
+def pids(context: Context) -> Findings:
     if "pid" not in context.host or context.joins("pid"):
         return
     highest = number("/proc/sys/kernel/pid_max")
@@ -61,7 +59,7 @@ def pids(context: Context) -> Iterator[Finding]:
                 )
 
 
-def rights(context: Context) -> Iterator[Finding]:
+def rights(context: Context) -> Findings:
     """Capabilities of the caller, which a worker inherits."""
     if "user" not in context.host or not (context.via is None or context.via.ours):
         return
@@ -84,7 +82,7 @@ def rights(context: Context) -> Iterator[Finding]:
             yield predicted(process.pid, "bounding-set")
 
 
-def security_module(context: Context) -> Iterator[Finding]:
+def security_module(context: Context) -> Findings:
     """The module that has confined the processes (``criu/lsm.c``: ``validate_lsm``)."""
     path = {"APPARMOR": "/sys/kernel/security/apparmor", "SELINUX": "/sys/fs/selinux"}.get(
         context.images.lsm
@@ -94,14 +92,14 @@ def security_module(context: Context) -> Iterator[Finding]:
             yield predicted(process.pid, "lsm-mismatch")
 
 
-def policies(context: Context) -> Iterator[Finding]:
+def policies(context: Context) -> Findings:
     """Scheduling policies (``criu/cr-restore.c``: ``validate_sched_parm``)."""
     for thread in (each for process in context.images.processes for each in process.threads):
         if not is_restored(thread.policy, context.is_older_than):
             yield predicted(thread.tid, "sched-policy")
 
 
-def descriptors(context: Context) -> Iterator[Finding]:
+def descriptors(context: Context) -> Findings:
     """Space for CRIU's own descriptors above those of a process."""
     if not (context.via is None or context.via.ours):
         return  # that process has other limits
@@ -119,7 +117,7 @@ def descriptors(context: Context) -> Iterator[Finding]:
             )
 
 
-def sessions(context: Context) -> Iterator[Finding]:
+def sessions(context: Context) -> Findings:
     root = context.images.root
     if root is None or "pid" not in context.host:
         return

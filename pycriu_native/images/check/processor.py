@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
 
 from ..._integrity.page_size import HOST_PAGE
 from ..._system.processor import authenticates_pointers, cpu_flags
 from ...errors import CriuError
-from ...findings import Finding
 from ...options.criu_opts import CriuOpts
-from .context import Context, stops, warning
+from .context import Context, Findings, stops, warning
 
 _MACHINES = {
     "X86_64": ("x86_64", "amd64"),
@@ -34,7 +32,7 @@ _PROTECTION_KEYS = 1 << 9
 """The bit of protection keys, which is also set in programs that do not use them."""
 
 
-def processor(context: Context) -> Iterator[Finding]:
+def processor(context: Context) -> Findings:
     machine = platform.machine()
     expected = context.images.architecture
     if expected and machine not in _MACHINES.get(expected, (machine,)):
@@ -83,7 +81,7 @@ def processor(context: Context) -> Iterator[Finding]:
         )
 
 
-def _cpuinfo(context: Context) -> Iterator[Finding]:
+def _cpuinfo(context: Context) -> Findings:
     from ..._calls.verbs import cpuinfo_check  # few image sets have a cpuinfo.img
 
     # The log, the only file that is written, must not be in the images directory.

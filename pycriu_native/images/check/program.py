@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 
 from ..._calls import requirements
 from ..._checks.criu_files import missing_plugins
 from ..._transport.helper_programs import FAMILIES, HelperPrograms, cure
 from ...enums import NetworkLock
 from ...errors import CriuError
-from ...findings import Finding
 from ...results import Version
 from ..model import InetSocket
-from .context import Context, predicted, stops, warning
+from .context import Context, Findings, predicted, stops, warning
 
 _COMPRESSED_VERSION = 3
 
 
-def release(context: Context) -> Iterator[Finding]:
+def release(context: Context) -> Findings:
     try:
         here = context.release()
     except CriuError as error:
@@ -61,13 +59,13 @@ def release(context: Context) -> Iterator[Finding]:
         )
 
 
-def plugins(context: Context) -> Iterator[Finding]:
+def plugins(context: Context) -> Findings:
     """Plugins with which the dump was made."""
     for name in missing_plugins(context.images.plugins, context.opts, context.via):
         yield predicted(f"plugin {name}", "plugin")
 
 
-def programs(context: Context) -> Iterator[Finding]:
+def programs(context: Context) -> Findings:
     """Programs that CRIU runs to restore network namespaces and tmpfs (``criu/net.c``)."""
     helpers = HelperPrograms(context.via)
     names = os.listdir(context.images.directory)

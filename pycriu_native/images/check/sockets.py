@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 
 from ..._system.inet_sockets import abstract_names
 from ..._system.port_conflicts import Binding, Conflict, conflict_of, cure_of_ended
@@ -12,10 +11,10 @@ from ..._system.process import name_of
 from ...findings import Finding
 from ..kernel_names import PROTOCOLS
 from ..model import InetSocket, UnixSocket
-from .context import Context, predicted, stops, warning
+from .context import Context, Findings, predicted, stops, warning
 
 
-def inet_sockets(context: Context) -> Iterator[Finding]:
+def inet_sockets(context: Context) -> Findings:
     sockets = context.files(InetSocket)
     connected = [
         each for each in sockets if each.connected and not _inherited_socket(context, each)
@@ -74,7 +73,7 @@ def _port(context: Context, sock: InetSocket, port: int, conflict: Conflict) -> 
     return stops(sock.label, f"{what} {does}", "end that process")
 
 
-def unix_sockets(context: Context) -> Iterator[Finding]:
+def unix_sockets(context: Context) -> Findings:
     sockets = context.files(UnixSocket)
     outside = {each.inode: each for each in sockets if each.external}
     saved = {each.inode for each in sockets}
