@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from . import kernel_names as names
@@ -42,9 +43,8 @@ def _namespace(images: ImageDirectory, kind: str, number: int, host: bool) -> Na
     return Namespace(kind=kind, id=number, host=False, external=external, details=details)
 
 
-def mounts(images: ImageDirectory, namespaces: list[Namespace]) -> list[Mount]:
+def mounts(images: ImageDirectory, namespaces: list[Namespace]) -> Iterator[Mount]:
     """The mounts of the saved mount namespaces."""
-    result = []
     for space in namespaces:
         if space.kind != "mnt" or space.host:
             continue
@@ -52,18 +52,15 @@ def mounts(images: ImageDirectory, namespaces: list[Namespace]) -> list[Mount]:
             text = {key: os.fsdecode(getattr(each, key)) for key in ("source", "root", "options")}
             outside = each.HasField("ext_key") or each.ext_mount
             type_ = enum_name("fstype", each.fstype).lower().replace("overlayfs", "overlay")
-            result.append(
-                Mount(
-                    id=each.mnt_id,
-                    parent=each.parent_mnt_id,
-                    namespace=space.id,
-                    point="/" + os.fsdecode(each.mountpoint).removeprefix(".").lstrip("/"),
-                    type=os.fsdecode(each.fsname) or type_,
-                    external=os.fsdecode(each.ext_key) if outside else None,
-                    **text,
-                )
+            yield Mount(
+                id=each.mnt_id,
+                parent=each.parent_mnt_id,
+                namespace=space.id,
+                point="/" + os.fsdecode(each.mountpoint).removeprefix(".").lstrip("/"),
+                type=os.fsdecode(each.fsname) or type_,
+                external=os.fsdecode(each.ext_key) if outside else None,
+                **text,
             )
-    return result
 
 
 def devices(images: ImageDirectory, namespaces: list[Namespace]) -> list[NetworkDevice]:
@@ -95,9 +92,8 @@ def cgroup_sets(images: ImageDirectory) -> dict[int, dict[str, str]]:
     return sets
 
 
-def cgroups(images: ImageDirectory) -> list[Cgroup]:
+def cgroups(images: ImageDirectory) -> Iterator[Cgroup]:
     """The directories of all hierarchies, from the top down."""
-    result: list[Cgroup] = []
     for entry in images.entries("cgroup.img"):
         for controller in entry.controllers:
             controllers = tuple(map(os.fsdecode, controller.cnames))
@@ -105,11 +101,9 @@ def cgroups(images: ImageDirectory) -> list[Cgroup]:
             while waiting:
                 above, each = waiting.pop()
                 path = f"{above}/{os.fsdecode(each.dir_name).strip('/')}".replace("//", "/")
-                result.append(
-                    Cgroup(controllers=controllers, path=path, properties=len(each.properties))
-                )
+                properties = len(each.properties)
+                yield Cgroup(controllers=controllers, path=path, properties=properties)
                 waiting += [(path, child) for child in reversed(each.children)]
-    return result
 
 
 def locks(images: ImageDirectory) -> list[FileLock]:

@@ -95,8 +95,7 @@ class Processes:
             known |= self.mappings.of_process(pid, mm)
         return known
 
-    def _threads(self, entry: Any, core: Any, task: Any) -> list[Thread]:
-        threads = []
+    def _threads(self, entry: Any, core: Any, task: Any) -> Iterator[Thread]:
         for tid in entry.threads:
             own = core if tid == entry.pid else self.images.one(f"core-{tid}.img", "CORE")
             part = own.thread_core if own is not None and own.HasField("thread_core") else None
@@ -104,20 +103,17 @@ class Processes:
             name = os.fsdecode(part.comm) if part is not None and part.comm else ""
             if not name and tid == entry.pid and task:
                 name = os.fsdecode(task.comm)
-            threads.append(
-                Thread(
-                    tid=tid,
-                    name=name,
-                    nice=part.sched_nice if part else 0,
-                    policy=part.sched_policy if part else 0,
-                    credentials=self._credentials(part),
-                    seccomp=enum_name("seccomp_mode", part.seccomp_mode) if part else "disabled",
-                    instruction=at,
-                    stack=stack,
-                    cpu_state=own.thread_info.fpregs.xsave.xstate_bv if own is not None else 0,
-                )
+            yield Thread(
+                tid=tid,
+                name=name,
+                nice=part.sched_nice if part else 0,
+                policy=part.sched_policy if part else 0,
+                credentials=self._credentials(part),
+                seccomp=enum_name("seccomp_mode", part.seccomp_mode) if part else "disabled",
+                instruction=at,
+                stack=stack,
+                cpu_state=own.thread_info.fpregs.xsave.xstate_bv if own is not None else 0,
             )
-        return threads
 
     def _limits(self, rlimits: Any) -> dict[str, tuple[int, int]]:
         """Resource limits of a process. Cached: most processes have the same."""

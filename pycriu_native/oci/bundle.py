@@ -45,8 +45,6 @@ from ..errors import ImagesError, NoSuchProcessError
 from ..options.criu_opts import CriuOpts
 from ..options.values import Descriptor
 
-__all__ = ["Bundle", "Container"]
-
 StrPath = str | os.PathLike[str]
 
 DESCRIPTORS = "descriptors.json"
