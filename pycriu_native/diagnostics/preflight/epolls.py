@@ -58,7 +58,8 @@ def _is_found(
         return True
     for process in processes:
         for fd in process.descriptors:
-            is_alike = (fd.stat.st_ino, _kernel_device(fd)) == file
+            device = os.major(fd.stat.st_dev) << 20 | os.minor(fd.stat.st_dev)
+            is_alike = (fd.stat.st_ino, device) == file
             if is_alike and _is_watched(epoll, process.pid, fd.number, watched, nth):
                 return process.pid == epoll.pid
     return False
@@ -70,7 +71,3 @@ def _is_watched(epoll: Descriptor, pid: int, number: int, watched: int, nth: int
         return kcmp_epoll(pid, number, epoll.pid, epoll.number, watched, nth)
     except OSError as error:
         return error.errno not in (errno.EBADF, errno.ESRCH)  # it is closed
-
-
-def _kernel_device(fd: Descriptor) -> int:
-    return os.major(fd.stat.st_dev) << 20 | os.minor(fd.stat.st_dev)

@@ -20,6 +20,8 @@ ZERO = os.makedev(1, 5)
 def look(context: Context) -> Findings:
     """Findings on the memory."""
     old = context.is_older_than("4.2")
+    # The library does not change these images: see ``_integrity.droppable_memory``.
+    keeps = os.getpid() in context.tree.pids or context.in_force("page_server") is not None
     for process in context.tree.alive:
         if old and _is_guarded(process):
             yield stops(
@@ -28,7 +30,7 @@ def look(context: Context) -> Findings:
                 failure="guard-pages",
                 pid=process.pid,
             )
-        if old and _keeps_droppable(context) and droppable_of(process.pid):
+        if old and keeps and droppable_of(process.pid):
             yield lost(
                 "random-numbers",
                 "glibc keeps the state of getrandom() in memory that a fork empties "
@@ -97,11 +99,6 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
             if stat.S_ISCHR(seen.st_mode) and seen.st_rdev != ZERO:
                 numbers = os.major(seen.st_rdev), os.minor(seen.st_rdev)
                 yield device(process.pid, numbers, name)
-
-
-def _keeps_droppable(context: Context) -> bool:
-    """Whether the library does not change the images: see ``_integrity.droppable_memory``."""
-    return os.getpid() in context.tree.pids or context.in_force("page_server") is not None
 
 
 def _is_guarded(process: Process) -> bool:
