@@ -121,8 +121,8 @@ def _outside(
             context,
             "unix-outside",
             f"a unix socket sends to {name} outside of the tree",
-            cure="external_connections=True on dump and restore",
-            sets={"external_connections": True},
+            cure="external_unix_connections=True on dump and restore",
+            sets={"external_unix_connections": True},
             failure="unix-ext",
             **about,
         )
