@@ -101,20 +101,11 @@ def render_processes(images: ImageSet, *, width: int = 100) -> str:
 
 def render_memory(process: Process) -> str:
     """The mappings of one process."""
-    rows = [
-        (
-            f"{each.start:x}-{each.end:x}",
-            each.protection,
-            each.kind,
-            human(each.size),
-            human(each.stored),
-            human(each.in_parent),
-            human(each.lazy),
-            human(each.zero),
-            each.path or "",
-        )
-        for each in process.mappings
-    ]
+    rows = []
+    for each in process.mappings:
+        sizes = map(human, (each.size, each.stored, each.in_parent, each.lazy, each.zero))
+        where = f"{each.start:x}-{each.end:x}"
+        rows.append((where, each.protection, each.kind, *sizes, each.path or ""))
     headings = ("range", "prot", "kind", "size", "stored", "parent", "lazy", "zero", "file")
     return render_table(headings, rows)
 
