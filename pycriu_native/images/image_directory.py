@@ -14,7 +14,7 @@ from .._system.descriptors import opened_directory
 from ..errors import ImagesError
 from .formats import category
 from .model import Image, Parent
-from .reader import expect
+from .reader import ImageFile, expect
 from .trailers import entries, ghost_chunks
 
 LONGEST_CHAIN = 10_000
@@ -61,26 +61,30 @@ class ImageDirectory:
         return list(dict.fromkeys(each.cause for each in result))
 
     def path(self, name: str) -> str:
+        """The path of a file in it."""
         return f"{self.directory}/{name}"
 
     def entries(self, name: str) -> list[Any]:
         """The entries of an image; none if the image does not exist."""
-        kind = kind_of(name)
-        assert kind is not None
-        if not self._exists(name):
+        file = self._opened(name)
+        if file is None:
             return []
-        with expect(self.path(name), kind) as file:
+        with file:
             return list(entries(file))
 
-    def one(self, name: str, kind: str) -> Any:
+    def one(self, name: str) -> Any:
         """The only entry of an image, or None if the image does not exist."""
-        if not self._exists(name):
+        file = self._opened(name)
+        if file is None:
             return None
-        with expect(self.path(name), kind) as file:
+        with file:
             return file.only()
 
-    def _exists(self, name: str) -> bool:
-        return name in self.names or os.path.lexists(self.path(name))
+    def _opened(self, name: str) -> ImageFile | None:
+        kind = kind_of(name)
+        assert kind is not None
+        exists = name in self.names or os.path.lexists(self.path(name))
+        return expect(self.path(name), kind) if exists else None
 
     def ghost_size(self, number: int) -> int | None:
         """Size of the contents of a ghost file in the images, in bytes."""

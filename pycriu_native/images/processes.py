@@ -36,8 +36,9 @@ class Processes:
         self.credentials: dict[bytes, Credentials] = {}
 
     def process(self, entry: Any) -> Process:
+        """The process of an entry of ``pstree.img``."""
         pid = entry.pid
-        core = self.images.one(f"core-{pid}.img", "CORE")
+        core = self.images.one(f"core-{pid}.img")
         task = core.tc if core is not None and core.HasField("tc") else None
         state = names.STATES.get(task.task_state, "unknown") if task else "unknown"
         known: dict[str, Any] = {}
@@ -72,7 +73,7 @@ class Processes:
     def _living(self, pid: int, core: Any) -> dict[str, Any]:
         """Properties that a zombie lacks: memory, files, working directory, root."""
         known: dict[str, Any] = {}
-        ids = self.images.one(f"ids-{pid}.img", "IDS")
+        ids = self.images.one(f"ids-{pid}.img")
         if ids is None and core.HasField("ids"):
             ids = core.ids
         timers = list(_timers(core.tc.timers)) if core.HasField("tc") else []
@@ -85,19 +86,19 @@ class Processes:
             known["descriptors"] = descriptors
             timers += more
         known["timers"] = tuple(timers)
-        fs = self.images.one(f"fs-{pid}.img", "FS")
+        fs = self.images.one(f"fs-{pid}.img")
         if fs is not None:
             known["cwd"] = self.files.path_of(fs.cwd_id)
             known["root"] = self.files.path_of(fs.root_id)
             known["umask"] = fs.umask if fs.HasField("umask") else None
-        mm = self.images.one(f"mm-{pid}.img", "MM")
+        mm = self.images.one(f"mm-{pid}.img")
         if mm is not None:
             known |= self.mappings.of_process(pid, mm)
         return known
 
     def _threads(self, entry: Any, core: Any, task: Any) -> Iterator[Thread]:
         for tid in entry.threads:
-            own = core if tid == entry.pid else self.images.one(f"core-{tid}.img", "CORE")
+            own = core if tid == entry.pid else self.images.one(f"core-{tid}.img")
             part = own.thread_core if own is not None and own.HasField("thread_core") else None
             at, stack = _registers(own)
             name = os.fsdecode(part.comm) if part is not None and part.comm else ""
