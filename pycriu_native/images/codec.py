@@ -50,7 +50,7 @@ def _entries(file: ImageFile, payload: bool, style: Style) -> list[dict[str, Any
     while at < file.size:
         result, at = file.parse(at, kind.message)
         entry = to_dict(result, kind.message, style)
-        entry["extra"], at = load(file, kind, result, at, payload)
+        entry["extra"], at = load(file, result, at, payload)
         entries.append(entry)
     return entries
 

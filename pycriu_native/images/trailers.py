@@ -36,9 +36,9 @@ _LENGTHS: dict[str, Callable[[Any], tuple[int, int]]] = {
 """Used and stored sizes of trailers with one part."""
 
 
-def skip(file: ImageFile, kind: Format, entry: Any, at: int) -> int:
+def skip(file: ImageFile, entry: Any, at: int) -> int:
     """Offset of the next entry, to skip a trailer."""
-    name = kind.trailer
+    name = file.format.trailer
     if not name or name == "pagemap":
         return at
     if name == "ghost":
@@ -61,7 +61,7 @@ def entries(file: ImageFile) -> Iterator[Any]:
     while at < file.size:
         result, at = file.parse(at, file.format.message)
         yield result
-        at = skip(file, file.format, result, at)
+        at = skip(file, result, at)
 
 
 def payload(file: ImageFile, at: int, size: int, what: str) -> bytes:
@@ -71,13 +71,13 @@ def payload(file: ImageFile, at: int, size: int, what: str) -> bytes:
     return file.take(at, size, what)
 
 
-def load(file: ImageFile, kind: Format, entry: Any, at: int, with_payload: bool) -> tuple[Any, int]:
+def load(file: ImageFile, entry: Any, at: int, with_payload: bool) -> tuple[Any, int]:
     """A trailer as a dict, or only its size, and the offset of its end."""
-    name = kind.trailer
+    name = file.format.trailer
     if name == "messages":
         return _load_messages(file, entry, at, with_payload)
     size, stored = _LENGTHS[name](entry)
-    end = skip(file, kind, entry, at)
+    end = skip(file, entry, at)
     if not with_payload:
         return f"... <{human(size)}>", end
     data = payload(file, at, stored, "what follows an entry")[:size]
