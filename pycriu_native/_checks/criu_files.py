@@ -16,7 +16,7 @@ from .._system import trusted_path
 from .._transport.spawn import FIXED_ENVIRONMENT
 from .._transport.worker import worker_of
 from ..errors import Problem
-from ..options.criu_opts import CriuOpts
+from ..options.criu_opts import CriuOpts, StrPath
 
 if TYPE_CHECKING:
     from .._transport.base import Via
@@ -29,6 +29,9 @@ PLUGINS = ("/usr/lib/criu", "/usr/local/lib/criu", "/var/lib/criu")
 """Plugin directories of usual builds; ``CRIU_LIBS_DIR`` in the environment overrides them."""
 
 PLUGIN = ".so"
+
+LARGEST_CONFIGURATION = 2**20
+"""Maximum bytes that are read of a configuration file."""
 
 KERNEL_CACHE = "/run/criu.kdat"
 """CRIU's cache of kernel features; an unprivileged CRIU has it in ``XDG_RUNTIME_DIR``."""
@@ -46,6 +49,15 @@ def configuration(via: Via) -> Iterator[tuple[str, str]]:
     yield os.path.join(environment["HOME"], USER_FILE), "HOME of the worker"
     if ENVIRONMENT in environment:
         yield environment[ENVIRONMENT], f"{ENVIRONMENT} of the worker"
+
+
+def text_of(path: StrPath) -> bytes | None:
+    """The text of a configuration file; None if CRIU would ignore it without a message."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(LARGEST_CONFIGURATION)
+    except OSError:
+        return None
 
 
 def _plugin_directories(env: Mapping[str, str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from .._support.light_typing import TYPE_CHECKING
 from ..enums import Verb
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts, StrPath
-from .criu_files import configuration
+from .criu_files import configuration, text_of
 from .option_rules import images_path, parents
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 SHORTEST = b"auto-d"
 """The shortest abbreviation of the option that CRIU accepts."""
-
-LARGEST_FILE = 2**20
-"""Maximum bytes that are read of a configuration file."""
 
 _VERBS = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
 
@@ -63,12 +60,8 @@ def _source(opts: CriuOpts, via: Via) -> tuple[str, object] | None:
 
 def in_file(path: StrPath) -> bool:
     """Whether a configuration file sets ``auto_dedup``."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_FILE)
-    except OSError:
-        return False
-    if SHORTEST not in data:
+    data = text_of(path)
+    if data is None or SHORTEST not in data:
         return False
     from ..options.config_file import read_config  # few files have it
 

@@ -27,10 +27,11 @@ from ..options.fields import foreign_options
 from ..options.table import TABLE
 from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
-from .work_directory import from_work_directory
+from .work_directory import from_work_directory, path_of
 
 if TYPE_CHECKING:
     import re
+    from ipaddress import IPv4Address, IPv6Address
 
 Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
 
@@ -132,6 +133,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     parent = opts.parent_image
     if not isinstance(parent, str):
         return
+    is_read = verb in (Verb.DUMP, Verb.PRE_DUMP)
     if os.path.isabs(parent):
         # runc's rule: CRIU only warns, and the images can be restored on this host only.
         yield Problem(
@@ -143,23 +145,23 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     base = images_path(opts)
     where = _parent(opts)
     if base is None or where is None:
-        if verb in (Verb.DUMP, Verb.PRE_DUMP) and opts.images_dir is not None:
+        if is_read and opts.images_dir is not None:
             rule = f"needs images_directory instead of images_dir: {FRAMES} in it is read"
             yield Problem("parent_image", parent, rule)
         return
     if not os.path.isdir(where):
         rule = f"{lack_of(where)}: {_EXISTING}, relative to {base}"
         yield Problem("parent_image", parent, rule)
-    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
+    elif is_read and not os.path.exists(f"{where}/inventory.img"):
         # CRIU would save all memory, with a line in its log; that of a page server has no line.
         yield Problem(
             "parent_image", parent, f"a directory with images is accepted, unlike {where}"
         )
-    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and (half := unfinished(where)):
+    elif is_read and (half := unfinished(where)):
         # The dump would succeed and end the process, but CRIU could not restore the images.
         rule = f"images of a finished dump are accepted: the one to {half} did not finish"
         yield Problem("parent_image", parent, rule)
-    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.lexists(f"{where}/{FRAMES}"):
+    elif is_read and not os.path.lexists(f"{where}/{FRAMES}"):
         # Memory that mremap(2) has moved since could not be detected (_integrity/moved_memory.py).
         rule = (
             f"{where} has no {FRAMES}: the images of the last pre_dump, or dump with track_mem, of "
@@ -182,10 +184,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 def images_path(opts: CriuOpts) -> str | None:
     """The images directory as a path."""
-    directory = opts.images_directory
-    if directory is None or isinstance(directory, str):
-        return directory
-    return f"/proc/self/fd/{descriptor_number(directory)}"
+    return None if opts.images_directory is None else path_of(opts.images_directory)
 
 
 def _parent(opts: CriuOpts) -> str | None:
@@ -261,13 +260,20 @@ def _peer(fd: int) -> str | None:
 
 
 def _is_loopback(address: str) -> bool:
+    parsed = _ip(address.partition("%")[0])
+    if parsed is None:
+        return address == "localhost"
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def _ip(address: str) -> IPv4Address | IPv6Address | None:
+    """A numeric address; None for a name."""
     import ipaddress  # few calls have an address
 
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        return ipaddress.ip_address(address)
     except ValueError:
-        return address == "localhost"
-    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+        return None
 
 
 def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
@@ -293,18 +299,8 @@ def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     elif not is_server and not (server.address and server.port):
         # runc's rule: CRIU uses loopback without an address, and port 0 without a port.
         yield Problem("page_server", server, "address and port are both required (runc's rule)")
-    elif serves and not _is_numeric(server.address):
+    elif serves and _ip(server.address or "") is None:
         yield Problem("page_server", server, "pages are served on a numeric address, not a name")
-
-
-def _is_numeric(address: str | None) -> bool:
-    import ipaddress  # slow to import, and few calls serve pages
-
-    try:
-        ipaddress.ip_address(address or "")
-    except ValueError:
-        return False
-    return True
 
 
 def _tls(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:

@@ -240,57 +240,51 @@ def _pid_in_use(diagnosis: Diagnosis, taken: int, images: str) -> Diagnosis:
     """The process, zombie, session or process group that uses a pid of the images."""
     seen = stat_of(taken)
     if seen is None:
-        holder = holders().get(taken)
-        if holder is None:
-            cause, cure = f"pid {taken} was taken", "it is free now: try again"
-        else:
-            pid, kind = holder
-            cause = f"{taken} is the {kind} of pid {pid} ({name_of(pid)}), so no process can get it"
-            cure = f"end pid {pid} and others of that {kind}, or restore in a pid namespace"
-            ended = stat_of(pid)
-            if ended is not None and ended.state == "Z":
-                cause += f": a zombie that its parent, pid {ended.parent}, has not reaped"
-                cure = (
-                    f"reap it with os.waitpid({pid}, 0), and others of that {kind}"
-                    if ended.parent == os.getpid()
-                    else f"have pid {ended.parent} reap it, and others of that {kind}"
-                )
+        cause, cure = _number_in_use(taken)
         return replace(diagnosis, cause=cause, cure=cure)
-    parent = seen.parent
-    if seen.state != "Z":
-        process = leader_of(taken) or taken
-        what = f"a thread of pid {process}" if process != taken else "a running process"
-        cause = f"pid {taken} is taken by {what}, which is {name_of(process)}"
-        if is_above(os.getpid(), process):
-            cause += " and was started by this process"
-        running = replace(diagnosis, cause=cause)
-        if not images or os.path.exists(os.path.join(images, f"core-{taken}.img")):
-            return running
-        # CRIU makes a process with the number of a leader that was not dumped.
-        return replace(
-            running,
-            cause=f"{running.cause}, and the images need it for the leader of their session or "
-            "process group, which they do not contain",
-            cure="shell_job=True on restore too, if the dump had it; else end that process",
-            options=("shell_job",),
-        )
-    if parent == os.getpid():
-        return replace(
-            diagnosis,
-            cause=f"pid {taken} is a zombie child of this process",
-            cure=f"reap it with os.waitpid({taken}, 0) before the restore",
-        )
-    cure = f"make pid {parent} reap it, or end pid {parent}"
-    if parent == 1:
-        cure = (
-            "try again once pid 1 has reaped it; in a container, start an init that does (docker "
-            "run --init)"
-        )
+    if seen.state == "Z":
+        cause = f"pid {taken} is a zombie that its parent, pid {seen.parent}, has not reaped"
+        cure = f"make pid {seen.parent} reap it, or end pid {seen.parent}"
+        if seen.parent == os.getpid():
+            cause = f"pid {taken} is a zombie child of this process"
+            cure = f"reap it with os.waitpid({taken}, 0) before the restore"
+        elif seen.parent == 1:
+            cure = (
+                "try again once pid 1 has reaped it; in a container, start an init that does "
+                "(docker run --init)"
+            )
+        return replace(diagnosis, cause=cause, cure=cure)
+    process = leader_of(taken) or taken
+    what = f"a thread of pid {process}" if process != taken else "a running process"
+    cause = f"pid {taken} is taken by {what}, which is {name_of(process)}"
+    if is_above(os.getpid(), process):
+        cause += " and was started by this process"
+    if not images or os.path.exists(os.path.join(images, f"core-{taken}.img")):
+        return replace(diagnosis, cause=cause)
+    # CRIU makes a process with the number of a leader that was not dumped.
     return replace(
         diagnosis,
-        cause=f"pid {taken} is a zombie that its parent, pid {parent}, has not reaped",
-        cure=cure,
+        cause=f"{cause}, and the images need it for the leader of their session or process group, "
+        "which they do not contain",
+        cure="shell_job=True on restore too, if the dump had it; else end that process",
+        options=("shell_job",),
     )
+
+
+def _number_in_use(taken: int) -> tuple[str, str]:
+    """Cause and cure for a number that no process has, and that a session or group can have."""
+    holder = holders().get(taken)
+    if holder is None:
+        return f"pid {taken} was taken", "it is free now: try again"
+    pid, kind = holder
+    cause = f"{taken} is the {kind} of pid {pid} ({name_of(pid)}), so no process can get it"
+    ended = stat_of(pid)
+    if ended is None or ended.state != "Z":
+        return cause, f"end pid {pid} and others of that {kind}, or restore in a pid namespace"
+    cause += f": a zombie that its parent, pid {ended.parent}, has not reaped"
+    if ended.parent == os.getpid():
+        return cause, f"reap it with os.waitpid({pid}, 0), and others of that {kind}"
+    return cause, f"have pid {ended.parent} reap it, and others of that {kind}"
 
 
 def _why_not_stopped(diagnosis: Diagnosis, pid: int) -> Diagnosis:

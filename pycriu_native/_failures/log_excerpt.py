@@ -134,15 +134,12 @@ def is_benign(line: str) -> bool:
 
 
 def _matching(lines: Iterable[str], verb: Verb) -> Iterable[tuple[Failure, str]]:
+    restoring = verb is Verb.RESTORE
     for line in lines:
         for failure in failures():
-            if not failure.benign and _belongs(failure, verb) and failure.pattern.search(line):
+            belongs = failure.phase == "any" or restoring == (failure.phase == "restore")
+            if belongs and not failure.benign and failure.pattern.search(line):
                 yield failure, line
-
-
-def _belongs(failure: Failure, verb: Verb) -> bool:
-    restoring = verb is Verb.RESTORE
-    return failure.phase == "any" or restoring == (failure.phase == "restore")
 
 
 def diagnose(lines: Sequence[str], verb: Verb, errno: int = 0) -> Diagnosis:

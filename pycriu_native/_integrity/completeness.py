@@ -32,7 +32,7 @@ RESTORABLE = (2, 3)
 """Versions of the format that CRIU 3.17 to 4.3 write; 3 is compressed."""
 
 # Values in CRIU's messages (images/*.proto).
-_REG, _PIPE, _FIFO, _INETSK, _TTY, _MEMFD = 1, 2, 3, 4, 11, 18
+_PIPE, _FIFO, _INETSK, _TTY, _MEMFD = 2, 3, 4, 11, 18
 _TMPFS, _AUTOFS = 5, 18
 _ANON_SHARED, _SYSVIPC = 1 << 8, 1 << 10
 _TCP, _DEAD, _FILTER, _S_IFREG = 6, 2, 2, 0o100000

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .._native.ffi import native
+from .._system.descriptors import opened_directory
 from .._system.mappings import droppable_of
 from .._system.process import own_number_of
 from .._system.regular_file import open_regular
@@ -25,7 +26,6 @@ from .._wire.fields import messages_of
 from .._wire.protobuf import message
 from .changed_image import change_message, fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, Row, kind_of
-from .manifest import opened_directory
 from .pagemap import IN_PARENT, LAZY, PRESENT
 
 Range = tuple[int, int]

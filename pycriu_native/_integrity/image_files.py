@@ -53,61 +53,44 @@ _TRAILERS = {
 
 # Columns by kind: the numbers of the fields that lead to one (images/*.proto). With a "*" at its
 # end, a path is that of a repeated field, each of which has a row.
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "INVENTORY": ("1", "3.6", "3.7", "3.8", "3.9", "3.10", "3.12", "5", "10", "13", "8"),
-    "PSTREE": ("5*", "1", "5"),
-    "FILES": (
-        *("1", "2", "3.2", "3.8", "4.2", "4.5", "4.8", "17.2", "17.3", "18.2", "18.3"),
-        *("19.2", "19.6", "20.5"),
-    ),
-    "FILES sockets": ("4.11*", "4.1", "4.3", "4.5", "4.7", "4.11", "4.15"),
-    "CORE": (
-        "3.1",
-        "3.9",
-        "5.11",
-        "5.12",
-        "5.16",
-        "4.2",
-        "4.6",
-        "4.7",
-        "4.8",
-        "4.9",
-        "4.10",
-        "4.12",
-        "4.1",
-    ),
-    "IDS": ("2", "6", "7", "8", "9", "10", "12", "1"),
-    "FDINFO": ("1",),
-    "FS": ("1", "2"),
-    "MM": ("14*", "12", "14.7", "14.4"),
-    "MM auxv": ("13*", "13"),
-    "MM flags": ("14*", "14.1", "14.2", "14.6", "14.7", "14.9"),
-    "SECCOMP": ("1*", "1"),
-    "REMAP_FPATH": ("1", "2", "3=1"),
-    "GHOST_FILE": ("3", "9"),
-    "PIPES_DATA": ("1",),
-    "FIFO_DATA": ("1",),
-    "TTY_INFO": ("1",),
-    "MEMFD_INODE": ("7", "4", "5"),
-    "SK_QUEUES": ("4.2*", "4.2"),
-    "IPCNS_SHM": ("3", "1.7"),
-    "NETNS": ("8",),
-    "MNTS": ("1", "2", "3", "6", "7", "12", "13", "18", "16"),
-    "PAGEMAP": ("1",),
+_COLUMNS = {
+    "INVENTORY": "1 3.6 3.7 3.8 3.9 3.10 3.12 5 10 13 8",
+    "PSTREE": "5* 1 5",
+    "FILES": "1 2 3.2 3.8 4.2 4.5 4.8 17.2 17.3 18.2 18.3 19.2 19.6 20.5",
+    "FILES sockets": "4.11* 4.1 4.3 4.5 4.7 4.11 4.15",
+    "CORE": "3.1 3.9 5.11 5.12 5.16 4.2 4.6 4.7 4.8 4.9 4.10 4.12 4.1",
+    "IDS": "2 6 7 8 9 10 12 1",
+    "FDINFO": "1",
+    "FS": "1 2",
+    "MM": "14* 12 14.7 14.4",
+    "MM auxv": "13* 13",
+    "MM flags": "14* 14.1 14.2 14.6 14.7 14.9",
+    "SECCOMP": "1* 1",
+    "REMAP_FPATH": "1 2 3=1",
+    "GHOST_FILE": "3 9",
+    "PIPES_DATA": "1",
+    "FIFO_DATA": "1",
+    "TTY_INFO": "1",
+    "MEMFD_INODE": "7 4 5",
+    "SK_QUEUES": "4.2* 4.2",
+    "IPCNS_SHM": "3 1.7",
+    "NETNS": "8",
+    "MNTS": "1 2 3 6 7 12 13 18 16",
+    "PAGEMAP": "1",
 }
 
 
 class _Format:
     """The magic of a kind of image, and the columns that are read from it."""
 
-    def __init__(self, name: str, magic: int, trailer: str, paths: tuple[str, ...]) -> None:
+    def __init__(self, name: str, magic: int, trailer: str, paths: str) -> None:
         word = magic.to_bytes(4, "little")
         first = _SERVICE if name in ("STATS", "IRMAP_CACHE") else _COMMON
         self.magic = word if name == "INVENTORY" else first + word
         self.trailer = _TRAILERS.get(trailer, native.PN_NO_TRAILER)
         columns = each = b""
         self.width = 1
-        for path in paths:
+        for path in paths.split():
             numbers, _, unset = path.rstrip("*").partition("=")
             encoded = bytes(map(int, numbers.split(".")))
             if path.endswith("*"):
@@ -125,7 +108,7 @@ _MAGIC = {magic.to_bytes(4, "little"): name for name, magic, *_ in FORMATS}
 def _format(kind: str, columns: str) -> _Format:
     for name, magic, *rest in FORMATS:
         if name == kind:
-            return _Format(name, magic, rest[1] if len(rest) > 1 else "", _COLUMNS.get(columns, ()))
+            return _Format(name, magic, rest[1] if len(rest) > 1 else "", _COLUMNS.get(columns, ""))
     raise KeyError(kind)
 
 

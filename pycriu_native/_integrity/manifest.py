@@ -10,10 +10,9 @@ restored::
     verify("ckpt", digest)
     restore(opts)
 
-The manifest, ``pycriu-native.manifest``, is one JSON object with the size and the SHA-256 of each
-file. A user who can write to the directory can write a new manifest too: keep the digest that
-``seal`` returns elsewhere, and pass it to ``verify``. Both functions read all files once. The set
-must not be in use: changes meanwhile are not detected.
+The manifest is one JSON object. A user who can write to the directory can write a new one too: keep
+the digest that ``seal`` returns elsewhere. Both functions read all files once. The set must not be
+in use: changes meanwhile are not detected.
 """
 
 from __future__ import annotations
@@ -23,9 +22,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 
 from .._support.light_typing import Any
 from .._support.unpatched import closing
+from .._system import descriptors
 from .._system.descriptors import where
 from .._system.regular_file import open_regular, read_regular, replace_file
 from ..errors import ImagesError
@@ -123,15 +124,11 @@ def linked_entries(directory: StrPath, sealed: StrPath) -> dict[str, dict[str, A
     return result
 
 
-@contextlib.contextmanager
-def opened_directory(directory: StrPath | Descriptor) -> Iterator[int]:
+def opened_directory(directory: StrPath | Descriptor) -> AbstractContextManager[int]:
     """A descriptor of a directory, closed at the end. ``OSError``."""
     if isinstance(directory, str | os.PathLike):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    else:
-        fd = os.dup(descriptor_number(directory))
-    with closing(fd):
-        yield fd
+        return descriptors.opened_directory(directory)
+    return closing(os.dup(descriptor_number(directory)))
 
 
 def _names(at: int) -> Iterator[str]:

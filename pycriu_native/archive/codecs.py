@@ -97,9 +97,7 @@ def decompressed(stream: Peek) -> Iterator[BinaryIO]:
 def encrypted(out: BinaryIO, recipients: Sequence[str]) -> Iterator[BinaryIO]:
     """A stream that encrypts to ``out``, for these recipients."""
     age = _extra("pyrage")
-    keys = [
-        _key("encrypt_to", text, age.x25519.Recipient, age.ssh.Recipient) for text in recipients
-    ]
+    keys = [_key("encrypt_to", text, age, "Recipient") for text in recipients]
     reading, writing = os.pipe()
     with (
         _beside(reading, "rb", lambda plain: age.encrypt_io(plain, out, keys)),
@@ -119,9 +117,7 @@ def decrypted(stream: Peek, identities: Sequence[str]) -> Iterator[BinaryIO]:
     if not identities:
         raise bad_argument("decrypt_with", [], "the archive is encrypted: its key is needed")
     age = _extra("pyrage")
-    keys = [
-        _key("decrypt_with", text, age.x25519.Identity, age.ssh.Identity) for text in identities
-    ]
+    keys = [_key("decrypt_with", text, age, "Identity") for text in identities]
     reading, writing = os.pipe()
 
     def decrypt(plain: Any) -> None:
@@ -169,11 +165,12 @@ def _beside(fd: int, mode: str, work: Callable[[Any], object]) -> Iterator[None]
         raise failed[0]
 
 
-def _key(field: str, text: str, native: Any, ssh: Any) -> Any:
+def _key(field: str, text: str, age: Any, kind: str) -> Any:
     """A key of one of the two types of age."""
     try:
         if text.upper().startswith("AGE"):
-            return native.from_str(text)
+            return getattr(age.x25519, kind).from_str(text)
+        ssh = getattr(age.ssh, kind)
         return ssh.from_str(text) if hasattr(ssh, "from_str") else ssh.from_buffer(text.encode())
     except Exception as error:
         # The value may be a secret.

@@ -1,9 +1,8 @@
 """An image set as one stream: to a file, through a socket, compressed, encrypted, and back.
 
-``pack`` writes a tar archive, ``unpack`` reads one, also those that ``podman container checkpoint
---export``, CRI-O and Kubernetes make (``inside="checkpoint"``). Both work on paths and on binary
-streams, so that an archive need not be on a disk. Images have the memory of a process, with its
-secrets: ``encrypt_to`` encrypts them for the owners of keys (age, https://age-encryption.org).
+``unpack`` also reads the archives of ``podman container checkpoint --export``, CRI-O and Kubernetes
+(``inside="checkpoint"``). Images have the memory of a process, with its secrets: ``encrypt_to``
+encrypts them for the owners of keys (age, https://age-encryption.org).
 """
 
 from __future__ import annotations

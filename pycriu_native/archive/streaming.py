@@ -178,29 +178,6 @@ def _with_criu() -> Iterator[None]:
         raise _CriuEnded from None
 
 
-class _Selector:
-    """As ``selectors.DefaultSelector``, also if gevent or eventlet have replaced that."""
-
-    def __init__(self) -> None:
-        self._poll = poll()
-        self.waiting: dict[int, Any] = {}
-        """The values of the registered descriptors."""
-
-    def add(self, fd: int, events: int, data: object) -> None:
-        """Wait for events of a descriptor as well."""
-        self._poll.register(fd, events)
-        self.waiting[fd] = data
-
-    def remove(self, fd: int) -> None:
-        """Wait for it no more."""
-        self._poll.unregister(fd)
-        del self.waiting[fd]
-
-    def wait(self) -> list[tuple[int, Any]]:
-        """Wait for at least one descriptor; returns those that are ready, with their values."""
-        return [(fd, self.waiting[fd]) for fd, _ in self._poll.poll()]
-
-
 class _Streamer:
     """A thread that exchanges images with CRIU: one message and one pipe for each file."""
 
@@ -212,9 +189,11 @@ class _Streamer:
         """Whether CRIU ended in the middle of a request."""
         self.failure: BaseException | None = None
         self._thread = Thread(target=self._body, name="image streamer")
+        self._poll = poll()  # selectors.DefaultSelector can be that of gevent or eventlet
+        self._open_files: dict[int, Any] = {}
+        """What the descriptors are for that are waited for; None for the connection to CRIU."""
 
     def __enter__(self) -> Self:
-        self._ready = _Selector()
         self._thread.start()
         return self
 
@@ -232,13 +211,15 @@ class _Streamer:
             return
         try:
             with blocking(criu) as criu:
-                self._ready.add(criu.fileno(), select.POLLIN, None)
-                while self._ready.waiting:
-                    for fd, data in self._ready.wait():
-                        if fd == criu.fileno():
-                            self._listen(criu)
+                self._wait_for(criu.fileno(), select.POLLIN, None)
+                while self._open_files:
+                    for fd, _ in self._poll.poll():
+                        if fd != criu.fileno():
+                            self._move(fd, self._open_files[fd])
+                        elif (name := _request(criu)) is not None:
+                            self._open(criu, name)
                         else:
-                            self._move(fd, data)
+                            self._remove(fd)
                     with self._changed:
                         self._changed.notify_all()
         except _CriuEnded:
@@ -246,19 +227,20 @@ class _Streamer:
         except BaseException as error:
             self.failure = error
         finally:
-            for fd, data in self._ready.waiting.items():
+            for fd, data in self._open_files.items():
                 if data is not None:
                     close(fd)  # CRIU gets EPIPE
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
 
-    def _listen(self, criu: socket.socket) -> None:
-        name = _request(criu)
-        if name is None:
-            self._ready.remove(criu.fileno())
-        else:
-            self._open(criu, name)
+    def _wait_for(self, fd: int, events: int, data: object) -> None:
+        self._poll.register(fd, events)
+        self._open_files[fd] = data
+
+    def _remove(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        del self._open_files[fd]
 
     def _add(self, criu: socket.socket, events: int, data: object) -> None:
         """Receive the pipe that CRIU sends."""
@@ -266,10 +248,10 @@ class _Streamer:
         with contextlib.suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
         os.set_blocking(fd, False)
-        self._ready.add(fd, events, data)
+        self._wait_for(fd, events, data)
 
     def _drop(self, fd: int) -> None:
-        self._ready.remove(fd)
+        self._remove(fd)
         close(fd)
 
     def _open(self, criu: socket.socket, name: str) -> None:
@@ -320,7 +302,7 @@ class _Capture(_Streamer):
     def complete(self) -> None:
         """Wait until all files are written, and end the stream. Raises the cause of a failure."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or len(self._ready.waiting) == 1)
+            self._changed.wait_for(lambda: self._over or len(self._open_files) == 1)
         if self.failure is not None:
             raise self.failure
         if self._cut:

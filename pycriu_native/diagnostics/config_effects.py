@@ -25,9 +25,6 @@ from ..options.value_types import ListOf
 from ..results import Version
 from .explanation import ConfigurationFile, Setting
 
-LARGEST_FILE = 2**20
-"""Maximum bytes that are read of a configuration file."""
-
 DEAF_TO_FALSE = frozenset(
     ("leave_running", "leave_stopped", "tls", "tls_no_cn_verify", "mntns_compat_mode")
 )
@@ -44,12 +41,12 @@ ALWAYS_ASKED = {
 def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]:
     """The existing files among those that CRIU reads, in its order."""
     for path, why in criu_files.configuration(via):
-        text = _text(path)
+        text = criu_files.text_of(path)
         if text is not None:
             yield ConfigurationFile(path, why, tuple(_settings(text, opts)))
     if opts.config_file is not None:
         path = os.fsdecode(opts.config_file)
-        text = _text(path)
+        text = criu_files.text_of(path)
         if text is not None:
             why = "config_file, read after the request"
             settings = _settings(text, opts, after=True, sets_level=_sets_level(via))
@@ -64,27 +61,16 @@ def _sets_level(via: Via) -> bool:
         return False  # its release is unknown
 
 
-def _text(path: str) -> str | None:
-    """The text of a file; None if CRIU would ignore it without a message."""
-    try:
-        with open(path, "rb") as file:
-            return os.fsdecode(file.read(LARGEST_FILE))
-    except OSError:
-        return None
-
-
 def _settings(
-    text: str, opts: CriuOpts, *, after: bool = False, sets_level: bool = False
+    text: bytes, opts: CriuOpts, *, after: bool = False, sets_level: bool = False
 ) -> Iterator[Setting]:
     """``after``: the file is read after the request; ``sets_level``: by a CRIU before 4.2."""
-    reader = read_config(text, lazy=bool(opts.lazy_pages))
+    reader = read_config(os.fsdecode(text), lazy=bool(opts.lazy_pages))
     for field, value in reader.fields.items():
         row = BY_FIELD[field]
         shown, given = _parsed(row, value), getattr(opts, field)
-        if not after or (row.name == "log_level" and not sets_level):
-            applies, effect = _before(row, shown, given)
-        else:
-            applies, effect = _after(row, shown, given)
+        after_request = after and (row.name != "log_level" or sets_level)
+        applies, effect = (_after if after_request else _before)(row, shown, given)
         yield Setting(field, shown, effect, applies)
     for problem in reader.problems:
         yield Setting(problem.field, problem.value, problem.rule, True)

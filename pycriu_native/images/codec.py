@@ -1,9 +1,4 @@
-"""Convert one image to a dict and back, as ``crit decode`` and ``crit encode`` do.
-
-``decode`` returns what ``crit decode`` prints, under the same names. ``encode`` returns the bytes
-that CRIU wrote. Fields that are unknown to this release of the package are kept under
-``"_unknown"``, in base64.
-"""
+"""Convert one image to a dict and back, as ``crit decode`` and ``crit encode`` do."""
 
 from __future__ import annotations
 
@@ -28,7 +23,8 @@ def decode(
     UTF-8 are surrogates, as in Python's file names), other bytes are base64. The data after an
     entry, such as the contents of a pipe, is its ``"extra"``; with ``payload=False`` it is replaced
     by its size, as by ``crit --nopl``. With ``pretty``, addresses, flags, devices and states are
-    text, as by ``crit --pretty``.
+    text, as by ``crit --pretty``. Fields that are unknown to this release of the package are kept
+    under ``"_unknown"``, in base64.
 
     Raises ``ImagesError`` naming the file and the offset for a file that is not an image, is
     truncated or damaged, and for a payload of more than 1 GiB. ``pages-*.img`` contain memory, not
@@ -54,7 +50,7 @@ def _entries(file: ImageFile, payload: bool, style: Style) -> list[dict[str, Any
     while at < file.size:
         result, at = file.parse(at, kind.message)
         entry = to_dict(result, kind.message, style)
-        entry["extra"], at = load(file, kind, result, at, payload)
+        entry["extra"], at = load(file, result, at, payload)
         entries.append(entry)
     return entries
 

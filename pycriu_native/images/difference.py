@@ -296,21 +296,23 @@ def _pages(before: Process, after: Process) -> Iterator[PageChange]:
     page = after.page_size
     if before.pagemap is None or after.pagemap is None:
         return
-    here = _Place(after.mappings), _Place(before.mappings)
+    old, new = _Place(before.mappings), _Place(after.mappings)
     for was, now in _side_by_side(before.memory, after.memory):
-        piece = was if now is None else now
+        piece = now or was
         assert piece is not None
-        start, _, _, mapping = piece
-        owner = here[0].at(start) or mapping
+        start, data, size, mapping = piece
+        owner = new.at(start) or mapping
         if owner.start not in result:
             result[owner.start] = owner, dict.fromkeys(_COUNTED, 0)
         counts = result[owner.start][1]
-        if was is not None and now is not None:
-            _compare(counts, page, was[1], now[1], was[2])
-        elif now is not None:
-            _one_sided(counts, page, "added", now, here[1].at(start))
-        elif was is not None:
-            _one_sided(counts, page, "removed", was, here[0].at(start))
+        if (was and was[1] is None) or data is None:
+            counts["unknown"] += -(-size // page)
+        elif was and now:
+            _count(counts, page, data, was[1], "changed")
+        elif now:
+            _count(counts, page, data, old.zeros(start, size), "added")
+        else:
+            _count(counts, page, data, new.zeros(start, size), "removed")
     for owner, counts in result.values():
         yield PageChange(
             start=owner.start, end=owner.end, kind=owner.kind, path=owner.path, **counts
@@ -330,67 +332,46 @@ class _Place:
             return None
         return self._mappings[index]
 
-
-def _compare(counts: _Counts, page: int, was: bytes | None, now: bytes | None, size: int) -> None:
-    pages = -(-size // page)
-    if was is None or now is None:
-        counts["unknown"] += pages
-    elif was == now:
-        counts["same"] += pages
-    else:
-        for at in range(0, size, page):
-            same = was[at : at + page] == now[at : at + page]
-            counts["same" if same else "changed"] += 1
+    def zeros(self, address: int, size: int) -> bytes | None:
+        """The contents of memory that no image has; None if it is not known to be zeros."""
+        mapping = self.at(address)
+        return bytes(size) if mapping is not None and mapping.reads_as_zeros else None
 
 
-def _one_sided(
-    counts: _Counts, page: int, name: str, piece: _Piece, other: MemoryMapping | None
-) -> None:
-    """Pages of one set only. Zeros equal untouched memory of the other set."""
-    _, data, size, _ = piece
-    pages = -(-size // page)
-    if data is None:
-        counts["unknown"] += pages
-        return
-    zeros = 0
-    if other is not None and other.reads_as_zeros:
-        blank = bytes(page)
-        zeros = sum(data[at : at + page] == blank for at in range(0, size, page))
-    counts["same"] += zeros
-    counts[name] += pages - zeros
+def _count(counts: _Counts, page: int, data: bytes, other: bytes | None, name: str) -> None:
+    """Count the pages of a range that are in the other set as well, and by ``name`` the others."""
+    pages = -(-len(data) // page)
+    same = pages if data == other else 0
+    if other is not None and not same:
+        starts = range(0, len(data), page)
+        same = sum(data[at : at + page] == other[at : at + page] for at in starts)
+    counts["same"] += same
+    counts[name] += pages - same
 
 
 def _side_by_side(before: Memory, after: Memory) -> Iterator[tuple[_Piece | None, _Piece | None]]:
     """Split both memories into ranges with common bounds; None: only the other one has it."""
     streams = before.pieces(), after.pieces()
-    was, now = next(streams[0], None), next(streams[1], None)
-    while was is not None or now is not None:
-        if now is None or (was is not None and was[0] + was[2] <= now[0]):
-            assert was is not None
-            yield was, None
-            was = next(streams[0], None)
-        elif was is None or now[0] + now[2] <= was[0]:
-            yield None, now
-            now = next(streams[1], None)
-        elif was[0] < now[0]:
-            remaining, was = _cut(was, now[0])
-            yield remaining, None
-        elif now[0] < was[0]:
-            remaining, now = _cut(now, was[0])
-            yield None, remaining
-        else:
-            size = min(was[2], now[2])
-            one, was = _cut(was, was[0] + size) if was[2] > size else (was, None)
-            two, now = _cut(now, now[0] + size) if now[2] > size else (now, None)
-            yield one, two
-            was = was if was is not None else next(streams[0], None)
-            now = now if now is not None else next(streams[1], None)
+    rest = [next(stream, None) for stream in streams]
+    while there := [piece for piece in rest if piece is not None]:
+        start = min(piece[0] for piece in there)
+        bounds = [bound for piece in there for bound in (piece[0], piece[0] + piece[2])]
+        end = min(bound for bound in bounds if bound > start)
+        range: list[_Piece | None] = [None, None]
+        for side, piece in enumerate(rest):
+            if piece is not None and piece[0] == start:
+                range[side], rest[side] = _cut(piece, end)
+                rest[side] = rest[side] or next(streams[side], None)
+        yield range[0], range[1]
 
 
-def _cut(piece: _Piece, at: int) -> tuple[_Piece, _Piece]:
+def _cut(piece: _Piece, at: int) -> tuple[_Piece, _Piece | None]:
+    """The parts of a piece before and after an address; None for an empty second part."""
     address, data, size, mapping = piece
-    remaining = at - address
+    first = at - address
+    if first == size:
+        return piece, None
     return (
-        (address, data[:remaining] if data is not None else None, remaining, mapping),
-        (at, data[remaining:] if data is not None else None, size - remaining, mapping),
+        (address, None if data is None else data[:first], first, mapping),
+        (at, None if data is None else data[first:], size - first, mapping),
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from .._support.lazy import socket
 from . import kernel_names as names
+from .image_directory import ImageDirectory
 from .json_messages import to_dict
 from .model import (
     File,
@@ -20,9 +20,6 @@ from .model import (
     UnixSocket,
 )
 from .schema import enum_name
-
-Read = Callable[[str], list[Any]]
-"""Returns the entries of an image by name; none if it does not exist."""
 
 _MEMBERS = {
     "REG": "reg",
@@ -54,9 +51,9 @@ _REMAPS = {0: "linked", 1: "ghost", 2: "procfs"}
 class Files:
     """Reads ``files.img`` and the images that it refers to."""
 
-    def __init__(self, read: Read, ghost_size: Callable[[int], int | None]) -> None:
-        self._read = read
-        self._ghost_size = ghost_size
+    def __init__(self, images: ImageDirectory) -> None:
+        self._images = images
+        read = images.entries
         self.sessions: frozenset[int] = frozenset()
         """The pids of session leaders in the images."""
         self._remaps = {each.orig_id: each for each in read("remap-fpath.img")}
@@ -73,7 +70,7 @@ class Files:
         """All files, in the order of their ids."""
         self.sessions = sessions
         later = []
-        for entry in self._read("files.img"):
+        for entry in self._images.entries("files.img"):
             type_ = enum_name("fd_types", entry.type)
             member = _MEMBERS.get(type_)
             if member is None or not entry.HasField(member):
@@ -107,9 +104,10 @@ class Files:
     def _regular(self, entry: Any) -> RegularFile:
         remap = self._remaps.get(entry.id)
         # Without a type it is a ghost: older releases had no other kind, and no field.
-        kind = None
+        kind = size = None
         if remap is not None:
             kind = _REMAPS.get(remap.remap_type) if remap.HasField("remap_type") else "ghost"
+            size = self._images.ghost_size(remap.remap_id) if kind == "ghost" else None
         words = entry.build_id
         return RegularFile(
             id=entry.id,
@@ -123,7 +121,7 @@ class Files:
             build_id=struct.pack(f"<{len(words)}I", *words).hex() if words else None,
             external=entry.ext,
             deleted=kind,
-            ghost_size=self._ghost_size(remap.remap_id) if remap and kind == "ghost" else None,
+            ghost_size=size,
             remap=remap.remap_id if remap else None,
         )
 
@@ -141,7 +139,7 @@ class Files:
         )
 
     def _inet(self, entry: Any) -> InetSocket:
-        stream = next(iter(self._read(f"tcp-stream-{entry.ino:x}.img")), None)
+        stream = next(iter(self._images.entries(f"tcp-stream-{entry.ino:x}.img")), None)
         remote = _address(entry.family, entry.dst_addr, entry.dst_port) if entry.dst_port else None
         return InetSocket(
             id=entry.id,
@@ -199,6 +197,16 @@ class Files:
             and session not in self.sessions
             and (info is None or info.HasField("termios")),
         )
+
+    def path_of(self, number: int) -> str | None:
+        """The path of a regular file, or the name of a memfd."""
+        result = self.by_id.get(number)
+        if isinstance(result, RegularFile):
+            return result.path
+        if isinstance(result, OtherFile):
+            name: str | None = result.details.get("name")
+            return name
+        return None
 
     def shared_of(self, file: int) -> int | None:
         """The id of the shared memory behind a memfd."""

@@ -11,7 +11,6 @@ import binascii
 import functools
 import os
 import quopri
-import struct
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from .._wire.protobuf import varint
 from ..errors import ImagesError
 from . import pretty
 from .schema import Row, message, table
@@ -60,9 +58,8 @@ def to_dict(entry: Any, name: str | None = None, style: Style = Style.PLAIN) -> 
     for field, value in entry.ListFields():
         key, show = names[field.number]
         out[key] = value if show is None else show(value)
-    unknown = UnknownFieldSet(entry)
-    if len(unknown):
-        out[UNKNOWN] = to_text(_wire(unknown))
+    if len(UnknownFieldSet(entry)):
+        out[UNKNOWN] = to_text(_unknown(entry))
     return out
 
 
@@ -175,19 +172,11 @@ def _add_unknown(made: Any, data: bytes, where: str) -> None:
         raise ImagesError(f"{where}: no fields of a message: {error}") from None
 
 
-def _wire(fields: Any) -> bytes:
-    """Unknown fields, unchanged."""
-    return b"".join(
-        varint(field.field_number << 3 | field.wire_type) + _wire_value(field) for field in fields
-    )
-
-
-def _wire_value(field: Any) -> bytes:
-    kind, value = field.wire_type, field.data
-    if kind == 0:
-        return varint(value)
-    if kind == 2:
-        return varint(len(value)) + bytes(value)
-    if kind == 3:
-        return _wire(value) + varint(field.field_number << 3 | 4)
-    return struct.pack("<Q" if kind == 1 else "<I", value)
+def _unknown(entry: Any) -> bytes:
+    """Unknown fields, unchanged: a copy without the known ones."""
+    rest = type(entry)()
+    rest.CopyFrom(entry)
+    for field, _ in entry.ListFields():
+        rest.ClearField(field.name)
+    result: bytes = rest.SerializePartialToString()
+    return result

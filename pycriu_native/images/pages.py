@@ -13,9 +13,7 @@ from collections.abc import Iterator, Sequence
 from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
 from .._support.unpatched import close
 from ..errors import ImagesError
-from .reader import ImageFile, damaged, expect, open_file
-
-__all__ = ["CHUNK", "Counts", "Layers", "PageMap", "Stored", "load_map"]
+from .reader import damaged, expect, open_file
 
 CHUNK = 2**20
 """Bytes of one read."""
@@ -57,16 +55,11 @@ def load_map(directory: str, name: str, page: int) -> PageMap:
             window = file.window(at, "pagemap_entry")
             taken, why = result.runs.take(window)
             at += taken
+            if why == "":
+                file.parse(at, "pagemap_entry")  # raises a more exact error
             if why is not None:
-                _refuse(file, at, why)
+                raise damaged(path, at + 4, why or "this is no pagemap_entry")
     return result
-
-
-def _refuse(file: ImageFile, at: int, why: str) -> None:
-    """Raise the error for an invalid entry."""
-    if not why:
-        file.parse(at, "pagemap_entry")  # raises a more exact error
-    raise damaged(file.path, at + 4, why or "this is no pagemap_entry")
 
 
 Stored = tuple[int, int, PageMap, int]

@@ -10,7 +10,14 @@ from typing import Any
 
 from .._support.kernel_text import escaped as safe
 from .._support.sizes import size_text as human
-from .difference import Difference, ProcessChange, files_by_fd
+from .difference import (
+    Change,
+    Difference,
+    MappingChange,
+    PageChange,
+    ProcessChange,
+    files_by_fd,
+)
 from .memory_mapping import Value
 from .model import File, ImageSet, Process
 
@@ -94,20 +101,11 @@ def render_processes(images: ImageSet, *, width: int = 100) -> str:
 
 def render_memory(process: Process) -> str:
     """The mappings of one process."""
-    rows = [
-        (
-            f"{each.start:x}-{each.end:x}",
-            each.protection,
-            each.kind,
-            human(each.size),
-            human(each.stored),
-            human(each.in_parent),
-            human(each.lazy),
-            human(each.zero),
-            each.path or "",
-        )
-        for each in process.mappings
-    ]
+    rows = []
+    for each in process.mappings:
+        sizes = map(human, (each.size, each.stored, each.in_parent, each.lazy, each.zero))
+        where = f"{each.start:x}-{each.end:x}"
+        rows.append((where, each.protection, each.kind, *sizes, each.path or ""))
     headings = ("range", "prot", "kind", "size", "stored", "parent", "lazy", "zero", "file")
     return render_table(headings, rows)
 
@@ -169,9 +167,7 @@ def render_diff(difference: Difference) -> str:
         return "no difference"
     lines = [f"process {pid} was removed" for pid in difference.removed]
     lines += [f"process {pid} was added" for pid in difference.added]
-    for each in difference.changes:
-        for name, before, after in _entries(each.name, each.before, each.after):
-            lines.append(f"{safe(name)}: {safe(str(before))} -> {safe(str(after))}")
+    lines += [f"{name}: {values}" for name, values in _entries(difference.changes)]
     for process in difference.processes:
         lines += _changed(process)
     size = sum(
@@ -187,7 +183,14 @@ def render_diff(difference: Difference) -> str:
     return "\n".join(lines)
 
 
-def _entries(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
+def _entries(changes: Iterable[Change]) -> Iterator[tuple[str, str]]:
+    """The name and the values of each part that changed, as text."""
+    for each in changes:
+        for name, before, after in _parts(each.name, each.before, each.after):
+            yield safe(name), f"{safe(str(before))} -> {safe(str(after))}"
+
+
+def _parts(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
     """The parts of a value that changed: keys, fields, and members that were added or removed."""
     if isinstance(before, Value) and isinstance(after, Value):
         before, after = before.to_dict(), after.to_dict()
@@ -195,7 +198,7 @@ def _entries(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any
         for key in [*before, *(key for key in after if key not in before)]:
             was, now = before.get(key), after.get(key)
             if was != now:
-                yield from _entries(f"{name}.{key}", was, now)
+                yield from _parts(f"{name}.{key}", was, now)
     elif _is_table(before) and _is_table(after):
         yield from ((name, each, None) for each in before if each not in after)
         yield from ((name, None, each) for each in after if each not in before)
@@ -214,9 +217,8 @@ def _is_table(value: Any) -> bool:
 
 def _changed(process: ProcessChange) -> Iterator[str]:
     yield f"process {process.pid} ({safe(process.name)})"
-    for each in process.changes:
-        for name, before, after in _entries(each.name, each.before, each.after):
-            yield f"  {safe(name)}: {safe(str(before))} -> {safe(str(after))}"
+    for name, values in _entries(process.changes):
+        yield f"  {name}: {values}"
     for tid in process.threads_removed:
         yield f"  thread {tid} was removed"
     for tid in process.threads_added:
@@ -228,19 +230,19 @@ def _changed(process: ProcessChange) -> Iterator[str]:
             )
             yield f"  fd {fd.fd} {state}: {safe(str(what))}"
         else:
-            changes = ", ".join(
-                f"{safe(name)} {safe(str(before))} -> {safe(str(after))}"
-                for one in fd.changes
-                for name, before, after in _entries(one.name, one.before, one.after)
-            )
+            changes = ", ".join(f"{name} {values}" for name, values in _entries(fd.changes))
             yield f"  fd {fd.fd} {safe(fd.after)}: {changes}"
     for mapping in process.mappings:
-        where = f"{mapping.kind}{f' {safe(mapping.path)}' if mapping.path else ''}"
-        yield f"  mapping {where}: {mapping.before or 'none'} -> {mapping.after or 'none'}"
+        before, after = mapping.before or "none", mapping.after or "none"
+        yield f"  mapping {_where(mapping)}: {before} -> {after}"
     for page in process.pages:
         if page.changed or page.added or page.removed:
-            where = f"{page.kind}{f' {safe(page.path)}' if page.path else ''}"
             yield (
-                f"  pages {page.start:x}-{page.end:x} {where}: {page.changed} changed, "
+                f"  pages {page.start:x}-{page.end:x} {_where(page)}: {page.changed} changed, "
                 f"{page.added} added, {page.removed} removed, {page.same} the same"
             )
+
+
+def _where(change: MappingChange | PageChange) -> str:
+    """Kind and file of a mapping."""
+    return f"{change.kind} {safe(change.path)}" if change.path else str(change.kind)

@@ -36,9 +36,9 @@ _LENGTHS: dict[str, Callable[[Any], tuple[int, int]]] = {
 """Used and stored sizes of trailers with one part."""
 
 
-def skip(file: ImageFile, kind: Format, entry: Any, at: int) -> int:
+def skip(file: ImageFile, entry: Any, at: int) -> int:
     """Offset of the next entry, to skip a trailer."""
-    name = kind.trailer
+    name = file.format.trailer
     if not name or name == "pagemap":
         return at
     if name == "ghost":
@@ -61,7 +61,7 @@ def entries(file: ImageFile) -> Iterator[Any]:
     while at < file.size:
         result, at = file.parse(at, file.format.message)
         yield result
-        at = skip(file, file.format, result, at)
+        at = skip(file, result, at)
 
 
 def payload(file: ImageFile, at: int, size: int, what: str) -> bytes:
@@ -71,13 +71,13 @@ def payload(file: ImageFile, at: int, size: int, what: str) -> bytes:
     return file.take(at, size, what)
 
 
-def load(file: ImageFile, kind: Format, entry: Any, at: int, with_payload: bool) -> tuple[Any, int]:
+def load(file: ImageFile, entry: Any, at: int, with_payload: bool) -> tuple[Any, int]:
     """A trailer as a dict, or only its size, and the offset of its end."""
-    name = kind.trailer
+    name = file.format.trailer
     if name == "messages":
         return _load_messages(file, entry, at, with_payload)
     size, stored = _LENGTHS[name](entry)
-    end = skip(file, kind, entry, at)
+    end = skip(file, entry, at)
     if not with_payload:
         return f"... <{human(size)}>", end
     data = payload(file, at, stored, "what follows an entry")[:size]
@@ -146,21 +146,24 @@ def _store_messages(extra: Any, what: str) -> Iterator[bytes]:
 def load_ghost(file: ImageFile, with_payload: bool, style: Style) -> list[dict[str, Any]]:
     """A deleted file: its attributes, then its bytes, whole or in chunks."""
     result, at = file.parse(file.start, "ghost_file_entry")
-    first = to_dict(result, style=style)
-    if not result.chunks:
-        if with_payload:
-            first["extra"] = to_text(payload(file, at, file.size - at, "a deleted file"))
-        return [first]
-    entries = [first]
-    while at < file.size:
-        chunk, at = file.parse(at, "ghost_chunk_entry")
+    entries = [to_dict(result, style=style)]
+    if not result.chunks and with_payload:
+        entries[0]["extra"] = to_text(payload(file, at, file.size - at, "a deleted file"))
+    for chunk, begin in ghost_chunks(file, at) if result.chunks else ():
         entries.append(to_dict(chunk, style=style))
         if with_payload:
-            entries[-1]["extra"] = to_text(payload(file, at, chunk.len, "a chunk"))
-        elif chunk.len > file.size - at:
+            entries[-1]["extra"] = to_text(payload(file, begin, chunk.len, "a chunk"))
+    return entries
+
+
+def ghost_chunks(file: ImageFile, at: int) -> Iterator[tuple[Any, int]]:
+    """The chunks of a deleted file from an offset on, each with the offset of its bytes."""
+    while at < file.size:
+        chunk, at = file.parse(at, "ghost_chunk_entry")
+        yield chunk, at
+        if chunk.len > file.size - at:
             raise damaged(file.path, at, f"a chunk of {chunk.len} bytes is truncated")
         at += chunk.len
-    return entries
 
 
 def human(size: float) -> str:

@@ -32,7 +32,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from .._integrity.saved_mounts import CGROUP_V1, SavedMount, saved_mounts
 from .._support.unpatched import close
@@ -44,8 +44,6 @@ from ..enums import CgroupMode
 from ..errors import ImagesError, NoSuchProcessError
 from ..options.criu_opts import CriuOpts
 from ..options.values import Descriptor
-
-__all__ = ["Bundle", "Container"]
 
 StrPath = str | os.PathLike[str]
 
@@ -356,8 +354,7 @@ class Container:
 # ---- the state files of the runtimes ----
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _State:
+class _State(NamedTuple):
     pid: int
     started: int
     bundle: str
@@ -366,21 +363,13 @@ class _State:
 
 def _runc_state(state: Mapping[str, Any]) -> _State:
     labels = dict(label.partition("=")[::2] for label in state["config"]["labels"])
-    return _State(
-        pid=state["init_process_pid"],
-        started=state["init_process_start"],
-        bundle=labels["bundle"],
-        descriptors=state["external_descriptors"],
-    )
+    pid, started = state["init_process_pid"], state["init_process_start"]
+    return _State(pid, started, labels["bundle"], state["external_descriptors"])
 
 
 def _crun_state(state: Mapping[str, Any]) -> _State:
-    return _State(
-        pid=state["pid"],
-        started=state["process-start-time"],
-        bundle=state["bundle"],
-        descriptors=json.loads(state["external_descriptors"]),
-    )
+    descriptors = json.loads(state["external_descriptors"])
+    return _State(state["pid"], state["process-start-time"], state["bundle"], descriptors)
 
 
 _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}

@@ -44,8 +44,6 @@ from . import root_file_system
 from .bundle import Bundle, Container, StrPath, is_bind
 from .image_layout import layers_of
 
-__all__ = ["ContainerCheckpoint", "from_archive", "to_archive"]
-
 CHECKPOINT = "checkpoint"
 CONFIG, SPEC = "config.dump", "spec.dump"
 CHANGES, DELETED = "rootfs-diff.tar", "deleted.files"

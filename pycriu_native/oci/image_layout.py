@@ -183,18 +183,15 @@ def _images(index: Path) -> list[dict[str, Any]]:
         return []
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
+def _opened(path: Path) -> BufferedReader:
     """Open a file of an untrusted layout; only a regular file is accepted."""
     try:
-        fd = open_regular(path)
+        return open(path, "rb", opener=lambda name, _: open_regular(name))
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EINVAL):
             raise
         what = "a symbolic link" if error.errno == errno.ELOOP else "not a regular file"
         raise ImagesError(f"{path} is not part of an OCI layout: it is {what}") from None
-    with open(fd, "rb") as file:
-        yield file
 
 
 def _json(file: BinaryIO) -> dict[str, Any]:
@@ -223,11 +220,11 @@ def _blob(layout: Path, entry: dict[str, Any]) -> Iterator[BufferedReader]:
     if algorithm != "sha256" or len(digest) != 64 or not digest.isalnum():
         raise ImagesError(f"{layout}: a SHA-256 digest is needed, not {entry.get('digest')!r}")
     path = layout / "blobs" / "sha256" / digest
-    with contextlib.ExitStack() as owned:
-        try:
-            file = owned.enter_context(_opened(path))
-        except FileNotFoundError:
-            raise ImagesError(f"{path} is missing") from None
+    try:
+        opened = _opened(path)
+    except FileNotFoundError:
+        raise ImagesError(f"{path} is missing") from None
+    with opened as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise ImagesError(f"{path} is damaged: its content has another digest")
         file.seek(0)

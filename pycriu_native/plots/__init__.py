@@ -1,10 +1,7 @@
 """Plots of checkpoints, as PNG or SVG files (extra ``[plot]``: matplotlib).
 
-``timeline`` draws the phases of a dump and the time in which the processes were frozen; ``rounds``
-the pre-dumps before a dump; ``memory`` the memory of an image set by kind (also needs the extra
-``[images]``); ``start`` the duration of each phase of a snapshot's starts. ``read_timeline``,
-``read_rounds`` and ``read_starts`` return the same data as values, and need no extra.
-``import pycriu_native`` does not import this package.
+``read_timeline``, ``read_rounds`` and ``read_starts`` return the same data as values, and need no
+extra. ``import pycriu_native`` does not import this package.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImagesError, OptionError, Problem, UnsupportedError, missing_extra
 from .dump_timeline import Span, Timeline, read_timeline
-from .parent_chain import ImageRound, read_rounds
+from .parent_chain import read_rounds
 from .start_timings import read_starts
 
 if TYPE_CHECKING:
@@ -67,7 +67,32 @@ def rounds(directory: Place, to: Place) -> None:
     ``directory`` is that of the dump. Raises as :func:`timeline`.
     """
     _check(to)
-    _draw_rounds(read_rounds(directory), to)
+    chain = read_rounds(directory)
+    scale, unit = _size_unit(max(each.written + (each.in_parent or 0) for each in chain))
+    names = [_short(os.path.basename(each.directory)) for each in chain]
+    timed = [each.frozen for each in chain]
+    figure = _figure(max(6, 1.6 + 0.8 * len(chain)), 5.2)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    places = range(len(chain))
+    written = [each.written / scale for each in chain]
+    bars = above.bar(places, written, width=0.62, color=BLUE, label="written")
+    above.bar_label(bars, [_size(each.written) for each in chain], padding=2, fontsize=8)
+    skipped = [(each.in_parent or 0) / scale for each in chain]
+    if any(skipped):
+        above.bar(places, skipped, bottom=written, width=0.62, color=GREY, alpha=0.6,
+                  label="left in the parents")  # fmt: skip
+    above.set_ylabel(f"memory, {unit}")
+    above.margins(y=0.14)
+    seconds = [each or 0.0 for each in timed]
+    by, time_unit = _unit(max(seconds))
+    bars = below.bar(places, [each * by for each in seconds], width=0.62, color=RED, label="frozen")
+    labels = ["unknown" if each is None else _time(each) for each in timed]
+    below.bar_label(bars, labels, padding=2, fontsize=8)
+    below.set_ylabel(f"frozen, {time_unit}")
+    below.margins(y=0.25)
+    below.set_xticks(places, names)
+    below.set_xlabel("round, the last one is the dump")
+    _save(figure, to, f"{len(chain)} round{'s' * (len(chain) > 1)} of one chain", above)
 
 
 def memory(directory: Place, to: Place) -> None:
@@ -97,7 +122,21 @@ def start(timings: Place | Sequence[StartTimings], to: Place) -> None:
         timings = read_starts(timings)
     if not any(each.total for each in timings):
         raise OptionError([Problem("timings", timings, "timings of at least one start")])
-    _draw_starts(timings[-MOST:], to)
+    starts = timings[-MOST:]
+    longest = max(each.total for each in starts)
+    scale, unit = _unit(longest)
+    figure = _figure(10, 2.1 + 0.36 * len(starts))
+    axes = figure.subplots()
+    for place, each in enumerate(starts):
+        for phase in each.phases:
+            colour = _START_COLOURS.get(phase.name, INK)
+            _bar(axes, place, phase, scale, color=colour, label=phase.name)
+        _note_beside(axes, _time(each.total), each.total * scale, place)
+    axes.set_yticks(range(len(starts)), [f"{each.number} {each.way}" for each in starts])
+    axes.invert_yaxis()
+    axes.set_xlim(0, longest * scale * 1.1)
+    axes.set_xlabel(f"time since the call began, {unit}")
+    _save(figure, to, f"{len(starts)} start{'s' * (len(starts) > 1)} of a snapshot", axes)
 
 
 # ---- the plots ----
@@ -142,9 +181,7 @@ def _draw_timeline(dump: Timeline, to: Place) -> None:
         color=RED,
         fontweight="bold",
     )
-    _title(figure, f"A dump of {_processes(len(dump.processes))}, {_time(dump.end)}")
-    _legend(figure, axes)
-    _save(figure, to)
+    _save(figure, to, f"A dump of {_processes(len(dump.processes))}, {_time(dump.end)}", axes)
 
 
 def _lane(
@@ -196,8 +233,7 @@ def _draw_durations(timing: Timeline, to: Place) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel(f"{unit}; the log has no times (dump with --verbosity=4 for them)")
-    _title(figure, "How long a dump took, by CRIU's statistics")
-    _save(figure, to)
+    _save(figure, to, "How long a dump took, by CRIU's statistics")
 
 
 _START_COLOURS = {
@@ -210,55 +246,6 @@ _START_COLOURS = {
     "fork": PINK,
     "finish": "#666666",
 }
-
-
-def _draw_starts(starts: Sequence[StartTimings], to: Place) -> None:
-    longest = max(each.total for each in starts)
-    scale, unit = _unit(longest)
-    figure = _figure(10, 2.1 + 0.36 * len(starts))
-    axes = figure.subplots()
-    for place, each in enumerate(starts):
-        for phase in each.phases:
-            colour = _START_COLOURS.get(phase.name, INK)
-            _bar(axes, place, phase, scale, color=colour, label=phase.name)
-        _note_beside(axes, _time(each.total), each.total * scale, place)
-    axes.set_yticks(range(len(starts)), [f"{each.number} {each.way}" for each in starts])
-    axes.invert_yaxis()
-    axes.set_xlim(0, longest * scale * 1.1)
-    axes.set_xlabel(f"time since the call began, {unit}")
-    _title(figure, f"{len(starts)} start{'s' * (len(starts) > 1)} of a snapshot")
-    _legend(figure, axes)
-    _save(figure, to)
-
-
-def _draw_rounds(rounds: Sequence[ImageRound], to: Place) -> None:
-    scale, unit = _size_unit(max(each.written + (each.in_parent or 0) for each in rounds))
-    names = [_short(os.path.basename(each.directory)) for each in rounds]
-    timed = [each.frozen for each in rounds]
-    figure = _figure(max(6, 1.6 + 0.8 * len(rounds)), 5.2)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    places = range(len(rounds))
-    written = [each.written / scale for each in rounds]
-    bars = above.bar(places, written, width=0.62, color=BLUE, label="written")
-    above.bar_label(bars, [_size(each.written) for each in rounds], padding=2, fontsize=8)
-    skipped = [(each.in_parent or 0) / scale for each in rounds]
-    if any(skipped):
-        above.bar(places, skipped, bottom=written, width=0.62, color=GREY, alpha=0.6,
-                  label="left in the parents")  # fmt: skip
-    above.set_ylabel(f"memory, {unit}")
-    above.margins(y=0.14)
-    seconds = [each or 0.0 for each in timed]
-    by, time_unit = _unit(max(seconds))
-    bars = below.bar(places, [each * by for each in seconds], width=0.62, color=RED, label="frozen")
-    labels = ["unknown" if each is None else _time(each) for each in timed]
-    below.bar_label(bars, labels, padding=2, fontsize=8)
-    below.set_ylabel(f"frozen, {time_unit}")
-    below.margins(y=0.25)
-    below.set_xticks(places, names)
-    below.set_xlabel("round, the last one is the dump")
-    _title(figure, f"{len(rounds)} round{'s' * (len(rounds) > 1)} of one chain")
-    _legend(figure, above)
-    _save(figure, to)
 
 
 _KIND_COLOURS = {
@@ -302,8 +289,9 @@ def _draw_memory(images: ImageSet, to: Place) -> None:
     above, below = figure.subplots(2, 1, height_ratios=[len(kinds) + 1, lanes + 1])
     _by_kind(above, dict(sorted(kinds.items(), key=lambda each: -each[1]["stored"])))
     _by_process(below, shown, rest)
-    _title(figure, f"Memory in the images: {_size(total)} of {_processes(len(images.processes))}")
-    _save(figure, to)
+    _save(
+        figure, to, f"Memory in the images: {_size(total)} of {_processes(len(images.processes))}"
+    )
 
 
 def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
@@ -384,10 +372,6 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, fontsize=12, fontweight="bold", color=INK)
-
-
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
@@ -401,7 +385,11 @@ def _legend(figure: Figure, axes: Axes) -> None:
     )
 
 
-def _save(figure: Figure, to: Place) -> None:
+def _save(figure: Figure, to: Place, title: str, legend: Axes | None = None) -> None:
+    """Write the figure to a file, with a title, and with a legend of these axes."""
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
+    if legend is not None:
+        _legend(figure, legend)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK, labelsize=9)

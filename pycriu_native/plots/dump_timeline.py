@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .._integrity.statistics import read_dump
 from .._system.descriptors import opened_directory
 from ..errors import ImagesError
 from ..results import DumpStatistics
-
-__all__ = ["Span", "Timeline", "read_timeline"]
 
 LOGS = ("dump.log", "pre-dump.log")
 
@@ -142,15 +141,13 @@ class _Reader:
             statistics=statistics,
         )
 
-    def _phases(self) -> list[Span]:
-        result = []
+    def _phases(self) -> Iterator[Span]:
         begin = 0.0
         for name, mark in _PHASES:
             end = self.last if mark == "end" else self.marks.get(mark)
             if end is not None and end >= begin:
-                result.append(Span(name=name, begin=begin, end=end))
+                yield Span(name=name, begin=begin, end=end)
                 begin = end
-        return result
 
     def _frozen(self, statistics: DumpStatistics | None) -> tuple[float, float]:
         # CRIU takes frozen_time just before these lines, after it has resumed the last process.

@@ -10,8 +10,6 @@ from .._system.descriptors import opened_directory
 from ..errors import ImagesError
 from ..results import PAGE
 
-__all__ = ["ImageRound", "read_rounds"]
-
 _LONGEST = 1000
 """Limit of the parents that are followed, for links that form a cycle."""
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from ..errors import ImagesError
 from ..snapshots import StartTimings
 
-__all__ = ["read_starts"]
-
 
 def read_starts(path: str | os.PathLike[str]) -> Sequence[StartTimings]:
     """Read a file of ``pycriu-native start --timings``. Raises ``ImagesError`` for another one."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .._integrity.page_size import HOST_PAGE
 from ..errors import ImagesError
-from ..images.build import parents_of
+from ..images.image_directory import parents_of
 from ..images.pages import Layers, Stored
 from .page_files import OpenPages, Part, write_page_map
 from .uninterrupted import is_interrupted

@@ -43,7 +43,7 @@ from .._native.ffi import native
 from .._support.unpatched import close
 from .._system.regular_file import create_regular, open_regular
 from ..errors import ImagesError
-from ..images.build import parents_of
+from ..images.image_directory import parents_of
 from ..images.pages import Layers, PageMap, Stored
 from ..images.reader import expect
 from ..images.schema import message

@@ -289,7 +289,7 @@ def test_settings(
 def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without CAP_SYS_RESOURCE lazy pages need larger pipes, and the command is named."""
     files(monkeypatch, system, **{"pipe-max-size": "1048576\n"})
-    monkeypatch.setattr(system, "status_of", lambda pid: {"CapEff": "0"})
+    monkeypatch.setattr(system, "has_capability", lambda number: False)
     result = system._pipe_size()
     assert result.severity is Severity.WARNING
     assert result.cure == "sysctl -w fs.pipe-max-size=4194304"

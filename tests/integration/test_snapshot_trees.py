@@ -20,7 +20,7 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, DeadlineError, OptionError, Worker, restore
 from pycriu_native.archive.pack import pack, unpack
 from pycriu_native.images import check_images
-from pycriu_native.images.build import parents_of
+from pycriu_native.images.image_directory import parents_of
 from pycriu_native.images.pages import Layers
 from pycriu_native.snapshots import Snapshot, SnapshotProcess, list_snapshots, parent_pages, saving
 from pycriu_native.snapshots.parent_pages import PARENT, share_with_parent

@@ -470,6 +470,15 @@ def test_an_invalid_index(tmp_path: Path, text: str) -> None:
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("text", ["no JSON", "[]", " " * 2**23], ids=["text", "list", "large"])
+def test_an_invalid_index_is_named(tmp_path: Path, text: str) -> None:
+    """The error names the file that is invalid, by its path."""
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ImagesError) as raised:
+        unpack_image(tmp_path, tmp_path / "b")
+    assert str(raised.value).startswith(f"{tmp_path}/index.json is ")
+
+
 @pytest.mark.parametrize("what", ["index.json", "the manifest", "the layer"])
 @pytest.mark.parametrize("made", ["a link", "a pipe"])
 def test_a_layout_without_end(chain: Path, tmp_path: Path, what: str, made: str) -> None:

@@ -7,7 +7,6 @@ reports only a few of them, by a request.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
 from ...findings import Finding, Severity
+from .subject import Findings, Subject
 
 PATIENCE = 20.0
 """Timeout of one test in seconds."""
@@ -207,19 +207,15 @@ RIGHTS = (1, 12, 19, 21)
 features fail that the kernel has."""
 
 
-def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
+def look(via: Via, *, unprivileged: bool = False) -> Findings:
     """One finding for each feature, or one for all if CRIU cannot test them here."""
     worker = worker_of(via)
     if worker is None:
         yield from _by_request(via)
         return
     if not tested(worker, CONTROL, unprivileged=unprivileged, cached=True):
-        yield Finding(
-            id="features",
-            group="feature",
-            subject="all of them",
-            severity=Severity.NOTE,
-            message="unknown: CRIU tests none if its own check fails",
+        yield Subject("features", "feature", "all of them").note(
+            "unknown: CRIU tests none if its own check fails"
         )
         return
     lacking = _lacking_rights()
@@ -249,7 +245,7 @@ def _lacking_rights() -> str:
     return ", ".join(capability_name(bit) for bit in RIGHTS if not has_capability(bit))
 
 
-def _by_request(via: Via) -> Iterator[Finding]:
+def _by_request(via: Via) -> Findings:
     if via.identity() is None:
         return
     try:
@@ -291,12 +287,8 @@ def tested(via: Worker, name: str, *, unprivileged: bool, cached: bool) -> bool 
 
 def _poor_cache(names: list[str]) -> Finding:
     """CRIU's cache denies features that the kernel has."""
-    return Finding(
-        id="cache-content",
-        group="criu",
-        subject="content of the cache",
-        severity=Severity.WARNING,
-        message=f"{CACHE} lacks features that the kernel has: {', '.join(names)}",
+    return Subject("cache-content", "criu", "content of the cache").warning(
+        f"{CACHE} lacks features that the kernel has: {', '.join(names)}",
         costs="a CRIU with fewer rights has written it, and each CRIU works without them",
         cure=f"rm {CACHE}",
     )
@@ -305,24 +297,17 @@ def _poor_cache(names: list[str]) -> Finding:
 def _not_known(name: str, lacking: str) -> Finding:
     """A test that failed: because of the kernel, or because of the caller's rights."""
     feature = FEATURES[name]
-    return Finding(
-        id=f"feature:{name}",
-        group="feature",
-        subject=feature.title,
-        severity=Severity.NOTE,
-        message=f"not known: CRIU's test fails, and the caller lacks {lacking}",
+    return Subject(f"feature:{name}", "feature", feature.title).note(
+        f"not known: CRIU's test fails, and the caller lacks {lacking}",
         costs=f"{feature.costs}, at least with these rights",
     )
 
 
 def _finding(name: str, there: bool) -> Finding:
     feature = FEATURES[name]
-    finding = partial(Finding, id=f"feature:{name}", group="feature", subject=feature.title)
+    about = Subject(f"feature:{name}", "feature", feature.title)
     if there:
-        return finding(severity=Severity.GOOD, message="there")
-    return finding(
-        severity=feature.severity,
-        message="lacking",
-        costs=feature.costs,
-        cure=f"it needs {feature.cure}",
+        return about.good("there")
+    return about.finding(
+        feature.severity, "lacking", costs=feature.costs, cure=f"it needs {feature.cure}"
     )

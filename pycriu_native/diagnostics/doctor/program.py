@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterator
-from functools import partial
 
 from ..._calls import requirements
 from ..._calls.verbs import check
@@ -22,6 +20,7 @@ from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..config_effects import configuration_files
 from .namespaces import in_first
+from .subject import Findings, Subject
 
 CACHE = "/run/criu.kdat"
 """CRIU's cache of the kernel's features (``criu/kerndat.c``)."""
@@ -32,30 +31,20 @@ NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor
 INSTALL = "pip install 'pycriu-native[criu]', apt-get install criu, or pycriu-native install-criu"
 
 
-def look(via: Via) -> Iterator[Finding]:
+def look(via: Via) -> Findings:
     """Findings on CRIU, libcriu and the kernel."""
-    yield _libcriu()
+    yield Subject("libcriu", "criu", "libcriu").good(LIBCRIU_VERSION)
     start = time.time()
     try:
         result = requirements.ask_version(via)
     except CriuError as error:
-        yield Finding(
-            id="criu",
-            group="criu",
-            subject="CRIU",
-            severity=Severity.STOPS,
-            message=error.cause or str(error),
-            costs="nothing works",
-            cure=error.cure or INSTALL,
+        yield Subject("criu", "criu", "CRIU").stops(
+            error.cause or str(error), costs="nothing works", cure=error.cure or INSTALL
         )
         yield _cache(start, via)
         return
-    yield Finding(
-        id="criu",
-        group="criu",
-        subject="CRIU",
-        severity=Severity.GOOD,
-        message=f"{result}{f' ({result.git})' if result.git else ''}, {via.name()}{_source(via)}",
+    yield Subject("criu", "criu", "CRIU").good(
+        f"{result}{f' ({result.git})' if result.git else ''}, {via.name()}{_source(via)}"
     )
     yield from libraries(via)
     yield _fits_library(result)
@@ -66,46 +55,31 @@ def look(via: Via) -> Iterator[Finding]:
     yield from _configuration(via)
 
 
-def _libcriu() -> Finding:
-    return Finding(
-        id="libcriu",
-        group="criu",
-        subject="libcriu",
-        severity=Severity.GOOD,
-        message=LIBCRIU_VERSION,
-    )
-
-
 def _source(via: Via) -> str:
     """The source of a worker's program path, as a suffix of the path."""
     worker = worker_of(via)
     return f" ({locate(worker.program)[1]})" if worker else ""
 
 
-def libraries(via: Via) -> Iterator[Finding]:
+def libraries(via: Via) -> Findings:
     """The libraries in the program of pycriu-native-criu. Those of others are the system's."""
     worker, package = worker_of(via), companion()
     if worker is None or package is None or locate(worker.program)[0] != package.program():
         return
-    yield Finding(
-        id="libraries",
-        group="criu",
-        subject="libraries of CRIU",
-        severity=Severity.GOOD,
-        message=", ".join(f"{name} {release}" for name, release in package.libraries().items())
-        + f": security updates of these come with {COMPANION}",
+    yield Subject("libraries", "criu", "libraries of CRIU").good(
+        ", ".join(f"{name} {release}" for name, release in package.libraries().items())
+        + f": security updates of these come with {COMPANION}"
     )
 
 
 def _fits_library(criu: Version) -> Finding:
     library = Version.parse(LIBCRIU_VERSION)
-    finding = partial(Finding, id="fit-library", group="criu", subject="libcriu and CRIU")
+    about = Subject("fit-library", "criu", "libcriu and CRIU")
     if (library.major, library.minor) == (criu.major, criu.minor):
-        return finding(severity=Severity.GOOD, message="of one release")
+        return about.good("of one release")
     younger = "libcriu" if library > criu else "CRIU"
-    return finding(
-        severity=Severity.NOTE,
-        message=f"libcriu {library}, CRIU {criu}",
+    return about.note(
+        f"libcriu {library}, CRIU {criu}",
         costs=f"options that only {younger} supports are refused",
         cure="install both from one release",
     )
@@ -113,18 +87,17 @@ def _fits_library(criu: Version) -> Finding:
 
 def _fits_kernel(criu: Version) -> Finding:
     release = os.uname().release
-    finding = partial(Finding, id="fit-kernel", group="criu", subject="CRIU and the kernel")
+    about = Subject("fit-kernel", "criu", "CRIU and the kernel")
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     for since, needed in NEEDED:
         if numbers >= since and criu < needed:
-            return finding(
-                severity=Severity.WARNING,
-                message=f"CRIU {criu}, Linux {release}",
+            return about.warning(
+                f"CRIU {criu}, Linux {release}",
                 costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "
                 "sockets cannot be dumped",
                 cure=f"install CRIU {needed} or later (pycriu-native install-criu)",
             )
-    return finding(severity=Severity.GOOD, message=f"Linux {release}; {_kernels(criu)}")
+    return about.good(f"Linux {release}; {_kernels(criu)}")
 
 
 def _kernels(criu: Version) -> str:
@@ -135,14 +108,10 @@ def _kernels(criu: Version) -> str:
     return f"no kernel is known that CRIU {criu} is too old for"
 
 
-def _fits_processor(criu: Version) -> Iterator[Finding]:
+def _fits_processor(criu: Version) -> Findings:
     if message := requirements.pointer_authentication(criu):
-        yield Finding(
-            id="fit-processor",
-            group="criu",
-            subject="CRIU and the processor",
-            severity=Severity.STOPS,
-            message=message,
+        yield Subject("fit-processor", "criu", "CRIU and the processor").stops(
+            message,
             costs="dumps work, but no restore does",
             cure="install CRIU 4.2 or later (pycriu-native install-criu)",
         )
@@ -177,13 +146,8 @@ def _check(via: Via) -> Finding:
 
 def checked(via: Via, *, unprivileged: bool) -> Finding:
     """The finding of CRIU's check."""
-    finding = partial(
-        Finding,
-        id="check",
-        group="criu",
-        subject="CRIU's own check",
-        options=("unprivileged",) if unprivileged else (),
-    )
+    options = ("unprivileged",) if unprivileged else ()
+    about = Subject("check", "criu", "CRIU's own check", options)
     try:
         result = check(CriuOpts(unprivileged=True) if unprivileged else None, via=via)
     except CriuError as error:
@@ -191,23 +155,19 @@ def checked(via: Via, *, unprivileged: bool) -> Finding:
         for pattern, (costs, cure) in _UNDECISIVE.items():
             if any(pattern in line for line in error.lines):
                 message = f"with unprivileged=True: {cause}" if unprivileged else cause
-                return finding(severity=Severity.WARNING, message=message, costs=costs, cure=cure)
-        return finding(
-            severity=Severity.STOPS,
-            message=cause,
+                return about.warning(message, costs=costs, cure=cure)
+        return about.stops(
+            cause,
             costs="CRIU cannot work on this kernel, or not with these rights",
             cure=error.cure or "see the output of criu check -v4",
         )
     if unprivileged:
-        return finding(
-            severity=Severity.WARNING,
-            message="passes with unprivileged=True only",
+        return about.warning(
+            "passes with unprivileged=True only",
             costs="calls without it fail, and less can be saved",
             cure="run as root, or set unprivileged=True",
         )
-    value = "; ".join(result.warnings) or "passed"
-    severity = Severity.NOTE if result.warnings else Severity.GOOD
-    return finding(severity=severity, message=value)
+    return about.note("; ".join(result.warnings)) if result.warnings else about.good("passed")
 
 
 def _cache(start: float, via: Via) -> Finding:
@@ -217,15 +177,10 @@ def _cache(start: float, via: Via) -> Finding:
     second number is the build time. CRIU does not compare it with the kernel: it stores the file on
     a tmpfs only, so that a reboot removes it.
     """
-    finding = partial(Finding, id="cache", group="criu", subject="cache of the kernel's features")
+    about = Subject("cache", "criu", "cache of the kernel's features")
 
     def finding_of(severity: Severity, value: str, costs: str = "", cure: str = "") -> Finding:
-        return finding(
-            severity=severity,
-            message=f"{CACHE} {value}",
-            costs=costs,
-            cure=cure,
-        )
+        return about.finding(severity, f"{CACHE} {value}", costs=costs, cure=cure)
 
     try:
         result = os.stat(CACHE)
@@ -262,19 +217,18 @@ def _cache(start: float, via: Via) -> Finding:
     return finding_of(Severity.GOOD, "exists")
 
 
-def _configuration(via: Via) -> Iterator[Finding]:
+def _configuration(via: Via) -> Findings:
     """Configuration files that affect every call."""
-    finding = partial(Finding, id="configuration", group="criu", subject="configuration files")
+    about = Subject("configuration", "criu", "configuration files")
     result = [file for file in configuration_files(CriuOpts(), via) if file.settings]
     if not result:
         seen = worker_of(via) is not None
         severity = Severity.GOOD if seen else Severity.NOTE
         value = "none" if seen else "unknown: those of another process"
-        yield finding(severity=severity, message=value)
+        yield about.finding(severity, value)
     for file in result:
-        yield finding(
-            severity=Severity.WARNING,
-            message=f"{file.path} ({file.why}) sets "
+        yield about.warning(
+            f"{file.path} ({file.why}) sets "
             + "; ".join(str(setting) for setting in file.settings),
             costs="calls use its settings besides their own options",
             cure=f"check whether that is intended; else remove {file.path}",

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 
 from ..._support.unpatched import close
 from ..._system.new_namespaces import (
@@ -24,6 +23,7 @@ from ..._system.new_namespaces import (
 from ..._transport.worker import Worker
 from ...findings import Finding, Severity
 from . import program
+from .subject import Subject
 from .values import ID
 
 TIMEOUT = 60.0
@@ -42,7 +42,7 @@ USE = (
 
 def look(worker: Worker) -> Finding:
     """The finding on user namespaces: ``WARNING`` if CRIU works in one, else ``NOTE``."""
-    finding = partial(Finding, id=ID, group="rights", subject="user namespace of the caller")
+    about = Subject(ID, "rights", "user namespace of the caller")
     words = [sys.executable, "-P", "-m", __name__]
     if worker.program is not None:
         words.append(os.fspath(worker.program))
@@ -63,8 +63,8 @@ def look(worker: Worker) -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         refusal = str(error)
     if refusal is None:
-        return finding(severity=Severity.WARNING, message=WORKS, costs=LIMITS, cure=USE)
-    return finding(severity=Severity.NOTE, message=f"cannot be used: {refusal}")
+        return about.warning(WORKS, costs=LIMITS, cure=USE)
+    return about.note(f"cannot be used: {refusal}")
 
 
 def _refusal(words: list[str]) -> str | None:

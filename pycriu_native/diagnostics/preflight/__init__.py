@@ -1,8 +1,7 @@
 """preflight: obstacles of a dump, and the options that it needs, before a process is frozen.
 
 It reads /proc and sock_diag(7), and the state of some sockets, pipes and terminals by copies of
-their descriptors (``pidfd_getfd``). Each part of a process has a module with the rules of CRIU:
-``tasks``, ``files``, ``objects``, ``epolls``, ``sockets``, ``terminals``, ``memory``, ``mounts``;
+their descriptors (``pidfd_getfd``). Each part of a process has a module with the rules of CRIU;
 ``restorable`` finds what this caller lacks for a restore, ``means`` checks CRIU and the options,
 ``size`` estimates the size. The facts are from CRIU 4.2's source, confirmed with 4.2.1;
 ``tests/integration/test_preflight.py`` measures how often CRIU's result matches the verdict.

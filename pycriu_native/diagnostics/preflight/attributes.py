@@ -6,13 +6,12 @@ Seen with CRIU 4.2.1 on Linux 6.18; ``docs/not_restored.md`` has all of them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ..._system.host import read
 from ..._system.process_snapshot import Process
 from ..._system.system_calls import io_priority
-from ...findings import Finding
-from .context import Context, lost
+from .context import Context, Findings, lost
 
 
 def _file(name: str) -> Callable[[Process], str]:
@@ -39,7 +38,7 @@ ATTRIBUTES: dict[str, tuple[str, Callable[[Process], str]]] = {
 """By id of the finding: name, and function that reads the value (empty if unreadable)."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Attributes of a process that differ from the caller's, and so from a restore's."""
     for name, (words, value_of) in ATTRIBUTES.items():
         ours = value_of(context.tree.ours)

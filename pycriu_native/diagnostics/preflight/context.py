@@ -6,13 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..._calls import requirements
 from ..._failures.log_excerpt import known
 from ..._rollback.option import Rollback
 from ..._system.mount_table import MountTable
-from ..._system.process_snapshot import Process, Tree
+from ..._system.process_snapshot import Descriptor, Process, Tree
 from ..._system.process_tree import is_above
 from ..._transport.base import Via
 from ..._transport.helper_programs import HelperPrograms
@@ -22,6 +23,9 @@ from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..explanation import ConfigurationFile
+
+Findings = Iterator[Finding]
+"""What a check yields."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,39 +99,39 @@ def external_key(item: str) -> str:
     return item[: item.find("]") + 1]
 
 
-def stops(id: str, message: str, *, failure: str | None = None, **more: Any) -> Finding:
-    """A finding that makes the dump fail. Default of ``cure``: that of the failure."""
-    if failure is not None and "cure" not in more:
-        more["cure"] = known(failure).cure
-    return Finding(id=id, severity=Severity.STOPS, message=message, failure=failure, **more)
+def _finding(severity: Severity, id: str, message: str, **more: Any) -> Finding:
+    """A finding with other fields of ``Finding``. Default of ``cure``: that of ``failure``."""
+    if failure := more.get("failure"):
+        more.setdefault("cure", known(failure).cure)
+    return Finding(id=id, severity=severity, message=message, **more)
 
 
-def needs(
-    context: Context, id: str, message: str, cure: str, *, sets: dict[str, Any], **more: Any
-) -> Finding:
-    """A finding that an option cures; a note if the option is set already."""
+stops = partial(_finding, Severity.STOPS)
+"""A finding that makes the dump fail."""
+no_restore = partial(_finding, Severity.NO_RESTORE)
+"""A finding that makes a restore here fail."""
+lost = partial(_finding, Severity.LOST)
+"""A finding on something that the images do not contain."""
+note = partial(_finding, Severity.NOTE)
+"""A finding for information."""
+
+
+def on(fd: Descriptor) -> dict[str, Any]:
+    """The arguments of a finding on a descriptor."""
+    return {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+
+
+def needs(context: Context, id: str, message: str, *, sets: dict[str, Any], **more: Any) -> Finding:
+    """A finding that options cure; a note if these options are set already."""
     if all(_is_met(context, name, value) for name, value in sets.items()):
         message = f"{message} ({', '.join(sets)} is set for that)"
-        return Finding(id=id, severity=Severity.NOTE, message=message, **more)
-    return Finding(
-        id=id,
-        severity=Severity.NEEDS_OPTION,
-        message=message,
-        cure=cure,
-        options=tuple(sets),
-        sets=tuple(sets.items()),
-        **more,
-    )
+        more["cure"] = ""
+        return note(id, message, **more)
+    more |= {"options": tuple(sets), "sets": tuple(sets.items())}
+    return _finding(Severity.NEEDS_OPTION, id, message, **more)
 
 
-def no_restore(id: str, message: str, *, failure: str | None = None, **more: Any) -> Finding:
-    """A finding that makes a restore here fail. Default of ``cure``: that of the failure."""
-    if failure is not None:
-        more.setdefault("cure", known(failure).cure)
-    return Finding(id=id, severity=Severity.NO_RESTORE, message=message, failure=failure, **more)
-
-
-def needs_programs(context: Context, what: str, *programs: str) -> Iterator[Finding]:
+def needs_programs(context: Context, what: str, *programs: str) -> Findings:
     """A finding that makes the dump fail if the worker does not find programs that CRIU runs."""
     helpers = HelperPrograms(context.via)
     if lacking := helpers.missing(*programs):
@@ -137,16 +141,6 @@ def needs_programs(context: Context, what: str, *programs: str) -> Iterator[Find
             failure="program-missing",
             cure=helper_cure(lacking),
         )
-
-
-def lost(id: str, message: str, **more: Any) -> Finding:
-    """A finding on something that the images do not contain."""
-    return Finding(id=id, severity=Severity.LOST, message=message, **more)
-
-
-def note(id: str, message: str, **more: Any) -> Finding:
-    """A finding for information."""
-    return Finding(id=id, severity=Severity.NOTE, message=message, **more)
 
 
 def _is_met(context: Context, name: str, value: Any) -> bool:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator
 
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file, kcmp_epoll
-from ...findings import Finding
-from .context import Context, stops
+from .context import Context, Findings, stops
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the epolls of the tree, each once."""
     processes = context.in_order_of_dump()
     seen: list[Descriptor] = []
@@ -30,7 +28,7 @@ def look(context: Context) -> Iterator[Finding]:
                 yield from _epoll(processes, fd)
 
 
-def _epoll(processes: list[Process], epoll: Descriptor) -> Iterator[Finding]:
+def _epoll(processes: list[Process], epoll: Descriptor) -> Findings:
     before: Counter[int] = Counter()
     for line in epoll.info.get("tfd", ()):
         words = line.replace(": ", ":").split()
@@ -60,7 +58,8 @@ def _is_found(
         return True
     for process in processes:
         for fd in process.descriptors:
-            is_alike = (fd.stat.st_ino, _kernel_device(fd)) == file
+            device = os.major(fd.stat.st_dev) << 20 | os.minor(fd.stat.st_dev)
+            is_alike = (fd.stat.st_ino, device) == file
             if is_alike and _is_watched(epoll, process.pid, fd.number, watched, nth):
                 return process.pid == epoll.pid
     return False
@@ -72,7 +71,3 @@ def _is_watched(epoll: Descriptor, pid: int, number: int, watched: int, nth: int
         return kcmp_epoll(pid, number, epoll.pid, epoll.number, watched, nth)
     except OSError as error:
         return error.errno not in (errno.EBADF, errno.ESRCH)  # it is closed
-
-
-def _kernel_device(fd: Descriptor) -> int:
-    return os.major(fd.stat.st_dev) << 20 | os.minor(fd.stat.st_dev)

@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
 from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
 from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
 from ..._system.system_calls import file_system_type
 from ...findings import Finding
-from .context import Context, lost, needs, no_restore, note, stops
+from .context import Context, Findings, lost, needs, no_restore, note, on, stops
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
 MQUEUE = 0x19800202
 """``f_type`` of the file system of message queues (``ipc/mqueue.c``)."""
-DELETED = " (deleted)"
+WITHOUT_FILE = ("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]")
+"""Names of the kernel for memory without a file, which look like paths."""
 LOCKS = ("POSIX", "FLOCK", "OFDLCK", "LEASE")
 
 
@@ -41,7 +41,8 @@ class Used:
 
     pid: int
     fd: int | None
-    how: str
+    what: str
+    """What it is to the process, for messages."""
     path: str
     """The path in /proc."""
     stat: os.stat_result
@@ -56,8 +57,13 @@ class Used:
     def identity(self) -> tuple[int, int]:
         return self.stat.st_dev, self.stat.st_ino
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """The arguments of a finding on it."""
+        return {"pid": self.pid, "fd": self.fd, "path": self.path}
 
-def look(context: Context) -> Iterator[Finding]:
+
+def look(context: Context) -> Findings:
     """Findings on the files of the tree."""
     seen: set[tuple[object, ...]] = set()
     for used in all_used(context):
@@ -65,7 +71,8 @@ def look(context: Context) -> Iterator[Finding]:
         if key in seen:
             continue
         seen.add(key)
-        yield from _place(context, used)
+        if finding := _place(context, used):
+            yield finding
     yield from _locks(context)
     yield from _pipes(context)
 
@@ -75,16 +82,20 @@ def all_used(context: Context) -> Iterator[Used]:
     for process in context.tree.alive:
         for fd in process.descriptors:
             if _has_a_place(fd):
-                yield Used(process.pid, fd.number, "open", fd.link, fd.stat, fd.mount)
-        for name, how in (("cwd", "its directory"), ("root", "its root"), ("exe", "its program")):
-            yield from _opened(process, f"/proc/{process.pid}/{name}", how)
+                yield Used(
+                    process.pid, fd.number, "a file that it has open", fd.link, fd.stat, fd.mount
+                )
+        for name, what in (("cwd", "its directory"), ("root", "its root"), ("exe", "its program")):
+            yield from _opened(process, f"/proc/{process.pid}/{name}", what)
         mapped = {
             (mapping.device, mapping.inode, mapping.name): mapping.link
             for mapping in process.mappings
-            if mapping.name.startswith("/") and mapping.inode and not _is_memory(mapping.name)
+            if mapping.name.startswith("/")
+            and mapping.inode
+            and not mapping.name.startswith(WITHOUT_FILE)
         }
         for path in mapped.values():
-            yield from _opened(process, path, "mapped")
+            yield from _opened(process, path, "a file that it has mapped")
 
 
 @cache
@@ -106,11 +117,6 @@ def is_memory(fd: Descriptor) -> bool:
     )
 
 
-def _is_memory(name: str) -> bool:
-    """Descriptors that are not files, though their link looks like a path."""
-    return name.startswith(("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]"))
-
-
 def _has_a_place(fd: Descriptor) -> bool:
     mode = fd.stat.st_mode
     if not fd.link.startswith("/") or is_memory(fd):
@@ -125,53 +131,48 @@ def is_plain_device(device: tuple[int, int]) -> bool:
     return device[0] == 1 or device in ((10, 235), (10, 200))
 
 
-def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
+def _opened(process: Process, path: str, what: str) -> Iterator[Used]:
     """A file without a descriptor. O_PATH opens it without access to its contents."""
     with contextlib.suppress(OSError):
         number = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             mount = descriptor_info("self", number)["mnt_id"][0]
-            yield Used(process.pid, None, how, link(path), os.fstat(number), int(mount))
+            yield Used(process.pid, None, what, link(path), os.fstat(number), int(mount))
         finally:
             close(number)
 
 
-def _place(context: Context, used: Used) -> Iterator[Finding]:
+def _place(context: Context, used: Used) -> Finding | None:
     """Whether CRIU finds the file by its path."""
-    about: dict[str, Any] = {"pid": used.pid, "fd": used.fd, "path": used.path}
     key = f"file[{used.mount:x}:{used.stat.st_ino:x}]"
     if context.external(key):
-        return
+        return None
     if used.path == PATH_TOO_LONG:
-        rule = f"the path of {_called(used)} is longer than the 4095 bytes that CRIU can read"
-        yield stops("path-too-long", rule, failure="path-too-long", **about)
-        return
+        rule = f"the path of {used.what} is longer than the 4095 bytes that CRIU can read"
+        return stops("path-too-long", rule, failure="path-too-long", **used.about)
     mount = context.mounts.by_number.get(used.mount)
     if mount is None:
-        yield _on_no_mount(used, key, about)
-        return
+        return _on_no_mount(used, key)
     if context.mounts.covered(mount):
-        yield stops(
-            "covered", f"{_called(used)} is covered by a mount", failure="overmounted", **about
+        return stops(
+            "covered", f"{used.what} is covered by a mount", failure="overmounted", **used.about
         )
-        return
     if mount.kind == "proc" and _is_of_a_thread(used):
-        yield no_restore(
+        return no_restore(
             "thread-file",
-            f"{_called(used)} is in /proc, and that of a thread",
+            f"{used.what} is in /proc, and that of a thread",
             failure="thread-file",
             cure="close it before the dump",
-            **about,
+            **used.about,
         )
     if mount.kind in ("proc", "devpts"):
-        return
+        return None
     if used.stat.st_nlink == 0:
-        yield from _nameless(context, used)
-        return
-    yield from _path(context, used, context.mounts.base(mount) + used.path, about)
+        return _nameless(context, used)
+    return _path(context, used, context.mounts.base(mount) + used.path)
 
 
-def _on_no_mount(used: Used, key: str, about: dict[str, Any]) -> Finding:
+def _on_no_mount(used: Used, key: str) -> Finding:
     if used.fd is not None and _is_message_queue(used):
         return stops(
             "message-queue",
@@ -180,65 +181,62 @@ def _on_no_mount(used: Used, key: str, about: dict[str, Any]) -> Finding:
             cure="make the program close it before the dump; or save its descriptor with "
             f'external=["{key}"], and give one of mq_open on the restore: '
             f'inherit_fds=[(fd, "{key}")]',
-            **about,
+            **used.about,
         )
     return stops(
         "no-mount",
-        f"{_called(used)} is on no mount of its mount namespace: it is from outside of the "
+        f"{used.what} is on no mount of its mount namespace: it is from outside of the "
         "container, or on something unmounted",
         failure="fd-mount",
         cure="close it, or start the process with separate descriptors; or save it with "
         f'external="{key}" and pass a file with inherit_fds on restore',
-        **about,
+        **used.about,
     )
 
 
-def _path(context: Context, used: Used, path: str, about: dict[str, Any]) -> Iterator[Finding]:
+def _path(context: Context, used: Used, path: str) -> Finding | None:
     """Whether the path leads to the file."""
     try:
         result = os.stat(path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         if _has_changed(used):
-            return
+            return None
         if stat.S_ISDIR(used.stat.st_mode):
-            yield stops(
+            return stops(
                 "removed-directory",
-                f"{_called(used)} was removed, and is in a file system of the kernel",
+                f"{used.what} was removed, and is in a file system of the kernel",
                 failure="removed-directory",
-                **about,
+                **used.about,
             )
-            return
-        yield needs(
+        return needs(
             context,
             "name-gone",
-            f"{_called(used)} is no longer where it was, but has other names",
-            "set link_remap=True; a link named link_remap.NUMBER is made for it",
+            f"{used.what} is no longer where it was, but has other names",
+            cure="set link_remap=True; a link named link_remap.NUMBER is made for it",
             sets={"link_remap": True},
             failure="link-remap",
-            **about,
+            **used.about,
         )
-        return
     except OSError:
-        return
+        return None
     if (result.st_dev, result.st_ino) == used.identity or _has_changed(used):
-        return
+        return None
     if stat.S_ISCHR(used.stat.st_mode) and result.st_rdev == used.stat.st_rdev:
-        yield needs(
+        return needs(
             context,
             "other-device-file",
-            f"the path of {_called(used)} now leads to another file of the same device",
-            "evasive_devices=True",
+            f"the path of {used.what} now leads to another file of the same device",
+            cure="evasive_devices=True",
             sets={"evasive_devices": True},
             failure="evasive",
-            **about,
+            **used.about,
         )
-        return
-    yield stops(
+    return stops(
         "name-taken",
-        f"the path of {_called(used)} now leads to another file",
+        f"the path of {used.what} now leads to another file",
         failure="evasive",
         cure="restore the file that was opened",
-        **about,
+        **used.about,
     )
 
 
@@ -266,37 +264,28 @@ def _has_changed(used: Used) -> bool:
     return (result.st_dev, result.st_ino) != used.identity or result.st_nlink == 0
 
 
-def _called(used: Used) -> str:
-    return "a file that it has open" if used.how == "open" else (
-        "a file that it has mapped" if used.how == "mapped" else used.how
-    )  # fmt: skip
-
-
-def _nameless(context: Context, used: Used) -> Iterator[Finding]:
+def _nameless(context: Context, used: Used) -> Finding:
     limit = context.opts.ghost_limit or DEFAULT_GHOST_LIMIT
-    about = {"pid": used.pid, "fd": used.fd, "path": used.path}
     taken = used.stat.st_size if context.is_older_than("3.18") else used.blocks
     if taken <= limit:
-        yield note("deleted", f"{_called(used)} is deleted: its {taken} bytes are saved", **about)
-        return
-    words = f"{_called(used)} is deleted, and takes {taken} bytes, above the limit of {limit} bytes"
+        return note("deleted", f"{used.what} is deleted: its {taken} bytes are saved", **used.about)
+    words = f"{used.what} is deleted, and takes {taken} bytes, above the limit of {limit} bytes"
     if taken >= 1 << 32:
-        yield stops(
+        return stops(
             "deleted-too-large",
             words,
             failure="ghost-limit",
             cure="close it, or give it a name: ghost_limit ends at 4 GiB",
-            **about,
+            **used.about,
         )
-        return
-    yield needs(
+    return needs(
         context,
         "deleted-large",
         words,
-        f"ghost_limit={taken} or more",
+        cure=f"ghost_limit={taken} or more",
         sets={"ghost_limit": taken},
         failure="ghost-limit",
-        **about,
+        **used.about,
     )
 
 
@@ -310,7 +299,7 @@ def ghosts(context: Context) -> int:
     return sum(result.values())
 
 
-def _locks(context: Context) -> Iterator[Finding]:
+def _locks(context: Context) -> Findings:
     for fd in context.tree.descriptors():
         for lock in fd.info.get("lock", ()):
             kind = next((word for word in lock.split() if word in LOCKS), "file")
@@ -318,17 +307,14 @@ def _locks(context: Context) -> Iterator[Finding]:
                 context,
                 "file-lock",
                 f"it holds a {kind} lock",
-                known("file-locks").cure,
                 sets={"file_locks": True},
                 failure="file-locks",
-                pid=fd.pid,
-                fd=fd.number,
-                path=fd.link,
+                **on(fd),
             )
             break
 
 
-def _pipes(context: Context) -> Iterator[Finding]:
+def _pipes(context: Context) -> Findings:
     """Pipes of which the tree has one end only: the other is outside, or closed."""
     ends: dict[int, set[int]] = {}
     first: dict[int, Descriptor] = {}
@@ -356,10 +342,8 @@ def _pipes(context: Context) -> Iterator[Finding]:
         yield lost(
             "pipe-outside",
             "a pipe leads to a process outside of the tree",
-            pid=fd.pid,
-            fd=fd.number,
-            path=fd.link,
             cure=f'give it another one on restore: inherit_fds=[(fd, "{fd.link}")]',
+            **on(fd),
         )
 
 
@@ -369,10 +353,16 @@ def queued(context: Context) -> int:
     for fd in context.tree.descriptors():
         identity = fd.stat.st_dev, fd.stat.st_ino
         if stat.S_ISFIFO(fd.stat.st_mode) and identity not in sizes:
-            with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
-                answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
-                sizes[identity] = int.from_bytes(answer, sys.byteorder)
+            sizes[identity] = unread_bytes(fd)
     return sum(sizes.values())
+
+
+def unread_bytes(fd: Descriptor) -> int:
+    """Bytes that can be read from a pipe or similar; 0 if that is not known."""
+    with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
+        answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+    return 0
 
 
 def _held_outside(context: Context, inodes: set[int]) -> set[int]:

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from ..._failures.log_excerpt import known
 from ..._system.huge_pages import can_map, size_of, sizes
 from ..._transport.feature_cache import knows_huge_pages
-from ...findings import Finding
-from .context import Context, stops
+from .context import Context, Findings, stops
 
 FILES = ("/memfd:", "/anon_hugepage", "/SYSV")
 """Names of the kernel for memory that can consist of huge pages."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """One finding for each size of huge pages that CRIU cannot recognize."""
     seen: set[int] = set()
     for pid, path, name in _files(context) if sizes() else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from . import (
     means,
     memory,
     mounts,
+    network_namespaces,
     objects,
     restorable,
     size,
@@ -36,7 +37,7 @@ from . import (
     unix_names,
     written,
 )
-from .context import Context
+from .context import Context, Findings
 from .restore_needs import needs_of, options_of
 from .values import ImageSize, Preflight
 
@@ -46,6 +47,7 @@ LOOKS = (
     objects,
     epolls,
     sockets,
+    network_namespaces,
     socket_options,
     unix_names,
     terminals,
@@ -143,7 +145,7 @@ def _confirmed(context_of_now: Callable[[], Context]) -> tuple[Context, tuple[Fi
     return context, kept
 
 
-def _findings(context: Context) -> Iterator[Finding]:
+def _findings(context: Context) -> Findings:
     yield from tasks.look(context)
     if context.tree.alive:
         for part in LOOKS:

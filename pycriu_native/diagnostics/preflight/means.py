@@ -6,12 +6,12 @@ import os
 import re
 import resource
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._checks import option_rules
+from ..._checks.work_directory import path_of
 from ..._failures.log_excerpt import known
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.host import lines, read
@@ -20,16 +20,15 @@ from ..._transport.helper_programs import HelperPrograms, cure
 from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
-from ...findings import Finding
 from ...options.criu_opts import CriuOpts
 from ...options.fields import StrPath
 from ...options.flags import UNKNOWN
-from ...options.values import PageServer, descriptor_number
+from ...options.values import PageServer
 from ...results import Version
 from ..doctor.features import tested
-from . import sockets
-from .context import Context, needs, no_restore, note, stops
-from .sockets import INTERNET, kinds
+from . import inet_sockets, sockets
+from .context import Context, Findings, needs, no_restore, note, stops
+from .open_sockets import INTERNET, kinds
 from .values import in_units
 
 LOCK = "network_lock_nftables"
@@ -43,7 +42,7 @@ def check_options(opts: CriuOpts, pid: int) -> None:
     option_rules.check(opts, Verb.DUMP, pid)
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the program, the options and the directories."""
     yield from _program(context)
     yield from _freezer(context.opts)
@@ -56,7 +55,7 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _cgroup_namespace(context)
 
 
-def _program(context: Context) -> Iterator[Finding]:
+def _program(context: Context) -> Findings:
     """Whether this CRIU starts, supports the options, and supports this kernel's sockets."""
     if context.via.identity() is None:
         return
@@ -130,14 +129,10 @@ def _path_in_criu(opts: CriuOpts, path: StrPath) -> str:
         work = each if work is None else work
     if work is None:
         return os.fsdecode(path)
-    if isinstance(work, str | bytes | os.PathLike):
-        base = os.fsdecode(work)
-    else:
-        base = f"/proc/self/fd/{descriptor_number(work)}"
-    return os.path.realpath(os.path.join(base, os.fsdecode(path)))
+    return os.path.realpath(os.path.join(path_of(work), os.fsdecode(path)))
 
 
-def _freezer(opts: CriuOpts) -> Iterator[Finding]:
+def _freezer(opts: CriuOpts) -> Findings:
     if opts.freeze_cgroup is None:
         return
     path = _path_in_criu(opts, opts.freeze_cgroup)
@@ -153,7 +148,7 @@ def _freezer(opts: CriuOpts) -> Iterator[Finding]:
         yield stops("caller-frozen", message, path=path, cure=cure)
 
 
-def _server(opts: CriuOpts) -> Iterator[Finding]:
+def _server(opts: CriuOpts) -> Findings:
     """Whether the page server's name resolves. A page server takes any connection for the dump."""
     server = opts.page_server
     if not isinstance(server, PageServer) or server.address is None or opts.lazy_pages:
@@ -183,7 +178,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
     )
 
 
-def _configuration(context: Context) -> Iterator[Finding]:
+def _configuration(context: Context) -> Findings:
     for file in context.configuration:
         for setting in file.settings:
             if setting.effect == UNKNOWN:
@@ -197,7 +192,7 @@ def _configuration(context: Context) -> Iterator[Finding]:
                 yield note("configuration", f"a configuration file sets {setting}", path=file.path)
 
 
-def _security(opts: CriuOpts) -> Iterator[Finding]:
+def _security(opts: CriuOpts) -> Findings:
     if opts.lsm_profile is None:
         return
     module = opts.lsm_profile.partition(":")[0]
@@ -209,7 +204,7 @@ def _security(opts: CriuOpts) -> Iterator[Finding]:
         )
 
 
-def _network_lock(context: Context) -> Iterator[Finding]:
+def _network_lock(context: Context) -> Findings:
     """Whether CRIU can lock the network (``criu/net.c``, ``criu/netfilter.c``).
 
     CRIU locks TCP connections that it saves, and a network namespace other than its own. Its
@@ -220,7 +215,7 @@ def _network_lock(context: Context) -> Iterator[Finding]:
         return
     if context.tree.root.namespaces["net"] != context.tree.ours.namespaces["net"]:
         lacking = helpers.missing_for_namespace_lock()
-    elif not context.in_force("tcp_close") and (used := sockets.families_to_lock(context)):
+    elif not context.in_force("tcp_close") and (used := inet_sockets.families_to_lock(context)):
         lacking = helpers.missing_for_lock(used)
     else:
         return
@@ -244,7 +239,6 @@ def _network_lock(context: Context) -> Iterator[Finding]:
             context,
             "network-lock",
             f"CRIU locks the network by default {message}",
-            known("net-lock-iptables").cure,
             sets={"network_lock": NetworkLock.NFTABLES},
             failure="net-lock-iptables",
         )
@@ -269,7 +263,7 @@ def _locks_with_nftables(context: Context) -> bool:
 _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]*"\s*,?\s*)*\]\s*)')
 
 
-def _cgroup_yard(context: Context) -> Iterator[Finding]:
+def _cgroup_yard(context: Context) -> Findings:
     """Whether ``cg_yard`` has a directory for each hierarchy (``criu/cgroup.c``).
 
     CRIU saves no cgroups if all processes are in its own.
@@ -293,7 +287,7 @@ def _cgroup_yard(context: Context) -> Iterator[Finding]:
             return
 
 
-def _cgroup_namespace(context: Context) -> Iterator[Finding]:
+def _cgroup_namespace(context: Context) -> Findings:
     """CRIU saves no cgroups if all processes are in its own, and then needs them at the restore."""
     alive, ours = context.tree.alive, lines("/proc/self/cgroup")
     if len(alive) < 2 or not context.tree.has_own("cgroup"):
@@ -308,13 +302,13 @@ def _cgroup_namespace(context: Context) -> Iterator[Finding]:
             "the processes have a cgroup namespace of their own and are in the cgroups of CRIU: a "
             "restore with the option leaves them in the cgroup namespace of CRIU, and fails "
             "without it",
-            entry.cure,
+            cure=entry.cure,
             sets={"manage_cgroups_mode": CgroupMode.IGNORE},
             failure=entry.id,
         )
 
 
-def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
+def _cgroup_properties(opts: CriuOpts) -> Findings:
     text = opts.cg_props
     if text is None and opts.cg_props_file is not None:
         text = read(os.fsdecode(opts.cg_props_file))
@@ -327,7 +321,7 @@ def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
         )
 
 
-def file_size(opts: CriuOpts, largest: int) -> Iterator[Finding]:
+def file_size(opts: CriuOpts, largest: int) -> Findings:
     """Whether the worker's file size limit, the caller's hard limit, admits the largest image."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     if limit != resource.RLIM_INFINITY and largest > limit and opts.compress is None:
@@ -339,7 +333,7 @@ def file_size(opts: CriuOpts, largest: int) -> Iterator[Finding]:
         )
 
 
-def directories(opts: CriuOpts, size: int) -> Iterator[Finding]:
+def directories(opts: CriuOpts, size: int) -> Findings:
     """Whether the images directory is writable and has enough space."""
     directory = opts.images_directory
     if not isinstance(directory, str | bytes):

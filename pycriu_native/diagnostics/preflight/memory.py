@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
 
-from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
 from ..._system.mappings import Mapping, droppable_of, has_guard_pages
 from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
-from ...findings import Finding
-from .context import Context, lost, needs, note, stops
+from .context import Context, Findings, lost, needs, note, stops
+from .files import WITHOUT_FILE
 from .objects import device
 
 ZERO = os.makedev(1, 5)
-WITHOUT_FILE = ("/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage")
-"""Names of the kernel for memory without a file."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the memory."""
     old = context.is_older_than("4.2")
+    # The library does not change these images: see ``_integrity.droppable_memory``.
+    keeps = os.getpid() in context.tree.pids or context.in_force("page_server") is not None
     for process in context.tree.alive:
         if old and _is_guarded(process):
             yield stops(
@@ -32,7 +30,7 @@ def look(context: Context) -> Iterator[Finding]:
                 failure="guard-pages",
                 pid=process.pid,
             )
-        if old and _keeps_droppable(context) and droppable_of(process.pid):
+        if old and keeps and droppable_of(process.pid):
             yield lost(
                 "random-numbers",
                 "glibc keeps the state of getrandom() in memory that a fork empties "
@@ -51,7 +49,7 @@ def look(context: Context) -> Iterator[Finding]:
                 yield from result
 
 
-def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[Finding]:
+def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
     name = mapping.name
     about = {"pid": process.pid, "path": name}
     if name == "anon_inode:[io_uring]":
@@ -78,7 +76,6 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
             context,
             "uprobes",
             "a tracing tool has set a uprobe in it",
-            known("uprobes").cure,
             sets={"allow_uprobes": True},
             failure="uprobes",
             **about,
@@ -102,11 +99,6 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
             if stat.S_ISCHR(seen.st_mode) and seen.st_rdev != ZERO:
                 numbers = os.major(seen.st_rdev), os.minor(seen.st_rdev)
                 yield device(process.pid, numbers, name)
-
-
-def _keeps_droppable(context: Context) -> bool:
-    """Whether the library does not change the images: see ``_integrity.droppable_memory``."""
-    return os.getpid() in context.tree.pids or context.in_force("page_server") is not None
 
 
 def _is_guarded(process: Process) -> bool:

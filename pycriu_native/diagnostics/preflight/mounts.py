@@ -15,7 +15,7 @@ from ..._system.host import lines
 from ..._system.mount_table import is_below
 from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
-from .context import Context, needs, needs_programs, note, stops
+from .context import Context, Findings, needs, needs_programs, note, stops
 from .files import all_used
 
 _REBUILT = """
@@ -41,7 +41,7 @@ _MOUNTED_WITH = {
 (user_namespaces(7), "Capabilities"). Others only the first user namespace may mount."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on mounts that CRIU cannot save without options."""
     if not context.mounts.checked:
         return
@@ -61,7 +61,6 @@ def look(context: Context) -> Iterator[Finding]:
                 "child-overmount",
                 "another mount covers it at the same place, and both are from outside of its user "
                 "namespace: the kernel locks them",
-                known("child-overmount").cure,
                 sets={"skip_mnts": (mount.place,)},
                 pid=context.mounts.owners[mount.namespace].pid,
                 path=mount.place,
@@ -129,7 +128,7 @@ class _Mounts:
             if mount.namespace != foreign and mount.place not in skipped:
                 yield mount
 
-    def of_user_namespace(self) -> Iterator[Finding]:
+    def of_user_namespace(self) -> Findings:
         """Mounts from outside, of file systems that the user namespace of the tree may not mount.
 
         Those that the tree uses must be external; the others are omitted, with all mounts below
@@ -257,7 +256,7 @@ class _Mounts:
     def _needs(self, mount: Mount, id: str, message: str, cure: str, **more: Any) -> Finding:
         more = {"sets": _sets(self.context, mount), "failure": id} | more
         pid = self.table.owners[mount.namespace].pid
-        return needs(self.context, id, message, cure, pid=pid, path=mount.place, **more)
+        return needs(self.context, id, message, cure=cure, pid=pid, path=mount.place, **more)
 
 
 def _sets(context: Context, mount: Mount) -> dict[str, Any]:

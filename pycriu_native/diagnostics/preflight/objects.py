@@ -6,26 +6,22 @@ Sources of what CRIU supports: ``criu/files.c``, ``dump_one_file``; of watches `
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
-import sys
-import termios
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
-from ..._system.descriptors import copied, where
+from ..._system.descriptors import where
 from ..._system.process_snapshot import Descriptor
 from ..._system.system_calls import open_by_handle
 from ..._transport.base import Via
 from ..._transport.worker import worker_of
 from ...errors import CriuError
 from ...findings import Finding
-from .context import Context, lost, needs, no_restore, note, stops
-from .files import is_memory, is_plain_device
+from .context import Context, Findings, lost, needs, no_restore, note, on, stops
+from .files import is_memory, is_plain_device, unread_bytes
 from .terminals import MASTER, is_terminal
 
 SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")
@@ -42,7 +38,7 @@ NOT_FOUND_ON = ("tmpfs", "devtmpfs")
 """File systems on which CRIU cannot find a watched file that has no name."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on open objects that CRIU cannot save."""
     for fd in context.tree.descriptors():
         mode = fd.stat.st_mode
@@ -51,9 +47,7 @@ def look(context: Context) -> Iterator[Finding]:
                 "tun",
                 "it has a tun or tap device of the host open",
                 failure="tun-of-the-host",
-                pid=fd.pid,
-                fd=fd.number,
-                path=fd.link,
+                **on(fd),
             )
         elif fd.flags & os.O_PATH and _has_a_state(context, fd):
             yield _path_descriptor(context, fd)
@@ -89,7 +83,7 @@ def _path_descriptor(context: Context, fd: Descriptor) -> Finding:
 
     is_each_saved = fd.device in (MASTER, TUN) or fd.link.startswith("anon_inode:")
     is_saved = not is_each_saved and any(map(has_saved_it, context.tree.descriptors()))
-    about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    about = on(fd)
     return (no_restore if is_saved or is_memory(fd) else stops)(
         "path-descriptor",
         "it is open with O_PATH, and no file, directory or symbolic link",
@@ -117,9 +111,9 @@ def device(pid: int, numbers: tuple[int, int], path: str, **more: Any) -> Findin
     )
 
 
-def _anonymous(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _anonymous(context: Context, fd: Descriptor) -> Findings:
     name = fd.link.removeprefix("anon_inode:")
-    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    about = on(fd)
     if name == "[io_uring]":
         yield stops(
             "io-uring", "it uses io_uring, which CRIU cannot save", failure="io-uring", **about
@@ -163,40 +157,34 @@ def _is_without_libbpf(via: Via) -> bool:
     return False
 
 
-def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _pidfd(context: Context, fd: Descriptor) -> Findings:
     of = int(fd.value("Pid") or "-1")
+    about = {"pid": fd.pid, "fd": fd.number}
     if context.is_older_than("4.1"):
         yield stops(
             "pidfd",
             f"it holds a pidfd of process {of}, and CRIU saves pidfds since 4.1",
             failure="anon-fd",
-            pid=fd.pid,
-            fd=fd.number,
+            **about,
         )
     elif of > 0 and context.is_outside(of):
         yield stops(
             "pidfd-outside",
             f"it holds a pidfd of process {of} outside of the tree",
             failure="pidfd-outside",
-            pid=fd.pid,
-            fd=fd.number,
+            **about,
         )
     elif fd.flags & os.O_EXCL:
-        yield stops(
-            "pidfd-of-a-thread",
-            "it holds a pidfd of a thread",
-            pid=fd.pid,
-            fd=fd.number,
-            failure="pidfd-thread",
-        )
+        message = "it holds a pidfd of a thread"
+        yield stops("pidfd-of-a-thread", message, failure="pidfd-thread", **about)
 
 
-def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _namespace(context: Context, fd: Descriptor) -> Findings:
     """The file of a namespace, ``net:[4026531840]``; CRIU saves those of the tree."""
     kind = fd.link.partition(":")[0]
     if kind not in context.tree.root.namespaces:
         return
-    about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    about = on(fd)
     what = "it has a namespace open in which no process of the tree is"
     if fd.link in context.tree.in_namespaces(kind):
         return
@@ -215,17 +203,15 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
 # ---- watches ----
 
 
-def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
-    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
-    with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
-        answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
-        if size := int.from_bytes(answer, sys.byteorder):
-            yield lost(
-                "events",
-                f"{size} bytes of events that it has not read are dropped",
-                cure="make the program read the state of the watched files again after the restore",
-                **about,
-            )
+def _watches(context: Context, fd: Descriptor) -> Findings:
+    about = on(fd)
+    if size := unread_bytes(fd):
+        yield lost(
+            "events",
+            f"{size} bytes of events that it has not read are dropped",
+            cure="make the program read the state of the watched files again after the restore",
+            **about,
+        )
     for line in fd.info.get("fanotify", ()):
         if line.startswith("sdev:"):
             yield lost(
@@ -240,7 +226,7 @@ def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
             yield from _watch(context, fd, values)
 
 
-def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator[Finding]:
+def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Findings:
     number = int(values["sdev"], 16)
     inode = int(values["ino"], 16)
     on = f"{number >> 20}:{number & 0xFFFFF}"
@@ -279,7 +265,6 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator
             context,
             "watch-not-found",
             "CRIU does not find the path of a file or directory that it watches",
-            known("irmap").cure,
             sets=sets,
             failure="irmap",
             **about,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
 
 from ..._checks import service_fds
 from ..._system.capabilities import (
@@ -21,8 +20,7 @@ from ..._system.capabilities import (
 from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
 from ..._system.scheduling import is_restored
-from ...findings import Finding
-from .context import Context, no_restore
+from .context import Context, Findings, no_restore
 from .tasks import owner_of
 from .values import in_units
 
@@ -30,7 +28,7 @@ CRIU_ITSELF = 16 << 20
 """Approximate memory in bytes that CRIU needs besides that of the restored process."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings that make a restore by this caller fail."""
     if context.via.ours:
         yield from _descriptors(context)
@@ -42,7 +40,7 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _policies(context)
 
 
-def _descriptors(context: Context) -> Iterator[Finding]:
+def _descriptors(context: Context) -> Findings:
     limit = service_fds.limit_here()
     for process in context.tree.alive:
         highest = max((fd.number for fd in process.descriptors), default=-1)
@@ -57,7 +55,7 @@ def _descriptors(context: Context) -> Iterator[Finding]:
             )
 
 
-def _memory(context: Context) -> Iterator[Finding]:
+def _memory(context: Context) -> Findings:
     """CRIU has the caller's limits while it makes the memory of a process."""
     for name, kind, field in (
         ("RLIMIT_AS", resource.RLIMIT_AS, "VmSize"),
@@ -76,7 +74,7 @@ def _memory(context: Context) -> Iterator[Finding]:
                 )
 
 
-def _policies(context: Context) -> Iterator[Finding]:
+def _policies(context: Context) -> Findings:
     for process in context.tree.alive:
         for tid in process.threads:
             with contextlib.suppress(OSError):
@@ -90,7 +88,7 @@ def _policies(context: Context) -> Iterator[Finding]:
                     )
 
 
-def _rights(context: Context) -> Iterator[Finding]:
+def _rights(context: Context) -> Findings:
     if context.tree.has_own("user"):
         return
     for name, failure in () if context.opts.unprivileged else lacking_for_restore():
@@ -110,7 +108,7 @@ def _rights(context: Context) -> Iterator[Finding]:
             )
 
 
-def _proc(context: Context) -> Iterator[Finding]:
+def _proc(context: Context) -> Findings:
     """A restore mounts /proc in the tree's namespaces (``criu/cr-restore.c``: ``mount_proc``)."""
     if not context.tree.has_own("user"):
         return
@@ -126,7 +124,7 @@ def _proc(context: Context) -> Iterator[Finding]:
             return
 
 
-def _capabilities(context: Context) -> Iterator[Finding]:
+def _capabilities(context: Context) -> Findings:
     if context.tree.has_own("user"):
         return
     for process in context.tree.alive:
@@ -144,7 +142,7 @@ def _set(process: Process, name: str) -> int:
     return int(process.status.get(name, "0"), 16)
 
 
-def _numbers(context: Context) -> Iterator[Finding]:
+def _numbers(context: Context) -> Findings:
     """Sessions and process groups that outlive the tree keep its pids in use."""
     if context.tree.has_own("pid"):
         return

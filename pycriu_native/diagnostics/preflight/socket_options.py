@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
 
-from ...findings import Finding
-from .context import Context, lost
-from .sockets import copied_socket, sockets_of
+from .context import Context, Findings, lost, on
+from .open_sockets import copied_socket, sockets_of
 
 SOL_UDP = 17
 _SOCKET = {
@@ -49,7 +47,7 @@ LONGEST = 16
 SO_DOMAIN, SO_PROTOCOL = 39, 38
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """One finding for each socket with options that are lost."""
     for fd, kind in sockets_of(context):
         if kind not in OPTIONS:
@@ -66,9 +64,7 @@ def look(context: Context) -> Iterator[Finding]:
                     "socket-options",
                     f"a socket has options that CRIU does not save: {', '.join(names)}",
                     cure="make the program set them again after the restore",
-                    pid=fd.pid,
-                    fd=fd.number,
-                    path=fd.link,
+                    **on(fd),
                 )
 
 

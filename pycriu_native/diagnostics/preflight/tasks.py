@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
 
 from ..._calls.requirements import caller_inside
-from ..._failures.log_excerpt import known
 from ..._support.unpatched import close, sleep
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
@@ -23,7 +21,7 @@ from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namesp
 from ...enums import Verb
 from ...findings import Finding
 from ..doctor.namespaces import in_first
-from .context import Context, needs, no_restore, note, stops
+from .context import Context, Findings, needs, no_restore, note, stops
 
 KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
 """Resources that only threads of one process may share, and their names."""
@@ -31,7 +29,7 @@ EVEN_NESTED = ("mnt", "net")
 """Kinds of namespaces that a process below the root may have separately."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on the processes themselves."""
     root = context.tree.root
     exited = list(_nothing_to_dump(root))
@@ -76,7 +74,7 @@ def _caller_inside(context: Context) -> Finding:
     return stops("caller-inside", words, failure="criu-in-tree", cure=cure, pid=pid)
 
 
-def _nothing_to_dump(root: Process) -> Iterator[Finding]:
+def _nothing_to_dump(root: Process) -> Findings:
     leader = int(root.status.get("Tgid", root.pid))
     if not root.status:
         yield stops(
@@ -110,20 +108,20 @@ def _nothing_to_dump(root: Process) -> Iterator[Finding]:
         )
 
 
-def _frozen(context: Context) -> Iterator[Finding]:
+def _frozen(context: Context) -> Findings:
     cgroup = frozen_cgroup(context.tree.root.pid, of_v1=True)
     if cgroup is not None and context.opts.freeze_cgroup is None:
         yield needs(
             context,
             "frozen",
             f"it is in the frozen cgroup {cgroup}, where CRIU would wait for it for ever",
-            f'freeze_cgroup="{cgroup}", or thaw it',
+            cure=f'freeze_cgroup="{cgroup}", or thaw it',
             sets={"freeze_cgroup": cgroup},
             pid=context.tree.root.pid,
         )
 
 
-def _stoppable(process: Process) -> Iterator[Finding]:
+def _stoppable(process: Process) -> Findings:
     """Findings that prevent CRIU from stopping a process."""
     tracers = {
         tracer: thread
@@ -151,7 +149,6 @@ def _stoppable(process: Process) -> Iterator[Finding]:
             "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen",
             pid=process.pid,
             failure="stop-signal",
-            cure=known("stop-signal").cure,
         )
     yield from _hangs(process)
     pending = int(process.status.get("SigPnd", "0"), 16) | int(
@@ -166,7 +163,7 @@ def _stoppable(process: Process) -> Iterator[Finding]:
         )
 
 
-def _hangs(process: Process) -> Iterator[Finding]:
+def _hangs(process: Process) -> Findings:
     """Threads that cannot be stopped. Most waits for a disk end soon, so the check repeats."""
     stuck = process.threads
     for _ in range(5):
@@ -200,7 +197,7 @@ def _thread_state(process: Process, thread: int) -> str:
     return "" if stat is None else stat.state
 
 
-def _limits(process: Process) -> Iterator[Finding]:
+def _limits(process: Process) -> Findings:
     """The system call that CRIU makes: its result depends on the user and CAP_SYS_RESOURCE."""
     try:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
@@ -215,7 +212,7 @@ def _limits(process: Process) -> Iterator[Finding]:
         return
 
 
-def _hidden(process: Process) -> Iterator[Finding]:
+def _hidden(process: Process) -> Findings:
     """Processes that the caller may not read: usually its CRIU may not read them either."""
     try:
         os.listdir(f"/proc/{process.pid}/fd")
@@ -230,7 +227,7 @@ def _hidden(process: Process) -> Iterator[Finding]:
         return
 
 
-def _word_size(process: Process) -> Iterator[Finding]:
+def _word_size(process: Process) -> Findings:
     try:
         with open(f"/proc/{process.pid}/exe", "rb") as file:
             is_32 = file.read(5) == b"\x7fELF\x01"
@@ -245,7 +242,7 @@ def _word_size(process: Process) -> Iterator[Finding]:
         )
 
 
-def _session(context: Context, process: Process) -> Iterator[Finding]:
+def _session(context: Context, process: Process) -> Findings:
     session = process.inner("NSsid")
     if session == 0:
         yield stops(
@@ -259,14 +256,13 @@ def _session(context: Context, process: Process) -> Iterator[Finding]:
             context,
             "shell-job",
             "the leader of its session is outside of the tree, as of what a shell starts",
-            known("shell-job").cure,
             sets={"shell_job": True},
             pid=process.pid,
             failure="shell-job",
         )
 
 
-def _shares(context: Context, process: Process) -> Iterator[Finding]:
+def _shares(context: Context, process: Process) -> Findings:
     parent = process.stat.parent if process.stat else 0
     if process is context.tree.root or parent not in context.tree.pids:
         return
@@ -282,7 +278,7 @@ def _shares(context: Context, process: Process) -> Iterator[Finding]:
             return
 
 
-def _nested(context: Context, process: Process) -> Iterator[Finding]:
+def _nested(context: Context, process: Process) -> Findings:
     """Other namespaces than those of the root (``criu/namespaces.c``, ``criu/pstree.c``)."""
     root, ours = context.tree.root.namespaces, context.tree.ours.namespaces
     for kind, which in process.namespaces.items():
@@ -306,7 +302,7 @@ def _nested(context: Context, process: Process) -> Iterator[Finding]:
         )
 
 
-def _time_of_children(process: Process) -> Iterator[Finding]:
+def _time_of_children(process: Process) -> Findings:
     own = process.namespaces["time"]
     later = process.namespace("time_for_children")
     if later and later != own:
@@ -318,7 +314,7 @@ def _time_of_children(process: Process) -> Iterator[Finding]:
         )
 
 
-def _pid_namespace(context: Context) -> Iterator[Finding]:
+def _pid_namespace(context: Context) -> Findings:
     root = context.tree.root
     if not context.tree.has_own("pid") or root.inner("NSpid") == 1:
         return
@@ -333,7 +329,7 @@ def _pid_namespace(context: Context) -> Iterator[Finding]:
     )
 
 
-def _user_namespace(context: Context) -> Iterator[Finding]:
+def _user_namespace(context: Context) -> Findings:
     """CRIU enters the other namespaces from the tree's user namespace, which must own them."""
     if not context.tree.has_own("user"):
         return

@@ -12,16 +12,13 @@ import os
 import stat
 import sys
 import termios
-from collections.abc import Iterator
 
-from ..._failures.log_excerpt import known
 from ..._system.descriptors import copied
 from ..._system.id_maps import unmapped_gid, unmapped_uid
 from ..._system.process import all_pids, stat_of
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file
-from ...findings import Finding
-from .context import Context, needs, no_restore, stops
+from .context import Context, Findings, needs, no_restore, on, stops
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
@@ -51,7 +48,7 @@ def _key(fd: Descriptor) -> str:
     return f"tty[{fd.stat.st_rdev:x}:{fd.stat.st_dev:x}]"
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on terminals with an end or a session leader outside of the tree."""
     masters: dict[int, Descriptor] = {}
     slaves: dict[int, Descriptor] = {}
@@ -83,7 +80,7 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _current(context)
 
 
-def _not_mapped(terminals: list[Descriptor]) -> Iterator[Finding]:
+def _not_mapped(terminals: list[Descriptor]) -> Findings:
     """Terminals whose owner or group CRIU cannot set in this user namespace.
 
     ``criu/tty.c``: ``restore_tty_params``.
@@ -95,14 +92,12 @@ def _not_mapped(terminals: list[Descriptor]) -> Iterator[Finding]:
                 "terminal-owner",
                 "the owner or the group of its terminal is not mapped in this user namespace",
                 failure="tty-owner",
-                pid=fd.pid,
-                fd=fd.number,
-                path=fd.link,
+                **on(fd),
             )
             return
 
 
-def _current(context: Context) -> Iterator[Finding]:
+def _current(context: Context) -> Findings:
     """/dev/tty: the first terminal of its session must be saved with the same process.
 
     ``criu/tty.c``: ``tty_verify_ctty``.
@@ -128,7 +123,7 @@ def _current(context: Context) -> Iterator[Finding]:
                 if first is None
                 else "it has /dev/tty open, whose terminal is saved with another process, "
                 f"{first.pid}",
-                f'external=["{_key(fd)}"] on the dump, and another terminal on the restore: '
+                cure=f'external=["{_key(fd)}"] on the dump, and another terminal on the restore: '
                 f'inherit_fds=[(fd, "{_key(fd)}")]; or close /dev/tty before the dump',
                 sets={"external": (_key(fd),)},
                 failure="ctty",
@@ -163,7 +158,7 @@ def _is_hung_up(fd: Descriptor) -> bool:
     return fd.link.endswith(" (deleted)")
 
 
-def _half(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _half(context: Context, fd: Descriptor) -> Findings:
     if context.opts.orphan_pts_master or context.opts.shell_job:
         return
     container = context.tree.has_own("pid")
@@ -171,16 +166,13 @@ def _half(context: Context, fd: Descriptor) -> Iterator[Finding]:
         context,
         "terminal-outside",
         "the master of its terminal is outside of the tree",
-        known("pty-half").cure,
         sets={"orphan_pts_master": True} if container else {"shell_job": True},
-        pid=fd.pid,
-        fd=fd.number,
-        path=fd.link,
         failure="pty-half",
+        **on(fd),
     )
 
 
-def _dangling(context: Context, fd: Descriptor) -> Iterator[Finding]:
+def _dangling(context: Context, fd: Descriptor) -> Findings:
     """The session of the terminal: its leader must be in the tree."""
     major, minor = fd.device
     if (major, minor) == MASTER:
@@ -198,12 +190,9 @@ def _dangling(context: Context, fd: Descriptor) -> Iterator[Finding]:
             context,
             "terminal-of-a-shell",
             f"its terminal belongs to a session outside of the tree, which process {leader} leads",
-            known("dangling-tty").cure,
             sets={"shell_job": True},
-            pid=fd.pid,
-            fd=fd.number,
-            path=fd.link,
             failure="dangling-tty",
+            **on(fd),
         )
 
 

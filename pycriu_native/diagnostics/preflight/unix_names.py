@@ -9,15 +9,13 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..._support.unpatched import close
 from ..._system.descriptors import where
 from ..._system.process_snapshot import Descriptor
-from ...findings import Finding
-from .context import Context, lost, stops
-from .sockets import UNIX, copied_socket, sockets_of
+from .context import Context, Findings, lost, stops
+from .open_sockets import UNIX, copied_socket, sockets_of
 
 SIOCUNIXFILE = 0x89E0
 """``linux/un.h``: a descriptor of the file that a socket is bound to."""
@@ -45,7 +43,7 @@ class Bound:
         return not self.name.startswith("/")
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """Findings on unix sockets whose file name differs from the name that they were bound to."""
     for fd, kind in sockets_of(context):
         if kind not in UNIX:

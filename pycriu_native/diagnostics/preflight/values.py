@@ -9,6 +9,7 @@ from enum import StrEnum
 from ..._support.frozen_dataclass import dataclass
 from ..._support.kernel_text import encodable
 from ..._support.light_typing import Any
+from ..._support.sizes import size_text
 from ...errors import CriuError, NoSuchProcessError
 from ...findings import Finding, Severity, lines, plain_options
 from ...options.criu_opts import CriuOpts
@@ -222,11 +223,7 @@ class Preflight:
 
 def in_units(size: float) -> str:
     """A number of bytes with a binary unit."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+    return f"{size:.0f} bytes" if size < 1024 else size_text(size)
 
 
 class PreflightError(CriuError):

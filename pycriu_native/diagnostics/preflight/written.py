@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from ..._rollback.saved_files import is_by_length
 from ..._rollback.written_files import WrittenFile, written_files
 from ..._support.kernel_text import escaped
 from ...errors import OptionError
-from ...findings import Finding
-from .context import Context, note, stops
+from .context import Context, Findings, note, stops
 from .values import in_units
 
 WITH_REFLINKS = frozenset(("btrfs", "xfs", "bcachefs", "ocfs2", "zfs", "nfs4", "cifs", "overlay"))
 """File systems of which some can share blocks between files (ioctl_ficlone(2))."""
 
 
-def look(context: Context) -> Iterator[Finding]:
+def look(context: Context) -> Findings:
     """A note on each file that is saved, and what stops the dump."""
     try:
         files = saved(context)

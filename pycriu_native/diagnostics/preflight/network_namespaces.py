@@ -1,0 +1,65 @@
+"""Network namespaces that CRIU saves: their devices, and the programs that save them.
+
+``criu/net.c``.
+"""
+
+from __future__ import annotations
+
+from ..._system.process_snapshot import Process
+from ..._system.sock_diag import links
+from ..._transport.helper_programs import HelperPrograms
+from .context import Context, Findings, needs, needs_programs
+
+KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
+LOOPBACK = 772
+FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
+"""Devices that the kernel makes in each namespace: not checked."""
+
+
+def look(context: Context) -> Findings:
+    """Findings on the network namespaces."""
+    yield from _programs(context)
+    yield from _links(context)
+
+
+def _programs(context: Context) -> Findings:
+    """The programs with which CRIU saves them."""
+    if _saved_namespaces(context):
+        helpers = HelperPrograms(context.via)
+        programs = [helpers.ip, *(["sh"] if helpers.saves_rules() else [])]
+        yield from needs_programs(context, "a network namespace", *programs)
+
+
+def _links(context: Context) -> Findings:
+    """Devices of these namespaces that CRIU cannot restore."""
+    for process in _saved_namespaces(context):
+        for device in links(process):
+            if (
+                device.type == LOOPBACK
+                or device.kind in KNOWN_LINKS
+                or device.name in FALLBACK_LINKS
+                or context.external(f"macvlan[{device.name}]")
+            ):
+                continue
+            yield needs(
+                context,
+                "network-device",
+                f"its network namespace has a device of a kind that CRIU cannot rebuild "
+                f"({device.kind or 'hardware'})",
+                sets={"empty_ns": 0x40000000},
+                failure="link-type",
+                pid=process.pid,
+                path=device.name,
+            )
+
+
+def _saved_namespaces(context: Context) -> list[Process]:
+    """A process of each network namespace that CRIU saves."""
+    if context.in_force("empty_ns"):
+        return []
+    return [
+        process
+        for which, process in context.tree.in_namespaces("net").items()
+        if which != context.tree.ours.namespaces["net"]
+        and not context.external(f"net[{which.partition('[')[2].rstrip(']')}]")
+    ]
