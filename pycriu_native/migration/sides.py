@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from .._calls import verbs
 from .._calls.call import CALL_RUNNER
-from .._calls.iterative_dump import More
+from .._calls.iterative_dump import More, ShrinkingRounds
 from .._calls.notification import Hook
 from .._calls.progress import reporting
 from .._calls.progress_state import OnProgress
@@ -81,8 +81,8 @@ def run_source(
         if workspace.temporary:
             watchdog.set_cleanup(remove=[workspace.path])
         source = Source(
-            target,
-            opts,
+            target=target,
+            opts=opts,
             mode=mode,
             workspace=workspace,
             channel=channel,
@@ -91,7 +91,7 @@ def run_source(
             phases=phases,
             via=via,
             on_notify=on_notify,
-            should_continue=should_continue,
+            should_continue=ShrinkingRounds() if should_continue is None else should_continue,
         )
         try:
             with reporting(on_progress, source.measure):
@@ -137,7 +137,7 @@ def run_destination(
         watchdog.set_cleanup(remove=[workspace.path])
         phases = Phases()
         destination = Destination(
-            opts,
+            opts=opts,
             workspace=workspace,
             watchdog=watchdog,
             phases=phases,

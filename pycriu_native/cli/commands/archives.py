@@ -12,15 +12,9 @@ import click
 from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
 from ...errors import CriuError
-from .. import command, streams
-from ..command import (
-    Call,
-    Command,
-    compress_option,
-    directory_argument,
-    encrypt_to_option,
-    identity_option,
-)
+from .. import parameters, streams
+from ..command import Call, Command
+from ..errors import extra
 from ..exit_codes import Exit
 from ..text import safe, size
 
@@ -37,9 +31,9 @@ def _pack(
     overwrite: bool,
 ) -> Exit | int:
     if archive != streams.STANDARD:
-        command.check_new(archive, overwrite)
+        parameters.check_new(archive, overwrite)
     try:
-        with command.extra("archive"), _stream(archive, "wb") as target:
+        with extra("archive"), _stream(archive, "wb") as target:
             total = pack(
                 directory,
                 target,
@@ -69,7 +63,7 @@ def _unpack(
     identity: tuple[str, ...],
     limit: int | None,
 ) -> Exit:
-    with command.extra("archive"), _stream(archive, "rb") as source:
+    with extra("archive"), _stream(archive, "rb") as source:
         keys = [key for path in identity for key in keys_of(path)]
         total = unpack(source, directory, inside=inside, decrypt_with=keys, limit=limit)
     body = {"archive": archive, "directory": directory, "bytes": total}
@@ -104,7 +98,7 @@ def _verify(call: Call, directory: str, digest: str | None) -> Exit:
     return call.out.result(body, safe(f"{directory} matches its manifest"))
 
 
-_INSIDE = command.option(
+_INSIDE = parameters.option(
     "--inside",
     default="",
     metavar="DIR",
@@ -127,11 +121,13 @@ COMMANDS = {
         ],
         exits=EXITS,
         params=[
-            directory_argument(),
+            parameters.directory_argument(),
             click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
-            compress_option("zstd is faster than gzip and gives a smaller file; none is fastest."),
-            encrypt_to_option("it"),
-            command.overwrite_option(),
+            parameters.compress_option(
+                "zstd is faster than gzip and gives a smaller file; none is fastest."
+            ),
+            parameters.encrypt_to_option("it"),
+            parameters.overwrite_option(),
             _INSIDE,
         ],
     ),
@@ -148,9 +144,9 @@ COMMANDS = {
         exits=EXITS,
         params=[
             click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
-            directory_argument(),
-            identity_option(),
-            command.option(
+            parameters.directory_argument(),
+            parameters.identity_option(),
+            parameters.option(
                 "--limit",
                 type=click.IntRange(min=0),
                 metavar="BYTES",
@@ -166,7 +162,7 @@ COMMANDS = {
         "The files are synced to disk first. Store the digest in another place, for 'verify'.",
         examples=["pycriu-native seal ckpt", "pycriu-native seal ckpt --json | jq .result.sha256"],
         exits=EXITS,
-        params=[directory_argument()],
+        params=[parameters.directory_argument()],
     ),
     "verify": Command(
         "verify",
@@ -178,7 +174,7 @@ COMMANDS = {
         examples=["pycriu-native verify ckpt", "pycriu-native verify ckpt DIGEST"],
         exits=EXITS,
         params=[
-            directory_argument(),
+            parameters.directory_argument(),
             click.Argument(["digest"], required=False),
         ],
     ),

@@ -10,7 +10,7 @@ from ...diagnostics.doctor.values import HEADINGS
 from ...enums import Verb
 from ...findings import lines
 from ...options.flags import to_flags
-from .. import command, json_form
+from .. import json_form, parameters
 from ..command import Call, Command
 from ..errors import in_flags
 from ..exit_codes import Exit
@@ -52,15 +52,9 @@ def _coloured(line: str) -> str:
 
 
 def _preflight(
-    call: Call,
-    pid: int | None,
-    tree: int | None,
-    include_caller: bool,
-    files: str | None,
-    also: tuple[str, ...],
+    call: Call, pid: int, include_caller: bool, files: str | None, also: tuple[str, ...]
 ) -> Exit:
-    pid = command.one_pid(pid, tree)
-    rollback = command.rollback(files, also)
+    rollback = parameters.rollback(files, also)
     result = preflight(pid, call.opts, include_caller=include_caller, via=call.via, files=rollback)
     works = result.verdict is Verdict.WORKS
     lost = result.verdict is Verdict.NO_RESTORE and not result.opts.leave_running
@@ -103,7 +97,7 @@ COMMANDS = {
         ],
         exits=(Exit.NO,),
         params=[
-            command.flag(
+            parameters.flag(
                 "-a", "--all", "everything", help="Also show the checks that found nothing."
             )
         ],
@@ -124,12 +118,12 @@ COMMANDS = {
         ],
         exits=(Exit.NO, Exit.NO_CRIU),
         params=[
-            *command.pid_params(),
-            command.include_caller_option(),
-            command.files_option(
+            *parameters.pid_params(),
+            parameters.include_caller_option(),
+            parameters.files_option(
                 "rollback reports the files that 'dump --files rollback' would save, and how."
             ),
-            command.also_option(),
+            parameters.also_option(),
         ],
     ),
 }

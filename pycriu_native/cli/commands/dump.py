@@ -14,7 +14,8 @@ from ..._system.process import comm_of, stat_of
 from ...enums import Verb
 from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
-from .. import command, image_summary, json_form, progress, streams
+from .. import image_summary, json_form, parameters, progress, streams
+from ..action_scripts import script_option
 from ..command import Call, Command
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, count, details, micro, pids, safe, size, time
@@ -27,8 +28,7 @@ EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
 
 def _dump(
     call: Call,
-    pid: int | None,
-    tree: int | None,
+    pid: int,
     rounds: int | None,
     through: str | None,
     include_caller: bool,
@@ -36,13 +36,12 @@ def _dump(
     also: tuple[str, ...],
     reap_timeout: float,
 ) -> Exit:
-    pid = command.one_pid(pid, tree)
     name = comm_of(pid)
-    rollback = command.rollback(files, also)
-    if rollback is not None and (rounds is not None or through is not None):
-        raise click.UsageError("--files is not accepted with --rounds or --to.")
-    if include_caller and (rounds is not None or through is not None):
-        raise click.UsageError("--include-caller is not accepted with --rounds or --to.")
+    rollback = parameters.rollback(files, also)
+    if rounds is not None or through is not None:
+        for flag, is_given in (("--files", rollback), ("--include-caller", include_caller)):
+            if is_given:
+                raise click.UsageError(f"{flag} is not accepted with --rounds or --to.")
     if through is not None:
         if rounds is not None:
             raise click.UsageError("--rounds and --to: one is accepted.")
@@ -66,9 +65,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     from ...archive.streaming import dump_stream  # few dumps need it
 
     with streams.written(call, stream) as to:
-        result = dump_stream(
-            pid, call.opts, to, via=call.via, on_notify=call.hook, deadline=call.deadline
-        )
+        result = dump_stream(pid, call.opts, to, **call.arguments)
     what = f"dumped pid {pid}" + (f" ({safe(name)})" if name else "")
     if stream == streams.STANDARD:
         call.out.hint(f"{what} into standard output")
@@ -83,8 +80,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     return call.out.result(body, details(headline, rows))
 
 
-def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
-    pid = command.one_pid(pid, tree)
+def _pre_dump(call: Call, pid: int) -> Exit:
     name = comm_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
     done = call.out.result(lambda: shape(result), text(result, name, "pre-dumped"))
@@ -94,15 +90,7 @@ def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
 
 def _saved(call: Call, pid: int, opts: CriuOpts, **more: Any) -> DumpResult:
     with progress.shown(call.out) as on_progress:
-        return dump(
-            pid,
-            opts,
-            via=call.via,
-            on_notify=call.hook,
-            on_progress=on_progress,
-            deadline=call.deadline,
-            **more,
-        )
+        return dump(pid, opts, on_progress=on_progress, **call.arguments, **more)
 
 
 def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
@@ -119,13 +107,7 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
         raise OptionError([Problem("parent_image", call.opts.parent_image, rule)])
     with progress.shown(call.out) as on_progress:
         result = dump_iters(
-            pid,
-            call.opts,
-            should_continue,
-            via=call.via,
-            on_notify=call.hook,
-            on_progress=on_progress,
-            deadline=call.deadline,
+            pid, call.opts, should_continue, on_progress=on_progress, **call.arguments
         )
     body = shape(result.final) | {
         "rounds": [shape(each.result) for each in result.rounds],
@@ -203,7 +185,7 @@ def _hint(call: Call, result: DumpResult) -> None:
             f"pid {result.pid} stays in use until its parent, {parent}, has reaped it; a restore "
             "before that fails"
         )
-    command.hint_at_feature_cache(call)
+    call.hint_at_feature_cache()
 
 
 COMMANDS = {
@@ -226,8 +208,8 @@ COMMANDS = {
         ],
         exits=EXITS,
         params=[
-            *command.pid_params(),
-            command.option(
+            *parameters.pid_params(),
+            parameters.option(
                 "--rounds",
                 type=click.IntRange(min=1),
                 metavar="MOST",
@@ -236,20 +218,20 @@ COMMANDS = {
                 "restore from the last one. Needs soft-dirty tracking.",
             ),
             streams.option("--to", "Write the images as one stream,"),
-            command.files_option(
+            parameters.files_option(
                 "With rollback, also save the files that the processes have open for writing; "
                 "'restore --files rollback' puts them back."
             ),
-            command.also_option(),
-            command.include_caller_option(),
-            command.option(
+            parameters.also_option(),
+            parameters.include_caller_option(),
+            parameters.option(
                 "--reap-timeout",
                 type=click.FloatRange(min=0),
                 default=REAP_TIMEOUT,
                 metavar="SECONDS",
                 help="Time to wait until the parent of PID has reaped it, which frees the pid.",
             ),
-            command.script_option(),
+            script_option(),
         ],
     ),
     "pre-dump": Command(
@@ -265,6 +247,6 @@ COMMANDS = {
             "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",
         ],
         exits=EXITS,
-        params=[*command.pid_params(), command.script_option()],
+        params=[*parameters.pid_params(), script_option()],
     ),
 }

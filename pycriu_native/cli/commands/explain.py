@@ -9,9 +9,10 @@ import click
 from ...diagnostics.explain import explain
 from ...enums import Verb
 from ...options.table import VERB_MASK, On
-from .. import command, json_form
+from .. import json_form
 from ..command import Call, Command
 from ..exit_codes import Exit
+from ..parameters import Pid
 
 VERBS = [str(verb) for verb in VERB_MASK if verb is not Verb.LAZY_PAGES]
 
@@ -44,7 +45,7 @@ COMMANDS = {
         exits=(Exit.NO,),
         params=[
             click.Argument(["verb"], type=click.Choice(VERBS)),
-            click.Argument(["pid"], type=command.Pid(), required=False),
+            click.Argument(["pid"], type=Pid(), required=False),
         ],
     ),
 }

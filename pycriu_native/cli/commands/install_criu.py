@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from ...errors import CriuError, OptionError, Problem, UnsupportedError
-from ..command import Call, Command, flag, option
+from ..command import Call, Command
 from ..exit_codes import Exit
+from ..parameters import flag, option
 
 SCRIPT = Path(__file__).parents[1] / "install-criu"
 USAGE = 2

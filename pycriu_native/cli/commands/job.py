@@ -21,19 +21,11 @@ from ...jobs.control import request_checkpoint, request_stop
 from ...jobs.directory import META, CheckpointProgress, JobDirectory
 from ...jobs.job import MOST
 from ...jobs.slurm import SlurmJob, run_in_slurm
-from .. import option_parameters
-from ..command import (
-    Call,
-    Command,
-    Group,
-    compress_option,
-    encrypt_to_option,
-    flag,
-    identity_option,
-    option,
-)
+from ..command import Call, Command, Group
 from ..errors import in_flags
 from ..exit_codes import Exit
+from ..option_parameters import ParamType
+from ..parameters import compress_option, encrypt_to_option, flag, identity_option, option
 from ..text import columns, details, remaining, safe, size
 from .archives import keys_of
 
@@ -41,7 +33,7 @@ UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
 
-class Duration(option_parameters.ParamType):
+class Duration(ParamType):
     """A duration: a number of seconds, or one with the unit s, m, h or d."""
 
     name = "duration"
@@ -66,22 +58,11 @@ def _run(
     command: tuple[str, ...],
     directory: str | None,
     slurm: bool,
-    every: float,
-    first: float,
-    keep: int,
-    incremental: int | None,
-    also: tuple[str, ...],
-    grace: float,
-    notice: str | None,
-    interrupted_code: int,
-    or_start_over: bool,
     unprivileged: bool,
-    storage: str | None,
-    lease: float,
-    compress: str,
-    encrypt_to: tuple[str, ...],
     identity: tuple[str, ...],
+    **settings: Any,
 ) -> int:
+    """Run or resume a job. ``settings`` are the other arguments of ``Job``."""
     slurm_job = SlurmJob.current() if slurm else None
     if directory is None:
         if slurm_job is None:
@@ -90,21 +71,9 @@ def _run(
     job = Job(
         directory,
         command,
-        storage=storage,
-        lease=lease,
-        compress=compress,  # type: ignore[arg-type]
-        encrypt_to=encrypt_to,
         decrypt_with=[key for path in identity for key in keys_of(path)],
-        every=every,
-        first=first,
-        keep=keep,
-        incremental=incremental,
-        also=also,
-        grace=grace,
-        notice=notice,
-        interrupted_code=interrupted_code,
-        or_start_over=or_start_over,
         unprivileged=unprivileged or None,
+        **settings,
     )
     had_ended = JobDirectory(job.directory).status().state is State.ENDED
     result = job.run() if slurm_job is None else run_in_slurm(job, slurm_job)

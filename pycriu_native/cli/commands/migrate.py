@@ -10,7 +10,8 @@ from ... import MigrationMode, MigrationResult, migrate_in, migrate_out
 from ...enums import Verb
 from ...migration.common import SET_BY_US
 from ...migration.endpoint import TLS_FIELDS
-from .. import command, json_form, progress
+from .. import json_form, parameters, progress
+from ..action_scripts import script_option
 from ..command import Call, Command, Group
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import details, micro, safe, size, time
@@ -18,45 +19,27 @@ from ..text import details, micro, safe, size, time
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS, Exit.IN_DOUBT)
 
 
-def _out(
-    call: Call, pid: int | None, tree: int | None, to: str, mode: str, insecure: bool,
-    peer_timeout: float | None,
-) -> Exit:  # fmt: skip
-    pid = command.one_pid(pid, tree)
+def _out(call: Call, pid: int, to: str, mode: str, **shared: Any) -> Exit:
     with progress.shown(call.out) as on_progress:
-        result = migrate_out(
-            pid,
-            call.opts,
-            to=to,
-            mode=mode,
-            on_progress=on_progress,
-            **_shared(call, insecure, peer_timeout),
-        )
+        arguments = _arguments(call, on_progress=on_progress, **shared)
+        result = migrate_out(pid, call.opts, to=to, mode=mode, **arguments)
     return call.out.result(_shape(result), _text(result, f"moved pid {pid} to {to}"))
 
 
-def _in(call: Call, listen: str, insecure: bool, peer_timeout: float | None) -> Exit:
+def _in(call: Call, listen: str, **shared: Any) -> Exit:
     call.out.hint(f"waiting for a process on {listen}")
     with progress.shown(call.out) as on_progress:
-        result = migrate_in(
-            call.opts,
-            listen=listen,
-            on_progress=on_progress,
-            **_shared(call, insecure, peer_timeout),
-        )
+        arguments = _arguments(call, on_progress=on_progress, **shared)
+        result = migrate_in(call.opts, listen=listen, **arguments)
     return call.out.result(_shape(result), _text(result, f"pid {result.pid} runs here now"))
 
 
-def _shared(call: Call, insecure: bool, peer_timeout: float | None) -> dict[str, Any]:
-    via = command.worker_only(call, "a migration starts criu itself")
-    more = {} if peer_timeout is None else {"peer_timeout": peer_timeout}
-    return {
-        "insecure": insecure,
-        "via": via,
-        "on_notify": call.hook,
-        "deadline": call.deadline,
-        **more,
-    }
+def _arguments(call: Call, peer_timeout: float | None, **more: Any) -> dict[str, Any]:
+    """The arguments of both sides; an option that is not given has the default of the library."""
+    via = call.worker("a migration starts criu itself")
+    if peer_timeout is not None:
+        more["peer_timeout"] = peer_timeout
+    return {**call.arguments, "via": via, **more}
 
 
 def _shape(result: MigrationResult) -> dict[str, Any]:
@@ -82,18 +65,18 @@ def _text(result: MigrationResult, headline: str) -> str:
 
 def _shared_options() -> list[click.Parameter]:
     return [
-        command.flag(
+        parameters.flag(
             "--insecure",
             help="Accept a network address without --tls: anyone on the network path can read and "
             "change the memory.",
         ),
-        command.option(
+        parameters.option(
             "--peer-timeout",
             type=click.FloatRange(min=0.1),
             metavar="SECONDS",
             help="Treat the peer as lost if it sends nothing for this time. Default: 10.",
         ),
-        command.script_option(),
+        script_option(),
     ]
 
 
@@ -118,11 +101,11 @@ MIGRATE = Group(
             ],
             exits=EXITS,
             params=[
-                *command.pid_params(),
-                command.option(
+                *parameters.pid_params(),
+                parameters.option(
                     "--to", required=True, metavar="HOST:PORT", help="Address of 'migrate in'."
                 ),
-                command.option(
+                parameters.option(
                     "--mode",
                     type=click.Choice([str(mode) for mode in MigrationMode]),
                     default=str(MigrationMode.STOP_AND_COPY),
@@ -147,7 +130,7 @@ MIGRATE = Group(
             ],
             exits=EXITS,
             params=[
-                command.option(
+                parameters.option(
                     "--listen", required=True, metavar="HOST:PORT", help="Address to listen on."
                 ),
                 *_shared_options(),

@@ -8,9 +8,10 @@ import click
 
 from ...options.flag_values import spelling
 from ...options.table import TABLE, VERB_MASK, Row
-from ..command import Call, Command, option
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..field_docs import field_docs
+from ..parameters import option
 from ..text import columns
 
 VERBS = {str(verb): mask for verb, mask in VERB_MASK.items()}

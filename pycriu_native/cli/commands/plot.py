@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from ... import plots
-from ..command import Call, Command, check_new, overwrite_option
+from ..command import Call, Command
 from ..exit_codes import Exit
+from ..parameters import check_new, overwrite_option
 from ..text import safe
 
 KINDS = {

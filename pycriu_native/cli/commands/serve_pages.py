@@ -5,7 +5,7 @@ from __future__ import annotations
 from ... import LazyPages, dedup, page_server, page_server_child
 from ...enums import Verb
 from ...errors import CriuError
-from .. import command, image_summary, json_form, progress
+from .. import image_summary, json_form, parameters, progress
 from ..command import Call, Command
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import count, safe, size
@@ -14,12 +14,12 @@ from ..text import count, safe, size
 def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
     if daemon:
         result = page_server(call.opts, via=call.via, deadline=call.deadline)
-        command.write_pidfile(pidfile, result.pid)
+        parameters.write_pidfile(pidfile, result.pid)
         where = f"page server, pid {result.pid}, listens on port {result.port}"
         return call.out.result(result, where)
     with page_server_child(call.opts, via=call.via, deadline=call.deadline) as server:
         result = server.result
-        command.write_pidfile(pidfile, result.pid)
+        parameters.write_pidfile(pidfile, result.pid)
         way = "come from" if call.opts.lazy_pages else "go to"
         where = f"listens on port {result.port}, pid {result.pid}; pages {way} {result.images}"
         call.out.event("listening", result, safe(where))
@@ -38,10 +38,10 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
 
 
 def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
-    via = command.worker_only(call, "the daemon is a separate program")
+    via = call.worker("the daemon is a separate program")
     more = {} if call.deadline is None else {"deadline": call.deadline}
     with LazyPages(call.opts, via=via, **more) as daemon:
-        command.write_pidfile(pidfile, daemon.pid)
+        parameters.write_pidfile(pidfile, daemon.pid)
         body = {"pid": daemon.pid, "images": call.images}
         call.out.event("listening", body, f"listens, pid {daemon.pid}; restore with --lazy-pages")
         with progress.shown(call.out) as on_progress:
@@ -56,7 +56,7 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
 
 
 def _dedup(call: Call) -> Exit:
-    via = command.worker_only(call, "'criu dedup' is a separate program")
+    via = call.worker("'criu dedup' is a separate program")
     result = dedup(call.opts, via=via, deadline=call.deadline)
     return call.out.result(
         result, f"removed replaced pages from the parents of {safe(result.images)}"
@@ -85,12 +85,12 @@ COMMANDS = {
         ],
         exits=CALL_EXITS,
         params=[
-            command.flag(
+            parameters.flag(
                 "-d",
                 "--daemon",
                 help="Return when it listens; the server continues in the background.",
             ),
-            command.pidfile_option("the page server"),
+            parameters.pidfile_option("the page server"),
         ],
     ),
     "lazy-pages": Command(
@@ -108,7 +108,7 @@ COMMANDS = {
             "pycriu-native lazy-pages -D ckpt --page-server --address HOST --port 2700",
         ],
         exits=CALL_EXITS,
-        params=[command.pidfile_option("the daemon")],
+        params=[parameters.pidfile_option("the daemon")],
     ),
     "dedup": Command(
         "dedup",

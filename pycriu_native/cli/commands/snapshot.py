@@ -17,8 +17,9 @@ from ...snapshots import Record, Snapshot, SnapshotProcess, list_snapshots
 from ...snapshots.parked import LAST_OUTPUT
 from ...snapshots.processor_level import LEVELS
 from .. import progress
-from ..command import Call, Command, Group, Interrupted, directory_argument, flag, option
+from ..command import Call, Command, Group, Interrupted
 from ..exit_codes import CALL_EXITS, Exit
+from ..parameters import directory_argument, flag, option
 from ..text import columns, details, safe, size
 
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
@@ -29,9 +30,7 @@ def _snapshot(
     directory: str,
     command: tuple[str, ...],
     pid: int | None,
-    without_guest: bool,
-    leave_running: bool,
-    processor: str | None,
+    **settings: Any,
 ) -> int:
     if bool(command) == (pid is not None):
         raise click.UsageError("Either a command after '--' or --pid is accepted.")
@@ -39,12 +38,10 @@ def _snapshot(
         snapshot = Snapshot.take(
             list(command) if pid is None else pid,
             directory,
-            without_guest=without_guest,
-            leave_running=leave_running,
-            processor=processor,
             via=call.via,
             deadline=call.deadline,
             on_progress=on_progress,
+            **settings,
         )
     return call.out.result(shape(snapshot), text(snapshot))
 
@@ -65,25 +62,17 @@ def _start(
     directory: str,
     args: tuple[str, ...],
     env: tuple[str, ...],
-    cwd: str | None,
-    hostname: str | None,
-    network: bool,
-    cgroup: str | None,
-    check: bool,
     timings: str | None,
+    **settings: Any,
 ) -> int:
     snapshot = Snapshot(directory)
     record = None if timings is None else _opened(timings)
     process = snapshot.start(
         args or None,
         extra_env=_variables(env),
-        cwd=cwd,
-        hostname=hostname,
-        network=network,
-        cgroup=cgroup,
-        check=check,
         via=call.via,
         deadline=call.deadline,
+        **settings,
     )
     if record is not None:
         try:
