@@ -83,9 +83,8 @@ class RestoreUndo:
 
     def _look(self, names: MadeNames) -> None:
         for link in names.links:
-            for name in self._tree.names(link.link, None):
+            if name := next(self._tree.names(link.link, None), None):
                 self._links.append(KeptLink(name, link, self._images))
-                break
         for ghost in names.ghosts:
             kind = stat.S_IFMT(ghost.mode)
             self._add(ghost.ghost_path, kind)

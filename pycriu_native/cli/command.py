@@ -24,12 +24,13 @@ from ..options.table import VERB_MASK
 from . import option_parameters
 from .action_scripts import run_scripts
 from .errors import in_flags
-from .exit_codes import Exit, exit_of
+from .exit_codes import CALL_EXITS, Exit, exit_of
 from .output import Output
 from .parameters import one_pid
 from .shared_options import (
     HELP,
     HELP_ALL,
+    OUTPUT,
     SHARED,
     config_option,
     help_option,
@@ -88,11 +89,6 @@ class Call:
             if cache.cure is not None:
                 self.out.hint(in_flags(f"CRIU's feature cache {cache}"))
 
-    @property
-    def images(self) -> str:
-        """The images directory, for messages."""
-        return str(self.opts.images_directory or self.opts.images_dir or "")
-
 
 class Group(click.Group):
     """Commands under one name; without arguments it prints its help."""
@@ -119,7 +115,7 @@ class Command(click.Command):
         function: Callable[..., Exit | int],
         help: str,
         examples: Sequence[str],
-        exits: Sequence[Exit],
+        exits: Sequence[Exit] = CALL_EXITS,
         params: Sequence[click.Parameter] = (),
         verb: Verb | None = None,
         fields: int | None = None,
@@ -197,14 +193,13 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Exit | int:
         """Run the command, report its outcome, and return its exit code."""
-        own = {p.name: ctx.params[p.name] for p in self.get_params(ctx) if p.name and _is_own(p)}
+        own = {
+            param.name: ctx.params[param.name]
+            for param in self.get_params(ctx)
+            if param.name and param.expose_value and not _is_criu(param)
+        }
+        out = Output(self.title, **{name: own.pop(name) for name in OUTPUT})
         shared = {name: own.pop(name, None) for name in SHARED}
-        out = Output(
-            self.title,
-            as_json=bool(shared["as_json"]),
-            quiet=bool(shared["quiet"]),
-            verbose=bool(shared["verbose"]),
-        )
         try:
             return self.function(self._call(ctx, out, shared, own), **own)
         except CriuError as error:
@@ -289,7 +284,3 @@ def _section(
 
 def _is_criu(param: click.Parameter) -> bool:
     return isinstance(param, option_parameters.FieldOption | option_parameters.ServerOption)
-
-
-def _is_own(param: click.Parameter) -> bool:
-    return not _is_criu(param) and param.expose_value

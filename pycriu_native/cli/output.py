@@ -13,26 +13,20 @@ from typing import Any, TextIO
 
 import click
 
+from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import encodable
 from . import errors, json_form
 from .exit_codes import Exit
 
 
+@dataclass(frozen=True)
 class Output:
     """The output of one command."""
 
-    def __init__(
-        self,
-        command: str,
-        *,
-        as_json: bool = False,
-        quiet: bool = False,
-        verbose: bool = False,
-    ) -> None:
-        self.command = command
-        self.as_json = as_json
-        self.quiet = quiet
-        self.verbose = verbose
+    command: str
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
 
     @property
     def bar(self) -> bool:

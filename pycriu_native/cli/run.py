@@ -30,11 +30,10 @@ def run(words: Sequence[str], *, via: Via | None = None) -> int:
             return int(done or 0)
     except click.ClickException as error:
         command = getattr(getattr(error, "ctx", None), "info_name", None) or PROGRAM
-        out = Output(command, as_json="--json" in words)
-        return int(out.failed(error, Exit.REFUSED))
+        return Output(command, as_json="--json" in words).failed(error, Exit.REFUSED)
     except UnsupportedError as error:  # the module of a command needs an extra
         command = next(word for word in words if word in COMMANDS)
-        return int(Output(command, as_json="--json" in words).failed(error, Exit.UNSUPPORTED))
+        return Output(command, as_json="--json" in words).failed(error, Exit.UNSUPPORTED)
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except Exception as error:

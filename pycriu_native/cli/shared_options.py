@@ -14,7 +14,8 @@ from .parameters import file_option, flag, option
 HELP = ["-h", "--help"]
 HELP_ALL = "--help-all"
 
-SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "allow_untrusted", "deadline")
+OUTPUT = ("as_json", "quiet", "verbose")
+SHARED = ("config", "criu", "service", "allow_untrusted", "deadline")
 
 
 def output_options() -> list[click.Parameter]:

@@ -129,8 +129,10 @@ def from_runc(cls: type[Opts], struct: Mapping[str, Any]) -> Opts:
                 raise ValueError("is no field of runc's CriuOpts")
             if value is None or _unset(row, value):
                 continue
+            if isinstance(row.kind, kinds.Directory) and not isinstance(value, str):
+                raise ValueError("text is accepted")  # a descriptor is no value of runc's
             read = _READERS.get(row.name)
-            fields[row.name] = read(value) if read else _plain(row, value)
+            fields[row.name] = read(value) if read else value
         except ValueError as problem:
             problems.append(Problem(name, value, str(problem)))
     try:
@@ -155,12 +157,6 @@ def _unset(row: Row, value: object) -> bool:
     if row.name == "status_fd":
         return value in (0, -1)
     return type(value) is int and value == 0
-
-
-def _plain(row: Row, value: Any) -> Any:
-    if isinstance(row.kind, kinds.Directory) and not isinstance(value, str):
-        raise ValueError("text is accepted")  # a descriptor is no value of runc's
-    return value
 
 
 def _read_mode(value: Any) -> CgroupMode:

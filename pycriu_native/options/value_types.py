@@ -156,8 +156,7 @@ class FileDescriptor(_Plain):
     def wire(self, value: object) -> WireValue:
         return descriptor_number(value)
 
-    def plain(self, value: object) -> object:
-        return descriptor_number(value)
+    plain = wire
 
 
 class Directory(_Plain):

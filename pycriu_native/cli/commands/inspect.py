@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,6 @@ def _inspect(
     call: Call,
     directory: str,
     pid: int | None,
-    tree: bool,
-    memory: bool,
-    files: bool,
-    environment: bool,
-    sockets: bool,
-    mounts: bool,
     kind: tuple[str, ...],
     protection: str,
     read: tuple[int, int] | None,
@@ -39,7 +33,9 @@ def _inspect(
     search: str | None,
     regex: bool,
     context: int,
+    **views: bool,
 ) -> Exit:
+    """Show what ``views`` names, the flags of the command line: memory, files, ..."""
     if output is not None:
         parameters.check_new(output, overwrite)
     images = images_package()
@@ -56,31 +52,29 @@ def _inspect(
             return search_memory(call, chosen, pattern_of(search, regex), context)
         if read is not None or output is not None:
             return read_memory(call, chosen, read, output)
-        if sockets or mounts:
-            return _sockets_and_mounts(call, images, result, chosen, sockets, mounts)
+        if views["sockets"] or views["mounts"]:
+            return _sockets_and_mounts(call, images, result, chosen, views)
         if call.out.as_json:
             body: Any = result if pid is None else chosen[0]
             if archive is not None:
                 body = {**body.to_dict(), "archive": archive}
             return call.out.result(body, "", code=code)
-        views: list[Callable[[Process], str]] = []
-        views += [images.render_memory] if memory else []
-        views += [lambda process: images.render_files(result, process)] if files else []
-        views += [_environment] if environment else []
+        renderers: dict[str, Callable[[Process], str]] = {
+            "memory": images.render_memory,
+            "files": lambda process: images.render_files(result, process),
+            "environment": lambda process: "\n".join(map(safe, process.environment or ())),
+        }
         parts = [
-            f"process {process.pid} ({safe(process.name)})\n{view(process)}"
+            f"process {process.pid} ({safe(process.name)})\n{render(process)}"
             for process in chosen
             if process.state != "zombie"
-            for view in views
+            for name, render in renderers.items()
+            if views[name]
         ]
-        if not views:
+        if not any(views[name] for name in renderers):
             parts += [] if archive is None else [archive_text(archive)]
-            parts.append(_overview(call, images, result, tree, pid))
+            parts.append(_overview(call, images, result, views["tree"], pid))
         return call.out.answer(None, "\n\n".join(parts), code=code)
-
-
-def _environment(process: Process) -> str:
-    return "\n".join(safe(each) for each in process.environment or ())
 
 
 def _with_mappings(process: Process, kinds: Sequence[str], protection: str) -> Process:
@@ -100,13 +94,12 @@ def _sockets_and_mounts(
     images: ModuleType,
     result: ImageSet,
     processes: Sequence[Process],
-    sockets: bool,
-    mounts: bool,
+    views: Mapping[str, bool],
 ) -> Exit:
     """Print only the sockets or mounts."""
     body: dict[str, list[Any]] = {}
     parts = []
-    if sockets:
+    if views["sockets"]:
         by_id = {each.id: each for each in result.files if each.type.endswith("SK")}
         found = [
             (process.pid, each.fd, by_id[each.file])
@@ -117,7 +110,7 @@ def _sockets_and_mounts(
         body["sockets"] = [{"pid": pid, "fd": fd, **file.to_dict()} for pid, fd, file in found]
         heads = ("pid", "fd", "socket")
         parts.append(images.render_table(heads, [(pid, fd, file.label) for pid, fd, file in found]))
-    if mounts:
+    if views["mounts"]:
         body["mounts"] = [each.to_dict() for each in result.mounts]
         rows = [
             (each.point, each.type, each.source, each.options, each.external or "")

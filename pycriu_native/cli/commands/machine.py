@@ -16,7 +16,7 @@ from ...enums import Verb
 from ...errors import OptionError, Problem
 from .. import json_form
 from ..command import Call, Command
-from ..exit_codes import CALL_EXITS, Exit
+from ..exit_codes import Exit
 from ..text import details, safe, time
 
 FEATURES = {
@@ -77,7 +77,6 @@ COMMANDS = {
             "pycriu-native check",
             "pycriu-native check --json | jq .result.features",
         ],
-        exits=CALL_EXITS,
     ),
     "keep-cache": Command(
         "keep-cache",
@@ -98,7 +97,6 @@ COMMANDS = {
         help="Write the features of this processor to cpuinfo.img in the images directory.\n\n"
         "'cpuinfo-check' on another host compares them with its processor. No process is touched.",
         examples=["pycriu-native cpuinfo-dump -D ckpt"],
-        exits=CALL_EXITS,
     ),
     "cpuinfo-check": Command(
         "cpuinfo-check",
@@ -108,6 +106,5 @@ COMMANDS = {
         "The exit status is 1 if it lacks one. No process is touched.",
         examples=["pycriu-native cpuinfo-check -D ckpt", "pycriu-native cpuinfo-check -D ckpt "
                   "--cpu-cap=cpu"],
-        exits=CALL_EXITS,
     ),
 }  # fmt: skip

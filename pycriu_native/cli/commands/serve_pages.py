@@ -7,7 +7,7 @@ from ...enums import Verb
 from ...errors import CriuError
 from .. import image_summary, json_form, parameters, progress
 from ..command import Call, Command
-from ..exit_codes import CALL_EXITS, Exit
+from ..exit_codes import Exit
 from ..text import count, safe, size
 
 
@@ -42,7 +42,8 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
     more = {} if call.deadline is None else {"deadline": call.deadline}
     with LazyPages(call.opts, via=via, **more) as daemon:
         parameters.write_pidfile(pidfile, daemon.pid)
-        body = {"pid": daemon.pid, "images": call.images}
+        images = str(call.opts.images_directory or call.opts.images_dir or "")
+        body = {"pid": daemon.pid, "images": images}
         call.out.event("listening", body, f"listens, pid {daemon.pid}; restore with --lazy-pages")
         with progress.shown(call.out) as on_progress:
             status = daemon.wait(on_progress=on_progress)
@@ -83,7 +84,6 @@ COMMANDS = {
             "",
             "pycriu-native page-server -D ckpt --lazy-pages --address 127.0.0.1 --port 2700",
         ],
-        exits=CALL_EXITS,
         params=[
             parameters.flag(
                 "-d",
@@ -107,7 +107,6 @@ COMMANDS = {
             "",
             "pycriu-native lazy-pages -D ckpt --page-server --address HOST --port 2700",
         ],
-        exits=CALL_EXITS,
         params=[parameters.pidfile_option("the daemon")],
     ),
     "dedup": Command(
@@ -118,6 +117,5 @@ COMMANDS = {
         "--auto-dedup does the same during a dump. The parents can no longer be restored by "
         "themselves.",
         examples=["pycriu-native dedup -D ckpt/2"],
-        exits=CALL_EXITS,
     ),
 }
