@@ -122,7 +122,7 @@ def read(images: int) -> Index:
 
 
 def _file(entry: dict[str, Any]) -> SavedFile:
-    copies = tuple(entry["copies"])
+    copies = tuple(map(str, entry["copies"]))
     for name in copies:
         stem, _, number = name.rpartition("-")
         if stem != SAVED_FILES or not number.isdecimal():

@@ -75,7 +75,6 @@ _ARGUMENTS = {
     "setsid, start_new_session of subprocess": "setsid",
     "the on_notify hook, or a script in CRIU's configuration,": "an --action-script",
     "see the exception of the hook, or the script's messages in the log": "see its messages",
-    "in the hook of post-dump": "by an --action-script at post-dump",
     "pre_dump": "pre-dump",
 }
 """Expressions of the library's messages other than fields, and what replaces them."""

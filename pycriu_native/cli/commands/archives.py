@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import click
 
@@ -21,26 +21,13 @@ from ..text import safe, size
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
 
 
-def _pack(
-    call: Call,
-    directory: str,
-    archive: str,
-    inside: str,
-    compress: str,
-    encrypt_to: tuple[str, ...],
-    overwrite: bool,
-) -> Exit | int:
+def _pack(call: Call, directory: str, archive: str, overwrite: bool, **settings: Any) -> Exit | int:
+    """Pack a directory. ``settings`` are the other arguments of ``pack``."""
     if archive != streams.STANDARD:
         parameters.check_new(archive, overwrite)
     try:
         with extra("archive"), _stream(archive, "wb") as target:
-            total = pack(
-                directory,
-                target,
-                inside=inside,
-                compress=compress,  # type: ignore[arg-type]
-                encrypt_to=encrypt_to,
-            )
+            total = pack(directory, target, **settings)
     except OSError as error:
         if archive != streams.STANDARD or error.filename is not None:
             raise
@@ -56,16 +43,12 @@ def _pack(
 
 
 def _unpack(
-    call: Call,
-    archive: str,
-    directory: str,
-    inside: str,
-    identity: tuple[str, ...],
-    limit: int | None,
+    call: Call, archive: str, directory: str, identity: tuple[str, ...], **settings: Any
 ) -> Exit:
+    """Extract an archive. ``settings`` are the other arguments of ``unpack``."""
     with extra("archive"), _stream(archive, "rb") as source:
         keys = [key for path in identity for key in keys_of(path)]
-        total = unpack(source, directory, inside=inside, decrypt_with=keys, limit=limit)
+        total = unpack(source, directory, decrypt_with=keys, **settings)
     body = {"archive": archive, "directory": directory, "bytes": total}
     return call.out.result(body, safe(f"unpacked {size(total)} into {directory}"))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import click
+
 from ... import CriuOpts, Doctor, Preflight, Severity, Verdict, doctor, preflight
 from ...diagnostics.doctor.values import HEADINGS
 from ...enums import Verb
@@ -14,7 +16,6 @@ from .. import json_form, parameters
 from ..command import Call, Command
 from ..errors import in_flags
 from ..exit_codes import Exit
-from ..output import styled
 from ..text import safe
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -36,7 +37,7 @@ def _doctor_text(result: Doctor, everything: bool) -> str:
     bad = (Severity.WARNING, Severity.STOPS)
     shown = [each for each in result.findings if everything or each.severity in bad]
     text = [_coloured(in_flags(safe(line))) for line in lines(shown, HEADINGS, "group")]
-    text.append(styled(result.summary, **_STYLES[result.severity]))
+    text.append(click.style(result.summary, **_STYLES[result.severity]))
     if remaining := len(result.findings) - len(shown):
         text[-1] += f"; {remaining} other checks found nothing (--all shows them)"
     return "\n".join(text)
@@ -45,10 +46,10 @@ def _doctor_text(result: Doctor, everything: bool) -> str:
 def _coloured(line: str) -> str:
     """Style a line: a heading in bold, the severity of a finding in its colour."""
     if not line.startswith(" "):
-        return styled(line, bold=True)
+        return click.style(line, bold=True)
     word = line.split()[0]
     style = _STYLES.get(word)
-    return line.replace(word, styled(word, **style), 1) if style else line
+    return line.replace(word, click.style(word, **style), 1) if style else line
 
 
 def _preflight(

@@ -71,10 +71,11 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
         call.out.hint(f"{what} into standard output")
         return Exit.DONE
     written = os.stat(stream).st_size
-    rows = [("stream", size(written))]
-    if result.statistics is not None:
-        rows += _numbers(result.statistics)
-    rows.append(("whole call", time(result.duration)))
+    rows = [
+        ("stream", size(written)),
+        *_numbers(result.statistics),
+        ("whole call", time(result.duration)),
+    ]
     body = json_form.fields(result) | {"stream": stream, "stream_bytes": written}
     headline = f"{what} into {safe(stream)}"
     return call.out.result(body, details(headline, rows))
@@ -145,19 +146,21 @@ def text(result: DumpResult, name: str, done: str) -> str:
     saved = image_summary.pids_in(result.images)
     what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")
     headline = f"{done} {what} into {safe(result.images)}"
-    rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
-    rows.append(("images", f"{size(images.bytes)} in {count(images.files, 'file')}"))
-    if result.statistics is not None:
-        rows += _numbers(result.statistics)
-    rows.append(("whole call", time(result.duration)))
-    if result.reap_wait >= 0.01:
-        rows.append(("reaping", f"{time(result.reap_wait)} until the parent reaped it"))
-    if result.log:
-        rows.append(("log", safe(result.log)))
+    waited = f"{time(result.reap_wait)} until the parent reaped it"
+    rows = [
+        ("processes", f"{len(saved)}: {pids(saved)}" if saved else None),
+        ("images", f"{size(images.bytes)} in {count(images.files, 'file')}"),
+        *_numbers(result.statistics),
+        ("whole call", time(result.duration)),
+        ("reaping", waited if result.reap_wait >= 0.01 else None),
+        ("log", safe(result.log) if result.log else None),
+    ]
     return details(headline, rows)
 
 
-def _numbers(statistics: DumpStatistics) -> list[tuple[str, str]]:
+def _numbers(statistics: DumpStatistics | None) -> list[tuple[str, str]]:
+    if statistics is None:
+        return []
     scanned = statistics.pages_scanned + statistics.shpages_scanned
     written = statistics.pages_written + statistics.shpages_written
     skipped = statistics.pages_skipped_parent + statistics.shpages_skipped_parent

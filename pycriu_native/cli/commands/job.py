@@ -122,24 +122,27 @@ def _status_body(job: JobDirectory, status: JobStatus) -> dict[str, Any]:
 
 
 def _status_text(job: JobDirectory, status: JobStatus) -> str:
-    rows = [("command", safe(" ".join((job.command() or {})["command"]))), ("last", status.message)]
-    if status.started is not None:
-        rows.append(("started", _when(status.started)))
-    rows.append(("resumed", f"{status.resumed} times, from the beginning {status.restarted} times"))
-    kinds = f"{status.checkpoints} taken ({status.incremental} incremental)"
-    rows.append(("checkpoints", f"{kinds}, {status.failures} failed"))
-    if (taken := status.progress) is not None:
-        rows.append(("now", _progress(taken)))
+    newest = uploads = None
     if status.last_success is not None and status.last_duration is not None:
         newest = (
             f"{_when(status.last_success)}: {_kind(status.last_parents)}, "
             f"{size(status.last_bytes or 0)} in "
             f"{status.last_duration:.2f} s, frozen {status.last_frozen or 0:.3f} s"
         )
-        rows.append(("newest", newest))
     if (storage := status.storage) is not None:
-        done = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
-        rows += [("storage", safe(storage.url)), ("uploads", safe(done))]
+        uploads = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
+    kinds = f"{status.checkpoints} taken ({status.incremental} incremental)"
+    rows = [
+        ("command", safe(" ".join((job.command() or {})["command"]))),
+        ("last", status.message),
+        ("started", None if status.started is None else _when(status.started)),
+        ("resumed", f"{status.resumed} times, from the beginning {status.restarted} times"),
+        ("checkpoints", f"{kinds}, {status.failures} failed"),
+        ("now", None if status.progress is None else _progress(status.progress)),
+        ("newest", newest),
+        ("storage", None if storage is None else safe(storage.url)),
+        ("uploads", None if uploads is None else safe(uploads)),
+    ]
     return details(f"{safe(str(job.path))}: {status.state}", rows)
 
 

@@ -47,19 +47,17 @@ def _shape(result: MigrationResult) -> dict[str, Any]:
 
 
 def _text(result: MigrationResult, headline: str) -> str:
+    reason = result.not_incremental
     rows = [
         ("mode", str(result.mode)),
         ("downtime", time(result.downtime)),
         ("whole call", time(result.duration)),
         ("images", size(result.image_bytes)),
+        ("pages after", size(result.page_bytes) if result.page_bytes else None),
+        ("frozen", None if result.dump is None else micro(result.dump.frozen_time)),
+        ("all memory", f"in the final dump: {reason}" if reason else None),
+        *((f"  {phase}", time(seconds)) for phase, seconds in result.phases.items()),
     ]
-    if result.page_bytes:
-        rows.append(("pages after", size(result.page_bytes)))
-    if result.dump is not None:
-        rows.append(("frozen", micro(result.dump.frozen_time)))
-    if result.not_incremental:
-        rows.append(("all memory", f"in the final dump: {result.not_incremental}"))
-    rows += [(f"  {phase}", time(seconds)) for phase, seconds in result.phases.items()]
     return details(safe(headline), rows)
 
 

@@ -67,7 +67,7 @@ def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
         result = restore_stream(call.opts, source, **call.arguments)
     parameters.write_pidfile(pidfile, result.pid)
     where = "standard input" if stream == streams.STANDARD else safe(stream)
-    return call.out.result(json_form.fields(result) | {"stream": stream}, _text(result, where, []))
+    return call.out.result(json_form.fields(result) | {"stream": stream}, _text(result, where))
 
 
 def _in_foreground(pid: int) -> None:
@@ -136,25 +136,24 @@ def shape(result: RestoreResult) -> dict[str, Any]:
 def text(result: RestoreResult) -> str:
     """The result as text."""
     saved = image_summary.pids_in(result.images)
-    rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
-    return _text(result, safe(result.images), rows)
+    return _text(result, safe(result.images), f"{len(saved)}: {pids(saved)}" if saved else None)
 
 
-def _text(result: RestoreResult, where: str, rows: list[tuple[str, str]]) -> str:
+def _text(result: RestoreResult, where: str, processes: str | None = None) -> str:
+    rows = [("processes", processes)]
     statistics = result.statistics
     if statistics is not None:
-        pages = statistics.pages_restored
+        pages, shared = statistics.pages_restored, statistics.pages_skipped_cow
         rows += [
             ("memory", f"{size(pages * PAGE)} ({pages} pages)"),
             ("forking", micro(statistics.forking_time)),
             ("restore", micro(statistics.restore_time)),
+            ("shared", f"{shared} pages remain shared after fork" if shared else None),
         ]
-        if statistics.pages_skipped_cow:
-            shared = f"{statistics.pages_skipped_cow} pages remain shared after fork"
-            rows.append(("shared", shared))
-    rows.append(("whole call", time(result.duration)))
-    if result.log:
-        rows.append(("log", safe(result.log)))
+    rows += [
+        ("whole call", time(result.duration)),
+        ("log", safe(result.log) if result.log else None),
+    ]
     return details(f"restored pid {result.pid} from {where}", rows)
 
 
