@@ -1,6 +1,7 @@
 """Base class of the commands: help, shared options, and an exit code for each outcome.
 
-The function of a command receives a :class:`Call` and its own parameters, and returns an exit code.
+The function of a command, which ``@Command(...).runs`` sets, receives a :class:`Call` and its own
+parameters, and returns an exit code.
 """
 
 from __future__ import annotations
@@ -112,7 +113,6 @@ class Command(click.Command):
         self,
         name: str,
         *,
-        function: Callable[..., Exit | int],
         help: str,
         examples: Sequence[str],
         exits: Sequence[Exit] = CALL_EXITS,
@@ -126,7 +126,7 @@ class Command(click.Command):
     ) -> None:
         self.title = name
         """Its name, after that of its group if it is in one."""
-        self.function = function
+        self.function: Callable[..., Exit | int]
         self.examples = examples
         self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.OUTPUT, Exit.INTERRUPTED, *exits})
         self.verb = verb
@@ -148,6 +148,11 @@ class Command(click.Command):
         )
         self._show_help = help_option(HELP, "Show this message and exit.")
         del self.params  # set by click; the property below makes them when they are needed
+
+    def runs(self, function: Callable[..., Exit | int]) -> Command:
+        """Decorator: set the function of the command."""
+        self.function = function
+        return self
 
     @cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override]
@@ -284,3 +289,8 @@ def _section(
 
 def _is_criu(param: click.Parameter) -> bool:
     return isinstance(param, option_parameters.FieldOption | option_parameters.ServerOption)
+
+
+def by_name(*commands: click.Command) -> dict[str, click.Command]:
+    """The commands of a module, by their names."""
+    return {command.name or "": command for command in commands}

@@ -10,7 +10,7 @@ import click
 
 from ...enums import CgroupMode, Verb
 from ...findings import Severity, lines
-from ..command import Call, Command
+from ..command import Call, Command, by_name
 from ..errors import in_flags
 from ..exit_codes import Exit
 from ..image_sets import archive_text, images_package, set_in
@@ -27,6 +27,21 @@ _HEADINGS: dict[str, str] = {
 }
 
 
+@Command(
+    "check-images",
+    verb=Verb.RESTORE,
+    help="Check whether DIRECTORY, or an archive, can be restored on this machine.\n\n"
+    "The checks cover pids, files, sockets, mounts, the processor and CRIU's release. Give the "
+    "options of the restore: they are taken into account. The exit status is 11 if a restore "
+    "would fail. Nothing is restored or changed.",
+    examples=[
+        "pycriu-native check-images ckpt",
+        "pycriu-native check-images ckpt --tcp-established --json | jq .result.findings",
+        "pycriu-native check-images podman.tar.gz --root alpine-root",
+    ],
+    exits=(Exit.IMAGES, Exit.UNSUPPORTED, Exit.NO, Exit.NO_CRIU),
+    params=[click.Argument(["directory"], type=click.Path())],
+).runs
 def _check_images(call: Call, directory: str) -> Exit:
     images = images_package()
     with set_in(directory, whole=True) as (place, archive, top):
@@ -66,21 +81,4 @@ def _container_opts(found: ImageSet, opts: CriuOpts, unpacked: str) -> CriuOpts:
     return dataclasses.replace(opts, **more)
 
 
-COMMANDS = {
-    "check-images": Command(
-        "check-images",
-        function=_check_images,
-        verb=Verb.RESTORE,
-        help="Check whether DIRECTORY, or an archive, can be restored on this machine.\n\n"
-        "The checks cover pids, files, sockets, mounts, the processor and CRIU's release. Give the "
-        "options of the restore: they are taken into account. The exit status is 11 if a restore "
-        "would fail. Nothing is restored or changed.",
-        examples=[
-            "pycriu-native check-images ckpt",
-            "pycriu-native check-images ckpt --tcp-established --json | jq .result.findings",
-            "pycriu-native check-images podman.tar.gz --root alpine-root",
-        ],
-        exits=(Exit.IMAGES, Exit.UNSUPPORTED, Exit.NO, Exit.NO_CRIU),
-        params=[click.Argument(["directory"], type=click.Path())],
-    ),
-}
+COMMANDS = by_name(_check_images)

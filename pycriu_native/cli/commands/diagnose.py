@@ -13,7 +13,7 @@ from ...enums import Verb
 from ...findings import lines
 from ...options.flags import to_flags
 from .. import json_form, parameters
-from ..command import Call, Command
+from ..command import Call, Command, by_name
 from ..errors import in_flags
 from ..exit_codes import Exit
 from ..text import safe
@@ -26,6 +26,27 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+@Command(
+    "doctor",
+    reaches=True,
+    help="Check whether this machine can checkpoint.\n\n"
+    "The checks cover CRIU, libcriu, the kernel and its features, capabilities, network locks, "
+    "sysctls, configuration files and security modules. Each finding has its effect and its "
+    "cure. Nothing is changed. The checks take about a second. The exit status is 11 if no "
+    "checkpoint can work here.",
+    examples=[
+        "pycriu-native doctor",
+        "pycriu-native doctor --all",
+        "pycriu-native doctor --json | "
+        "jq -r '.result.findings[] | select(.severity==\"stops\").cure'",
+    ],
+    exits=(Exit.NO,),
+    params=[
+        parameters.flag(
+            "-a", "--all", "everything", help="Also show the checks that found nothing."
+        )
+    ],
+).runs
 def _doctor(call: Call, everything: bool) -> Exit:
     result = doctor(call.via)
     code = Exit.NO if result.severity is Severity.STOPS else Exit.DONE
@@ -52,6 +73,28 @@ def _coloured(line: str) -> str:
     return line.replace(word, click.style(word, **style), 1) if style else line
 
 
+@Command(
+    "preflight",
+    verb=Verb.DUMP,
+    help="Check whether a dump of PID and its descendants would succeed, without freezing them.\n\n"
+    "The output lists what makes the dump fail, the options that the dump and the restore need, "
+    "what a restore does not bring back, and the expected size of the images. Pass the options of "
+    "the dump: the check uses them. The exit status is 11 if a dump with these options, or a "
+    "restore on this machine, would fail.",
+    examples=[
+        "pycriu-native preflight 4242",
+        "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",
+    ],
+    exits=(Exit.NO, Exit.NO_CRIU),
+    params=[
+        *parameters.pid_params(),
+        parameters.include_caller_option(),
+        parameters.files_option(
+            "rollback reports the files that 'dump --files rollback' would save, and how."
+        ),
+        parameters.also_option(),
+    ],
+).runs
 def _preflight(
     call: Call, pid: int, include_caller: bool, files: str | None, also: tuple[str, ...]
 ) -> Exit:
@@ -80,51 +123,4 @@ def command_line(result: Preflight) -> list[str]:
     return ["pycriu-native", "dump", str(result.pid), *words]
 
 
-COMMANDS = {
-    "doctor": Command(
-        "doctor",
-        function=_doctor,
-        reaches=True,
-        help="Check whether this machine can checkpoint.\n\n"
-        "The checks cover CRIU, libcriu, the kernel and its features, capabilities, network locks, "
-        "sysctls, configuration files and security modules. Each finding has its effect and its "
-        "cure. Nothing is changed. The checks take about a second. The exit status is 11 if no "
-        "checkpoint can work here.",
-        examples=[
-            "pycriu-native doctor",
-            "pycriu-native doctor --all",
-            "pycriu-native doctor --json | "
-            "jq -r '.result.findings[] | select(.severity==\"stops\").cure'",
-        ],
-        exits=(Exit.NO,),
-        params=[
-            parameters.flag(
-                "-a", "--all", "everything", help="Also show the checks that found nothing."
-            )
-        ],
-    ),
-    "preflight": Command(
-        "preflight",
-        function=_preflight,
-        verb=Verb.DUMP,
-        help="Check whether a dump of PID and its descendants would succeed, without freezing "
-        "them.\n\n"
-        "The output lists what makes the dump fail, the options that the dump and the restore "
-        "need, what a restore does not bring back, and the expected size of the images. Pass the "
-        "options of the dump: the check uses them. The exit status is 11 if a dump with these "
-        "options, or a restore on this machine, would fail.",
-        examples=[
-            "pycriu-native preflight 4242",
-            "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",
-        ],
-        exits=(Exit.NO, Exit.NO_CRIU),
-        params=[
-            *parameters.pid_params(),
-            parameters.include_caller_option(),
-            parameters.files_option(
-                "rollback reports the files that 'dump --files rollback' would save, and how."
-            ),
-            parameters.also_option(),
-        ],
-    ),
-}
+COMMANDS = by_name(_doctor, _preflight)

@@ -16,7 +16,7 @@ from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
 from .. import image_summary, json_form, parameters, progress, streams
 from ..action_scripts import script_option
-from ..command import Call, Command
+from ..command import Call, Command, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, count, details, micro, pids, safe, size, time
 
@@ -26,6 +26,50 @@ if TYPE_CHECKING:
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
 
 
+@Command(
+    "dump",
+    verb=Verb.DUMP,
+    help="Save process PID and all its descendants into the images directory.\n\n"
+    "The processes are frozen and saved, then killed unless --leave-running or --leave-stopped "
+    "is given. With --leave-running they can change files afterwards, which a restore then "
+    "refuses or uses as they are: --files rollback saves these files too. After a failure or "
+    "Ctrl-C, CRIU undoes its work and the processes continue to run.",
+    examples=[
+        "pycriu-native dump 4242 --images-dir ckpt",
+        "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",
+        "pycriu-native dump 4242 -D ckpt --shell-job        # a job of a shell's terminal",
+        "pycriu-native dump 4242 -D ckpt --rounds 5         # pre-dumps first: short freeze",
+        "pycriu-native dump 4242 --to - | ssh HOST pycriu-native restore --from -",
+        "pycriu-native dump 4242 -D ckpt --json | jq .result.statistics.frozen_time",
+    ],
+    exits=EXITS,
+    params=[
+        *parameters.pid_params(),
+        parameters.option(
+            "--rounds",
+            type=click.IntRange(min=1),
+            metavar="MOST",
+            help="First pre-dump in at most MOST rounds, as long as each writes less than the "
+            "one before. Rounds and dump have numbered subdirectories of the images directory; "
+            "restore from the last one. Needs soft-dirty tracking.",
+        ),
+        streams.option("--to", "Write the images as one stream,"),
+        parameters.files_option(
+            "With rollback, also save the files that the processes have open for writing; "
+            "'restore --files rollback' puts them back."
+        ),
+        parameters.also_option(),
+        parameters.include_caller_option(),
+        parameters.option(
+            "--reap-timeout",
+            type=click.FloatRange(min=0),
+            default=REAP_TIMEOUT,
+            metavar="SECONDS",
+            help="Time to wait until the parent of PID has reaped it, which frees the pid.",
+        ),
+        script_option(),
+    ],
+).runs
 def _dump(
     call: Call,
     pid: int,
@@ -81,6 +125,20 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     return call.out.result(body, details(headline, rows))
 
 
+@Command(
+    "pre-dump",
+    verb=Verb.PRE_DUMP,
+    help="Save the memory of process PID and its descendants in advance of a dump.\n\n"
+    "The processes are frozen for a short time and continue to run. A dump that names these "
+    "images with --prev-images-dir writes only the pages that changed since. Needs soft-dirty "
+    "tracking in the kernel.",
+    examples=[
+        "pycriu-native pre-dump 4242 -D ckpt/1 --track-mem",
+        "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",
+    ],
+    exits=EXITS,
+    params=[*parameters.pid_params(), script_option()],
+).runs
 def _pre_dump(call: Call, pid: int) -> Exit:
     name = comm_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
@@ -191,65 +249,4 @@ def _hint(call: Call, result: DumpResult) -> None:
     call.hint_at_feature_cache()
 
 
-COMMANDS = {
-    "dump": Command(
-        "dump",
-        function=_dump,
-        verb=Verb.DUMP,
-        help="Save process PID and all its descendants into the images directory.\n\n"
-        "The processes are frozen and saved, then killed unless --leave-running or --leave-stopped "
-        "is given. With --leave-running they can change files afterwards, which a restore then "
-        "refuses or uses as they are: --files rollback saves these files too. After a failure or "
-        "Ctrl-C, CRIU undoes its work and the processes continue to run.",
-        examples=[
-            "pycriu-native dump 4242 --images-dir ckpt",
-            "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",
-            "pycriu-native dump 4242 -D ckpt --shell-job        # a job of a shell's terminal",
-            "pycriu-native dump 4242 -D ckpt --rounds 5         # pre-dumps first: short freeze",
-            "pycriu-native dump 4242 --to - | ssh HOST pycriu-native restore --from -",
-            "pycriu-native dump 4242 -D ckpt --json | jq .result.statistics.frozen_time",
-        ],
-        exits=EXITS,
-        params=[
-            *parameters.pid_params(),
-            parameters.option(
-                "--rounds",
-                type=click.IntRange(min=1),
-                metavar="MOST",
-                help="First pre-dump in at most MOST rounds, as long as each writes less than the "
-                "one before. Rounds and dump have numbered subdirectories of the images directory; "
-                "restore from the last one. Needs soft-dirty tracking.",
-            ),
-            streams.option("--to", "Write the images as one stream,"),
-            parameters.files_option(
-                "With rollback, also save the files that the processes have open for writing; "
-                "'restore --files rollback' puts them back."
-            ),
-            parameters.also_option(),
-            parameters.include_caller_option(),
-            parameters.option(
-                "--reap-timeout",
-                type=click.FloatRange(min=0),
-                default=REAP_TIMEOUT,
-                metavar="SECONDS",
-                help="Time to wait until the parent of PID has reaped it, which frees the pid.",
-            ),
-            script_option(),
-        ],
-    ),
-    "pre-dump": Command(
-        "pre-dump",
-        function=_pre_dump,
-        verb=Verb.PRE_DUMP,
-        help="Save the memory of process PID and its descendants in advance of a dump.\n\n"
-        "The processes are frozen for a short time and continue to run. A dump that names these "
-        "images with --prev-images-dir writes only the pages that changed since. Needs soft-dirty "
-        "tracking in the kernel.",
-        examples=[
-            "pycriu-native pre-dump 4242 -D ckpt/1 --track-mem",
-            "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",
-        ],
-        exits=EXITS,
-        params=[*parameters.pid_params(), script_option()],
-    ),
-}
+COMMANDS = by_name(_dump, _pre_dump)

@@ -14,7 +14,7 @@ import click
 
 from ...errors import ImagesError
 from .. import json_form, parameters
-from ..command import Call, Command
+from ..command import Call, Command, by_name
 from ..exit_codes import Exit
 from ..image_sets import images_package
 from ..text import safe, size
@@ -22,6 +22,32 @@ from ..text import safe, size
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
 
 
+@Command(
+    "decode",
+    help="Print an image FILE as JSON, with the names of fields in CRIU's messages.\n\n"
+    "'-' is standard input.",
+    examples=[
+        "pycriu-native decode ckpt/core-4242.img",
+        "pycriu-native decode ckpt/pstree.img | jq '.entries[].pid'",
+        "pycriu-native decode ckpt/mm-4242.img --pretty",
+    ],
+    exits=EXITS,
+    params=[
+        click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)),
+        parameters.option(
+            "-o",
+            "--output",
+            type=click.Path(dir_okay=False),
+            metavar="JSON",
+            help="Write to this file.",
+        ),
+        parameters.overwrite_option(),
+        parameters.flag("--info", help="Print only the kind and number of entries."),
+        parameters.flag(
+            "--pretty", help="Print addresses, flags, devices and states as text, as crit does."
+        ),
+    ],
+).runs
 def _decode(
     call: Call, image: str, output: str | None, overwrite: bool, info: bool, pretty: bool
 ) -> Exit:
@@ -59,6 +85,24 @@ def _image_file(image: str) -> Iterator[str]:
         yield path
 
 
+@Command(
+    "encode",
+    help="Write the image FILE from JSON, which 'decode', 'decode --pretty' or crit has "
+    "printed.\n\n"
+    "Unchanged messages keep the bytes that CRIU wrote. JSON can be '-', standard input. An "
+    "existing FILE is replaced: work on a copy of the image set.",
+    examples=[
+        "pycriu-native decode ckpt/core-4242.img > core.json",
+        "pycriu-native encode core.json copy/core-4242.img",
+    ],
+    exits=EXITS,
+    params=[
+        click.Argument(
+            ["described"], metavar="JSON", type=click.Path(dir_okay=False, allow_dash=True)
+        ),
+        click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False)),
+    ],
+).runs
 def _encode(call: Call, described: str, image: str) -> Exit:
     # JSON can represent bytes that are not UTF-8 as lone surrogates.
     with click.open_file(described, encoding="utf-8", errors="surrogateescape") as file:
@@ -83,53 +127,4 @@ def _encode(call: Call, described: str, image: str) -> Exit:
     return call.out.result(body, safe(f"wrote {size(len(data))} to {image}"))
 
 
-COMMANDS = {
-    "decode": Command(
-        "decode",
-        function=_decode,
-        help="Print an image FILE as JSON, with the names of fields in CRIU's messages.\n\n"
-        "'-' is standard input.",
-        examples=[
-            "pycriu-native decode ckpt/core-4242.img",
-            "pycriu-native decode ckpt/pstree.img | jq '.entries[].pid'",
-            "pycriu-native decode ckpt/mm-4242.img --pretty",
-        ],
-        exits=EXITS,
-        params=[
-            click.Argument(
-                ["image"], metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)
-            ),
-            parameters.option(
-                "-o",
-                "--output",
-                type=click.Path(dir_okay=False),
-                metavar="JSON",
-                help="Write to this file.",
-            ),
-            parameters.overwrite_option(),
-            parameters.flag("--info", help="Print only the kind and number of entries."),
-            parameters.flag(
-                "--pretty", help="Print addresses, flags, devices and states as text, as crit does."
-            ),
-        ],
-    ),
-    "encode": Command(
-        "encode",
-        function=_encode,
-        help="Write the image FILE from JSON, which 'decode', 'decode --pretty' or crit has "
-        "printed.\n\n"
-        "Unchanged messages keep the bytes that CRIU wrote. JSON can be '-', standard input. An "
-        "existing FILE is replaced: work on a copy of the image set.",
-        examples=[
-            "pycriu-native decode ckpt/core-4242.img > core.json",
-            "pycriu-native encode core.json copy/core-4242.img",
-        ],
-        exits=EXITS,
-        params=[
-            click.Argument(
-                ["described"], metavar="JSON", type=click.Path(dir_okay=False, allow_dash=True)
-            ),
-            click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False)),
-        ],
-    ),
-}
+COMMANDS = by_name(_decode, _encode)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import parameters
-from ..command import Call, Command
+from ..command import Call, Command, by_name
 from ..exit_codes import Exit
 from ..image_memory import Range, pattern_of, read_memory, search_memory
 from ..image_sets import archive_text, images_package, set_in
@@ -21,6 +21,73 @@ if TYPE_CHECKING:
     from ...images import ImageSet, Process
 
 
+@Command(
+    "inspect",
+    help="Show the contents of the images in DIRECTORY, or in an archive of them.\n\n"
+    "By default the release of CRIU that wrote the images, their size, the processes and "
+    "missing images are shown. The exit status is 11 if the set is incomplete, or if --search "
+    "finds nothing. Nothing is restored, and no CRIU is needed.",
+    examples=[
+        "pycriu-native inspect ckpt",
+        "pycriu-native inspect ckpt --tree",
+        "pycriu-native inspect ckpt --pid 4242 --memory --files",
+        "pycriu-native inspect ckpt --search 'BEGIN PRIVATE KEY'",
+        "pycriu-native inspect ckpt --search 'token=[0-9a-f]+' --regex --context 16",
+        "pycriu-native inspect ckpt --pid 4242 --read 7f0000001000+40",
+        "pycriu-native inspect ckpt --pid 4242 --kind heap -o heap.bin",
+        "pycriu-native inspect podman.tar.gz",
+        "pycriu-native inspect ckpt --json | jq '.result.processes[].command'",
+    ],
+    exits=(Exit.IMAGES, Exit.UNSUPPORTED, Exit.NO),
+    params=[
+        click.Argument(["directory"], type=click.Path()),
+        parameters.option("-p", "--pid", type=parameters.Pid(), help="Show only this process."),
+        parameters.flag("--tree", help="Show the whole set as a tree."),
+        parameters.flag("--memory", help="Show the mappings of each process."),
+        parameters.flag("--files", help="Show the descriptors of each process."),
+        parameters.flag("--environment", help="Show the environment of each process."),
+        parameters.flag("--sockets", help="Show only the sockets."),
+        parameters.flag("--mounts", help="Show only the mounts."),
+        parameters.option(
+            "--kind",
+            multiple=True,
+            metavar="KIND",
+            help="Only mappings of this kind, as --memory shows it; may be repeated.",
+        ),
+        parameters.option(
+            "--protection",
+            default="",
+            metavar="LETTERS",
+            help="Only mappings with these permissions, such as 'rw'.",
+            show_default=False,
+        ),
+        parameters.option(
+            "--read",
+            type=Range(),
+            metavar="RANGE",
+            help="Print memory as hexadecimal digits and text. RANGE is START-END or "
+            "START+SIZE in hexadecimal digits.",
+        ),
+        parameters.file_option(
+            "-o",
+            "--output",
+            help="Write the bytes of --read, or all memory in the images, to this file.",
+        ),
+        parameters.overwrite_option(),
+        parameters.option(
+            "--search", metavar="TEXT", help="Print the addresses of this text in memory."
+        ),
+        parameters.flag("--regex", help="TEXT of --search is a regular expression."),
+        parameters.option(
+            "--context",
+            type=click.IntRange(0, 2**20),
+            default=0,
+            metavar="BYTES",
+            help="Print the text that --search finds, with this many bytes before and after.",
+            show_default=False,
+        ),
+    ],
+).runs
 def _inspect(
     call: Call,
     directory: str,
@@ -140,73 +207,4 @@ def _overview(call: Call, images: ModuleType, found: ImageSet, tree: bool, pid: 
     return "\n".join(columns((name, safe(value)) for name, value in rows if value))
 
 
-COMMANDS = {
-    "inspect": Command(
-        "inspect",
-        function=_inspect,
-        help="Show the contents of the images in DIRECTORY, or in an archive of them.\n\n"
-        "By default the release of CRIU that wrote the images, their size, the processes and "
-        "missing images are shown. The exit status is 11 if the set is incomplete, or if --search "
-        "finds nothing. Nothing is restored, and no CRIU is needed.",
-        examples=[
-            "pycriu-native inspect ckpt",
-            "pycriu-native inspect ckpt --tree",
-            "pycriu-native inspect ckpt --pid 4242 --memory --files",
-            "pycriu-native inspect ckpt --search 'BEGIN PRIVATE KEY'",
-            "pycriu-native inspect ckpt --search 'token=[0-9a-f]+' --regex --context 16",
-            "pycriu-native inspect ckpt --pid 4242 --read 7f0000001000+40",
-            "pycriu-native inspect ckpt --pid 4242 --kind heap -o heap.bin",
-            "pycriu-native inspect podman.tar.gz",
-            "pycriu-native inspect ckpt --json | jq '.result.processes[].command'",
-        ],
-        exits=(Exit.IMAGES, Exit.UNSUPPORTED, Exit.NO),
-        params=[
-            click.Argument(["directory"], type=click.Path()),
-            parameters.option("-p", "--pid", type=parameters.Pid(), help="Show only this process."),
-            parameters.flag("--tree", help="Show the whole set as a tree."),
-            parameters.flag("--memory", help="Show the mappings of each process."),
-            parameters.flag("--files", help="Show the descriptors of each process."),
-            parameters.flag("--environment", help="Show the environment of each process."),
-            parameters.flag("--sockets", help="Show only the sockets."),
-            parameters.flag("--mounts", help="Show only the mounts."),
-            parameters.option(
-                "--kind",
-                multiple=True,
-                metavar="KIND",
-                help="Only mappings of this kind, as --memory shows it; may be repeated.",
-            ),
-            parameters.option(
-                "--protection",
-                default="",
-                metavar="LETTERS",
-                help="Only mappings with these permissions, such as 'rw'.",
-                show_default=False,
-            ),
-            parameters.option(
-                "--read",
-                type=Range(),
-                metavar="RANGE",
-                help="Print memory as hexadecimal digits and text. RANGE is START-END or "
-                "START+SIZE in hexadecimal digits.",
-            ),
-            parameters.file_option(
-                "-o",
-                "--output",
-                help="Write the bytes of --read, or all memory in the images, to this file.",
-            ),
-            parameters.overwrite_option(),
-            parameters.option(
-                "--search", metavar="TEXT", help="Print the addresses of this text in memory."
-            ),
-            parameters.flag("--regex", help="TEXT of --search is a regular expression."),
-            parameters.option(
-                "--context",
-                type=click.IntRange(0, 2**20),
-                default=0,
-                metavar="BYTES",
-                help="Print the text that --search finds, with this many bytes before and after.",
-                show_default=False,
-            ),
-        ],
-    ),
-}
+COMMANDS = by_name(_inspect)

@@ -12,13 +12,59 @@ from ...migration.common import SET_BY_US
 from ...migration.endpoint import TLS_FIELDS
 from .. import json_form, parameters, progress
 from ..action_scripts import script_option
-from ..command import Call, Command, Group
+from ..command import Call, Command, Group, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import details, micro, safe, size, time
 
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS, Exit.IN_DOUBT)
 
 
+def _shared_options() -> list[click.Parameter]:
+    return [
+        parameters.flag(
+            "--insecure",
+            help="Accept a network address without --tls: anyone on the network path can read and "
+            "change the memory.",
+        ),
+        parameters.option(
+            "--peer-timeout",
+            type=click.FloatRange(min=0.1),
+            metavar="SECONDS",
+            help="Treat the peer as lost if it sends nothing for this time. Default: 10.",
+        ),
+        script_option(),
+    ]
+
+
+@Command(
+    "out",
+    verb=Verb.DUMP,
+    without=SET_BY_US,
+    also=TLS_FIELDS,
+    help="Move process PID and all its descendants to the host of 'migrate in'.\n\n"
+    "After a failure or Ctrl-C they continue to run here.",
+    examples=[
+        "pycriu-native migrate out 4242 --to there:7000 --tls --tls-cacert ca.pem "
+        "--tls-cert me.pem --tls-key me.key",
+        "pycriu-native migrate out 4242 --to there:7000 --mode post-copy --insecure",
+    ],
+    exits=EXITS,
+    params=[
+        *parameters.pid_params(),
+        parameters.option(
+            "--to", required=True, metavar="HOST:PORT", help="Address of 'migrate in'."
+        ),
+        parameters.option(
+            "--mode",
+            type=click.Choice([str(mode) for mode in MigrationMode]),
+            default=str(MigrationMode.STOP_AND_COPY),
+            help="When the memory is sent: while the process is frozen, in rounds before "
+            "that (needs soft-dirty tracking), or after the restore (needs userfaultfd on "
+            "the destination).",
+        ),
+        *_shared_options(),
+    ],
+).runs
 def _out(call: Call, pid: int, to: str, mode: str, **shared: Any) -> Exit:
     with progress.shown(call.out) as on_progress:
         arguments = _arguments(call, on_progress=on_progress, **shared)
@@ -26,6 +72,25 @@ def _out(call: Call, pid: int, to: str, mode: str, **shared: Any) -> Exit:
     return call.out.result(_shape(result), _text(result, f"moved pid {pid} to {to}"))
 
 
+@Command(
+    "in",
+    verb=Verb.RESTORE,
+    without=SET_BY_US,
+    also=TLS_FIELDS,
+    help="Wait for one process tree that 'migrate out' sends, and run it here.\n\n"
+    "After a failure it does not run here, and everything received is removed.",
+    examples=[
+        "pycriu-native migrate in --listen 0.0.0.0:7000 --tls --tls-cacert ca.pem "
+        "--tls-cert me.pem --tls-key me.key"
+    ],
+    exits=EXITS,
+    params=[
+        parameters.option(
+            "--listen", required=True, metavar="HOST:PORT", help="Address to listen on."
+        ),
+        *_shared_options(),
+    ],
+).runs
 def _in(call: Call, listen: str, **shared: Any) -> Exit:
     call.out.hint(f"waiting for a process on {listen}")
     with progress.shown(call.out) as on_progress:
@@ -61,80 +126,12 @@ def _text(result: MigrationResult, headline: str) -> str:
     return details(safe(headline), rows)
 
 
-def _shared_options() -> list[click.Parameter]:
-    return [
-        parameters.flag(
-            "--insecure",
-            help="Accept a network address without --tls: anyone on the network path can read and "
-            "change the memory.",
-        ),
-        parameters.option(
-            "--peer-timeout",
-            type=click.FloatRange(min=0.1),
-            metavar="SECONDS",
-            help="Treat the peer as lost if it sends nothing for this time. Default: 10.",
-        ),
-        script_option(),
-    ]
-
-
 MIGRATE = Group(
     "migrate",
     help="Move a process to another machine: 'migrate in' there, then 'migrate out' here.\n\n"
     "The process continues here after a failure on either side, until the destination has "
     "confirmed that it runs there. Two copies never run at the same time.",
-    commands=[
-        Command(
-            "out",
-            function=_out,
-            verb=Verb.DUMP,
-            without=SET_BY_US,
-            also=TLS_FIELDS,
-            help="Move process PID and all its descendants to the host of 'migrate in'.\n\n"
-            "After a failure or Ctrl-C they continue to run here.",
-            examples=[
-                "pycriu-native migrate out 4242 --to there:7000 --tls --tls-cacert ca.pem "
-                "--tls-cert me.pem --tls-key me.key",
-                "pycriu-native migrate out 4242 --to there:7000 --mode post-copy --insecure",
-            ],
-            exits=EXITS,
-            params=[
-                *parameters.pid_params(),
-                parameters.option(
-                    "--to", required=True, metavar="HOST:PORT", help="Address of 'migrate in'."
-                ),
-                parameters.option(
-                    "--mode",
-                    type=click.Choice([str(mode) for mode in MigrationMode]),
-                    default=str(MigrationMode.STOP_AND_COPY),
-                    help="When the memory is sent: while the process is frozen, in rounds before "
-                    "that (needs soft-dirty tracking), or after the restore (needs userfaultfd on "
-                    "the destination).",
-                ),
-                *_shared_options(),
-            ],
-        ),
-        Command(
-            "in",
-            function=_in,
-            verb=Verb.RESTORE,
-            without=SET_BY_US,
-            also=TLS_FIELDS,
-            help="Wait for one process tree that 'migrate out' sends, and run it here.\n\n"
-            "After a failure it does not run here, and everything received is removed.",
-            examples=[
-                "pycriu-native migrate in --listen 0.0.0.0:7000 --tls --tls-cacert ca.pem "
-                "--tls-cert me.pem --tls-key me.key"
-            ],
-            exits=EXITS,
-            params=[
-                parameters.option(
-                    "--listen", required=True, metavar="HOST:PORT", help="Address to listen on."
-                ),
-                *_shared_options(),
-            ],
-        ),
-    ],
+    commands=[_out, _in],
 )
 
-COMMANDS = {"migrate": MIGRATE}
+COMMANDS = by_name(MIGRATE)

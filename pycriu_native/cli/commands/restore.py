@@ -17,7 +17,7 @@ from ...enums import Verb
 from ...results import PAGE
 from .. import image_summary, json_form, parameters, progress, streams
 from ..action_scripts import script_option
-from ..command import Call, Command, Interrupted
+from ..command import Call, Command, Interrupted, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import details, micro, pids, safe, size, time
 
@@ -25,6 +25,46 @@ UNTIL_ASLEEP = 2.0
 """Seconds that a restored job gets to return to its system call; a busy one has none."""
 
 
+@Command(
+    "restore",
+    verb=Verb.RESTORE,
+    help="Restore the processes in the images directory, with their original pids.\n\n"
+    "They continue where they were dumped, as children of init. With --wait the root process "
+    "is a child of this command, which forwards Ctrl-C to it and ends with its exit code. "
+    "After a failure no process of the images runs, and the images are unchanged.",
+    examples=[
+        "pycriu-native restore --images-dir ckpt",
+        "pycriu-native restore -D ckpt --shell-job --wait      # into this terminal",
+        "pycriu-native restore -D ckpt --tcp-established --pidfile job.pid",
+        "pycriu-native restore -D ckpt --exec-cmd -- supervisor --of-the-restored",
+    ],
+    exits=(*CALL_EXITS, Exit.PID_TAKEN, Exit.IN_DOUBT),
+    params=[
+        click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
+        parameters.flag(
+            "--wait",
+            help="Wait until the root process ends, and return its exit code (128 and the "
+            "signal's number, if a signal ended it).",
+        ),
+        parameters.flag(
+            "--exec-cmd",
+            help="Run the command after '--' as the parent of the restored processes, and end "
+            "with its exit code.",
+        ),
+        parameters.flag(
+            "-d",
+            "--restore-detached",
+            help="Accepted for compatibility with criu; it is the default here.",
+        ),
+        parameters.files_option(
+            "With rollback, put back the files that 'dump --files rollback' saved. If the "
+            "restore fails, their present contents are kept."
+        ),
+        streams.option("--from", "Read the images from a stream that 'dump --to' wrote,"),
+        parameters.pidfile_option("the root process"),
+        script_option(),
+    ],
+).runs
 def _restore(
     call: Call,
     command: tuple[str, ...],
@@ -157,46 +197,4 @@ def _text(result: RestoreResult, where: str, processes: str | None = None) -> st
     return details(f"restored pid {result.pid} from {where}", rows)
 
 
-COMMANDS = {
-    "restore": Command(
-        "restore",
-        function=_restore,
-        verb=Verb.RESTORE,
-        help="Restore the processes in the images directory, with their original pids.\n\n"
-        "They continue where they were dumped, as children of init. With --wait the root process "
-        "is a child of this command, which forwards Ctrl-C to it and ends with its exit code. "
-        "After a failure no process of the images runs, and the images are unchanged.",
-        examples=[
-            "pycriu-native restore --images-dir ckpt",
-            "pycriu-native restore -D ckpt --shell-job --wait      # into this terminal",
-            "pycriu-native restore -D ckpt --tcp-established --pidfile job.pid",
-            "pycriu-native restore -D ckpt --exec-cmd -- supervisor --of-the-restored",
-        ],
-        exits=(*CALL_EXITS, Exit.PID_TAKEN, Exit.IN_DOUBT),
-        params=[
-            click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
-            parameters.flag(
-                "--wait",
-                help="Wait until the root process ends, and return its exit code (128 and the "
-                "signal's number, if a signal ended it).",
-            ),
-            parameters.flag(
-                "--exec-cmd",
-                help="Run the command after '--' as the parent of the restored processes, and end "
-                "with its exit code.",
-            ),
-            parameters.flag(
-                "-d",
-                "--restore-detached",
-                help="Accepted for compatibility with criu; it is the default here.",
-            ),
-            parameters.files_option(
-                "With rollback, put back the files that 'dump --files rollback' saved. If the "
-                "restore fails, their present contents are kept."
-            ),
-            streams.option("--from", "Read the images from a stream that 'dump --to' wrote,"),
-            parameters.pidfile_option("the root process"),
-            script_option(),
-        ],
-    ),
-}
+COMMANDS = by_name(_restore)
