@@ -6,13 +6,9 @@ import contextlib
 import os
 import time
 
-from .._calls import requirements
-from .._calls.prepare import Directories
-from .._calls.request import Request, log_name
 from .._checks.linked_pages import linked
 from .._checks.option_rules import parents
 from .._system.descriptors import where
-from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError, ImagesError
@@ -34,19 +30,13 @@ def dedup(
     ``DeadlineError``, and what any verb raises. It runs the program ``criu`` without a worker.
     Needs CRIU 3.17.
     """
-    request = Request(verb=Verb.DEDUP, opts=opts, via=via or Worker())
-    requirements.check(request)
-    began = time.monotonic()
-    from .subcommand import failure, start  # not loaded by a star import
+    from .subcommand import Subcommand  # not loaded by a star import
 
     with contextlib.ExitStack() as owned:
-        directories = Directories(
-            opts, Verb.DEDUP, owned, allow_untrusted=request.via.allow_untrusted
-        )
-        images, work = directories.images, directories.log
-        assert images is not None
-        assert work is not None
-        place = where(images)
+        command = Subcommand(Verb.DEDUP, opts, via, owned)
+        began = time.monotonic()
+        assert command.images is not None
+        place = where(command.images)
         if not os.path.isdir(f"{place}/parent"):
             raise ImagesError(f"{place} has no parent images that could give pages back", errno=2)
         for path in linked(parents(opts)):
@@ -54,8 +44,7 @@ def dedup(
                 f"{path} is a hard link: another set or snapshot has the same file, and would lose "
                 "the pages"
             )
-        mark = LogMark(work, log_name(request))
-        process = start(request, directories)
+        process = command.start()
         ended = False
         try:
             ended = process.has_ended(deadline)
@@ -66,6 +55,5 @@ def dedup(
         if not ended:
             raise DeadlineError(f"dedup did not end within {deadline} seconds", verb="dedup")
         if process.status != 0:
-            raise failure(request, process, mark, f"with status {process.status}")
-        log = os.path.join(where(work), log_name(request))
-    return DedupResult(images=place, duration=time.monotonic() - began, log=log)
+            raise command.failure(process, f"with status {process.status}")
+    return DedupResult(images=place, duration=time.monotonic() - began, log=command.log)

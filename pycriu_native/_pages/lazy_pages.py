@@ -16,16 +16,12 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .._calls import requirements
-from .._calls.prepare import Directories
 from .._calls.progress_state import OnProgress
-from .._calls.request import Request, log_name
 from .._checks.work_directory import from_work_directory
 from .._support.closing import Closing
 from .._support.lazy import signal
 from .._support.unpatched import close, readable
 from .._system.descriptors import above_stdio
-from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError
@@ -55,28 +51,22 @@ class LazyPages(Closing):
     def __init__(
         self, opts: CriuOpts, *, via: Worker | None = None, deadline: float = UNTIL_READY
     ) -> None:
-        from .subcommand import failure, start  # not loaded by a star import
+        from .subcommand import Subcommand  # not loaded by a star import
 
         self._opts = opts
-        request = Request(verb=Verb.LAZY_PAGES, opts=opts, via=via or Worker())
-        requirements.check(request)
         with contextlib.ExitStack() as owned:
-            directories = Directories(
-                opts, Verb.LAZY_PAGES, owned, allow_untrusted=request.via.allow_untrusted
-            )
-            assert directories.log is not None
-            mark = LogMark(directories.log, log_name(request))
+            command = Subcommand(Verb.LAZY_PAGES, opts, via, owned)
             ready, message = os.pipe2(os.O_CLOEXEC)
             owned.callback(close, ready)
             message = above_stdio(message)
             with open(message, "wb"):
-                self._process = start(request, directories, status_fd=message)
+                self._process = command.start(status_fd=message)
             self.pid = self._process.pid
             """The daemon."""
             try:
                 if not _listens(ready, deadline):
                     self._process.wait(UNTIL_STOPPED)
-                    raise failure(request, self._process, mark, "before it listened")
+                    raise command.failure(self._process, "before it listened")
                 self._report_ready()
             except BaseException:
                 self.close()

@@ -1,81 +1,98 @@
-"""Starts commands of the ``criu`` program that are no requests, and explains their failures."""
+"""Commands of the ``criu`` program that are no requests: started, and their failures explained."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
 from .._failures.log_excerpt import diagnose, error_lines, stderr_lines
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
-from .._system.descriptors import above_stdio
+from .._system.descriptors import above_stdio, where
 from .._system.regular_file import LogMark
 from .._transport.process import ChildProcess
 from .._transport.program import find_program
 from .._transport.spawn import spawn
 from .._transport.worker import Worker
+from ..enums import Verb
 from ..errors import CriuError
+from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 
 
-def start(
-    request: Request, directories: Directories, *, status_fd: int | None = None
-) -> ChildProcess:
-    """Start ``criu`` with the verb as its command; ``status_fd`` gets CRIU's zero byte."""
-    from ..options.flags import to_flags  # loaded at the first call
+class Subcommand:
+    """One command, whose options are checked, and whose directories are open."""
 
-    via = request.via
-    assert isinstance(via, Worker)
-    keep = [fd for fd in (status_fd, directories.images, directories.work) if fd is not None]
-    server = request.opts.page_server
-    if isinstance(server, PageServer) and server.fd is not None:
-        keep.append(server.fd)
-    named = replace(
-        request.opts,
-        images_directory=_by_descriptor(directories.images),
-        work_directory=_by_descriptor(directories.work),
-        log_file=log_name(request),
-        status_fd=status_fd,
-    )
-    words = [
-        word.flag if word.value is None else f"{word.flag}={word.value}"
-        for word in to_flags(named)[0]
-    ]
-    program = find_program(via.program, allow_untrusted=via.allow_untrusted)
-    stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
-    try:
-        pid, pidfd = spawn(
-            [program, str(request.verb), *words],
-            env=via.env,
-            stdin=-1,
-            output=stderr_text,
-            keep=keep,
+    def __init__(
+        self, verb: Verb, opts: CriuOpts, via: Worker | None, owned: contextlib.ExitStack
+    ) -> None:
+        """``owned`` closes the directories."""
+        self._via = via or Worker()
+        self._request = Request(verb=verb, opts=opts, via=self._via)
+        requirements.check(self._request)
+        directories = Directories(opts, verb, owned, allow_untrusted=self._via.allow_untrusted)
+        assert directories.log is not None
+        self.images, self._work = directories.images, directories.work
+        self.log = os.path.join(where(directories.log), log_name(self._request))
+        self._mark = LogMark(directories.log, log_name(self._request))
+
+    def start(self, *, status_fd: int | None = None) -> ChildProcess:
+        """Start ``criu`` with the verb as its command; ``status_fd`` gets CRIU's zero byte."""
+        from ..options.flags import to_flags  # loaded at the first call
+
+        opts = self._request.opts
+        keep = [fd for fd in (status_fd, self.images, self._work) if fd is not None]
+        server = opts.page_server
+        if isinstance(server, PageServer) and server.fd is not None:
+            keep.append(server.fd)
+        named = replace(
+            opts,
+            images_directory=_by_descriptor(self.images),
+            work_directory=_by_descriptor(self._work),
+            log_file=log_name(self._request),
+            status_fd=status_fd,
         )
-    except BaseException:
-        close(stderr_text)
-        raise
-    return ChildProcess(pid, pidfd, stderr_text)
+        words = [
+            word.flag if word.value is None else f"{word.flag}={word.value}"
+            for word in to_flags(named)[0]
+        ]
+        program = find_program(self._via.program, allow_untrusted=self._via.allow_untrusted)
+        stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+        try:
+            pid, pidfd = spawn(
+                [program, str(self._request.verb), *words],
+                env=self._via.env,
+                stdin=-1,
+                output=stderr_text,
+                keep=keep,
+            )
+        except BaseException:
+            close(stderr_text)
+            raise
+        return ChildProcess(pid, pidfd, stderr_text)
+
+    def failure(self, process: ChildProcess, when: str) -> CriuError:
+        """The exception for a process that has failed; ``when`` is the point of time, as text."""
+        verb = self._request.verb
+        lines = error_lines(self._mark.text()) or stderr_lines(process.final_stderr)
+        result = diagnose(lines, verb)
+        cause = result.cause or (
+            lines[0] if lines else process.final_stderr.strip() or "it printed no reason"
+        )
+        message = f"criu {verb} ended {when}: {cause}"
+        return result.kind(
+            message + (f"; {result.cure}" if result.cure else ""),
+            verb=str(verb),
+            lines=lines,
+            cause=result.cause,
+            cure=result.cure,
+            options=result.options,
+        )
 
 
 def _by_descriptor(fd: int | None) -> str | None:
     """The path of an open directory that the process inherits."""
     return None if fd is None else f"/proc/self/fd/{fd}"
-
-
-def failure(request: Request, process: ChildProcess, mark: LogMark, when: str) -> CriuError:
-    """The exception for a process that has failed; ``when`` is the point of time, as text."""
-    lines = error_lines(mark.text()) or stderr_lines(process.final_stderr)
-    result = diagnose(lines, request.verb)
-    cause = result.cause or (
-        lines[0] if lines else process.final_stderr.strip() or "it printed no reason"
-    )
-    message = f"criu {request.verb} ended {when}: {cause}"
-    return result.kind(
-        message + (f"; {result.cure}" if result.cure else ""),
-        verb=str(request.verb),
-        lines=lines,
-        cause=result.cause,
-        cure=result.cure,
-        options=result.options,
-    )

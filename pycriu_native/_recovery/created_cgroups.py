@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 from .._support.light_typing import cast
 from .._support.unpatched import sleep
@@ -38,8 +39,9 @@ def missing_cgroups(images: int, opts: CriuOpts) -> tuple[str, ...]:
         kind, controllers = ("cgroup", set(names)) if any(names) else ("cgroup2", set())
         for mount in mounts:
             if mount.kind == kind and mount.options >= controllers:
-                paths = _paths(trees, _new_root(names, opts))
-                missing += [f"{mount.place}/{level}" for path in paths for level in _levels(path)]
+                for path in _paths(trees, _new_root(names, opts)):
+                    levels = accumulate(path.split("/"), os.path.join)
+                    missing += [f"{mount.place}/{level}" for level in levels]
                 break
     return tuple(path for path in dict.fromkeys(missing) if not os.path.lexists(path))
 
@@ -90,10 +92,3 @@ def _paths(trees: Iterable[bytes], root: str | None, above: str = "") -> Iterato
         yield path
         inner = [value for field, value in message_fields(tree) if field == 2]
         yield from _paths(cast("list[bytes]", inner), None, path)
-
-
-def _levels(path: str) -> Iterator[str]:
-    """A cgroup and those above it, the outermost first."""
-    parts = path.split("/")
-    for count in range(1, len(parts) + 1):
-        yield "/".join(parts[:count])

@@ -32,11 +32,10 @@ RESTORING = "another restore of the same images may be using it"
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A name that CRIU may make, and the file that it would have."""
+    """A name that CRIU may make, and what the images say of its file."""
 
     name: Name
-    ghost: Ghost | None = None
-    link: LinkRemap | None = None
+    file: Ghost | LinkRemap | None = None
 
 
 class RestoreUndo:
@@ -83,31 +82,23 @@ class RestoreUndo:
 
     def _look(self, names: MadeNames) -> None:
         for link in names.links:
-            for name in self._tree.names(link.link, None):
+            if name := next(self._tree.names(link.link, None), None):
                 self._links.append(KeptLink(name, link, self._images))
-                break
         for ghost in names.ghosts:
             kind = stat.S_IFMT(ghost.mode)
             self._add(ghost.ghost_path, kind)
             if not ghost.is_directory:
-                self._add(ghost.path, kind, ghost=ghost)
-                self._add(f"{ghost.path}.cr_link", kind, ghost=ghost)
+                self._add(ghost.path, kind, ghost)
+                self._add(f"{ghost.path}.cr_link", kind, ghost)
         for link in names.links:
-            self._add(link.path, None, link=link)
-            self._add(f"{link.path}.cr_link", None, link=link)
+            self._add(link.path, None, link)
+            self._add(f"{link.path}.cr_link", None, link)
         self._in_the_way = taken_names(names)
         for each in names.sockets:
             self._add_socket(each)
 
-    def _add(
-        self,
-        path: str,
-        kind: int | None,
-        *,
-        ghost: Ghost | None = None,
-        link: LinkRemap | None = None,
-    ) -> None:
-        self._made += [_Made(name, ghost, link) for name in self._tree.names(path, kind)]
+    def _add(self, path: str, kind: int | None, file: Ghost | LinkRemap | None = None) -> None:
+        self._made += [_Made(name, file) for name in self._tree.names(path, kind)]
         self._made += [_Made(name) for name in self._tree.directories(path)]
 
     def _add_socket(self, each: BoundSocket) -> None:
@@ -169,12 +160,12 @@ class RestoreUndo:
             yield f"{made.name.path} ({error.strerror})"
 
     def _is_ours(self, made: _Made, status: os.stat_result) -> bool:
-        if made.ghost is not None:
-            return made.ghost.is_like(status)
-        if made.link is not None:
-            files = [each.file for each in self._links if each.path == made.link.link]
-            return any(file is not None and os.path.samestat(file, status) for file in files)
-        return True
+        if made.file is None:
+            return True
+        if isinstance(made.file, Ghost):
+            return made.file.is_like(status)
+        files = [each.file for each in self._links if each.path == made.file.link]
+        return any(file is not None and os.path.samestat(file, status) for file in files)
 
 
 def _order(made: _Made) -> tuple[bool, int]:

@@ -115,10 +115,9 @@ def keep_links(images: int, root: str) -> list[KeptLink]:
     with contextlib.closing(Tree(root)) as tree:
         kept = []
         for link in made_names(images, root).links:
-            for name in tree.names(link.link, None):
+            if name := next(tree.names(link.link, None), None):
                 kept.append(KeptLink(name, link, images))
                 kept[-1].detach()
-                break
         return kept
 
 

@@ -34,6 +34,9 @@ LONGEST_TABLE = len("CRIU-") + 21
 MARK = "0xc114"
 """The mark of CRIU's own packets, which its rules accept (SOCCR_MARK)."""
 
+CHAIN = "-N CRIU"
+"""The line of the chain with the rules for a whole namespace."""
+
 PATIENCE = 10.0
 """Time limit for an iptables program, in seconds."""
 
@@ -57,7 +60,7 @@ def has_table(run: str) -> bool:
 
 def has_chain() -> bool:
     """Whether the current namespace has a chain CRIU."""
-    return any(":CRIU " in "\n".join(_saved(words)) for words in _families())
+    return any(CHAIN in _saved(family) for family in _families())
 
 
 def delete_rules(connections: Collection[Ends]) -> int:
@@ -86,7 +89,7 @@ def _rules(connections: Collection[Ends]) -> Iterator[tuple[str, list[str]]]:
 def delete_chain() -> None:
     """Remove the chain CRIU and the jumps to it."""
     for family in _families():
-        if ":CRIU " not in "\n".join(_saved(family)):
+        if CHAIN not in _saved(family):
             continue
         for place in ("INPUT", "OUTPUT"):
             while _run(family, "-w", "-D", place, "-j", "CRIU")[0] == 0:
@@ -118,12 +121,10 @@ def _families() -> Iterator[str]:
 
 
 def _saved(family: str) -> list[str]:
-    """The rules of the filter table."""
+    """The chains and rules of the filter table, as the arguments that create them."""
     # Without -t filter, which makes the programs load a kernel module.
     status, message = _run(family, "-w", "-S")
-    if status:
-        return []
-    return [f":{line[3:]} " if line.startswith("-N ") else line for line in message.splitlines()]
+    return [] if status else message.splitlines()
 
 
 def _run(program: str, *words: str) -> tuple[int | None, str]:

@@ -43,18 +43,15 @@ def run_id(pid: int) -> str | None:
                 addresses = tuple(_addresses(pid, program, memory))
                 result = _text_at(memory, addresses)
                 _last_addresses = addresses  # in one step: other threads read it
-            if result is None and _names_its_table(pid):
-                _warn(program, "its memory does not contain it twice")
+            if result is None:
+                with open(f"/proc/{pid}/exe", "rb") as file:
+                    # A CRIU that names its table after the run id also puts it in its images.
+                    if b"dump_criu_run_id" in file.read():
+                        _warn(program, "its memory does not contain it twice")
     except OSError as error:
         _warn(f"CRIU with pid {pid}", str(error))
         return None
     return result
-
-
-def _names_its_table(pid: int) -> bool:
-    """Whether this CRIU names its table after the run id, which it then also puts in its images."""
-    with open(f"/proc/{pid}/exe", "rb") as program:
-        return b"dump_criu_run_id" in program.read()
 
 
 def _warn(program: str, cause: str) -> None:

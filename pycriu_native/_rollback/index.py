@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -123,16 +122,9 @@ def read(images: int) -> Index:
 
 
 def _file(entry: dict[str, Any]) -> SavedFile:
-    copies = tuple(_names(entry["copies"]))
-    return SavedFile(**{**entry, "copies": copies})
-
-
-def _names(copies: Iterable[str]) -> Iterable[str]:
+    copies = tuple(map(str, entry["copies"]))
     for name in copies:
-        if not name.startswith(SAVED_FILES) or not _number(name).isdecimal():
+        stem, _, number = name.rpartition("-")
+        if stem != SAVED_FILES or not number.isdecimal():
             raise ValueError(f"{name!r}")
-        yield name
-
-
-def _number(name: str) -> str:
-    return name.removeprefix(SAVED_FILES + "-")
+    return SavedFile(**{**entry, "copies": copies})

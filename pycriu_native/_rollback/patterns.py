@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 
-class RealPaths:
-    """Paths without symbolic links in their directories: the names by which files are compared."""
+def real_paths() -> Callable[[str], str]:
+    """A function that resolves the symbolic links in the directory of a path.
 
-    def __init__(self) -> None:
-        self._directories: dict[str, str] = {}
-
-    def path(self, path: str) -> str:
-        """The path; its last part can be a link."""
-        directory, name = os.path.split(path)
-        real = self._directories.get(directory)
-        if real is None:
-            real = self._directories[directory] = os.path.realpath(directory)
-        return os.path.join(real, name)
+    Its results are the names by which files are compared. It reads each directory once.
+    """
+    real = functools.cache(os.path.realpath)
+    return lambda path: os.path.join(real(os.path.dirname(path)), os.path.basename(path))
 
 
 def matches(patterns: Iterable[str], ignore: Iterable[str] = ()) -> Iterator[str]:
@@ -29,13 +24,13 @@ def matches(patterns: Iterable[str], ignore: Iterable[str] = ()) -> Iterator[str
     the name of a link also yields the target of the link. In the directories ``ignore``, only such
     patterns match.
     """
-    real_paths = RealPaths()
+    real_path = real_paths()
     ignored = tuple(os.path.join(os.path.realpath(each), "") for each in ignore)
     for pattern in patterns:
         for path in glob.iglob(pattern, include_hidden=True):
             if path.endswith("/"):
                 continue  # as the pattern: directories only
-            real = real_paths.path(path)
+            real = real_path(path)
             is_name = pattern == glob.escape(path)
             if not is_name and real.startswith(ignored):
                 continue

@@ -23,7 +23,7 @@ from .._system.regular_file import open_regular
 from ..errors import CriuError, ImagesError
 from .directories import MissingDirectories
 from .index import INDEX, SavedFile, read
-from .patterns import RealPaths, matches
+from .patterns import matches, real_paths
 from .restored_file import BEFORE, RestoredFile, before_of, failed, is_before, remove
 from .restored_name import RestoredName
 from .written_files import COMPANIONS
@@ -81,9 +81,9 @@ class RollBack:
     def _all_files(self) -> list[RestoredFile]:
         index = self._index
         found: dict[str, SavedFile | None] = {each.path: each for each in index.files}
-        real_paths = RealPaths()  # on another host, a directory can be a link
+        real_path = real_paths()  # on another host, a directory can be a link
         known = {
-            real_paths.path(each.path)
+            real_path(each.path)
             for saved in (index.files, index.names, index.directories)
             for each in saved
         }

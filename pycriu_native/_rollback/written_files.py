@@ -10,7 +10,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .._support.kernel_text import escaped
 from .._support.unpatched import close, closing
@@ -85,47 +85,50 @@ def written_and_named(
     other names of the files.
     """
     mounts = {mount.number: mount for mount in mounts_of("self")}
-    by_identity: dict[tuple[int, int], WrittenFile] = {}
+    files: dict[tuple[int, int], WrittenFile] = {}
+    names: dict[str, SavedName] = {}
     problems: list[Problem] = []
-    others: dict[str, SavedName] = {}
     ours = Process(os.getpid()).namespace("mnt")
-    for pid in pids:
-        process = Process(pid)
-        if process.namespace("mnt") == ours:
-            others |= _named_pipes(process)
+    for process in map(Process, pids):
+        is_here = process.namespace("mnt") == ours
+        names |= _named_pipes(process) if is_here else {}
         for use in _uses(process, mounts, rollback.changed_since):
-            known = by_identity.get(use.identity)
-            if known is not None and not known.read_only:
+            known = files.get(use.identity)
+            if known is not None and (use.read_only or not known.read_only):
                 if known.appended and not (use.appended or use.read_only):
-                    by_identity[use.identity] = use
+                    files[use.identity] = use
                 continue
-            if use.read_only and (known is not None or process.namespace("mnt") != ours):
+            why = _refusal(use) if is_here else "is in another mount namespace than the caller"
+            if why and use.read_only:
                 continue
-            if use.read_only and _refusal(use):
-                continue
-            by_identity[use.identity] = use
-            elsewhere = process.namespace("mnt") != ours
-            why = "is in another mount namespace than the caller" if elsewhere else _refusal(use)
+            files[use.identity] = use
             if why and not _has_changed(use):
-                problems.append(_problem(use.path, f"which pid {pid} can write, {why}"))
+                problems.append(_problem(use.path, f"which pid {process.pid} can write, {why}"))
     if problems:
         raise OptionError(problems, verb="dump")
-    changed = [use.path for use in by_identity.values() if not use.read_only]
-    named = [name for path in changed for name in patterns_for(path)]
-    for path in matches((*named, *rollback.patterns), rollback.ignored):
+    _add_matching(rollback, files, names)
+    return list(files.values()), list(names.values())
+
+
+def _add_matching(
+    rollback: Rollback, files: dict[tuple[int, int], WrittenFile], names: dict[str, SavedName]
+) -> None:
+    """Add what matches ``also``, and the journals of the files that processes can change."""
+    changed = [use.path for use in files.values() if not use.read_only]
+    journals = [name for path in changed for name in patterns_for(path)]
+    for path in matches((*journals, *rollback.patterns), rollback.ignored):
         if is_before(path):
             continue
         with contextlib.suppress(OSError):
             seen = os.stat(path, follow_symlinks=False)
-            known = by_identity.get((seen.st_dev, seen.st_ino))
+            known = files.get((seen.st_dev, seen.st_ino))
             if not stat.S_ISREG(seen.st_mode):
-                others[path] = saved_name(path, seen)
+                names[path] = saved_name(path, seen)
             elif known is None or known.read_only:
                 use = WrittenFile(path=path, opened=path, stat=seen, appended=False, pid=0, kind="")
-                by_identity[use.identity] = use
+                files[use.identity] = use
             elif known.path != path:
-                others[path] = saved_name(path, seen, same_as=known.path)
-    return list(by_identity.values()), list(others.values())
+                names[path] = saved_name(path, seen, same_as=known.path)
 
 
 def _named_pipes(process: Process) -> dict[str, SavedName]:
@@ -191,16 +194,37 @@ def _uses(
             or fd.stat.st_size > LARGEST_READ
         ):
             continue
-        appended = bool(fd.flags & os.O_APPEND) and not read_only
-        for use in _use(process.pid, fd.link, fd.path, fd.stat, appended, mounts, fd.mount):
-            yield replace(use, read_only=read_only)
+        kind = _kind(mounts, fd.mount)
+        if _is_kept(fd.stat, kind):
+            yield WrittenFile(
+                path=fd.link,
+                opened=fd.path,
+                stat=fd.stat,
+                appended=bool(fd.flags & os.O_APPEND) and not read_only,
+                pid=process.pid,
+                kind=kind,
+                read_only=read_only,
+            )
     for name, link in _mapped(process):
         with contextlib.suppress(OSError):
             with _looked_at(link, name) as number:
-                mount = int(descriptor_info("self", number)["mnt_id"][0])
+                kind = _kind(mounts, int(descriptor_info("self", number)["mnt_id"][0]))
                 seen = os.fstat(number)
             usable = link if os.access(link, os.R_OK) else name
-            yield from _use(process.pid, name, usable, seen, False, mounts, mount)
+            if _is_kept(seen, kind):
+                yield WrittenFile(
+                    path=name, opened=usable, stat=seen, appended=False, pid=process.pid, kind=kind
+                )
+
+
+def _kind(mounts: dict[int, Mount], number: int) -> str:
+    """The type of the file system of a mount; empty if unknown."""
+    return mounts[number].kind if number in mounts else ""
+
+
+def _is_kept(seen: os.stat_result, kind: str) -> bool:
+    """Whether a file in a file system of this kind has content that a process keeps there."""
+    return stat.S_ISREG(seen.st_mode) and bool(seen.st_nlink) and kind not in INTERFACES
 
 
 @contextlib.contextmanager
@@ -235,20 +259,3 @@ def _may_write(pid: int) -> set[str]:
             if field == "VmFlags" and "mw" in value.split()
         }
     return set()
-
-
-def _use(
-    pid: int,
-    path: str,
-    opened: str,
-    seen: os.stat_result,
-    appended: bool,
-    mounts: dict[int, Mount],
-    number: int,
-) -> Iterator[WrittenFile]:
-    mount = mounts.get(number)
-    kind = "" if mount is None else mount.kind
-    if stat.S_ISREG(seen.st_mode) and seen.st_nlink and kind not in INTERFACES:
-        yield WrittenFile(
-            path=path, opened=opened, stat=seen, appended=appended, pid=pid, kind=kind
-        )

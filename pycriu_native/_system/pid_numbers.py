@@ -29,7 +29,9 @@ def wait_until_freed(numbers: Iterable[int]) -> None:
         read = False
         remaining = list(numbers)
         while remaining := [
-            each for each in remaining if _is_taken(probe, each) and not _is_shown(each)
+            each
+            for each in remaining
+            if _is_taken(probe, each) and not os.path.exists(f"/proc/{each}")
         ]:
             waited = time.monotonic() - begun
             if waited > UNTIL_FREED:
@@ -48,8 +50,3 @@ def _is_taken(probe: int, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _is_shown(number: int) -> bool:
-    """Whether a process or a thread has it."""
-    return os.path.exists(f"/proc/{number}")

@@ -40,15 +40,22 @@ def stat_of(pid: int, thread: int | None = None) -> ProcessStat | None:
 
     ``pid`` can be the number of a thread too.
     """
-    part = "" if thread is None else f"/task/{thread}"
-    try:
-        text = read_small(f"/proc/{pid}{part}/stat", once=True)
-    except (FileNotFoundError, ProcessLookupError):
+    text = _text_of(pid, "stat", thread, once=True)
+    if not text:
         return None
     head, _, tail = text.rpartition(b")")
     fields = tail.split()
     name, state = os.fsdecode(head.partition(b"(")[2]), fields[0].decode()
     return ProcessStat(name, state, *map(int, (*fields[1:6], fields[19])))
+
+
+def _text_of(pid: int, name: str, thread: int | None = None, *, once: bool = False) -> bytes:
+    """A file of a process or of one of its threads; empty where there is none."""
+    part = "" if thread is None else f"/task/{thread}"
+    try:
+        return read_small(f"/proc/{pid}{part}/{name}", once=once)
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def is_running(pid: int) -> bool:
@@ -59,11 +66,7 @@ def is_running(pid: int) -> bool:
 
 def status_of(pid: int, thread: int | None = None) -> dict[str, str]:
     """The fields of ``/proc/PID/status`` of a process or thread; empty where there is none."""
-    part = "" if thread is None else f"/task/{thread}"
-    try:
-        text = os.fsdecode(read_small(f"/proc/{pid}{part}/status"))
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
+    text = os.fsdecode(_text_of(pid, "status", thread))
     pairs = [line.partition(":") for line in text.split("\n")]
     return {name: value.strip() for name, _, value in pairs if name}
 
@@ -75,11 +78,8 @@ def own_number_of(pid: int) -> int:
 
 def leader_of(number: int) -> int | None:
     """The pid of the process of a thread; its own for a process, None where there is neither."""
-    try:
-        status = read_small(f"/proc/{number}/status")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(status.partition(b"\nTgid:")[2].partition(b"\n")[0])
+    status = _text_of(number, "status")
+    return int(status.partition(b"\nTgid:")[2].partition(b"\n")[0]) if status else None
 
 
 def comm_of(pid: int) -> str:

@@ -9,8 +9,9 @@ from .._support.frozen_dataclass import dataclass
 from .._support.unpatched import readable
 from ..errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
 from ..options.values import Descriptor, descriptor_number
+from .descriptors import descriptor_info
 from .host import boot_id
-from .process import read_small, stat_of
+from .process import stat_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,9 @@ class Pidfd:
 
     def _pid(self, fd: int, verb: str) -> int:
         """From ``/proc/self/fdinfo`` (pidfd_open(2), proc(5))."""
-        text = b""
-        with contextlib.suppress(OSError):
-            text = read_small(f"/proc/self/fdinfo/{fd}")
-        pid = next((int(line[4:]) for line in text.splitlines() if line[:4] == b"Pid:"), None)
+        pid = None
+        with contextlib.suppress(OSError, KeyError):
+            pid = int(descriptor_info("self", fd)["Pid"][0])
         if pid is None:
             rule = "a pidfd is accepted (os.pidfd_open)"
         elif pid == 0:

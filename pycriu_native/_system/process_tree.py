@@ -71,22 +71,16 @@ def wait_until_gone(
     """
     until = time.monotonic() + seconds
     pause = 0.0005
-    ours = False
+    own = os.getpid()
+    has_child = False
     remaining = list(pids)
-    while remaining:
-        still = []
-        for pid in remaining:
-            result = stat_of(pid)
-            if result is None:
-                continue
-            if result.parent == os.getpid():
-                ours = True
-            else:
-                still.append(pid)
-        remaining = still
-        if remaining:
-            if time.monotonic() > until or is_hurried():
-                return False
-            sleep(pause)
-            pause = min(pause * 2, 0.05)
-    return not ours
+    while True:
+        parents = {pid: stat.parent for pid in remaining if (stat := stat_of(pid)) is not None}
+        has_child |= own in parents.values()
+        remaining = [pid for pid, parent in parents.items() if parent != own]
+        if not remaining:
+            return not has_child
+        if time.monotonic() > until or is_hurried():
+            return False
+        sleep(pause)
+        pause = min(pause * 2, 0.05)

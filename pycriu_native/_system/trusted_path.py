@@ -59,22 +59,16 @@ def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...
 
     It is one call into C, for the paths that each call checks.
     """
-    everything = _path_array(directories + paths)
-    count = len(everything.paths)
-    return bool(
-        native.pn_trust_all(everything.array, len(directories), count, ending.encode(), _trusted())
-    )
+    array, strings = _path_array(directories + paths)
+    count = len(directories), len(strings)
+    return bool(native.pn_trust_all(array, *count, ending.encode(), _trusted()))
 
 
-class _PathArray:
-    """Paths as an array of C strings, and their memory."""
-
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        self.paths = [ffi.new("char[]", _encoded(path)) for path in paths]
-        self.array = ffi.new("char *[]", self.paths)
-
-
-_path_array = functools.lru_cache(16)(_PathArray)
+@functools.lru_cache(16)
+def _path_array(paths: tuple[str, ...]) -> tuple[Any, list[Any]]:
+    """Paths as an array of C strings, and the strings, which have to be kept."""
+    strings = [ffi.new("char[]", _encoded(path)) for path in paths]
+    return ffi.new("char *[]", strings), strings
 
 
 def check_descriptor(fd: int) -> None:

@@ -40,8 +40,6 @@ def plain(value: Any) -> Any:
         import dataclasses
 
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
     if isinstance(value, HasFileno):
         return FileDescriptor().plain(value)
     if isinstance(value, list | tuple | set | frozenset):

@@ -38,11 +38,19 @@ SELDOM = ("auto_dedup", "empty_ns", "lsm_profile", "skip_in_flight", "status_fd"
 
 _LETTERS = {letter: flag for letter, flag in SHORT.items() if flag != "--config"}
 
+_FLAGS = {
+    **{flag: flag for flag in ROWS},
+    **{name: row.flag for name, row in NEGATIONS.items()},
+    **{f"-{letter}": flag for letter, flag in _LETTERS.items()},
+    CONFIG: "--config",
+}
+"""The long option of CRIU for each form of it on a command line."""
+
 
 class FieldOption(click.Option):
     """A long option of CRIU's: one field, or several that share it."""
 
-    def __init__(self, flag: str, rows: Sequence[Row], verb: int) -> None:
+    def __init__(self, flag: str, rows: Sequence[Row]) -> None:
         self.flag = flag
         self.rows = list(rows)
         self.often = any(row.runc and row.name not in SELDOM for row in rows)
@@ -130,24 +138,19 @@ def _value_name(row: Row) -> str:
     choices = _choices(row)
     if choices:
         return "|".join(choices)
-    how, kind = spelling(row), row.kind
-    if isinstance(how, Size):
-        return "BYTES"
-    if isinstance(how, CpuNames):
-        return "NAMES"
-    item = kind.item if isinstance(kind, kinds.ListOf) else kind
-    match item:
-        case kinds.Directory():
-            return "DIR"
-        case kinds.FilePath():
-            return "PATH"
-        case kinds.Number():
-            return "NUMBER"
-        case kinds.FileDescriptor():
-            return "FD"
-    return _VALUE_NAMES.get(row.name, "TEXT")
+    item = row.kind.item if isinstance(row.kind, kinds.ListOf) else row.kind
+    of_types = (_NAMES_BY_TYPE.get(type(each)) for each in (spelling(row), item))
+    return next(filter(None, of_types), _VALUE_NAMES.get(row.name, "TEXT"))
 
 
+_NAMES_BY_TYPE: dict[type, str] = {
+    Size: "BYTES",
+    CpuNames: "NAMES",
+    kinds.Directory: "DIR",
+    kinds.FilePath: "PATH",
+    kinds.Number: "NUMBER",
+    kinds.FileDescriptor: "FD",
+}
 _VALUE_NAMES = {
     "veth_pairs": "IN=OUT",
     "inherit_fds": "fd[N]:KEY",
@@ -199,7 +202,7 @@ def field_options(
         if row.flag in ROWS and row.flag not in made:
             rows = [r for r in ROWS[row.flag] if r.on & verb or r.name in also]
             if rows:
-                made[row.flag] = FieldOption(row.flag, rows, verb)
+                made[row.flag] = FieldOption(row.flag, rows)
     return list(made.values())
 
 
@@ -265,16 +268,10 @@ def named_flags(words: Sequence[str], others: Collection[str]) -> set[str] | Non
         name = word.partition("=")[0]
         if name in others or not name.startswith("-") or name == "-":
             continue
-        if name in NEGATIONS:
-            flags.add(NEGATIONS[name].flag or "")
-        elif len(name) == 2 and name[1] in _LETTERS:
-            flags.add(_LETTERS[name[1]] or "")
-        elif name == CONFIG:
-            flags.add("--config")
-        elif name in ROWS:
-            flags.add(name)
-        else:
+        flag = _FLAGS.get(name)
+        if flag is None:
             return None
+        flags.add(flag)
     return flags
 
 
@@ -303,18 +300,13 @@ def read(
         reader.take("--page-server")
     more: dict[str, Any] = {}
     """Options of the page server that the criu program does not have."""
-    for param in ctx.command.get_params(ctx):
-        if not isinstance(param, FieldOption | ServerOption) or param.name is None:
-            continue
-        source = ctx.get_parameter_source(param.name)
-        if source is click.core.ParameterSource.COMMANDLINE:
-            for flag, value in param.words(ctx.params[param.name]):
-                if flag == CLEAR_TEXT:
-                    more["clear_text"] = True
-                elif serves and (flag, value) == ("--port", "0"):
-                    more["port"] = 0
-                else:
-                    reader.take(flag, value)
+    for flag, value in _given(ctx):
+        if flag == CLEAR_TEXT:
+            more["clear_text"] = True
+        elif serves and (flag, value) == ("--port", "0"):
+            more["port"] = 0
+        else:
+            reader.take(flag, value)
     if command and verb is Verb.RESTORE:
         reader.take("--exec-cmd")
     reader.finish(command)
@@ -327,6 +319,15 @@ def read(
     if reader.problems:
         raise OptionError(reader.problems)
     return CriuOpts.from_dict({**filed, **reader.fields})
+
+
+def _given(ctx: click.Context) -> Iterator[tuple[str, str | None]]:
+    """The options of CRIU that the command line has, as CRIU's long options and their values."""
+    for param in ctx.command.get_params(ctx):
+        if isinstance(param, FieldOption | ServerOption) and param.name is not None:
+            source = ctx.get_parameter_source(param.name)
+            if source is click.core.ParameterSource.COMMANDLINE:
+                yield from param.words(ctx.params[param.name])
 
 
 def read_file(path: str, verb: Verb, also: Collection[str] = ()) -> dict[str, Any]:

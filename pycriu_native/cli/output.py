@@ -13,26 +13,20 @@ from typing import Any, TextIO
 
 import click
 
+from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import encodable
 from . import errors, json_form
 from .exit_codes import Exit
 
 
+@dataclass(frozen=True)
 class Output:
     """The output of one command."""
 
-    def __init__(
-        self,
-        command: str,
-        *,
-        as_json: bool = False,
-        quiet: bool = False,
-        verbose: bool = False,
-    ) -> None:
-        self.command = command
-        self.as_json = as_json
-        self.quiet = quiet
-        self.verbose = verbose
+    command: str
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
 
     @property
     def bar(self) -> bool:
@@ -65,13 +59,13 @@ class Output:
             )
         elif not self.quiet:
             headline, newline, rest = text.partition("\n")
-            self._print(sys.stdout, styled(headline, bold=True) + newline + rest)
+            self._print(sys.stdout, click.style(headline, bold=True) + newline + rest)
         return code
 
     def answer(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
         """Print the answer of a command that checks or shows something.
 
-        ``text`` can have styles (:func:`styled`). ``--quiet`` suppresses it.
+        Styles of ``text`` are removed where none are shown. ``--quiet`` suppresses it.
         """
         if self.as_json:
             return self.result(result, "", code=code)
@@ -92,7 +86,7 @@ class Output:
     def hint(self, text: str) -> None:
         """Advice, if :attr:`hints`."""
         if self.hints:
-            self._print(sys.stderr, styled(text, fg="yellow"))
+            self._print(sys.stderr, click.style(text, fg="yellow"))
 
     def progress(self, text: str) -> None:
         """Print a line of progress if ``--verbose`` is given and no bar is shown."""
@@ -107,7 +101,7 @@ class Output:
             for label, text in errors.lines(error, self.command):
                 head = "pycriu-native: " if not label else "  - " if label == "-" else ""
                 head = head or f"  {label:<8}"
-                self._print(sys.stderr, styled(head, fg="red", bold=True) + text)
+                self._print(sys.stderr, click.style(head, fg="red", bold=True) + text)
         return code
 
     def _json(self, body: dict[str, Any], code: Exit | int) -> None:
@@ -124,11 +118,6 @@ class Output:
         text = encodable(text) + "\n"
         stream.write(text if _coloured(stream) else click.unstyle(text))
         stream.flush()
-
-
-def styled(text: str, **style: Any) -> str:
-    """Text with the styles of ``click.style``; ``Output`` removes them where none are shown."""
-    return click.style(text, **style)
 
 
 def _coloured(stream: TextIO) -> bool:

@@ -15,7 +15,7 @@ from .._support import held_signals
 from .._transport.base import Via
 from ..errors import UnsupportedError
 from .app import COMMANDS, app
-from .command import Given, Interrupted
+from .command import Interrupted
 from .exit_codes import Exit
 from .output import Output
 
@@ -26,17 +26,14 @@ def run(words: Sequence[str], *, via: Via | None = None) -> int:
     """Run the words after the program's name; ``via`` is the default worker or service."""
     try:
         with _signals():
-            done = app.main(
-                list(words), prog_name=PROGRAM, standalone_mode=False, obj=Given(via=via)
-            )
+            done = app.main(list(words), prog_name=PROGRAM, standalone_mode=False, obj=via)
             return int(done or 0)
     except click.ClickException as error:
         command = getattr(getattr(error, "ctx", None), "info_name", None) or PROGRAM
-        out = Output(command, as_json="--json" in words)
-        return int(out.failed(error, Exit.REFUSED))
+        return Output(command, as_json="--json" in words).failed(error, Exit.REFUSED)
     except UnsupportedError as error:  # the module of a command needs an extra
         command = next(word for word in words if word in COMMANDS)
-        return int(Output(command, as_json="--json" in words).failed(error, Exit.UNSUPPORTED))
+        return Output(command, as_json="--json" in words).failed(error, Exit.UNSUPPORTED)
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except Exception as error:

@@ -59,6 +59,7 @@ def columns(rows: Iterable[Sequence[str]], *, indent: int = 0) -> list[str]:
     return [(" " * indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in listed]
 
 
-def details(headline: str, rows: Iterable[Sequence[str]]) -> str:
-    """A headline, and below it names and values in columns."""
-    return "\n".join([headline, *columns(rows, indent=2)])
+def details(headline: str, rows: Iterable[tuple[str, str | None]]) -> str:
+    """A headline, and below it names and values in columns; those with None are left out."""
+    shown = [(name, value) for name, value in rows if value is not None]
+    return "\n".join([headline, *columns(shown, indent=2)])

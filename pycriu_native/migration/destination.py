@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .._calls import requirements, verbs
@@ -42,27 +42,19 @@ LOOK = 0.05
 USERFAULT = "anon_inode:[userfaultfd]"
 
 
+@dataclass(eq=False, kw_only=True)
 class Destination:
     """The migration of one process tree to this host."""
 
-    def __init__(
-        self,
-        opts: CriuOpts,
-        *,
-        workspace: Workspace,
-        watchdog: Watchdog,
-        phases: Phases,
-        peer_timeout: float,
-        via: Worker,
-        on_notify: Hook | None,
-    ) -> None:
-        self._opts = opts
-        self._workspace = workspace
-        self._watchdog = watchdog
-        self._peer_timeout = peer_timeout
-        self._via = via
-        self._on_notify = on_notify
-        self.phases = phases
+    opts: CriuOpts
+    workspace: Workspace
+    watchdog: Watchdog
+    phases: Phases
+    peer_timeout: float
+    via: Worker
+    on_notify: Hook | None
+
+    def __post_init__(self) -> None:
         self.channel: Channel
         self.image_bytes = 0
         self._announced = 0
@@ -72,7 +64,7 @@ class Destination:
         self._daemon: LazyPages | None = None
         self._held: list[int] = []
         """Copies of the daemon's userfaultfds: without them its end fills memory with zeros."""
-        self._copy = RestoredCopy(watchdog)
+        self._copy = RestoredCopy(self.watchdog)
         self._downtime = 0.0
 
     def measure(self) -> tuple[str, int, int | None]:
@@ -101,21 +93,21 @@ class Destination:
         self._greet()
         number = self._receive()
         self.phases.enter("restore")
-        work: Any = self._opts.work_directory
+        work: Any = self.opts.work_directory
         if work is None:
-            work = os.path.join(self._workspace.path, "work")
+            work = os.path.join(self.workspace.path, "work")
             os.mkdir(work, 0o700)
         opts = for_criu(
-            self._opts,
-            images_directory=os.path.join(self._workspace.path, str(number)),
+            self.opts,
+            images_directory=os.path.join(self.workspace.path, str(number)),
             work_directory=work,
             lazy_pages=True if self.mode.lazy else None,
         )
         if self.mode.lazy:
-            self._lazy_bytes = lazy_bytes(os.path.join(self._workspace.path, str(number)))
+            self._lazy_bytes = lazy_bytes(os.path.join(self.workspace.path, str(number)))
             self._start_daemon(opts)
         try:
-            restored = verbs.restore(opts, via=self._via, on_notify=self._hook)
+            restored = verbs.restore(opts, via=self.via, on_notify=self._hook)
             if self.mode.lazy:
                 self.phases.enter("pages")
                 while not self._has_all(LOOK):
@@ -133,7 +125,7 @@ class Destination:
         return MigrationResult(
             pid=restored.pid,
             mode=self.mode,
-            images=self._workspace.kept_path,
+            images=self.workspace.kept_path,
             image_bytes=self.image_bytes,
             page_bytes=0 if self.relay is None else self.relay.moved,
             downtime=self._downtime,
@@ -151,16 +143,16 @@ class Destination:
             raise MigrationError(
                 f"the source requests the unknown mode {hello.get('mode')!r}"
             ) from None
-        version = requirements.program_version(self._via)
+        version = requirements.program_version(self.via)
         if self.mode.lazy:
-            if not requirements.program_features(self._via).lazy_pages:
+            if not requirements.program_features(self.via).lazy_pages:
                 raise MigrationError("the destination's kernel has no userfaultfd for CRIU")
             if hello.get("wide") is not has_wide_counts(version):
                 raise MigrationError(
                     f"CRIU {hello.get('criu')} at the source and {version} at the destination "
                     "cannot exchange pages: the page format changed in CRIU 4.2"
                 )
-        self.channel.send_message("hello", peer_timeout=self._peer_timeout, criu=str(version))
+        self.channel.send_message("hello", peer_timeout=self.peer_timeout, criu=str(version))
 
     def _receive(self) -> int:
         self.phases.enter("images")
@@ -175,7 +167,7 @@ class Destination:
                 return number
             self._announced = self.image_bytes + image_transfer.number(message, "bytes")
             number = image_transfer.receive(
-                self.channel, self._workspace.path, message, number, self._count
+                self.channel, self.workspace.path, message, number, self._count
             )
 
     def _count(self, size: int) -> None:
@@ -190,15 +182,15 @@ class Destination:
                 page_server=PageServer(fd=relay.theirs.fileno()),
                 log_level=opts.log_level,
             ),
-            via=self._via,
+            via=self.via,
         )
         relay.theirs.close()
-        self._watchdog.set_cleanup(daemon=identity_of(self._daemon.pid))
+        self.watchdog.set_cleanup(daemon=identity_of(self._daemon.pid))
         relay.start(self.channel)
 
     def _hook(self, notification: Notification) -> None:
-        if self._on_notify is not None:
-            self._on_notify(notification)
+        if self.on_notify is not None:
+            self.on_notify(notification)
         if notification.action is Notify.POST_RESTORE:
             assert notification.pid is not None
             self._hold(notification.pid)
@@ -260,7 +252,7 @@ class Destination:
                 "here is stopped now. If the call at the source returned, or its error says that "
                 f"the process runs at the destination, resume the copy: kill -CONT {pid}; if it "
                 "raised another error, the process runs there, and the copy has to be ended: "
-                f"kill -KILL {pid}. If it was killed, see after {self._peer_timeout + MARGIN:g} s "
+                f"kill -KILL {pid}. If it was killed, see after {self.peer_timeout + MARGIN:g} s "
                 "whether the process runs there",
                 pid=pid,
                 phase=self.phases.name,

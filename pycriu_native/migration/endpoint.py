@@ -11,6 +11,7 @@ original class only. TLS sockets of gevent and eventlet are used unchanged.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 from collections.abc import Iterator
@@ -46,27 +47,27 @@ TLS_FIELDS = ("tls", "tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", 
 
 def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> Iterator[Problem]:
     """Problems of an address and of the certificates."""
-    if not _is_socket(place):
-        try:
-            host, port = _host_and_port(place)
-        except (ValueError, TypeError):
-            rule = "'host:port', (host, port) or a socket is accepted"
-            yield Problem(name, place, rule)
-        else:
-            if not port and name == "to":
-                yield Problem(name, place, "a port from 1 to 65535 is accepted")
-            elif not opts.tls and not insecure and not _is_here(host):
-                yield Problem(name, place, EXPOSED)
-    elif place.type != socket.SOCK_STREAM:
-        yield Problem(name, place, "a stream socket is accepted")
-    elif not opts.tls and not insecure and not _stays_here(place):
-        yield Problem(name, place, EXPOSED)
+    is_safe = bool(opts.tls) or insecure
+    rule = _broken_rule(place, name) or (None if is_safe or _is_local(place) else EXPOSED)
+    if rule is not None:
+        yield Problem(name, place, rule)
     for field in ("tls_cacert", "tls_cert", "tls_key"):
         if opts.tls and getattr(opts, field) is None:
             yield Problem(field, None, "is required with tls: both sides need a certificate")
     for field in TLS_FIELDS[1:]:
         if not opts.tls and getattr(opts, field) is not None:
             yield Problem(field, getattr(opts, field), "needs tls: it has no effect without")
+
+
+def _broken_rule(place: Place, name: str) -> str | None:
+    """What is accepted in place of this address; None if it is valid."""
+    if _is_socket(place):
+        return None if place.type == socket.SOCK_STREAM else "a stream socket is accepted"
+    try:
+        _, port = _host_and_port(place)
+    except (ValueError, TypeError):
+        return "'host:port', (host, port) or a socket is accepted"
+    return None if port or name != "to" else "a port from 1 to 65535 is accepted"
 
 
 def _host_and_port(place: Place) -> tuple[str, int]:
@@ -76,23 +77,20 @@ def _host_and_port(place: Place) -> tuple[str, int]:
     return server.address, server.port
 
 
-def _is_here(host: str) -> bool:
-    """Whether a name or address is a loopback address of this machine."""
-    try:
-        result = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    return all(is_loopback(one[4]) for one in result)
-
-
-def _stays_here(sock: socket.socket) -> bool:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return sock.family == socket.AF_UNIX
-    try:
-        name = sock.getpeername()
-    except OSError:
-        name = sock.getsockname()
-    return is_loopback(name)
+def _is_local(place: Place) -> bool:
+    """Whether a valid address or socket is on this machine: loopback, or a unix socket."""
+    if not _is_socket(place):
+        host, _ = _host_and_port(place)
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError:
+            return False
+        return all(is_loopback(one[4]) for one in found)
+    if place.family not in (socket.AF_INET, socket.AF_INET6):
+        return place.family == socket.AF_UNIX
+    with contextlib.suppress(OSError):  # it is not connected
+        return is_loopback(place.getpeername())
+    return is_loopback(place.getsockname())
 
 
 def connect(

@@ -67,14 +67,10 @@ def migrate_out(
     connection failed), and the exceptions of a dump. Needs CRIU 3.17; post-copy also needs
     userfaultfd at the destination.
     """
-    from .sides import run_source  # loaded at the first call
+    from .sides import Arguments, run_source  # loaded at the first call
 
-    return run_source(
-        pid,
-        opts,
-        to=to,
-        mode=mode,
-        should_continue=should_continue,
+    arguments = Arguments(
+        opts=opts,
         insecure=insecure,
         via=via,
         on_notify=on_notify,
@@ -82,6 +78,7 @@ def migrate_out(
         deadline=deadline,
         peer_timeout=peer_timeout,
     )
+    return run_source(pid, arguments, to=to, mode=mode, should_continue=should_continue)
 
 
 def migrate_in(
@@ -108,11 +105,10 @@ def migrate_in(
     this process is killed. Raises ``OptionError`` before anything is touched, ``MigrationError``,
     and the exceptions of a restore. Needs CRIU 3.17.
     """
-    from .sides import run_destination  # loaded at the first call
+    from .sides import Arguments, run_destination  # loaded at the first call
 
-    return run_destination(
-        opts,
-        listen=listen,
+    arguments = Arguments(
+        opts=opts,
         insecure=insecure,
         via=via,
         on_notify=on_notify,
@@ -120,3 +116,4 @@ def migrate_in(
         deadline=deadline,
         peer_timeout=peer_timeout,
     )
+    return run_destination(arguments, listen=listen)

@@ -87,10 +87,8 @@ class PageRelay(Closing):
             poll.poll()
             try:
                 size = self.ours.recv_into(buffer, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return  # the other descriptor is ready
             except OSError:
-                return
+                return  # the connection has ended, or the other descriptor is ready
             if not size:
                 return
             data = memoryview(buffer)[:size]

@@ -8,11 +8,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from .._calls import verbs
 from .._calls.call import CALL_RUNNER
-from .._calls.iterative_dump import More
+from .._calls.iterative_dump import More, ShrinkingRounds
 from .._calls.notification import Hook
 from .._calls.progress import reporting
 from .._calls.progress_state import OnProgress
@@ -34,43 +34,65 @@ from .source import Source
 from .watchdog import Watchdog
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments that both sides have, as of :func:`~pycriu_native.migrate_out`."""
+
+    opts: CriuOpts
+    insecure: bool
+    via: Worker | None
+    on_notify: Hook | None
+    on_progress: OnProgress | None
+    deadline: float | None
+    peer_timeout: float
+
+    def check_types(self, verb: str) -> None:
+        """Raise ``OptionError`` for arguments of another type."""
+        functions = {"on_notify": self.on_notify, "on_progress": self.on_progress}
+        check_types(self.opts, self.via, verb, **functions)
+
+    def check(self, verb: str, name: str, place: Place, pid: int | None = None) -> None:
+        """Raise ``OptionError`` for values that cannot be used; ``place`` is the address."""
+        problems = [
+            *common.problems_with(self.opts),
+            *endpoint.problems_with(place, name, self.opts, self.insecure),
+            *_numbers(self.deadline, self.peer_timeout),
+        ]
+        if problems:
+            raise OptionError(problems, verb=verb, pid=pid)
+
+    def begin(self) -> tuple[MigrationDeadline, Hook | None]:
+        """The deadline, and the hook: under asyncio the waiting task runs it."""
+        until, runner = MigrationDeadline(self.deadline), CALL_RUNNER.get()
+        hook = self.on_notify
+        return until, hook if runner is None else runner.take_over(until.cancel, hook)
+
+
 def run_source(
     pid: Target,
-    opts: CriuOpts,
+    arguments: Arguments,
     *,
     to: Place,
     mode: MigrationMode | str,
     should_continue: More | None,
-    insecure: bool,
-    via: Worker | None,
-    on_notify: Hook | None,
-    on_progress: OnProgress | None,
-    deadline: float | None,
-    peer_timeout: float,
 ) -> MigrationResult:
     """:func:`~pycriu_native.migrate_out`, whose arguments these are."""
-    check_types(opts, via, "migrate_out", on_notify=on_notify, on_progress=on_progress)
+    arguments.check_types("migrate_out")
     mode = _mode(mode)
-    via = via or Worker()
     target = identified(pid, "migrate_out")
     number = number_of(target)
-    problems = [
-        *common.problems_with(opts),
-        *endpoint.problems_with(to, "to", opts, insecure),
-        *_numbers(deadline, peer_timeout),
-    ]
-    if problems:
-        raise OptionError(problems, verb="migrate_out", pid=number)
-    until, on_notify = _until(deadline, on_notify)
+    arguments.check("migrate_out", "to", to, number)
+    opts, via = arguments.opts, arguments.via or Worker()
+    until, on_notify = arguments.begin()
     with ExitStack() as owned:
         relay = owned.enter_context(PageRelay(serves=True)) if mode.lazy else None
         _checked_dump(target, opts, mode, via, relay)
         phases = Phases()
         phases.enter("connect")
-        sock = endpoint.connect(to, opts, until, insecure)
+        sock = endpoint.connect(to, opts, until, arguments.insecure)
         channel = Channel(
             sock,
-            peer_timeout=peer_timeout,
+            peer_timeout=arguments.peer_timeout,
             until=until,
             on_pages=(lambda data: None) if relay is None else relay.put,
         )
@@ -81,8 +103,8 @@ def run_source(
         if workspace.temporary:
             watchdog.set_cleanup(remove=[workspace.path])
         source = Source(
-            target,
-            opts,
+            target=target,
+            opts=opts,
             mode=mode,
             workspace=workspace,
             channel=channel,
@@ -91,10 +113,10 @@ def run_source(
             phases=phases,
             via=via,
             on_notify=on_notify,
-            should_continue=should_continue,
+            should_continue=ShrinkingRounds() if should_continue is None else should_continue,
         )
         try:
-            with reporting(on_progress, source.measure):
+            with reporting(arguments.on_progress, source.measure):
                 return source.run()
         except BaseException as error:
             what = f"migration of pid {number}"
@@ -108,28 +130,12 @@ def run_source(
             raise
 
 
-def run_destination(
-    opts: CriuOpts,
-    *,
-    listen: Place,
-    insecure: bool,
-    via: Worker | None,
-    on_notify: Hook | None,
-    on_progress: OnProgress | None,
-    deadline: float | None,
-    peer_timeout: float,
-) -> MigrationResult:
+def run_destination(arguments: Arguments, *, listen: Place) -> MigrationResult:
     """:func:`~pycriu_native.migrate_in`, whose arguments these are."""
-    check_types(opts, via, "migrate_in", on_notify=on_notify, on_progress=on_progress)
-    via = via or Worker()
-    problems = [
-        *common.problems_with(opts),
-        *endpoint.problems_with(listen, "listen", opts, insecure),
-        *_numbers(deadline, peer_timeout),
-    ]
-    if problems:
-        raise OptionError(problems, verb="migrate_in")
-    until, on_notify = _until(deadline, on_notify)
+    arguments.check_types("migrate_in")
+    arguments.check("migrate_in", "listen", listen)
+    opts, via = arguments.opts, arguments.via or Worker()
+    until, on_notify = arguments.begin()
     with ExitStack() as owned:
         watchdog = owned.enter_context(Watchdog())
         workspace = Workspace(opts)
@@ -137,22 +143,24 @@ def run_destination(
         watchdog.set_cleanup(remove=[workspace.path])
         phases = Phases()
         destination = Destination(
-            opts,
+            opts=opts,
             workspace=workspace,
             watchdog=watchdog,
             phases=phases,
-            peer_timeout=peer_timeout,
+            peer_timeout=arguments.peer_timeout,
             via=via,
             on_notify=on_notify,
         )
         owned.callback(destination.close)
         try:
-            _checked_restore(opts, workspace, via)
+            # Raises now what the restore would raise for its options.
+            restored = for_criu(opts, images_directory=workspace.path)
+            verbs.restore_request(restored, via, lambda notification: None, None)
             phases.enter("listen")
-            sock = endpoint.accept(listen, opts, until, insecure)
+            sock = endpoint.accept(listen, opts, until, arguments.insecure)
             channel = destination.channel = Channel(
                 sock,
-                peer_timeout=peer_timeout,
+                peer_timeout=arguments.peer_timeout,
                 until=until,
                 on_pages=destination.put_pages,
                 on_end=destination.fail,
@@ -162,7 +170,7 @@ def run_destination(
             raise
         owned.callback(channel.close)
         try:
-            with reporting(on_progress, destination.measure):
+            with reporting(arguments.on_progress, destination.measure):
                 result = destination.run()
         except MigrationInDoubtError:
             raise
@@ -182,12 +190,6 @@ def _mode(mode: MigrationMode | str) -> MigrationMode:
     except ValueError:
         rule = f"{', '.join(repr(str(one)) for one in MigrationMode)} is accepted"
         raise OptionError([Problem("mode", mode, rule)], verb="migrate_out") from None
-
-
-def _until(deadline: float | None, on_notify: Hook | None) -> tuple[MigrationDeadline, Hook | None]:
-    """The deadline, and the hook: under asyncio the waiting task runs it."""
-    until, runner = MigrationDeadline(deadline), CALL_RUNNER.get()
-    return until, on_notify if runner is None else runner.take_over(until.cancel, on_notify)
 
 
 def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:
@@ -216,12 +218,6 @@ def _checked_dump(
         server = PageServer(fd=relay.theirs.fileno())
         opts = replace(opts, lazy_pages=True, page_server=server)
     verbs.dump_request(target, opts, via, None, None)
-
-
-def _checked_restore(opts: CriuOpts, workspace: Workspace, via: Worker) -> None:
-    """Raise now what the restore would raise for its options."""
-    opts = for_criu(opts, images_directory=workspace.path)
-    verbs.restore_request(opts, via, lambda notification: None, None)
 
 
 def _add_state(error: BaseException, phases: Phases, what: str, tail: str) -> None:

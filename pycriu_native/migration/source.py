@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .._calls import requirements, verbs
-from .._calls.iterative_dump import More, Round, ShrinkingRounds, round_opts, saves_all
+from .._calls.iterative_dump import More, Round, round_opts, saves_all
 from .._calls.notification import Hook, Notification
 from .._calls.progress import memory_of, size_of_pages
 from .._system.process_identity import Target, number_of
@@ -79,35 +79,27 @@ class Rounds:
         self.sent += size
 
 
+@dataclass(eq=False, kw_only=True)
 class Source:
     """The migration of one process tree from this host."""
 
-    def __init__(
-        self,
-        target: Target,
-        opts: CriuOpts,
-        *,
-        mode: MigrationMode,
-        workspace: Workspace,
-        channel: Channel,
-        relay: PageRelay | None,
-        watchdog: Watchdog,
-        phases: Phases,
-        via: Via,
-        on_notify: Hook | None,
-        should_continue: More | None,
-    ) -> None:
-        self._target = target
-        self._mode = mode
-        self._workspace = workspace
-        self._channel = channel
-        self._relay = relay
-        self._via = via
-        self._on_notify = on_notify
-        self._should_continue = ShrinkingRounds() if should_continue is None else should_continue
-        self._phases = phases
-        self._rounds = Rounds(opts, workspace.path, track=mode.rounds)
-        self._handover = Handover(channel, phases, watchdog=watchdog, relay=relay)
+    target: Target
+    opts: CriuOpts
+    mode: MigrationMode
+    workspace: Workspace
+    channel: Channel
+    relay: PageRelay | None
+    watchdog: Watchdog
+    phases: Phases
+    via: Via
+    on_notify: Hook | None
+    should_continue: More
+
+    def __post_init__(self) -> None:
+        self._rounds = Rounds(self.opts, self.workspace.path, track=self.mode.rounds)
+        self._handover = Handover(
+            self.channel, self.phases, watchdog=self.watchdog, relay=self.relay
+        )
         self._refusal = ""
         """Why the dump saves all memory, though rounds have saved it."""
         self._memory = 0
@@ -122,26 +114,26 @@ class Source:
 
     def measure(self) -> tuple[str, int, int | None]:
         """Phase, bytes done, total bytes if known."""
-        phase, rounds = self._phases.name, self._rounds
+        phase, rounds = self.phases.name, self._rounds
         if phase in ("dump", "pre-dump"):
             done = size_of_pages(rounds.directory, parents=False)
-            return phase, done, None if self._mode.lazy and phase == "dump" else self._memory
+            return phase, done, None if self.mode.lazy and phase == "dump" else self._memory
         if phase in ("images", "images of rounds"):
             return phase, rounds.sent_of_this, rounds.size
-        if phase == "pages" and self._relay is not None:
-            return phase, self._relay.moved, max(self._relay.moved, self._memory - rounds.size)
+        if phase == "pages" and self.relay is not None:
+            return phase, self.relay.moved, max(self.relay.moved, self._memory - rounds.size)
         return phase, 0, None
 
     def run(self) -> MigrationResult:
         """Migrate."""
-        self._phases.enter("hello")
-        self._memory = memory_of(process_tree(number_of(self._target)))
-        version = requirements.program_version(self._via)
-        self._channel.send_message(
-            "hello", mode=str(self._mode), criu=str(version), wide=has_wide_counts(version)
+        self.phases.enter("hello")
+        self._memory = memory_of(process_tree(number_of(self.target)))
+        version = requirements.program_version(self.via)
+        self.channel.send_message(
+            "hello", mode=str(self.mode), criu=str(version), wide=has_wide_counts(version)
         )
-        self._handover.peer_timeout = seconds(self._channel.expect("hello"), "peer_timeout")
-        if self._mode.rounds:
+        self._handover.peer_timeout = seconds(self.channel.expect("hello"), "peer_timeout")
+        if self.mode.rounds:
             self._pre_dump()
         dumped = self._dump()
         self._handover.join()
@@ -149,23 +141,23 @@ class Source:
 
     def _pre_dump(self) -> None:
         while True:
-            self._phases.enter("pre-dump")
+            self.phases.enter("pre-dump")
             try:
                 result = verbs.pre_dump(
-                    self._target, self._rounds.next(), via=self._via, on_notify=self._on_notify
+                    self.target, self._rounds.next(), via=self.via, on_notify=self.on_notify
                 )
             except MovedMemoryError as moved:
                 self._refusal = saves_all(moved)
                 return
             self._send("images of rounds")
-            if not self._should_continue(Round(number=self._rounds.number, result=result)):
+            if not self.should_continue(Round(number=self._rounds.number, result=result)):
                 return
 
     def _dump(self) -> DumpResult:
-        self._phases.enter("dump")
+        self.phases.enter("dump")
         changes: dict[str, Any] = {}
-        if self._relay is not None:
-            server = PageServer(fd=self._relay.theirs.fileno())
+        if self.relay is not None:
+            server = PageServer(fd=self.relay.theirs.fileno())
             changes = {"lazy_pages": True, "page_server": server}
         try:
             if not self._refusal:
@@ -175,7 +167,7 @@ class Source:
         return self._held(self._rounds.again(**changes))
 
     def _held(self, opts: CriuOpts) -> DumpResult:
-        request = verbs.dump_request(self._target, opts, self._via, self._hook, None)
+        request = verbs.dump_request(self.target, opts, self.via, self._hook, None)
         call = HeldCall(request, self._handover)
         try:
             return verbs.dump_result(request, call.wait())
@@ -188,36 +180,36 @@ class Source:
                         end_tree(pid, start)
 
     def _send(self, phase: str) -> None:
-        self._phases.enter(phase)
-        self._rounds.send(self._channel)
+        self.phases.enter(phase)
+        self._rounds.send(self.channel)
 
     def _hook(self, notification: Notification) -> None:
         if notification.action is Notify.PRE_DUMP:
             self._handover.frozen_at = time.monotonic()
-        if self._on_notify is not None:
-            self._on_notify(notification)
+        if self.on_notify is not None:
+            self.on_notify(notification)
         if notification.action is Notify.POST_DUMP:
-            tree = process_tree(number_of(self._target))
+            tree = process_tree(number_of(self.target))
             self._tree = [each for pid in tree for each in identity_of(pid)]
             self._send("images")
-            self._phases.enter("restore")
-            self._channel.send_message("restore", lazy=self._mode.lazy)
+            self.phases.enter("restore")
+            self.channel.send_message("restore", lazy=self.mode.lazy)
 
     def _result(self, dumped: DumpResult) -> MigrationResult:
-        self._phases.enter("report")
+        self.phases.enter("report")
         restored = None
         with contextlib.suppress(CriuError, TypeError, ValueError):
-            restored = _statistics(self._channel.expect("report", within=REPORT_TIMEOUT))
-        self._phases.finish()
+            restored = _statistics(self.channel.expect("report", within=REPORT_TIMEOUT))
+        self.phases.finish()
         return MigrationResult(
             pid=self._handover.pid,
-            mode=self._mode,
-            images=self._workspace.kept_path,
+            mode=self.mode,
+            images=self.workspace.kept_path,
             image_bytes=self._rounds.sent,
-            page_bytes=0 if self._relay is None else self._relay.moved,
+            page_bytes=0 if self.relay is None else self.relay.moved,
             downtime=self._handover.downtime,
-            duration=self._phases.total,
-            phases=self._phases.seconds,
+            duration=self.phases.total,
+            phases=self.phases.seconds,
             dump=dumped.statistics,
             restore=restored,
             not_incremental=self._refusal,

@@ -183,14 +183,10 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
         reader.fields["log_to_stderr"] = True
     opts = reader.make(cls)
     assert verb is not None
-    opts = _without_ignored(opts, verb)
-    return verb, reader.pid if verb in (Verb.DUMP, Verb.PRE_DUMP) else None, opts
-
-
-def _without_ignored(opts: Opts, verb: Verb) -> Opts:
-    """The options without those that criu ignores with this command, and only those."""
+    # Without the options that criu ignores with this command, and only those.
     refused = {name: getattr(opts, name) for name in REFUSED_ELSEWHERE}
-    return replace(opts.only_for(verb), **refused)
+    opts = replace(opts.only_for(verb), **refused)
+    return verb, reader.pid if verb in (Verb.DUMP, Verb.PRE_DUMP) else None, opts
 
 
 def _is_command(word: str) -> bool:

@@ -7,7 +7,7 @@ values are refused. Source: CRIU's ``criu/config.c``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -62,16 +62,15 @@ def to_flags(
                 raise ValueError(f"cannot be expressed there: {reason}")
             if row.implies and getattr(opts, row.implies) is not True:
                 raise ValueError(f"{row.flag} implies {row.implies}=True: set it too")
-            words += _ITEMS[row.name](opts) if row.name in _ITEMS else _flags(row, row.flag, value)
+            if row.name == "page_server":
+                words += _page_server_flags(opts)
+            elif value is False and row.negates:
+                words.append(Word("--no-" + row.flag.removeprefix("--"), None, row.name))
+            else:
+                words += [Word(row.flag, word, row.name) for word in spelling(row).write(value)]
         except ValueError as problem:
             problems.append(Problem(row.name, value, str(problem)))
     return words, problems
-
-
-def _flags(row: Row, flag: str, value: Any) -> list[Word]:
-    if value is False and row.negates:
-        return [Word("--no-" + flag.removeprefix("--"), None, row.name)]
-    return [Word(flag, word, row.name) for word in spelling(row).write(value)]
 
 
 def _page_server_flags(opts: Fields) -> list[Word]:
@@ -90,9 +89,6 @@ def _page_server_flags(opts: Fields) -> list[Word]:
         raise ValueError("with lazy_pages, only an address, port or descriptor can be expressed")
     return [word._replace(field="page_server") for word in words]
 
-
-_ITEMS: dict[str, Callable[[Fields], list[Word]]] = {"page_server": _page_server_flags}
-"""Fields that take several flags."""
 
 _PARTS = {"--address": "address", "--port": "port", "--ps-socket": "fd"}
 """The flags of the fields of ``PageServer``."""

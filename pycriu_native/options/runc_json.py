@@ -30,7 +30,7 @@ CGROUP_MODES = {mode.name.lower(): mode for mode in _MODES}
 
 def to_runc(opts: Fields) -> dict[str, Any]:
     """See ``CriuOpts.to_runc``."""
-    result = {name: _zero(row) for name, row in ROWS.items()}
+    result = {name: _WRITERS[type(row.kind)][0]() for name, row in ROWS.items()}
     problems = []
     for row, value in opts.items():
         if value == ():
@@ -38,8 +38,9 @@ def to_runc(opts: Fields) -> dict[str, Any]:
         try:
             if row.runc is None:
                 raise ValueError("runc has no such option")
-            written = _WRITERS[type(row.kind)](value)
-            if written == _zero(row) or (row.name == "status_fd" and written == 0):
+            unset, write = _WRITERS[type(row.kind)]
+            written = write(value)
+            if written == unset() or (row.name == "status_fd" and written == 0):
                 raise ValueError("runc takes this for unset; leave it unset")
             result[row.runc] = written
         except ValueError as problem:
@@ -47,22 +48,6 @@ def to_runc(opts: Fields) -> dict[str, Any]:
     if problems:
         raise OptionError(problems)
     return result
-
-
-def _zero(row: Row) -> Any:
-    """The zero value of the field, which means unset."""
-    match row.kind:
-        case kinds.Flag():
-            return False
-        case kinds.FileDescriptor():
-            return -1
-        case kinds.Namespaces():
-            return 0
-        case kinds.Item():
-            return {"Address": "", "Port": 0}
-        case kinds.ListOf():
-            return []
-    return ""
 
 
 def _text(value: object) -> str:
@@ -102,17 +87,18 @@ def _veths(value: tuple[Any, ...]) -> list[dict[str, str]]:
     ]
 
 
-_WRITERS: dict[type, Callable[[Any], Any]] = {
-    kinds.Flag: bool,
-    kinds.Directory: _text,
-    kinds.FilePath: _text,
-    kinds.Text: _text,
-    kinds.FileDescriptor: kinds.FileDescriptor().wire,
-    kinds.Namespaces: int,
-    kinds.Mode: _mode,
-    kinds.Item: _server,
-    kinds.ListOf: _veths,
+_WRITERS: dict[type, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    kinds.Flag: (bool, bool),
+    kinds.Directory: (str, _text),
+    kinds.FilePath: (str, _text),
+    kinds.Text: (str, _text),
+    kinds.Mode: (str, _mode),
+    kinds.FileDescriptor: (lambda: -1, kinds.FileDescriptor().wire),
+    kinds.Namespaces: (int, int),
+    kinds.Item: (lambda: {"Address": "", "Port": 0}, _server),
+    kinds.ListOf: (list, _veths),
 }
+"""For each kind of value: the value that means unset, and the conversion of others."""
 
 
 # ---- from JSON to options ----
@@ -129,8 +115,10 @@ def from_runc(cls: type[Opts], struct: Mapping[str, Any]) -> Opts:
                 raise ValueError("is no field of runc's CriuOpts")
             if value is None or _unset(row, value):
                 continue
+            if isinstance(row.kind, kinds.Directory) and not isinstance(value, str):
+                raise ValueError("text is accepted")  # a descriptor is no value of runc's
             read = _READERS.get(row.name)
-            fields[row.name] = read(value) if read else _plain(row, value)
+            fields[row.name] = read(value) if read else value
         except ValueError as problem:
             problems.append(Problem(name, value, str(problem)))
     try:
@@ -155,12 +143,6 @@ def _unset(row: Row, value: object) -> bool:
     if row.name == "status_fd":
         return value in (0, -1)
     return type(value) is int and value == 0
-
-
-def _plain(row: Row, value: Any) -> Any:
-    if isinstance(row.kind, kinds.Directory) and not isinstance(value, str):
-        raise ValueError("text is accepted")  # a descriptor is no value of runc's
-    return value
 
 
 def _read_mode(value: Any) -> CgroupMode:

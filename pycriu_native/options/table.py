@@ -120,12 +120,15 @@ def _row(
     return Row(field, wire, kind, on, setter, since, **more)  # type: ignore[arg-type]
 
 
+def _usual(field: str, kind: Kind, on: int, since: str = "1.7", **more: object) -> Row:
+    """The usual option: field, wire field, setter and command-line option share one name."""
+    more = {"setter": "set_" + field, "flag": "--" + field.replace("_", "-"), **more}
+    return _row(field, field, kind, on, since=since, **more)  # type: ignore[arg-type]
+
+
 def _flag(field: str, on: int, since: str = "1.7", **more: object) -> Row:
-    """The usual flag: field, wire field, setter and command-line option share one name."""
-    dashed = "--" + field.replace("_", "-")
-    more.setdefault("flag", dashed)
-    more.setdefault("negates", True)
-    return _row(field, field, Flag(), on, "set_" + field, since, **more)
+    """The usual flag."""
+    return _usual(field, Flag(), on, since, **{"negates": True, **more})
 
 
 def _in_config(
@@ -155,56 +158,48 @@ TABLE: tuple[Row, ...] = (
          ignore_status=True),
     _row("veth_pairs", "veths", ListOf(Item(values.VethPair)), On.RESTORE, "add_veth_pair",
          runc="VethPairs", flag="--veth-pair"),
-    _row("manage_cgroups_mode", "manage_cgroups_mode", Mode("CgroupMode"), On.TREE,
-         "set_manage_cgroups_mode", runc="ManageCgroupsMode", flag="--manage-cgroups",
-         default="soft"),
-    _row("empty_ns", "empty_ns", Namespaces(), On.TREE, "set_empty_ns", "1.7", local="3.19",
-         runc="EmptyNs", flag="--empty-ns"),
+    _usual("manage_cgroups_mode", Mode("CgroupMode"), On.TREE, flag="--manage-cgroups",
+           runc="ManageCgroupsMode", default="soft"),
+    _usual("empty_ns", Namespaces(), On.TREE, local="3.19", runc="EmptyNs"),
     _flag("auto_dedup", On.TREE | On.PAGE_SERVER, runc="AutoDedup"),
     _flag("lazy_pages", On.BOTH | On.PAGE_SERVER, "3.5", local="4.3", runc="LazyPages",
           negates=False),
-    _row("status_fd", "status_fd", FileDescriptor(),
-         On.DUMP | On.PAGE_SERVER | On.LAZY_PAGES, since="3.7",
-         runc="StatusFd", flag="--status-fd"),
+    _usual("status_fd", FileDescriptor(), On.DUMP | On.PAGE_SERVER | On.LAZY_PAGES, "3.7",
+           setter=None, runc="StatusFd"),
 
     # ---- what is saved, and how ----
     _flag("leave_stopped", On.BOTH, "3.19", local="4.3", short="s", negates=False),
     _flag("track_mem", On.SAVE),
-    _row("pre_dump_mode", "pre_dump_mode", Mode("PreDumpMode"), On.PRE_DUMP,
-         "set_pre_dump_mode", "3.14", flag="--pre-dump-mode", default="splice"),
-    _row("pidfd_store_sk", "pidfd_store_sk", FileDescriptor(), On.SAVE, "set_pidfd_store_sk", "3.16"),
-    _row("ghost_limit", "ghost_limit", UINT32, On.SAVE, "set_ghost_limit", flag="--ghost-limit",
-         default=2**20),
+    _usual("pre_dump_mode", Mode("PreDumpMode"), On.PRE_DUMP, "3.14", default="splice"),
+    _usual("pidfd_store_sk", FileDescriptor(), On.SAVE, "3.16", flag=None),
+    _usual("ghost_limit", UINT32, On.SAVE, default=2**20),
     _flag("link_remap", On.SAVE, runc="LinkRemap"),
     _flag("force_irmap", On.SAVE),
     _row("irmap_paths", "irmap_scan_paths", ListOf(FilePath()), On.SAVE, "add_irmap_path", "1.8",
          flag="--irmap-scan-path"),
     _flag("evasive_devices", On.SAVE),
-    _row("timeout", "timeout", UINT32, On.SAVE, "set_timeout", "2.4", flag="--timeout",
-         repair=True, default=10),
-    _row("freeze_cgroup", "freeze_cgroup", FilePath(), On.SAVE, "set_freeze_cgroup", "2.4",
-         flag="--freeze-cgroup"),
-    _row("cpu_cap", "cpu_cap", UINT32, On.BOTH | On.CPUINFO, "set_cpu_cap", flag="--cpu-cap"),
+    _usual("timeout", UINT32, On.SAVE, "2.4", repair=True, default=10),
+    _usual("freeze_cgroup", FilePath(), On.SAVE, "2.4"),
+    _usual("cpu_cap", UINT32, On.BOTH | On.CPUINFO),
 
     # ---- sockets and networks ----
     _flag("tcp_close", On.TREE, "3.12"),
     _flag("tcp_skip_in_flight", On.SAVE, "2.4", runc="TcpSkipInFlight",
           flag="--skip-in-flight"),
-    _row("network_lock", "network_lock", Mode("NetworkLock"), On.SAVE, "set_network_lock",
-         "3.16", flag="--network-lock"),
+    _usual("network_lock", Mode("NetworkLock"), On.SAVE, "3.16"),
     _row("unix_sks", "unix_sk_ino", ListOf(UINT32, inner="inode"), On.SAVE, "add_unix_sk",
          flag="--ext-unix-sk", short="x", implies="external_unix_connections",
          avoid="sets ext_unix_sk too, and frees twice when that is False"),
     _flag("weak_sysctls", On.RESTORE, "2.9"),
 
     # ---- namespaces, mounts, external resources ----
-    _row("external", "external", ListOf(Text("a key of an external resource")), On.TREE,
-         "add_external", "2.8", flag="--external"),
+    _usual("external", ListOf(Text("a key of an external resource")), On.TREE, "2.8",
+           setter="add_external"),
     _row("inherit_fds", "inherit_fd", ListOf(Item(values.InheritFd)), On.RESTORE, "add_inherit_fd",
          "2.8", flag="--inherit-fd"),
-    _row("join_ns", "join_ns", ListOf(Item(values.JoinNamespace)), On.RESTORE, "join_ns_add",
-         "3.16.1", flag="--join-ns", short="J"),
-    _row("root", "root", FilePath(), On.TREE, "set_root", flag="--root", short="r"),
+    _usual("join_ns", ListOf(Item(values.JoinNamespace)), On.RESTORE, "3.16.1",
+           setter="join_ns_add", short="J"),
+    _usual("root", FilePath(), On.TREE, short="r"),
     _row("ext_mounts", "ext_mnt", ListOf(Item(values.ExtMount)), On.TREE, "add_ext_mount",
          flag="--ext-mount-map", short="M"),
     _flag("auto_ext_mnt", On.TREE, shared="1.6", flag="--ext-mount-map", short="M", negates=False),
@@ -212,8 +207,8 @@ TABLE: tuple[Row, ...] = (
     _flag("ext_masters", On.SAVE, shared="1.6", flag="--enable-external-masters", negates=False),
     _row("skip_mnts", "skip_mnt", ListOf(FilePath()), On.SAVE, "add_skip_mnt", shared="1.6",
          flag="--skip-mnt"),
-    _row("enable_fs", "enable_fs", ListOf(Text("a file system's name")), On.TREE, "add_enable_fs",
-         shared="1.6", flag="--enable-fs"),
+    _usual("enable_fs", ListOf(Text("a file system's name")), On.TREE, setter="add_enable_fs",
+           shared="1.6"),
     _flag("mntns_compat_mode", On.RESTORE, "3.17"),
     _flag("orphan_pts_master", On.TREE, "3.15", flag=None, negates=False),
     _flag("skip_file_rwx_check", On.RESTORE, "3.18"),
@@ -232,52 +227,42 @@ TABLE: tuple[Row, ...] = (
          flag="--cgroup-yard"),
 
     # ---- security ----
-    _row("lsm_profile", "lsm_profile", Text("'apparmor:NAME', 'selinux:LABEL' or 'none:'"),
-         On.TREE, "set_lsm_profile", "3.12", runc="LsmProfile", flag="--lsm-profile"),
-    _row("lsm_mount_context", "lsm_mount_context", Text("a mount context"), On.RESTORE,
-         "set_lsm_mount_context", "3.17", runc="LsmMountContext", flag="--lsm-mount-context"),
+    _usual("lsm_profile", Text("'apparmor:NAME', 'selinux:LABEL' or 'none:'"), On.TREE, "3.12",
+           runc="LsmProfile"),
+    _usual("lsm_mount_context", Text("a mount context"), On.RESTORE, "3.17",
+           runc="LsmMountContext"),
     _flag("unprivileged", On.ALL, "3.18"),
 
     # ---- the page server's connection ----
     _flag("tls", On.PAGES, "3.13", local="4.3"),
     _flag("tls_no_cn_verify", On.PAGES, "3.13", local="4.3", negates=False),
-    _row("tls_cacert", "tls_cacert", FilePath(), On.PAGES, "set_tls_cacert", "3.13",
-         local="4.3", flag="--tls-cacert"),
-    _row("tls_cacrl", "tls_cacrl", FilePath(), On.PAGES, "set_tls_cacrl", "3.13",
-         local="4.3", flag="--tls-cacrl"),
-    _row("tls_cert", "tls_cert", FilePath(), On.PAGES, "set_tls_cert", "3.13",
-         local="4.3", flag="--tls-cert"),
-    _row("tls_key", "tls_key", FilePath(), On.PAGES, "set_tls_key", "3.13",
-         local="4.3", flag="--tls-key"),
+    _usual("tls_cacert", FilePath(), On.PAGES, "3.13", local="4.3"),
+    _usual("tls_cacrl", FilePath(), On.PAGES, "3.13", local="4.3"),
+    _usual("tls_cert", FilePath(), On.PAGES, "3.13", local="4.3"),
+    _usual("tls_key", FilePath(), On.PAGES, "3.13", local="4.3"),
 
     # ---- image files ----
-    _row("images_dir", "images_dir", FilePath(), On.ALL, since="3.19", flag="--images-dir"),
-    _row("image_io_mode", "image_io_mode", Mode("ImageIOMode"), On.TREE | On.PAGE_SERVER,
-         "set_image_io_mode", "4.3", flag="--image-io-mode", default="writeback"),
-    _row("compress", "compress", Mode("CompressMode"), On.SAVE,
-         "set_compress", "4.3", flag="--compress", default="off", avoid=COMPRESS_SETTERS),
-    _row("compress_acceleration", "compress_acceleration", Number(1, 65537), On.SAVE,
-         "set_compress_acceleration", "4.3", flag="--compress-acceleration",
-         avoid=COMPRESS_SETTERS),
-    _row("compress_block_size", "compress_block_size", Number(4096, 4 * 2**20, step=4096), On.SAVE,
-         "set_compress_block_size", "4.3", flag="--compress-block", avoid=COMPRESS_SETTERS),
-    _row("decompress_threads", "decompress_threads", Number(0, 1024), On.RESTORE,
-         "set_decompress_threads", "4.3", flag="--decompress-threads", default=1),
+    _usual("images_dir", FilePath(), On.ALL, "3.19", setter=None),
+    _usual("image_io_mode", Mode("ImageIOMode"), On.TREE | On.PAGE_SERVER, "4.3",
+           default="writeback"),
+    _usual("compress", Mode("CompressMode"), On.SAVE, "4.3", default="off", avoid=COMPRESS_SETTERS),
+    _usual("compress_acceleration", Number(1, 65537), On.SAVE, "4.3", avoid=COMPRESS_SETTERS),
+    _usual("compress_block_size", Number(4096, 4 * 2**20, step=4096), On.SAVE, "4.3",
+           flag="--compress-block", avoid=COMPRESS_SETTERS),
+    _usual("decompress_threads", Number(0, 1024), On.RESTORE, "4.3", default=1),
     _flag("stream", On.TREE, "4.3"),
 
     # ---- the run itself ----
-    _row("exec_cmd", "exec_cmd", Command(), On.RESTORE, "set_exec_cmd", flag="--exec-cmd"),
-    _row("log_level", "log_level", Number(0, 4), On.ALL, "set_log_level", flag="--verbosity", short="v",
-         default=2),
-    _row("log_file", "log_file", Text("a file's name or path"), On.ALL, "set_log_file",
-         flag="--log-file", added="named after the verb", short="o"),
-    _row("config_file", "config_file", FilePath(), On.ALL, "set_config_file", "3.12", local="4.2",
-         added="a lazy dump's address, which CRIU up to 4.2 takes from there only",
-         flag="--config"),
+    _usual("exec_cmd", Command(), On.RESTORE),
+    _usual("log_level", Number(0, 4), On.ALL, flag="--verbosity", short="v", default=2),
+    _usual("log_file", Text("a file's name or path"), On.ALL, added="named after the verb",
+           short="o"),
+    _usual("config_file", FilePath(), On.ALL, "3.12", flag="--config", local="4.2",
+           added="a lazy dump's address, which CRIU up to 4.2 takes from there only"),
     _flag("log_to_stderr", On.ALL, "3.19", local="4.3", flag=None, negates=False),
     _flag("display_stats", On.TREE, "3.19", local="4.3"),
-    _row("plugin_options", "plugin_options", ListOf(Text("PLUGIN.NAME or PLUGIN.NAME=VALUE")), On.TREE,
-         "add_plugin_option", "4.3", flag="--plugin-option"),
+    _usual("plugin_options", ListOf(Text("PLUGIN.NAME or PLUGIN.NAME=VALUE")), On.TREE, "4.3",
+           setter="add_plugin_option", flag="--plugin-option"),
 
     # ---- options without a field in requests ----
     _in_config("ghost_fiemap", Flag(), On.SAVE, "--ghost-fiemap", "3.18", negates=True),

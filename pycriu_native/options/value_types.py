@@ -33,7 +33,7 @@ class Kind(Protocol):
 class _Plain:
     """The usual case: one value, the same on the wire and in JSON."""
 
-    argv = False
+    argv: ClassVar[bool] = False
 
     def wire(self, value: Any) -> WireValue:
         return value  # type: ignore[no-any-return]
@@ -156,8 +156,7 @@ class FileDescriptor(_Plain):
     def wire(self, value: object) -> WireValue:
         return descriptor_number(value)
 
-    def plain(self, value: object) -> object:
-        return descriptor_number(value)
+    plain = wire
 
 
 class Directory(_Plain):
@@ -185,7 +184,7 @@ class Directory(_Plain):
 
 
 @dataclass(frozen=True)
-class ListOf:
+class ListOf(_Plain):
     """A list of one kind, stored as a tuple; a single value is accepted as a list of one.
 
     ``inner`` names the message field that wraps each item on the wire, where one does.
@@ -193,8 +192,6 @@ class ListOf:
 
     item: Kind
     inner: str = ""
-
-    argv: ClassVar[bool] = False
 
     def parse(self, value: object) -> tuple[object, ...]:
         if isinstance(
@@ -246,12 +243,10 @@ class Command(ListOf):
 
 
 @dataclass(frozen=True)
-class Item:
+class Item(_Plain):
     """A structured value: one of the classes of ``values.py``."""
 
     cls: type[StructuredValue]
-
-    argv: ClassVar[bool] = False
 
     def parse(self, value: object) -> StructuredValue:
         return self.cls.parse(value)

@@ -1,8 +1,8 @@
 """The structured values of options, checked and normalized.
 
 Each class here is one message of CRIU's wire format. ``parse`` accepts the forms of callers;
-``wire`` gives the message's fields by their names in ``rpc.proto``; ``SETTER`` names those
-that libcriu's setter takes, in its order.
+``wire`` gives the message's fields by their names in ``rpc.proto``; ``SETTER`` has those that
+libcriu's setter takes, in its order, and the attribute of each.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class StructuredValue:
     """The base of the value classes: parses sequences, mappings and text."""
 
     __slots__ = ()
-    SETTER: ClassVar[tuple[str, ...]]
+    SETTER: ClassVar[dict[str, str]]
     FORMS: ClassVar[str]
 
     @classmethod
@@ -96,7 +96,9 @@ class StructuredValue:
         raise ValueError(cls.FORMS + " is accepted")
 
     def wire(self) -> dict[str, WireValue]:
-        raise NotImplementedError
+        """The fields that are set, by their names in ``rpc.proto``."""
+        values = {name: getattr(self, attribute) for name, attribute in self.SETTER.items()}
+        return {name: value for name, value in values.items() if value is not None}
 
     def text(self) -> str:
         """This value as text that ``parse`` accepts; ``ValueError`` if text cannot express it."""
@@ -144,7 +146,7 @@ class VethPair(StructuredValue):
     outside: str
     """The name of its peer on the host; ``name@bridge`` also adds it to a bridge."""
 
-    SETTER: ClassVar = ("if_in", "if_out")
+    SETTER: ClassVar = {"if_in": "inside", "if_out": "outside"}
     FORMS: ClassVar = "VethPair, (inside, outside) or 'inside=outside'"
 
     def __post_init__(self) -> None:
@@ -157,9 +159,6 @@ class VethPair(StructuredValue):
 
     def _to_text(self) -> str:
         return f"{self.inside}={self.outside}"
-
-    def wire(self) -> dict[str, WireValue]:
-        return {"if_in": self.inside, "if_out": self.outside}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +176,7 @@ class PageServer(StructuredValue):
     with access to the server's port, can then read and change the memory. It is not sent to
     CRIU, is ignored when values are compared, and is not in forms for CRIU or runc."""
 
-    SETTER: ClassVar = ("address", "port")
+    SETTER: ClassVar = {"address": "address", "port": "port"}
     FORMS: ClassVar = "PageServer, (address, port), 'host:port' or '[ipv6]:port'"
 
     def __post_init__(self) -> None:
@@ -212,8 +211,7 @@ class PageServer(StructuredValue):
         return f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
 
     def wire(self) -> dict[str, WireValue]:
-        named = {"address": self.address, "port": self.port, "fd": self.fd}
-        return {name: value for name, value in named.items() if value is not None}
+        return super().wire() | ({} if self.fd is None else {"fd": self.fd})
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +223,7 @@ class ExtMount(StructuredValue):
     value: str
     """On dump a key of the caller's choice, on restore the path on the host."""
 
-    SETTER: ClassVar = ("key", "val")
+    SETTER: ClassVar = {"key": "key", "val": "value"}
     FORMS: ClassVar = "ExtMount, (key, value) or 'key:value'"
 
     def __post_init__(self) -> None:
@@ -239,9 +237,6 @@ class ExtMount(StructuredValue):
     def _to_text(self) -> str:
         return f"{self.key}:{self.value}"
 
-    def wire(self) -> dict[str, WireValue]:
-        return {"key": self.key, "val": self.value}
-
 
 @dataclass(frozen=True, slots=True)
 class CgroupRoot(StructuredValue):
@@ -252,7 +247,7 @@ class CgroupRoot(StructuredValue):
     controller: str | None = None
     """For this controller only, as /proc/PID/cgroup names it (empty: cgroup v2); None: for all."""
 
-    SETTER: ClassVar = ("ctrl", "path")
+    SETTER: ClassVar = {"ctrl": "controller", "path": "path"}
     FORMS: ClassVar = "CgroupRoot, (path,), (path, controller) or 'controller:/path' or '/path'"
 
     def __post_init__(self) -> None:
@@ -268,10 +263,6 @@ class CgroupRoot(StructuredValue):
     def _to_text(self) -> str:
         return self.path if self.controller is None else f"{self.controller}:{self.path}"
 
-    def wire(self) -> dict[str, WireValue]:
-        named: dict[str, WireValue] = {"path": self.path}
-        return named if self.controller is None else {"ctrl": self.controller, **named}
-
 
 @dataclass(frozen=True, slots=True)
 class JoinNamespace(StructuredValue):
@@ -284,7 +275,7 @@ class JoinNamespace(StructuredValue):
     extra: str | None = None
     """For ``user``: the uid and gid to set there, as ``UID,GID``."""
 
-    SETTER: ClassVar = ("ns", "ns_file", "extra_opt")
+    SETTER: ClassVar = {"ns": "kind", "ns_file": "file", "extra_opt": "extra"}
     FORMS: ClassVar = "JoinNamespace, (kind, file), (kind, file, extra) or 'kind:file[,extra]'"
 
     def __post_init__(self) -> None:
@@ -303,10 +294,6 @@ class JoinNamespace(StructuredValue):
         extra = "" if self.extra is None else "," + self.extra
         return f"{self.kind}:{self.file}{extra}"
 
-    def wire(self) -> dict[str, WireValue]:
-        named: dict[str, WireValue] = {"ns": self.kind, "ns_file": self.file}
-        return named if self.extra is None else {**named, "extra_opt": self.extra}
-
 
 @dataclass(frozen=True, slots=True)
 class InheritFd(StructuredValue):
@@ -318,7 +305,7 @@ class InheritFd(StructuredValue):
     """The replaced file: ``pipe:[inode]``, ``socket:[inode]``, ``tty[rdev:dev]``, a path
     without its leading slash, or the key of an external resource."""
 
-    SETTER: ClassVar = ("fd", "key")
+    SETTER: ClassVar = {"fd": "fd", "key": "key"}
     FORMS: ClassVar = "InheritFd, (fd, key) or 'fd[number]:key'"
 
     def __post_init__(self) -> None:
@@ -336,4 +323,4 @@ class InheritFd(StructuredValue):
         return f"fd[{descriptor_number(self.fd)}]:{self.key}"
 
     def wire(self) -> dict[str, WireValue]:
-        return {"fd": descriptor_number(self.fd), "key": self.key}
+        return super().wire() | {"fd": descriptor_number(self.fd)}

@@ -233,7 +233,7 @@ def test_the_command_line_of_to_argv_is_read() -> None:
     assert command is not None
     with command.make_context("dump", words) as ctx:
         assert option_parameters.read(ctx, Verb.DUMP, config=None) == opts
-        assert ctx.params["tree"] == 4242
+        assert ctx.params["of_tree"] == 4242
 
 
 def test_a_file_of_options(tmp_path: Path) -> None:

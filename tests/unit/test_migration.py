@@ -30,6 +30,7 @@ from pycriu_native import (
     MigrationInDoubtError,
     MigrationMode,
     PeerLostError,
+    ShrinkingRounds,
     Verb,
 )
 from pycriu_native.migration import image_transfer, watchdog_process
@@ -367,8 +368,8 @@ WATCHDOG = cast(Any, SimpleNamespace(set_cleanup=lambda *_, **__: None))
 
 def _source(channel: Channel, workspace: Workspace) -> Source:
     return Source(
-        os.getpid(),
-        CriuOpts(),
+        target=os.getpid(),
+        opts=CriuOpts(),
         mode=MigrationMode.STOP_AND_COPY,
         workspace=workspace,
         channel=channel,
@@ -377,7 +378,7 @@ def _source(channel: Channel, workspace: Workspace) -> Source:
         phases=Phases(),
         via=ScriptedCriu(),
         on_notify=None,
-        should_continue=None,
+        should_continue=ShrinkingRounds(),
     )
 
 
@@ -539,7 +540,7 @@ def test_an_error_at_the_source_after_the_end() -> None:
         Any,
         SimpleNamespace(
             _copy=SimpleNamespace(undo=lambda **_: True, pid=7),
-            _peer_timeout=10.0,
+            peer_timeout=10.0,
             channel=SimpleNamespace(refused=None),
             phases=Phases(),
         ),

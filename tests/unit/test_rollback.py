@@ -208,7 +208,8 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
     """A damaged index is an error; no file outside is read."""
     at = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for text in ("", "[]", '{"format": 2}', '{"format": 1, "files": [{}], "patterns": []}'):
+        copies = '{"format": 3, "files": [{"copies": [1]}]}'
+        for text in ("", "[]", '{"format": 2}', '{"format": 3, "files": [{}]}', copies):
             (tmp_path / index.INDEX).write_text(text)
             with pytest.raises(ImagesError, match="cannot be read"):
                 RollBack(at)

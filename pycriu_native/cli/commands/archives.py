@@ -5,48 +5,60 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import click
 
 from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
 from ...errors import CriuError
-from .. import command, streams
-from ..command import (
-    Call,
-    Command,
-    compress_option,
-    directory_argument,
-    encrypt_to_option,
-    identity_option,
-)
+from .. import parameters, streams
+from ..command import Call, Command, by_name
+from ..errors import extra
 from ..exit_codes import Exit
 from ..text import safe, size
 
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
 
+_INSIDE = parameters.option(
+    "--inside",
+    default="",
+    metavar="DIR",
+    help="The directory of the images in the archive; in Podman's archives it is 'checkpoint'.",
+    show_default=False,
+)
 
-def _pack(
-    call: Call,
-    directory: str,
-    archive: str,
-    inside: str,
-    compress: str,
-    encrypt_to: tuple[str, ...],
-    overwrite: bool,
-) -> Exit | int:
+
+@Command(
+    "pack",
+    help="Write the image set in DIRECTORY as one archive; '-' is standard output.\n\n"
+    "To pack a set with its parents, name the directory that contains all of them. Images "
+    "contain the memory of processes, including secrets: with --encrypt-to only the holders "
+    "of a key can read them.",
+    examples=[
+        "pycriu-native pack ckpt ckpt.tar.zst --compress zstd",
+        "pycriu-native pack ckpt - --encrypt-to age1… | ssh HOST pycriu-native unpack - ckpt "
+        "--identity key",
+    ],
+    exits=EXITS,
+    params=[
+        parameters.directory_argument(),
+        click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
+        parameters.compress_option(
+            "zstd is faster than gzip and gives a smaller file; none is fastest."
+        ),
+        parameters.encrypt_to_option("it"),
+        parameters.overwrite_option(),
+        _INSIDE,
+    ],
+).runs
+def _pack(call: Call, directory: str, archive: str, overwrite: bool, **settings: Any) -> Exit | int:
+    """Pack a directory. ``settings`` are the other arguments of ``pack``."""
     if archive != streams.STANDARD:
-        command.check_new(archive, overwrite)
+        parameters.check_new(archive, overwrite)
     try:
-        with command.extra("archive"), _stream(archive, "wb") as target:
-            total = pack(
-                directory,
-                target,
-                inside=inside,
-                compress=compress,  # type: ignore[arg-type]
-                encrypt_to=encrypt_to,
-            )
+        with extra("archive"), _stream(archive, "wb") as target:
+            total = pack(directory, target, **settings)
     except OSError as error:
         if archive != streams.STANDARD or error.filename is not None:
             raise
@@ -61,17 +73,36 @@ def _pack(
     return call.out.result(body, safe(text))
 
 
+@Command(
+    "unpack",
+    help="Extract an archive of images into a new DIRECTORY; '-' is standard input.\n\n"
+    "Compression and encryption are detected. Archives of Podman, CRI-O and Kubernetes need "
+    "--inside checkpoint. A failure removes what was extracted.",
+    examples=[
+        "pycriu-native unpack ckpt.tar.zst ckpt",
+        "pycriu-native unpack podman.tar.gz ckpt --inside checkpoint",
+    ],
+    exits=EXITS,
+    params=[
+        click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
+        parameters.directory_argument(),
+        parameters.identity_option(),
+        parameters.option(
+            "--limit",
+            type=click.IntRange(min=0),
+            metavar="BYTES",
+            help="Limit for the total size of the files. Default: the free space of the disk.",
+        ),
+        _INSIDE,
+    ],
+).runs
 def _unpack(
-    call: Call,
-    archive: str,
-    directory: str,
-    inside: str,
-    identity: tuple[str, ...],
-    limit: int | None,
+    call: Call, archive: str, directory: str, identity: tuple[str, ...], **settings: Any
 ) -> Exit:
-    with command.extra("archive"), _stream(archive, "rb") as source:
+    """Extract an archive. ``settings`` are the other arguments of ``unpack``."""
+    with extra("archive"), _stream(archive, "rb") as source:
         keys = [key for path in identity for key in keys_of(path)]
-        total = unpack(source, directory, inside=inside, decrypt_with=keys, limit=limit)
+        total = unpack(source, directory, decrypt_with=keys, **settings)
     body = {"archive": archive, "directory": directory, "bytes": total}
     return call.out.result(body, safe(f"unpacked {size(total)} into {directory}"))
 
@@ -93,93 +124,36 @@ def keys_of(path: str) -> Iterator[str]:
         yield from (line for line in text.split() if line.startswith("AGE-SECRET-KEY-"))
 
 
+@Command(
+    "seal",
+    help="Write a manifest of the image set in DIRECTORY, and print its SHA-256.\n\n"
+    "The files are synced to disk first. Store the digest in another place, for 'verify'.",
+    examples=["pycriu-native seal ckpt", "pycriu-native seal ckpt --json | jq .result.sha256"],
+    exits=EXITS,
+    params=[parameters.directory_argument()],
+).runs
 def _seal(call: Call, directory: str) -> Exit:
     digest = seal(directory)
     return call.out.answer({"directory": directory, "sha256": digest}, digest)
 
 
+@Command(
+    "verify",
+    help="Check the image set in DIRECTORY against its manifest, and the manifest against "
+    "DIGEST.\n\n"
+    "If a file was added, removed or changed, it is named, and the exit status is 6. Without "
+    "DIGEST, a change of the manifest itself is not detected.",
+    examples=["pycriu-native verify ckpt", "pycriu-native verify ckpt DIGEST"],
+    exits=EXITS,
+    params=[
+        parameters.directory_argument(),
+        click.Argument(["digest"], required=False),
+    ],
+).runs
 def _verify(call: Call, directory: str, digest: str | None) -> Exit:
     verify(directory, digest)
     body = {"directory": directory, "sha256": digest}
     return call.out.result(body, safe(f"{directory} matches its manifest"))
 
 
-_INSIDE = command.option(
-    "--inside",
-    default="",
-    metavar="DIR",
-    help="The directory of the images in the archive; in Podman's archives it is 'checkpoint'.",
-    show_default=False,
-)
-
-COMMANDS = {
-    "pack": Command(
-        "pack",
-        function=_pack,
-        help="Write the image set in DIRECTORY as one archive; '-' is standard output.\n\n"
-        "To pack a set with its parents, name the directory that contains all of them. Images "
-        "contain the memory of processes, including secrets: with --encrypt-to only the holders "
-        "of a key can read them.",
-        examples=[
-            "pycriu-native pack ckpt ckpt.tar.zst --compress zstd",
-            "pycriu-native pack ckpt - --encrypt-to age1… | ssh HOST pycriu-native unpack - ckpt "
-            "--identity key",
-        ],
-        exits=EXITS,
-        params=[
-            directory_argument(),
-            click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
-            compress_option("zstd is faster than gzip and gives a smaller file; none is fastest."),
-            encrypt_to_option("it"),
-            command.overwrite_option(),
-            _INSIDE,
-        ],
-    ),
-    "unpack": Command(
-        "unpack",
-        function=_unpack,
-        help="Extract an archive of images into a new DIRECTORY; '-' is standard input.\n\n"
-        "Compression and encryption are detected. Archives of Podman, CRI-O and Kubernetes need "
-        "--inside checkpoint. A failure removes what was extracted.",
-        examples=[
-            "pycriu-native unpack ckpt.tar.zst ckpt",
-            "pycriu-native unpack podman.tar.gz ckpt --inside checkpoint",
-        ],
-        exits=EXITS,
-        params=[
-            click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
-            directory_argument(),
-            identity_option(),
-            command.option(
-                "--limit",
-                type=click.IntRange(min=0),
-                metavar="BYTES",
-                help="Limit for the total size of the files. Default: the free space of the disk.",
-            ),
-            _INSIDE,
-        ],
-    ),
-    "seal": Command(
-        "seal",
-        function=_seal,
-        help="Write a manifest of the image set in DIRECTORY, and print its SHA-256.\n\n"
-        "The files are synced to disk first. Store the digest in another place, for 'verify'.",
-        examples=["pycriu-native seal ckpt", "pycriu-native seal ckpt --json | jq .result.sha256"],
-        exits=EXITS,
-        params=[directory_argument()],
-    ),
-    "verify": Command(
-        "verify",
-        function=_verify,
-        help="Check the image set in DIRECTORY against its manifest, and the manifest against "
-        "DIGEST.\n\n"
-        "If a file was added, removed or changed, it is named, and the exit status is 6. Without "
-        "DIGEST, a change of the manifest itself is not detected.",
-        examples=["pycriu-native verify ckpt", "pycriu-native verify ckpt DIGEST"],
-        exits=EXITS,
-        params=[
-            directory_argument(),
-            click.Argument(["digest"], required=False),
-        ],
-    ),
-}
+COMMANDS = by_name(_pack, _unpack, _seal, _verify)

@@ -6,13 +6,24 @@ import click
 from click.shell_completion import ShellComplete, get_completion_class
 
 from .. import app
-from ..command import Call, Command
+from ..command import Call, Command, by_name
 from ..exit_codes import Exit
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_PYCRIU_NATIVE_COMPLETE"
 
 
+@Command(
+    "completion",
+    help="Print the completion script for SHELL: commands, options, values, pids and paths.",
+    examples=[
+        'eval "$(pycriu-native completion bash)"          # in ~/.bashrc; bash 4.4',
+        'eval "$(pycriu-native completion zsh)"           # in ~/.zshrc, after compinit',
+        "pycriu-native completion fish | source           # in ~/.config/fish/config.fish",
+    ],
+    exits=(),
+    params=[click.Argument(["shell"], type=click.Choice(SHELLS))],
+).runs
 def _completion(call: Call, shell: str) -> Exit:
     kind = get_completion_class(shell)
     assert kind is not None
@@ -21,17 +32,4 @@ def _completion(call: Call, shell: str) -> Exit:
     return call.out.answer({"shell": shell, "script": script}, script)
 
 
-COMMANDS = {
-    "completion": Command(
-        "completion",
-        function=_completion,
-        help="Print the completion script for SHELL: commands, options, values, pids and paths.",
-        examples=[
-            'eval "$(pycriu-native completion bash)"          # in ~/.bashrc; bash 4.4',
-            'eval "$(pycriu-native completion zsh)"           # in ~/.zshrc, after compinit',
-            "pycriu-native completion fish | source           # in ~/.config/fish/config.fish",
-        ],
-        exits=(),
-        params=[click.Argument(["shell"], type=click.Choice(SHELLS))],
-    ),
-}
+COMMANDS = by_name(_completion)

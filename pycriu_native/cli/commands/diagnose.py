@@ -5,16 +5,17 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import click
+
 from ... import CriuOpts, Doctor, Preflight, Severity, Verdict, doctor, preflight
 from ...diagnostics.doctor.values import HEADINGS
 from ...enums import Verb
 from ...findings import lines
 from ...options.flags import to_flags
-from .. import command, json_form
-from ..command import Call, Command
+from .. import json_form, parameters
+from ..command import Call, Command, by_name
 from ..errors import in_flags
 from ..exit_codes import Exit
-from ..output import styled
 from ..text import safe
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -25,6 +26,27 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+@Command(
+    "doctor",
+    reaches=True,
+    help="Check whether this machine can checkpoint.\n\n"
+    "The checks cover CRIU, libcriu, the kernel and its features, capabilities, network locks, "
+    "sysctls, configuration files and security modules. Each finding has its effect and its "
+    "cure. Nothing is changed. The checks take about a second. The exit status is 11 if no "
+    "checkpoint can work here.",
+    examples=[
+        "pycriu-native doctor",
+        "pycriu-native doctor --all",
+        "pycriu-native doctor --json | "
+        "jq -r '.result.findings[] | select(.severity==\"stops\").cure'",
+    ],
+    exits=(Exit.NO,),
+    params=[
+        parameters.flag(
+            "-a", "--all", "everything", help="Also show the checks that found nothing."
+        )
+    ],
+).runs
 def _doctor(call: Call, everything: bool) -> Exit:
     result = doctor(call.via)
     code = Exit.NO if result.severity is Severity.STOPS else Exit.DONE
@@ -36,7 +58,7 @@ def _doctor_text(result: Doctor, everything: bool) -> str:
     bad = (Severity.WARNING, Severity.STOPS)
     shown = [each for each in result.findings if everything or each.severity in bad]
     text = [_coloured(in_flags(safe(line))) for line in lines(shown, HEADINGS, "group")]
-    text.append(styled(result.summary, **_STYLES[result.severity]))
+    text.append(click.style(result.summary, **_STYLES[result.severity]))
     if remaining := len(result.findings) - len(shown):
         text[-1] += f"; {remaining} other checks found nothing (--all shows them)"
     return "\n".join(text)
@@ -45,22 +67,38 @@ def _doctor_text(result: Doctor, everything: bool) -> str:
 def _coloured(line: str) -> str:
     """Style a line: a heading in bold, the severity of a finding in its colour."""
     if not line.startswith(" "):
-        return styled(line, bold=True)
+        return click.style(line, bold=True)
     word = line.split()[0]
     style = _STYLES.get(word)
-    return line.replace(word, styled(word, **style), 1) if style else line
+    return line.replace(word, click.style(word, **style), 1) if style else line
 
 
+@Command(
+    "preflight",
+    verb=Verb.DUMP,
+    help="Check whether a dump of PID and its descendants would succeed, without freezing them.\n\n"
+    "The output lists what makes the dump fail, the options that the dump and the restore need, "
+    "what a restore does not bring back, and the expected size of the images. Pass the options of "
+    "the dump: the check uses them. The exit status is 11 if a dump with these options, or a "
+    "restore on this machine, would fail.",
+    examples=[
+        "pycriu-native preflight 4242",
+        "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",
+    ],
+    exits=(Exit.NO, Exit.NO_CRIU),
+    params=[
+        *parameters.pid_params(),
+        parameters.include_caller_option(),
+        parameters.files_option(
+            "rollback reports the files that 'dump --files rollback' would save, and how."
+        ),
+        parameters.also_option(),
+    ],
+).runs
 def _preflight(
-    call: Call,
-    pid: int | None,
-    tree: int | None,
-    include_caller: bool,
-    files: str | None,
-    also: tuple[str, ...],
+    call: Call, pid: int, include_caller: bool, files: str | None, also: tuple[str, ...]
 ) -> Exit:
-    pid = command.one_pid(pid, tree)
-    rollback = command.rollback(files, also)
+    rollback = parameters.rollback(files, also)
     result = preflight(pid, call.opts, include_caller=include_caller, via=call.via, files=rollback)
     works = result.verdict is Verdict.WORKS
     lost = result.verdict is Verdict.NO_RESTORE and not result.opts.leave_running
@@ -85,51 +123,4 @@ def command_line(result: Preflight) -> list[str]:
     return ["pycriu-native", "dump", str(result.pid), *words]
 
 
-COMMANDS = {
-    "doctor": Command(
-        "doctor",
-        function=_doctor,
-        reaches=True,
-        help="Check whether this machine can checkpoint.\n\n"
-        "The checks cover CRIU, libcriu, the kernel and its features, capabilities, network locks, "
-        "sysctls, configuration files and security modules. Each finding has its effect and its "
-        "cure. Nothing is changed. The checks take about a second. The exit status is 11 if no "
-        "checkpoint can work here.",
-        examples=[
-            "pycriu-native doctor",
-            "pycriu-native doctor --all",
-            "pycriu-native doctor --json | "
-            "jq -r '.result.findings[] | select(.severity==\"stops\").cure'",
-        ],
-        exits=(Exit.NO,),
-        params=[
-            command.flag(
-                "-a", "--all", "everything", help="Also show the checks that found nothing."
-            )
-        ],
-    ),
-    "preflight": Command(
-        "preflight",
-        function=_preflight,
-        verb=Verb.DUMP,
-        help="Check whether a dump of PID and its descendants would succeed, without freezing "
-        "them.\n\n"
-        "The output lists what makes the dump fail, the options that the dump and the restore "
-        "need, what a restore does not bring back, and the expected size of the images. Pass the "
-        "options of the dump: the check uses them. The exit status is 11 if a dump with these "
-        "options, or a restore on this machine, would fail.",
-        examples=[
-            "pycriu-native preflight 4242",
-            "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",
-        ],
-        exits=(Exit.NO, Exit.NO_CRIU),
-        params=[
-            *command.pid_params(),
-            command.include_caller_option(),
-            command.files_option(
-                "rollback reports the files that 'dump --files rollback' would save, and how."
-            ),
-            command.also_option(),
-        ],
-    ),
-}
+COMMANDS = by_name(_doctor, _preflight)

@@ -14,8 +14,9 @@ from ..._system.process import comm_of, stat_of
 from ...enums import Verb
 from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
-from .. import command, image_summary, json_form, progress, streams
-from ..command import Call, Command
+from .. import image_summary, json_form, parameters, progress, streams
+from ..action_scripts import script_option
+from ..command import Call, Command, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, count, details, micro, pids, safe, size, time
 
@@ -25,10 +26,53 @@ if TYPE_CHECKING:
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
 
 
+@Command(
+    "dump",
+    verb=Verb.DUMP,
+    help="Save process PID and all its descendants into the images directory.\n\n"
+    "The processes are frozen and saved, then killed unless --leave-running or --leave-stopped "
+    "is given. With --leave-running they can change files afterwards, which a restore then "
+    "refuses or uses as they are: --files rollback saves these files too. After a failure or "
+    "Ctrl-C, CRIU undoes its work and the processes continue to run.",
+    examples=[
+        "pycriu-native dump 4242 --images-dir ckpt",
+        "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",
+        "pycriu-native dump 4242 -D ckpt --shell-job        # a job of a shell's terminal",
+        "pycriu-native dump 4242 -D ckpt --rounds 5         # pre-dumps first: short freeze",
+        "pycriu-native dump 4242 --to - | ssh HOST pycriu-native restore --from -",
+        "pycriu-native dump 4242 -D ckpt --json | jq .result.statistics.frozen_time",
+    ],
+    exits=EXITS,
+    params=[
+        *parameters.pid_params(),
+        parameters.option(
+            "--rounds",
+            type=click.IntRange(min=1),
+            metavar="MOST",
+            help="First pre-dump in at most MOST rounds, as long as each writes less than the "
+            "one before. Rounds and dump have numbered subdirectories of the images directory; "
+            "restore from the last one. Needs soft-dirty tracking.",
+        ),
+        streams.option("--to", "Write the images as one stream,"),
+        parameters.files_option(
+            "With rollback, also save the files that the processes have open for writing; "
+            "'restore --files rollback' puts them back."
+        ),
+        parameters.also_option(),
+        parameters.include_caller_option(),
+        parameters.option(
+            "--reap-timeout",
+            type=click.FloatRange(min=0),
+            default=REAP_TIMEOUT,
+            metavar="SECONDS",
+            help="Time to wait until the parent of PID has reaped it, which frees the pid.",
+        ),
+        script_option(),
+    ],
+).runs
 def _dump(
     call: Call,
-    pid: int | None,
-    tree: int | None,
+    pid: int,
     rounds: int | None,
     through: str | None,
     include_caller: bool,
@@ -36,13 +80,12 @@ def _dump(
     also: tuple[str, ...],
     reap_timeout: float,
 ) -> Exit:
-    pid = command.one_pid(pid, tree)
     name = comm_of(pid)
-    rollback = command.rollback(files, also)
-    if rollback is not None and (rounds is not None or through is not None):
-        raise click.UsageError("--files is not accepted with --rounds or --to.")
-    if include_caller and (rounds is not None or through is not None):
-        raise click.UsageError("--include-caller is not accepted with --rounds or --to.")
+    rollback = parameters.rollback(files, also)
+    if rounds is not None or through is not None:
+        for flag, is_given in (("--files", rollback), ("--include-caller", include_caller)):
+            if is_given:
+                raise click.UsageError(f"{flag} is not accepted with --rounds or --to.")
     if through is not None:
         if rounds is not None:
             raise click.UsageError("--rounds and --to: one is accepted.")
@@ -66,25 +109,37 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     from ...archive.streaming import dump_stream  # few dumps need it
 
     with streams.written(call, stream) as to:
-        result = dump_stream(
-            pid, call.opts, to, via=call.via, on_notify=call.hook, deadline=call.deadline
-        )
+        result = dump_stream(pid, call.opts, to, **call.arguments)
     what = f"dumped pid {pid}" + (f" ({safe(name)})" if name else "")
     if stream == streams.STANDARD:
         call.out.hint(f"{what} into standard output")
         return Exit.DONE
     written = os.stat(stream).st_size
-    rows = [("stream", size(written))]
-    if result.statistics is not None:
-        rows += _numbers(result.statistics)
-    rows.append(("whole call", time(result.duration)))
+    rows = [
+        ("stream", size(written)),
+        *_numbers(result.statistics),
+        ("whole call", time(result.duration)),
+    ]
     body = json_form.fields(result) | {"stream": stream, "stream_bytes": written}
     headline = f"{what} into {safe(stream)}"
     return call.out.result(body, details(headline, rows))
 
 
-def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
-    pid = command.one_pid(pid, tree)
+@Command(
+    "pre-dump",
+    verb=Verb.PRE_DUMP,
+    help="Save the memory of process PID and its descendants in advance of a dump.\n\n"
+    "The processes are frozen for a short time and continue to run. A dump that names these "
+    "images with --prev-images-dir writes only the pages that changed since. Needs soft-dirty "
+    "tracking in the kernel.",
+    examples=[
+        "pycriu-native pre-dump 4242 -D ckpt/1 --track-mem",
+        "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",
+    ],
+    exits=EXITS,
+    params=[*parameters.pid_params(), script_option()],
+).runs
+def _pre_dump(call: Call, pid: int) -> Exit:
     name = comm_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
     done = call.out.result(lambda: shape(result), text(result, name, "pre-dumped"))
@@ -94,15 +149,7 @@ def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
 
 def _saved(call: Call, pid: int, opts: CriuOpts, **more: Any) -> DumpResult:
     with progress.shown(call.out) as on_progress:
-        return dump(
-            pid,
-            opts,
-            via=call.via,
-            on_notify=call.hook,
-            on_progress=on_progress,
-            deadline=call.deadline,
-            **more,
-        )
+        return dump(pid, opts, on_progress=on_progress, **call.arguments, **more)
 
 
 def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
@@ -119,13 +166,7 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
         raise OptionError([Problem("parent_image", call.opts.parent_image, rule)])
     with progress.shown(call.out) as on_progress:
         result = dump_iters(
-            pid,
-            call.opts,
-            should_continue,
-            via=call.via,
-            on_notify=call.hook,
-            on_progress=on_progress,
-            deadline=call.deadline,
+            pid, call.opts, should_continue, on_progress=on_progress, **call.arguments
         )
     body = shape(result.final) | {
         "rounds": [shape(each.result) for each in result.rounds],
@@ -163,19 +204,21 @@ def text(result: DumpResult, name: str, done: str) -> str:
     saved = image_summary.pids_in(result.images)
     what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")
     headline = f"{done} {what} into {safe(result.images)}"
-    rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
-    rows.append(("images", f"{size(images.bytes)} in {count(images.files, 'file')}"))
-    if result.statistics is not None:
-        rows += _numbers(result.statistics)
-    rows.append(("whole call", time(result.duration)))
-    if result.reap_wait >= 0.01:
-        rows.append(("reaping", f"{time(result.reap_wait)} until the parent reaped it"))
-    if result.log:
-        rows.append(("log", safe(result.log)))
+    waited = f"{time(result.reap_wait)} until the parent reaped it"
+    rows = [
+        ("processes", f"{len(saved)}: {pids(saved)}" if saved else None),
+        ("images", f"{size(images.bytes)} in {count(images.files, 'file')}"),
+        *_numbers(result.statistics),
+        ("whole call", time(result.duration)),
+        ("reaping", waited if result.reap_wait >= 0.01 else None),
+        ("log", safe(result.log) if result.log else None),
+    ]
     return details(headline, rows)
 
 
-def _numbers(statistics: DumpStatistics) -> list[tuple[str, str]]:
+def _numbers(statistics: DumpStatistics | None) -> list[tuple[str, str]]:
+    if statistics is None:
+        return []
     scanned = statistics.pages_scanned + statistics.shpages_scanned
     written = statistics.pages_written + statistics.shpages_written
     skipped = statistics.pages_skipped_parent + statistics.shpages_skipped_parent
@@ -203,68 +246,7 @@ def _hint(call: Call, result: DumpResult) -> None:
             f"pid {result.pid} stays in use until its parent, {parent}, has reaped it; a restore "
             "before that fails"
         )
-    command.hint_at_feature_cache(call)
+    call.hint_at_feature_cache()
 
 
-COMMANDS = {
-    "dump": Command(
-        "dump",
-        function=_dump,
-        verb=Verb.DUMP,
-        help="Save process PID and all its descendants into the images directory.\n\n"
-        "The processes are frozen and saved, then killed unless --leave-running or --leave-stopped "
-        "is given. With --leave-running they can change files afterwards, which a restore then "
-        "refuses or uses as they are: --files rollback saves these files too. After a failure or "
-        "Ctrl-C, CRIU undoes its work and the processes continue to run.",
-        examples=[
-            "pycriu-native dump 4242 --images-dir ckpt",
-            "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",
-            "pycriu-native dump 4242 -D ckpt --shell-job        # a job of a shell's terminal",
-            "pycriu-native dump 4242 -D ckpt --rounds 5         # pre-dumps first: short freeze",
-            "pycriu-native dump 4242 --to - | ssh HOST pycriu-native restore --from -",
-            "pycriu-native dump 4242 -D ckpt --json | jq .result.statistics.frozen_time",
-        ],
-        exits=EXITS,
-        params=[
-            *command.pid_params(),
-            command.option(
-                "--rounds",
-                type=click.IntRange(min=1),
-                metavar="MOST",
-                help="First pre-dump in at most MOST rounds, as long as each writes less than the "
-                "one before. Rounds and dump have numbered subdirectories of the images directory; "
-                "restore from the last one. Needs soft-dirty tracking.",
-            ),
-            streams.option("--to", "Write the images as one stream,"),
-            command.files_option(
-                "With rollback, also save the files that the processes have open for writing; "
-                "'restore --files rollback' puts them back."
-            ),
-            command.also_option(),
-            command.include_caller_option(),
-            command.option(
-                "--reap-timeout",
-                type=click.FloatRange(min=0),
-                default=REAP_TIMEOUT,
-                metavar="SECONDS",
-                help="Time to wait until the parent of PID has reaped it, which frees the pid.",
-            ),
-            command.script_option(),
-        ],
-    ),
-    "pre-dump": Command(
-        "pre-dump",
-        function=_pre_dump,
-        verb=Verb.PRE_DUMP,
-        help="Save the memory of process PID and its descendants in advance of a dump.\n\n"
-        "The processes are frozen for a short time and continue to run. A dump that names these "
-        "images with --prev-images-dir writes only the pages that changed since. Needs soft-dirty "
-        "tracking in the kernel.",
-        examples=[
-            "pycriu-native pre-dump 4242 -D ckpt/1 --track-mem",
-            "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",
-        ],
-        exits=EXITS,
-        params=[*command.pid_params(), command.script_option()],
-    ),
-}
+COMMANDS = by_name(_dump, _pre_dump)

@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from ...errors import CriuError, OptionError, Problem, UnsupportedError
-from ..command import Call, Command, flag, option
+from ..command import Call, Command, by_name
 from ..exit_codes import Exit
+from ..parameters import flag, option
 
 SCRIPT = Path(__file__).parents[1] / "install-criu"
 USAGE = 2
@@ -21,6 +22,38 @@ UNABLE = 3
 """Exit status of the script if CRIU is installed but cannot checkpoint on this machine."""
 
 
+@Command(
+    "install-criu",
+    help="Find or install a CRIU that works on the running kernel, from Debian's packages.\n\n"
+    "It uses an installed CRIU if that works, else the packages of the system, else a newer "
+    "build of Debian with its libraries in a separate directory, where pycriu_native finds it. "
+    "It needs root, and Debian or Ubuntu; on another system it prints the command that "
+    "installs CRIU there. The exit status is 11 if CRIU is installed but this machine cannot "
+    "checkpoint; the reason is printed.",
+    examples=[
+        "pycriu-native install-criu --dry-run",
+        "pycriu-native install-criu",
+        "pycriu-native install-criu --suite forky",
+        "pycriu-native install-criu --uninstall",
+    ],
+    exits=(Exit.FAILED, Exit.UNSUPPORTED, Exit.NO),
+    params=[
+        option(
+            "--prefix",
+            type=click.Path(file_okay=False),
+            metavar="DIR",
+            help="The separate directory (default: /opt/pycriu-native). For another one, set "
+            "CRIU_PROGRAM=DIR/bin/criu so that it is found.",
+        ),
+        option(
+            "--suite",
+            metavar="NAME",
+            help="Install the CRIU of this Debian suite there, and replace an installed one.",
+        ),
+        flag("--dry-run", help="Print what would be done."),
+        flag("--uninstall", help="Remove what an earlier run installed."),
+    ],
+).runs
 def _install(
     call: Call, prefix: str | None, suite: str | None, dry_run: bool, uninstall: bool
 ) -> Exit:
@@ -69,38 +102,4 @@ def _read(record: str) -> dict[str, str | None]:
     return values
 
 
-COMMANDS = {
-    "install-criu": Command(
-        "install-criu",
-        function=_install,
-        help="Find or install a CRIU that works on the running kernel, from Debian's packages.\n\n"
-        "It uses an installed CRIU if that works, else the packages of the system, else a newer "
-        "build of Debian with its libraries in a separate directory, where pycriu_native finds it. "
-        "It needs root, and Debian or Ubuntu; on another system it prints the command that "
-        "installs CRIU there. The exit status is 11 if CRIU is installed but this machine cannot "
-        "checkpoint; the reason is printed.",
-        examples=[
-            "pycriu-native install-criu --dry-run",
-            "pycriu-native install-criu",
-            "pycriu-native install-criu --suite forky",
-            "pycriu-native install-criu --uninstall",
-        ],
-        exits=(Exit.FAILED, Exit.UNSUPPORTED, Exit.NO),
-        params=[
-            option(
-                "--prefix",
-                type=click.Path(file_okay=False),
-                metavar="DIR",
-                help="The separate directory (default: /opt/pycriu-native). For another one, set "
-                "CRIU_PROGRAM=DIR/bin/criu so that it is found.",
-            ),
-            option(
-                "--suite",
-                metavar="NAME",
-                help="Install the CRIU of this Debian suite there, and replace an installed one.",
-            ),
-            flag("--dry-run", help="Print what would be done."),
-            flag("--uninstall", help="Remove what an earlier run installed."),
-        ],
-    ),
-}
+COMMANDS = by_name(_install)

@@ -21,19 +21,11 @@ from ...jobs.control import request_checkpoint, request_stop
 from ...jobs.directory import META, CheckpointProgress, JobDirectory
 from ...jobs.job import MOST
 from ...jobs.slurm import SlurmJob, run_in_slurm
-from .. import option_parameters
-from ..command import (
-    Call,
-    Command,
-    Group,
-    compress_option,
-    encrypt_to_option,
-    flag,
-    identity_option,
-    option,
-)
+from ..command import Call, Command, Group, by_name
 from ..errors import in_flags
 from ..exit_codes import Exit
+from ..option_parameters import ParamType
+from ..parameters import compress_option, encrypt_to_option, flag, identity_option, option
 from ..text import columns, details, remaining, safe, size
 from .archives import keys_of
 
@@ -41,7 +33,7 @@ UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
 
-class Duration(option_parameters.ParamType):
+class Duration(ParamType):
     """A duration: a number of seconds, or one with the unit s, m, h or d."""
 
     name = "duration"
@@ -61,27 +53,128 @@ class Duration(option_parameters.ParamType):
         return result
 
 
+def _directory() -> click.Argument:
+    return click.Argument(["directory"], type=click.Path(file_okay=False))
+
+
+def _duration(name: str, default: str, help: str) -> click.Option:
+    return option(name, type=Duration(), default=default, metavar="DURATION", help=help)
+
+
+def _timeout() -> click.Option:
+    return _duration("--timeout", "10m", help="Time limit for it.")
+
+
+@Command(
+    "run",
+    help="Run a command with checkpoints at intervals, or resume it from the newest one.\n\n"
+    "The same command line starts and resumes the job, whether it is typed in a shell or part "
+    "of a systemd unit, a batch script or a container. The command's standard output and error "
+    "are written to files in the directory; 'job log' prints them. On SIGTERM, SIGINT, SIGHUP, "
+    "SIGUSR1 or a notice (--notice), the job takes a last checkpoint and ends. Without root "
+    "the command runs in a user namespace.\n\n"
+    "The exit code is that of the command (128 and the signal's number, if a signal ended it), "
+    f"or {INTERRUPTED} if the job was interrupted and can be resumed, {CANNOT_RESTORE} if it "
+    "has checkpoints but none can be restored (nothing was started), or "
+    f"{BUSY} if another process runs the job. A job counts as interrupted if one of these "
+    "signals or SIGKILL ended its command, or if the command failed after one of these signals "
+    "was sent to 'run'. A job whose command has ended is not run again.",
+    examples=[
+        "pycriu-native run --every 10m --keep 3 --dir /ckpt/job1 -- python train.py",
+        "pycriu-native run --dir job2 --also '/data/log*' -- ./simulate --steps 1000000",
+        "pycriu-native run --dir job3 --notice http://10.0.0.1/preempted -- make",
+        "pycriu-native run --slurm --grace 100s -- ./simulate",
+        "pycriu-native run --dir /var/lib/job4 --storage s3://bucket/job4 -- python train.py",
+    ],
+    exits=(Exit.FAILED, Exit.UNSUPPORTED, Exit.IMAGES),
+    params=[
+        click.Argument(["command"], nargs=-1, required=True, type=click.UNPROCESSED),
+        option(
+            "--dir",
+            "directory",
+            type=click.Path(file_okay=False),
+            help="Directory of the job, created if missing. Required without --slurm; with it, "
+            "the default is pycriu-native-$SLURM_JOB_ID in the directory of sbatch.",
+        ),
+        flag(
+            "--slurm",
+            help="For batch scripts of SLURM: requeue the SLURM job ('scontrol requeue') after "
+            "SIGUSR1 (sbatch --signal=B:USR1@120) or a notice has interrupted it.",
+        ),
+        _duration("--every", "10m", help="Time between two checkpoints, after those at the start."),
+        _duration(
+            "--first",
+            "1s",
+            help="Time from the start to the first checkpoint; the time between checkpoints "
+            "then doubles until it is that of --every.",
+        ),
+        option(
+            "--keep",
+            type=click.IntRange(min=1),
+            default=3,
+            help="Number of checkpoints to keep; one more if a signal to stop the job precedes "
+            "all of these.",
+        ),
+        option(
+            "--incremental",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Largest number of incremental checkpoints, with the changed memory only, "
+            "between two full ones; 0 for none. Default: 10 if root runs it and the kernel "
+            "tracks changes of memory, else 0.",
+        ),
+        option(
+            "--also",
+            multiple=True,
+            metavar="PATTERN",
+            help="Absolute pattern of files that are saved even if they are closed at the time "
+            "of a checkpoint; files open for writing are always saved.",
+        ),
+        _duration("--grace", "30s", help="Time limit of a last checkpoint."),
+        option(
+            "--notice",
+            metavar="COMMAND|URL",
+            help="Command or URL that announces an interruption by exit status 0 or HTTP "
+            "status 200; polled every 5 seconds.",
+        ),
+        option(
+            "--interrupted-code",
+            type=click.IntRange(1, 255),
+            default=INTERRUPTED,
+            help="Exit code of an interrupted job.",
+        ),
+        flag("--or-start-over", help="Start from the beginning if no checkpoint can be restored."),
+        flag(
+            "--unprivileged",
+            help="Run in a user namespace, without root; the default unless root runs it.",
+        ),
+        option(
+            "--storage",
+            metavar="URL",
+            help="Upload checkpoints to this URL of fsspec, such as s3://bucket/job1, or path "
+            "of a shared file system. Another host can resume the job from there.",
+        ),
+        _duration(
+            "--lease",
+            "60s",
+            help="Time after which another host can take over the job if this one no longer "
+            "updates the storage.",
+        ),
+        compress_option("Compression of uploads."),
+        encrypt_to_option("the uploads"),
+        identity_option(" to decrypt uploads with"),
+    ],
+).runs
 def _run(
     call: Call,
     command: tuple[str, ...],
     directory: str | None,
     slurm: bool,
-    every: float,
-    first: float,
-    keep: int,
-    incremental: int | None,
-    also: tuple[str, ...],
-    grace: float,
-    notice: str | None,
-    interrupted_code: int,
-    or_start_over: bool,
     unprivileged: bool,
-    storage: str | None,
-    lease: float,
-    compress: str,
-    encrypt_to: tuple[str, ...],
     identity: tuple[str, ...],
+    **settings: Any,
 ) -> int:
+    """Run or resume a job. ``settings`` are the other arguments of ``Job``."""
     slurm_job = SlurmJob.current() if slurm else None
     if directory is None:
         if slurm_job is None:
@@ -90,21 +183,9 @@ def _run(
     job = Job(
         directory,
         command,
-        storage=storage,
-        lease=lease,
-        compress=compress,  # type: ignore[arg-type]
-        encrypt_to=encrypt_to,
         decrypt_with=[key for path in identity for key in keys_of(path)],
-        every=every,
-        first=first,
-        keep=keep,
-        incremental=incremental,
-        also=also,
-        grace=grace,
-        notice=notice,
-        interrupted_code=interrupted_code,
-        or_start_over=or_start_over,
         unprivileged=unprivileged or None,
+        **settings,
     )
     had_ended = JobDirectory(job.directory).status().state is State.ENDED
     result = job.run() if slurm_job is None else run_in_slurm(job, slurm_job)
@@ -128,6 +209,19 @@ def _job_directory(directory: str) -> JobDirectory:
     return result
 
 
+@Command(
+    "status",
+    help="Show the state of the job and of its checkpoints.",
+    examples=[
+        "pycriu-native job status /ckpt/job1",
+        "pycriu-native job status /ckpt/job1 --json | jq .result.state",
+    ],
+    exits=(Exit.IMAGES,),
+    params=[
+        _directory(),
+        flag("--follow", help="Repeat until the job ends."),
+    ],
+).runs
 def _status(call: Call, directory: str, follow: bool) -> Exit:
     job = _job_directory(directory)
     try:
@@ -153,24 +247,27 @@ def _status_body(job: JobDirectory, status: JobStatus) -> dict[str, Any]:
 
 
 def _status_text(job: JobDirectory, status: JobStatus) -> str:
-    rows = [("command", safe(" ".join((job.command() or {})["command"]))), ("last", status.message)]
-    if status.started is not None:
-        rows.append(("started", _when(status.started)))
-    rows.append(("resumed", f"{status.resumed} times, from the beginning {status.restarted} times"))
-    kinds = f"{status.checkpoints} taken ({status.incremental} incremental)"
-    rows.append(("checkpoints", f"{kinds}, {status.failures} failed"))
-    if (taken := status.progress) is not None:
-        rows.append(("now", _progress(taken)))
+    newest = uploads = None
     if status.last_success is not None and status.last_duration is not None:
         newest = (
             f"{_when(status.last_success)}: {_kind(status.last_parents)}, "
             f"{size(status.last_bytes or 0)} in "
             f"{status.last_duration:.2f} s, frozen {status.last_frozen or 0:.3f} s"
         )
-        rows.append(("newest", newest))
     if (storage := status.storage) is not None:
-        done = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
-        rows += [("storage", safe(storage.url)), ("uploads", safe(done))]
+        uploads = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
+    kinds = f"{status.checkpoints} taken ({status.incremental} incremental)"
+    rows = [
+        ("command", safe(" ".join((job.command() or {})["command"]))),
+        ("last", status.message),
+        ("started", None if status.started is None else _when(status.started)),
+        ("resumed", f"{status.resumed} times, from the beginning {status.restarted} times"),
+        ("checkpoints", f"{kinds}, {status.failures} failed"),
+        ("now", None if status.progress is None else _progress(status.progress)),
+        ("newest", newest),
+        ("storage", None if storage is None else safe(storage.url)),
+        ("uploads", None if uploads is None else safe(uploads)),
+    ]
     return details(f"{safe(str(job.path))}: {status.state}", rows)
 
 
@@ -190,6 +287,13 @@ def _when(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(sep=" ", timespec="seconds")
 
 
+@Command(
+    "list",
+    help="List the stored checkpoints, the newest first.",
+    examples=["pycriu-native job list /ckpt/job1"],
+    exits=(Exit.IMAGES,),
+    params=[_directory()],
+).runs
 def _list(call: Call, directory: str) -> Exit:
     checkpoints = _job_directory(directory).all_checkpoints()
     rows = [("number", "time", "kind", "size", "took", "frozen")]
@@ -224,6 +328,13 @@ def _requested(effect: str) -> Iterator[None]:
         raise
 
 
+@Command(
+    "checkpoint",
+    help="Take a checkpoint of a running job now, and wait until it is complete.",
+    examples=["pycriu-native job checkpoint /ckpt/job1"],
+    exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE),
+    params=[_directory(), _timeout()],
+).runs
 def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
     job = _job_directory(directory)
     with _requested("the job takes the checkpoint"):
@@ -232,6 +343,13 @@ def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
     return call.out.result(_shape(made), text)
 
 
+@Command(
+    "stop",
+    help="Take a last checkpoint of a running job, and end it; 'run' resumes it.",
+    examples=["pycriu-native job stop /ckpt/job1"],
+    exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE, Exit.NO),
+    params=[_directory(), _timeout()],
+).runs
 def _stop(call: Call, directory: str, timeout: float) -> Exit:
     job = _job_directory(directory)
     with _requested("the job takes its last checkpoint and ends"):
@@ -241,6 +359,21 @@ def _stop(call: Call, directory: str, timeout: float) -> Exit:
     return call.out.result(asdict(status), f"{status.state}: {status.message}", code=code)
 
 
+@Command(
+    "log",
+    help="Print the standard output of the job's command.",
+    examples=[
+        "pycriu-native job log /ckpt/job1 --follow",
+        "pycriu-native job log /ckpt/job1 --events | jq .message",
+    ],
+    exits=(Exit.FAILED, Exit.IMAGES),
+    params=[
+        _directory(),
+        flag("--stderr", help="Print its standard error instead."),
+        flag("--events", help="Print the job's events as JSON lines."),
+        flag("--follow", "-f", help="Continue until the job ends."),
+    ],
+).runs
 def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -> Exit:
     if stderr and events:
         raise click.UsageError("--stderr and --events: one is accepted.")
@@ -266,187 +399,11 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
                 return Exit.DONE  # there is nothing to undo
 
 
-def _directory() -> click.Argument:
-    return click.Argument(["directory"], type=click.Path(file_okay=False))
-
-
-def _duration(name: str, default: str, help: str) -> click.Option:
-    return option(name, type=Duration(), default=default, metavar="DURATION", help=help)
-
-
-def _timeout() -> click.Option:
-    return _duration("--timeout", "10m", help="Time limit for it.")
-
-
 JOB = Group(
     "job",
     help="Show a job of 'run', take a checkpoint of it now, or stop it.\n\n"
     "DIRECTORY is the argument of 'run --dir'.",
-    commands=[
-        Command(
-            "status",
-            function=_status,
-            help="Show the state of the job and of its checkpoints.",
-            examples=[
-                "pycriu-native job status /ckpt/job1",
-                "pycriu-native job status /ckpt/job1 --json | jq .result.state",
-            ],
-            exits=(Exit.IMAGES,),
-            params=[
-                _directory(),
-                flag("--follow", help="Repeat until the job ends."),
-            ],
-        ),
-        Command(
-            "list",
-            function=_list,
-            help="List the stored checkpoints, the newest first.",
-            examples=["pycriu-native job list /ckpt/job1"],
-            exits=(Exit.IMAGES,),
-            params=[_directory()],
-        ),
-        Command(
-            "checkpoint",
-            function=_checkpoint,
-            help="Take a checkpoint of a running job now, and wait until it is complete.",
-            examples=["pycriu-native job checkpoint /ckpt/job1"],
-            exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE),
-            params=[_directory(), _timeout()],
-        ),
-        Command(
-            "stop",
-            function=_stop,
-            help="Take a last checkpoint of a running job, and end it; 'run' resumes it.",
-            examples=["pycriu-native job stop /ckpt/job1"],
-            exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE, Exit.NO),
-            params=[_directory(), _timeout()],
-        ),
-        Command(
-            "log",
-            function=_log,
-            help="Print the standard output of the job's command.",
-            examples=[
-                "pycriu-native job log /ckpt/job1 --follow",
-                "pycriu-native job log /ckpt/job1 --events | jq .message",
-            ],
-            exits=(Exit.FAILED, Exit.IMAGES),
-            params=[
-                _directory(),
-                flag("--stderr", help="Print its standard error instead."),
-                flag("--events", help="Print the job's events as JSON lines."),
-                flag("--follow", "-f", help="Continue until the job ends."),
-            ],
-        ),
-    ],
+    commands=[_status, _list, _checkpoint, _stop, _log],
 )
 
-COMMANDS = {
-    "job": JOB,
-    "run": Command(
-        "run",
-        function=_run,
-        help="Run a command with checkpoints at intervals, or resume it from the newest one.\n\n"
-        "The same command line starts and resumes the job, whether it is typed in a shell or part "
-        "of a systemd unit, a batch script or a container. The command's standard output and error "
-        "are written to files in the directory; 'job log' prints them. On SIGTERM, SIGINT, SIGHUP, "
-        "SIGUSR1 or a notice (--notice), the job takes a last checkpoint and ends. Without root "
-        "the command runs in a user namespace.\n\n"
-        "The exit code is that of the command (128 and the signal's number, if a signal ended it), "
-        f"or {INTERRUPTED} if the job was interrupted and can be resumed, {CANNOT_RESTORE} if it "
-        "has checkpoints but none can be restored (nothing was started), or "
-        f"{BUSY} if another process runs the job. A job counts as interrupted if one of these "
-        "signals or SIGKILL ended its command, or if the command failed after one of these signals "
-        "was sent to 'run'. A job whose command has ended is not run again.",
-        examples=[
-            "pycriu-native run --every 10m --keep 3 --dir /ckpt/job1 -- python train.py",
-            "pycriu-native run --dir job2 --also '/data/log*' -- ./simulate --steps 1000000",
-            "pycriu-native run --dir job3 --notice http://10.0.0.1/preempted -- make",
-            "pycriu-native run --slurm --grace 100s -- ./simulate",
-            "pycriu-native run --dir /var/lib/job4 --storage s3://bucket/job4 -- python train.py",
-        ],
-        exits=(Exit.FAILED, Exit.UNSUPPORTED, Exit.IMAGES),
-        params=[
-            click.Argument(["command"], nargs=-1, required=True, type=click.UNPROCESSED),
-            option(
-                "--dir",
-                "directory",
-                type=click.Path(file_okay=False),
-                help="Directory of the job, created if missing. Required without --slurm; with it, "
-                "the default is pycriu-native-$SLURM_JOB_ID in the directory of sbatch.",
-            ),
-            flag(
-                "--slurm",
-                help="For batch scripts of SLURM: requeue the SLURM job ('scontrol requeue') after "
-                "SIGUSR1 (sbatch --signal=B:USR1@120) or a notice has interrupted it.",
-            ),
-            _duration(
-                "--every",
-                "10m",
-                help="Time between two checkpoints, after those at the start.",
-            ),
-            _duration(
-                "--first",
-                "1s",
-                help="Time from the start to the first checkpoint; the time between checkpoints "
-                "then doubles until it is that of --every.",
-            ),
-            option(
-                "--keep",
-                type=click.IntRange(min=1),
-                default=3,
-                help="Number of checkpoints to keep; one more if a signal to stop the job precedes "
-                "all of these.",
-            ),
-            option(
-                "--incremental",
-                type=click.IntRange(min=0),
-                metavar="N",
-                help="Largest number of incremental checkpoints, with the changed memory only, "
-                "between two full ones; 0 for none. Default: 10 if root runs it and the kernel "
-                "tracks changes of memory, else 0.",
-            ),
-            option(
-                "--also",
-                multiple=True,
-                metavar="PATTERN",
-                help="Absolute pattern of files that are saved even if they are closed at the time "
-                "of a checkpoint; files open for writing are always saved.",
-            ),
-            _duration("--grace", "30s", help="Time limit of a last checkpoint."),
-            option(
-                "--notice",
-                metavar="COMMAND|URL",
-                help="Command or URL that announces an interruption by exit status 0 or HTTP "
-                "status 200; polled every 5 seconds.",
-            ),
-            option(
-                "--interrupted-code",
-                type=click.IntRange(1, 255),
-                default=INTERRUPTED,
-                help="Exit code of an interrupted job.",
-            ),
-            flag(
-                "--or-start-over", help="Start from the beginning if no checkpoint can be restored."
-            ),
-            flag(
-                "--unprivileged",
-                help="Run in a user namespace, without root; the default unless root runs it.",
-            ),
-            option(
-                "--storage",
-                metavar="URL",
-                help="Upload checkpoints to this URL of fsspec, such as s3://bucket/job1, or path "
-                "of a shared file system. Another host can resume the job from there.",
-            ),
-            _duration(
-                "--lease",
-                "60s",
-                help="Time after which another host can take over the job if this one no longer "
-                "updates the storage.",
-            ),
-            compress_option("Compression of uploads."),
-            encrypt_to_option("the uploads"),
-            identity_option(" to decrypt uploads with"),
-        ],
-    ),
-}
+COMMANDS = by_name(JOB, _run)

@@ -15,8 +15,8 @@ from ..._transport.worker import Worker, worker_of
 from ...enums import Verb
 from ...errors import OptionError, Problem
 from .. import json_form
-from ..command import Call, Command
-from ..exit_codes import CALL_EXITS, Exit
+from ..command import Call, Command, by_name
+from ..exit_codes import Exit
 from ..text import details, safe, time
 
 FEATURES = {
@@ -27,6 +27,17 @@ FEATURES = {
 }
 
 
+@Command(
+    "check",
+    verb=Verb.CHECK,
+    help="Run CRIU's own check of this kernel, and list optional features.\n\n"
+    "Nothing is changed. If CRIU cannot work here, the exit status is 1, and CRIU's reasons "
+    "are printed.",
+    examples=[
+        "pycriu-native check",
+        "pycriu-native check --json | jq .result.features",
+    ],
+).runs
 def _check(call: Call) -> Exit:
     via = call.given or Worker()
     result = check(call.opts, via=via, deadline=call.deadline)
@@ -45,6 +56,17 @@ def _check(call: Call) -> Exit:
     return call.out.result(body, details("CRIU can work on this kernel", rows))
 
 
+@Command(
+    "keep-cache",
+    reaches=True,
+    help="Let CRIU store its feature cache where it cannot by default.\n\n"
+    "CRIU probes the kernel in each call, which takes 20 ms, unless /run/criu.kdat exists. "
+    "CRIU creates that file only on a tmpfs. If /run is not a tmpfs, as in many containers, "
+    "this command creates the file in /dev/shm and a link to it in /run. Otherwise it does "
+    "nothing. The new state is printed.",
+    examples=["pycriu-native keep-cache", "pycriu-native keep-cache --json | jq .result.state"],
+    exits=(Exit.FAILED, Exit.PERMISSION, Exit.NO_CRIU),
+).runs
 def _keep_cache(call: Call) -> Exit:
     worker = worker_of(call.given)
     if call.given is not None and worker is None:
@@ -54,60 +76,32 @@ def _keep_cache(call: Call) -> Exit:
     return call.out.result(result, safe(str(result)))
 
 
+@Command(
+    "cpuinfo-dump",
+    verb=Verb.CPUINFO_DUMP,
+    help="Write the features of this processor to cpuinfo.img in the images directory.\n\n"
+    "'cpuinfo-check' on another host compares them with its processor. No process is touched.",
+    examples=["pycriu-native cpuinfo-dump -D ckpt"],
+).runs
 def _cpuinfo_dump(call: Call) -> Exit:
     result = cpuinfo_dump(call.opts, via=call.via, deadline=call.deadline)
     text = f"wrote {safe(result.images)}/cpuinfo.img in {time(result.duration)}"
     return call.out.result(result, text)
 
 
+@Command(
+    "cpuinfo-check",
+    verb=Verb.CPUINFO_CHECK,
+    help="Check whether this processor has the features in cpuinfo.img.\n\n"
+    "The exit status is 1 if it lacks one. No process is touched.",
+    examples=[
+        "pycriu-native cpuinfo-check -D ckpt",
+        "pycriu-native cpuinfo-check -D ckpt --cpu-cap=cpu",
+    ],
+).runs
 def _cpuinfo_check(call: Call) -> Exit:
     result = cpuinfo_check(call.opts, via=call.via, deadline=call.deadline)
     return call.out.result(result, f"this processor has the features in {safe(result.images)}")
 
 
-COMMANDS = {
-    "check": Command(
-        "check",
-        function=_check,
-        verb=Verb.CHECK,
-        help="Run CRIU's own check of this kernel, and list optional features.\n\n"
-        "Nothing is changed. If CRIU cannot work here, the exit status is 1, and CRIU's reasons "
-        "are printed.",
-        examples=[
-            "pycriu-native check",
-            "pycriu-native check --json | jq .result.features",
-        ],
-        exits=CALL_EXITS,
-    ),
-    "keep-cache": Command(
-        "keep-cache",
-        function=_keep_cache,
-        reaches=True,
-        help="Let CRIU store its feature cache where it cannot by default.\n\n"
-        "CRIU probes the kernel in each call, which takes 20 ms, unless /run/criu.kdat exists. "
-        "CRIU creates that file only on a tmpfs. If /run is not a tmpfs, as in many containers, "
-        "this command creates the file in /dev/shm and a link to it in /run. Otherwise it does "
-        "nothing. The new state is printed.",
-        examples=["pycriu-native keep-cache", "pycriu-native keep-cache --json | jq .result.state"],
-        exits=(Exit.FAILED, Exit.PERMISSION, Exit.NO_CRIU),
-    ),
-    "cpuinfo-dump": Command(
-        "cpuinfo-dump",
-        function=_cpuinfo_dump,
-        verb=Verb.CPUINFO_DUMP,
-        help="Write the features of this processor to cpuinfo.img in the images directory.\n\n"
-        "'cpuinfo-check' on another host compares them with its processor. No process is touched.",
-        examples=["pycriu-native cpuinfo-dump -D ckpt"],
-        exits=CALL_EXITS,
-    ),
-    "cpuinfo-check": Command(
-        "cpuinfo-check",
-        function=_cpuinfo_check,
-        verb=Verb.CPUINFO_CHECK,
-        help="Check whether this processor has the features in cpuinfo.img.\n\n"
-        "The exit status is 1 if it lacks one. No process is touched.",
-        examples=["pycriu-native cpuinfo-check -D ckpt", "pycriu-native cpuinfo-check -D ckpt "
-                  "--cpu-cap=cpu"],
-        exits=CALL_EXITS,
-    ),
-}  # fmt: skip
+COMMANDS = by_name(_check, _keep_cache, _cpuinfo_dump, _cpuinfo_check)

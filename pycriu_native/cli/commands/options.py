@@ -8,14 +8,32 @@ import click
 
 from ...options.flag_values import spelling
 from ...options.table import TABLE, VERB_MASK, Row
-from ..command import Call, Command, option
+from ..command import Call, Command, by_name
 from ..exit_codes import Exit
 from ..field_docs import field_docs
+from ..parameters import option
 from ..text import columns
 
 VERBS = {str(verb): mask for verb, mask in VERB_MASK.items()}
 
 
+@Command(
+    "options",
+    lenient=True,
+    help="List every option of CRIU by each of its names, or show one of them.\n\n"
+    "NAME is any of its names: --tcp-established, tcp_established, TcpEstablished.",
+    examples=[
+        "pycriu-native options",
+        "pycriu-native options --verb restore",
+        "pycriu-native options TcpEstablished",
+        "pycriu-native options --json | jq -r '.result[].flag'",
+    ],
+    exits=(),
+    params=[
+        click.Argument(["name"], required=False, type=click.UNPROCESSED),
+        option("--verb", type=click.Choice(list(VERBS)), help="List the options of one verb."),
+    ],
+).runs
 def _options(call: Call, name: str | None, verb: str | None) -> Exit:
     rows = [row for row in TABLE if row.field and (verb is None or row.on & VERBS[verb])]
     if name is not None:
@@ -85,23 +103,4 @@ def _details(row: Row) -> str:
     return "\n".join([*shown, "", field_docs().get(row.name, "")])
 
 
-COMMANDS = {
-    "options": Command(
-        "options",
-        function=_options,
-        lenient=True,
-        help="List every option of CRIU by each of its names, or show one of them.\n\n"
-        "NAME is any of its names: --tcp-established, tcp_established, TcpEstablished.",
-        examples=[
-            "pycriu-native options",
-            "pycriu-native options --verb restore",
-            "pycriu-native options TcpEstablished",
-            "pycriu-native options --json | jq -r '.result[].flag'",
-        ],
-        exits=(),
-        params=[
-            click.Argument(["name"], required=False, type=click.UNPROCESSED),
-            option("--verb", type=click.Choice(list(VERBS)), help="List the options of one verb."),
-        ],
-    ),
-}
+COMMANDS = by_name(_options)

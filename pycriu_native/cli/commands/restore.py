@@ -15,9 +15,9 @@ from ..._support.unpatched import sleep
 from ..._system.process import stat_of
 from ...enums import Verb
 from ...results import PAGE
-from .. import command as command_module
-from .. import image_summary, json_form, progress, streams
-from ..command import Call, Command, Interrupted
+from .. import image_summary, json_form, parameters, progress, streams
+from ..action_scripts import script_option
+from ..command import Call, Command, Interrupted, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import details, micro, pids, safe, size, time
 
@@ -25,6 +25,46 @@ UNTIL_ASLEEP = 2.0
 """Seconds that a restored job gets to return to its system call; a busy one has none."""
 
 
+@Command(
+    "restore",
+    verb=Verb.RESTORE,
+    help="Restore the processes in the images directory, with their original pids.\n\n"
+    "They continue where they were dumped, as children of init. With --wait the root process "
+    "is a child of this command, which forwards Ctrl-C to it and ends with its exit code. "
+    "After a failure no process of the images runs, and the images are unchanged.",
+    examples=[
+        "pycriu-native restore --images-dir ckpt",
+        "pycriu-native restore -D ckpt --shell-job --wait      # into this terminal",
+        "pycriu-native restore -D ckpt --tcp-established --pidfile job.pid",
+        "pycriu-native restore -D ckpt --exec-cmd -- supervisor --of-the-restored",
+    ],
+    exits=(*CALL_EXITS, Exit.PID_TAKEN, Exit.IN_DOUBT),
+    params=[
+        click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
+        parameters.flag(
+            "--wait",
+            help="Wait until the root process ends, and return its exit code (128 and the "
+            "signal's number, if a signal ended it).",
+        ),
+        parameters.flag(
+            "--exec-cmd",
+            help="Run the command after '--' as the parent of the restored processes, and end "
+            "with its exit code.",
+        ),
+        parameters.flag(
+            "-d",
+            "--restore-detached",
+            help="Accepted for compatibility with criu; it is the default here.",
+        ),
+        parameters.files_option(
+            "With rollback, put back the files that 'dump --files rollback' saved. If the "
+            "restore fails, their present contents are kept."
+        ),
+        streams.option("--from", "Read the images from a stream that 'dump --to' wrote,"),
+        parameters.pidfile_option("the root process"),
+        script_option(),
+    ],
+).runs
 def _restore(
     call: Call,
     command: tuple[str, ...],
@@ -45,25 +85,18 @@ def _restore(
         return _out_of_stream(call, through, pidfile)
     verb = restore_child if wait else restore
     with progress.shown(call.out) as on_progress:
-        result = verb(
-            call.opts,
-            via=call.via,
-            on_notify=call.hook,
-            on_progress=on_progress,
-            deadline=call.deadline,
-            files=files,
-        )
-    command_module.write_pidfile(pidfile, result.pid)
+        result = verb(call.opts, on_progress=on_progress, files=files, **call.arguments)
+    parameters.write_pidfile(pidfile, result.pid)
     if wait:
         is_job = bool(call.opts.shell_job)
         if call.out.as_json or not is_job:  # a job draws on this terminal
             call.out.event("running", shape(result), text(result))
-        return _until_end(call, result, result.pid, is_job=is_job)
+        return _until_end(call, result.pid, is_job=is_job)
     if result.exec_pid is not None:
         call.out.event("running", shape(result), text(result))
-        return _until_end(call, result, result.exec_pid)
+        return _until_end(call, result.exec_pid)
     done = call.out.result(lambda: shape(result), text(result))
-    command_module.hint_at_feature_cache(call)
+    call.hint_at_feature_cache()
     return done
 
 
@@ -71,12 +104,10 @@ def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
     from ...archive.streaming import restore_stream  # few restores need it
 
     with streams.read(stream) as source:
-        result = restore_stream(
-            call.opts, source, via=call.via, on_notify=call.hook, deadline=call.deadline
-        )
-    command_module.write_pidfile(pidfile, result.pid)
+        result = restore_stream(call.opts, source, **call.arguments)
+    parameters.write_pidfile(pidfile, result.pid)
     where = "standard input" if stream == streams.STANDARD else safe(stream)
-    return call.out.result(json_form.fields(result) | {"stream": stream}, _text(result, where, []))
+    return call.out.result(json_form.fields(result) | {"stream": stream}, _text(result, where))
 
 
 def _in_foreground(pid: int) -> None:
@@ -105,7 +136,7 @@ def _set_foreground(group: int) -> None:
         signal.signal(signal.SIGTTOU, previous)
 
 
-def _until_end(call: Call, result: RestoreResult, pid: int, *, is_job: bool = False) -> int:
+def _until_end(call: Call, pid: int, *, is_job: bool = False) -> int:
     """Wait for the restored child, forward signals to it, and return its exit code.
 
     If a job stops (Ctrl-Z), this command stops too, so that the shell gets the terminal.
@@ -145,68 +176,25 @@ def shape(result: RestoreResult) -> dict[str, Any]:
 def text(result: RestoreResult) -> str:
     """The result as text."""
     saved = image_summary.pids_in(result.images)
-    rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
-    return _text(result, safe(result.images), rows)
+    return _text(result, safe(result.images), f"{len(saved)}: {pids(saved)}" if saved else None)
 
 
-def _text(result: RestoreResult, where: str, rows: list[tuple[str, str]]) -> str:
+def _text(result: RestoreResult, where: str, processes: str | None = None) -> str:
+    rows = [("processes", processes)]
     statistics = result.statistics
     if statistics is not None:
-        pages = statistics.pages_restored
+        pages, shared = statistics.pages_restored, statistics.pages_skipped_cow
         rows += [
             ("memory", f"{size(pages * PAGE)} ({pages} pages)"),
             ("forking", micro(statistics.forking_time)),
             ("restore", micro(statistics.restore_time)),
+            ("shared", f"{shared} pages remain shared after fork" if shared else None),
         ]
-        if statistics.pages_skipped_cow:
-            shared = f"{statistics.pages_skipped_cow} pages remain shared after fork"
-            rows.append(("shared", shared))
-    rows.append(("whole call", time(result.duration)))
-    if result.log:
-        rows.append(("log", safe(result.log)))
+    rows += [
+        ("whole call", time(result.duration)),
+        ("log", safe(result.log) if result.log else None),
+    ]
     return details(f"restored pid {result.pid} from {where}", rows)
 
 
-COMMANDS = {
-    "restore": Command(
-        "restore",
-        function=_restore,
-        verb=Verb.RESTORE,
-        help="Restore the processes in the images directory, with their original pids.\n\n"
-        "They continue where they were dumped, as children of init. With --wait the root process "
-        "is a child of this command, which forwards Ctrl-C to it and ends with its exit code. "
-        "After a failure no process of the images runs, and the images are unchanged.",
-        examples=[
-            "pycriu-native restore --images-dir ckpt",
-            "pycriu-native restore -D ckpt --shell-job --wait      # into this terminal",
-            "pycriu-native restore -D ckpt --tcp-established --pidfile job.pid",
-            "pycriu-native restore -D ckpt --exec-cmd -- supervisor --of-the-restored",
-        ],
-        exits=(*CALL_EXITS, Exit.PID_TAKEN, Exit.IN_DOUBT),
-        params=[
-            click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
-            command_module.flag(
-                "--wait",
-                help="Wait until the root process ends, and return its exit code (128 and the "
-                "signal's number, if a signal ended it).",
-            ),
-            command_module.flag(
-                "--exec-cmd",
-                help="Run the command after '--' as the parent of the restored processes, and end "
-                "with its exit code.",
-            ),
-            command_module.flag(
-                "-d",
-                "--restore-detached",
-                help="Accepted for compatibility with criu; it is the default here.",
-            ),
-            command_module.files_option(
-                "With rollback, put back the files that 'dump --files rollback' saved. If the "
-                "restore fails, their present contents are kept."
-            ),
-            streams.option("--from", "Read the images from a stream that 'dump --to' wrote,"),
-            command_module.pidfile_option("the root process"),
-            command_module.script_option(),
-        ],
-    ),
-}
+COMMANDS = by_name(_restore)

@@ -17,21 +17,49 @@ from ...snapshots import Record, Snapshot, SnapshotProcess, list_snapshots
 from ...snapshots.parked import LAST_OUTPUT
 from ...snapshots.processor_level import LEVELS
 from .. import progress
-from ..command import Call, Command, Group, Interrupted, directory_argument, flag, option
+from ..command import Call, Command, Group, Interrupted, by_name
 from ..exit_codes import CALL_EXITS, Exit
+from ..parameters import directory_argument, flag, option
 from ..text import columns, details, safe, size
 
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
 
 
+@Command(
+    "snapshot",
+    reaches=True,
+    help="Run a command until it calls pycriu_native.guest.wait(), and save it into DIRECTORY. "
+    "'start' starts copies that continue from there.\n\n"
+    "The directory contains the memory of the program, including secrets; only its owner can "
+    "read it.",
+    examples=[
+        "pycriu-native snapshot app.snapshot -- python3 app.py",
+        "pycriu-native snapshot app.snapshot --pid 4242 --without-guest",
+    ],
+    exits=EXITS,
+    params=[
+        directory_argument(),
+        click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
+        option("--pid", type=int, help="Save this running process instead."),
+        flag(
+            "--without-guest",
+            help="Accept a process that is not in guest.wait(): all copies have the same "
+            "environment, arguments and random numbers.",
+        ),
+        flag("--leave-running", help="With --pid: let the process continue."),
+        option(
+            "--processor",
+            type=click.Choice(list(LEVELS)),
+            help="Limit the command's libraries to the features of this processor level.",
+        ),
+    ],
+).runs
 def _snapshot(
     call: Call,
     directory: str,
     command: tuple[str, ...],
     pid: int | None,
-    without_guest: bool,
-    leave_running: bool,
-    processor: str | None,
+    **settings: Any,
 ) -> int:
     if bool(command) == (pid is not None):
         raise click.UsageError("Either a command after '--' or --pid is accepted.")
@@ -39,12 +67,10 @@ def _snapshot(
         snapshot = Snapshot.take(
             list(command) if pid is None else pid,
             directory,
-            without_guest=without_guest,
-            leave_running=leave_running,
-            processor=processor,
             via=call.via,
             deadline=call.deadline,
             on_progress=on_progress,
+            **settings,
         )
     return call.out.result(shape(snapshot), text(snapshot))
 
@@ -60,30 +86,65 @@ def _output_once(call: Call) -> Iterator[None]:
         raise
 
 
+@Command(
+    "start",
+    reaches=True,
+    help="Start a copy of the snapshot in DIRECTORY, wait for it, and end with its exit code "
+    "(128 and the signal's number, if one ended it).\n\n"
+    "The copy has separate pid and mount namespaces, and the standard streams of this command. "
+    "SIGINT, SIGTERM and SIGHUP are forwarded to it. The words after '--' are its arguments.",
+    examples=[
+        "pycriu-native start app.snapshot -- --n 3",
+        "pycriu-native start app.snapshot --env LANG=C --hostname copy-1 --network",
+    ],
+    exits=(*EXITS, Exit.IN_DOUBT),
+    params=[
+        directory_argument(),
+        click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),
+        option(
+            "--env",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Variable to add to the environment; may be repeated.",
+        ),
+        option("--cwd", metavar="DIR", help="Its working directory."),
+        option("--hostname", metavar="NAME", help="Its host name."),
+        flag(
+            "--network",
+            help="Start it in a separate network namespace, with the loopback interface up.",
+        ),
+        option("--cgroup", metavar="DIR", help="The cgroup to start it in."),
+        option(
+            "--check/--no-check",
+            default=True,
+            help="Refuse to start on a machine that differs from that of the snapshot.",
+            show_default=False,
+        ),
+        option(
+            "--timings",
+            type=click.Path(dir_okay=False),
+            metavar="FILE",
+            help="Append a line of JSON with the duration of each phase of the start, for "
+            "'plot start'.",
+        ),
+    ],
+).runs
 def _start(
     call: Call,
     directory: str,
     args: tuple[str, ...],
     env: tuple[str, ...],
-    cwd: str | None,
-    hostname: str | None,
-    network: bool,
-    cgroup: str | None,
-    check: bool,
     timings: str | None,
+    **settings: Any,
 ) -> int:
     snapshot = Snapshot(directory)
     record = None if timings is None else _opened(timings)
     process = snapshot.start(
         args or None,
         extra_env=_variables(env),
-        cwd=cwd,
-        hostname=hostname,
-        network=network,
-        cgroup=cgroup,
-        check=check,
         via=call.via,
         deadline=call.deadline,
+        **settings,
     )
     if record is not None:
         try:
@@ -130,6 +191,15 @@ def _until_end(process: SnapshotProcess[bytes]) -> int:
             process.send_signal(signal.SIGINT)
 
 
+@Command(
+    "list",
+    help="List the snapshots whose directories are in DIRECTORY.",
+    examples=["pycriu-native snapshots list", "pycriu-native snapshots list /srv/warm"],
+    exits=(Exit.IMAGES,),
+    params=[
+        click.Argument(["directory"], type=click.Path(file_okay=False), default="."),
+    ],
+).runs
 def _list(call: Call, directory: str) -> int:
     found = list_snapshots(directory)
     body = {"directory": directory, "snapshots": [shape(each) for each in found]}
@@ -144,6 +214,14 @@ def _list(call: Call, directory: str) -> int:
     return call.out.result(body, "\n".join(lines))
 
 
+@Command(
+    "inspect",
+    reaches=True,
+    help="Show the contents of a snapshot, and why it cannot start on this machine.",
+    examples=["pycriu-native snapshots inspect app.snapshot"],
+    exits=(Exit.IMAGES, Exit.NO, Exit.NO_CRIU),
+    params=[directory_argument()],
+).runs
 def _inspect(call: Call, directory: str) -> int:
     snapshot = Snapshot(directory)
     found = snapshot.problems(via=call.via)
@@ -168,6 +246,14 @@ def _inspect(call: Call, directory: str) -> int:
     return call.out.result(body, details(head, rows), code=code)
 
 
+@Command(
+    "remove",
+    help="Remove a snapshot and its directory. Running copies continue, and snapshots of "
+    "copies keep the memory that they share with it.",
+    examples=["pycriu-native snapshots remove app.snapshot"],
+    exits=(Exit.FAILED, Exit.IMAGES, Exit.PERMISSION),
+    params=[directory_argument()],
+).runs
 def _remove(call: Call, directory: str) -> int:
     snapshot = Snapshot(directory)
     freed = snapshot.removable_size()
@@ -217,112 +303,7 @@ def _command(record: Record) -> str:
 SNAPSHOTS = Group(
     "snapshots",
     help="List, inspect and remove snapshots.",
-    commands=[
-        Command(
-            "list",
-            function=_list,
-            help="List the snapshots whose directories are in DIRECTORY.",
-            examples=["pycriu-native snapshots list", "pycriu-native snapshots list /srv/warm"],
-            exits=(Exit.IMAGES,),
-            params=[
-                click.Argument(["directory"], type=click.Path(file_okay=False), default="."),
-            ],
-        ),
-        Command(
-            "inspect",
-            function=_inspect,
-            reaches=True,
-            help="Show the contents of a snapshot, and why it cannot start on this machine.",
-            examples=["pycriu-native snapshots inspect app.snapshot"],
-            exits=(Exit.IMAGES, Exit.NO, Exit.NO_CRIU),
-            params=[directory_argument()],
-        ),
-        Command(
-            "remove",
-            function=_remove,
-            help="Remove a snapshot and its directory. Running copies continue, and snapshots of "
-            "copies keep the memory that they share with it.",
-            examples=["pycriu-native snapshots remove app.snapshot"],
-            exits=(Exit.FAILED, Exit.IMAGES, Exit.PERMISSION),
-            params=[directory_argument()],
-        ),
-    ],
+    commands=[_list, _inspect, _remove],
 )
 
-COMMANDS = {
-    "snapshot": Command(
-        "snapshot",
-        function=_snapshot,
-        reaches=True,
-        help="Run a command until it calls pycriu_native.guest.wait(), and save it into DIRECTORY. "
-        "'start' starts copies that continue from there.\n\n"
-        "The directory contains the memory of the program, including secrets; only its owner can "
-        "read it.",
-        examples=[
-            "pycriu-native snapshot app.snapshot -- python3 app.py",
-            "pycriu-native snapshot app.snapshot --pid 4242 --without-guest",
-        ],
-        exits=EXITS,
-        params=[
-            directory_argument(),
-            click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
-            option("--pid", type=int, help="Save this running process instead."),
-            flag(
-                "--without-guest",
-                help="Accept a process that is not in guest.wait(): all copies have the same "
-                "environment, arguments and random numbers.",
-            ),
-            flag("--leave-running", help="With --pid: let the process continue."),
-            option(
-                "--processor",
-                type=click.Choice(list(LEVELS)),
-                help="Limit the command's libraries to the features of this processor level.",
-            ),
-        ],
-    ),
-    "start": Command(
-        "start",
-        function=_start,
-        reaches=True,
-        help="Start a copy of the snapshot in DIRECTORY, wait for it, and end with its exit code "
-        "(128 and the signal's number, if one ended it).\n\n"
-        "The copy has separate pid and mount namespaces, and the standard streams of this command. "
-        "SIGINT, SIGTERM and SIGHUP are forwarded to it. The words after '--' are its arguments.",
-        examples=[
-            "pycriu-native start app.snapshot -- --n 3",
-            "pycriu-native start app.snapshot --env LANG=C --hostname copy-1 --network",
-        ],
-        exits=(*EXITS, Exit.IN_DOUBT),
-        params=[
-            directory_argument(),
-            click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),
-            option(
-                "--env",
-                multiple=True,
-                metavar="NAME=VALUE",
-                help="Variable to add to the environment; may be repeated.",
-            ),
-            option("--cwd", metavar="DIR", help="Its working directory."),
-            option("--hostname", metavar="NAME", help="Its host name."),
-            flag(
-                "--network",
-                help="Start it in a separate network namespace, with the loopback interface up.",
-            ),
-            option("--cgroup", metavar="DIR", help="The cgroup to start it in."),
-            option(
-                "--check/--no-check",
-                default=True,
-                help="Refuse to start on a machine that differs from that of the snapshot.",
-                show_default=False,
-            ),
-            option(
-                "--timings",
-                type=click.Path(dir_okay=False),
-                metavar="FILE",
-                help="Append a line of JSON with the duration of each phase of the start, for "
-                "'plot start'.",
-            ),
-        ],
-    ),
-    "snapshots": SNAPSHOTS,
-}
+COMMANDS = by_name(_snapshot, _start, SNAPSHOTS)

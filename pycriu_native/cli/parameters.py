@@ -1,0 +1,188 @@
+"""Options and arguments that several commands have, and the checks of their values."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .._rollback.option import Files, Rollback
+from .._system.process import all_pids, comm_of
+from .._system.process_identity import is_pid
+from ..errors import CriuError
+from .option_parameters import ParamType
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+def flag(*names: str, help: str) -> click.Option:
+    """An option without a value."""
+    return click.Option(names, is_flag=True, help=help)
+
+
+def option(*names: str, help: str, **attributes: Any) -> click.Option:
+    """An option with a value; the help shows its default."""
+    attributes.setdefault("show_default", "default" in attributes)
+    return click.Option(names, help=help, **attributes)
+
+
+def file_option(*names: str, metavar: str = "FILE", **attributes: Any) -> click.Option:
+    """An option whose value is the path of a file."""
+    return option(*names, type=click.Path(dir_okay=False), metavar=metavar, **attributes)
+
+
+class Pid(ParamType):
+    """The number of a process; completed with the running processes."""
+
+    name = "pid"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A number above 0."""
+        if isinstance(value, int):
+            return value
+        text = str(value)
+        if not text.isascii() or not text.isdigit() or not is_pid(int(text[:20])):
+            self.fail(f"{value!r} is not a pid: the number of a process is accepted", param, ctx)
+        return int(text)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The processes of this machine, with their names."""
+        from click.shell_completion import CompletionItem  # needed for completion only
+
+        return [
+            CompletionItem(str(pid), help=comm_of(pid))
+            for pid in sorted(all_pids())
+            if str(pid).startswith(incomplete)
+        ]
+
+
+def pid_params() -> list[click.Parameter]:
+    """``PID``, also as ``-t PID`` as in criu; the command gets one of them as ``pid``."""
+    return [
+        click.Argument(["pid"], type=Pid(), required=False),
+        option(
+            "-t", "--tree", "of_tree", type=Pid(), metavar="PID", help="The process, as in criu."
+        ),
+    ]
+
+
+def include_caller_option() -> click.Option:
+    """``--include-caller``."""
+    return flag(
+        "--include-caller",
+        help="Allow a tree that contains this command, such as that of its own shell; the command "
+        "is then dumped and ends too.",
+    )
+
+
+def files_option(what: str) -> click.Option:
+    """``--files``; ``what`` it does, for the help."""
+    return option("--files", type=click.Choice(["rollback"]), help=what)
+
+
+def also_option() -> click.Option:
+    """``--also``: more files for ``--files``."""
+    return option(
+        "--also",
+        multiple=True,
+        metavar="PATTERN",
+        help="With --files: also save the files that match this absolute pattern, such as a log "
+        "that the process opens for each line.",
+    )
+
+
+def rollback(files: str | None, also: tuple[str, ...]) -> Files:
+    """The argument ``files`` of a call, from ``--files`` and ``--also``."""
+    if also and files is None:
+        raise click.UsageError("--also is accepted with --files only.")
+    return None if files is None else Rollback(also=also)
+
+
+def compress_option(help: str) -> click.Option:
+    """``--compress``: how an archive is compressed."""
+    return option(
+        "--compress", type=click.Choice(["gzip", "zstd", "none"]), default="gzip", help=help
+    )
+
+
+def overwrite_option() -> click.Option:
+    """``--overwrite``: replace an existing file."""
+    return flag("--overwrite", help="Replace an existing file.")
+
+
+def check_new(path: str, overwrite: bool) -> None:
+    """Refuse the path of an existing file, unless ``overwrite`` is set."""
+    if not overwrite and os.path.lexists(path):
+        raise click.UsageError(f"{path} exists; --overwrite replaces it.")
+
+
+def encrypt_to_option(what: str) -> click.Option:
+    """``--encrypt-to``: the recipients that can read ``what``."""
+    return option(
+        "--encrypt-to",
+        multiple=True,
+        metavar="RECIPIENT",
+        help=f"age recipient or ssh public key that can read {what}; may be repeated.",
+    )
+
+
+class _Directory(click.Path):
+    """A directory; the error for an archive names the command that extracts it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if os.path.isfile(value):
+            import shlex  # for the error only
+
+            self.fail(
+                f"{value} is a file, and a directory is accepted; an archive is extracted with: "
+                f"pycriu-native unpack {shlex.quote(value)} DIRECTORY",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
+def directory_argument(name: str = "directory") -> click.Argument:
+    """A directory of images as an argument."""
+    return click.Argument([name], type=_Directory(file_okay=False))
+
+
+def identity_option(purpose: str = "") -> click.Option:
+    """``--identity``: the files of private keys, for ``purpose``."""
+    return file_option(
+        "-i",
+        "--identity",
+        multiple=True,
+        help=f"File of age identities, or an ssh private key{purpose}; may be repeated.",
+    )
+
+
+def one_pid(pid: int | None, tree: int | None) -> int:
+    """The pid, which PID or ``--tree`` gives, but not both."""
+    if (pid is None) == (tree is None):
+        raise click.UsageError(
+            "Missing argument 'PID'." if pid is None else "PID and --tree: one is accepted."
+        )
+    return pid or tree or 0
+
+
+def pidfile_option(of: str) -> click.Option:
+    """``--pidfile``, as in criu."""
+    return file_option("--pidfile", help=f"Write the pid of {of} into this new file.")
+
+
+def write_pidfile(path: str | None, pid: int) -> None:
+    """Write the pid to a new file; an existing one is an error, as with CRIU."""
+    if path is not None:
+        try:
+            with open(path, "x") as file:
+                file.write(str(pid))
+        except OSError as error:
+            raise CriuError(
+                f"pid {pid} runs, but the pidfile {path!r} cannot be written: {error.strerror}",
+                pid=pid,
+            ) from None
