@@ -255,6 +255,34 @@ def test_a_copy_of_another_image(original: Path, images: Path) -> None:
     assert _restorable(images)
 
 
+def test_images_that_have_changed_places(original: Path, images: Path) -> None:
+    """The record detects two images of one kind whose names were exchanged."""
+
+    def kind(name: str) -> str:
+        return re.sub(r"-[0-9a-f]+\.img$", "", name)
+
+    names = _names(original)
+    pairs = [
+        (name, other)
+        for name in names
+        for other in names
+        if name < other
+        and kind(name) == kind(other)
+        and (original / name).read_bytes() != (original / other).read_bytes()
+    ]
+    if len(list(original.glob("core-*.img"))) > 1:
+        assert {"pagemap", "pagemap-shmem", "core"} <= {kind(name) for name, _ in pairs}
+    for name, other in pairs:
+        for here, there in ((name, other), (other, name)):
+            (images / here).unlink()
+            os.link(original / there, images / here)
+        assert (_restorable(images), _complete(images)) == (False, False), (name, other)
+        for each in (name, other):
+            (images / each).unlink()
+            os.link(original / each, images / each)
+    assert _restorable(images)
+
+
 def test_pages_of_equal_processes(spawn: Spawn, tmp_path: Path) -> None:
     """Forked processes have pages files of one size: a copy of one for another is named."""
     target = spawn(
