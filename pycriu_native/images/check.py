@@ -52,6 +52,7 @@ from . import huge_pages
 from .build import inspect
 from .codec import decode
 from .kernel_names import PROTOCOLS
+from .memory_layout import misplaced
 from .model import (
     File,
     ImageSet,
@@ -181,6 +182,8 @@ class _Check:
             return
         if self.images.problems or os.path.lexists(os.path.join(self.images.directory, RECORD)):
             return
+        for name, why in misplaced(self.images):
+            yield _error(name, why, "copy the images again from their origin")
         for each in self.images.processes:
             if each.state != "zombie" and not each.descriptors:
                 yield _warning(
