@@ -25,6 +25,7 @@ from ..command import Call, Command
 from ..errors import in_flags
 from ..exit_codes import Exit
 from ..option_parameters import ParamType
+from ..temporary_copies import named_as
 from ..text import columns, safe, size
 
 if TYPE_CHECKING:
@@ -114,12 +115,13 @@ def _set_in(
     with command.extra("archive"), tempfile.TemporaryDirectory(prefix="pycriu-native-") as scratch:
         archive = archive_contents(place)
         top = f"{scratch}/set"
-        if whole and archive.is_container:
-            unpack(place, top)
-            yield os.path.join(top, archive.inside), archive, top
-        else:
-            unpack(place, top, inside=archive.inside)
-            yield top, archive, top
+        with named_as(f"{place}: ", f"{top}/"):
+            if whole and archive.is_container:
+                unpack(place, top)
+                yield os.path.join(top, archive.inside), archive, top
+            else:
+                unpack(place, top, inside=archive.inside)
+                yield top, archive, top
 
 
 def _archive_text(archive: ArchiveContents, *, changes: bool = True) -> str:
@@ -355,7 +357,8 @@ def _image_file(image: str) -> Iterator[str]:
         path = f"{scratch}/standard-input"
         with open(path, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        yield path
+        with named_as("standard input", path):
+            yield path
 
 
 def _encode(call: Call, described: str, image: str) -> Exit:
