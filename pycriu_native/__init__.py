@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from . import archive as archive
     from . import enums as enums
     from . import errors as errors
+    from . import findings as findings
+    from . import guest as guest
     from . import images as images
     from . import jobs as jobs
     from . import lib as lib
     from . import migration as migration
+    from . import modes as modes
     from . import oci as oci
     from . import options as options
     from . import plots as plots
@@ -189,10 +192,13 @@ _MODULES = (
     "archive",
     "enums",
     "errors",
+    "findings",
+    "guest",
     "images",
     "jobs",
     "lib",
     "migration",
+    "modes",
     "oci",
     "options",
     "plots",

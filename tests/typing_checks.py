@@ -322,6 +322,7 @@ def names() -> None:
     pycriu_native.oci.Bundle.load("bundle")
     pycriu_native.nonsense  # type: ignore[attr-defined]  # noqa: B018
     pycriu_native.images.nonsense  # type: ignore[attr-defined]  # noqa: B018
+    pycriu_native.snapshots.nonsense  # type: ignore[attr-defined]  # noqa: B018
 
 
 # ---- the low level: C, so anything goes ----

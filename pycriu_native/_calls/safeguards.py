@@ -62,7 +62,7 @@ class Safeguards:
         self._access: ImageAccess | None = None
 
     def mark(self) -> None:
-        """Mark the images of a dump as incomplete, and refuse to restore incomplete images.
+        """Mark the images of a dump as incomplete, and refuse a restore that could not succeed.
 
         A dump of a tree that the caller is in has no marker: no process is left to remove it.
         """
@@ -71,9 +71,12 @@ class Safeguards:
             return
         if request.verb is Verb.RESTORE:
             with no_fork:
-                from .._integrity.set_check import check  # only restores need it
+                from .._checks import replaced_files  # only restores need these
+                from .._integrity.set_check import check
 
             check(self._images, request.opts)
+            if request.via.ours:  # a service may have another file system
+                replaced_files.check(self._images, request.opts)
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and not request.inside:
             try:
                 self._marker = DumpMarker(self._images)

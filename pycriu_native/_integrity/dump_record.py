@@ -3,9 +3,8 @@
 Some images are not referenced by any other (``completeness.py``). So the end of each dump writes
 the names and sizes of the images into a file beside them, and a set with this file is compared
 with it. The record has a copy of ``inventory.img``, so that it is not used for the images of a
-later dump, by another program, in the same directory. Page maps, and pages except for their sums,
-are left out: page servers and lazy dumps write them elsewhere or later, and page maps give the
-sizes of pages.
+later dump, by another program, in the same directory. Of pages and page maps it has only sums:
+page servers and lazy dumps write them elsewhere or later, and page maps give the sizes of pages.
 
 The file is a line of text for each image, between the first line and ``end``. An image that a
 copy of another one could replace has a sum too (``image_sums.py``)::
@@ -36,8 +35,8 @@ _FIRST, _LAST = b"pycriu-native images 1", b"end"
 _LARGEST = 2**24
 """Bytes of a record that are read: some 25 for each image."""
 
-_LEFT_OUT = ("pagemap-", "cpuinfo.", "irmap-cache.")
-_PAGES = b"pages-"
+_LEFT_OUT = ("cpuinfo.", "irmap-cache.")
+_PAGES = b"pages-", b"pagemap-"
 
 Images = dict[bytes, tuple[int, int | None]]
 """The size of each image, and its sum."""

@@ -13,10 +13,10 @@ import stat
 from collections.abc import Iterator
 
 from .._support.unpatched import closing
+from .._system.descriptors import opened_directory
 from .._system.regular_file import open_regular, read_regular
 from .._wire.fields import message_fields, messages_of
 from .image_files import kind_of
-from .manifest import opened_directory
 
 _UID_MAP, _GID_MAP = 1, 2
 """Of ``userns.proto``."""

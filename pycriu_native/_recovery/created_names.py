@@ -117,7 +117,7 @@ def made_names(images: int, where: CriuOpts | str) -> MadeNames:
             files[number_in(fields, 2)] = fields_of(regular)
         elif isinstance(unix, bytes):
             sockets.append(fields_of(unix))
-    places = _Places(images, where)
+    places = Places(images, where)
     ghosts, links = [], []
     for remap in map(fields_of, remaps):
         number = number_in(remap, 2)
@@ -168,8 +168,11 @@ def _inventory(images: int) -> dict[int, int | bytes]:
     return fields_of(data[HEAD : HEAD + int.from_bytes(data[4:8], "little")])
 
 
-class _Places:
-    """Converts names in the images to names on this host."""
+class Places:
+    """Converts names in the images to names on this host.
+
+    ``where`` is the options of a restore, or the path of a process's root.
+    """
 
     def __init__(self, images: int, where: CriuOpts | str) -> None:
         self._mounts: dict[int, tuple[str, str]] | None = None

@@ -19,6 +19,14 @@ Compression = Literal["none", "gzip", "zstd"]
 """How an archive is compressed; ``zstd`` needs the extra ``pycriu-native[archive]``."""
 
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_OTHERS = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+}
+"""The first bytes of formats that are not read."""
+
 _AGE = b"age-encryption.org/"
 
 
@@ -74,7 +82,13 @@ def compressed(out: BinaryIO, method: Compression) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def decompressed(stream: Peek) -> Iterator[BinaryIO]:
     """The decompressed content of a stream."""
-    start = stream.peek(4)
+    start = stream.peek(5)
+    for magic, name in _OTHERS.items():
+        if start.startswith(magic):
+            raise ImagesError(
+                f"the archive is compressed by {name}: tar archives are read, also those "
+                "compressed by gzip or zstd"
+            )
     method = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "none")
     if method == "none":
         yield cast(BinaryIO, stream)

@@ -20,13 +20,13 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from .._integrity.dump_marker import FRAMES, LINKS
 from .._system.regular_file import create_regular
 from ..errors import CriuError, ImagesError
 from .codecs import Compression, Peek, bad_argument, compressed, decompressed, decrypted, encrypted
-from .tar import CHUNK, Content, members
+from .tar import BLOCK, CHUNK, Content, begins, members
 
 _OF_ITS_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 """Errors for an impossible name, or for two members with one name."""
@@ -322,6 +322,9 @@ def opened_archive(source: Place, decrypt_with: Sequence[str] = ()) -> Iterator[
         stream = owned.enter_context(_read(source))
         stream = owned.enter_context(decrypted(Peek(stream), decrypt_with))
         stream = owned.enter_context(decompressed(Peek(stream)))
+        stream = cast(BinaryIO, beginning := Peek(stream))
+        if not begins(beginning.peek(BLOCK)):
+            raise ImagesError("this is no tar archive, or its first block is damaged")
         yield stream
         while stream.read(CHUNK):  # a checksum after the archive can show that it is damaged
             pass

@@ -85,6 +85,17 @@ def members(stream: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, Content | None]
         _exactly(stream, -size % BLOCK)
 
 
+def begins(block: bytes) -> bool:
+    """Whether a tar archive can begin with this block."""
+    if not any(block):
+        return True  # it has no member
+    try:
+        tarfile.TarInfo.frombuf(block, ENCODING, ERRORS)
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
 def _header(stream: BinaryIO, of_all: dict[str, bytes]) -> tarfile.TarInfo | None:
     """The header of the next member; None at the block of zeros that ends the archive.
 

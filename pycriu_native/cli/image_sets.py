@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .errors import extra
+from .temporary_copies import named_as
 from .text import columns, safe, size
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ def set_in(place: str, *, whole: bool = False) -> Iterator[tuple[str, ArchiveCon
     with extra("archive"), tempfile.TemporaryDirectory(prefix="pycriu-native-") as scratch:
         archive = archive_contents(place)
         top = f"{scratch}/set"
-        if whole and archive.is_container:
-            unpack(place, top)
-            yield os.path.join(top, archive.inside), archive, top
-        else:
-            unpack(place, top, inside=archive.inside)
-            yield top, archive, top
+        with named_as(f"{place}: ", f"{top}/"):
+            if whole and archive.is_container:
+                unpack(place, top)
+                yield os.path.join(top, archive.inside), archive, top
+            else:
+                unpack(place, top, inside=archive.inside)
+                yield top, archive, top
 
 
 def archive_text(archive: ArchiveContents, *, changes: bool = True) -> str:

@@ -15,6 +15,7 @@ from ..errors import OptionError, Problem
 from .fields import Fields, foreign_options
 from .flag_values import Takes
 from .flags import SHORT, FlagParser, Opts, Word, known_flags, to_flags
+from .table import BY_FIELD, VERB_MASK
 from .values import PageServer
 
 PROGRAM = "criu"
@@ -171,7 +172,8 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
         reader.problems += [Problem("words", word, "is an argument too many") for word in rest]
     elif verb is not None and verb is not Verb.RESTORE:
         reader.problems.append(Problem("--exec-cmd", None, "belongs to restore"))
-    reader.finish(rest, serves=verb in SERVERS)
+    pages = verb is None or bool(BY_FIELD["page_server"].on & VERB_MASK[verb])
+    reader.finish(rest, serves=verb in SERVERS, pages=pages)
     if verb is Verb.PRE_DUMP:
         reader.fields["pre_dump"] = True
     if verb is Verb.LAZY_PAGES and not reader.detached:

@@ -223,17 +223,28 @@ class FlagParser:
             self._server[_PARTS[flag]] = number
 
     def finish(
-        self, command: Sequence[str] = (), *, lazy: bool = False, serves: bool = False
+        self,
+        command: Sequence[str] = (),
+        *,
+        lazy: bool = False,
+        serves: bool = False,
+        pages: bool = True,
     ) -> None:
         """Set the fields that depend on several flags; ``command`` is that of ``--exec-cmd``.
 
         ``serves``: this is a page server, which listens on every address without ``--address``.
+        ``pages`` is false for commands that ignore the flags of a page server.
         """
         lazy = lazy or bool(self.fields.get("lazy_pages"))
         everywhere = serves and "fd" not in self._server
         server = {"address": "0.0.0.0", "port": 0} if everywhere else {}
-        if self._has_server and lazy and not serves:
+        if not pages:
+            pass
+        elif self._has_server and lazy and not serves:
             rule = "not with --lazy-pages, with which CRIU serves the pages itself"
+            self.problems.append(Problem("--page-server", None, rule))
+        elif self._has_server and not (serves or self._server):
+            rule = "needs --address and --port, or --ps-socket"
             self.problems.append(Problem("--page-server", None, rule))
         elif self._has_server or serves or (lazy and self._server):
             self.fields["page_server"] = {**server, **self._server}

@@ -13,7 +13,7 @@ Each copy has separate pid and mount namespaces, and is a child of the process t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._support.lazy import fetch
 from .process import SnapshotProcess
@@ -43,6 +43,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import names that need asyncio on first use, for a short import time."""
-    return fetch(globals(), {"AsyncProcess": "aio_process"}, name)
+if not TYPE_CHECKING:  # type checkers would accept any name
+
+    def __getattr__(name: str) -> object:
+        """Import names that need asyncio on first use, for a short import time."""
+        return fetch(globals(), {"AsyncProcess": "aio_process"}, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

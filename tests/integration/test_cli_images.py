@@ -26,6 +26,21 @@ def test_an_image_from_standard_input(spawn: Spawn, images: Path, tmp_path: Path
     assert described["entries"][0]["pid"] == target.pid
     assert run("decode", images / "pstree.img", "--info").stdout == "PSTREE, entries: 1\n"
     assert result("decode", images / "files.img", "--info")["entries"] > 3
+    with open(images / "pages-1.img", "rb") as file:
+        message = run("decode", "-", stdin=file, code=6)
+    assert message.stderr.startswith("pycriu-native: decode: standard input, offset 0: ")
+
+
+def test_a_damaged_image_in_an_archive(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """The error names the archive and the image, not the place to which it was extracted."""
+    spawn().dump(CriuOpts(images_directory=images))
+    damaged = next(images.glob("mm-*.img"))
+    os.truncate(damaged, 100)
+    archive = tmp_path / "set.tar.gz"
+    pack(images, archive)
+    for command in ("inspect", "check-images"):
+        message = run(command, archive, code=6).stderr
+        assert message.startswith(f"pycriu-native: {command}: {archive}: {damaged.name}, offset ")
 
 
 def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -> None:

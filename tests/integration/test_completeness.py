@@ -19,11 +19,12 @@ import pytest
 from pycriu_native import CriuOpts, ImagesError, Severity, dump, restore, seal, verify
 from pycriu_native._integrity import set_check
 from pycriu_native._integrity.dump_marker import RECORD
+from pycriu_native._system.process import name_of
 from pycriu_native.images import check_images, decode, encode, inspect, render_summary, render_tree
 
 from .conftest import Spawn
 from .support import cgroups
-from .support.processes import start
+from .support.processes import children_of, eventually, start
 from .support.sample_images import contained, make_sample
 
 NOT_DERIVABLE = re.compile(
@@ -253,6 +254,69 @@ def test_a_copy_of_another_image(original: Path, images: Path) -> None:
         (images / name).unlink()
         os.link(original / name, images / name)
     assert _restorable(images)
+
+
+def test_images_that_have_changed_places(original: Path, images: Path) -> None:
+    """The record detects two images of one kind whose names were exchanged."""
+
+    def kind(name: str) -> str:
+        return re.sub(r"-[0-9a-f]+\.img$", "", name)
+
+    names = _names(original)
+    pairs = [
+        (name, other)
+        for name in names
+        for other in names
+        if name < other
+        and kind(name) == kind(other)
+        and (original / name).read_bytes() != (original / other).read_bytes()
+    ]
+    if len(list(original.glob("core-*.img"))) > 1:
+        assert {"pagemap", "pagemap-shmem", "core"} <= {kind(name) for name, _ in pairs}
+    for name, other in pairs:
+        for here, there in ((name, other), (other, name)):
+            (images / here).unlink()
+            os.link(original / there, images / here)
+        assert (_restorable(images), _complete(images)) == (False, False), (name, other)
+        for each in (name, other):
+            (images / each).unlink()
+            os.link(original / each, images / each)
+    assert _restorable(images)
+
+
+def test_images_of_another_process(spawn: Spawn, tmp_path: Path) -> None:
+    """Without a record, memory, page map and registers of one process do not fit another one."""
+    target = spawn(
+        """
+        import os
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", "1000"])
+        serve()
+        """
+    )
+    eventually(
+        lambda: [name_of(each) for each in children_of(target.pid)] == ["sleep"], "the program"
+    )
+    images = tmp_path / "images"
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    dump(target.pid, opts)
+    (images / RECORD).unlink()
+    pids = (target.pid, *children_of(target.pid))
+
+    def reported() -> set[str]:
+        found = check_images(images, opts)
+        return {each.subject for each in found if "where mm-" in each.message}
+
+    assert not reported()
+    for kind in ("core", "mm", "pagemap"):
+        one, other = (images / f"{kind}-{pid}.img" for pid in pids)
+        kept = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(kept)
+        affected = "pagemap" if kind == "pagemap" else "core"
+        assert {f"{affected}-{pid}.img" for pid in pids} <= reported(), kind
+        other.write_bytes(one.read_bytes())
+        one.write_bytes(kept)
 
 
 def test_pages_of_equal_processes(spawn: Spawn, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import (
+    CriuError,
     CriuOpts,
     OptionError,
     ProgramNotFoundError,
@@ -58,6 +59,23 @@ def test_a_service(service: Service, spawn: Spawn, images: Path) -> None:
     received: list[str] = []
     target.dump(opts, via=service, on_notify=lambda n: received.append(n.action))
     assert "post-dump" in received
+    assert restore(opts, via=service).pid == target.pid
+    assert target.runs_on()
+
+
+@pytest.mark.cures("file-kind")
+def test_a_fifo_instead_of_a_file(service: Service, spawn: Spawn, images: Path) -> None:
+    """A service may have another file system: CRIU finds the FIFO, and its error is explained."""
+    target = spawn('file = open(HERE / "file", "w+")\nserve()')
+    opts = CriuOpts(images_directory=images)
+    target.dump(opts, via=service)
+    path = target.directory / "file"
+    saved = path.rename(target.directory / "saved")
+    os.mkfifo(path)
+    with pytest.raises(CriuError, match="a FIFO is where a file was") as caught:
+        restore(opts, via=service)
+    assert caught.value.cure == "put the file back as it was"
+    saved.replace(path)
     assert restore(opts, via=service).pid == target.pid
     assert target.runs_on()
 

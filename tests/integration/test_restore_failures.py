@@ -210,15 +210,49 @@ def file_that_grew(at: Site) -> Target:
     return target
 
 
-@restore_fails("a FIFO is where a file was", "put the file back")
-def file_that_a_fifo_replaced(at: Site) -> Target:
-    # CRIU waits for the other end of a FIFO that it opens for reading or for writing only.
-    target = at.dumped(WRITES.replace('"w"', '"w+"'))
+def with_a_fifo_instead(at: Site, opens: str) -> Target:
+    """A dump of a process that has opened a file, in whose place there is a FIFO now.
+
+    CRIU would wait for the other end of a FIFO that it opens for reading or for writing only.
+    """
+    target = at.dumped(f"""
+        import mmap
+        (HERE / "file").write_text("as it was")
+        {opens}
+        serve()
+    """)
     path = target.directory / "file"
     saved = path.rename(target.directory / "saved")
     os.mkfifo(path)
     at.cure = lambda: saved.replace(path)
     return target
+
+
+fifo_instead = restore_fails("is a named pipe, and was a file", "put back what it was")
+
+
+@fifo_instead
+def fifo_instead_of_a_file_that_is_read(at: Site) -> Target:
+    return with_a_fifo_instead(at, 'file = open(HERE / "file")')
+
+
+@fifo_instead
+def fifo_instead_of_a_file_that_is_appended_to(at: Site) -> Target:
+    return with_a_fifo_instead(at, 'file = open(HERE / "file", "a")')
+
+
+@fifo_instead
+def fifo_instead_of_a_file_that_is_updated(at: Site) -> Target:
+    return with_a_fifo_instead(at, 'file = open(HERE / "file", "r+")')
+
+
+@fifo_instead
+def fifo_instead_of_a_mapped_file(at: Site) -> Target:
+    return with_a_fifo_instead(
+        at,
+        'with open(HERE / "file") as file: '
+        "memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)",
+    )
 
 
 @restore_fails("does not exist", "put it back", "root", "inherit_fds")
@@ -425,3 +459,21 @@ def test_pages_cut_short(site: Site) -> None:
     with pytest.raises(ImagesError, match="shorter than"):
         restore(site.opts, deadline=PATIENCE)
     assert reaped(target)
+
+
+def test_a_fifo_that_no_restore_opens(site: Site) -> None:
+    """A FIFO at the name of a deleted file, and a link to one, do not prevent a restore."""
+    target = site.dumped("""
+        import os
+        os.mkfifo(HERE / "pipe")
+        (HERE / "link").symlink_to("pipe")
+        link = os.open(HERE / "link", os.O_PATH | os.O_NOFOLLOW)
+        pipe = os.open(HERE / "pipe", os.O_RDWR)
+        file = open(HERE / "file", "w+")
+        os.unlink(HERE / "file")
+        serve()
+    """)
+    os.mkfifo(target.directory / "file")
+    assert restore(site.opts, deadline=PATIENCE).pid == target.pid
+    site.held.callback(kill, target.pid)
+    assert target.runs_on()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import socket
 import tarfile
@@ -227,8 +229,11 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
         (_archive(GOOD, ("a", b"x"), ("a", HARD + "inventory.img")), "exists"),
         (_archive(GOOD, GOOD), "exists"),
         (_archive(), "no images"),
-        (b"", "damaged"),
-        (b"no archive at all" * 100, "damaged"),
+        (b"", "no tar archive"),
+        (b"no archive at all" * 100, "no tar archive"),
+        (bz2.compress(_archive(GOOD)), "compressed by bzip2.*gzip or zstd"),
+        (lzma.compress(_archive(GOOD)), "compressed by xz.*gzip or zstd"),
+        (gzip.compress(b"no archive"), "no tar archive"),
         (_archive(GOOD)[:700], "damaged"),
         # Where tarfile would see the end, and be content: after a file, in a header, at a bad one.
         (_archive(GOOD, ("b", b"x"))[:1536], "damaged.*unexpected end"),

@@ -67,6 +67,9 @@ CHECK_IMAGES = {
     "apt-get install {}": "test_helper_programs.py: test_a_restore",
     "dump again, or copy all of it here": "test_images_check.py: an image is missing",
     "restore the dump that builds on it": ADVICE,
+    "copy the images again from their origin": (
+        "test_completeness.py: test_images_of_another_process"
+    ),
     "look for it where the images come from": (
         "test_completeness.py: test_a_table_that_may_be_missing"
     ),

@@ -26,6 +26,7 @@ from pycriu_native import (
     VethPair,
     Worker,
     images,
+    snapshots,
 )
 from pycriu_native._support.frozen_dataclass import dataclass, field
 
@@ -172,14 +173,33 @@ def test_what_an_inspection_loads(tmp_path: Path) -> None:
     assert not {f"pycriu_native.images.{name}" for name in rest} & result
 
 
-@pytest.mark.parametrize("module", [pycriu_native, images])
+@pytest.mark.parametrize("module", [pycriu_native, images, snapshots])
 def test_every_name_is_there(module: ModuleType) -> None:
     """Lazy names are loaded, and an unknown name is an AttributeError."""
     for name in module.__all__:
         assert getattr(module, name) is not None
         assert name in dir(module)
+    assert not {"Any", "annotations", "fetch"} & set(dir(module))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = module.nothing
+
+
+PROGRAMS = {"cli", "diagnostics"}
+"""Packages without a name for other programs."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for _, name, _ in pkgutil.iter_modules(pycriu_native.__path__)
+        if not name.startswith("_") and name not in PROGRAMS
+    ],
+)
+def test_each_public_module_is_an_attribute(name: str) -> None:
+    """Without an import of its own, as type checkers accept it."""
+    loaded_by(f"import pycriu_native; pycriu_native.{name}.__name__")
+    assert name in dir(pycriu_native)
 
 
 def test_no_two_public_classes_share_a_name() -> None:

@@ -17,6 +17,7 @@ from .. import json_form, parameters
 from ..command import Call, Command, by_name
 from ..exit_codes import Exit
 from ..image_sets import images_package
+from ..temporary_copies import named_as
 from ..text import safe, size
 
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
@@ -82,7 +83,8 @@ def _image_file(image: str) -> Iterator[str]:
         path = f"{scratch}/standard-input"
         with open(path, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        yield path
+        with named_as("standard input", path):
+            yield path
 
 
 @Command(

@@ -10,6 +10,7 @@ from ..._integrity.dump_marker import RECORD
 from ..._system.descriptors import opened_directory
 from ..._system.regular_file import check_writable
 from ...enums import Verb
+from ..memory_layout import misplaced
 from .context import Context, Findings, stops, warning
 
 
@@ -25,6 +26,8 @@ def complete(context: Context) -> Findings:
         return
     if context.images.problems or os.path.lexists(os.path.join(context.images.directory, RECORD)):
         return
+    for name, why in misplaced(context.images):
+        yield stops(name, why, "copy the images again from their origin")
     for each in context.images.processes:
         if each.state != "zombie" and not each.descriptors:
             yield warning(
