@@ -87,7 +87,7 @@ def members(stream: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, Content | None]
 
 def begins(block: bytes) -> bool:
     """Whether a tar archive can begin with this block."""
-    if not any(block):
+    if len(block) == BLOCK and not any(block):
         return True  # it has no member
     try:
         tarfile.TarInfo.frombuf(block, ENCODING, ERRORS)
