@@ -87,10 +87,10 @@ def members(stream: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, Content | None]
 
 def begins(block: bytes) -> bool:
     """Whether a tar archive can begin with this block."""
+    if len(block) == BLOCK and not any(block):
+        return True  # it has no member
     try:
         tarfile.TarInfo.frombuf(block, ENCODING, ERRORS)
-    except tarfile.EOFHeaderError:
-        return True  # it has no member
     except tarfile.HeaderError:
         return False
     return True
