@@ -40,27 +40,18 @@ _SUMMARY = re.compile(r"(Dumping|Restoring) FAILED|killed by signal|exited, stat
 
 
 class FailedCall(Protocol):
-    """The part of the outcome of a call that an explanation needs."""
+    """The fields of ``_calls.request.Outcome`` that an explanation needs."""
 
     @property
-    def result(self) -> int:
-        """The return value of libcriu's function."""
-
+    def result(self) -> int: ...
     @property
-    def answer(self) -> dict[str, WireValue]:
-        """CRIU's response; empty if there was none."""
-
+    def answer(self) -> dict[str, WireValue]: ...
     @property
-    def images(self) -> str:
-        """The images directory, or an empty string."""
-
+    def images(self) -> str: ...
     @property
-    def log(self) -> str | None:
-        """The log that the call has written."""
-
+    def log(self) -> str | None: ...
     @property
-    def stderr_text(self) -> str:
-        """CRIU's standard output and error."""
+    def stderr_text(self) -> str: ...
 
 
 def explain_failure(

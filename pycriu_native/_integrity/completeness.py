@@ -122,6 +122,12 @@ class _Set:
         self.pagemaps: set[str] = set()
         self.owners: dict[int, int] = {}
         """The process of each memory: CRIU saves no two processes that share one."""
+        self.absent: set[str] = set()
+        """Tables of descriptors without an image."""
+        self.used: set[int] = set()
+        """Files that other images refer to."""
+        self.spaces: dict[tuple[int, int], None] = {}
+        """The saved namespaces, by kind and number, in order."""
 
     def problems(self) -> Iterator[Problem]:
         inventory = self.files.first("inventory.img")
@@ -174,36 +180,26 @@ class _Set:
         yield from self.files.missing("pstree.img")
         yield from self.files.missing("files.img")
         self.by_id = {row[_ID]: row for row in self.files.rows("files.img")}
-        absent: set[str] = set()
-        used: set[int] = set()
-        spaces: dict[tuple[int, int], None] = {}
         processes: dict[int, list[int]] = {}
         for _, pid, tid in self.files.rows("pstree.img"):
             processes.setdefault(pid, []).append(tid)
         for pid, threads in processes.items():
-            yield from self._process(pid, threads, absent, used, spaces)
-        for kind, space in spaces:
+            yield from self._process(pid, threads)
+        for kind, space in self.spaces:
             if kind == _MNT and self.root and self.root[_MNT] == self.host[_MNT]:
                 continue  # CRIU saves no mounts if the root of the tree has those of the host
             yield from self._namespace(kind, space)
         if "files.img" in self.files.names:
             yield from self._files()
-            for number in sorted(used - self.by_id.keys()):
+            for number in sorted(self.used - self.by_id.keys()):
                 yield Problem(f"files.img has no file {number:#x}, which other images refer to")
-            if absent and self._unused(used, processes):
-                for table in sorted(absent):
+            if self.absent and self._unused(processes):
+                for table in sorted(self.absent):
                     yield from self.files.missing(table)
 
     # ---- processes ----
 
-    def _process(
-        self,
-        pid: int,
-        threads: list[int],
-        absent: set[str],
-        used: set[int],
-        spaces: dict[tuple[int, int], None],
-    ) -> Iterator[Problem]:
+    def _process(self, pid: int, threads: list[int]) -> Iterator[Problem]:
         files = self.files
         yield from files.missing(f"core-{pid}.img")
         core = files.first(f"core-{pid}.img")
@@ -219,28 +215,29 @@ class _Set:
         for name in (f"mm-{pid}.img", f"fs-{pid}.img"):
             yield from files.missing(name)
         for tid in filter(None, threads):
-            yield from files.missing(f"core-{tid}.img")
-            thread = files.first(f"core-{tid}.img")
-            if thread is not None and thread[1] != _UNSET and tid != pid:
-                yield replaced(f"core-{tid}.img", "it is that of a process, not of a thread")
-            yield from self._thread(thread)
+            yield from self._thread(pid, tid)
+        yield from self._resources(pid, core)
+
+    def _resources(self, pid: int, core: Row) -> Iterator[Problem]:
+        """The descriptors, namespaces, directories and memory of a process."""
+        files = self.files
         table, *namespaces, memory = (files.first(f"ids-{pid}.img") or core[5:])[1:]
         if not table:
             yield from files.missing(f"ids-{pid}.img")
             if f"ids-{pid}.img" in files.names:
                 yield Problem(f"ids-{pid}.img has no number of a table of descriptors")
         elif f"fdinfo-{table}.img" not in files.names:
-            absent.add(f"fdinfo-{table}.img")
+            self.absent.add(f"fdinfo-{table}.img")
         if memory and (owner := self.owners.setdefault(memory, pid)) != pid:
             yield replaced(f"ids-{pid}.img", f"it is that of process {owner}")
         self.root = self.root or namespaces
         for kind, space in enumerate(namespaces):
             clocks = kind == _TIME  # those of the host are saved as well
             if space and (clocks or space != self.host[kind]):
-                spaces[kind, space] = None
-        used.update(file for _, file in files.rows(f"fdinfo-{table}.img"))
+                self.spaces[kind, space] = None
+        self.used.update(file for _, file in files.rows(f"fdinfo-{table}.img"))
         for _, working_directory, root in files.rows(f"fs-{pid}.img"):
-            used |= {working_directory, root}
+            self.used |= {working_directory, root}
         yield from self._memory(pid, namespaces)
 
     def _memory(self, pid: int, namespaces: Sequence[int]) -> Iterator[Problem]:
@@ -258,10 +255,15 @@ class _Set:
             elif status & _ANON_SHARED:
                 yield from self._shared_memory(shared)
 
-    def _thread(self, core: Row | None) -> Iterator[Problem]:
-        """What the core of a thread refers to."""
+    def _thread(self, pid: int, tid: int) -> Iterator[Problem]:
+        """The core of a thread, and what it refers to."""
+        name = f"core-{tid}.img"
+        yield from self.files.missing(name)
+        core = self.files.first(name)
         if core is None:
             return
+        if core[1] != _UNSET and tid != pid:
+            yield replaced(name, "it is that of a process, not of a thread")
         _, _, group, mode, last_filter, own_group, *_ = core
         if mode == _FILTER:
             filters = self.files.rows("seccomp.img")
@@ -278,12 +280,13 @@ class _Set:
 
     # ---- files ----
 
-    def _unused(self, used: set[int], processes: Iterable[int]) -> bool:
+    def _unused(self, processes: Iterable[int]) -> bool:
         """Whether there is a file that no image refers to.
 
         CRIU writes no image of a table without descriptors: an absent table is missing only if its
         files exist.
         """
+        used = self.used
         used.update(row[2] for row in self.files.rows("remap-fpath.img"))
         used.update(right for _, right in self.files.rows("sk-queues.img"))
         for row in self.by_id.values():

@@ -62,7 +62,6 @@ class RegularFile(File):
 
     @property
     def label(self) -> str:
-        """The text of one line."""
         more = f" ({self.deleted}, deleted)" if self.deleted else ""
         return self.path + more
 
@@ -82,7 +81,6 @@ class Pipe(File):
 
     @property
     def label(self) -> str:
-        """The text of one line."""
         more = f" {self.queued} bytes queued" if self.queued else ""
         return f"{self.path or f'pipe:[{self.pipe}]'}{more}"
 
@@ -116,7 +114,6 @@ class InetSocket(File):
 
     @property
     def label(self) -> str:
-        """The text of one line."""
         queues = f" in {self.received} out {self.unacknowledged}" if self.connected else ""
         to = f" -> {self.remote}" if self.remote else ""
         return f"{self.protocol.lower()} {self.local}{to} {self.state}{queues}"
@@ -152,7 +149,6 @@ class UnixSocket(File):
 
     @property
     def label(self) -> str:
-        """The text of one line."""
         to = f" -> [{self.peer}]" if self.peer else ""
         more = f" {self.queued} bytes queued" if self.queued else ""
         outside = " external" if self.external else ""
@@ -177,7 +173,6 @@ class Terminal(File):
 
     @property
     def label(self) -> str:
-        """The text of one line."""
         return f"tty {self.path or self.index} (session {self.session})"
 
 
@@ -190,7 +185,6 @@ class OtherFile(File):
 
     @property
     def label(self) -> str:
-        """The text of one line."""
         name = self.details.get("name")
         return f"{self.type.lower()}:[{self.id}]{f' {name}' if name else ''}"
 

@@ -34,7 +34,6 @@ def look(context: Context) -> Findings:
         yield from _descriptors(context)
         yield from _memory(context)
         yield from _rights(context)
-        yield from _capabilities(context)
     yield from _proc(context)
     yield from _numbers(context)
     yield from _policies(context)
@@ -95,9 +94,7 @@ def _rights(context: Context) -> Findings:
         yield no_restore(
             "rights", f"the caller lacks {name}, which a restore needs", failure=failure
         )
-    if has_capability(CAP_SETPCAP):
-        return
-    for process in context.tree.alive:
+    for process in () if has_capability(CAP_SETPCAP) else context.tree.alive:
         if _set(process, "CapBnd") != ALL and process.status.get("NoNewPrivs") != "1":
             yield no_restore(
                 "bounding-set",
@@ -105,6 +102,15 @@ def _rights(context: Context) -> Findings:
                 "a restore takes them away",
                 pid=process.pid,
                 failure="bounding-set",
+            )
+    for process in context.tree.alive:
+        lacking = not_permitted(_set(process, "CapPrm"))
+        if lacking:
+            yield no_restore(
+                "capabilities",
+                f"it has capabilities that the caller lacks: {', '.join(lacking)}",
+                pid=process.pid,
+                failure="capabilities",
             )
 
 
@@ -122,20 +128,6 @@ def _proc(context: Context) -> Findings:
                 failure="proc-of-user-namespace",
             )
             return
-
-
-def _capabilities(context: Context) -> Findings:
-    if context.tree.has_own("user"):
-        return
-    for process in context.tree.alive:
-        lacking = not_permitted(_set(process, "CapPrm"))
-        if lacking:
-            yield no_restore(
-                "capabilities",
-                f"it has capabilities that the caller lacks: {', '.join(lacking)}",
-                pid=process.pid,
-                failure="capabilities",
-            )
 
 
 def _set(process: Process, name: str) -> int:
