@@ -29,14 +29,12 @@ from .exit_codes import CALL_EXITS, Exit, exit_of
 from .output import Output
 from .parameters import one_pid
 from .shared_options import (
+    CONFIG_FILE,
     HELP,
     HELP_ALL,
     OUTPUT,
-    SHARED,
-    config_option,
+    REACH,
     help_option,
-    output_options,
-    reach_options,
 )
 
 HELP_WIDTH = 100
@@ -162,12 +160,12 @@ class Command(click.Command):
     def _made_params(self, words: Sequence[str] | None = None) -> list[click.Parameter]:
         """Make the parameters. ``words`` limits CRIU's options to those that they name."""
         mask = self._mask
-        made = [*self._own, *([config_option()] if mask else ())]
-        made += reach_options() if mask or self._reaches else []
+        made = [*self._own, *([CONFIG_FILE] if mask else ())]
+        made += REACH if mask or self._reaches else ()
         if mask:
             text = "Show this message with all options of CRIU, and exit."
             made.append(help_option([HELP_ALL], text, with_all=True))
-        made += output_options()
+        made += OUTPUT
         if mask:
             own = {word for param in self._own for word in param.opts}
             known = {word for param in made for word in param.opts} - {HELP_ALL}
@@ -203,8 +201,9 @@ class Command(click.Command):
             for param in self.get_params(ctx)
             if param.name and param.expose_value and not _is_criu(param)
         }
-        out = Output(self.title, **{name: own.pop(name) for name in OUTPUT})
-        shared = {name: own.pop(name, None) for name in SHARED}
+        out = Output(self.title, **{str(each.name): own.pop(str(each.name)) for each in OUTPUT})
+        names = [str(each.name) for each in (CONFIG_FILE, *REACH)]
+        shared = {name: own.pop(name, None) for name in names}
         try:
             return self.function(self._call(ctx, out, shared, own), **own)
         except CriuError as error:
