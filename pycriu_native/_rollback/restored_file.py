@@ -85,25 +85,29 @@ class RestoredFile:
             self._moved = True
             return
         with closing(os.open(self.path, _OPENED)) as fd:
-            if not entry.copies:
-                if os.fstat(fd).st_size < entry.size or checksum(fd, entry.size) != entry.checksum:
-                    raise _refused(
-                        self.path,
-                        f"it was only appended to, so its length of {entry.size} bytes was saved, "
-                        "and what was before that has changed since",
-                    )
-                self._start = entry.size
+            self._keep_content(fd, entry, check)
+
+    def _keep_content(self, fd: int, entry: SavedFile, check: Callable[[], object]) -> None:
+        """Save the content: beside the file, or in ``spare`` if there is no space."""
+        if not entry.copies:
+            if os.fstat(fd).st_size < entry.size or checksum(fd, entry.size) != entry.checksum:
+                raise _refused(
+                    self.path,
+                    f"it was only appended to, so its length of {entry.size} bytes was saved, and "
+                    "what was before that has changed since",
+                )
+            self._start = entry.size
+        try:
+            self._save(fd, check)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._discard()
+            self._before, self._directory = BEFORE_RESTORE + _digest(self.path), self.spare
             try:
                 self._save(fd, check)
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                self._discard()
-                self._before, self._directory = BEFORE_RESTORE + _digest(self.path), self.spare
-                try:
-                    self._save(fd, check)
-                except OSError:
-                    raise error from None
+            except OSError:
+                raise error from None
 
     def _remove_leftovers(self) -> None:
         """Remove what a restore that was killed has saved."""

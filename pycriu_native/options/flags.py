@@ -146,9 +146,8 @@ _WITH_VALUE = frozenset(("--tree", *_PARTS, "--close"))
 _ALONE = frozenset((*ELSEWHERE, *IMPLIED, *_ATTRIBUTES, BOTH_CHECKS))
 
 
-def known_flags() -> frozenset[str]:
-    """All long options of all releases that are read."""
-    return frozenset((*ROWS, *NEGATIONS, *_WITH_VALUE, *_ALONE))
+KNOWN = frozenset((*ROWS, *NEGATIONS, *_WITH_VALUE, *_ALONE))
+"""All long options of all releases that are read."""
 
 
 class FlagParser:
