@@ -64,7 +64,10 @@ class LazyPages(Closing):
             self.pid = self._process.pid
             """The daemon."""
             try:
-                if not _listens(ready, deadline):
+                if not readable(ready, seconds=deadline):
+                    why = "lazy-pages: the daemon did not listen in time"
+                    raise DeadlineError(why, verb="lazy-pages")
+                if os.read(ready, 1) != b"\0":  # it has ended
                     self._process.wait(UNTIL_STOPPED)
                     raise command.failure(self._process, "before it listened")
                 self._report_ready()
@@ -119,10 +122,3 @@ class LazyPages(Closing):
         if not self._process.closed:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(UNTIL_STOPPED)
-
-
-def _listens(ready: int, deadline: float) -> bool:
-    """Wait until the daemon listens; False if it ends instead."""
-    if not readable(ready, seconds=deadline):
-        raise DeadlineError("lazy-pages: the daemon did not listen in time", verb="lazy-pages")
-    return os.read(ready, 1) == b"\0"

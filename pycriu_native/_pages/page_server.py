@@ -1,11 +1,9 @@
 """The page server, which receives the memory pages of dumps on other hosts, or serves them.
 
-``page_server`` starts one that runs in the background; ``page_server_child`` starts one whose end
-can be waited for. Each serves one dump or pre-dump, and ends with it. With ``lazy_pages`` it sends
-the pages of a complete image set to one ``LazyPages`` on another host. Without TLS, all users who
-can connect to the address can write or read images. It is therefore served on loopback or with
-``tls``, unless ``PageServer(..., clear_text=True)`` allows more. The server listens when the call
-returns; there is no other notification of that.
+With ``lazy_pages`` it sends the pages of a complete image set to one ``LazyPages``. Without TLS,
+all users who can connect to the address can write or read images. It is therefore served on
+loopback or with ``tls``, unless ``PageServer(..., clear_text=True)`` allows more. The server
+listens when the call returns; there is no other notification of that.
 """
 
 from __future__ import annotations

@@ -128,7 +128,9 @@ class RestoreUndo:
         ]
         for name, parked in self._sockets:
             _unpark(name, parked)
-        for made in sorted(self._made, key=_order):
+        # Files first, and each directory before the one that it is in.
+        deepest_first = sorted(self._made, key=lambda made: -made.name.path.count("/"))
+        for made in sorted(deepest_first, key=lambda made: made.name.kind == stat.S_IFDIR):
             remaining += self._remove(made)
         for name, _ in self._sockets:
             if name.before is not None and stat.S_ISSOCK(name.before.st_mode):
@@ -166,11 +168,6 @@ class RestoreUndo:
             return made.file.is_like(status)
         files = [each.file for each in self._links if each.path == made.file.link]
         return any(file is not None and os.path.samestat(file, status) for file in files)
-
-
-def _order(made: _Made) -> tuple[bool, int]:
-    """Files first, and each directory before the one that it is in."""
-    return made.name.kind == stat.S_IFDIR, -made.name.path.count("/")
 
 
 def _unpark(name: Name, parked: Name) -> None:

@@ -63,12 +63,10 @@ def has_chain() -> bool:
     return any(CHAIN in _saved(family) for family in _families())
 
 
-def delete_rules(connections: Collection[Ends]) -> int:
-    """Remove CRIU's rules for these connections; returns their number."""
-    result = list(_rules(connections))
-    for family, words in result:
+def delete_rules(connections: Collection[Ends]) -> None:
+    """Remove CRIU's rules for these connections."""
+    for family, words in list(_rules(connections)):
         _run(family, "-w", "-D", *words)
-    return len(result)
 
 
 def count_rules(connections: Collection[Ends]) -> int:

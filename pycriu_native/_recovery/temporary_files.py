@@ -60,9 +60,9 @@ def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> It
         try:
             if path == KERNEL_FEATURES:
                 os.unlink(path)
-                continue
-            _unmount(path)
-            os.rmdir(path)
+            else:
+                _unmount(path)
+                os.rmdir(path)
         except FileNotFoundError:
             continue
         except OSError as error:

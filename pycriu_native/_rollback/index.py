@@ -118,7 +118,14 @@ def read(images: int) -> Index:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         cause = f"{place} cannot be read: {error}"
         cure = "copy the whole directory again from where it was made"
-    raise ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
+    raise restore_failed(cause, cure)
+
+
+def restore_failed(cause: str, cure: str | None, error: OSError | None = None) -> ImagesError:
+    """The exception for files that cannot be put back."""
+    message = f"restore failed: {cause}" + (f"; {cure}" if cure else "")
+    errno = None if error is None else error.errno
+    return ImagesError(message, verb="restore", errno=errno, cause=cause, cure=cure)
 
 
 def _file(entry: dict[str, Any]) -> SavedFile:

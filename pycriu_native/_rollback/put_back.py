@@ -95,7 +95,7 @@ class RollBack:
         _unite_directories(found)
         names = Counter(each.same_as for each in index.names)
         return [
-            RestoredFile(path, entry, self._images, self._spare, others=names[path])
+            RestoredFile(path, entry, self._images, self._spare, names[path])
             for path, entry in found.items()
         ]
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .._integrity.dump_marker import BEFORE_RESTORE
 from .._support.unpatched import closing
@@ -16,7 +17,7 @@ from .._system.descriptors import where
 from .._system.regular_file import create_regular, open_regular
 from ..errors import ImagesError
 from .copying import common_length, copy, reflink
-from .index import SavedFile, checksum
+from .index import SavedFile, checksum, restore_failed
 
 BEFORE = ".pycriu-native-before-"
 """Prefix of the names under which the content before is saved, beside each file."""
@@ -36,23 +37,21 @@ def _digest(path: str) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
+@dataclass(eq=False)
 class RestoredFile:
     """One file: its content is saved, changed, and then kept or changed back."""
 
-    def __init__(
-        self, path: str, entry: SavedFile | None, images: int, spare: int, *, others: int
-    ) -> None:
-        """``entry`` is None for a file or a directory that did not exist at the dump.
+    path: str
+    entry: SavedFile | None
+    """None for a file or a directory that did not exist at the dump."""
+    images: int
+    spare: int
+    """The directory for its previous content if there is no space beside it."""
+    others: int
+    """The number of its other names that are restored, too."""
 
-        ``spare`` is the directory for its previous content if there is no space beside it.
-        ``others`` is the number of its other names that are restored, too.
-        """
-        self.path = path
-        self._entry = entry
-        self._images = images
-        self._spare = spare
-        self._others = others
-        self._before = before_of(path)
+    def __post_init__(self) -> None:
+        self._before = before_of(self.path)
         self._directory: int | None = None
         """The directory of ``_before``; None: that is an absolute path."""
         self._seen: os.stat_result | None = None
@@ -67,13 +66,13 @@ class RestoredFile:
         with contextlib.suppress(FileNotFoundError):
             self._seen = os.stat(self.path, follow_symlinks=False)
         self._remove_leftovers()
-        entry, seen = self._entry, self._seen
+        entry, seen = self.entry, self._seen
         if entry is None:
             self._moved = True
             return
         self._check_copies(entry)
         if entry.read_only and seen is not None:
-            self._entry = None  # it may be the file of another program
+            self.entry = None  # it may be the file of another program
             return
         if seen is None:
             self._check_new(entry)
@@ -86,31 +85,35 @@ class RestoredFile:
             self._moved = True
             return
         with closing(os.open(self.path, _OPENED)) as fd:
-            if not entry.copies:
-                if os.fstat(fd).st_size < entry.size or checksum(fd, entry.size) != entry.checksum:
-                    raise _refused(
-                        self.path,
-                        f"it was only appended to, so its length of {entry.size} bytes was saved, "
-                        "and what was before that has changed since",
-                    )
-                self._start = entry.size
+            self._keep_content(fd, entry, check)
+
+    def _keep_content(self, fd: int, entry: SavedFile, check: Callable[[], object]) -> None:
+        """Save the content: beside the file, or in ``spare`` if there is no space."""
+        if not entry.copies:
+            if os.fstat(fd).st_size < entry.size or checksum(fd, entry.size) != entry.checksum:
+                raise _refused(
+                    self.path,
+                    f"it was only appended to, so its length of {entry.size} bytes was saved, and "
+                    "what was before that has changed since",
+                )
+            self._start = entry.size
+        try:
+            self._save(fd, check)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._discard()
+            self._before, self._directory = BEFORE_RESTORE + _digest(self.path), self.spare
             try:
                 self._save(fd, check)
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                self._discard()
-                self._before, self._directory = BEFORE_RESTORE + _digest(self.path), self._spare
-                try:
-                    self._save(fd, check)
-                except OSError:
-                    raise error from None
+            except OSError:
+                raise error from None
 
     def _remove_leftovers(self) -> None:
         """Remove what a restore that was killed has saved."""
         for name, directory in (
             (self._before, None),
-            (BEFORE_RESTORE + _digest(self.path), self._spare),
+            (BEFORE_RESTORE + _digest(self.path), self.spare),
         ):
             remove(name, directory)
 
@@ -120,15 +123,15 @@ class RestoredFile:
             self._kept = True
             if not self._start and reflink(fd, kept):
                 return
-            if self._entry is not None and not self._start:
-                self._start = self._equal(fd, self._entry, check)
+            if self.entry is not None and not self._start:
+                self._start = self._equal(fd, self.entry, check)
             copy(fd, kept, check, start=self._start)
 
     def _equal(self, fd: int, entry: SavedFile, check: Callable[[], object]) -> int:
         """The number of bytes at the start that are those of the dump."""
         result = 0
         for name in entry.copies:
-            with closing(open_regular(name, dir_fd=self._images)) as source:
+            with closing(open_regular(name, dir_fd=self.images)) as source:
                 size = os.fstat(source).st_size
                 equal = common_length(source, fd, check, at=result)
             result += equal
@@ -146,7 +149,7 @@ class RestoredFile:
         size = 0
         for name in entry.copies:
             try:
-                with closing(open_regular(name, dir_fd=self._images)) as source:
+                with closing(open_regular(name, dir_fd=self.images)) as source:
                     size += os.fstat(source).st_size
             except OSError as error:
                 raise self._damaged(name, f"cannot be read: {error.strerror}") from None
@@ -155,11 +158,9 @@ class RestoredFile:
             raise self._damaged(", ".join(entry.copies), why)
 
     def _damaged(self, names: str, why: str) -> ImagesError:
-        cause = f"the saved copy of {self.path}, {names} in {where(self._images)}, {why}"
+        cause = f"the saved copy of {self.path}, {names} in {where(self.images)}, {why}"
         cure = "copy the whole directory again from where it was made"
-        return ImagesError(
-            f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure
-        )
+        return restore_failed(cause, cure)
 
     def _check_new(self, entry: SavedFile) -> None:
         """Raise if the file cannot be created again."""
@@ -169,7 +170,7 @@ class RestoredFile:
                 f"it was only appended to, so its length of {entry.size} bytes was saved, and it "
                 "is no longer there",
             )
-        if entry.links > 1 + self._others and not entry.read_only:
+        if entry.links > 1 + self.others and not entry.read_only:
             raise _refused(
                 self.path,
                 f"it had {entry.links} names at the dump, and this one no longer leads to it",
@@ -177,7 +178,7 @@ class RestoredFile:
 
     def change(self, check: Callable[[], object]) -> None:
         """Put it back."""
-        entry = self._entry
+        entry = self.entry
         if self._moved:
             os.rename(self.path, self._before)
             self._kept = True
@@ -190,7 +191,7 @@ class RestoredFile:
             os.ftruncate(fd, self._start)
             at = 0
             for name in entry.copies:
-                with closing(open_regular(name, dir_fd=self._images)) as source:
+                with closing(open_regular(name, dir_fd=self.images)) as source:
                     size = os.fstat(source).st_size
                     if at + size > self._start:
                         start = max(0, self._start - at)
@@ -248,19 +249,16 @@ def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:
 
 def _refused(path: str, why: str) -> ImagesError:
     cause = f"{path} cannot be put back: {why}"
-    cure = "restore the previous state of the file"
-    return ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
+    return restore_failed(cause, "restore the previous state of the file")
 
 
 def failed(path: str, error: OSError) -> ImagesError:
+    """The exception for an error of the file system."""
     if error.filename not in (None, path) and isinstance(error.filename, str):
         path = f"{path} ({error.filename})"
+    cure = (
+        "free disk space there: what has changed in the file since the dump is kept until the "
+        "restore has ended"
+    )
     cause = f"{path} cannot be put back: {error.strerror or error}"
-    message, cure = f"restore failed: {cause}", None
-    if error.errno in FULL:
-        cure = (
-            "free disk space there: what has changed in the file since the dump is kept until the "
-            "restore has ended"
-        )
-        message += f"; {cure}"
-    return ImagesError(message, verb="restore", errno=error.errno, cause=cause, cure=cure)
+    return restore_failed(cause, cure if error.errno in FULL else None, error)

@@ -64,11 +64,11 @@ class MountTable:
         """Whether another mount covers it."""
         at = mount
         while at.parent in self.by_number and at.parent != at.number:
-            for other in self._below(at.parent):
+            for other in self._children.get(at.parent, ()):
                 if other is not at and is_below(at.place, other.place):
                     return True
             at = self.by_number[at.parent]
-        return any(other.place == mount.place for other in self._below(mount.number))
+        return any(other.place == mount.place for other in self._children.get(mount.number, ()))
 
     @cached_property
     def _children(self) -> dict[int, list[Mount]]:
@@ -77,9 +77,6 @@ class MountTable:
             if mount.parent != mount.number:
                 result.setdefault(mount.parent, []).append(mount)
         return result
-
-    def _below(self, number: int) -> list[Mount]:
-        return self._children.get(number, [])
 
     @cached_property
     def checked(self) -> bool:

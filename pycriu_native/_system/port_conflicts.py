@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.lazy import socket
@@ -120,7 +119,11 @@ def conflict_of(binding: Binding) -> Conflict | None:
     """The conflict of a socket in the network namespace of the caller; None if the port is free."""
     if binding.protocol not in _TABLES or not binding.is_taken():
         return None
-    others = [each for each in _on_port(binding) if binding.collides(_of(each))]
+    table = _TABLES[binding.protocol]
+    on_port = (
+        each for each in inet_sockets("self", table, table + "6") if each.local[1] == binding.port
+    )
+    others = [each for each in on_port if binding.collides(_of(each))]
     owners = owners_of(others)
     unknown = False
     for each in others:
@@ -148,13 +151,6 @@ def cure_of_ended(seconds: int, port: int) -> str:
         f"try again in {seconds} s, when the kernel has freed the port; or free it at "
         f"once: ss -K -t state time-wait sport = {port}"
     )
-
-
-def _on_port(binding: Binding) -> Iterator[InetSocket]:
-    table = _TABLES[binding.protocol]
-    for each in inet_sockets("self", table, table + "6"):
-        if each.local[1] == binding.port:
-            yield each
 
 
 def _of(sock: InetSocket) -> Binding:

@@ -93,7 +93,7 @@ class Pidfd:
     def _pid(self, fd: int, verb: str) -> int:
         """From ``/proc/self/fdinfo`` (pidfd_open(2), proc(5))."""
         pid = None
-        with contextlib.suppress(OSError, KeyError):
+        with contextlib.suppress(OSError, KeyError, ValueError):
             pid = int(descriptor_info("self", fd)["Pid"][0])
         if pid is None:
             rule = "a pidfd is accepted (os.pidfd_open)"

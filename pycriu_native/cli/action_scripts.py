@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import click
-
 from .._calls.notification import Notification
 from ..errors import CriuError
 from ..options.criu_opts import CriuOpts
 from .parameters import file_option
 
-
-def script_option() -> click.Option:
-    """``--action-script``, as in criu."""
-    return file_option(
-        "--action-script",
-        multiple=True,
-        help="Program to run on each notification of CRIU; the variable CRTOOLS_SCRIPT_ACTION is "
-        "the notification's name. If it fails, CRIU undoes its work. May be repeated.",
-    )
+ACTION_SCRIPT = file_option(
+    "--action-script",
+    multiple=True,
+    help="Program to run on each notification of CRIU; the variable CRTOOLS_SCRIPT_ACTION is "
+    "the notification's name. If it fails, CRIU undoes its work. May be repeated.",
+)
 
 
 def run_scripts(scripts: Sequence[str], opts: CriuOpts, notification: Notification) -> None:

@@ -29,14 +29,12 @@ from .exit_codes import CALL_EXITS, Exit, exit_of
 from .output import Output
 from .parameters import one_pid
 from .shared_options import (
+    CONFIG_FILE,
     HELP,
     HELP_ALL,
     OUTPUT,
-    SHARED,
-    config_option,
+    REACH,
     help_option,
-    output_options,
-    reach_options,
 )
 
 HELP_WIDTH = 100
@@ -162,12 +160,12 @@ class Command(click.Command):
     def _made_params(self, words: Sequence[str] | None = None) -> list[click.Parameter]:
         """Make the parameters. ``words`` limits CRIU's options to those that they name."""
         mask = self._mask
-        made = [*self._own, *([config_option()] if mask else ())]
-        made += reach_options() if mask or self._reaches else []
+        made = [*self._own, *([CONFIG_FILE] if mask else ())]
+        made += REACH if mask or self._reaches else ()
         if mask:
             text = "Show this message with all options of CRIU, and exit."
             made.append(help_option([HELP_ALL], text, with_all=True))
-        made += output_options()
+        made += OUTPUT
         if mask:
             own = {word for param in self._own for word in param.opts}
             known = {word for param in made for word in param.opts} - {HELP_ALL}
@@ -203,8 +201,9 @@ class Command(click.Command):
             for param in self.get_params(ctx)
             if param.name and param.expose_value and not _is_criu(param)
         }
-        out = Output(self.title, **{name: own.pop(name) for name in OUTPUT})
-        shared = {name: own.pop(name, None) for name in SHARED}
+        out = Output(self.title, **{str(each.name): own.pop(str(each.name)) for each in OUTPUT})
+        names = [str(each.name) for each in (CONFIG_FILE, *REACH)]
+        shared = {name: own.pop(name, None) for name in names}
         try:
             return self.function(self._call(ctx, out, shared, own), **own)
         except CriuError as error:
@@ -220,12 +219,11 @@ class Command(click.Command):
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
             # A second Ctrl-C has no effect, but adds a note.
             notes = [note for note in getattr(stop, "__notes__", ()) if "Interrupt" not in note]
-            how = "; ".join(notes) or "the work so far is undone"
-            failure = CriuError(f"interrupted; {how}", verb=self.title)
-            result = getattr(stop, "result", None)
-            if result is not None:
+            text = "interrupted; " + ("; ".join(notes) or "the work so far is undone")
+            if (result := getattr(stop, "result", None)) is not None:
                 text = "interrupted after the work was complete"
-                failure = CriuError(text, verb=self.title)
+            failure = CriuError(text, verb=self.title)
+            if result is not None:
                 failure.add_note(f"the result is {result}")
             return out.failed(failure, 128 + number)
 
@@ -262,29 +260,22 @@ class Command(click.Command):
                 formatter.write(f"  {line}\n" if line else "\n")
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(int(code)), code.meaning) for code in self.exits])
-        own = [p for p in self.get_params(ctx) if not _is_criu(p)]
-        _section(ctx, formatter, "Options", own)
-        fields = [p for p in self.get_params(ctx) if _is_criu(p)]
-        often = [p for p in fields if getattr(p, "often", False)]
-        rest = [p for p in fields if p not in often]
-        _section(ctx, formatter, "Options of CRIU that are needed often", often)
-        if ctx.meta.get(HELP_ALL):
-            _section(ctx, formatter, "Other options of CRIU", rest)
-        elif rest:
+        params = self.get_params(ctx)
+        fields = [param for param in params if _is_criu(param)]
+        often = [param for param in fields if getattr(param, "often", False)]
+        rest = [param for param in fields if param not in often]
+        with_all = HELP_ALL in ctx.meta
+        for title, shown in (
+            ("Options", [param for param in params if param not in fields]),
+            ("Options of CRIU that are needed often", often),
+            ("Other options of CRIU", rest if with_all else []),
+        ):
+            if records := [each for param in shown if (each := param.get_help_record(ctx))]:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        if rest and not with_all:
             with formatter.section("Other options of CRIU"):
                 formatter.write_text(f"{len(rest)} more: {ctx.command_path} {HELP_ALL}")
-
-
-def _section(
-    ctx: click.Context,
-    formatter: click.HelpFormatter,
-    title: str,
-    params: Sequence[click.Parameter],
-) -> None:
-    records = [record for p in params if (record := p.get_help_record(ctx)) is not None]
-    if records:
-        with formatter.section(title):
-            formatter.write_dl(records)
 
 
 def _is_criu(param: click.Parameter) -> bool:

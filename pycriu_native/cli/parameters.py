@@ -70,13 +70,11 @@ def pid_params() -> list[click.Parameter]:
     ]
 
 
-def include_caller_option() -> click.Option:
-    """``--include-caller``."""
-    return flag(
-        "--include-caller",
-        help="Allow a tree that contains this command, such as that of its own shell; the command "
-        "is then dumped and ends too.",
-    )
+INCLUDE_CALLER = flag(
+    "--include-caller",
+    help="Allow a tree that contains this command, such as that of its own shell; the command "
+    "is then dumped and ends too.",
+)
 
 
 def files_option(what: str) -> click.Option:
@@ -84,15 +82,13 @@ def files_option(what: str) -> click.Option:
     return option("--files", type=click.Choice(["rollback"]), help=what)
 
 
-def also_option() -> click.Option:
-    """``--also``: more files for ``--files``."""
-    return option(
-        "--also",
-        multiple=True,
-        metavar="PATTERN",
-        help="With --files: also save the files that match this absolute pattern, such as a log "
-        "that the process opens for each line.",
-    )
+ALSO = option(
+    "--also",
+    multiple=True,
+    metavar="PATTERN",
+    help="With --files: also save the files that match this absolute pattern, such as a log "
+    "that the process opens for each line.",
+)
 
 
 def rollback(files: str | None, also: tuple[str, ...]) -> Files:
@@ -109,9 +105,7 @@ def compress_option(help: str) -> click.Option:
     )
 
 
-def overwrite_option() -> click.Option:
-    """``--overwrite``: replace an existing file."""
-    return flag("--overwrite", help="Replace an existing file.")
+OVERWRITE = flag("--overwrite", help="Replace an existing file.")
 
 
 def check_new(path: str, overwrite: bool) -> None:

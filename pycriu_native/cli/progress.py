@@ -31,12 +31,10 @@ def shown(out: Output) -> Iterator[OnProgress | None]:
 
 def line(state: State) -> str:
     """The state as one line of text."""
-    parts = [state.phase, amount(state)]
+    text = f"{state.phase}: {amount(state)}"
     if state.rate:
-        parts.append(f"{size(state.rate)}/s")
-    if state.left:
-        parts.append(f"{remaining(state.left)} left")
-    return ": ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
+        text += f", {size(state.rate)}/s"
+    return text + (f", {remaining(state.left)} left" if state.left else "")
 
 
 def amount(state: State) -> str:

@@ -14,18 +14,6 @@ from .parameters import file_option, flag, option
 HELP = ["-h", "--help"]
 HELP_ALL = "--help-all"
 
-OUTPUT = ("as_json", "quiet", "verbose")
-SHARED = ("config", "criu", "service", "allow_untrusted", "deadline")
-
-
-def output_options() -> list[click.Parameter]:
-    """The options of the output."""
-    return [
-        flag("--json", "as_json", help="Print JSON (docs/cli.md has the shapes)."),
-        flag("-q", "--quiet", help="Print errors only."),
-        flag("--verbose", help="Print hints and progress even without a terminal."),
-    ]
-
 
 def help_option(names: Sequence[str], help: str, *, with_all: bool = False) -> click.Option:
     """An option that prints the help and exits; ``with_all``: with all options of CRIU."""
@@ -42,32 +30,32 @@ def help_option(names: Sequence[str], help: str, *, with_all: bool = False) -> c
     )
 
 
-def config_option() -> click.Option:
-    """``--config``: a file of options."""
-    return file_option(
-        "--config",
-        help="TOML file of options by the names of CriuOpts; options of the command line replace "
-        f"them. CRIU's own configuration files: {CONFIG}.",
-    )
-
-
-def reach_options() -> list[click.Parameter]:
-    """The options that set the ``criu`` of a call, and its deadline."""
-    return [
-        file_option("--criu", metavar="PROGRAM", help="The criu to run."),
-        file_option(
-            "--service",
-            metavar="SOCKET",
-            help=f"Use a running criu service (usually {DEFAULT_SERVICE}) instead.",
-        ),
-        flag(
-            "--allow-untrusted",
-            help="Accept a program, directories and files that other users can change or replace.",
-        ),
-        option(
-            "--deadline",
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="SECONDS",
-            help="Time limit of the call; then CRIU undoes its work. (--timeout limits freezing.)",
-        ),
-    ]
+OUTPUT = (
+    flag("--json", "as_json", help="Print JSON (docs/cli.md has the shapes)."),
+    flag("-q", "--quiet", help="Print errors only."),
+    flag("--verbose", help="Print hints and progress even without a terminal."),
+)
+CONFIG_FILE = file_option(
+    "--config",
+    help="TOML file of options by the names of CriuOpts; options of the command line replace "
+    f"them. CRIU's own configuration files: {CONFIG}.",
+)
+REACH = (
+    file_option("--criu", metavar="PROGRAM", help="The criu to run."),
+    file_option(
+        "--service",
+        metavar="SOCKET",
+        help=f"Use a running criu service (usually {DEFAULT_SERVICE}) instead.",
+    ),
+    flag(
+        "--allow-untrusted",
+        help="Accept a program, directories and files that other users can change or replace.",
+    ),
+    option(
+        "--deadline",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Time limit of the call; then CRIU undoes its work. (--timeout limits freezing.)",
+    ),
+)
+"""The options that set the ``criu`` of a call, and its deadline."""

@@ -4,9 +4,4 @@ from __future__ import annotations
 
 from .migrate import MigrationMode, MigrationResult, migrate_in, migrate_out
 
-__all__ = [
-    "MigrationMode",
-    "MigrationResult",
-    "migrate_in",
-    "migrate_out",
-]
+__all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]

@@ -118,7 +118,7 @@ def connect(
 
 def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: bool) -> socket.socket:
     """Accept a connection from a source, ready for a channel; others are closed."""
-    if _is_socket(place) and not _listens(place):
+    if _is_socket(place) and not place.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return _ready(_duplicate(place), opts, until, check_owner=False, server_side=True)
     with _listener(place) as listener:
         while True:
@@ -164,33 +164,24 @@ def _connection(host: str, port: int, timeout: float | None) -> socket.socket:
     raise failure
 
 
-def _server(host: str, port: int, family: int) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((host, port))
-        listener.listen(4)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _listens(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
 def _listener(place: Place) -> socket.socket:
     if _is_socket(place):
         return _duplicate(place)
     host, port = _host_and_port(place)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return _server(host, port, socket.AF_INET6 if ":" in host else socket.AF_INET)
+        with contextlib.ExitStack() as owned:
+            listener = owned.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((host, port))
+            listener.listen(4)
+            owned.pop_all()
     except OSError as error:
         why = f"the destination cannot listen on {host}:{port}: {error}"
         raise MigrationError(why, phase="listen") from None
+    return listener
 
 
 def _ready(
@@ -205,26 +196,17 @@ def _ready(
         if opts.tls:
             sock = _wrap(sock, opts, **tls)
         greet(sock)
-        if check_owner:
-            _refuse_foreign_owners(sock)
+        # After the greeting: a connection that is not accepted yet has no owner.
+        if check_owner and (owner := foreign_owner(sock)) is not None:
+            raise PeerLostError(
+                f"the other end of the connection belongs to {owner}, and every user of this "
+                "machine can connect to loopback: set tls=True, or insecure=True",
+                phase="connect",
+            )
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _refuse_foreign_owners(sock: socket.socket) -> None:
-    """Raise ``PeerLostError`` unless the other end belongs to root or the caller.
-
-    To be called after the greeting: a connection that is not accepted yet has no owner.
-    """
-    owner = foreign_owner(sock)
-    if owner is not None:
-        raise PeerLostError(
-            f"the other end of the connection belongs to {owner}, and every user of this machine "
-            "can connect to loopback: set tls=True, or insecure=True",
-            phase="connect",
-        )
 
 
 def _wrap(sock: socket.socket, opts: CriuOpts, **tls: Any) -> ssl.SSLSocket:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn
 
@@ -73,6 +74,7 @@ class HeldCall(Call):
             super().cancel(self._reason)
 
 
+@dataclass(eq=False)
 class Handover:
     """The transfer of the right to run, from this host to the destination.
 
@@ -80,13 +82,12 @@ class Handover:
     the call, and in post-copy, after ``after_dump``, for a separate thread.
     """
 
-    def __init__(
-        self, channel: Channel, phases: Phases, *, watchdog: Watchdog, relay: PageRelay | None
-    ) -> None:
-        self._channel = channel
-        self._phases = phases
-        self._watchdog = watchdog
-        self._relay = relay
+    channel: Channel
+    phases: Phases
+    watchdog: Watchdog
+    relay: PageRelay | None
+
+    def __post_init__(self) -> None:
         self.state = State.HERE
         self.peer_timeout = 0.0
         """The destination's ``peer_timeout``, in seconds."""
@@ -101,22 +102,22 @@ class Handover:
         self._deciding = Lock()
         self._withdrawn: BaseException | None = None
         # A restore can access memory before it is complete: CRIU then has to serve pages at once.
-        self._released = Event() if relay is None else relay.requested
+        self._released = Event() if self.relay is None else self.relay.requested
 
     # ---- the transitions ----
 
     def await_copy(self) -> None:
         """Wait, in HERE, until the copy is prepared."""
         self._require(State.HERE)
-        self.pid = image_transfer.number(self._channel.expect("prepared"), "pid")
+        self.pid = image_transfer.number(self.channel.expect("prepared"), "pid")
 
     def go(self) -> None:
         """HERE to UNDECIDED, when the copy is prepared. Returns when the copy runs."""
         self._require(State.HERE)
         self.state = State.UNDECIDED
-        self._channel.send_message("go")
+        self.channel.send_message("go")
         self._released.set()
-        self._channel.expect("running")
+        self.channel.expect("running")
         self.downtime = time.monotonic() - self.frozen_at
 
     def give_up(self, **cleanup: Any) -> None:
@@ -129,10 +130,10 @@ class Handover:
             if self._withdrawn is not None:
                 raise self._withdrawn
             self.state = State.GIVEN_UP
-        self._watchdog.set_cleanup(**cleanup)
+        self.watchdog.set_cleanup(**cleanup)
         # Without this message the destination is in doubt; the source is not.
         with contextlib.suppress(CriuError):
-            self._channel.send_message("done", downtime=self.downtime)
+            self.channel.send_message("done", downtime=self.downtime)
 
     def keep(self, error: BaseException) -> None:
         """To KEPT, unless the process was given up. Returns when the destination has no copy."""
@@ -140,10 +141,10 @@ class Handover:
         may_run = self.state is State.UNDECIDED
         if may_run and not (isinstance(error, MigrationError) and error.by_peer):
             with contextlib.suppress(CriuError):
-                self._channel.send_message("failed", why=f"the source cancelled: {error!r}")
+                self.channel.send_message("failed", why=f"the source cancelled: {error!r}")
                 while True:
-                    self._channel.expect("running", "complete")
-            if self._channel.refused is None:
+                    self.channel.expect("running", "complete")
+            if self.channel.refused is None:
                 sleep(self.peer_timeout + MARGIN)
         self.state = State.KEPT
 
@@ -156,16 +157,16 @@ class Handover:
     def after_dump(self, call: HeldCall) -> None:
         """At ``post-dump``, when the images are sent: returns if CRIU may continue."""
         call.held = True
-        if self._relay is None:
+        if self.relay is None:
             self._complete(call)
         else:
-            self._serve(call, self._relay)
+            self._serve(call, self.relay)
 
     def _complete(self, call: HeldCall) -> None:
         """Stop-and-copy and pre-copy: returns when the process can be ended."""
         try:
             self.await_copy()
-            self._watchdog.set_cleanup([call.socket], hold=self.peer_timeout + MARGIN)
+            self.watchdog.set_cleanup([call.socket], hold=self.peer_timeout + MARGIN)
             self.go()
             self.give_up(accept=ACCEPT.hex())
         except BaseException as error:
@@ -175,8 +176,8 @@ class Handover:
 
     def _serve(self, call: HeldCall, relay: PageRelay) -> None:
         """Post-copy: returns when CRIU has to serve pages; a thread continues."""
-        relay.start(self._channel)
-        self._watchdog.set_cleanup([relay.ours.fileno()], abort_serving=self.peer_timeout + MARGIN)
+        relay.start(self.channel)
+        self.watchdog.set_cleanup([relay.ours.fileno()], abort_serving=self.peer_timeout + MARGIN)
         self._thread = Thread(
             target=self._complete_serving, name="migration", args=(call, relay), daemon=True
         )
@@ -189,10 +190,10 @@ class Handover:
         try:
             self.await_copy()
             fds = [relay.ours.fileno(), call.socket]
-            self._watchdog.set_cleanup(fds, abort_serving=self.peer_timeout + MARGIN)
+            self.watchdog.set_cleanup(fds, abort_serving=self.peer_timeout + MARGIN)
             self.go()
-            self._phases.enter("pages")
-            self._channel.expect("complete")
+            self.phases.enter("pages")
+            self.channel.expect("complete")
             self.give_up(abort_serving=None)
             relay.finish()
         except BaseException as error:
@@ -210,7 +211,7 @@ class Handover:
                 return False
             self._withdrawn = reason
         with contextlib.suppress(CriuError):
-            self._channel.send_message("failed", why=f"the source was interrupted: {reason!r}")
+            self.channel.send_message("failed", why=f"the source was interrupted: {reason!r}")
         return True
 
     def join(self) -> None:

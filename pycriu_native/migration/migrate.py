@@ -13,10 +13,8 @@ network. With ``tls`` in the options both sides need certificates (``tls_cacert`
 ``tls_key``, and ``tls_cacrl``, ``tls_no_cn_verify`` with the same meaning as in CRIU). Without it
 only loopback addresses and unix sockets are accepted, unless the caller sets ``insecure=True``.
 
-Exactly one copy of the process survives, because **the destination's final message decides**: for
-stop-and-copy and pre-copy it means that the copy runs, for post-copy that all memory has arrived.
-The source ends its process when it receives this message, and resumes it when the message can no
-longer arrive. docs/migration.md describes failures of hosts and networks.
+Exactly one copy of the process survives, as ``handover.py`` and ``destination.py`` describe;
+docs/migration.md describes failures of hosts and networks.
 """
 
 from __future__ import annotations

@@ -97,9 +97,7 @@ class Source:
 
     def __post_init__(self) -> None:
         self._rounds = Rounds(self.opts, self.workspace.path, track=self.mode.rounds)
-        self._handover = Handover(
-            self.channel, self.phases, watchdog=self.watchdog, relay=self.relay
-        )
+        self._handover = Handover(self.channel, self.phases, self.watchdog, self.relay)
         self._refusal = ""
         """Why the dump saves all memory, though rounds have saved it."""
         self._memory = 0

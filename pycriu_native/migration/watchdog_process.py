@@ -70,10 +70,10 @@ def stop_tree(pid: int, start: str) -> None:
         _signal_all(tree(pid), signal.SIGSTOP)
 
 
-def end_tree(pid: int, start: str) -> bool:
-    """Kill a process and its descendants, and wait for their end. Returns whether they ended."""
+def end_tree(pid: int, start: str) -> None:
+    """Kill a process and its descendants, and wait for their end."""
     if not start or start_of(pid) != start:
-        return True
+        return
     _signal_all(tree(pid), signal.SIGSTOP)
     remaining = tree(pid)
     until = time.monotonic() + DEATH_TIMEOUT
@@ -82,7 +82,6 @@ def end_tree(pid: int, start: str) -> bool:
         remaining = [one for one in remaining if _stat(one, 0) not in ("", "Z", "X")]
         if remaining:
             time.sleep(0.002)
-    return not remaining
 
 
 def settle(cleanup: dict[str, Any], criu: list[int]) -> None:

@@ -14,7 +14,7 @@ from ..enums import Verb
 from ..errors import OptionError, Problem
 from .fields import Fields, foreign_options
 from .flag_values import Takes
-from .flags import SHORT, FlagParser, Opts, Word, known_flags, to_flags
+from .flags import KNOWN, SHORT, FlagParser, Opts, Word, to_flags
 from .table import BY_FIELD, VERB_MASK
 from .values import PageServer
 
@@ -233,8 +233,7 @@ def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
 
 def _unabbreviated(flag: str) -> str:
     """The long option of an abbreviation; unchanged if it fits none, or several."""
-    known = known_flags()
-    fitting = [flag] if flag in known else [each for each in known if each.startswith(flag)]
+    fitting = [flag] if flag in KNOWN else [each for each in KNOWN if each.startswith(flag)]
     return fitting[0] if len(fitting) == 1 else flag
 
 

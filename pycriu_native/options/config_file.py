@@ -18,7 +18,7 @@ import os
 from ..errors import OptionError, Problem
 from .fields import Fields
 from .flag_values import Takes
-from .flags import FlagParser, Opts, Word, to_flags
+from .flags import FlagParser, Word, to_flags
 
 SPACE = " \t\n\v\f\r"
 """White space for CRIU."""
@@ -75,13 +75,8 @@ def _means(line: str, words: list[str]) -> bool:
 # ---- from text to options ----
 
 
-def from_config(cls: type[Opts], text: str) -> Opts:
-    """See ``CriuOpts.from_config``."""
-    return read_config(text).make(cls)
-
-
 def read_config(text: str, *, lazy: bool = False) -> FlagParser:
-    """Parse a file; ``lazy``: its request has lazy pages."""
+    """Parse a file, as for ``CriuOpts.from_config``; ``lazy``: its request has lazy pages."""
     reader = FlagParser()
     for number, line in enumerate(text.split("\n"), 1):
         try:

@@ -79,7 +79,7 @@ class CriuOpts(Fields):
         """
         from . import config_file
 
-        return config_file.from_config(cls, text)
+        return config_file.read_config(text).make(cls)
 
     def to_runc(self) -> dict[str, Any]:
         """runc's ``CriuOpts`` (1.3 and later) with these values, by its JSON field names.

@@ -281,7 +281,7 @@ def _by_kind(kind: kinds.Kind) -> Spelling:
             return Name(kind.members)
         case kinds.Namespaces():
             return Net()
-        case kinds.Text() | kinds.FilePath() | kinds.Directory() | kinds.Argument():
+        case kinds.Text() | kinds.FilePath() | kinds.Directory():
             return Plain()
         case kinds.Item():
             return Structured(kind.cls)

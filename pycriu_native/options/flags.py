@@ -128,17 +128,17 @@ ELSEWHERE = {
 
 BOTH_CHECKS = "--all"
 
+_SWITCHES = {
+    "--restore-detached": "detached",
+    "--daemon": "detached",
+    "--restore-sibling": "sibling",
+    "--page-server": "_has_server",
+}
 _ATTRIBUTES = {
     "--exec-cmd": ("executes", True),
     "--version": ("prints_version", True),
-    "--restore-detached": ("detached", True),
-    "--no-restore-detached": ("detached", False),
-    "--daemon": ("detached", True),
-    "--no-daemon": ("detached", False),
-    "--restore-sibling": ("sibling", True),
-    "--no-restore-sibling": ("sibling", False),
-    "--page-server": ("_has_server", True),
-    "--no-page-server": ("_has_server", False),
+    **{flag: (name, True) for flag, name in _SWITCHES.items()},
+    **{"--no-" + flag[2:]: (name, False) for flag, name in _SWITCHES.items()},
 }
 """The flags that set an attribute of :class:`FlagParser`, and its value."""
 
@@ -146,9 +146,8 @@ _WITH_VALUE = frozenset(("--tree", *_PARTS, "--close"))
 _ALONE = frozenset((*ELSEWHERE, *IMPLIED, *_ATTRIBUTES, BOTH_CHECKS))
 
 
-def known_flags() -> frozenset[str]:
-    """All long options of all releases that are read."""
-    return frozenset((*ROWS, *NEGATIONS, *_WITH_VALUE, *_ALONE))
+KNOWN = frozenset((*ROWS, *NEGATIONS, *_WITH_VALUE, *_ALONE))
+"""All long options of all releases that are read."""
 
 
 class FlagParser:

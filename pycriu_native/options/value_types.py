@@ -123,15 +123,10 @@ class Text(_Plain):
     """A string without NUL. ``parse`` keeps undecodable bytes as surrogates."""
 
     what: str = "text"
-    forbid: str = ""
     empty: bool = False
 
     def parse(self, value: object) -> str:
-        text = checked_text(value, self.what, empty=self.empty)
-        for character in self.forbid:
-            if character in text:
-                raise ValueError(f"{self.what} without {character!r} is accepted")
-        return text
+        return checked_text(value, self.what, empty=self.empty)
 
 
 @dataclass(frozen=True)
@@ -139,11 +134,12 @@ class FilePath(_Plain):
     """A path: str, bytes or ``os.PathLike``."""
 
     what: str = "a path"
+    empty: bool = False
 
     def parse(self, value: object) -> str:
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        return checked_text(value, self.what)
+        return checked_text(value, self.what, empty=self.empty)
 
 
 class FileDescriptor(_Plain):
@@ -216,13 +212,12 @@ class ListOf(_Plain):
         return [self.item.plain(item) for item in value]
 
 
-class Argument(_Plain):
+@dataclass(frozen=True)
+class Argument(FilePath):
     """One argument of a command line; it may be empty."""
 
-    def parse(self, value: object) -> str:
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        return checked_text(value, "a word of a command", empty=True)
+    what: str = "a word of a command"
+    empty: bool = True
 
 
 @dataclass(frozen=True)

@@ -401,7 +401,7 @@ def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) ->
     """An invalid pid is refused with an error of this package, before ``go`` is sent."""
     channel, peer = ends
     peer.send_message("prepared", **told)
-    handover = Handover(channel, Phases(), watchdog=WATCHDOG, relay=None)
+    handover = Handover(channel, Phases(), WATCHDOG, None)
     with pytest.raises(PeerLostError, match="the peer sent pid="):
         handover.await_copy()
     assert handover.state is State.HERE
@@ -425,7 +425,7 @@ def test_a_report_that_never_comes(
 
 
 def _handover(channel: Channel, state: State) -> Handover:
-    handover = Handover(channel, Phases(), watchdog=WATCHDOG, relay=None)
+    handover = Handover(channel, Phases(), WATCHDOG, None)
     handover.state = state
     return handover
 

@@ -48,7 +48,7 @@ _INSIDE = parameters.option(
             "zstd is faster than gzip and gives a smaller file; none is fastest."
         ),
         parameters.encrypt_to_option("it"),
-        parameters.overwrite_option(),
+        parameters.OVERWRITE,
         _INSIDE,
     ],
 ).runs

@@ -88,11 +88,11 @@ def _coloured(line: str) -> str:
     exits=(Exit.NO, Exit.NO_CRIU),
     params=[
         *parameters.pid_params(),
-        parameters.include_caller_option(),
+        parameters.INCLUDE_CALLER,
         parameters.files_option(
             "rollback reports the files that 'dump --files rollback' would save, and how."
         ),
-        parameters.also_option(),
+        parameters.ALSO,
     ],
 ).runs
 def _preflight(

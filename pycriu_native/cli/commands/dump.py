@@ -15,7 +15,7 @@ from ...enums import Verb
 from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
 from .. import image_summary, json_form, parameters, progress, streams
-from ..action_scripts import script_option
+from ..action_scripts import ACTION_SCRIPT
 from ..command import Call, Command, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, count, details, micro, pids, safe, size, time
@@ -58,8 +58,8 @@ EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
             "With rollback, also save the files that the processes have open for writing; "
             "'restore --files rollback' puts them back."
         ),
-        parameters.also_option(),
-        parameters.include_caller_option(),
+        parameters.ALSO,
+        parameters.INCLUDE_CALLER,
         parameters.option(
             "--reap-timeout",
             type=click.FloatRange(min=0),
@@ -67,7 +67,7 @@ EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
             metavar="SECONDS",
             help="Time to wait until the parent of PID has reaped it, which frees the pid.",
         ),
-        script_option(),
+        ACTION_SCRIPT,
     ],
 ).runs
 def _dump(
@@ -137,7 +137,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
         "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",
     ],
     exits=EXITS,
-    params=[*parameters.pid_params(), script_option()],
+    params=[*parameters.pid_params(), ACTION_SCRIPT],
 ).runs
 def _pre_dump(call: Call, pid: int) -> Exit:
     name = comm_of(pid)

@@ -42,7 +42,7 @@ EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
             metavar="JSON",
             help="Write to this file.",
         ),
-        parameters.overwrite_option(),
+        parameters.OVERWRITE,
         parameters.flag("--info", help="Print only the kind and number of entries."),
         parameters.flag(
             "--pretty", help="Print addresses, flags, devices and states as text, as crit does."

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
             "--output",
             help="Write the bytes of --read, or all memory in the images, to this file.",
         ),
-        parameters.overwrite_option(),
+        parameters.OVERWRITE,
         parameters.option(
             "--search", metavar="TEXT", help="Print the addresses of this text in memory."
         ),

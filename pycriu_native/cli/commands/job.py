@@ -53,16 +53,14 @@ class Duration(ParamType):
         return result
 
 
-def _directory() -> click.Argument:
-    return click.Argument(["directory"], type=click.Path(file_okay=False))
+DIRECTORY = click.Argument(["directory"], type=click.Path(file_okay=False))
 
 
 def _duration(name: str, default: str, help: str) -> click.Option:
     return option(name, type=Duration(), default=default, metavar="DURATION", help=help)
 
 
-def _timeout() -> click.Option:
-    return _duration("--timeout", "10m", help="Time limit for it.")
+TIMEOUT = _duration("--timeout", "10m", help="Time limit for it.")
 
 
 @Command(
@@ -218,7 +216,7 @@ def _job_directory(directory: str) -> JobDirectory:
     ],
     exits=(Exit.IMAGES,),
     params=[
-        _directory(),
+        DIRECTORY,
         flag("--follow", help="Repeat until the job ends."),
     ],
 ).runs
@@ -292,7 +290,7 @@ def _when(moment: float) -> str:
     help="List the stored checkpoints, the newest first.",
     examples=["pycriu-native job list /ckpt/job1"],
     exits=(Exit.IMAGES,),
-    params=[_directory()],
+    params=[DIRECTORY],
 ).runs
 def _list(call: Call, directory: str) -> Exit:
     checkpoints = _job_directory(directory).all_checkpoints()
@@ -333,7 +331,7 @@ def _requested(effect: str) -> Iterator[None]:
     help="Take a checkpoint of a running job now, and wait until it is complete.",
     examples=["pycriu-native job checkpoint /ckpt/job1"],
     exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE),
-    params=[_directory(), _timeout()],
+    params=[DIRECTORY, TIMEOUT],
 ).runs
 def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
     job = _job_directory(directory)
@@ -348,7 +346,7 @@ def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
     help="Take a last checkpoint of a running job, and end it; 'run' resumes it.",
     examples=["pycriu-native job stop /ckpt/job1"],
     exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE, Exit.NO),
-    params=[_directory(), _timeout()],
+    params=[DIRECTORY, TIMEOUT],
 ).runs
 def _stop(call: Call, directory: str, timeout: float) -> Exit:
     job = _job_directory(directory)
@@ -368,7 +366,7 @@ def _stop(call: Call, directory: str, timeout: float) -> Exit:
     ],
     exits=(Exit.FAILED, Exit.IMAGES),
     params=[
-        _directory(),
+        DIRECTORY,
         flag("--stderr", help="Print its standard error instead."),
         flag("--events", help="Print the job's events as JSON lines."),
         flag("--follow", "-f", help="Continue until the job ends."),

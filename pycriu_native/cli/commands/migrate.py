@@ -11,7 +11,7 @@ from ...enums import Verb
 from ...migration.common import SET_BY_US
 from ...migration.endpoint import TLS_FIELDS
 from .. import json_form, parameters, progress
-from ..action_scripts import script_option
+from ..action_scripts import ACTION_SCRIPT
 from ..command import Call, Command, Group, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import details, micro, safe, size, time
@@ -19,21 +19,20 @@ from ..text import details, micro, safe, size, time
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS, Exit.IN_DOUBT)
 
 
-def _shared_options() -> list[click.Parameter]:
-    return [
-        parameters.flag(
-            "--insecure",
-            help="Accept a network address without --tls: anyone on the network path can read and "
-            "change the memory.",
-        ),
-        parameters.option(
-            "--peer-timeout",
-            type=click.FloatRange(min=0.1),
-            metavar="SECONDS",
-            help="Treat the peer as lost if it sends nothing for this time. Default: 10.",
-        ),
-        script_option(),
-    ]
+SHARED = [
+    parameters.flag(
+        "--insecure",
+        help="Accept a network address without --tls: anyone on the network path can read and "
+        "change the memory.",
+    ),
+    parameters.option(
+        "--peer-timeout",
+        type=click.FloatRange(min=0.1),
+        metavar="SECONDS",
+        help="Treat the peer as lost if it sends nothing for this time. Default: 10.",
+    ),
+    ACTION_SCRIPT,
+]
 
 
 @Command(
@@ -62,7 +61,7 @@ def _shared_options() -> list[click.Parameter]:
             "that (needs soft-dirty tracking), or after the restore (needs userfaultfd on "
             "the destination).",
         ),
-        *_shared_options(),
+        *SHARED,
     ],
 ).runs
 def _out(call: Call, pid: int, to: str, mode: str, **shared: Any) -> Exit:
@@ -88,7 +87,7 @@ def _out(call: Call, pid: int, to: str, mode: str, **shared: Any) -> Exit:
         parameters.option(
             "--listen", required=True, metavar="HOST:PORT", help="Address to listen on."
         ),
-        *_shared_options(),
+        *SHARED,
     ],
 ).runs
 def _in(call: Call, listen: str, **shared: Any) -> Exit:

@@ -7,7 +7,7 @@ import click
 from ... import plots
 from ..command import Call, Command, by_name
 from ..exit_codes import Exit
-from ..parameters import check_new, overwrite_option
+from ..parameters import OVERWRITE, check_new
 from ..text import safe
 
 KINDS = {
@@ -36,7 +36,7 @@ KINDS = {
         click.Argument(["what"], type=click.Choice(list(KINDS))),
         click.Argument(["source"], type=click.Path()),
         click.Argument(["picture"], type=click.Path(dir_okay=False)),
-        overwrite_option(),
+        OVERWRITE,
     ],
 ).runs
 def _plot(call: Call, what: str, source: str, picture: str, overwrite: bool) -> Exit:

@@ -16,7 +16,7 @@ from ..._system.process import stat_of
 from ...enums import Verb
 from ...results import PAGE
 from .. import image_summary, json_form, parameters, progress, streams
-from ..action_scripts import script_option
+from ..action_scripts import ACTION_SCRIPT
 from ..command import Call, Command, Interrupted, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import details, micro, pids, safe, size, time
@@ -62,7 +62,7 @@ UNTIL_ASLEEP = 2.0
         ),
         streams.option("--from", "Read the images from a stream that 'dump --to' wrote,"),
         parameters.pidfile_option("the root process"),
-        script_option(),
+        ACTION_SCRIPT,
     ],
 ).runs
 def _restore(
