@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, dump
+from pycriu_native import CriuOpts, ImagesError, dump, plots
 from pycriu_native.images import (
     ImageSet,
     InetSocket,
@@ -331,6 +331,24 @@ def test_a_pre_dump(sample: SampleImages, tmp_path: Path) -> None:
         pytest.skip("pictures need matplotlib")
     command = [sys.executable, "-m", "pycriu_native", "plot", "memory", first.directory]
     subprocess.run([*command, tmp_path / "x.svg"], check=True)
+
+
+def test_a_picture_of_memory_that_is_only_reserved(spawn: Spawn, tmp_path: Path) -> None:
+    """Address space that was never written to does not make the bars of memory invisible."""
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    target = spawn("""
+        import mmap
+        NORESERVE = 0x4000
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+        reserved = mmap.mmap(-1, 64 << 30, flags=flags)
+        reserved[0] = 1
+        serve()
+    """)
+    dump(target.pid, CriuOpts(images_directory=tmp_path / "images", leave_running=True))
+    plots.memory(tmp_path / "images", tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert "MiB and 64.0 GiB of zeros" in text
+    assert "by kind, MiB" in text
 
 
 def test_the_text_of_an_image_set(sample: SampleImages, found: ImageSet, root: Process) -> None:
