@@ -65,6 +65,12 @@ def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -
     run("inspect", images, "--read", where, "-o", tmp_path / "bytes")
     assert (tmp_path / "bytes").read_bytes() == b"token=" + b"12ab" * 8
     run("inspect", images, "--read", "9-1", code=2)
+    for option, value, rule in (
+        ("--kind", "none", "one of file, shared file, anonymous"),
+        ("--protection", "rz", "the letters r, w, x, p"),
+        ("--search", "", "at least one character"),
+    ):
+        assert rule in run("inspect", images, option, value, code=2).stderr
     run("inspect", images, "--kind", found[0]["kind"], "-o", tmp_path / "kind")
     assert b"token=12ab" in (tmp_path / "kind").read_bytes()
     run("inspect", images, "--protection", "x", "-o", tmp_path / "code")

@@ -235,6 +235,8 @@ def test_memory_is_read_and_searched(sample: SampleImages, root: Process) -> Non
         memory.read(0x1000, 1)
     with pytest.raises(ValueError, match="size=-1"):
         memory.read(0, -1)
+    with pytest.raises(ValueError, match=r"kinds=\['none'\]: the values of VmaKind"):
+        memory.search(b"x", kinds=["none", "heap"])
     assert memory.read(sample.facts["secret"], 0) == b""
     with pytest.raises(ImagesError, match="has no memory"):
         _ = inspect(sample.images).process(sample.facts["zombie"]).memory

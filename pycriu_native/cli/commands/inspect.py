@@ -67,6 +67,9 @@ def _inspect(
     if output is not None:
         command.check_new(output, overwrite)
     images = _images()
+    _check_filters(images, kind, protection)
+    if search == "":
+        raise click.BadParameter("at least one character is accepted", param_hint="--search")
     with _set_in(directory) as (place, archive, _):
         result: ImageSet = images.inspect(place)
         if archive is not None:  # instead of the temporary directory
@@ -146,6 +149,18 @@ def _archive_text(archive: ArchiveContents, *, changes: bool = True) -> str:
     lines += [f"  changed {safe(name)} ({size(bytes_)})" for name, bytes_ in archive.changed]
     lines += [f"  deleted {safe(name)}" for name in archive.deleted]
     return "\n".join(lines)
+
+
+def _check_filters(images: ModuleType, kinds: Sequence[str], protection: str) -> None:
+    """Refuse a kind that no mapping has, and letters that are no permission."""
+    known = [str(each) for each in images.VmaKind]
+    for each in kinds:
+        if each not in known:
+            rule = f"{each!r}: one of {', '.join(known)} is accepted"
+            raise click.BadParameter(rule, param_hint="--kind")
+    if not set(protection) <= set("rwxps"):
+        rule = f"{protection!r}: the letters r, w, x, p (private) and s (shared) are accepted"
+        raise click.BadParameter(rule, param_hint="--protection")
 
 
 def _with_mappings(process: Process, kinds: Sequence[str], protection: str) -> Process:
