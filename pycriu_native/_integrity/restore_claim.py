@@ -103,7 +103,7 @@ def _take(at: int, name: str) -> None:
 
 def _taken(at: int, name: str, place: str) -> RestoreClaimedError:
     who = "another run, whose pid and host are not in the claim"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         owner = json.loads(read_regular(name, LARGEST, dir_fd=at))
         who = f"pid {owner['pid']} on {owner['host']} (boot id {owner['boot_id']})"
         who += f" at {owner['time']}"

@@ -273,7 +273,11 @@ def new_directory(target: Path) -> Iterator[Path]:
     """A directory of mode 0700 that gets its name at the end; nothing is left after a failure."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise bad_argument("directory", os.fspath(target), "a new or empty directory is accepted")
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
+    try:
+        made = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(target)) from None
+    partial = Path(made)
     try:
         yield partial
         partial.replace(target)
@@ -292,7 +296,10 @@ def written_beside(to: Path) -> Iterator[BinaryIO]:
     """
     if to.exists() and not to.is_file():
         raise FileExistsError(errno.EEXIST, "it exists, and is not a regular file", os.fspath(to))
-    fd, partial = tempfile.mkstemp(prefix=".pycriu-native-", dir=to.absolute().parent)
+    try:
+        fd, partial = tempfile.mkstemp(prefix=".pycriu-native-", dir=to.absolute().parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(to)) from None
     try:
         with open(fd, "wb") as file:
             yield file

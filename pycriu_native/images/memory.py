@@ -100,8 +100,11 @@ class Memory:
         are searched; a match can extend over adjacent pages. Matches of a bytes pattern may
         overlap; those of an expression do not, and are at most 64 KiB long.
 
-        Raises ``ValueError`` for an empty pattern and ``TypeError`` for text.
+        Raises ``ValueError`` for an empty pattern or an unknown kind and ``TypeError`` for text.
         """
+        names = {str(kind) for kind in kinds}
+        if unknown := names.difference(map(str, VmaKind)):
+            raise ValueError(f"kinds={sorted(unknown)}: the values of VmaKind are accepted")
         if isinstance(pattern, re.Pattern):
             if not isinstance(pattern.pattern, bytes):
                 raise TypeError(f"pattern={pattern.pattern!r}: an expression of bytes is needed")
@@ -109,7 +112,7 @@ class Memory:
             raise TypeError(f"pattern={pattern!r}: bytes are needed, or an expression of bytes")
         elif not pattern:
             raise ValueError("pattern=b'': at least one byte is needed")
-        return self._search(pattern, {str(kind) for kind in kinds})
+        return self._search(pattern, names)
 
     def _search(
         self, pattern: bytes | re.Pattern[bytes], kinds: Collection[str]

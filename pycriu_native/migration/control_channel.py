@@ -338,7 +338,7 @@ def _refusal(body: Message) -> MigrationError:
 def _message(data: bytearray) -> Message:
     try:
         body = json.loads(bytes(data))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PeerLostError("the peer sent an invalid message") from None
     if not isinstance(body, dict) or not isinstance(body.get("word"), str):
         raise PeerLostError("the peer sent a message without its name")

@@ -379,8 +379,10 @@ _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}
 def _read_descriptors(images: str) -> list[str]:
     try:
         result = json.loads(Path(images, DESCRIPTORS).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImagesError(f"{images} has no usable {DESCRIPTORS}: {error}") from None
+    if not isinstance(result, list):
+        raise ImagesError(f"{images} has no usable {DESCRIPTORS}: it is not a JSON list")
     return [str(name) for name in result]
 
 

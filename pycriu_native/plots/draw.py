@@ -295,11 +295,19 @@ def _draw_memory(images: ImageSet, to: Place) -> None:
 
 
 def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
-    scale, unit = _size_unit(max(sum(row.values()) for row in kinds.values()))
-    ends = _stacked(axes, list(kinds), list(kinds.values()), _PLACES, scale)
-    for row, sizes in enumerate(kinds.values()):
-        in_images = sizes["stored"] + sizes["in_parent"] + sizes["lazy"]
-        _note_beside(axes, _size(in_images), ends[row], row)
+    in_images = {kind: sum(row.values()) - row["zero"] for kind, row in kinds.items()}
+    # Address space that is reserved and never written can be much larger than all memory.
+    most = 2 * max(in_images.values()) or max(row["zero"] for row in kinds.values())
+    drawn = {
+        kind: {**row, "zero": min(row["zero"], most - in_images[kind])}
+        for kind, row in kinds.items()
+    }
+    scale, unit = _size_unit(max(sum(row.values()) for row in drawn.values()))
+    ends = _stacked(axes, list(drawn), list(drawn.values()), _PLACES, scale)
+    for number, (kind, row) in enumerate(kinds.items()):
+        cut = row["zero"] > drawn[kind]["zero"]
+        zeros = f" and {_size(row['zero'])} of zeros" if cut else ""
+        _note_beside(axes, _size(in_images[kind]) + zeros, ends[number], number)
     axes.margins(x=0.1)
     axes.set_xlabel(f"by kind, {unit}; the totals exclude zeros")
 

@@ -31,7 +31,7 @@ def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
     """Read the image set in ``directory`` and the chain of its parents; the oldest comes first.
 
     Statistics are read from the same directories. Raises ``ImagesError`` for a directory that
-    cannot be read, and for a cyclic chain.
+    cannot be read or has no images, and for a cyclic chain.
     """
     result: list[ImageRound] = []
     here = os.path.abspath(os.fspath(directory))
@@ -56,6 +56,8 @@ def _round(directory: str) -> ImageRound:
             ]
     except OSError as error:
         raise ImagesError(f"{directory}: {error.strerror}") from None
+    if statistics is None and not sizes:
+        raise ImagesError(f"{directory} has neither pages of images nor the statistics of a dump")
     if statistics is None:
         return ImageRound(directory=directory, written=sum(sizes), in_parent=None, frozen=None)
     skipped = statistics.pages_skipped_parent + statistics.shpages_skipped_parent

@@ -17,7 +17,7 @@ def read_starts(path: str | os.PathLike[str]) -> Sequence[StartTimings]:
             bodies = [json.loads(line) for line in file if line.strip()]
     except OSError as error:
         raise ImagesError(f"{os.fspath(path)} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ImagesError(f"{os.fspath(path)} has no timings of starts: {error}") from None
     if not bodies:
         raise ImagesError(f"{os.fspath(path)} has no timings of starts: it is empty")

@@ -31,6 +31,12 @@ def test_an_image_from_standard_input(spawn: Spawn, images: Path, tmp_path: Path
     assert message.stderr.startswith("pycriu-native: decode: standard input, offset 0: ")
 
 
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    """It is refused like other text that is no image."""
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    assert "is not JSON" in run("encode", tmp_path / "x.json", tmp_path / "x.img", code=6).stderr
+
+
 def test_a_damaged_image_in_an_archive(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     """The error names the archive and the image, not the place to which it was extracted."""
     spawn().dump(CriuOpts(images_directory=images))
@@ -65,6 +71,12 @@ def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -
     run("inspect", images, "--read", where, "-o", tmp_path / "bytes")
     assert (tmp_path / "bytes").read_bytes() == b"token=" + b"12ab" * 8
     run("inspect", images, "--read", "9-1", code=2)
+    for option, value, rule in (
+        ("--kind", "none", "one of file, shared file, anonymous"),
+        ("--protection", "rz", "the letters r, w, x, p"),
+        ("--search", "", "at least one character"),
+    ):
+        assert rule in run("inspect", images, option, value, code=2).stderr
     run("inspect", images, "--kind", found[0]["kind"], "-o", tmp_path / "kind")
     assert b"token=12ab" in (tmp_path / "kind").read_bytes()
     run("inspect", images, "--protection", "x", "-o", tmp_path / "code")

@@ -235,6 +235,8 @@ def test_memory_is_read_and_searched(sample: SampleImages, root: Process) -> Non
         memory.read(0x1000, 1)
     with pytest.raises(ValueError, match="size=-1"):
         memory.read(0, -1)
+    with pytest.raises(ValueError, match=r"kinds=\['none'\]: the values of VmaKind"):
+        memory.search(b"x", kinds=["none", "heap"])
     assert memory.read(sample.facts["secret"], 0) == b""
     with pytest.raises(ImagesError, match="has no memory"):
         _ = inspect(sample.images).process(sample.facts["zombie"]).memory
@@ -331,6 +333,27 @@ def test_a_pre_dump(sample: SampleImages, tmp_path: Path) -> None:
         pytest.skip("pictures need matplotlib")
     command = [sys.executable, "-m", "pycriu_native", "plot", "memory", first.directory]
     subprocess.run([*command, tmp_path / "x.svg"], check=True)
+
+
+def test_a_picture_of_memory_that_is_only_reserved(spawn: Spawn, tmp_path: Path) -> None:
+    """Address space that was never written to does not make the bars of memory invisible."""
+    if find_spec("matplotlib") is None:
+        pytest.skip("pictures need matplotlib")
+    target = spawn("""
+        import mmap
+        NORESERVE = 0x4000
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+        reserved = mmap.mmap(-1, 64 << 30, flags=flags)
+        reserved[0] = 1
+        serve()
+    """)
+    dump(target.pid, CriuOpts(images_directory=tmp_path / "images", leave_running=True))
+    # In another process: matplotlib keeps files of fonts open.
+    command = [sys.executable, "-m", "pycriu_native", "plot", "memory"]
+    subprocess.run([*command, tmp_path / "images", tmp_path / "x.svg"], check=True)
+    text = (tmp_path / "x.svg").read_text()
+    assert "MiB and 64.0 GiB of zeros" in text
+    assert "by kind, MiB" in text
 
 
 def test_the_text_of_an_image_set(sample: SampleImages, found: ImageSet, root: Process) -> None:

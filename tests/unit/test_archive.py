@@ -504,3 +504,15 @@ def test_a_layout_without_end(chain: Path, tmp_path: Path, what: str, made: str)
     with pytest.raises(ImagesError, match=r"it is (a symbolic link|not a regular file)"):
         unpack_image(layout, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_place_that_does_not_exist(chain: Path, tmp_path: Path) -> None:
+    """The error names the place that was given, not the temporary name of what is written there."""
+    place = tmp_path / "none" / "x"
+    with pytest.raises(FileNotFoundError) as caught:
+        pack(chain, place)
+    assert caught.value.filename == str(place)
+    pack(chain, tmp_path / "x.tar.gz")
+    with pytest.raises(FileNotFoundError) as caught:
+        unpack(tmp_path / "x.tar.gz", place)
+    assert caught.value.filename == str(place)

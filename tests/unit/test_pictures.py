@@ -133,8 +133,17 @@ def test_a_chain(tmp_path: Path) -> None:
 def test_a_chain_in_a_circle(tmp_path: Path) -> None:
     """A cycle of parents is an error."""
     (tmp_path / "parent").symlink_to(".")
+    (tmp_path / "pages-1.img").write_bytes(bytes(PAGE))
     with pytest.raises(ImagesError, match="cyclic"):
         plots.read_rounds(tmp_path)
+
+
+def test_a_directory_without_images(tmp_path: Path) -> None:
+    """It is an error, not a picture of a dump of 0 bytes."""
+    (tmp_path / "dump.log").write_text(LOG)
+    with pytest.raises(ImagesError, match="neither pages of images nor the statistics"):
+        plots.rounds(tmp_path, tmp_path / "x.svg")
+    assert not (tmp_path / "x.svg").exists()
 
 
 def test_the_picture_shows_the_log(tmp_path: Path) -> None:
@@ -220,6 +229,7 @@ def test_starts(tmp_path: Path) -> None:
         ("{", "has no timings"),
         ('{"number": 1}', "are not the timings"),
         ("[]", "no"),
+        ("[" * 100_000, "has no timings"),
     ],
 )
 def test_no_timings(tmp_path: Path, text: str, why: str) -> None:

@@ -110,7 +110,7 @@ def _encode(call: Call, described: str, image: str) -> Exit:
     with click.open_file(described, encoding="utf-8", errors="surrogateescape") as file:
         try:
             result = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ImagesError(f"{described} is not JSON: {error}") from None
     if isinstance(result, dict):
         result = result.get("result", result)  # of decode --json

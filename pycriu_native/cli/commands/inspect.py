@@ -106,6 +106,9 @@ def _inspect(
     if output is not None:
         parameters.check_new(output, overwrite)
     images = images_package()
+    _check_filters(images, kind, protection)
+    if search == "":
+        raise click.BadParameter("at least one character is accepted", param_hint="--search")
     with set_in(directory) as (place, archive, _):
         result: ImageSet = images.inspect(place)
         if archive is not None:  # instead of the temporary directory
@@ -142,6 +145,18 @@ def _inspect(
             parts += [] if archive is None else [archive_text(archive)]
             parts.append(_overview(call, images, result, views["tree"], pid))
         return call.out.answer(None, "\n\n".join(parts), code=code)
+
+
+def _check_filters(images: ModuleType, kinds: Sequence[str], protection: str) -> None:
+    """Refuse a kind that no mapping has, and letters that are no permission."""
+    known = [str(each) for each in images.VmaKind]
+    for each in kinds:
+        if each not in known:
+            rule = f"{each!r}: one of {', '.join(known)} is accepted"
+            raise click.BadParameter(rule, param_hint="--kind")
+    if not set(protection) <= set("rwxps"):
+        rule = f"{protection!r}: the letters r, w, x, p (private) and s (shared) are accepted"
+        raise click.BadParameter(rule, param_hint="--protection")
 
 
 def _with_mappings(process: Process, kinds: Sequence[str], protection: str) -> Process:
