@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -193,3 +194,40 @@ def test_what_is_refused(snapshot: Snapshot) -> None:
             await snapshot.start_async(cwd="relative")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("poll", ["kill", "poll"])
+def test_an_end_that_the_loop_has_not_seen(snapshot: Snapshot, poll: str) -> None:
+    """The loop sees the end of a copy that was polled before, and of later copies."""
+
+    async def main() -> None:
+        with snapshot.zygote() as zygote:
+            for status in range(3):
+                process = await zygote.start_async(stdin=PIPE)
+                assert process.stdin is not None
+                process.stdin.write(b'["exit", %d]\n' % status)
+                await process.stdin.drain()
+                assert select.select([process.process.pidfd], [], [], PATIENCE)[0]
+                process.kill() if poll == "kill" else process.process.poll()
+                assert await asyncio.wait_for(process.wait(), PATIENCE) == status
+                await process.aclose()
+
+    asyncio.run(main())
+
+
+def test_the_limit_of_a_line(snapshot: Snapshot) -> None:
+    """The limit of the readers is that of ``asyncio.create_subprocess_exec``."""
+
+    async def main(limit: int) -> int:
+        async with snapshot.start_async(stdin=PIPE, stderr=PIPE, limit=limit) as process:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            process.stdin.write(json.dumps(["errors", "x" * 99_999]).encode() + b"\n")
+            return len(await process.stderr.readline())
+
+    assert asyncio.run(main(200_000)) == 100_000
+    with pytest.raises(ValueError, match="limit"):
+        asyncio.run(main(50_000))
+    for wrong in (0, True, "1"):
+        with pytest.raises(OptionError, match="a number of bytes is accepted"):
+            snapshot.start_async(limit=wrong)  # type: ignore[arg-type]
