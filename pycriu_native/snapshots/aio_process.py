@@ -85,7 +85,8 @@ class AsyncProcess:
     async def wait(self) -> int:
         """Wait until the copy ends; return its exit status."""
         await self._ended.wait()
-        return self.process.wait()
+        # On another thread: the end of all other processes of the copy can take a second.
+        return await asyncio.get_running_loop().run_in_executor(None, self.process.wait)
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
         """Write ``input``, read both outputs to their end, and wait."""

@@ -18,7 +18,7 @@ from subprocess import PIPE
 import pytest
 
 from pycriu_native import OptionError
-from pycriu_native.snapshots import AsyncProcess, Snapshot
+from pycriu_native.snapshots import AsyncProcess, Snapshot, SnapshotProcess
 
 from .support.processes import PATIENCE, children, eventually
 from .test_snapshots import COMMAND, ENVIRONMENT
@@ -213,6 +213,30 @@ def test_an_end_that_the_loop_has_not_seen(snapshot: Snapshot, poll: str) -> Non
                 await process.aclose()
 
     asyncio.run(main())
+
+
+def test_the_loop_continues_while_the_copy_ends(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of all processes of a copy is not awaited on the loop's thread."""
+    threads = []
+    wait = SnapshotProcess.wait
+
+    def seen(process: SnapshotProcess[bytes], timeout: float | None = None) -> int:
+        threads.append(threading.current_thread())
+        return wait(process, timeout)
+
+    monkeypatch.setattr(SnapshotProcess, "wait", seen)
+
+    async def main() -> None:
+        async with snapshot.start_async(stdin=PIPE) as process:
+            process.kill()
+        process = await snapshot.start_async(stdin=PIPE)
+        await process.communicate(b'["exit", 0]\n')
+
+    asyncio.run(main())
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_the_limit_of_a_line(snapshot: Snapshot) -> None:
