@@ -322,7 +322,7 @@ def _read_start(peer: socket.socket, given_up: str | int = _GIVEN_UP) -> Any:
     """
     import socket
 
-    line, fds = b"", list[int]()
+    line, fds = bytearray(), list[int]()
     while not line.endswith(b"\n"):
         part, given, _, _ = socket.recv_fds(peer, CHUNK, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not part:

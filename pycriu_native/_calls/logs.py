@@ -16,10 +16,11 @@ from __future__ import annotations
 import sys
 
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import get_ident, thread_names
 from ..enums import Verb
 
 if TYPE_CHECKING:
-    from logging import Logger
+    from logging import Logger, LogRecord
 
 NAME = "pycriu_native"
 
@@ -38,7 +39,15 @@ def _logger(name: str) -> Logger | None:
     ours = logging.getLogger(NAME)
     if not ours.handlers:
         ours.addHandler(logging.NullHandler())  # else warnings would be printed
-    return _loggers.setdefault(name, logging.getLogger(name))
+    result = logging.getLogger(name)
+    result.addFilter(_name_thread)
+    return _loggers.setdefault(name, result)
+
+
+def _name_thread(record: LogRecord) -> bool:
+    """Give the record the name of a call's thread, which ``threading`` knows as a dummy."""
+    record.threadName = thread_names.get(get_ident(), record.threadName)
+    return True
 
 
 def warn(message: str, *arguments: object, error: BaseException | None = None) -> None:
@@ -93,7 +102,8 @@ def pass_on(text: str) -> None:
             return logging.ERROR
         return logging.WARNING if "Warn  (" in line else logging.DEBUG
 
-    criu = logging.getLogger(NAME + ".criu")
+    criu = _logger(NAME + ".criu")
+    assert criu is not None
     for line in text.splitlines():
         if line.strip():
             criu.log(level(line), "%s", line)

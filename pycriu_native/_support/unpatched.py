@@ -39,6 +39,11 @@ sleep: Callable[[float], None] = original("time", "sleep")
 close: Callable[[int], None] = original("os", "close")
 """``os.close``. That of gevent waits for its loop, which some threads never run."""
 
+read: Callable[[int, int], bytes] = original("os", "read")
+write: Callable[[int, bytes], int] = original("os", "write")
+"""``os.read`` and ``os.write``. Those of eventlet wait in a loop, which remains when their thread
+ends."""
+
 
 class closing:
     """Closes a descriptor at the end of a ``with`` statement."""
@@ -101,6 +106,9 @@ def _wait_for_ending() -> None:
 
 os.register_at_fork(before=_wait_for_ending)
 
+thread_names: dict[int, str] = {}
+"""The name of each running :class:`RawThread`, by its ``get_ident()``."""
+
 _joined_at_exit: set[RawThread] = set()
 
 
@@ -125,6 +133,7 @@ class RawThread:
         daemon: bool | None = None,
     ) -> None:
         self.ident: int | None = None
+        self.name = name
         self._target = target
         self._args = args
         self._daemon = daemon
@@ -154,10 +163,13 @@ class RawThread:
         except IndexError:
             return  # an interrupted start had begun another thread
         self.ident = get_ident()
+        thread_names[self.ident] = self.name
         try:
+            _without_epoll()
             self._target(*self._args)
         finally:
             del self._target, self._args  # no reference cycles, as in threading.Thread
+            thread_names.pop(self.ident, None)
             _joined_at_exit.discard(self)
             _ending.append(_native_id())
             self._ended.set()
@@ -170,6 +182,15 @@ class RawThread:
         """Wait until it has ended."""
         if self.is_alive():
             self._ended.wait(timeout)
+
+
+def _without_epoll() -> None:
+    """Let the loops that eventlet creates on this thread have no descriptor.
+
+    Its ``os.open`` creates one for each thread, which remains until garbage is collected.
+    """
+    if (hubs := sys.modules.get("eventlet.hubs")) is not None:
+        hubs.use_hub("poll")
 
 
 def _is_daemon() -> bool:

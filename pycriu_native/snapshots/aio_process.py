@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import IO, Any
 
+from .._support.unpatched import close
 from ..errors import OptionError, Problem
 from .arguments import Text
 from .process import SnapshotProcess, end
 from .uninterrupted import Work
-
-LIMIT = 2**16
-"""Limit of a stream reader's buffer in bytes, as for ``asyncio.create_subprocess_exec``."""
 
 
 class AsyncProcess:
@@ -38,31 +38,34 @@ class AsyncProcess:
         self.stderr: asyncio.StreamReader | None = None
         self._readers: list[asyncio.ReadTransport] = []
         self._ended = asyncio.Event()
-        self._pidfd = process.pidfd
+        # The process closes its own when it is polled, and the loop would not notice the end.
+        self._pidfd = os.dup(process.pidfd)
+        self._close_pidfd = weakref.finalize(self, close, self._pidfd)
 
     @classmethod
-    async def connected(cls, process: SnapshotProcess[bytes]) -> AsyncProcess:
+    async def connected(cls, process: SnapshotProcess[bytes], limit: int) -> AsyncProcess:
         """Attach the streams of a copy to the running event loop."""
         self = cls(process)
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._pidfd, self._has_ended)
         try:
+            loop.add_reader(self._pidfd, self._has_ended)
             if process.stdin is not None:
                 protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
                 transport, _ = await loop.connect_write_pipe(lambda: protocol, process.stdin)
                 self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
-            self.stdout = await self._reader(process.stdout)
-            self.stderr = await self._reader(process.stderr)
+            self.stdout = await self._reader(process.stdout, limit)
+            self.stderr = await self._reader(process.stderr, limit)
         except BaseException:
             loop.remove_reader(self._pidfd)
+            self._close_pidfd()
             self._close_streams()
             raise
         return self
 
-    async def _reader(self, pipe: IO[bytes] | None) -> asyncio.StreamReader | None:
+    async def _reader(self, pipe: IO[bytes] | None, limit: int) -> asyncio.StreamReader | None:
         if pipe is None:
             return None
-        reader = asyncio.StreamReader(limit=LIMIT)
+        reader = asyncio.StreamReader(limit=limit)
         protocol = asyncio.StreamReaderProtocol(reader)
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(lambda: protocol, pipe)
@@ -71,6 +74,7 @@ class AsyncProcess:
 
     def _has_ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._close_pidfd()
         self._ended.set()
 
     @property
@@ -81,7 +85,8 @@ class AsyncProcess:
     async def wait(self) -> int:
         """Wait until the copy ends; return its exit status."""
         await self._ended.wait()
-        return self.process.wait()
+        # On another thread: the end of all other processes of the copy can take a second.
+        return await asyncio.get_running_loop().run_in_executor(None, self.process.wait)
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
         """Write ``input``, read both outputs to their end, and wait."""
@@ -132,21 +137,25 @@ class AsyncProcess:
 def starting(
     start: Callable[..., SnapshotProcess[bytes]],
     args: Sequence[Text] | None,
+    limit: int,
     options: dict[str, Any],
 ) -> Starting:
     """Prepare a start with these arguments. ``OptionError`` for those of text mode."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:
+        raise OptionError([Problem("limit", limit, "a number of bytes is accepted")], verb="start")
     for name in ("text", "encoding", "errors", "bufsize"):
         if options.get(name) not in (None, False, -1):
             rule = "streams of asyncio are binary"
             raise OptionError([Problem(name, options[name], rule)], verb="start")
-    return Starting(functools.partial(start, args, **options))
+    return Starting(functools.partial(start, args, **options), limit)
 
 
 class Starting:
     """The result of ``Snapshot.start_async``: an awaitable and an asynchronous context manager."""
 
-    def __init__(self, start: Callable[[], SnapshotProcess[bytes]]) -> None:
+    def __init__(self, start: Callable[[], SnapshotProcess[bytes]], limit: int) -> None:
         self._start = start
+        self._limit = limit
         self._process: AsyncProcess | None = None
 
     def __await__(self) -> Generator[Any, None, AsyncProcess]:
@@ -169,7 +178,7 @@ class Starting:
         starting.result()  # raises if the executor has dropped the work
         process = work.conclude()
         try:
-            return await AsyncProcess.connected(process)
+            return await AsyncProcess.connected(process, self._limit)
         except BaseException:
             end(process)
             raise

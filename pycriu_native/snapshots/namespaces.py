@@ -83,7 +83,7 @@ class Namespaces(Closing):
         # By descriptor, since a socket of gevent belongs to one thread.
         unpatched.readable(self._control.fileno(), seconds=None)
         try:
-            answer = os.read(self._control.fileno(), INT.size)
+            answer = unpatched.read(self._control.fileno(), INT.size)
         except ConnectionResetError:  # the process ended before it read the data
             answer = b""
         code = INT.unpack(answer)[0] if answer else None

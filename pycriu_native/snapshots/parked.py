@@ -13,7 +13,7 @@ from typing import Any
 from .. import guest
 from .._support.closing import Closing
 from .._support.lazy import socket
-from .._support.unpatched import Thread, close
+from .._support.unpatched import Thread, close, write
 from .._system.socket_pair import pair
 from .._transport.lifetime_sockets import F_SETSIG, kill_on_event
 from ..errors import CriuError, DeadlineError
@@ -127,7 +127,7 @@ class ParkedProgram(Closing):
             self._tail += data
             del self._tail[:-TAIL]
             with contextlib.suppress(OSError):
-                os.write(self._output, data)
+                write(self._output, data)
 
     def wait_until_parked(self, until: float | None) -> None:
         """Wait until the program has called ``guest.wait()``.

@@ -18,7 +18,7 @@ from typing import IO, Any, AnyStr, Protocol, Self, cast
 from .._support.unpatched import RLock, readable
 from .guest_socket import GuestSocket
 from .record import Record
-from .streams import ParentEnds, TextMode
+from .streams import ParentEnds, TextMode, rest_of
 from .timings import StartTimings
 
 CHUNK = 65536
@@ -93,6 +93,8 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         self._closing = False
         self._input: memoryview | None = None
         self._output: dict[Any, list[bytes]] | None = None
+        self._results: dict[Any, Any] = {}
+        """The whole outputs of the streams that :meth:`communicate` has read."""
         self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.stdin, "w"))
         self.stdout = cast("IO[AnyStr] | None", mode.opened(ends.stdout, "r"))
         self.stderr = cast("IO[AnyStr] | None", mode.opened(ends.stderr, "r"))
@@ -198,14 +200,13 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
                     self.stdin.flush()
         self._exchange(timeout, until)
         self.wait(None if until is None else max(0.0, until - time.monotonic()))
-        return self._decoded(self.stdout), self._decoded(self.stderr)
+        return self._whole(self.stdout), self._whole(self.stderr)
 
     def _encoded(self, data: Any) -> Any:
-        if data is None:
+        if data is None or self.stdin is None:
             return b""
         if self.text_mode:
-            stream = cast("io.TextIOWrapper", self.stdin)
-            encoding = "utf-8" if self.stdin is None else stream.encoding
+            encoding = cast("io.TextIOWrapper", self.stdin).encoding
             return data.encode(encoding, self.errors or "strict")
         return data  # memoryview() refuses a str as subprocess does
 
@@ -235,7 +236,6 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
                         self._output[key.fileobj].append(data)
                     else:
                         selector.unregister(key.fileobj)
-                        cast("IO[AnyStr]", key.fileobj).close()
 
     def _both(self) -> tuple[Any, Any]:
         return self.stdout, self.stderr
@@ -260,12 +260,14 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         with contextlib.suppress(BrokenPipeError):
             self.stdin.close()
 
-    def _decoded(self, stream: Any) -> Any:
-        data = self._so_far(stream)
-        if data is None or not self.text_mode:
-            return data
-        text = data.decode(stream.encoding, stream.errors)
-        return text.replace("\r\n", "\n").replace("\r", "\n")
+    def _whole(self, stream: Any) -> Any:
+        if stream is not None and stream not in self._results:
+            if stream.closed:
+                self._results[stream] = "" if self.text_mode else b""
+            else:
+                self._results[stream] = rest_of(stream, self._so_far(stream) or b"")
+                stream.close()
+        return self._results.get(stream)
 
     # ---- as a context ----
 
@@ -299,7 +301,7 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
                 stream.close()
         try:
             if self.stdin is not None:
-                self._close_input()
+                self.stdin.close()
         except Exception:
             self.wait()
             raise

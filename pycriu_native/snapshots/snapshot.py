@@ -452,16 +452,19 @@ class Snapshot(Closing):
 
         return uninterrupted("share", share, SharedTemplate.close)
 
-    def start_async(self, args: Sequence[Text] | None = None, **options: Any) -> Starting:
+    def start_async(
+        self, args: Sequence[Text] | None = None, *, limit: int = 2**16, **options: Any
+    ) -> Starting:
         """:meth:`start` for asyncio, with the same arguments except those of text mode.
 
         ``async with snapshot.start_async(...) as process``, or ``await``, returns an
         :class:`~pycriu_native.snapshots.AsyncProcess`. A cancellation of the task during the start
-        ends the copy, and so does an exception in the block, such as that of a timeout.
+        ends the copy, and so does an exception in the block, such as that of a timeout. ``limit``
+        is the limit of the readers of its output, as for ``asyncio.create_subprocess_exec``.
         """
         from .aio_process import starting  # asyncio takes long to load
 
-        return starting(self.start, args, options)
+        return starting(self.start, args, limit, options)
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """The reasons why the snapshot cannot start on this machine.

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import ClassVar, cast
 
 from .._support.closing import Closing
-from .._support.unpatched import RawThread, close, readable
+from .._support.unpatched import RawThread, close, readable, write
 from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.forkserver import ForkServer
@@ -162,7 +162,7 @@ class _Guard:
     def end(self) -> None:
         """The call is over. A second time does nothing."""
         if self._cancel >= 0:
-            os.write(self._cancel, b"x")  # a fork of this process may hold the pipe open
+            write(self._cancel, b"x")  # a fork of this process may hold the pipe open
             close(self._cancel)
             self._cancel = -1
 

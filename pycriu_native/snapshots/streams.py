@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import locale
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from .._support.unpatched import close
 from ..errors import OptionError, Problem
@@ -36,8 +38,11 @@ class TextMode:
         cls, text: bool | None, encoding: str | None, errors: str | None, bufsize: int
     ) -> TextMode:
         """The mode that ``subprocess.Popen`` would use."""
+        is_text = bool(text or encoding or errors)
+        if is_text and encoding is None:
+            encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
         return cls(
-            text=bool(text or encoding or errors),
+            text=is_text,
             encoding=encoding,
             errors=errors,
             bufsize=bufsize,
@@ -47,18 +52,50 @@ class TextMode:
         """A file object that owns the descriptor."""
         if fd is None:
             return None
+        bufsize = -1 if self.text and self.bufsize == 1 else self.bufsize
+        binary: Any = open(fd, "wb", bufsize) if mode == "w" else _opened_output(fd, bufsize)
         if not self.text:
-            return open(fd, mode + "b", self.bufsize)
-        bufsize = -1 if self.bufsize == 1 else self.bufsize
-        raw = open(fd, mode + "b", bufsize)
-        lines = self.bufsize == 1 and mode == "w"
+            return cast("IO[bytes]", binary)
         return io.TextIOWrapper(
-            raw,
-            encoding=self.encoding or io.text_encoding(None),
+            binary,
+            encoding=self.encoding,
             errors=self.errors,
             write_through=mode == "w",
-            line_buffering=lines,
+            line_buffering=self.bufsize == 1 and mode == "w",
         )
+
+
+class OutputPipe(io.FileIO):
+    """The end of a pipe from which this process reads a copy's output."""
+
+    _returned = b""
+
+    def put_back(self, data: bytes) -> None:
+        """Let the next :meth:`read` to the end return this data first."""
+        self._returned = data
+
+    def readall(self) -> bytes:
+        """Read to the end."""
+        data, self._returned = self._returned, b""
+        return data + super().readall()
+
+    def read(self, size: int | None = -1, /) -> Any:
+        """Read once, or to the end."""
+        return self.readall() if size is None or size < 0 else super().read(size)
+
+
+def _opened_output(fd: int, bufsize: int) -> io.BufferedReader | OutputPipe:
+    pipe = OutputPipe(fd)
+    if bufsize == 0:
+        return pipe
+    return io.BufferedReader(pipe, bufsize if bufsize > 1 else io.DEFAULT_BUFFER_SIZE)
+
+
+def rest_of(stream: Any, data: bytes) -> Any:
+    """What a stream has buffered or decoded, and ``data``, which was read from its descriptor."""
+    binary = getattr(stream, "buffer", stream)
+    getattr(binary, "raw", binary).put_back(data)
+    return stream.read()
 
 
 @dataclass(kw_only=True)
@@ -114,7 +151,9 @@ def check(
     result = []
     for index, (name, value) in enumerate(zip(NAMES, given, strict=True)):
         rule = ""
-        if isinstance(value, int) and value < 0:
+        if isinstance(value, bool):
+            rule = "PIPE, DEVNULL, a descriptor or a file object is accepted"
+        elif isinstance(value, int) and value < 0:
             accepted = [subprocess.PIPE, subprocess.DEVNULL]
             accepted += [subprocess.STDOUT] if name == "stderr" else []
             if value not in accepted:

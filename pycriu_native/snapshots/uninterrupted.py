@@ -18,7 +18,7 @@ from .._calls.notification import Hook
 from .._calls.own_thread import OwnThread
 from .._calls.request import Outcome
 from .._native.ffi import native
-from .._support.unpatched import UNTIL_SIGNALS, original, readable
+from .._support.unpatched import UNTIL_SIGNALS, readable
 
 Result = TypeVar("Result")
 
@@ -31,9 +31,9 @@ def uninterrupted(
     Each call of CRIU that the function makes is cancelled, and its waits by
     :func:`readable_or_interrupted` end. If it returns nevertheless, ``undo`` is called with its
     result. Other threads than the main thread are not interrupted: there the function is called
-    directly. So it is with eventlet, whose ``os.open`` creates an event loop for each thread.
+    directly.
     """
-    if get_native_id() != os.getpid() or os.open is not original("os", "open"):
+    if get_native_id() != os.getpid():
         return function()
     work = Work(verb, function, undo)
     try:

@@ -240,11 +240,13 @@ class Zygote(Closing):
             timings=watch.timings(number, "zygote"),
         )
 
-    def start_async(self, args: Sequence[Text] | None = None, **options: Any) -> Starting:
+    def start_async(
+        self, args: Sequence[Text] | None = None, *, limit: int = 2**16, **options: Any
+    ) -> Starting:
         """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""
         from .aio_process import starting  # asyncio takes long to load
 
-        return starting(self.start, args, options)
+        return starting(self.start, args, limit, options)
 
     def _forked(self, request: ForkRequest, until: float | None) -> int:
         """Receive the pidfd of a copy over its socket."""

@@ -35,6 +35,8 @@ FAMILIES = (
     pytest.param("migrate_with_tls", marks=needs_lazy_pages),
     "stream",
     "snapshot",
+    "interrupted_start",
+    "event_loops",
     "jobs",
 )
 

@@ -20,6 +20,7 @@ def test_one_line_a_verb(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFi
         with pytest.raises(CriuError):
             dump(2**22 - 1, CriuOpts(images_directory=images))
     message = [record.getMessage() for record in caplog.records if record.name == "pycriu_native"]
+    assert {record.threadName for record in caplog.records} == {"criu dump"}
     done, failed = message
     assert done.startswith(f"dump of pid {target.pid} done after ")
     assert failed.startswith(f"dump of pid {2**22 - 1} failed: ")
@@ -43,6 +44,7 @@ def test_lines_of_criu(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixt
         criu.setLevel(logging.NOTSET)
     lines = [record for record in caplog.records if record.name == criu.name]
     assert len(lines) > 100
+    assert {record.threadName for record in lines} == {"criu dump"}
     assert {record.levelno for record in lines} >= {logging.DEBUG, logging.ERROR}
     assert any(record.getMessage().startswith("Memory dump time") for record in lines)
 

@@ -594,19 +594,20 @@ def leave_interrupted(
         identity(process)
         if not method:
             raise KeyboardInterrupt
-        original = getattr(process, method)
+        assert process.stdin is not None
+        target = process.stdin if method == "close" else process
+        original = getattr(target, method)
 
         def once(*_: Any) -> Any:
-            patch.setattr(process, method, original)
+            patch.setattr(target, method, original)
             raise KeyboardInterrupt
 
-        patch.setattr(process, method, once)
-        assert process.stdin is not None
+        patch.setattr(target, method, once)
         process.stdin.write('["sleep", 3600]\n')
         process.stdin.flush()
 
 
-@pytest.mark.parametrize("method", ["", "_has_ended", "_close_input"])
+@pytest.mark.parametrize("method", ["", "_has_ended", "close"])
 def test_an_interrupted_with_block(
     snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from subprocess import PIPE
 import pytest
 
 from pycriu_native import OptionError
-from pycriu_native.snapshots import AsyncProcess, Snapshot
+from pycriu_native.snapshots import AsyncProcess, Snapshot, SnapshotProcess
 
 from .support.processes import PATIENCE, children, eventually
 from .test_snapshots import COMMAND, ENVIRONMENT
@@ -193,3 +194,64 @@ def test_what_is_refused(snapshot: Snapshot) -> None:
             await snapshot.start_async(cwd="relative")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("poll", ["kill", "poll"])
+def test_an_end_that_the_loop_has_not_seen(snapshot: Snapshot, poll: str) -> None:
+    """The loop sees the end of a copy that was polled before, and of later copies."""
+
+    async def main() -> None:
+        with snapshot.zygote() as zygote:
+            for status in range(3):
+                process = await zygote.start_async(stdin=PIPE)
+                assert process.stdin is not None
+                process.stdin.write(b'["exit", %d]\n' % status)
+                await process.stdin.drain()
+                assert select.select([process.process.pidfd], [], [], PATIENCE)[0]
+                process.kill() if poll == "kill" else process.process.poll()
+                assert await asyncio.wait_for(process.wait(), PATIENCE) == status
+                await process.aclose()
+
+    asyncio.run(main())
+
+
+def test_the_loop_continues_while_the_copy_ends(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of all processes of a copy is not awaited on the loop's thread."""
+    threads = []
+    wait = SnapshotProcess.wait
+
+    def seen(process: SnapshotProcess[bytes], timeout: float | None = None) -> int:
+        threads.append(threading.current_thread())
+        return wait(process, timeout)
+
+    monkeypatch.setattr(SnapshotProcess, "wait", seen)
+
+    async def main() -> None:
+        async with snapshot.start_async(stdin=PIPE) as process:
+            process.kill()
+        process = await snapshot.start_async(stdin=PIPE)
+        await process.communicate(b'["exit", 0]\n')
+
+    asyncio.run(main())
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+def test_the_limit_of_a_line(snapshot: Snapshot) -> None:
+    """The limit of the readers is that of ``asyncio.create_subprocess_exec``."""
+
+    async def main(limit: int) -> int:
+        async with snapshot.start_async(stdin=PIPE, stderr=PIPE, limit=limit) as process:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            process.stdin.write(json.dumps(["errors", "x" * 99_999]).encode() + b"\n")
+            return len(await process.stderr.readline())
+
+    assert asyncio.run(main(200_000)) == 100_000
+    with pytest.raises(ValueError, match="limit"):
+        asyncio.run(main(50_000))
+    for wrong in (0, True, "1"):
+        with pytest.raises(OptionError, match="a number of bytes is accepted"):
+            snapshot.start_async(limit=wrong)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import io
 import os
 import signal
@@ -299,6 +300,62 @@ def snapshot() -> None:
             assert copy.wait(60) == -signal.SIGKILL
 
 
+def _waiting() -> Any:
+    """A snapshot of a program that waits."""
+    from pycriu_native.snapshots import Snapshot
+
+    program = "from pycriu_native import guest; guest.wait(); input()"
+    return Snapshot.take([sys.executable, "-c", program], Path(DIRECTORY, "waiting"))
+
+
+def interrupted_start() -> None:
+    """Ctrl-C in the middle of a start is raised after the start is undone."""
+    from pycriu_native.snapshots import namespaces
+
+    original = namespaces.Namespaces.open
+
+    def interrupting(self: namespaces.Namespaces, kind: str) -> int:
+        result = original(self, kind)
+        os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with _waiting() as taken:
+        namespaces.Namespaces.open = interrupting  # type: ignore[method-assign]
+        try:
+            taken.start(stdin=subprocess.PIPE)
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise AssertionError("not interrupted")
+        finally:
+            namespaces.Namespaces.open = original  # type: ignore[method-assign]
+        with taken.start(stdin=subprocess.PIPE) as copy:
+            copy.kill()
+
+
+def _loops() -> int:
+    return sum("[event" in link for link in _links())
+
+
+def event_loops() -> None:
+    """No call leaves the event loop of its thread."""
+    gc.disable()
+    loops = []
+    with _waiting() as taken:
+        for _ in range(3):
+            child = criu.restore_child(_dumped())
+            _end(child.pid)
+            child.wait(30)
+            for share_memory in (False, True):
+                with taken.start(stdin=subprocess.PIPE, share_memory=share_memory) as copy:
+                    copy.kill()
+            with taken.zygote() as zygote, zygote.start(stdin=subprocess.PIPE) as copy:
+                copy.kill()
+            loops.append(_loops())
+    assert loops[2] == loops[0], loops
+
+
 def jobs() -> None:
     """A job that ends, and one that is stopped for a checkpoint and resumed."""
     from pycriu_native.jobs import Job
@@ -363,13 +420,17 @@ def _mask() -> str:
     )
 
 
-def _open() -> list[str]:
-    """The open descriptors, without those of an event loop."""
+def _links() -> list[str]:
     links = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the directory itself
             links.append(os.readlink(f"/proc/self/fd/{name}"))
-    kinds = (link.partition(":[")[0] for link in links if "[event" not in link)
+    return links
+
+
+def _open() -> list[str]:
+    """The open descriptors, without those of an event loop."""
+    kinds = (link.partition(":[")[0] for link in _links() if "[event" not in link)
     return sorted(kinds)
 
 
