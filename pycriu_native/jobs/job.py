@@ -96,7 +96,8 @@ class Job:
     interrupted_code: int = INTERRUPTED
     """Exit code of an interrupted job."""
     or_start_over: bool = False
-    """Start from the beginning if there are checkpoints but none can be restored."""
+    """Start from the beginning if there are checkpoints but none can be restored. A wrong key of
+    ``decrypt_with`` is no reason."""
     unprivileged: bool | None = None
     """Run in a new user namespace, without root. Default: if the caller lacks CAP_SYS_ADMIN. Root
     of a user namespace has it, and runs the job in that namespace."""
@@ -113,7 +114,7 @@ class Job:
     encrypt_to: Iterable[str] = ()
     """age recipients or ssh public keys to encrypt uploads for. Needs the extra ``archive``."""
     decrypt_with: Iterable[str] = field(default=(), repr=False)
-    """age identities or ssh private keys to decrypt uploads with."""
+    """age identities or ssh private keys to decrypt uploads with; one belongs to ``encrypt_to``."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -133,6 +134,9 @@ class Job:
         for name in ("encrypt_to", "decrypt_with"):
             if getattr(self, name) and self.storage is None:
                 problems.append(Problem(name, "…", "is accepted with storage only"))
+        if self.decrypt_with and not self.encrypt_to:
+            rule = "is accepted with encrypt_to only: other uploads are not encrypted"
+            problems.append(Problem("decrypt_with", "…", rule))
         if self.compress not in ("gzip", "zstd", "none"):
             rule = 'one of "none", "gzip", "zstd" is accepted'
             problems.append(Problem("compress", self.compress, rule))
@@ -194,7 +198,7 @@ class Job:
 
             check_url(str(self.storage))
             check_place(str(self.storage), str(self.directory))
-            check_codecs(self.compress, tuple(self.encrypt_to))
+            check_codecs(self.compress, tuple(self.encrypt_to), tuple(self.decrypt_with))
         if self.notice is not None:
             check_source(self.notice)
         if self.incremental:

@@ -26,7 +26,7 @@ from ..errors import CriuError, ImagesError
 from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
 from .job import FAILED, print_message, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
-from .remote_checkpoints import Commit, fetch
+from .remote_checkpoints import Commit, UnreadableError, fetch
 from .storage import Storage
 from .uploads import Uploads
 
@@ -257,7 +257,8 @@ class LeaseHolder:
                 damaged=self._damaged,
             )
         except ImagesError as error:
-            if self._spec["or_start_over"]:
+            # A checkpoint that can be read with another key is not lost.
+            if self._spec["or_start_over"] and not isinstance(error, UnreadableError):
                 return True
             self._change_state(State.CANNOT_RESTORE, "cannot be restored", str(error))
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,16 +16,20 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from .._integrity.manifest import verify
-from ..archive.codecs import Compression, compressed, encrypted
+from ..archive.codecs import Compression, Peek, compressed, decrypted, encrypted
 from ..archive.hashing import Hashing
 from ..archive.pack import members_of, pack_members, unpack
-from ..errors import ImagesError
+from ..errors import ImagesError, OptionError, Problem
 from .directory import Checkpoint, JobDirectory, retained, sync
 from .increments import PARENT, is_memory, layers
 from .lease import Lease, token_of, valid_commits
 from .storage import Storage
 
 NONE = (-1, -1)
+
+
+class UnreadableError(ImagesError):
+    """A checkpoint that is not damaged cannot be read here; its key is another one, for example."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,13 +75,26 @@ def commits(storage: Storage) -> list[Commit]:
     return result
 
 
-def check_codecs(compress: Compression, encrypt_to: Sequence[str]) -> None:
-    """Raise the ``OptionError`` or ``CriuError`` that an upload would raise."""
+def check_codecs(
+    compress: Compression, encrypt_to: Sequence[str], decrypt_with: Sequence[str]
+) -> None:
+    """Raise the ``OptionError`` or ``CriuError`` that an upload, or fetching it, would raise."""
     with compressed(io.BytesIO(), compress):
         pass
-    if encrypt_to:
-        with encrypted(io.BytesIO(), encrypt_to):
-            pass
+    if not encrypt_to:
+        return
+    upload = io.BytesIO()
+    with encrypted(upload, encrypt_to):
+        pass
+    if not decrypt_with:
+        return
+    upload.seek(0)
+    try:
+        with decrypted(Peek(upload), decrypt_with) as content:
+            content.read()
+    except ImagesError:
+        rule = "none of these keys can decrypt uploads that are encrypted with encrypt_to"
+        raise OptionError([Problem("decrypt_with", "…", rule)], verb="run") from None
 
 
 def upload(
@@ -176,8 +194,8 @@ def fetch(
 
     Checkpoints for which ``skip`` returns True do not count. ``damaged`` is called for each one
     that differs from its record. Checkpoints of the directory that do not precede the fetched one
-    are removed. Raises ``ImagesError`` if there are checkpoints and all are damaged, and any
-    ``Exception``.
+    are removed. Raises ``ImagesError`` if there are checkpoints and all are damaged,
+    ``UnreadableError`` for one that is not damaged, and any ``Exception``.
     """
     known = [each for each in commits(storage) if not skip(each.checkpoint)]
     here = [identity(each) for each in directory.all_checkpoints() if not skip(each)]
@@ -188,6 +206,11 @@ def fetch(
             return None
         try:
             place = _fetched(storage, directory, each, decrypt_with, check)
+        except UnreadableError as error:
+            # An earlier one would lose what was done since.
+            number = each.checkpoint.number
+            message = f"checkpoint {number} on {storage.url} is complete, but {error}"
+            raise UnreadableError(message) from None
         except ImagesError as error:
             newest = newest or f"; the newest: {error}"
             damaged(each, error)
@@ -239,13 +262,23 @@ def _unpack(
     decrypt_with: Sequence[str],
     check: Callable[[], object],
 ) -> None:
+    failure: ImagesError | OptionError | None = None
     try:
         with storage.opened(source.name, "rb") as file:
             read = Hashing(file, check)
-            unpack(cast(BinaryIO, read), place, decrypt_with=decrypt_with)
+            try:
+                unpack(cast(BinaryIO, read), place, decrypt_with=decrypt_with)
+            except (ImagesError, OptionError) as error:
+                failure = error
+            # All of it is read, since a wrong key and a damaged archive fail in the same way.
             while read.read(2**20):
                 pass
     except FileNotFoundError:
         raise ImagesError(f"{source.name} does not exist") from None
     if (read.size, read.sha256()) != (source.size, source.sha256):
-        raise ImagesError(f"{source.name} was changed after its upload")
+        why = "" if failure is None else f": {failure}"
+        raise ImagesError(f"{source.name} was changed after its upload{why}")
+    if failure is not None and failure.errno == errno.ENOSPC:
+        raise OSError(failure.errno, str(failure)) from None
+    if failure is not None:
+        raise UnreadableError(str(failure)) from None
