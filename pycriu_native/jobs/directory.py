@@ -94,8 +94,6 @@ class Checkpoint:
     """Size of its files, without those that it shares with an earlier checkpoint."""
     parents: int = 0
     """Number of earlier checkpoints whose memory it contains as hard links; 0: it is full."""
-    digest: str | None = None
-    """SHA-256 of its manifest."""
     options: dict[str, Any] | None = None
     """The options of the restore."""
     last_pid: int = 0

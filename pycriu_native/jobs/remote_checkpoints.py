@@ -68,11 +68,16 @@ def commits(storage: Storage) -> list[Commit]:
     result = []
     for name in reversed(valid_commits(storage)):
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            body = json.loads(storage.read(f"commits/{name}") or b"")
-            checkpoint = Checkpoint(**body["checkpoint"])
-            objects = tuple(Object(**each) for each in body["objects"])
-            result.append(Commit(name=name, objects=objects, checkpoint=checkpoint))
+            result.append(_commit(name, storage.read(f"commits/{name}") or b""))
     return result
+
+
+def _commit(name: str, data: bytes) -> Commit:
+    """A record. ``ValueError`` for an incomplete one, ``TypeError``, ``KeyError`` for another."""
+    body = json.loads(data)
+    checkpoint = Checkpoint(**body["checkpoint"])
+    objects = tuple(Object(**each) for each in body["objects"])
+    return Commit(name=name, objects=objects, checkpoint=checkpoint)
 
 
 def check_codecs(
@@ -222,14 +227,26 @@ def fetch(
         os.rename(place, directory.checkpoints / str(each.checkpoint.number))
         sync(directory.checkpoints)
         return each
-    if local == NONE and (known or _are_missing(storage)):
+    if local == NONE and (known or _are_unknown(storage)):
         raise ImagesError(f"none of the checkpoints on {storage.url} can be fetched{newest}")
     return None
 
 
-def _are_missing(storage: Storage) -> bool:
-    """Whether there are names of commits that cannot be read: a listing is late, for example."""
-    return any(storage.read(f"commits/{name}") is None for name in valid_commits(storage))
+def _are_unknown(storage: Storage) -> bool:
+    """Whether there are commits that cannot be read: a listing is late, or another release has made
+    them. One with a part of its record is none.
+    """
+    for name in valid_commits(storage):
+        data = storage.read(f"commits/{name}")
+        if data is None:
+            return True
+        try:
+            _commit(name, data)
+        except ValueError:
+            continue
+        except (TypeError, KeyError):
+            return True
+    return False
 
 
 def _fetched(
@@ -251,7 +268,7 @@ def _fetched(
                 other = layer / name
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
         layer /= PARENT
-    verify(place, commit.checkpoint.digest)
+    verify(place)
     return str(place)
 
 

@@ -596,8 +596,8 @@ def test_outdated_listings(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A job of which no commit can be read is not started from the beginning; one whose first
-    commit was cut off is.
+    """A job of which no commit can be read, or only those of another release, is not started from
+    the beginning; one whose first commit was cut off is.
     """
     storage, late = Storage(url), LateListings(url)
     here = _directory(tmp_path / "here")
@@ -612,6 +612,9 @@ def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> 
     storage.write(f"commits/{lease.token:08}-00000001.json", b'{"obj')
     storage.write(f"commits/{lease.token:08}-00000002.json", b"")
     assert _fetched(late, _directory(tmp_path / "new")) is None
+    storage.write(f"commits/{lease.token:08}-00000002.json", b'{"objects": [], "later": 1}')
+    with pytest.raises(ImagesError, match="none of the checkpoints on"):
+        _fetched(late, _directory(tmp_path / "later"))
 
 
 def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Path) -> None:
