@@ -124,13 +124,13 @@ class Job:
             put(name, listed(name, getattr(self, name)))
         if problems := problems_of({name: getattr(self, name) for name in RULES}):
             raise OptionError(problems, verb="run")
-        put("directory", os.path.abspath(os.fspath(self.directory)))
+        put("directory", _absolute(self.directory))
         put("command", tuple(os.fspath(each) for each in self.command))
         put("also", Rollback(also=self.also).patterns)
-        put("cwd", None if self.cwd is None else os.path.abspath(os.fspath(self.cwd)))
+        put("cwd", None if self.cwd is None else _absolute(self.cwd))
         if self.storage is not None:
             path = os.fspath(self.storage)
-            put("storage", path if "://" in path or "::" in path else os.path.abspath(path))
+            put("storage", path if "://" in path or "::" in path else _absolute(path))
         for name in ("encrypt_to", "decrypt_with"):
             if getattr(self, name) and self.storage is None:
                 problems.append(Problem(name, "…", "is accepted with storage only"))
@@ -193,6 +193,7 @@ class Job:
     def _run(self, wait: float, signals: HeldSignals) -> JobResult:
         until = time.monotonic() + wait
         command = [*map(str, self.command)]
+        cwd = str(self.cwd or _here())
         if self.storage is not None:
             from .remote_checkpoints import check_codecs  # few jobs have a storage
 
@@ -211,7 +212,7 @@ class Job:
             message = f"another supervisor runs the job in {directory.path}"
             return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         try:
-            directory.take_command(command, str(self.cwd or os.getcwd()))
+            directory.take_command(command, cwd)
             code = 0
             if directory.status().state is not State.ENDED:
                 code = self._supervised(directory, lock, signals)
@@ -293,6 +294,20 @@ class Job:
             "encrypt_to": self.encrypt_to,
             "decrypt_with": self.decrypt_with,
         }
+
+
+def _here() -> str:
+    """The working directory of the caller. ``OptionError`` if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        rule = "the working directory of this process was removed; change to another one"
+        raise OptionError([Problem("cwd", None, rule)], verb="run") from None
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    return os.path.abspath(text if os.path.isabs(text) else os.path.join(_here(), text))
 
 
 def _result(directory: JobDirectory, interrupted: int) -> JobResult:
