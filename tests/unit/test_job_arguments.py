@@ -82,7 +82,7 @@ def test_a_working_directory_that_was_removed(
     place.mkdir()
     monkeypatch.chdir(place)
     place.rmdir()
-    with pytest.raises(OptionError, match="cwd.*was removed"):
+    with pytest.raises(OptionError, match=r"cwd.*was removed"):
         Job(directory.format(tmp_path), ["true"]).run()
     assert not any(tmp_path.iterdir())
 
