@@ -23,13 +23,9 @@ from ..errors import ImagesError, OptionError, Problem
 from .directory import Checkpoint, JobDirectory, retained, sync
 from .increments import PARENT, is_memory, layers
 from .lease import Lease, token_of, valid_commits
-from .storage import Storage
+from .storage import Storage, UnreadableError
 
 NONE = (-1, -1)
-
-
-class UnreadableError(ImagesError):
-    """A checkpoint that is not damaged cannot be read here; its key is another one, for example."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

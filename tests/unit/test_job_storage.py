@@ -27,14 +27,8 @@ from pycriu_native.jobs import lease as leases
 from pycriu_native.jobs.directory import BUSY, META, Checkpoint, JobDirectory
 from pycriu_native.jobs.increments import PARENT, link
 from pycriu_native.jobs.lease import Lease, LeaseLost, acquire, last_lease
-from pycriu_native.jobs.remote_checkpoints import (
-    UnreadableError,
-    commits,
-    fetch,
-    prune,
-    upload,
-)
-from pycriu_native.jobs.storage import Storage, check_url
+from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
+from pycriu_native.jobs.storage import Storage, UnreadableError, check_url
 from pycriu_native.jobs.uploads import Uploads
 
 from ..gcs_server import gcs_server
@@ -615,6 +609,20 @@ def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> 
     storage.write(f"commits/{lease.token:08}-00000002.json", b'{"objects": [], "later": 1}')
     with pytest.raises(ImagesError, match="none of the checkpoints on"):
         _fetched(late, _directory(tmp_path / "later"))
+
+
+def test_leases_that_were_removed(url: str, clock: Clock, tmp_path: Path) -> None:
+    """Checkpoints without their leases are neither ignored nor removed."""
+    storage = Storage(url)
+    here = _directory(tmp_path / "here")
+    _upload(storage, _held(storage, clock, "here"), _taken(here, 1))
+    for name in storage.names("leases"):
+        storage.remove(f"leases/{name}")
+    lease = _acquired(storage, clock, "there")
+    assert lease is not None
+    with pytest.raises(UnreadableError, match="none of their leases"):
+        lease.begin()
+    assert len(storage.names("commits")) == len(storage.names("checkpoints")) == 1
 
 
 def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Path) -> None:
