@@ -180,10 +180,11 @@ class Job:
         checkpoint and end the run; a signal before the start prevents it. If this process ends, the
         command ends too.
 
-        Raises ``OptionError`` if the directory belongs to another command, the command of
-        ``notice`` does not exist, or for an unknown file system of ``storage`` or key of
-        ``encrypt_to``, ``UnsupportedError`` if a package for them is not installed or if
-        ``incremental`` is not possible here, and ``ImagesError`` if the directory cannot be used.
+        Raises ``OptionError`` if the directory belongs to another command or to a job with
+        ``storage`` that this one lacks, the command of ``notice`` does not exist, or for an unknown
+        file system of ``storage`` or key of ``encrypt_to``, ``UnsupportedError`` if a package for
+        them is not installed or if ``incremental`` is not possible here, and ``ImagesError`` if the
+        directory cannot be used.
         """
         with held() as signals:
             return self._run(math.inf if wait is None else wait, signals)
@@ -207,6 +208,7 @@ class Job:
         directory = JobDirectory(self.directory)
         directory.make()
         directory.check_command(command)
+        directory.check_storage(None if self.storage is None else str(self.storage))
         lock = directory.lock(wait, stopped=lambda: signals.stopped is not None)
         if lock is None:
             message = f"another supervisor runs the job in {directory.path}"
