@@ -200,7 +200,11 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
             raise ImagesError(f"the archive has a path through a link: {info.name!r}")
         total += info.size if content is not None else 0
         if total > remaining:
-            raise ImagesError(f"the archive is larger than the limit of {remaining} bytes")
+            what = f"the limit of {remaining} bytes"
+            if limit is None:
+                what = f"the free space of the disk, {remaining} bytes"
+            number = errno.ENOSPC if limit is None else 0
+            raise ImagesError(f"the archive is larger than {what}", errno=number)
         same = _same_file(info, inside, files)
         if info.issym() and name.name == "parent" and _stays_inside(name, info.linkname):
             links.add(name)

@@ -94,8 +94,6 @@ class Checkpoint:
     """Size of its files, without those that it shares with an earlier checkpoint."""
     parents: int = 0
     """Number of earlier checkpoints whose memory it contains as hard links; 0: it is full."""
-    digest: str | None = None
-    """SHA-256 of its manifest."""
     options: dict[str, Any] | None = None
     """The options of the restore."""
     last_pid: int = 0
@@ -243,6 +241,18 @@ class JobDirectory:
         if was_moved and self.status().state is not State.ENDED:
             rule = f"it was renamed: the job writes its output to {former}; rename it back"
             raise OptionError([Problem("directory", str(self.path), rule)], verb="run")
+
+    def check_storage(self, storage: str | None) -> None:
+        """Raise ``OptionError`` for a run without a lease of a job that another host may run."""
+        known = self.storage_status()
+        if storage is not None or known is None or not known.seen:
+            return
+        if self.status().state is not State.ENDED:
+            rule = (
+                f"the job has the storage {known.url}, from which another host can have resumed "
+                f"it; name it, or remove {self.path}/storage.json if no other host has"
+            )
+            raise OptionError([Problem("storage", None, rule)], verb="run")
 
     def take_command(self, command: Sequence[str], directory: str) -> None:
         """Store the command; the caller has the lock. Raises as ``check_command``."""

@@ -96,7 +96,8 @@ class Job:
     interrupted_code: int = INTERRUPTED
     """Exit code of an interrupted job."""
     or_start_over: bool = False
-    """Start from the beginning if there are checkpoints but none can be restored."""
+    """Start from the beginning if there are checkpoints but none can be restored. A wrong key of
+    ``decrypt_with`` is no reason."""
     unprivileged: bool | None = None
     """Run in a new user namespace, without root. Default: if the caller lacks CAP_SYS_ADMIN. Root
     of a user namespace has it, and runs the job in that namespace."""
@@ -113,7 +114,7 @@ class Job:
     encrypt_to: Iterable[str] = ()
     """age recipients or ssh public keys to encrypt uploads for. Needs the extra ``archive``."""
     decrypt_with: Iterable[str] = field(default=(), repr=False)
-    """age identities or ssh private keys to decrypt uploads with."""
+    """age identities or ssh private keys to decrypt uploads with; one belongs to ``encrypt_to``."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -123,16 +124,19 @@ class Job:
             put(name, listed(name, getattr(self, name)))
         if problems := problems_of({name: getattr(self, name) for name in RULES}):
             raise OptionError(problems, verb="run")
-        put("directory", os.path.abspath(os.fspath(self.directory)))
+        put("directory", _absolute(self.directory))
         put("command", tuple(os.fspath(each) for each in self.command))
         put("also", Rollback(also=self.also).patterns)
-        put("cwd", None if self.cwd is None else os.path.abspath(os.fspath(self.cwd)))
+        put("cwd", None if self.cwd is None else _absolute(self.cwd))
         if self.storage is not None:
             path = os.fspath(self.storage)
-            put("storage", path if "://" in path or "::" in path else os.path.abspath(path))
+            put("storage", path if "://" in path or "::" in path else _absolute(path))
         for name in ("encrypt_to", "decrypt_with"):
             if getattr(self, name) and self.storage is None:
                 problems.append(Problem(name, "…", "is accepted with storage only"))
+        if self.decrypt_with and not self.encrypt_to:
+            rule = "is accepted with encrypt_to only: other uploads are not encrypted"
+            problems.append(Problem("decrypt_with", "…", rule))
         if self.compress not in ("gzip", "zstd", "none"):
             rule = 'one of "none", "gzip", "zstd" is accepted'
             problems.append(Problem("compress", self.compress, rule))
@@ -176,10 +180,11 @@ class Job:
         checkpoint and end the run; a signal before the start prevents it. If this process ends, the
         command ends too.
 
-        Raises ``OptionError`` if the directory belongs to another command, the command of
-        ``notice`` does not exist, or for an unknown file system of ``storage`` or key of
-        ``encrypt_to``, ``UnsupportedError`` if a package for them is not installed or if
-        ``incremental`` is not possible here, and ``ImagesError`` if the directory cannot be used.
+        Raises ``OptionError`` if the directory belongs to another command or to a job with
+        ``storage`` that this one lacks, the command of ``notice`` does not exist, or for an unknown
+        file system of ``storage`` or key of ``encrypt_to``, ``UnsupportedError`` if a package for
+        them is not installed or if ``incremental`` is not possible here, and ``ImagesError`` if the
+        directory cannot be used.
         """
         with held() as signals:
             return self._run(math.inf if wait is None else wait, signals)
@@ -189,12 +194,13 @@ class Job:
     def _run(self, wait: float, signals: HeldSignals) -> JobResult:
         until = time.monotonic() + wait
         command = [*map(str, self.command)]
+        cwd = str(self.cwd or _here())
         if self.storage is not None:
             from .remote_checkpoints import check_codecs  # few jobs have a storage
 
             check_url(str(self.storage))
             check_place(str(self.storage), str(self.directory))
-            check_codecs(self.compress, tuple(self.encrypt_to))
+            check_codecs(self.compress, tuple(self.encrypt_to), tuple(self.decrypt_with))
         if self.notice is not None:
             check_source(self.notice)
         if self.incremental:
@@ -202,12 +208,13 @@ class Job:
         directory = JobDirectory(self.directory)
         directory.make()
         directory.check_command(command)
+        directory.check_storage(None if self.storage is None else str(self.storage))
         lock = directory.lock(wait, stopped=lambda: signals.stopped is not None)
         if lock is None:
             message = f"another supervisor runs the job in {directory.path}"
             return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         try:
-            directory.take_command(command, str(self.cwd or os.getcwd()))
+            directory.take_command(command, cwd)
             code = 0
             if directory.status().state is not State.ENDED:
                 code = self._supervised(directory, lock, signals)
@@ -289,6 +296,20 @@ class Job:
             "encrypt_to": self.encrypt_to,
             "decrypt_with": self.decrypt_with,
         }
+
+
+def _here() -> str:
+    """The working directory of the caller. ``OptionError`` if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        rule = "the working directory of this process was removed; change to another one"
+        raise OptionError([Problem("cwd", None, rule)], verb="run") from None
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    return os.path.abspath(text if os.path.isabs(text) else os.path.join(_here(), text))
 
 
 def _result(directory: JobDirectory, interrupted: int) -> JobResult:

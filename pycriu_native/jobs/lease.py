@@ -31,7 +31,7 @@ from typing import Any
 
 from .._support.unpatched import Lock
 from ..errors import CriuError, ImagesError
-from .storage import Storage
+from .storage import Storage, UnreadableError
 
 FORMAT = 1
 
@@ -75,7 +75,10 @@ def last_lease(storage: Storage) -> Last:
 
 
 def valid_commits(storage: Storage) -> list[str]:
-    """The names of the valid commits, in their order."""
+    """The names of the valid commits, in their order.
+
+    Raises ``UnreadableError`` if there are commits, but none of their leases.
+    """
     names = storage.names("commits")
     for token in range(_newest(storage), 0, -1):
         begun = _body(storage.read(_name(token, "begun")))
@@ -84,6 +87,11 @@ def valid_commits(storage: Storage) -> list[str]:
             valid = {name for name in names if name in earlier or token_of(name) == token}
             beat = _body(storage.read(_name(token, "beat"))) or {}
             return sorted(valid | ({beat["commit"]} if beat.get("commit") else set()))
+    if names:
+        raise UnreadableError(
+            f"{storage.url} has checkpoints, but none of their leases, which were removed there; "
+            "name another storage to start from the beginning"
+        )
     return []
 
 

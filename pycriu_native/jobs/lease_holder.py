@@ -27,7 +27,7 @@ from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
 from .job import FAILED, print_message, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
 from .remote_checkpoints import Commit, fetch
-from .storage import Storage
+from .storage import Storage, UnreadableError
 from .uploads import Uploads
 
 LOOK = 0.2
@@ -245,9 +245,9 @@ class LeaseHolder:
     def _prepare(self, storage: Storage, lease: Lease) -> bool:
         """Fetch the newest checkpoint into the directory; False if that fails."""
         before = self._directory.status().started
-        lease.begin()
-        self._check()
         try:
+            lease.begin()
+            self._check()
             made = fetch(
                 storage,
                 self._directory,
@@ -257,7 +257,8 @@ class LeaseHolder:
                 damaged=self._damaged,
             )
         except ImagesError as error:
-            if self._spec["or_start_over"]:
+            # What can be read with another key, for example, is not lost.
+            if self._spec["or_start_over"] and not isinstance(error, UnreadableError):
                 return True
             self._change_state(State.CANNOT_RESTORE, "cannot be restored", str(error))
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from .._integrity.manifest import verify
-from ..archive.codecs import Compression, compressed, encrypted
+from ..archive.codecs import Compression, Peek, compressed, decrypted, encrypted
 from ..archive.hashing import Hashing
 from ..archive.pack import members_of, pack_members, unpack
-from ..errors import ImagesError
+from ..errors import ImagesError, OptionError, Problem
 from .directory import Checkpoint, JobDirectory, retained, sync
 from .increments import PARENT, is_memory, layers
 from .lease import Lease, token_of, valid_commits
-from .storage import Storage
+from .storage import Storage, UnreadableError
 
 NONE = (-1, -1)
 
@@ -63,20 +64,38 @@ def commits(storage: Storage) -> list[Commit]:
     result = []
     for name in reversed(valid_commits(storage)):
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            body = json.loads(storage.read(f"commits/{name}") or b"")
-            checkpoint = Checkpoint(**body["checkpoint"])
-            objects = tuple(Object(**each) for each in body["objects"])
-            result.append(Commit(name=name, objects=objects, checkpoint=checkpoint))
+            result.append(_commit(name, storage.read(f"commits/{name}") or b""))
     return result
 
 
-def check_codecs(compress: Compression, encrypt_to: Sequence[str]) -> None:
-    """Raise the ``OptionError`` or ``CriuError`` that an upload would raise."""
+def _commit(name: str, data: bytes) -> Commit:
+    """A record. ``ValueError`` for an incomplete one, ``TypeError``, ``KeyError`` for another."""
+    body = json.loads(data)
+    checkpoint = Checkpoint(**body["checkpoint"])
+    objects = tuple(Object(**each) for each in body["objects"])
+    return Commit(name=name, objects=objects, checkpoint=checkpoint)
+
+
+def check_codecs(
+    compress: Compression, encrypt_to: Sequence[str], decrypt_with: Sequence[str]
+) -> None:
+    """Raise the ``OptionError`` or ``CriuError`` that an upload, or fetching it, would raise."""
     with compressed(io.BytesIO(), compress):
         pass
-    if encrypt_to:
-        with encrypted(io.BytesIO(), encrypt_to):
-            pass
+    if not encrypt_to:
+        return
+    upload = io.BytesIO()
+    with encrypted(upload, encrypt_to):
+        pass
+    if not decrypt_with:
+        return
+    upload.seek(0)
+    try:
+        with decrypted(Peek(upload), decrypt_with) as content:
+            content.read()
+    except ImagesError:
+        rule = "none of these keys can decrypt uploads that are encrypted with encrypt_to"
+        raise OptionError([Problem("decrypt_with", "…", rule)], verb="run") from None
 
 
 def upload(
@@ -176,8 +195,8 @@ def fetch(
 
     Checkpoints for which ``skip`` returns True do not count. ``damaged`` is called for each one
     that differs from its record. Checkpoints of the directory that do not precede the fetched one
-    are removed. Raises ``ImagesError`` if there are checkpoints and all are damaged, and any
-    ``Exception``.
+    are removed. Raises ``ImagesError`` if there are checkpoints and all are damaged,
+    ``UnreadableError`` for one that is not damaged, and any ``Exception``.
     """
     known = [each for each in commits(storage) if not skip(each.checkpoint)]
     here = [identity(each) for each in directory.all_checkpoints() if not skip(each)]
@@ -188,6 +207,11 @@ def fetch(
             return None
         try:
             place = _fetched(storage, directory, each, decrypt_with, check)
+        except UnreadableError as error:
+            # An earlier one would lose what was done since.
+            number = each.checkpoint.number
+            message = f"checkpoint {number} on {storage.url} is complete, but {error}"
+            raise UnreadableError(message) from None
         except ImagesError as error:
             newest = newest or f"; the newest: {error}"
             damaged(each, error)
@@ -199,14 +223,26 @@ def fetch(
         os.rename(place, directory.checkpoints / str(each.checkpoint.number))
         sync(directory.checkpoints)
         return each
-    if local == NONE and (known or _are_missing(storage)):
+    if local == NONE and (known or _are_unknown(storage)):
         raise ImagesError(f"none of the checkpoints on {storage.url} can be fetched{newest}")
     return None
 
 
-def _are_missing(storage: Storage) -> bool:
-    """Whether there are names of commits that cannot be read: a listing is late, for example."""
-    return any(storage.read(f"commits/{name}") is None for name in valid_commits(storage))
+def _are_unknown(storage: Storage) -> bool:
+    """Whether there are commits that cannot be read: a listing is late, or another release has made
+    them. One with a part of its record is none.
+    """
+    for name in valid_commits(storage):
+        data = storage.read(f"commits/{name}")
+        if data is None:
+            return True
+        try:
+            _commit(name, data)
+        except ValueError:
+            continue
+        except (TypeError, KeyError):
+            return True
+    return False
 
 
 def _fetched(
@@ -228,7 +264,7 @@ def _fetched(
                 other = layer / name
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
         layer /= PARENT
-    verify(place, commit.checkpoint.digest)
+    verify(place)
     return str(place)
 
 
@@ -239,13 +275,23 @@ def _unpack(
     decrypt_with: Sequence[str],
     check: Callable[[], object],
 ) -> None:
+    failure: ImagesError | OptionError | None = None
     try:
         with storage.opened(source.name, "rb") as file:
             read = Hashing(file, check)
-            unpack(cast(BinaryIO, read), place, decrypt_with=decrypt_with)
+            try:
+                unpack(cast(BinaryIO, read), place, decrypt_with=decrypt_with)
+            except (ImagesError, OptionError) as error:
+                failure = error
+            # All of it is read, since a wrong key and a damaged archive fail in the same way.
             while read.read(2**20):
                 pass
     except FileNotFoundError:
         raise ImagesError(f"{source.name} does not exist") from None
     if (read.size, read.sha256()) != (source.size, source.sha256):
-        raise ImagesError(f"{source.name} was changed after its upload")
+        why = "" if failure is None else f": {failure}"
+        raise ImagesError(f"{source.name} was changed after its upload{why}")
+    if failure is not None and failure.errno == errno.ENOSPC:
+        raise OSError(failure.errno, str(failure)) from None
+    if failure is not None:
+        raise UnreadableError(str(failure)) from None

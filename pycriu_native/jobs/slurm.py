@@ -57,7 +57,7 @@ class SlurmJob:
         return cls(
             id=environ["SLURM_JOB_ID"],
             restarts=int(restarts),
-            submitted_from=environ.get("SLURM_SUBMIT_DIR", os.getcwd()),
+            submitted_from=environ.get("SLURM_SUBMIT_DIR") or os.getcwd(),
         )
 
     def default_directory(self) -> str:

@@ -20,7 +20,13 @@ from importlib.util import find_spec
 from inspect import signature
 from typing import Any, BinaryIO, Literal
 
-from ..errors import OptionError, Problem, UnsupportedError, missing_extra
+from ..errors import ImagesError, OptionError, Problem, UnsupportedError, missing_extra
+
+
+class UnreadableError(ImagesError):
+    """A storage has a checkpoint that is not damaged, but cannot be read here; its key is another
+    one, for example.
+    """
 
 
 def check_url(url: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native.jobs import BUSY, INTERRUPTED, State
+from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, State
 from pycriu_native.jobs.remote_checkpoints import commits
 from pycriu_native.jobs.storage import Storage
 
@@ -282,6 +282,34 @@ def test_another_job(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     other.start()
     assert other.wait() == 1
     assert "it belongs to a job with another command" in other.messages()
+
+
+def test_a_wrong_key(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """With another key nothing is started, not even with ``--or-start-over``, and nothing is lost:
+    with the right key the other host resumes the job.
+    """
+    x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
+
+    def options(name: str) -> tuple[str, ...]:
+        key = x25519.Identity.generate()
+        (tmp_path / name).write_text(f"# a key\n{key}\n")
+        return "--encrypt-to", str(key.to_public()), "--identity", str(tmp_path / name)
+
+    right, wrong = options("right"), options("wrong")
+    here, there = hosts("a"), hosts("b")
+    here.start(*right)
+    here.until(lambda: here.has_uploads(2), "uploads")
+    here.lose()
+    there.start(*wrong, "--or-start-over")
+    assert there.wait() == CANNOT_RESTORE
+    assert "is complete, but the archive cannot be decrypted" in there.messages()
+    assert there.directory.status().state is State.CANNOT_RESTORE
+    assert not (there.directory.path / "stdout").exists()
+    there.start(*right)
+    there.until(lambda: there.directory.status().resumed == 1, "its resumption")
+    (there.place / "finish").touch()
+    assert there.wait() == 0
+    check_exact(there, tmp_path / "reference")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from pycriu_native.jobs import State
+from pycriu_native.jobs import BUSY, State
 
+from ..integration.support.processes import eventually
 from .unit import NAME, UnitJob
 
 
@@ -47,6 +49,27 @@ def test_killed(unit: UnitJob, tmp_path: Path, which: str) -> None:
     unit.until_resumed()
     unit.until_steps()
     assert unit.property("NRestarts") == "1"
+    unit.finish(tmp_path / "reference")
+    assert unit.job.directory.status().restarted == 0
+
+
+def test_another_run_has_the_job(unit: UnitJob, tmp_path: Path) -> None:
+    """systemd starts the unit again until the other run has ended; then it resumes the job."""
+    unit.machine.boot()
+    unit.until_steps()
+    unit.machine.systemctl("stop", NAME)
+    start = unit.property("ExecStart")
+    command = re.search(r"argv\[\]=(.*?) ;", start)
+    assert command is not None, start
+    other = ["--unit=other", f"--uid={unit.user}", "--working-directory=/srv/work"]
+    unit.machine.run("systemd-run", *other, *command[1].split())
+    unit.until_resumed()
+    unit.machine.systemctl("start", NAME)
+    busy = str(BUSY)
+    eventually(lambda: unit.property("ExecMainStatus") == busy, "exit code 77", unit.report)
+    unit.until_steps()
+    unit.machine.systemctl("kill", "--kill-whom=main", "--signal=USR1", "other.service")
+    unit.until_resumed(2)
     unit.finish(tmp_path / "reference")
     assert unit.job.directory.status().restarted == 0
 

@@ -337,6 +337,16 @@ def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
     }
 
 
+@pytest.mark.parametrize("text", ["age1qqqq\n", "", "\0\xff"])
+def test_a_file_without_a_key(tmp_path: Path, text: str) -> None:
+    """``--identity`` refuses a file without a private key by name, such as one of a recipient."""
+    path = tmp_path / "identity"
+    path.write_text(text, encoding="latin-1")
+    done = run_cli("unpack", str(path), str(tmp_path / "new"), "-i", str(path))
+    assert (done.code, done.out) == (Exit.REFUSED, "")
+    assert f"--identity={path}: a file with an age identity" in done.err
+
+
 def test_every_command_is_in_the_next_test(tmp_path: Path) -> None:
     """Every command has a row in ``answers``."""
     assert set(answers(tmp_path)) == set(COMMANDS)

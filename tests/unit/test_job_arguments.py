@@ -73,6 +73,20 @@ def test_values_that_are_accepted() -> None:
     assert job.storage == "/storage"
 
 
+@pytest.mark.parametrize("directory", ["job", "../job", "{}/job"])
+def test_a_working_directory_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str
+) -> None:
+    """It is named, before anything is made."""
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    with pytest.raises(OptionError, match=r"cwd.*was removed"):
+        Job(directory.format(tmp_path), ["true"]).run()
+    assert not any(tmp_path.iterdir())
+
+
 def _directory(path: Path) -> JobDirectory:
     (path / "job.json").write_text(json.dumps({"command": ["true"], "directory": "/"}))
     return JobDirectory(path)

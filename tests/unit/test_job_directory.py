@@ -16,8 +16,8 @@ import pytest
 from pycriu_native import OptionError
 from pycriu_native._system.host import boot_id
 from pycriu_native._system.process import stat_of
-from pycriu_native.jobs import JobStatus, State
-from pycriu_native.jobs.directory import JobDirectory
+from pycriu_native.jobs import Job, JobStatus, State
+from pycriu_native.jobs.directory import JobDirectory, StorageStatus
 
 EXIT = {"x86_64": 60, "aarch64": 93}.get(os.uname().machine)
 """exit(2), which ends one thread."""
@@ -74,6 +74,20 @@ def test_a_renamed_directory(tmp_path: Path) -> None:
     former.path.symlink_to(new.path)
     former.keep(JobStatus())
     former.check_command(["true"])
+
+
+def test_a_storage_that_was_left_out(tmp_path: Path) -> None:
+    """A run without the lease that former runs had is refused: another host may run the job."""
+    job = Job(tmp_path / "job", ["true"])
+    directory = JobDirectory(job.directory)
+    directory.make()
+    directory.take_command(["true"], "/")
+    directory.keep_storage(StorageStatus(url="s3://bucket/job", seen=2))
+    with pytest.raises(OptionError, match=r"storage.*s3://bucket/job.*another host"):
+        job.run()
+    assert not directory.start.exists()
+    directory.keep(JobStatus(state=State.ENDED, exit_code=7))
+    assert job.run().exit_code == 7
 
 
 def test_events_on_a_full_disk(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -26,7 +28,7 @@ from pycriu_native.jobs.directory import BUSY, META, Checkpoint, JobDirectory
 from pycriu_native.jobs.increments import PARENT, link
 from pycriu_native.jobs.lease import Lease, LeaseLost, acquire, last_lease
 from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
-from pycriu_native.jobs.storage import Storage, check_url
+from pycriu_native.jobs.storage import Storage, UnreadableError, check_url
 from pycriu_native.jobs.uploads import Uploads
 
 from ..gcs_server import gcs_server
@@ -284,14 +286,91 @@ def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> Non
     _upload(storage, lease, _taken(here, 1), compress="zstd", encrypt_to=[str(key.to_public())])
     (name,) = storage.names("checkpoints")
     assert b"inventory" not in (storage.read(f"checkpoints/{name}") or b"")
-    with pytest.raises(OptionError, match="decrypt_with"):
+    with pytest.raises(UnreadableError, match=r"decrypt_with.*its key is needed"):
         _fetched(storage, there)
-    with pytest.raises(
-        ImagesError, match=r"none of the checkpoints on .*; the newest: .* decrypted"
-    ):
+    with pytest.raises(UnreadableError, match=r"checkpoint 1 on .* is complete, but .* decrypted"):
         _fetched(storage, there, decrypt_with=[str(other)])
     assert not there.all_checkpoints()
     assert _fetched(storage, there, decrypt_with=[str(key)]) == 1
+
+
+def test_a_wrong_key_is_no_damage(clock: Clock, tmp_path: Path) -> None:
+    """With a wrong key no earlier checkpoint is used, neither of the storage nor a local one. Only
+    checkpoints whose archives differ from their records are damaged.
+    """
+    x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
+    recipient = str(x25519.Identity.generate().to_public())
+    other = [str(x25519.Identity.generate())]
+    storage = Storage(str(tmp_path / "storage"))
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    lease = _held(storage, clock, "here")
+    _taken(there, 1)
+    damaged: list[int] = []
+
+    def fetched(error: type[Exception], keys: list[str]) -> str:
+        with pytest.raises(error) as caught:
+            _fetched(
+                storage,
+                there,
+                decrypt_with=keys,
+                damaged=lambda each, _: damaged.append(each.checkpoint.number),
+            )
+        assert type(caught.value) is error
+        return str(caught.value)
+
+    for number in (1, 2, 3):
+        _upload(storage, lease, _taken(here, number), encrypt_to=[recipient])
+    assert "checkpoint 3" in fetched(UnreadableError, other)
+    assert "its key is needed" in fetched(UnreadableError, [])
+    assert [each.number for each in there.all_checkpoints()] == [1]
+    names = [each.objects[0].name for each in commits(storage)]
+    storage.write(names[0], (storage.read(names[0]) or b"")[:-1])
+    assert "checkpoint 2" in fetched(UnreadableError, other)
+    assert damaged == [3]
+    storage.write(names[1], b"")
+    there.remove(there.all_checkpoints()[0])
+    assert "was changed after its upload" in fetched(ImagesError, other)
+    _upload(storage, lease, _taken(here, 4))
+    assert "is not encrypted" in fetched(UnreadableError, other)
+
+
+def test_no_space_for_what_is_fetched(
+    url: str, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is no damage: the next run can fetch the checkpoint."""
+    storage = Storage(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    _upload(storage, _held(storage, clock, "here"), _taken(here, 1))
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        with pytest.raises(OSError, match="free space of the disk, 1000 bytes") as caught:
+            _fetched(storage, there)
+    assert caught.value.errno == errno.ENOSPC
+    assert not isinstance(caught.value, ImagesError)
+    assert _fetched(storage, there) == 1
+
+
+@pytest.mark.parametrize("keys", ["wrong", "no recipient", "nonsense"])
+def test_keys_that_are_refused(tmp_path: Path, keys: str) -> None:
+    """Keys that could not decrypt the uploads are refused before anything is made."""
+    x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
+    key, other = x25519.Identity.generate(), x25519.Identity.generate()
+    recipients, identities = {
+        "wrong": ([key.to_public()], [other]),
+        "no recipient": ([], [key]),
+        "nonsense": ([key.to_public()], ["AGE-SECRET-KEY-1NONSENSE"]),
+    }[keys]
+    with pytest.raises(OptionError, match="decrypt_with") as caught:
+        Job(
+            tmp_path / "job",
+            ["true"],
+            storage=tmp_path / "storage",
+            encrypt_to=map(str, recipients),
+            decrypt_with=map(str, identities),
+        ).run()
+    assert "SECRET" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("part", ["start", "middle", "record", "record written"])
@@ -511,8 +590,8 @@ def test_outdated_listings(url: str, clock: Clock, tmp_path: Path) -> None:
 
 
 def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> None:
-    """A job of which no commit can be read is not started from the beginning; one whose first
-    commit was cut off is.
+    """A job of which no commit can be read, or only those of another release, is not started from
+    the beginning; one whose first commit was cut off is.
     """
     storage, late = Storage(url), LateListings(url)
     here = _directory(tmp_path / "here")
@@ -527,6 +606,23 @@ def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> 
     storage.write(f"commits/{lease.token:08}-00000001.json", b'{"obj')
     storage.write(f"commits/{lease.token:08}-00000002.json", b"")
     assert _fetched(late, _directory(tmp_path / "new")) is None
+    storage.write(f"commits/{lease.token:08}-00000002.json", b'{"objects": [], "later": 1}')
+    with pytest.raises(ImagesError, match="none of the checkpoints on"):
+        _fetched(late, _directory(tmp_path / "later"))
+
+
+def test_leases_that_were_removed(url: str, clock: Clock, tmp_path: Path) -> None:
+    """Checkpoints without their leases are neither ignored nor removed."""
+    storage = Storage(url)
+    here = _directory(tmp_path / "here")
+    _upload(storage, _held(storage, clock, "here"), _taken(here, 1))
+    for name in storage.names("leases"):
+        storage.remove(f"leases/{name}")
+    lease = _acquired(storage, clock, "there")
+    assert lease is not None
+    with pytest.raises(UnreadableError, match="none of their leases"):
+        lease.begin()
+    assert len(storage.names("commits")) == len(storage.names("checkpoints")) == 1
 
 
 def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Path) -> None:
@@ -664,7 +760,8 @@ def test_a_storage_in_the_directory_of_the_job(tmp_path: Path, url: str) -> None
 def test_keys_are_not_shown() -> None:
     """The text of a job does not contain its keys; keys without a storage are refused."""
     secret = "AGE-SECRET-KEY-1"
-    assert secret not in repr(Job("/job", ["true"], storage="x", decrypt_with=[secret]))
+    job = Job("/job", ["true"], storage="x", encrypt_to=["age1"], decrypt_with=[secret])
+    assert secret not in repr(job)
     with pytest.raises(OptionError) as caught:
         Job("/job", ["true"], decrypt_with=secret)
     assert secret not in str(caught.value)

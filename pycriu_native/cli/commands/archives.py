@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
 import click
 
 from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
-from ...errors import CriuError
+from ...errors import CriuError, OptionError, Problem
 from .. import parameters, streams
 from ..command import Call, Command, by_name
 from ..errors import extra
@@ -114,14 +113,20 @@ def _stream(
     return streams.standard(mode) if name == streams.STANDARD else contextlib.nullcontext(name)
 
 
-def keys_of(path: str) -> Iterator[str]:
-    """The private keys in a file: an age file has one per line, an ssh file is one key."""
-    with open(path) as file:
+def keys_of(path: str) -> list[str]:
+    """The private keys in a file: an age file has one per line, an ssh file is one key.
+
+    Raises ``OptionError`` if it has none.
+    """
+    with open(path, errors="replace") as file:
         text = file.read()
     if "PRIVATE KEY" in text:
-        yield text
-    else:
-        yield from (line for line in text.split() if line.startswith("AGE-SECRET-KEY-"))
+        return [text]
+    keys = [line for line in text.split() if line.startswith("AGE-SECRET-KEY-")]
+    if not keys:
+        rule = "a file with an age identity (AGE-SECRET-KEY-…) or an ssh private key is accepted"
+        raise OptionError([Problem("decrypt_with", path, rule)])
+    return keys
 
 
 @Command(
