@@ -445,7 +445,7 @@ def _contradictions(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         yield from _needs(opts, "ext_masters", "auto_ext_mnt", why)
     yield from _together(opts, "stream", "parent_image", "a stream has no parent")
     yield from _together(opts, "stream", "auto_dedup", "a stream has nothing to punch")
-    if not opts.lazy_pages:
+    if not opts.lazy_pages or opts.pre_dump:  # a pre-dump has no lazy pages
         yield from _together(opts, "stream", "page_server", "pages go one way")
     for field in ("compress_acceleration", "compress_block_size"):
         if getattr(opts, field) is not None and opts.compress == 0:

@@ -62,6 +62,8 @@ REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
     (DUMP, {"page_server": "host:0"}, "page_server", "both required"),
     (DUMP, {"status_fd": 1}, "status_fd", "needs lazy_pages"),
     # page servers
+    (DUMP, {"pre_dump": True, "stream": True, "lazy_pages": True, "page_server": "127.0.0.1:1"},
+     "stream", "pages go one way"),
     (DUMP, {"lazy_pages": True}, "page_server", "the address to serve pages on is required"),
     (DUMP, {"lazy_pages": True, "page_server": "host:1"}, "page_server", "a numeric address"),
     (DUMP, {"page_server": {"fd": 1, "port": 1}}, "page_server", "the descriptor only"),
