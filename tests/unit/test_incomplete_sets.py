@@ -283,11 +283,12 @@ def test_images_of_another_age(tmp_path: Path) -> None:
     _check(_write(tmp_path, {"inventory.img": inventory}))
 
 
-def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
-    """If lazy pages are served by a dump, the images need not have them."""
+def test_a_lazy_restore_needs_the_pages_file(tmp_path: Path) -> None:
+    """CRIU reads pages that are not lazy from it, such as those of the vdso."""
     _write(tmp_path)
     (tmp_path / "pages-7.img").unlink()
-    _check(tmp_path, lazy=True)
+    with pytest.raises(ImagesError, match=r"there is no pages-7\.img"):
+        _check(tmp_path, lazy=True)
 
 
 def test_what_a_lazy_dump_kept(tmp_path: Path) -> None:
