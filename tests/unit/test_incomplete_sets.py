@@ -283,11 +283,12 @@ def test_images_of_another_age(tmp_path: Path) -> None:
     _check(_write(tmp_path, {"inventory.img": inventory}))
 
 
-def test_a_lazy_restore_needs_the_pages_file(tmp_path: Path) -> None:
-    """CRIU reads pages that are not lazy from it, such as those of the vdso."""
+@pytest.mark.parametrize("name", ["pages-7.img", f"pagemap-{PID}.img"])
+def test_a_lazy_restore_needs_pages_and_page_map(name: str, tmp_path: Path) -> None:
+    """CRIU reads pages that are not lazy from them, such as those of the vdso."""
     _write(tmp_path)
-    (tmp_path / "pages-7.img").unlink()
-    with pytest.raises(ImagesError, match=r"there is no pages-7\.img"):
+    (tmp_path / name).unlink()
+    with pytest.raises(ImagesError, match=f"there is no {name}"):
         _check(tmp_path, lazy=True)
 
 
