@@ -247,7 +247,6 @@ class _Set:
                 f"pagemap-{pid}.img)",
                 "put the images of both directories into one, and use that as images_directory",
                 ("page_server", "images_directory"),
-                served=True,
             )
         for _, _, status, shared in self.files.rows(f"mm-{pid}.img"):
             if status & _SYSVIPC:

@@ -120,7 +120,7 @@ class Problem:
     cure: str = "give the images_directory of a complete dump"
     options: tuple[str, ...] = ("images_directory",)
     served: bool = False
-    """The missing part may be in the directory of a page server, or served by a lazy dump."""
+    """The missing part is served by a lazy dump."""
 
 
 class DamagedError(Exception):

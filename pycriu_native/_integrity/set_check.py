@@ -39,7 +39,7 @@ def _check(directory: int, opts: CriuOpts) -> bool:
     files = ImageFiles(directory)
     for result in problems(directory, files):
         if result.served and opts.lazy_pages:
-            continue  # a page server has it
+            continue  # the dump has it
         raise _refusal(directory, result)
     if is_pre_dump(files):
         raise _refusal(directory, _PRE_DUMP)

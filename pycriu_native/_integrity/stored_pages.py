@@ -57,7 +57,6 @@ def missing(name: str, purpose: str) -> Problem:
         "give an images_directory that is complete; pages that went to a page_server are in its "
         "directory",
         ("images_directory", "page_server"),
-        served=True,
     )
 
 

@@ -283,11 +283,13 @@ def test_images_of_another_age(tmp_path: Path) -> None:
     _check(_write(tmp_path, {"inventory.img": inventory}))
 
 
-def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
-    """If lazy pages are served by a dump, the images need not have them."""
+@pytest.mark.parametrize("name", ["pages-7.img", f"pagemap-{PID}.img"])
+def test_a_lazy_restore_needs_pages_and_page_map(name: str, tmp_path: Path) -> None:
+    """CRIU reads pages that are not lazy from them, such as those of the vdso."""
     _write(tmp_path)
-    (tmp_path / "pages-7.img").unlink()
-    _check(tmp_path, lazy=True)
+    (tmp_path / name).unlink()
+    with pytest.raises(ImagesError, match=f"there is no {name}"):
+        _check(tmp_path, lazy=True)
 
 
 def test_what_a_lazy_dump_kept(tmp_path: Path) -> None:
