@@ -40,6 +40,7 @@ from .parked import ParkedProgram
 from .process import SnapshotProcess
 from .record import UNPUBLISHED, Record, publish
 from .restore import PID_NAMESPACE
+from .turns import turn
 
 NEW = "a new or empty directory is accepted"
 """The rule of the argument ``directory``."""
@@ -88,13 +89,16 @@ def _ends_of_copy(pid: int, socket: GuestSocket, *, forks: bool) -> Ends:
 
 def copy_problems(copy: SnapshotProcess[Any], without_guest: bool) -> Iterator[Problem]:
     """Why a copy cannot be saved."""
+    if copy.poll() is not None:
+        yield Problem("program", copy, "it has ended")
+        return
     if copy.guest is None:
         yield Problem("program", copy, "a copy that was started with savable=True is accepted")
     elif without_guest:
         rule = "a copy is saved in its next call of guest.wait()"
         yield Problem("without_guest", without_guest, rule)
     if not is_root_of_host():
-        # CRIU 4.2.1 makes a directory in the copy's root from its parasite, to mount /proc.
+        # CRIU 4.2.1 makes a directory from the copy's parasite, to mount /proc.
         rule = "only root can save copies, not another user or root of a user namespace"
         yield Problem("program", copy, rule)
     for kind in ("uts", "net"):
@@ -227,7 +231,9 @@ class Saving:
             if copy is None:
                 save()
             else:
-                in_mounts_of(pid, save)
+                # CRIU creates proc.crtools in the working directory, which copies can share.
+                with turn(f"/proc/{pid}/root", self.until, "take: another copy is being saved"):
+                    in_mounts_of(pid, save)
             self.is_kept = not self.is_own and not self.leave_running
             if self.is_kept:
                 readable(pidfd, seconds=None)

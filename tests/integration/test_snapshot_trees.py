@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -40,6 +43,8 @@ while True:
     start = guest.wait()
     history.append((start.number, sys.argv[1:]))
     for line in iter(sys.stdin.readline, "park\\n"):
+        if line.startswith("/"):
+            os.chdir(line.strip())
         if not line:
             sys.exit(len(history))
         pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
@@ -171,7 +176,39 @@ def test_copies_that_cannot_be_saved(snapshot: Snapshot, tmp_path: Path) -> None
         process.stdin.close()
         with pytest.raises(CriuError, match="the copy ended"):
             Snapshot.take(process, target, deadline=PATIENCE)
+    with started(snapshot) as process:
+        process.kill()
+        assert select.select([process.pidfd], [], [], PATIENCE)[0]
+        with pytest.raises(OptionError, match="it has ended"):
+            Snapshot.take(process, target)
     assert not target.exists()
+
+
+@pytest.mark.cures("parasite-directory")
+def test_a_working_directory_that_is_not_writable(snapshot: Snapshot, tmp_path: Path) -> None:
+    """The error names it; the copy continues, and is saved in another directory."""
+    with started(snapshot, cwd="/sys") as process:
+        with pytest.raises(CriuError, match="the process may not write there"):
+            taken(process, tmp_path / "second")
+        assert process.guest is not None
+        process.guest.resume()
+        say(process, str(tmp_path))
+        second = taken(process, tmp_path / "second")
+    with started(second) as other:
+        assert state_of(other)[3]
+
+
+def test_several_at_once(snapshot: Snapshot, tmp_path: Path) -> None:
+    """Copies with the same working directory are saved by several threads."""
+    with contextlib.ExitStack() as copies, ThreadPoolExecutor() as threads:
+        processes = [copies.enter_context(started(snapshot, cwd=tmp_path)) for _ in range(4)]
+        saved = [
+            threads.submit(taken, process, tmp_path / str(number))
+            for number, process in enumerate(processes)
+        ]
+        for each in saved:
+            with started(each.result()) as other:
+                assert state_of(other)[3]
 
 
 def test_a_dump_that_fails(snapshot: Snapshot, tmp_path: Path) -> None:
