@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._calls.progress_state import OnProgress, Progress
-from .._calls.verbs import dump, restore_child
+from .._calls.verbs import dump, feature_check, restore_child
 from .._integrity.manifest import linked_entries, seal_with, verify
 from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
@@ -189,3 +189,12 @@ def resume(directory: JobDirectory, checkpoint: Checkpoint) -> int:
     places = {"images_directory": for_criu(Path(checkpoint.path)), "work_directory": for_criu(work)}
     opts = CriuOpts.from_dict({**checkpoint.options, **places})
     return restore_child(opts, files="rollback").pid
+
+
+def criu_failure() -> str:
+    """Why no checkpoint can be taken or restored here: CRIU cannot be run; empty if it can be."""
+    try:
+        feature_check()
+    except CriuError as error:
+        return str(error)
+    return ""

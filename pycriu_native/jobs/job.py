@@ -97,7 +97,7 @@ class Job:
     """Exit code of an interrupted job."""
     or_start_over: bool = False
     """Start from the beginning if there are checkpoints but none can be restored. A wrong key of
-    ``decrypt_with`` is no reason."""
+    ``decrypt_with``, or a CRIU that cannot be run, is no reason."""
     unprivileged: bool | None = None
     """Run in a new user namespace, without root. Default: if the caller lacks CAP_SYS_ADMIN. Root
     of a user namespace has it, and runs the job in that namespace."""

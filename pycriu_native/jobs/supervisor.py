@@ -28,7 +28,7 @@ from .._system.process import stat_of
 from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
-from .checkpoints import is_helper, resume, take
+from .checkpoints import criu_failure, is_helper, resume, take
 from .directory import (
     BEAT,
     NOT_BEGUN,
@@ -175,13 +175,17 @@ class Supervisor:
             return False
         # If the first checkpoint is doubted, so are all: there was none before the signal.
         restorable = checkpoints or (known and self._status.doubted != 1)
-        if restorable and not self._spec["or_start_over"]:
+        fails = criu_failure() if restorable and self._spec["or_start_over"] else ""
+        if restorable and (fails or not self._spec["or_start_over"]):
             failure = self._status.message
+            # With another CRIU, or on another host, they can be restored.
+            why = f"CRIU does not work here: {fails}" if fails else f"the oldest: {failure}"
+            hint = "" if fails else " (--or-start-over starts from the beginning)"
             self._change(state=State.CANNOT_RESTORE)
             self._report(
                 "cannot be restored",
-                f"none of {len(known)} checkpoints can be restored here; the oldest: "
-                f"{failure}; nothing was started (--or-start-over starts from the beginning)",
+                f"none of {len(known)} checkpoints can be restored here; {why}; nothing was "
+                f"started{hint}",
             )
             return False
         self._start(lost=len(known))

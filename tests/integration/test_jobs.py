@@ -181,6 +181,21 @@ def test_none_can_be_restored(job: RunningJob, tmp_path: Path) -> None:
     assert "started over" in job.events()
 
 
+def test_criu_cannot_be_run(job: RunningJob, tmp_path: Path) -> None:
+    """Without CRIU nothing is started over: with it the checkpoints can be restored."""
+    job.start()
+    job.until(lambda: job.has_checkpoints(2), "two checkpoints")
+    job.end()
+    job.prefix = ["env", "CRIU_PROGRAM=/bin/false"]
+    job.start("--or-start-over")
+    assert job.wait() == CANNOT_RESTORE
+    assert "CRIU does not work here" in job.messages()
+    job.prefix = []
+    assert job.finish() == 0
+    assert "started over" not in job.events()
+    check_exact(job, tmp_path / "reference")
+
+
 def test_the_newest_is_damaged(job: RunningJob, tmp_path: Path) -> None:
     """The previous checkpoint is restored, and an event has the reason."""
     job.start()
