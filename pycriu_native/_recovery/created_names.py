@@ -29,6 +29,8 @@ LARGEST = 16 * 2**20
 
 REG, UNIX = 3, 16
 """Fields of ``fdinfo.proto``, ``file_entry``."""
+UNIX_TAG = b"\x82\x01"
+"""The tag of field ``UNIX``."""
 LINKED, GHOST = 0, 1
 """``remap_type`` of ``remap-file-path.proto``."""
 OLD_GHOST = 1 << 31
@@ -106,11 +108,13 @@ def made_names(images: int, where: CriuOpts | str) -> MadeNames:
     """
     remaps = messages(images, "remap-fpath.img")
     data = _read(images, "files.img")
-    if not remaps and b"\x82\x01" not in data:  # the tag of a unix socket
+    if not remaps and UNIX_TAG not in data:
         return MadeNames()
     files: dict[int, dict[int, int | bytes]] = {}
     sockets: list[dict[int, int | bytes]] = []
     for entry in _split(data):
+        if not remaps and UNIX_TAG not in entry:
+            continue  # most entries of most sets: reading their fields takes long
         fields = fields_of(entry)
         regular, unix = fields.get(REG), fields.get(UNIX)
         if isinstance(regular, bytes):
