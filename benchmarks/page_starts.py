@@ -9,9 +9,15 @@ SNAPSHOTS = """
 Each program loads its libraries, and then writes a line or answers an HTTP request. The time ends with this
 first answer; the processor time includes the end of the process. *Cold start* starts the program anew;
 *forkserver with preload* is that of multiprocessing, with the modules of the program; *criu restore* is the
-`criu` program with the same images and options, into namespaces that exist before; *start* is
-`Snapshot.start`, and *zygote* is `Zygote.start`. The fork server and the zygote accept Python programs only.
-Images are on a tmpfs.
+`criu` program with the same images and options, into namespaces that exist before; *criu restore, and its
+namespaces* includes their creation, as a start does; *start* is `Snapshot.start`, and *zygote* is
+`Zygote.start`. The fork server and the zygote accept Python programs only. Images are on a tmpfs.
+
+With CRIU's feature cache, and without other load, a plain start of the small program was measured once at 1.17
+times `criu restore` (14.1 and 12.1 ms) and 1.09 times with the namespaces (0.9 ms); of a program with much of
+the standard library at 1.08 and 1.03 times. Python takes 3.4 ms of a start: checks of the arguments, the host,
+the images and the program of CRIU, the request, and the state for the undo of a failure. The fork server saves
+the time of CRIU's loader.
 """
 
 PEER = """

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 COLD, FORKED, CRIU_RESTORE = "cold start", "forkserver with preload", "criu restore"
+WITH_NAMESPACES = "criu restore, and its namespaces"
 PLAIN, SHARED = "start, share_memory=False", "start, share_memory=True"
 POOLED, ZYGOTE = "start, WorkerPool", "zygote"
 """The ways to start a program, as the results name them."""

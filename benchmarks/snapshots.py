@@ -36,6 +36,7 @@ from .snapshot_programs import (
     POOLED,
     PROGRAMS,
     SHARED,
+    WITH_NAMESPACES,
     ZYGOTE,
     Program,
     check_answer,
@@ -91,6 +92,7 @@ class Ways:
             SHARED: lambda: start(**streams, share_memory=True),
             POOLED: lambda: start(**streams, via=self.pool),
         }
+        self.with_namespaces: list[float] = []
         self.missing: dict[str, str] = {}
         self.by_turn: dict[str, Callable[[], float]] = {CRIU_RESTORE: self.restore}
         if program.modules:
@@ -140,9 +142,11 @@ class Ways:
         """The criu program with the same images and options, in namespaces that exist."""
         record = self.snapshot.record
         with ExitStack() as owned:
+            began = time.perf_counter()
             namespaces = owned.enter_context(Namespaces())
             namespaces.wait_until_ready()
             pid_namespace = namespaces.open("pid")
+            for_namespaces = (time.perf_counter() - began) * 1e3
             owned.callback(os.close, pid_namespace)
             reader, writer = os.pipe()
             answers = owned.enter_context(open(reader, "rb"))
@@ -188,6 +192,7 @@ class Ways:
             check_answer(answered)
             taken = (time.perf_counter() - since) * 1e3
             namespaces.end()
+            self.with_namespaces.append(for_namespaces + taken)
             return taken
 
     @contextlib.contextmanager
@@ -218,14 +223,22 @@ def one_start(ways: Ways, program: str, times: int) -> list[Row]:
     """Measure each way in turn."""
     in_turns(ways.by_turn, 1)  # fills caches, and starts the fork servers
     ways.spent.clear()
+    ways.with_namespaces.clear()
     taken = in_turns(ways.by_turn, times)
+    taken[WITH_NAMESPACES] = ways.with_namespaces
     rows = [row("first answer", "ms", taken[way], program=program, way=way) for way in taken]
     for way, spent in ways.spent.items():
         rows.append(row("processor time of a start", "ms", spent, program=program, way=way))
     for way, reason in ways.missing.items():
         rows.append(note("first answer", f"not measured: {reason}", program=program, way=way))
     middle = {way: statistics.median(each) for way, each in taken.items()}
-    for way, other in ((COLD, SHARED), (PLAIN, CRIU_RESTORE), (ZYGOTE, FORKED)):
+    compared = (
+        (COLD, SHARED),
+        (PLAIN, CRIU_RESTORE),
+        (PLAIN, WITH_NAMESPACES),
+        (ZYGOTE, FORKED),
+    )
+    for way, other in compared:
         if way in middle and other in middle:
             ratio = [middle[way] / middle[other]]
             rows.append(row("ratio", "times", ratio, program=program, way=f"{way} / {other}"))
