@@ -86,6 +86,12 @@ def threads_are_replaced() -> bool:
     )
 
 
+def popen_needs_its_thread() -> bool:
+    """Whether ``subprocess.Popen`` is that of gevent, which works in its loop's thread only."""
+    gevent = sys.modules.get("gevent.monkey")
+    return gevent is not None and bool(gevent.is_module_patched("subprocess"))
+
+
 thread_names: dict[int, str] = {}
 """The name of each running :class:`RawThread`, by its ``get_ident()``."""
 
