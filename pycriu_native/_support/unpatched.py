@@ -106,6 +106,13 @@ def _wait_for_ending() -> None:
 
 os.register_at_fork(before=_wait_for_ending)
 
+
+def popen_needs_its_thread() -> bool:
+    """Whether ``subprocess.Popen`` is that of gevent, which works in its loop's thread only."""
+    gevent = sys.modules.get("gevent.monkey")
+    return gevent is not None and bool(gevent.is_module_patched("subprocess"))
+
+
 thread_names: dict[int, str] = {}
 """The name of each running :class:`RawThread`, by its ``get_ident()``."""
 

@@ -98,7 +98,9 @@ class Record:
             message = f"{os.fspath(directory)} has no complete snapshot: {path} is missing"
         except OSError as error:
             message = f"{path} cannot be read: {error.strerror}"
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except KeyError as error:
+            message = f"{path} is not a record of a snapshot: it has no {error}"
+        except (ValueError, TypeError, RecursionError) as error:
             message = f"{path} is not a record of a snapshot: {error}"
         raise ImagesError(message)
 

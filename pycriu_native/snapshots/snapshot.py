@@ -25,7 +25,7 @@ from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close, threads_are_replaced
+from .._support.unpatched import close, popen_needs_its_thread
 from .._system.capabilities import is_root_of_host
 from .._system.file_lock import unlock_and_close
 from .._system.process_tree import is_above
@@ -205,8 +205,8 @@ class Snapshot(Closing):
             return cls(directory)
 
         try:
-            if saving.is_own and threads_are_replaced():
-                result = taken()  # subprocess.Popen of gevent works in the caller's thread only
+            if saving.is_own and popen_needs_its_thread():
+                result = taken()
             else:
                 result = uninterrupted("take", taken, lambda _: saving.undo())
             if isinstance(program, subprocess.Popen) and not leave_running:

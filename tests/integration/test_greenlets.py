@@ -36,6 +36,7 @@ FAMILIES = (
     "stream",
     "snapshot",
     "interrupted_start",
+    "interrupted_take",
     "event_loops",
     "jobs",
 )

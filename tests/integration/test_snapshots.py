@@ -898,5 +898,6 @@ def test_records_that_are_none(tmp_path: Path) -> None:
     """Each invalid record is refused with its path."""
     for text in ("", "[]", "{}", '{"format": 99}', '{"format": 1, "host": 3}'):
         (tmp_path / "snapshot.json").write_text(text)
-        with pytest.raises(ImagesError, match=r"snapshot\.json is not a record"):
+        with pytest.raises(ImagesError, match=r"snapshot\.json is not a record") as refused:
             Snapshot(tmp_path)
+        assert ("it has no 'format'" in str(refused.value)) == (text == "{}")

@@ -334,6 +334,34 @@ def interrupted_start() -> None:
             copy.kill()
 
 
+def interrupted_take() -> None:
+    """Ctrl-C while a program that is to be saved starts ends it."""
+    from pycriu_native.snapshots import Snapshot, parked
+
+    original = parked.ParkedProgram.wait_until_parked
+    pids = []
+
+    def interrupting(self: parked.ParkedProgram, until: float | None) -> None:
+        pids.append(self.process.pid)
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self, until)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    parked.ParkedProgram.wait_until_parked = interrupting  # type: ignore[method-assign]
+    place = Path(DIRECTORY, "interrupted")
+    try:
+        Snapshot.take(["sleep", "600"], place)
+    except KeyboardInterrupt:
+        assert not place.exists()
+        assert not os.path.exists(f"/proc/{pids[0]}")
+    else:
+        raise AssertionError("not interrupted")
+    finally:
+        parked.ParkedProgram.wait_until_parked = original  # type: ignore[method-assign]
+    with _waiting() as taken, taken.start(stdin=subprocess.PIPE) as copy:
+        copy.kill()
+
+
 def _loops() -> int:
     return sum("[event" in link for link in _links())
 
