@@ -18,16 +18,20 @@ PAUSE = 0.05
 
 
 def request_checkpoint(directory: JobDirectory, timeout: float) -> Checkpoint:
-    """Request a checkpoint, wait for it, and return it.
+    """Request a checkpoint, wait for it, and return it: not one that had begun before.
 
     Raises ``NoSuchProcessError`` if the job does not run here, ``CriuError`` if the checkpoint
     failed, ``DeadlineError``.
     """
+    moment = time.time()
     before = _signalled(directory, CHECKPOINTING)
+    earlier = 0 if before.progress is None else 1
     for status in _until(directory, timeout, "checkpoint"):
-        if status.checkpoints > before.checkpoints:
-            return directory.all_checkpoints()[0]
-        if status.failures > before.failures:
+        taken = status.checkpoints - before.checkpoints
+        failed = status.failures - before.failures
+        if taken and (newest := directory.all_checkpoints()[0]).time >= moment:
+            return newest
+        if failed and taken + failed > earlier:
             raise CriuError(f"checkpoint failed: {status.message}", verb="job checkpoint")
         if status.state is not State.RUNNING:
             why = f"no checkpoint: the job is {status.state} ({status.message})"

@@ -85,7 +85,7 @@ class Checkpoint:
     number: int
     path: str
     time: float
-    """Time of its completion, in seconds since the epoch."""
+    """Time of its beginning, in seconds since the epoch."""
     duration: float
     """Duration of the checkpoint in seconds."""
     frozen: float

@@ -101,9 +101,14 @@ class UnitJob:
         self.machine.run("/usr/local/bin/pycriu-native", "job", "checkpoint", "/srv/ckpt/job1")
 
     def processes(self) -> list[int]:
-        """The pids of the unit in its system, in their order: run, the supervisor, the command."""
+        """The pids of the unit in its system, in their order: run, the supervisor, the command.
+
+        CRIU is left out.
+        """
         path = f"/sys/fs/cgroup/system.slice/{NAME}/cgroup.procs"
-        return sorted(map(int, self.machine.run("cat", path).split()))
+        names = 'while read p; do if read n </proc/$p/comm; then echo "$p $n"; fi; done <"$0"'
+        lines = map(str.split, self.machine.run("sh", "-c", names, path).splitlines())
+        return sorted(int(pid) for pid, name in lines if name != "criu")
 
     def events(self) -> list[str]:
         """The names of the job's events."""
