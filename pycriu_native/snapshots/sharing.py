@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from .._support.closing import Closing
-from .._support.unpatched import Lock, close
+from .._support.unpatched import UNTIL_SIGNALS, Lock, close
 from .._system import trusted_path
 from .._system.memory_room import memory_room
 from .._transport.base import Via
@@ -22,6 +22,7 @@ from ..errors import ImagesError, Problem, ProgramError
 from .forked_workers import ForkedWorkers
 from .shared_template import SharedTemplate, check_files
 from .template import Template, prepare
+from .uninterrupted import check_interrupted
 
 SHARED = "shared"
 """The subdirectory of a snapshot with the images whose memory is a template."""
@@ -185,8 +186,10 @@ class _Forking:
         Raises ``UnavailableError`` if forked workers are not ``required``, and as
         ``Sharing.chosen``.
         """
-        if not self._lock.acquire(timeout=-1 if until is None else _remaining(until)):
-            raise UnavailableError("another thread has not read the template in time")
+        while not self._lock.acquire(timeout=_part_of_wait(until)):
+            check_interrupted()
+            if until is not None and time.monotonic() >= until:
+                raise UnavailableError("another thread has not read the template in time")
         try:
             if self._closed:
                 raise UnavailableError("the snapshot was closed at the same time")
@@ -268,5 +271,7 @@ class _Template(_Forking):
 _Kind = TypeVar("_Kind", bound=_Forking)
 
 
-def _remaining(until: float) -> float:
-    return max(0.0, until - time.monotonic())
+def _part_of_wait(until: float | None) -> float:
+    return (
+        UNTIL_SIGNALS if until is None else min(UNTIL_SIGNALS, max(0.0, until - time.monotonic()))
+    )

@@ -149,6 +149,31 @@ def test_a_start_that_is_interrupted_often(
     eventually(lambda: children() == before, "the end of the copy")
 
 
+def test_a_wait_for_another_thread(snapshot: Snapshot) -> None:
+    """Ctrl-C ends the wait for a thread that reads the template."""
+    kill(snapshot.start(share_memory=True))
+    (template,) = snapshot._sharing._templates
+    released = threading.Event()
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        if not ended.wait(PATIENCE):
+            released.set()
+            template._lock.release()
+
+    template._lock.acquire()
+    other = threading.Timer(0.5, interrupt)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        snapshot.start()
+    ended.set()
+    other.join()
+    assert not released.is_set()
+    template._lock.release()
+    kill(snapshot.start(share_memory=True))
+
+
 def test_a_result_after_an_interruption(snapshot: Snapshot) -> None:
     """A result that comes nevertheless is undone, and an error is the cause of the exception."""
     undone: list[str] = []

@@ -5,8 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -82,6 +84,23 @@ def test_a_deadline_while_another_copy_starts(tmp_path: Path) -> None:
                 snapshot.start(deadline=0.2)
             with pytest.raises(DeadlineError), one_at_a_time(snapshot.directory, time.monotonic()):
                 pytest.fail("two have the lock")
+        assert output(snapshot) == b"1\n"
+
+
+def test_an_interruption_while_another_copy_starts(tmp_path: Path) -> None:
+    """Ctrl-C ends the wait for another start."""
+    with take(tmp_path / "snapshot", tmp_path / "data" / "file", deleted=True) as snapshot:
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            with one_at_a_time(snapshot.directory, None):
+                interrupt.start()
+                with pytest.raises(KeyboardInterrupt) as interrupted:
+                    snapshot.start(deadline=PATIENCE)
+                assert interrupted.value.__cause__ is None, "it has waited until the deadline"
+        finally:
+            interrupt.cancel()
+            signal.signal(signal.SIGINT, handler)
         assert output(snapshot) == b"1\n"
 
 
