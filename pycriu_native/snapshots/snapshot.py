@@ -33,7 +33,7 @@ from .._system.processor import cpu_flags
 from .._system.regular_file import open_regular
 from .._transport.base import Via
 from .._transport.worker import Worker
-from ..enums import Verb
+from ..enums import CgroupMode, Verb
 from ..errors import CriuError, ImagesError, PermissionDeniedError, Problem
 from ..options.criu_opts import CriuOpts
 from . import host_check
@@ -421,7 +421,7 @@ class Snapshot(Closing):
     ) -> float | None:
         """Check the arguments. Returns the time of the deadline."""
         wrong += [each for each in (reached_by_worker(via),) if each]
-        wrong += _dedup_problems(opts)
+        wrong += _problems_of_start(opts)
         refuse(wrong, verb)
         if check:
             refuse(self.problems(via=via), verb)
@@ -648,17 +648,24 @@ def _for_caller(opts: CriuOpts | None) -> CriuOpts:
 
 
 def _for_start(opts: CriuOpts | None) -> CriuOpts:
-    """The options; ``auto_dedup`` is off, also if a configuration file of the host sets it."""
-    return replace(_for_caller(opts), auto_dedup=False)
+    """The options; ``auto_dedup`` is off, also if a configuration file of the host sets it.
+
+    CRIU is in the cgroup that the copy gets, and leaves it there: cgroups are not restored.
+    """
+    return replace(_for_caller(opts), auto_dedup=False, manage_cgroups_mode=CgroupMode.IGNORE)
 
 
-def _dedup_problems(opts: CriuOpts | None) -> Iterator[Problem]:
-    """Why a start would remove the pages of its snapshot."""
+def _problems_of_start(opts: CriuOpts | None) -> Iterator[Problem]:
+    """Options that remove the pages of the snapshot, or move copies to other cgroups."""
     rule = "auto_dedup would remove the pages of the snapshot, and of those that share them"
     if opts is not None and opts.auto_dedup:
         yield Problem("opts", {"auto_dedup": True}, rule)
     if opts is not None and opts.config_file is not None and in_file(opts.config_file):
         yield Problem("opts", {"config_file": os.fspath(opts.config_file)}, rule)
+    mode = None if opts is None else opts.manage_cgroups_mode
+    if mode not in (None, CgroupMode.IGNORE):
+        rule = "a copy is in the cgroup of this process, or in that of the argument cgroup"
+        yield Problem("opts", {"manage_cgroups_mode": mode}, rule)
 
 
 @contextmanager

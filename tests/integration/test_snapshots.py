@@ -422,6 +422,17 @@ def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:
         assert process.wait(PATIENCE) == -signal.SIGKILL
 
 
+def test_a_process_of_another_cgroup(cgroup: Path, spawn: Spawn, tmp_path: Path) -> None:
+    """Its copies are in the cgroup of the caller."""
+    target = spawn()
+    (cgroup / "cgroup.procs").write_text(str(target.pid))
+    snapshot = Snapshot.take(target.pid, tmp_path / "snapshot", without_guest=True)
+    with snapshot, snapshot.start() as process:
+        mine = Path("/proc/self/cgroup").read_text()
+        assert Path(f"/proc/{process.pid}/cgroup").read_text() == mine
+        process.kill()
+
+
 def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
     """The copy and its children are in it; the caller stays in its own."""
     before = Path("/proc/self/cgroup").read_text()
@@ -460,6 +471,7 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("cgroup", "/tmp"),
         ("cgroup", "relative"),
         ("opts", CriuOpts(auto_dedup=True)),
+        ("opts", CriuOpts(manage_cgroups_mode="soft")),
         ("network", 1),
         ("network", 0),
         ("network", [1]),
