@@ -34,7 +34,7 @@ class ImageAccess:
         self._before: list[tuple[tuple[int, int], str, int, int]] = []
         """Device and inode of a directory, name of a file in it, its mode and group."""
         self._directory = directory
-        root = _root_of_namespace(directory)
+        root = root_of_namespace(directory)
         if root is None or root == (os.geteuid(), os.getegid()):
             return
         for at in _with_parents(directory):
@@ -64,7 +64,7 @@ class ImageAccess:
                         os.fchmod(fd, mode)
 
 
-def _root_of_namespace(directory: int) -> tuple[int, int] | None:
+def root_of_namespace(directory: int) -> tuple[int, int] | None:
     """The uid and gid of root of the user namespace in the images; None without one."""
     for name in _images_in(directory):
         if kind_of(name) == "USERNS":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from subprocess import PIPE
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, ImagesError, dump, restore
+from pycriu_native.images import check_images
 
 from .support.processes import eventually, is_alive, kill
 
@@ -25,7 +27,8 @@ ROOT = 100000
 SLEEP = "/usr/bin/sleep"
 
 PROGRAM = """
-import ctypes, os, sys
+import ctypes, fcntl, os, struct, sys
+CLONE_NEWNET, TUNSETIFF, TUNSETPERSIST, IFF_TUN = 0x40000000, 0x400454CA, 0x400454CB, 1
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 0x1000, 0x4000, 0x40000, 2
 libc = ctypes.CDLL(None, use_errno=True)
@@ -41,6 +44,11 @@ if child := os.fork():
     os.write(1, b"%d" % child)
     os._exit(0)
 check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+if sys.argv[2:]:
+    check(libc.unshare(CLONE_NEWNET))
+    device = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", b"tun7", IFF_TUN))
+    fcntl.ioctl(device, TUNSETPERSIST, 1)
 root = os.fsencode(sys.argv[1])
 check(libc.mount(root, root, None, MS_BIND, None))
 os.chdir(root)
@@ -78,10 +86,10 @@ def root() -> Iterator[Path]:
         shutil.rmtree(result)
 
 
-@pytest.fixture
-def pid(orphans: None, root: Path) -> Iterator[int]:
-    """The first process of the container."""
-    command = [sys.executable, "-c", PROGRAM, str(root)]
+@contextlib.contextmanager
+def container(root: Path, *arguments: str) -> Iterator[int]:
+    """The first process of a container; with an argument it has a tun device."""
+    command = [sys.executable, "-c", PROGRAM, str(root), *arguments]
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, cwd="/") as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -97,8 +105,36 @@ def pid(orphans: None, root: Path) -> Iterator[int]:
         result = int(os.read(process.stdout.fileno(), 20))
     comm = Path(f"/proc/{result}/comm")
     eventually(lambda: comm.read_text() == "sleep\n", "the program runs")
-    yield result
-    kill(result)
+    try:
+        yield result
+    finally:
+        kill(result)
+
+
+@pytest.fixture
+def pid(orphans: None, root: Path) -> Iterator[int]:
+    with container(root) as result:
+        yield result
+
+
+@pytest.fixture
+def tun(tmp_path: Path) -> Iterator[Path]:
+    """A device that replaces /dev/net/tun, and that every user can open."""
+    device = Path("/dev/net/tun")
+    if not device.exists():
+        pytest.skip(f"there is no {device}")
+    ours = tmp_path / "tun"
+    os.mknod(ours, stat.S_IFCHR, device.stat().st_rdev)
+    ours.chmod(0o666)
+    subprocess.run(["mount", "--bind", ours, device], check=True)
+    try:
+        try:
+            device.open("rb").close()
+        except PermissionError:
+            pytest.skip("no device can be opened in the directory of the test")
+        yield ours
+    finally:
+        subprocess.run(["umount", device], check=True)
 
 
 @pytest.fixture
@@ -171,3 +207,20 @@ def test_images_that_cannot_be_changed(pid: int, root: Path, images: Path, tmp_p
         kill(restore(opts).pid)
     finally:
         subprocess.run(["umount", images], check=True)
+
+
+@pytest.mark.cures("tun-of-another-root")
+def test_a_tun_device(orphans: None, root: Path, images: Path, tun: Path) -> None:
+    """CRIU opens /dev/net/tun as root of the namespace."""
+    opts = CriuOpts(images_directory=images, root=root)
+    with container(root, "tun") as pid:
+        dump(pid, CriuOpts(images_directory=images))
+        os.waitpid(pid, 0)
+        assert not check_images(images, opts)
+        tun.chmod(0o600)
+        (finding,) = check_images(images, opts)
+        with pytest.raises(CriuError, match=r"cannot open /dev/net/tun.*chmod 666"):
+            restore(opts)
+        assert "chmod 666 /dev/net/tun" in finding.cure
+        tun.chmod(0o666)
+        kill(restore(opts).pid)
