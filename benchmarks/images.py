@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pycriu_native import CriuOpts, dump
+from pycriu_native._wire.image_kinds import RAW
 from pycriu_native.images import decode, inspect
-from pycriu_native.images.formats import RAW
 
 from .common import HERE, Row, main, note, row, scratch
 

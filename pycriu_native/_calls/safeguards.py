@@ -71,12 +71,9 @@ class Safeguards:
             return
         if request.verb is Verb.RESTORE:
             with no_fork:
-                from .._checks import replaced_files  # only restores need these
-                from .._integrity.set_check import check
+                from .._integrity.set_check import check  # only restores need it
 
             check(self._images, request.opts)
-            if request.via.ours:  # a service may have another file system
-                replaced_files.check(self._images, request.opts)
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and not request.inside:
             try:
                 self._marker = DumpMarker(self._images)
@@ -111,7 +108,6 @@ class Safeguards:
                 )
         if request.verb is not Verb.RESTORE or self._images is None:
             return
-        self._access = _access_to(self._images)
         if request.rollback is not None:
             with no_fork:
                 from .._rollback.put_back import RollBack  # few restores need it
@@ -119,6 +115,14 @@ class Safeguards:
             self._files = RollBack(self._images, self._work)
             self._owned.callback(self._files.close)
             self._files.put_back(self._check)
+        if request.via.ours and not request.opts.stream:  # a service may have another file system
+            with no_fork:
+                from .._checks import replaced_files  # only restores need it
+
+            replaced_files.check(self._images, request.opts)
+        self._access = _access_to(self._images)
+        if self._access is not None:
+            self._owned.callback(self._access.close)
         if images := request.with_pids_here(where(self._images)):
             with no_fork:
                 from .._recovery.half_restored import pids_in  # only restores need it
@@ -210,7 +214,6 @@ class Safeguards:
                 self._memory.written(tree)
             if self._marker is not None:
                 write_record(images)
-            _access_to(images)
         self.finish()
 
     def pre_dumped(self) -> None:
@@ -222,7 +225,8 @@ class Safeguards:
         from .._system.process_tree import process_tree
 
         try:
-            drop_of_pre_dump(ImageFiles(self._images), process_tree(self._request.pid))
+            with contextlib.suppress(OSError):  # the next dump leaves the pages out
+                drop_of_pre_dump(ImageFiles(self._images), process_tree(self._request.pid))
             self._memory.after_pre_dump()
         except BaseException:
             if self._marker is not None:
@@ -236,7 +240,7 @@ class Safeguards:
 
     def succeeded(self) -> None:
         """Keep what the call has changed."""
-        for part in (self._restore, self._files):
+        for part in (self._restore, self._files, self._access):
             if part is not None:
                 part.succeeded()
 
@@ -254,8 +258,6 @@ class Safeguards:
         remaining = () if self._restore is None else self._restore.undo(killed=killed)
         if self._files is not None:
             remaining += self._files.give_back()
-        if self._access is not None:
-            self._access.revoke()
         if remaining and isinstance(failure, CriuError):
             failure.left_behind = remaining
         for thing in remaining:

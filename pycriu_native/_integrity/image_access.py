@@ -16,6 +16,7 @@ from .._support.unpatched import closing
 from .._system.descriptors import opened_directory
 from .._system.regular_file import open_regular, read_regular
 from .._wire.fields import message_fields, messages_of
+from .._wire.image_kinds import RAW
 from .image_files import kind_of
 
 _UID_MAP, _GID_MAP = 1, 2
@@ -27,13 +28,16 @@ _LONGEST = 2**20
 
 
 class ImageAccess:
-    """The permissions of images that were changed, and of the directories that have them."""
+    """The images, and directories of images, whose group was changed for a restore."""
 
     def __init__(self, directory: int) -> None:
-        """Change them, also those of parent images. What cannot be changed stays as it is."""
+        """Let that root read the images in a directory, and in those of its parents.
+
+        Files that already have rights for a group, or cannot be changed, stay as they are.
+        """
+        self._directory = directory
         self._before: list[tuple[tuple[int, int], str, int, int]] = []
         """Device and inode of a directory, name of a file in it, its mode and group."""
-        self._directory = directory
         root = root_of_namespace(directory)
         if root is None or root == (os.geteuid(), os.getegid()):
             return
@@ -45,18 +49,21 @@ class ImageAccess:
     def _grant(self, at: int, name: str, uid: int, gid: int) -> None:
         with closing(_opened(at, name)) as fd:
             found = os.fstat(fd)
-            needed = 0o1 if name == "." else 0o4
-            shift = 6 if found.st_uid == uid else 3 if found.st_gid == gid else 0
-            if found.st_mode & needed << shift:
-                return
             mode = stat.S_IMODE(found.st_mode)
+            needed = stat.S_IXOTH if name == "." else stat.S_IROTH
+            if found.st_uid == uid or mode & (stat.S_IRWXG | needed):
+                return
             os.fchown(fd, -1, gid)
             self._before.append((_identity(at), name, mode, found.st_gid))
-            os.fchmod(fd, mode & ~0o070 | needed << 3)
+            os.fchmod(fd, mode | needed << 3)
 
-    def revoke(self) -> None:
-        """Give the files their former mode and group."""
-        for at in _with_parents(self._directory):
+    def succeeded(self) -> None:
+        """Leave the groups: other restores of the images may be under way."""
+        self._before.clear()
+
+    def close(self) -> None:
+        """Give the files their former mode and group, unless the restore succeeded."""
+        for at in _with_parents(self._directory) if self._before else ():
             for place, name, mode, gid in self._before:
                 if place == _identity(at):
                     with contextlib.suppress(OSError), closing(_opened(at, name)) as fd:
@@ -68,7 +75,7 @@ def root_of_namespace(directory: int) -> tuple[int, int] | None:
     """The uid and gid of root of the user namespace in the images; None without one."""
     for name in _images_in(directory):
         if kind_of(name) == "USERNS":
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, KeyError):
                 (entry,) = messages_of(read_regular(name, _LONGEST, dir_fd=directory))
                 maps: dict[int, int] = {}
                 for field, value in message_fields(entry):
@@ -80,7 +87,7 @@ def root_of_namespace(directory: int) -> tuple[int, int] | None:
 
 
 def _images_in(directory: int) -> list[str]:
-    return [name for name in os.listdir(directory) if name.endswith(".img")]
+    return [name for name in os.listdir(directory) if kind_of(name) or RAW.fullmatch(name)]
 
 
 def _with_parents(directory: int) -> Iterator[int]:

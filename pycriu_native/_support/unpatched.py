@@ -18,12 +18,17 @@ from contextlib import suppress
 from .light_typing import Any
 
 
+def _loaded(module: str, name: str) -> Any:
+    """A function of a module that is loaded; None while another thread loads it."""
+    return getattr(sys.modules.get(module), name, None)
+
+
 def original(module: str, name: str) -> Any:
     """An attribute of a module of the standard library, as it was before it was replaced."""
-    if (gevent := sys.modules.get("gevent.monkey")) is not None:
-        return gevent.get_original(module, name)
-    if (eventlet := sys.modules.get("eventlet.patcher")) is not None:
-        return getattr(eventlet.original(module), name)
+    if (of_gevent := _loaded("gevent.monkey", "get_original")) is not None:
+        return of_gevent(module, name)
+    if (of_eventlet := _loaded("eventlet.patcher", "original")) is not None:
+        return getattr(of_eventlet(module), name)
     return getattr(__import__(module, fromlist=[name]), name)
 
 
@@ -82,9 +87,10 @@ _native_id: Callable[[], int] = original("_thread", "get_native_id")
 
 def threads_are_replaced() -> bool:
     """Whether gevent or eventlet has replaced threads by greenlets."""
-    gevent, eventlet = (sys.modules.get(name) for name in ("gevent.monkey", "eventlet.patcher"))
-    return (gevent is not None and bool(gevent.is_module_patched("threading"))) or (
-        eventlet is not None and bool(eventlet.is_monkey_patched("thread"))
+    by_gevent = _loaded("gevent.monkey", "is_module_patched")
+    by_eventlet = _loaded("eventlet.patcher", "is_monkey_patched")
+    return (by_gevent is not None and bool(by_gevent("threading"))) or (
+        by_eventlet is not None and bool(by_eventlet("thread"))
     )
 
 
@@ -109,8 +115,8 @@ os.register_at_fork(before=_wait_for_ending)
 
 def popen_needs_its_thread() -> bool:
     """Whether ``subprocess.Popen`` is that of gevent, which works in its loop's thread only."""
-    gevent = sys.modules.get("gevent.monkey")
-    return gevent is not None and bool(gevent.is_module_patched("subprocess"))
+    by_gevent = _loaded("gevent.monkey", "is_module_patched")
+    return by_gevent is not None and bool(by_gevent("subprocess"))
 
 
 thread_names: dict[int, str] = {}
@@ -196,8 +202,11 @@ def _without_epoll() -> None:
 
     Its ``os.open`` creates one for each thread, which remains until garbage is collected.
     """
-    if (hubs := sys.modules.get("eventlet.hubs")) is not None:
-        hubs.use_hub("poll")
+    is_patched = _loaded("eventlet.patcher", "is_monkey_patched")
+    use_hub = _loaded("eventlet.hubs", "use_hub")
+    if is_patched is not None and use_hub is not None and is_patched("os"):
+        with suppress(Exception):  # the thread does its work in any case
+            use_hub("poll")
 
 
 def _is_daemon() -> bool:

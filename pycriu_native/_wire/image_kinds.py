@@ -5,6 +5,8 @@ The numbers and names are CRIU's ``magic.h``, ``image-desc.c`` and ``protobuf-de
 
 from __future__ import annotations
 
+import re
+
 INVENTORY = 0x58313116
 COMMON = 0x54564319
 """The first word of an image, since CRIU 1.6; the kind's own magic number is the second."""
@@ -93,3 +95,9 @@ PATTERNS = {file: kind for file, kind, *_ in _KINDS if file} | {
     "signal-p-": "SIGNAL",
 }
 """Kind of image by file name, as in ``_KINDS``."""
+
+RAW = re.compile(
+    r"(pages-(shmem-)?\d+|(ifaddr|route6?|rule|ip6?tables|nftables|netns-ct|netns-exp)-\d+"
+    r"|tmpfs-(dev-)?\d+\.tar\.gz)\.img"
+)
+"""Files without a magic number: of other tools, or with memory."""

@@ -17,6 +17,8 @@ class Hashing:
         self._hash = hashlib.sha256()
         self.sha256 = self._hash.hexdigest
         self.size = 0
+        self.failure: Exception | None = None
+        """The exception of a read."""
 
     def write(self, data: Any) -> int:
         """Write, like ``io.RawIOBase``."""
@@ -28,7 +30,11 @@ class Hashing:
     def read(self, size: int = -1) -> bytes:
         """Read, like ``io.RawIOBase``."""
         self._check()
-        data = self._stream.read(size)
+        try:
+            data = self._stream.read(size)
+        except Exception as error:
+            self.failure = error
+            raise
         self._add(data)
         return data
 

@@ -34,12 +34,6 @@ FORMATS = tuple(Format(*row) for row in image_kinds.FORMATS)
 BY_MAGIC = {each.magic: each for each in FORMATS}
 BY_NAME = {each.name: each for each in FORMATS}
 
-RAW = re.compile(
-    r"(pages-(shmem-)?\d+|(ifaddr|route6?|rule|ip6?tables|nftables|netns-ct|netns-exp)-\d+"
-    r"|tmpfs-(dev-)?\d+\.tar\.gz)\.img"
-)
-"""Files without a magic number: of other tools, or with memory."""
-
 CATEGORIES = (
     ("memory", r"pages-.*\.img"),
     ("deleted files", r"ghost-file-.*\.img"),

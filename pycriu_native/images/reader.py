@@ -16,9 +16,9 @@ from google.protobuf.message import DecodeError
 
 from .._support.unpatched import close
 from .._system.regular_file import open_regular
-from .._wire.image_kinds import COMMON, SERVICE
+from .._wire.image_kinds import COMMON, RAW, SERVICE
 from ..errors import ImagesError
-from .formats import BY_MAGIC, RAW, Format
+from .formats import BY_MAGIC, Format
 from .schema import message
 
 LARGEST_MESSAGE = 256 * 2**20

@@ -590,9 +590,14 @@ def _overwrite(path: Path, text: str) -> bool:
     return False
 
 
+def without_former(body: Any) -> dict[str, Any]:
+    """The fields of a stored checkpoint, without one that was always null. ``TypeError``."""
+    return {name: value for name, value in dict(body).items() if name != "digest"}
+
+
 def _checkpoint(path: Path) -> Checkpoint:
     try:
-        body = json.loads((path / META).read_text())
+        body = without_former(json.loads((path / META).read_text()))
         return from_json(Checkpoint, body, number=int(path.name), path=str(path))
     except (OSError, ValueError, TypeError):
         return Checkpoint(

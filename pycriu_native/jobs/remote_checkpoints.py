@@ -20,7 +20,7 @@ from ..archive.codecs import Compression, Peek, compressed, decrypted, encrypted
 from ..archive.hashing import Hashing
 from ..archive.pack import members_of, pack_members, unpack
 from ..errors import ImagesError, OptionError, Problem
-from .directory import Checkpoint, JobDirectory, retained, sync
+from .directory import Checkpoint, JobDirectory, retained, sync, without_former
 from .increments import PARENT, is_memory, layers
 from .lease import Lease, token_of, valid_commits
 from .storage import Storage, UnreadableError
@@ -61,17 +61,35 @@ def identity(checkpoint: Checkpoint) -> tuple[int, int]:
 
 def commits(storage: Storage) -> list[Commit]:
     """The complete checkpoints, the newest first; unreadable records are skipped."""
-    result = []
-    for name in reversed(valid_commits(storage)):
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            result.append(_commit(name, storage.read(f"commits/{name}") or b""))
-    return result
+    return _Records(storage).known
+
+
+class _Records:
+    """The records of checkpoints in a storage, by whether they can be read."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.known: list[Commit] = []
+        """The newest first."""
+        self.other_form = NONE
+        """Token and number of the newest that another release has made."""
+        self.is_late = False
+        """Whether one is not listed yet."""
+        for name in reversed(valid_commits(storage)):
+            data = storage.read(f"commits/{name}")
+            self.is_late |= data is None
+            try:
+                self.known.append(_commit(name, data or b""))
+            except ValueError:
+                pass  # a part of a record is none
+            except (TypeError, KeyError):
+                token, _, number = name.removesuffix(".json").partition("-")
+                self.other_form = max(self.other_form, (int(token), int(number)))
 
 
 def _commit(name: str, data: bytes) -> Commit:
     """A record. ``ValueError`` for an incomplete one, ``TypeError``, ``KeyError`` for another."""
     body = json.loads(data)
-    checkpoint = Checkpoint(**body["checkpoint"])
+    checkpoint = Checkpoint(**without_former(body["checkpoint"]))
     objects = tuple(Object(**each) for each in body["objects"])
     return Commit(name=name, objects=objects, checkpoint=checkpoint)
 
@@ -198,11 +216,13 @@ def fetch(
     are removed. Raises ``ImagesError`` if there are checkpoints and all are damaged,
     ``UnreadableError`` for one that is not damaged, and any ``Exception``.
     """
-    known = [each for each in commits(storage) if not skip(each.checkpoint)]
+    records = _Records(storage)
+    known = [each for each in records.known if not skip(each.checkpoint)]
     here = [identity(each) for each in directory.all_checkpoints() if not skip(each)]
     local = max(here, default=NONE)
     newest = ""
     for each in known:
+        _check_form(storage, records.other_form, max(each.identity, local))
         if each.identity <= local:
             return None
         try:
@@ -223,26 +243,19 @@ def fetch(
         os.rename(place, directory.checkpoints / str(each.checkpoint.number))
         sync(directory.checkpoints)
         return each
-    if local == NONE and (known or _are_unknown(storage)):
+    _check_form(storage, records.other_form, local)
+    if local == NONE and (known or records.is_late):
         raise ImagesError(f"none of the checkpoints on {storage.url} can be fetched{newest}")
     return None
 
 
-def _are_unknown(storage: Storage) -> bool:
-    """Whether there are commits that cannot be read: a listing is late, or another release has made
-    them. One with a part of its record is none.
-    """
-    for name in valid_commits(storage):
-        data = storage.read(f"commits/{name}")
-        if data is None:
-            return True
-        try:
-            _commit(name, data)
-        except ValueError:
-            continue
-        except (TypeError, KeyError):
-            return True
-    return False
+def _check_form(storage: Storage, other: tuple[int, int], newest: tuple[int, int]) -> None:
+    """Raise ``UnreadableError`` if a record of another form is newer than what can be resumed."""
+    if other > newest:
+        raise UnreadableError(
+            f"{storage.url} has a checkpoint of another release of this package, which this one "
+            "cannot read; run the job with that release"
+        )
 
 
 def _fetched(
@@ -282,6 +295,8 @@ def _unpack(
             try:
                 unpack(cast(BinaryIO, read), place, decrypt_with=decrypt_with)
             except (ImagesError, OptionError) as error:
+                if read.failure is not None:
+                    raise read.failure from None  # of the storage, not of the archive
                 failure = error
             # All of it is read, since a wrong key and a damaged archive fail in the same way.
             while read.read(2**20):

@@ -49,14 +49,15 @@ def _round(directory: str) -> ImageRound:
     try:
         with opened_directory(directory) as fd:
             statistics = read_dump(fd)
+            names = os.listdir(fd)
             sizes = [
                 os.stat(name, dir_fd=fd).st_size
-                for name in os.listdir(fd)
+                for name in names
                 if name.startswith("pages-") and name.endswith(".img")
             ]
     except OSError as error:
         raise ImagesError(f"{directory}: {error.strerror}") from None
-    if statistics is None and not sizes:
+    if statistics is None and not sizes and "inventory.img" not in names:
         raise ImagesError(f"{directory} has neither pages of images nor the statistics of a dump")
     if statistics is None:
         return ImageRound(directory=directory, written=sum(sizes), in_parent=None, frozen=None)

@@ -8,10 +8,11 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from signal import SIGKILL, SIGTERM
 from types import TracebackType
 from typing import IO, Any
 
-from .._support.unpatched import close
+from .._support.unpatched import Thread, close
 from ..errors import OptionError, Problem
 from .arguments import Text
 from .process import SnapshotProcess, end
@@ -80,13 +81,28 @@ class AsyncProcess:
     @property
     def returncode(self) -> int | None:
         """The exit status if the copy has ended, negative for a signal."""
-        return self.process.poll() if self._ended.is_set() else None
+        known = self.process.returncode  # poll() would wait for the thread of wait()
+        return self.process.poll() if self._ended.is_set() and known is None else known
 
     async def wait(self) -> int:
         """Wait until the copy ends; return its exit status."""
         await self._ended.wait()
-        # On another thread: the end of all other processes of the copy can take a second.
-        return await asyncio.get_running_loop().run_in_executor(None, self.process.wait)
+        # The end of all other processes of the copy can take a second. The threads of the loop's
+        # executor may be at work.
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+        def work() -> None:
+            try:
+                self.process.wait()
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(over.set)
+
+        Thread(work, "end of a copy", daemon=True).start()
+        await over.wait()
+        result = self.process.returncode
+        assert result is not None
+        return result
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
         """Write ``input``, read both outputs to their end, and wait."""
@@ -109,15 +125,16 @@ class AsyncProcess:
 
     def send_signal(self, signal: int) -> None:
         """Send a signal to the copy; ignored if it has ended."""
-        self.process.send_signal(signal)
+        if not self._ended.is_set():
+            self.process.send_signal(signal)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
-        self.process.terminate()
+        self.send_signal(SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL."""
-        self.process.kill()
+        self.send_signal(SIGKILL)
 
     def _close_streams(self) -> None:
         for transport in self._readers:

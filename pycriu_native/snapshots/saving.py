@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +21,14 @@ from .._calls.verbs import dump
 from .._integrity.dump_marker import UNFINISHED
 from .._integrity.dump_record import record_again
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close, readable
+from .._support.unpatched import close, readable, sleep
 from .._system.capabilities import is_root_of_host
 from .._system.file_lock import lock, unlock_and_close
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
 from .._transport.base import Via
 from ..enums import Notify
-from ..errors import NoSuchProcessError, OptionError, Problem
+from ..errors import CriuError, NoSuchProcessError, OptionError, Problem
 from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
 from . import host_check, processor_level
@@ -40,7 +41,7 @@ from .parked import ParkedProgram
 from .process import SnapshotProcess
 from .record import UNPUBLISHED, Record, publish
 from .restore import PID_NAMESPACE
-from .turns import turn
+from .uninterrupted import check_interrupted
 
 NEW = "a new or empty directory is accepted"
 """The rule of the argument ``directory``."""
@@ -49,6 +50,17 @@ NO_POSITION = 2**64 - 1
 """The value of ``pos`` for which CRIU sets no position (``criu/files-reg.c``)."""
 
 StrPath = str | os.PathLike[str]
+
+
+UNTIL_OTHERS_ARE_SAVED = 10.0
+"""Seconds in which a copy is saved again while another one that is saved is in its way."""
+
+DIRECTORY_EXISTS = "Can't create a directory (-17)"
+"""Of CRIU, about proc.crtools in the working directory."""
+
+
+def _remaining(until: float | None) -> float | None:
+    return None if until is None else max(0.0, until - time.monotonic())
 
 
 @dataclass(frozen=True)
@@ -225,15 +237,12 @@ class Saving:
                 ),
                 via=self.via,
                 on_notify=complete,
-                deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
                 on_progress=self.on_progress,
             )
             if copy is None:
-                save()
+                save(deadline=_remaining(self.until))
             else:
-                # CRIU creates proc.crtools in the working directory, which copies can share.
-                with turn(f"/proc/{pid}/root", self.until, "take: another copy is being saved"):
-                    in_mounts_of(pid, save)
+                self._save_copy(pid, save)
             self.is_kept = not self.is_own and not self.leave_running
             if self.is_kept:
                 readable(pidfd, seconds=None)
@@ -250,6 +259,22 @@ class Saving:
         finally:
             close(pidfd)
             unlock_and_close(claim)
+
+    def _save_copy(self, pid: int, save: Callable[..., object]) -> None:
+        """Save a copy. Another one may be saved at that moment.
+
+        CRIU creates a directory in the working directory, which copies can share.
+        """
+        attempts_end = time.monotonic() + UNTIL_OTHERS_ARE_SAVED
+        while True:
+            try:
+                in_mounts_of(pid, functools.partial(save, deadline=_remaining(self.until)))
+                return
+            except CriuError as error:
+                if DIRECTORY_EXISTS not in str(error) or time.monotonic() > attempts_end:
+                    raise
+            check_interrupted()
+            sleep(random.uniform(0.005, 0.05))
 
     def _claimed(self) -> int:
         """Create and lock the directory. ``OptionError`` if another call uses it since the check.

@@ -652,7 +652,12 @@ def _for_start(opts: CriuOpts | None) -> CriuOpts:
 
     CRIU is in the cgroup that the copy gets, and leaves it there: cgroups are not restored.
     """
-    return replace(_for_caller(opts), auto_dedup=False, manage_cgroups_mode=CgroupMode.IGNORE)
+    return replace(
+        _for_caller(opts),
+        auto_dedup=False,
+        manage_cgroups=None,  # the former name of manage_cgroups_mode
+        manage_cgroups_mode=CgroupMode.IGNORE,
+    )
 
 
 def _problems_of_start(opts: CriuOpts | None) -> Iterator[Problem]:
@@ -662,10 +667,14 @@ def _problems_of_start(opts: CriuOpts | None) -> Iterator[Problem]:
         yield Problem("opts", {"auto_dedup": True}, rule)
     if opts is not None and opts.config_file is not None and in_file(opts.config_file):
         yield Problem("opts", {"config_file": os.fspath(opts.config_file)}, rule)
-    mode = None if opts is None else opts.manage_cgroups_mode
-    if mode not in (None, CgroupMode.IGNORE):
-        rule = "a copy is in the cgroup of this process, or in that of the argument cgroup"
-        yield Problem("opts", {"manage_cgroups_mode": mode}, rule)
+    rule = "a copy is in the cgroup of this process, or in that of the argument cgroup"
+    for name, accepted in (
+        ("manage_cgroups", (None, False)),
+        ("manage_cgroups_mode", (None, CgroupMode.IGNORE)),
+        ("cg_roots", (None, ())),
+    ):
+        if opts is not None and (value := getattr(opts, name)) not in accepted:
+            yield Problem("opts", {name: value}, rule)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuOpts, ProgramError, Worker, dump
+from pycriu_native._wire.image_kinds import RAW
 from pycriu_native.images import decode, diff, encode, inspect
-from pycriu_native.images.formats import RAW
 
 from .conftest import Spawn
 from .support import crit

@@ -129,6 +129,19 @@ def test_exact(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
     assert (images / "pycriu-native.files").exists()
 
 
+def test_a_fifo_instead_of_a_file(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    """It is replaced by the saved file before CRIU would open it."""
+    place, images = _place(tmp_path, "job"), tmp_path / "ckpt"
+    with _writer(place) as process:
+        _dumped_and_gone_on(place, images, process)
+        (place / "out" / "appended").unlink()
+        os.mkfifo(place / "out" / "appended")
+        (place / "go-2").touch()
+        result = restore_child(_opts(images), files="rollback")
+        assert result.wait(60) == 0, (place / "stdout").read_text()
+        assert _contents(place) == uninterrupted
+
+
 def test_what_happens_without(tmp_path: Path) -> None:
     """Without rollback CRIU refuses a file that has grown."""
     place, images = _place(tmp_path, "job"), tmp_path / "ckpt"

@@ -427,7 +427,7 @@ def test_a_process_of_another_cgroup(cgroup: Path, spawn: Spawn, tmp_path: Path)
     target = spawn()
     (cgroup / "cgroup.procs").write_text(str(target.pid))
     snapshot = Snapshot.take(target.pid, tmp_path / "snapshot", without_guest=True)
-    with snapshot, snapshot.start() as process:
+    with snapshot, snapshot.start(opts=CriuOpts(manage_cgroups=False)) as process:
         mine = Path("/proc/self/cgroup").read_text()
         assert Path(f"/proc/{process.pid}/cgroup").read_text() == mine
         process.kill()
@@ -472,6 +472,8 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("cgroup", "relative"),
         ("opts", CriuOpts(auto_dedup=True)),
         ("opts", CriuOpts(manage_cgroups_mode="soft")),
+        ("opts", CriuOpts(manage_cgroups=True)),
+        ("opts", CriuOpts(cg_roots=["/other"])),
         ("network", 1),
         ("network", 0),
         ("network", [1]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import gc
 import json
 import select
@@ -65,6 +66,26 @@ def test_many_at_once(snapshot: Snapshot) -> None:
         return await asyncio.gather(*map(one, (3, 4, 5)))
 
     assert asyncio.run(main()) == [3, 4, 5]
+
+
+def test_an_executor_that_is_busy(snapshot: Snapshot) -> None:
+    """The end of a copy needs no thread of the loop's executor."""
+
+    async def main() -> int:
+        over = threading.Event()
+        executor = concurrent.futures.ThreadPoolExecutor(1)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(executor)
+        process = await snapshot.start_async(stdin=PIPE)
+        busy = loop.run_in_executor(None, over.wait)
+        try:
+            process.kill()
+            return await asyncio.wait_for(process.wait(), PATIENCE)
+        finally:
+            over.set()
+            await busy
+
+    assert asyncio.run(main()) == -signal.SIGKILL
 
 
 def test_awaited(snapshot: Snapshot) -> None:

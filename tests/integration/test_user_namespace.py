@@ -139,9 +139,8 @@ def tun(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """The directory of images, with another group."""
     result = tmp_path / "images"
-    result.mkdir(0o750)
+    result.mkdir(0o700)
     return result
 
 
@@ -152,27 +151,30 @@ def modes(images: Path) -> set[tuple[int, int]]:
 
 
 def test_its_root_can_read_the_images(pid: int, root: Path, images: Path) -> None:
+    """They get its group for a restore, and their former one if that fails."""
     dump(pid, CriuOpts(images_directory=images))
     os.waitpid(pid, 0)
-    assert modes(images) == {(0o710, ROOT), (0o640, ROOT)}
-    restored = restore(CriuOpts(images_directory=images, root=root))
-    assert is_alive(restored.pid)
-    kill(restored.pid)
-
-
-def test_images_of_another_mode(pid: int, root: Path, images: Path) -> None:
-    """As of an unpacked archive: a restore changes the group, and puts it back if it fails."""
-    dump(pid, CriuOpts(images_directory=images))
-    os.waitpid(pid, 0)
-    for path in (images, *images.glob("*.img")):
-        os.chown(path, 0, 0)
-        path.chmod(0o700 if path == images else 0o600)
     with pytest.raises(CriuError):
         restore(CriuOpts(images_directory=images))
     assert modes(images) == {(0o700, 0), (0o600, 0)}
     restored = restore(CriuOpts(images_directory=images, root=root))
     assert is_alive(restored.pid)
     kill(restored.pid)
+    assert modes(images) == {(0o710, ROOT), (0o640, ROOT)}
+
+
+def test_images_for_a_group(pid: int, root: Path, images: Path) -> None:
+    """Files that already have rights for a group, and those that are no images, keep it."""
+    dump(pid, CriuOpts(images_directory=images))
+    os.waitpid(pid, 0)
+    disk, pages = images / "disk.img", images / "pages-1.img"
+    disk.touch(0o600)
+    pages.chmod(0o640)
+    with pytest.raises(ImagesError, match="cannot read the images"):
+        restore(CriuOpts(images_directory=images, root=root))
+    pages.chmod(0o600)
+    kill(restore(CriuOpts(images_directory=images, root=root)).pid)
+    assert (disk.stat().st_gid, pages.stat().st_gid) == (0, ROOT)
 
 
 @pytest.mark.cures("root-of-another-owner")

@@ -607,8 +607,39 @@ def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> 
     storage.write(f"commits/{lease.token:08}-00000002.json", b"")
     assert _fetched(late, _directory(tmp_path / "new")) is None
     storage.write(f"commits/{lease.token:08}-00000002.json", b'{"objects": [], "later": 1}')
-    with pytest.raises(ImagesError, match="none of the checkpoints on"):
+    with pytest.raises(UnreadableError, match="another release of this package"):
         _fetched(late, _directory(tmp_path / "later"))
+
+
+def test_a_later_commit_of_another_release(url: str, clock: Clock, tmp_path: Path) -> None:
+    """An earlier one, which can be read, is not resumed in its place; a later one is."""
+    storage = Storage(url)
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    for number in (1, 3):
+        _upload(storage, lease, _taken(here, number))
+    storage.write(f"commits/{lease.token:08}-00000002.json", b'{"objects": [], "later": 1}')
+    assert _fetched(storage, _directory(tmp_path / "there")) == 3
+    storage.remove(f"commits/{lease.token:08}-00000003.json")
+    with pytest.raises(UnreadableError, match="another release of this package"):
+        _fetched(storage, _directory(tmp_path / "elsewhere"))
+    assert _fetched(storage, here) is None
+
+
+def test_a_checkpoint_with_a_former_field(url: str, clock: Clock, tmp_path: Path) -> None:
+    """Checkpoints had a field ``digest``, which was always null."""
+    storage = Storage(url)
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(here, 1))
+    (name,) = storage.names("commits")
+    body = json.loads(storage.read(f"commits/{name}") or b"")
+    body["checkpoint"]["digest"] = None
+    storage.write(f"commits/{name}", json.dumps(body).encode())
+    assert _fetched(storage, _directory(tmp_path / "there")) == 1
+    meta = here.checkpoints / "1" / META
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "digest": None}))
+    assert here.all_checkpoints()[0].bytes == 1
 
 
 def test_leases_that_were_removed(url: str, clock: Clock, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
@@ -103,6 +103,17 @@ def test_a_join_that_is_interrupted() -> None:
         timer.join()
         thread.join(60)
         assert not thread.is_alive(), number
+
+
+def test_a_thread_while_eventlet_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules lack their functions meanwhile; the thread does its work."""
+    for name in ("eventlet.hubs", "eventlet.patcher"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    done: list[None] = []
+    thread = RawThread(lambda: done.append(None), "test")
+    thread.start()
+    thread.join()
+    assert done
 
 
 def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def _check_filters(images: ModuleType, kinds: Sequence[str], protection: str) ->
         if each not in known:
             rule = f"{each!r}: one of {', '.join(known)} is accepted"
             raise click.BadParameter(rule, param_hint="--kind")
-    if not set(protection) <= set("rwxps"):
+    if not set(protection) <= set("rwxps-"):
         rule = f"{protection!r}: the letters r, w, x, p (private) and s (shared) are accepted"
         raise click.BadParameter(rule, param_hint="--protection")
 
