@@ -55,6 +55,15 @@ import signal; signal.pause()
 """
 
 
+def no_more_than(before: State, what: str) -> None:
+    """Wait until nothing is left that was not there before."""
+    eventually(
+        lambda: not State.take().grown_since(before),
+        what,
+        lambda: str(State.take().grown_since(before)),
+    )
+
+
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     """A snapshot of a program that waits."""
@@ -274,7 +283,7 @@ def test_a_command_that_is_taken(
         Snapshot.take([sys.executable, "-c", PROGRAM], tmp_path / "new", env=ENVIRONMENT)
     assert times == []
     assert not (tmp_path / "new").exists()
-    eventually(lambda: not State.take().grown_since(before), "the end of the program")
+    no_more_than(before, "the end of the program")
 
 
 def test_a_program_that_never_waits_is_interrupted(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -286,7 +295,7 @@ def test_a_program_that_never_waits_is_interrupted(snapshot: Snapshot, tmp_path:
         Snapshot.take(["sleep", "1000"], tmp_path / "new")
     timer.join()
     assert not (tmp_path / "new").exists()
-    eventually(lambda: not State.take().grown_since(before), "the end of the program")
+    no_more_than(before, "the end of the program")
 
 
 def test_a_command_has_the_signal_mask_of_the_caller(tmp_path: Path) -> None:
@@ -377,7 +386,7 @@ def test_a_program_whose_output_cannot_be_read(
     monkeypatch.setattr(parked, "Thread", fail)
     with pytest.raises(RuntimeError):
         Snapshot.take(["sleep", "1000"], tmp_path / "new")
-    eventually(lambda: not State.take().grown_since(before), "the end of the program")
+    no_more_than(before, "the end of the program")
 
 
 TWICE = """
@@ -484,7 +493,7 @@ def test_sharing(
         with pytest.raises(KeyboardInterrupt):
             snapshot.share()
     assert times == []
-    eventually(lambda: not State.take().grown_since(before), "the end of the template")
+    no_more_than(before, "the end of the template")
     assert not list(snapshot.directory.glob("*.partial"))
     with snapshot.share() as shared:
         kill(snapshot.start(via=shared))
@@ -520,7 +529,7 @@ def test_zygotes(
             with pytest.raises(KeyboardInterrupt):
                 snapshot.zygote() if made is None else made.start()
         assert times == []
-        eventually(lambda: not State.take().grown_since(before), "the end of the copy")
+        no_more_than(before, "the end of the copy")
 
 
 def test_random_instants(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -562,7 +571,7 @@ def test_random_instants(snapshot: Snapshot, tmp_path: Path) -> None:
                     result.close()
                 del result
                 assert not (tmp_path / "new").exists(), name
-                eventually(lambda: not State.take().grown_since(before), f"the end of {name}")
+                no_more_than(before, f"the end of {name}")
     finally:
         signal.signal(signal.SIGALRM, handler)
         owned.close()
