@@ -52,7 +52,8 @@ def test_a_full_disk(small: Path, small_job: RunningJob) -> None:
     job = small_job
     job.words = ["sh", "-c", WAITS, str(job.place)]
     job.start()
-    job.until(job.has_begun, "its start")
+    # Its status is written after the start of the command, and cannot be created on a full disk.
+    job.until(lambda: job.directory.status().state is State.RUNNING, "its start")
     (job.directory.path / "events.jsonl").write_text("")  # blocks for what is added
 
     def fails() -> bool:
