@@ -103,11 +103,23 @@ def threads_of(pid: int) -> list[int]:
         return []
 
 
-def children_of(pid: int) -> Iterator[int]:
-    """The pids of the children of a process."""
-    for thread in threads_of(pid):
-        with contextlib.suppress(OSError):  # the thread has ended
-            yield from map(int, read_small(f"/proc/{pid}/task/{thread}/children").split())
+def children_of(pid: int) -> list[int]:
+    """The pids of the children of a process.
+
+    The children of a thread that ends become those of another thread, which may have been read
+    before: they are read until two results agree.
+    """
+    before: list[int] = []
+    for attempt in range(10):
+        result: list[int] = []
+        threads = threads_of(pid)
+        for thread in threads:
+            with contextlib.suppress(OSError):  # the thread has ended
+                result += map(int, read_small(f"/proc/{pid}/task/{thread}/children").split())
+        if len(threads) < 2 or (attempt and result == before):
+            break
+        before = result
+    return result
 
 
 def bytes_read(pid: int) -> int:

@@ -99,13 +99,19 @@ def children() -> set[int]:
 
 
 def children_of(pid: int) -> list[int]:
-    """The children of a process, zombies included; empty if it has ended."""
-    result: list[int] = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                result += map(int, (task / "children").read_text().split())
-    return result
+    """The children of a process, zombies included; empty if it has ended.
+
+    A thread that ends gives its children to another one, which may have been read before.
+    """
+    result: list[int] | None = None
+    while True:
+        before, result = result, []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    result += map(int, (task / "children").read_text().split())
+        if result == before:
+            return result
 
 
 def parent_of(pid: int) -> int:
