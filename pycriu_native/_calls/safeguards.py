@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from .._checks.option_rules import parents
 from .._integrity import dump_marker
 from .._integrity.dump_marker import DumpMarker
 from .._support.lazy import signal, socket
@@ -18,6 +19,7 @@ from .._support.no_fork import no_fork
 from .._system.descriptors import where
 from ..enums import Verb
 from ..errors import CriuError
+from ..options.criu_opts import CriuOpts
 from .prepare import Directories
 from .request import Request
 
@@ -62,7 +64,7 @@ class Safeguards:
         self._access: ImageAccess | None = None
 
     def mark(self) -> None:
-        """Mark the images of a dump as incomplete, and refuse a restore that could not succeed.
+        """Mark the images of a dump as incomplete, and refuse to restore incomplete images.
 
         A dump of a tree that the caller is in has no marker: no process is left to remove it.
         """
@@ -120,7 +122,7 @@ class Safeguards:
                 from .._checks import replaced_files  # only restores need it
 
             replaced_files.check(self._images, request.opts)
-        self._access = _access_to(self._images)
+        self._access = _access_to(self._images, request.opts)
         if self._access is not None:
             self._owned.callback(self._access.close)
         if images := request.with_pids_here(where(self._images)):
@@ -266,13 +268,13 @@ class Safeguards:
             self._marker.undo()
 
 
-def _access_to(images: int) -> ImageAccess | None:
+def _access_to(images: int, opts: CriuOpts) -> ImageAccess | None:
     """Let root of the user namespace in the images read them; None if they have none."""
     if not any(name.startswith("userns-") for name in os.listdir(images)):
         return None
     with no_fork:
         from .._integrity.image_access import ImageAccess  # few trees have a user namespace
-    return ImageAccess(images)
+    return ImageAccess(images, parents(opts))
 
 
 def _add_recovery(failure: BaseException, result: RecoveryResult) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from .._support.unpatched import closing
-from .._system.descriptors import opened_directory
-from .._system.regular_file import open_regular, read_regular
+from .._system.regular_file import read_regular
 from .._wire.fields import message_fields, messages_of
 from .._wire.image_kinds import RAW
 from .image_files import kind_of
@@ -25,36 +24,36 @@ _INNER, _LOWER = 1, 2
 """Of ``uid_gid_extent``: the first number of a range in the namespace, and outside of it."""
 _LONGEST = 2**20
 """Bytes of an image of a user namespace; 340 ranges are possible."""
+_OPENED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class ImageAccess:
     """The images, and directories of images, whose group was changed for a restore."""
 
-    def __init__(self, directory: int) -> None:
+    def __init__(self, images: int, parents: Iterable[str]) -> None:
         """Let that root read the images in a directory, and in those of its parents.
 
         Files that already have rights for a group, or cannot be changed, stay as they are.
         """
-        self._directory = directory
-        self._before: list[tuple[tuple[int, int], str, int, int]] = []
-        """Device and inode of a directory, name of a file in it, its mode and group."""
-        root = root_of_namespace(directory)
+        self._before: list[tuple[str, int, int]] = []
+        """Path, mode and group."""
+        root = root_of_namespace(images)
         if root is None or root == (os.geteuid(), os.getegid()):
             return
-        for at in _with_parents(directory):
-            for name in (".", *_images_in(at)):
+        for directory in (f"/proc/self/fd/{images}", *parents):
+            for name in (".", *_images_in(directory)):
                 with contextlib.suppress(OSError):
-                    self._grant(at, name, *root)
+                    self._grant(f"{directory}/{name}", *root)
 
-    def _grant(self, at: int, name: str, uid: int, gid: int) -> None:
-        with closing(_opened(at, name)) as fd:
+    def _grant(self, path: str, uid: int, gid: int) -> None:
+        with closing(os.open(path, _OPENED)) as fd:
             found = os.fstat(fd)
             mode = stat.S_IMODE(found.st_mode)
-            needed = stat.S_IXOTH if name == "." else stat.S_IROTH
+            needed = stat.S_IXOTH if stat.S_ISDIR(found.st_mode) else stat.S_IROTH
             if found.st_uid == uid or mode & (stat.S_IRWXG | needed):
                 return
             os.fchown(fd, -1, gid)
-            self._before.append((_identity(at), name, mode, found.st_gid))
+            self._before.append((path, mode, found.st_gid))
             os.fchmod(fd, mode | needed << 3)
 
     def succeeded(self) -> None:
@@ -63,12 +62,10 @@ class ImageAccess:
 
     def close(self) -> None:
         """Give the files their former mode and group, unless the restore succeeded."""
-        for at in _with_parents(self._directory) if self._before else ():
-            for place, name, mode, gid in self._before:
-                if place == _identity(at):
-                    with contextlib.suppress(OSError), closing(_opened(at, name)) as fd:
-                        os.fchown(fd, -1, gid)
-                        os.fchmod(fd, mode)
+        for path, mode, gid in self._before:
+            with contextlib.suppress(OSError), closing(os.open(path, _OPENED)) as fd:
+                os.fchown(fd, -1, gid)
+                os.fchmod(fd, mode)
 
 
 def root_of_namespace(directory: int) -> tuple[int, int] | None:
@@ -86,34 +83,5 @@ def root_of_namespace(directory: int) -> tuple[int, int] | None:
     return None
 
 
-def _images_in(directory: int) -> list[str]:
+def _images_in(directory: int | str) -> list[str]:
     return [name for name in os.listdir(directory) if kind_of(name) or RAW.fullmatch(name)]
-
-
-def _with_parents(directory: int) -> Iterator[int]:
-    """Descriptors of a directory of images and of those of its parents, one after the other."""
-    known = {_identity(directory)}
-    yield directory
-    with contextlib.ExitStack() as opened:
-        while True:
-            try:
-                directory = opened.enter_context(
-                    opened_directory(f"/proc/self/fd/{directory}/parent")
-                )
-            except OSError:
-                return
-            if _identity(directory) in known:
-                return
-            known.add(_identity(directory))
-            yield directory
-
-
-def _opened(at: int, name: str) -> int:
-    if name == ".":
-        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
-    return open_regular(name, dir_fd=at)
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino

@@ -22,15 +22,13 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 
 from .._support.light_typing import Any
 from .._support.unpatched import closing
-from .._system import descriptors
-from .._system.descriptors import where
+from .._system.descriptors import opened_directory, where
 from .._system.regular_file import open_regular, read_regular, replace_file
 from ..errors import ImagesError
-from ..options.values import Descriptor, descriptor_number
+from ..options.values import Descriptor
 from .dump_marker import BEFORE_RESTORE, CLAIM, DEEPEST, EARLIER, FRAMES, LINKS, UNFINISHED
 
 MANIFEST = "pycriu-native.manifest"
@@ -122,13 +120,6 @@ def linked_entries(directory: StrPath, sealed: StrPath) -> dict[str, dict[str, A
         if stat.S_ISREG(seen.st_mode) and seen.st_nlink > 1 and seen.st_ino in known:
             result[name] = known[seen.st_ino]
     return result
-
-
-def opened_directory(directory: StrPath | Descriptor) -> AbstractContextManager[int]:
-    """A descriptor of a directory, closed at the end. ``OSError``."""
-    if isinstance(directory, str | os.PathLike):
-        return descriptors.opened_directory(directory)
-    return closing(os.dup(descriptor_number(directory)))
 
 
 def _names(at: int) -> Iterator[str]:

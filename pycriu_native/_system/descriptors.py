@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from .._native.ffi import checked, native
 from .._support.kernel_text import read_lines
 from .._support.unpatched import closing
+from ..options.values import Descriptor, descriptor_number
 
 
 def above_stdio(fd: int) -> int:
@@ -25,11 +26,11 @@ def above_stdio(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
-@contextlib.contextmanager
-def opened_directory(path: str | os.PathLike[str]) -> Iterator[int]:
-    """A descriptor of a directory, closed at the end. Raises ``OSError``."""
-    with closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        yield fd
+def opened_directory(directory: str | os.PathLike[str] | Descriptor) -> closing:
+    """A context with a descriptor of a directory, given by path or descriptor. ``OSError``."""
+    if isinstance(directory, str | os.PathLike):
+        return closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    return closing(os.dup(descriptor_number(directory)))
 
 
 def links_of(pid: int | str) -> Iterator[tuple[int, str]]:

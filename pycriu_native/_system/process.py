@@ -109,14 +109,14 @@ def children_of(pid: int) -> list[int]:
     The children of a thread that ends become those of another thread, which may have been read
     before: they are read until two results agree.
     """
-    before: list[int] = []
-    for attempt in range(10):
+    before: list[int] | None = None
+    for _ in range(10):
         result: list[int] = []
         threads = threads_of(pid)
         for thread in threads:
             with contextlib.suppress(OSError):  # the thread has ended
                 result += map(int, read_small(f"/proc/{pid}/task/{thread}/children").split())
-        if len(threads) < 2 or (attempt and result == before):
+        if len(threads) < 2 or result == before:
             break
         before = result
     return result

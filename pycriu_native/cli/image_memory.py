@@ -118,6 +118,7 @@ def search_memory(
 
 
 def pattern_of(text: str, regex: bool) -> bytes | re.Pattern[bytes]:
+    """The bytes, or the regular expression, for which memory is searched."""
     if not regex:
         return os.fsencode(text)
     try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def images_package() -> ModuleType:
+    """The package ``images``, or an error that names its extra."""
     with extra("images"):
         from .. import images
     return images

@@ -10,8 +10,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from .._integrity.page_size import HOST_PAGE
-from .model import ImageSet, Process
-from .pages import Layers
+from .model import ImageSet
+from .pages import Layers, joined
 
 
 def misplaced(images: ImageSet) -> Iterator[tuple[str, str]]:
@@ -19,7 +19,7 @@ def misplaced(images: ImageSet) -> Iterator[tuple[str, str]]:
     for process in images.processes:
         if not process.mappings:
             continue
-        areas = _areas(process)
+        areas = joined(sorted((each.start, each.end) for each in process.mappings))
         for thread in process.threads:
             if thread.instruction is not None and not _covers(
                 areas, thread.instruction, thread.instruction + 1
@@ -38,17 +38,6 @@ def misplaced(images: ImageSet) -> Iterator[tuple[str, str]]:
                     f"it has pages at {start:#x}, where mm-{process.pid}.img has no memory",
                 )
                 break
-
-
-def _areas(process: Process) -> list[tuple[int, int]]:
-    """The ranges of the mappings, each as long as possible."""
-    result: list[tuple[int, int]] = []
-    for each in sorted((each.start, each.end) for each in process.mappings):
-        if result and result[-1][1] >= each[0]:
-            result[-1] = result[-1][0], max(result[-1][1], each[1])
-        else:
-            result.append(each)
-    return result
 
 
 def _covers(areas: list[tuple[int, int]], start: int, end: int) -> bool:

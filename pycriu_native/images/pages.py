@@ -8,7 +8,7 @@ were never written to by the process: they are zeros, or those of the mapped fil
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
 from .._support.unpatched import close
@@ -38,6 +38,17 @@ class PageMap:
     def pages_name(self) -> str:
         """Its name."""
         return f"pages-{self.pages_id}.img"
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of addresses, which ascend; those that touch or overlap are one."""
+    result: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if result and result[-1][1] >= start:
+            result[-1] = result[-1][0], max(result[-1][1], end)
+        else:
+            result.append((start, end))
+    return result
 
 
 def load_map(directory: str, name: str, page: int) -> PageMap:

@@ -13,7 +13,7 @@ from .image_directory import ImageDirectory
 from .mappings import Mappings
 from .memory_mapping import MemoryMapping, VmaKind
 from .model import Credentials, Descriptor, OtherFile, Process, Thread, Timer
-from .pages import Layers
+from .pages import Layers, joined
 from .schema import enum_name
 
 _NAMESPACE_IDS = tuple((kind, f"{kind}_ns_id") for kind in names.NAMESPACES)
@@ -155,12 +155,8 @@ def pre_dumped(images: ImageDirectory) -> Iterator[Process]:
     for pid in sorted(int(each) for each in pids if each.isdecimal()):
         layers = Layers(images.layers, f"pagemap-{pid}.img", HOST_PAGE)
         top = layers.level(0)
-        ranges: list[list[int]] = []
-        for _, (start, end, _, _) in top.runs.between(0, 2**64) if top is not None else ():
-            if ranges and ranges[-1][1] == start:
-                ranges[-1][1] = end
-            else:
-                ranges.append([start, end])
+        runs = top.runs.between(0, 2**64) if top is not None else ()
+        ranges = joined((start, end) for _, (start, end, _, _) in runs)
         counts = layers.counts([each[0] for each in ranges], [each[1] for each in ranges])
         yield Process(
             pid=pid,

@@ -307,6 +307,6 @@ def _unpack(
         why = "" if failure is None else f": {failure}"
         raise ImagesError(f"{source.name} was changed after its upload{why}")
     if failure is not None and failure.errno == errno.ENOSPC:
-        raise OSError(failure.errno, str(failure)) from None
+        raise OSError(failure.errno, str(failure))
     if failure is not None:
-        raise UnreadableError(str(failure)) from None
+        raise UnreadableError(str(failure))

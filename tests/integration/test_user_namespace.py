@@ -17,6 +17,10 @@ from subprocess import PIPE
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, ImagesError, dump, restore
+from pycriu_native._checks.option_rules import parents
+from pycriu_native._integrity.image_access import ImageAccess
+from pycriu_native._system.descriptors import opened_directory
+from pycriu_native._wire.protobuf import image_of, message
 from pycriu_native.images import check_images
 
 from .support.processes import eventually, is_alive, kill
@@ -177,8 +181,29 @@ def test_images_for_a_group(pid: int, root: Path, images: Path) -> None:
     assert (disk.stat().st_gid, pages.stat().st_gid) == (0, ROOT)
 
 
+def test_images_of_parents(tmp_path: Path, images: Path) -> None:
+    """They are read by that root too: the groups of all are changed, and put back."""
+    if os.geteuid():
+        pytest.skip("only root can give files to another group")
+    parent = tmp_path / "parent"
+    parent.mkdir(0o700)
+    (images / "parent").symlink_to("../parent")
+    numbers = message((1, 0), (2, ROOT), (3, 65536))
+    mapping = image_of("USERNS", message((1, numbers), (2, numbers)))
+    for path in (images / "userns-9.img", parent / "pages-1.img", parent / "disk.img"):
+        path.write_bytes(mapping)
+        path.chmod(0o600)
+    with opened_directory(images) as at:
+        access = ImageAccess(at, parents(CriuOpts(images_directory=images)))
+        assert modes(images) == {(0o710, ROOT), (0o640, ROOT)}
+        assert modes(parent) == {(0o710, ROOT), (0o640, ROOT), (0o600, 0)}
+        access.close()
+    assert modes(images) == modes(parent) == {(0o700, 0), (0o600, 0)}
+
+
 @pytest.mark.cures("root-of-another-owner")
 def test_a_root_directory_of_another_owner(pid: int, root: Path, images: Path) -> None:
+    """CRIU enters the root directory as that root."""
     dump(pid, CriuOpts(images_directory=images))
     os.waitpid(pid, 0)
     os.chown(root, 0, 0)
@@ -192,6 +217,7 @@ def test_a_root_directory_of_another_owner(pid: int, root: Path, images: Path) -
 
 @pytest.mark.cures("images-for-another-root")
 def test_images_that_cannot_be_changed(pid: int, root: Path, images: Path, tmp_path: Path) -> None:
+    """On a file system that is read-only, the groups have to be changed before."""
     dump(pid, CriuOpts(images_directory=images))
     os.waitpid(pid, 0)
     subprocess.run(["chmod", "-R", "go=", images], check=True)

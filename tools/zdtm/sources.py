@@ -51,9 +51,8 @@ def _fetch(release: str, result: Path) -> None:
     partial.mkdir()
     subprocess.run(["tar", "-xf", archive, "--strip-components=1", "-C", partial], check=True)
     archive.unlink()
-    if not has_capability(
-        CAP_SYS_RESOURCE
-    ):  # the tests then run as root, not as the users of zdtm.py
+    if not has_capability(CAP_SYS_RESOURCE):
+        # The tests then run as root, not as the users of zdtm.py.
         driver = partial / "test" / "zdtm.py"
         driver.write_text(re.sub('"(18943|58467)"', '"0"', driver.read_text()))
     partial.rename(result)
@@ -91,13 +90,8 @@ def run(tree: Path, program: Path, flavor: str, chosen: Sequence[str], log: Path
     report.mkdir()
     command = [sys.executable, "zdtm.py", "run", "--keep-going", "--ignore-taint"]
     command += ["--keep-img", "never", "--flavor", flavor, "--criu-bin", str(program)]
-    command += [
-        "--pycriu-search-path",
-        str(Path(__file__).parent),
-        "--report",
-        str(report),
-        *chosen,
-    ]
+    here = str(Path(__file__).parent)
+    command += ["--pycriu-search-path", here, "--report", str(report), *chosen]
     # zdtm.py starts itself again as python3.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}

@@ -118,7 +118,7 @@ def _encode(call: Call, described: str, image: str) -> Exit:
         raise ImagesError(f"{described} is not an image in the form that decode prints")
     data = images_package().encode(result)
     from ..._integrity.dump_record import record_again
-    from ..._integrity.manifest import opened_directory
+    from ..._system.descriptors import opened_directory
     from ...archive.pack import written_beside
 
     with written_beside(Path(image)) as file:  # mode 0600, as images have
