@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._support.light_typing import TYPE_CHECKING, cast
+from .._support.no_fork import no_fork
 from .._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
 from .._wire.messages import Handle
 from ..errors import CriuError, ProtocolError, WorkerDiedError
@@ -23,7 +24,8 @@ def converse(
     if verb in LIBCRIU_VERBS:
         call = LibcriuCall(verb, handle)
     else:
-        from .._wire.direct_request import DirectCall  # few verbs need it
+        with no_fork:
+            from .._wire.direct_request import DirectCall  # few verbs need it
 
         call = DirectCall(verb, handle, keep_open=request.keep_connection)
     try:

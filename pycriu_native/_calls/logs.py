@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 
 from .._support.light_typing import TYPE_CHECKING
+from .._support.no_fork import no_fork
 from .._support.unpatched import get_ident, thread_names
 from ..enums import Verb
 
@@ -34,7 +35,7 @@ def _logger(name: str) -> Logger | None:
         return _loggers[name]  # getLogger would take a lock
     if "logging" not in sys.modules:
         return None
-    import logging  # waits if another thread is importing it
+    import logging  # loaded, or another thread is importing it
 
     ours = logging.getLogger(NAME)
     if not ours.handlers:
@@ -80,7 +81,8 @@ def advise() -> None:
     if logger is None or not logger.isEnabledFor(20):  # INFO
         return
     _advised = True
-    from .._transport.feature_cache import feature_cache
+    with no_fork:
+        from .._transport.feature_cache import feature_cache  # needed once
 
     result = feature_cache()
     if result.cure is not None:
@@ -95,7 +97,7 @@ def logs_criu() -> bool:
 
 def pass_on(text: str) -> None:
     """Log text of CRIU, line by line."""
-    import logging
+    import logging  # loaded for the logger
 
     def level(line: str) -> int:
         if "Error (" in line:

@@ -9,6 +9,7 @@ import os
 from contextlib import ExitStack
 
 from .._support.light_typing import cast
+from .._support.no_fork import no_fork
 from .._support.unpatched import close
 from .._system import trusted_path
 from .._wire.messages import Handle
@@ -68,7 +69,8 @@ class Directories:
                 directory, make=field == self._make, allow_untrusted=self._allow_untrusted
             )
         except OSError as error:
-            from .._system.host import lack_of  # few directories are missing
+            with no_fork:
+                from .._system.host import lack_of  # few directories are missing
 
             raise ImagesError(
                 f"{field}={directory!r} cannot be used: "

@@ -238,7 +238,7 @@ class Run:
 
         Returns the exit status of each child of the caller, by its pid.
         """
-        from .completion import end_processes, half_restored, reap_made
+        from .completion import end_processes, half_restored, reap_made  # loaded in ``run``
 
         is_restore = self._request.verb is Verb.RESTORE
         if is_restore:
@@ -271,7 +271,7 @@ class Run:
         return wait_until_gone(tree, request.reap_timeout, lambda: self._cancelled() is not None)
 
     def _log(self, outcome: Outcome, failure: BaseException | None = None) -> None:
-        from . import logs
+        from . import logs  # loaded in ``run``
 
         what = None if failure is None else str(failure) or type(failure).__name__
         request = self._request

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
+from .._support.no_fork import no_fork
 from .image_files import (
     WINDOW,
     DamagedError,
@@ -420,7 +421,8 @@ def _check_rules(name: str, data: bytes, end: bytes) -> None:
 
 def _check_gzip(name: str, pieces: Iterator[bytes]) -> None:
     """An archive of a tmpfs must be complete: tar would unpack a truncated one in part."""
-    import zlib  # few sets have one
+    with no_fork:
+        import zlib  # few sets have one
 
     inflate = zlib.decompressobj(31)
     try:

@@ -81,7 +81,7 @@ def problems(files: ImageFiles, names: set[str]) -> Iterator[Problem]:
     """
     if RECORD not in names:
         return
-    # Not for a dump's start.
+    # Loaded with the class of ``files``, and not for a dump's start.
     from .image_files import COPY_AGAIN, DamagedError, Problem, replaced, short
 
     try:

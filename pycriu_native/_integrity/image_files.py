@@ -18,6 +18,7 @@ from .._support.cached_property import cached_property
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
+from .._support.no_fork import no_fork
 from .._support.unpatched import closing
 from .._system.regular_file import open_regular
 from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
@@ -192,7 +193,8 @@ class ImageFiles:
 
     def inet_socket(self, id: int) -> Binding | None:
         """What the socket of IPv4 or IPv6 with this id is bound to; None without one."""
-        from .._system.port_conflicts import Binding  # few restores fail
+        with no_fork:
+            from .._system.port_conflicts import Binding  # few restores fail
 
         if "files.img" not in self.names:
             return None
@@ -218,7 +220,8 @@ class ImageFiles:
         runs = ffi.new("struct pn_runs *", {"page": self.page})
         rows = self._scan(name, runs)
         if runs.problem:
-            from .pagemap import PROBLEMS  # good sets do without
+            with no_fork:
+                from .pagemap import PROBLEMS  # good sets do without
 
             why = PROBLEMS[runs.problem] or "this is no page map"
             raise DamagedError(Problem(f"{name} is damaged: {why}"))
@@ -229,7 +232,8 @@ class ImageFiles:
 
     def runs(self, name: str) -> Runs:
         """The runs of a page map that ``page_map`` takes."""
-        from .pagemap import Runs  # few sets have parents
+        with no_fork:
+            from .pagemap import Runs  # few sets have parents
 
         runs, rest = Runs(self.page), b"".join(self.pieces(name))
         start = 12 + int.from_bytes(rest[8:12], "little")

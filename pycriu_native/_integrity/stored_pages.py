@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
+from .._support.no_fork import no_fork
 from .image_files import COPY_AGAIN, DamagedError, ImageFiles, Problem, replaced
 
 _BRING_PARENTS = "bring the images of the pre-dumps along, in the same places"
@@ -92,7 +93,8 @@ def _bytes_in(files: ImageFiles, parent: ImageFiles, name: str) -> int:
 
     ``DamagedError`` for a parent's page map that is damaged.
     """
-    from .pagemap import IN_PARENT  # few sets have parents
+    with no_fork:
+        from .pagemap import IN_PARENT  # few sets have parents
 
     parent.page_map(name)
     runs = [run for _, run in files.runs(name).between(0, 2**64) if run[2] & IN_PARENT]

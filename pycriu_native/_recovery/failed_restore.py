@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
+from .._support.no_fork import no_fork
 from .._system.file_lock import lock, unlock_and_close
 from .._system.paths_below import Name, Tree
 from ..options.criu_opts import CriuOpts
@@ -144,7 +145,8 @@ class RestoreUndo:
             self._since, (*places, f"/proc/self/fd/{self._work}"), killed=killed
         )
         if self._opts.tcp_established:
-            from .dump_lock import lock_of_dump  # needed after a failure only
+            with no_fork:
+                from .dump_lock import lock_of_dump  # needed after a failure only
 
             remaining += lock_of_dump(self._images)
         return tuple(dict.fromkeys(remaining))

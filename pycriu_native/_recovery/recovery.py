@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING
+from .._support.no_fork import no_fork
 from .._system.network_namespace import in_network_of
 from .._system.process import is_running
 from .._system.process_tree import process_tree
@@ -64,12 +65,14 @@ class Recovery:
         self._by_table = False
         self._before = before
         if opts.network_lock is not None:
-            from ..enums import NetworkLock  # few dumps need it
+            with no_fork:
+                from ..enums import NetworkLock  # few dumps need it
 
             self._by_table = opts.network_lock == NetworkLock.NFTABLES
         self._links: DumpLinks | None = None
         if opts.link_remap:
-            from .link_remaps import DumpLinks  # few dumps need it
+            with no_fork:
+                from .link_remaps import DumpLinks  # few dumps need it
 
             self._links = DumpLinks()
         self._run: str | None = None

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from .._support.no_fork import no_fork
 from .._support.unpatched import closing
 from .._system.mappings import data_of
 
@@ -58,7 +59,8 @@ def _warn(program: str, cause: str) -> None:
     if program in _warned:
         return
     _warned.add(program)
-    import logging  # slow to import
+    with no_fork:
+        import logging  # slow to import
 
     logging.getLogger("pycriu_native").warning(
         "the run id of %s was not found (%s): if CRIU is killed during a dump, its nftables table "

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 
+from .._support.no_fork import no_fork
 from .._support.unpatched import sleep
 from .._system.mountinfo import mounts_of
 from .._system.process import all_pids, comm_of
@@ -102,7 +103,8 @@ def _is_since(path: str, since: float, kind: int) -> bool:
 
 def _other_criu() -> list[int]:
     """The pids of running CRIU; that of this call has ended, and fork servers make no files."""
-    from .._transport.forkserver import fork_server_pids  # failed calls alone need it
+    with no_fork:
+        from .._transport.forkserver import fork_server_pids  # failed calls alone need it
 
     ours = fork_server_pids()
     return [pid for pid in all_pids() if pid not in ours and comm_of(pid) == "criu"]
@@ -110,7 +112,8 @@ def _other_criu() -> list[int]:
 
 def _unmount(path: str) -> None:
     """Unmount everything at or below CRIU's own directory."""
-    from .._system.mounts import detach  # failed calls alone need it
+    with no_fork:
+        from .._system.mounts import detach  # failed calls alone need it
 
     for mount in reversed(list(mounts_of("self"))):
         if mount.place == path or mount.place.startswith(path + "/"):

@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from .._support.no_fork import no_fork
 from .._support.unpatched import close
 
 
@@ -121,6 +122,7 @@ class Tree:
         root = self._root.rstrip("/")
         if not root or not path.startswith(root + "/"):
             return path
-        from .mounts import inside  # needed for containers only
+        with no_fork:
+            from .mounts import inside  # needed for containers only
 
         return root + inside(root, path.removeprefix(root))

@@ -213,18 +213,24 @@ def _refill(stock: _Stock, thread: list[Any]) -> None:
 
 _stocks: weakref.WeakSet[_Stock] = weakref.WeakSet()
 
+_locked: dict[int, list[_Stock]] = {}
+"""What each thread that forks has locked: other threads may create pools meanwhile."""
+
 
 def _before_fork() -> None:
+    locked = _locked[get_ident()] = list[_Stock]()
     for stock in list(_stocks):
         stock.changed.acquire()
+        locked.append(stock)
 
 
 def _after_fork_in_parent() -> None:
-    for stock in list(_stocks):
+    for stock in _locked.pop(get_ident()):
         stock.changed.release()
 
 
 def _after_fork_in_child() -> None:
+    _locked.clear()
     for stock in list(_stocks):
         stock.forget()
 

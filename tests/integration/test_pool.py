@@ -355,6 +355,31 @@ def test_a_fork(pool: WorkerPool) -> None:
     assert taken(pool)
 
 
+CREATED_IN_A_FORK = """
+import os, signal
+new = []
+os.register_at_fork(before=lambda: new.append(pycriu_native.WorkerPool(1)))  # runs after the pool's
+import pycriu_native
+pools = [pycriu_native.WorkerPool(1) for _ in range(4)]
+for pool in pools:
+    assert pool.wait_until_ready(20)
+if not (pid := os.fork()):
+    os._exit(0)
+os.waitpid(pid, 0)
+signal.alarm(60)
+for pool in pools + new:
+    pycriu_native.version(via=pool)
+    pool.close()
+"""
+
+
+def test_a_pool_is_created_during_a_fork() -> None:
+    """Pools still work if another one was created between the lock for a fork and its release."""
+    words = [sys.executable, "-c", CREATED_IN_A_FORK]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def _is_gone(pid: int) -> bool:
     return not is_alive(pid)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import pycriu_native
 from pycriu_native._support import no_fork
 from pycriu_native._support.cached_property import cached_property
 from pycriu_native._support.unpatched import RawThread
@@ -123,3 +127,44 @@ def test_a_cached_property_that_another_thread_computes() -> None:
         over.set()
         thread.join()
     assert vars(slow)["value"] == 7
+
+
+WORKING = (
+    *(f"_calls/{name}" for name in ("run", "prepare", "safeguards", "conversation", "exchange")),
+    *(f"_calls/{name}" for name in ("completion", "failure", "interrupt", "logs")),
+    *("_failures/*", "_integrity/*", "_recovery/*", "_rollback/*", "_system/*", "_wire/*"),
+)
+"""The modules whose functions run on the threads of calls."""
+
+ELSEWHERE = {
+    "_failures/log_excerpt": "re is loaded by the module that uses it there",
+    "_integrity/manifest": "sets are sealed and verified by the caller",
+    "_system/cgroups": "checked before the call",
+}
+
+
+def _bare_imports(block: ast.AST, lines: list[str]) -> Iterator[int]:
+    """The lines of imports that hold no lock, and have no comment that they are loaded."""
+    accepted = False
+    for node in ast.iter_child_nodes(block):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            accepted |= "loaded" in "".join(lines[node.lineno - 2 : node.lineno]).lower()
+            if not accepted:
+                yield node.lineno
+            continue
+        accepted = False
+        if not isinstance(node, ast.With) or "no_fork" not in lines[node.lineno - 1]:
+            yield from _bare_imports(node, lines)
+
+
+def test_imports_on_the_threads_of_calls_hold_the_lock() -> None:
+    """A child that is forked during another import could never import the module."""
+    bare = []
+    root = Path(str(pycriu_native.__file__)).parent
+    for path in (path for pattern in WORKING for path in root.glob(f"{pattern}.py")):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and name not in ELSEWHERE:
+                bare += [f"{name}:{line}" for line in _bare_imports(node, text.splitlines())]
+    assert bare == []
