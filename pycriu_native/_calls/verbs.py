@@ -363,6 +363,7 @@ def _cpuinfo(request: Request) -> CpuinfoResult:
 
 def version(*, via: Via | None = None, deadline: float | None = None) -> Version:
     """The release of the ``criu`` program."""
+    check_types(CriuOpts(), via, "version", deadline=deadline)
     return requirements.ask_version(via or Worker(), deadline)
 
 
@@ -373,6 +374,7 @@ def libcriu_version() -> Version:
 
 def feature_check(*, via: Via | None = None, deadline: float | None = None) -> Features:
     """The features that this kernel and this CRIU support together."""
+    check_types(CriuOpts(), via, "feature-check", deadline=deadline)
     return requirements.ask_features(via or Worker(), deadline)
 
 

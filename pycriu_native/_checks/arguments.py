@@ -40,11 +40,11 @@ def type_problems(
 
 
 def is_seconds(value: object) -> bool:
-    """Whether a value is a number, and not NaN."""
-    if isinstance(value, bool) or not any(hasattr(value, f"__{to}__") for to in ("float", "index")):
+    """Whether a value is a number that can be added to a time, and not NaN."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
         return False
     try:
-        seconds = float(cast(float, value))
-        return seconds == seconds  # false for NaN
-    except OverflowError:
+        seconds = 0.0 + cast(float, value)
+        return bool(seconds == seconds)  # false for NaN
+    except (TypeError, ValueError, OverflowError):
         return False

@@ -68,17 +68,26 @@ UNTIL_SIGNALS = 0.2
 starts to wait does not end the wait, and its handler runs only after it."""
 
 
+LONGEST_POLL = 2**31 // 1000 - 1
+"""Seconds that poll(2) can wait at most, 24 days."""
+
+
 def poll() -> Any:
     """``select.poll()``; the module is loaded by the first call, where it is not built in."""
     return original("select", "poll")()
 
 
 def readable(*fds: int, seconds: float | None = 0.0) -> bool:
-    """Whether one of these descriptors can be read, or is at its end, within ``seconds``."""
+    """Whether one of these descriptors can be read, or is at its end, within ``seconds``.
+
+    None, and more than ``LONGEST_POLL``, are no limit.
+    """
     waiting = poll()
     for fd in fds:
         waiting.register(fd, original("select", "POLLIN"))
-    return bool(waiting.poll(None if seconds is None else max(0.0, seconds) * 1000))
+    if seconds is None or seconds > LONGEST_POLL:
+        return bool(waiting.poll(None))
+    return bool(waiting.poll(max(0.0, seconds) * 1000))
 
 
 _start: Callable[..., int] = original("_thread", "start_new_thread")

@@ -13,6 +13,7 @@ from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .._support.light_typing import ClassVar, Protocol
 from .._support.sockets import blocking
+from .._support.unpatched import close
 from ..errors import CriuError, PermissionDeniedError, Problem, ProgramNotFoundError
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection, widen
@@ -94,24 +95,23 @@ class Service:
         """Connect to it. ``ProgramNotFoundError`` if no process listens, ``PermissionDeniedError``
         if it belongs neither to root nor to the caller.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        widen(sock)
-        try:
-            sock.connect(os.fspath(self.path))
-        except OSError as error:
-            sock.close()
-            raise ProgramNotFoundError(
-                f"no criu service answers on {os.fspath(self.path)!r}: {error.strerror}"
-            ) from None
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        owner = int.from_bytes(credentials[4:8], sys.byteorder)  # behind the pid
-        if owner not in (0, os.geteuid()) and not self.allow_untrusted:
-            sock.close()
-            raise PermissionDeniedError(
-                f"{self.name()} was started by user {owner}, who could read all images and change "
-                "them; Service(path, allow_untrusted=True) accepts it"
-            )
-        return Connection(blocking(sock).detach(), program=self.name())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            widen(sock)
+            try:
+                sock.connect(os.fspath(self.path))
+            except OSError as error:
+                raise ProgramNotFoundError(
+                    f"no criu service answers on {os.fspath(self.path)!r}: "
+                    f"{error.strerror or error}"  # a path that is too long has no errno
+                ) from None
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            owner = int.from_bytes(credentials[4:8], sys.byteorder)  # behind the pid
+            if owner not in (0, os.geteuid()) and not self.allow_untrusted:
+                raise PermissionDeniedError(
+                    f"{self.name()} was started by user {owner}, who could read all images and "
+                    "change them; Service(path, allow_untrusted=True) accepts it"
+                )
+            return Connection(blocking(sock).detach(), program=self.name())
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,12 @@ class Socket:
     ) -> Connection:
         """A duplicate of it."""
         try:
-            sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))
+            fd = os.dup(descriptor_number(self.fd))
+            try:
+                sock = socket.socket(fileno=fd)
+            except OSError:
+                close(fd)
+                raise
         except OSError as error:
             raise CriuError(f"{self.name()} is no socket: {error.strerror}") from None
         widen(sock)

@@ -9,7 +9,7 @@ from .._native.ffi import ffi, native
 from .._support.frozen_dataclass import dataclass, field
 from .._support.light_typing import Any, ClassVar
 from .._support.unpatched import close
-from ..errors import Problem
+from ..errors import OptionError, Problem
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection
 from .process import ChildProcess
@@ -96,8 +96,16 @@ class Worker:
     ours: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.program is not None and not isinstance(self.program, str | os.PathLike):
-            raise ValueError(f"program={self.program!r}: a path or None is accepted")
+        program, env = self.program, self.env
+        if program is not None and not (
+            isinstance(program, str | os.PathLike) and is_text(os.fsdecode(program))
+        ):
+            raise ValueError(f"program={program!r}: a path or None is accepted")
+        if not isinstance(env, Mapping) or not all(
+            is_text(name) and "=" not in name and (value == "" or is_text(value))
+            for name, value in env.items()
+        ):
+            raise ValueError(f"env={env!r}: names of variables with their values, all str")
 
     def identity(self) -> tuple[object, ...]:
         """The program's path, device, inode and modification time."""
@@ -108,29 +116,43 @@ class Worker:
         return find_program(self.program, allow_untrusted=self.allow_untrusted)
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """No problems: a worker supports every request."""
-        return iter(())
+        """A standard input that is not open; a worker supports every request."""
+        try:
+            self._input()
+        except OptionError as error:
+            yield from error.problems
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
         """Start the worker. ``keep``: descriptors above 2, inherited under the same numbers.
 
-        Raises ``ProgramNotFoundError``, ``PermissionDeniedError``, ``ProgramError``.
+        Raises ``ProgramNotFoundError``, ``PermissionDeniedError``, ``ProgramError``,
+        ``OptionError``.
         """
         program = find_program(self.program, allow_untrusted=self.allow_untrusted)
         return start_worker(program, self.env, self._input(), keep, spawn_options)
 
     def _input(self) -> int:
         if self.stdin is not None:
-            fd = descriptor_number(self.stdin)
-            os.fstat(fd)
+            try:
+                fd = descriptor_number(self.stdin)
+                os.fstat(fd)
+            except (OSError, ValueError):
+                raise OptionError(
+                    [Problem("stdin", self.stdin, "an open descriptor or None is accepted")]
+                ) from None
             return fd
         try:
             # After the caller has closed it, a file of this library, which is not inheritable.
             return 0 if os.get_inheritable(0) else -1
         except OSError:
             return -1
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a string that is not empty and that C can have."""
+    return isinstance(value, str) and bool(value) and "\0" not in value
 
 
 def worker_of(via: object) -> Worker | None:

@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from pycriu_native import CriuError, ProgramNotFoundError, RestoreResult, Service, Socket, version
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.process import ChildProcess
 from pycriu_native._transport.worker import WorkerConnection
@@ -128,3 +130,27 @@ def test_without_a_process_each_closes(end: str) -> None:
         getattr(connection, end)()
         assert connection.fd == -1
         assert theirs.recv(1) == b""
+
+
+def test_a_descriptor_that_is_no_socket() -> None:
+    """Its duplicate is closed."""
+    with open(os.devnull) as file:
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(CriuError, match="is no socket"):
+            version(via=Socket(file))
+        assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_service_whose_path_is_too_long(tmp_path: Path) -> None:
+    """The error has the reason, for which the kernel has no number."""
+    with pytest.raises(ProgramNotFoundError, match="path too long"):
+        version(via=Service(tmp_path / ("x" * 110)))
+
+
+@pytest.mark.parametrize("timeout", [1e10, float("inf")])
+def test_a_wait_of_years(timeout: float) -> None:
+    """Timeouts that poll(2) does not support are no limit."""
+    child = subprocess.Popen(["sleep", "0.1"])
+    result = RestoreResult(pid=child.pid, images="", duration=0, log=None, statistics=None)
+    assert result.wait(timeout) == 0
+    child.returncode = 0

@@ -7,10 +7,13 @@ CRIU would refuse, truncate or ignore these values later, mostly without a messa
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from hypothesis import strategies as st
 import pycriu_native
 from pycriu_native import (
     CriuOpts,
+    DeadlineError,
     NoSuchProcessError,
     OptionError,
     Problem,
@@ -35,6 +39,7 @@ from pycriu_native._integrity.dump_marker import FRAMES, UNFINISHED
 from pycriu_native.enums import Verb
 from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
+from pycriu_native.testing import ScriptedCriu
 
 from .support.strategies import EXISTING_FILE, OptionObjects, any_opts, criu_opts, values_of
 
@@ -242,7 +247,7 @@ def test_a_pid_that_is_none(pid: Any) -> None:
     ("name", "value"),
     [
         *(("deadline", each) for each in ("1", b"1", True, float("nan"), 10**400, [1])),
-        *(("reap_timeout", each) for each in ("1", float("nan"))),
+        *(("reap_timeout", each) for each in ("1", float("nan"), Decimal(1))),
         ("on_notify", 3),
     ],
 )
@@ -354,6 +359,7 @@ def test_processors_that_criu_does_not_describe(
 WRONG: Any = "ckpt"
 """A path in place of the options, or of another argument."""
 OPTS = CriuOpts()
+ASKING: tuple[Any, ...] = (pycriu_native.version, pycriu_native.feature_check, pycriu_native.check)
 PID = 2**22 + 1
 """No process has this pid: the limit of the kernel is 2**22."""
 
@@ -382,6 +388,8 @@ PID = 2**22 + 1
         ("via", lambda: dump(PID, OPTS, via=WRONG)),
         ("via", lambda: restore(OPTS, via=WRONG)),
         ("via", lambda: pycriu_native.preflight(PID, OPTS, via=WRONG)),
+        *(("deadline", functools.partial(ask, deadline=WRONG)) for ask in ASKING),
+        *(("deadline", functools.partial(ask, deadline=Decimal(1))) for ask in ASKING),
         ("on_notify", lambda: dump(PID, OPTS, on_notify=WRONG)),
         ("on_progress", lambda: pycriu_native.pre_dump(PID, OPTS, on_progress=WRONG)),
         ("words", lambda: CriuOpts.from_argv("dump -t 1")),
@@ -395,3 +403,37 @@ def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> 
         call()
     assert [problem.field for problem in raised.value.problems] == [field]
     assert "is accepted" in str(raised.value)
+
+
+def test_a_deadline_that_is_a_fraction(tmp_path: Path) -> None:
+    """Other numbers than ``int`` and ``float`` are accepted if they can be added to a time."""
+    criu = ScriptedCriu(notify={"dump": ["pre-dump"]})
+    assert pycriu_native.version(via=criu, deadline=Fraction(60)) is not None  # type: ignore[arg-type]
+    with pytest.raises(DeadlineError, match=r"deadline of 1e-09 s"):
+        dump(PID, CriuOpts(images_directory=tmp_path), via=criu, deadline=Fraction(1, 10**9))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("program", each) for each in (b"criu", "", "cr\0iu", 3)),
+        *(("env", each) for each in (None, ["A=1"], {1: "2"}, {"A": b"1"}, {"A": "1\0"})),
+        *(("env", each) for each in ({"A=B": "1"}, {"": "1"})),
+    ],
+)
+def test_a_worker_of_other_types(field: str, value: Any) -> None:
+    """They are refused when the worker is created; variables may be empty."""
+    with pytest.raises(ValueError, match=f"{field}="):
+        Worker(**{field: value})
+    assert Worker(program=Path("criu"), env={"A": ""}).env == {"A": ""}
+
+
+@pytest.mark.parametrize("stdin", [-1, 4000, "x", True])
+def test_an_input_that_is_not_open(stdin: Any, tmp_path: Path) -> None:
+    """The standard input of a worker is checked before anything is changed."""
+    worker = Worker(stdin=stdin)
+    with pytest.raises(OptionError, match="stdin="):
+        restore(CriuOpts(images_directory=tmp_path), via=worker)
+    with pytest.raises(OptionError, match="stdin="):
+        pycriu_native.version(via=worker)
+    assert not list(tmp_path.iterdir())
