@@ -50,11 +50,15 @@ def stat_of(pid: int, thread: int | None = None) -> ProcessStat | None:
 
 
 def _text_of(pid: int, name: str, thread: int | None = None, *, once: bool = False) -> bytes:
-    """A file of a process or of one of its threads; empty where there is none."""
+    """A file of a process or of one of its threads; empty where there is none.
+
+    Also where the caller may not see it: /proc hides the processes of others with the mount option
+    ``hidepid``.
+    """
     part = "" if thread is None else f"/task/{thread}"
     try:
         return read_small(f"/proc/{pid}{part}/{name}", once=once)
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""
 
 

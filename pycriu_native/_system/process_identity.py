@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 
 from .._support.frozen_dataclass import dataclass
@@ -35,6 +36,7 @@ class ProcessIdentity:
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity:
         """The process that has this pid now, in the caller's pid namespace."""
+        pid = operator.index(pid)
         result = stat_of(pid)
         return cls(
             pid,
@@ -135,7 +137,9 @@ def number_of(target: Target) -> int:
     """The pid of a target; another value is returned as it is, and refused later."""
     if isinstance(target, Pidfd):
         return target.process().pid
-    return target.pid if isinstance(target, ProcessIdentity) else target
+    if isinstance(target, ProcessIdentity):
+        return target.pid
+    return int(target) if is_pid(target) else target  # a subclass can have another text
 
 
 def located(target: Target, verb: str) -> tuple[int, int | None]:
@@ -149,10 +153,9 @@ def located(target: Target, verb: str) -> tuple[int, int | None]:
         target.check(verb)
     if isinstance(target, ProcessIdentity):
         return target.pid, target.start_time
-    if not is_pid(target):
-        return target, None
-    result = stat_of(target)
-    return target, None if result is None else result.start
+    pid = number_of(target)
+    result = stat_of(pid) if is_pid(pid) else None
+    return pid, None if result is None else result.start
 
 
 def check_start(pid: int, start_time: int, verb: str) -> None:

@@ -238,3 +238,48 @@ def test_the_pid_is_taken_meanwhile(spawn: Spawn, images: Path) -> None:
         restore(CriuOpts(images_directory=images))
     stranger.kill()
     stranger.wait()
+
+
+class Named(int):
+    """A number with another text, as in an enumeration."""
+
+    def __str__(self) -> str:
+        return f"process {int(self)}"
+
+
+def test_a_number_with_another_text(spawn: Spawn, images: Path) -> None:
+    """The process is that of the number."""
+    target = spawn()
+    identity = ProcessIdentity.of(Named(target.pid))
+    assert identity == ProcessIdentity.of(target.pid)
+    assert identity.start_time is not None
+    with pytest.raises(OptionError, match="the caller"):
+        dump(Named(os.getpid()), CriuOpts(images_directory=images))
+    result = dump(Named(target.pid), CriuOpts(images_directory=images, leave_running=True))
+    assert str(result.pid) == str(target.pid)
+    with pytest.raises(TypeError):
+        ProcessIdentity.of("self")  # type: ignore[arg-type]
+
+
+HIDING = """
+import os
+from pycriu_native import ProcessIdentity
+
+unshare(CLONE_NEWNS)
+mounts.make_private()
+mounts._mount("proc", "/proc", 0, kind="proc", data="hidepid=1")
+os.setgroups([])
+os.setgid(65534)  # group 0 sees all
+os.setuid(65534)
+assert not os.access("/proc/1/stat", os.R_OK)
+assert stat_of(1) is None
+assert not is_above(1, os.getpid())  # it climbs to processes that are hidden
+assert ProcessIdentity.of(1).start_time is None
+"""
+
+
+def test_a_process_that_proc_hides() -> None:
+    """The processes of other users are as if they did not exist (``hidepid`` of proc(5))."""
+    words = [sys.executable, "-c", HIDING]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
