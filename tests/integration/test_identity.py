@@ -264,6 +264,10 @@ def test_a_number_with_another_text(spawn: Spawn, images: Path) -> None:
 HIDING = """
 import os
 from pycriu_native import ProcessIdentity
+from pycriu_native._system import mounts
+from pycriu_native._system.new_namespaces import CLONE_NEWNS, unshare
+from pycriu_native._system.process import stat_of
+from pycriu_native._system.process_tree import is_above
 
 unshare(CLONE_NEWNS)
 mounts.make_private()
