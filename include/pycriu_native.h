@@ -93,7 +93,7 @@ struct pn_channel {
 enum { PN_MAX_INHERITED = 251 }; /* descriptors that a worker of a fork server can inherit */
 
 int pn_open_channel(struct pn_channel *channel); /* descriptors above 2, close-on-exec */
-int pn_socket_pair(int type, int pair[2]); /* unix sockets, close-on-exec */
+int pn_socket_pair(int type, int pair[2]); /* unix sockets above 2, close-on-exec */
 int pn_send(int sock, const char *data, size_t length); /* one message, without SIGPIPE */
 /* The pid of a worker that inherits `keep` under the same numbers, or a negative errno. */
 int pn_fork_worker(int server, const struct pn_channel *channel, const int *keep, size_t n_keep,

@@ -5,6 +5,7 @@
 #ifndef PN_DESCRIPTORS_H
 #define PN_DESCRIPTORS_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -19,6 +20,23 @@ static inline int above_stdio(int fd)
 	moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	close(fd);
 	return moved;
+}
+
+/* Two connected unix sockets on numbers above 2; 0, or a negative errno. */
+static inline int connected_pair(int type, int pair[2])
+{
+	int error;
+
+	if (socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair))
+		return -errno;
+	pair[0] = above_stdio(pair[0]);
+	pair[1] = above_stdio(pair[1]);
+	if (pair[0] >= 0 && pair[1] >= 0)
+		return 0;
+	error = errno;
+	close(pair[0]);
+	close(pair[1]);
+	return -error;
 }
 
 /* For large requests: beyond the system's limit if the caller has CAP_NET_ADMIN. */

@@ -37,14 +37,12 @@ static bool request_fits(struct pn_exchange *exchange, int sock)
 
 int pn_run_verb(criu_opts *opts, int (*verb)(criu_opts *), struct pn_exchange *exchange)
 {
-	int pair[2], error = 0;
+	int pair[2], error = connected_pair(SOCK_SEQPACKET, pair);
 	ssize_t length;
 
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
-		return -errno;
-	pair[0] = above_stdio(pair[0]);
-	pair[1] = above_stdio(pair[1]);
-	if (pair[0] < 0 || pair[1] < 0 || send(pair[0], exchange->response, exchange->n_response, MSG_NOSIGNAL) < 0)
+	if (error)
+		return error;
+	if (send(pair[0], exchange->response, exchange->n_response, MSG_NOSIGNAL) < 0)
 		error = -errno;
 	else if (!request_fits(exchange, pair[1]))
 		error = -E2BIG;

@@ -17,15 +17,14 @@
 
 int pn_open_channel(struct pn_channel *channel)
 {
-	int pair[2], error;
+	int pair[2], error = connected_pair(SOCK_SEQPACKET, pair);
 
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
-		return -errno;
-	channel->local = above_stdio(pair[0]);
-	channel->remote = above_stdio(pair[1]);
+	if (error)
+		return error;
+	channel->local = pair[0];
+	channel->remote = pair[1];
 	channel->output = above_stdio(memfd_create("criu-stderr", MFD_CLOEXEC));
-	if (channel->local >= 0 && channel->remote >= 0 && channel->output >= 0 &&
-	    !enlarge_send_buffer(channel->local))
+	if (channel->output >= 0 && !enlarge_send_buffer(channel->local))
 		return 0;
 	error = errno;
 	close(channel->local);
@@ -36,7 +35,7 @@ int pn_open_channel(struct pn_channel *channel)
 
 int pn_socket_pair(int type, int pair[2])
 {
-	return socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) ? -errno : 0;
+	return connected_pair(type, pair);
 }
 
 int pn_send(int sock, const char *data, size_t length)

@@ -10,7 +10,7 @@ from .._support.sockets import blocking
 
 
 def pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
-    """Two connected unix sockets; stream sockets by default.
+    """Two connected unix sockets on numbers above 2; stream sockets by default.
 
     ``socket.socketpair`` of gevent creates an event loop for the calling thread, which remains
     after its end.

@@ -24,8 +24,6 @@ from collections.abc import Callable
 from .._support.lazy import socket
 from .._support.sockets import blocking
 from .._support.unpatched import close
-from .._system.descriptors import above_stdio
-from .._system.socket_pair import pair
 
 SEND_BUFFER = 64 * 2**20
 """Size of the socket's send buffer in bytes: a request larger than the default (about 208 KiB)
@@ -38,23 +36,6 @@ def widen(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, 32, SEND_BUFFER)  # SO_SNDBUFFORCE
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-
-
-def socket_pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
-    """A connected pair of sockets, on numbers above 2; by default of the type that CRIU uses."""
-    ours, theirs = pair(socket.SOCK_SEQPACKET if kind is None else kind)
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(ours)
-        undo.enter_context(theirs)
-        result = _above_stdio(ours), _above_stdio(theirs)
-        undo.pop_all()
-        return result
-
-
-def _above_stdio(sock: socket.socket) -> socket.socket:
-    if sock.fileno() > 2:
-        return sock
-    return blocking(socket.socket(fileno=above_stdio(sock.detach())))
 
 
 class Connection:

@@ -19,7 +19,7 @@ from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.light_typing import Any
 from .._support.unpatched import Event, Thread, close
-from .._transport.connection import socket_pair
+from .._system.socket_pair import pair
 from ..errors import CriuError
 from .control_channel import LARGEST_PIECE, Channel, Kind
 from .watchdog_process import INVALID_COMMAND
@@ -41,7 +41,7 @@ class PageRelay(Closing):
     def __init__(self, *, serves: bool) -> None:
         """``serves``: the CRIU at this end has the pages."""
         self._serves = serves
-        self.ours, self.theirs = socket_pair(socket.SOCK_STREAM)
+        self.ours, self.theirs = pair()
         """CRIU's end; the caller closes it after CRIU has received it."""
         for end in (self.ours, self.theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_SIZE)

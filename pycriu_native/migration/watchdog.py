@@ -14,7 +14,7 @@ from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Lock, close
 from .._system.descriptors import above_stdio
-from .._transport.connection import socket_pair
+from .._system.socket_pair import pair
 from .._transport.process import ChildProcess
 from .._transport.spawn import spawn
 from . import watchdog_process
@@ -27,7 +27,7 @@ class Watchdog(Closing):
     """A watchdog process. Synchronization: methods may be called from any thread."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket_pair()
+        self._socket, theirs = pair(socket.SOCK_SEQPACKET)
         self._cleanup: dict[str, Any] = {}
         self._lock = Lock()
         with theirs:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,19 @@ def test_closed_and_replaced_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         inodes = [os.fstat(fd).st_ino for fd in descriptors.descriptors_of(os.getpid(), "socket:")]
         assert inodes == [os.fstat(ours.fileno()).st_ino]
         assert set(os.listdir("/proc/self/fd")) == before
+
+
+CLOSED = """
+import os
+for fd in range(3):
+    os.close(fd)
+from pycriu_native._system.socket_pair import pair
+numbers = [sock.fileno() for sock in pair()]
+os._exit(min(numbers))
+"""
+
+
+def test_sockets_where_standard_descriptors_are_closed() -> None:
+    """Sockets have other numbers: libcriu prints to 2, and a worker inherits no number below 3."""
+    lowest = subprocess.run([sys.executable, "-c", CLOSED], check=False).returncode
+    assert lowest > 2
