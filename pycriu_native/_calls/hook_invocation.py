@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import CoroutineType
 
-from .._support.unpatched import Event
+from .._support.unpatched import Event, close
 from .notification import Hook, Notification
 
 
@@ -28,10 +28,16 @@ class HookInvocation:
             self.returned = returned = self._hook(self._notification)
             if isinstance(returned, CoroutineType):
                 returned.close()
+                self._close_descriptor()
                 raise TypeError("a hook that is a coroutine function needs pycriu_native.aio")
         except BaseException as refusal:
             self.refusal = refusal
         self.answered.set()
+
+    def _close_descriptor(self) -> None:
+        """Close the descriptor of the notification, which the hook did not get."""
+        if self._notification.fd is not None:
+            close(self._notification.fd)
 
     async def run_async(self) -> None:
         """Run the hook, once, and await what it returns if that can be awaited."""
@@ -58,6 +64,8 @@ class HookInvocation:
         """Refuse in place of the hook; False if the hook has ended already."""
         if self.answered.is_set():
             return False
+        if not self._started:
+            self._close_descriptor()
         self._started = True
         self.refusal = reason
         self.answered.set()

@@ -76,13 +76,14 @@ def reporting(on_progress: OnProgress | None, measure: Measure) -> Iterator[Oper
         return
     reporter = _Reporter(on_progress, measure)
     thread = Thread(target=reporter.run, name="progress", daemon=True)
-    thread.start()
     try:
+        thread.start()
         yield operation
         reporter.well = operation.ends_well
     finally:
         reporter.over.set()
-        thread.join()
+        with contextlib.suppress(RuntimeError):  # an interruption of ``start``
+            thread.join()
 
 
 @contextlib.contextmanager

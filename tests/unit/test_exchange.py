@@ -42,6 +42,7 @@ from pycriu_native import (
 )
 from pycriu_native._calls import exchange as exchange_module
 from pycriu_native._calls import requirements
+from pycriu_native._calls.hook_invocation import HookInvocation
 from pycriu_native._native.ffi import ffi, native
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.worker import PATIENCE, WorkerConnection
@@ -515,6 +516,27 @@ def test_a_descriptor_without_a_hook_is_closed(fake: FakeCriu) -> None:
 
 class Refused(Exception):
     """The exception that hooks of these tests raise."""
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_descriptor_that_the_hook_did_not_get_is_closed(is_refused: bool) -> None:
+    """An interruption comes before the hook, or the hook is a coroutine function, which needs
+    ``pycriu_native.aio``.
+    """
+
+    async def hook(notification: Notification) -> None:
+        raise AssertionError("the hook runs")
+
+    fd = os.open(os.devnull, os.O_RDONLY)
+    action = Notify.ORPHAN_PTS_MASTER
+    invocation = HookInvocation(hook, Notification(action, Verb.RESTORE, fd=fd))
+    if is_refused:
+        assert invocation.refuse(KeyboardInterrupt())
+    invocation.run()
+    with pytest.raises(KeyboardInterrupt if is_refused else TypeError):
+        invocation.wait()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 def test_a_hook_that_raises_refuses(fake: FakeCriu) -> None:

@@ -6,6 +6,7 @@ With a scripted CRIU, since the rounds need soft-dirty tracking, which not every
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError, Progress
+from pycriu_native._calls import progress
 from pycriu_native._calls.iterative_dump import Round, ShrinkingRounds, dump_iters
 from pycriu_native.testing import ScriptedCriu
 from tests.unit.support import bystander
@@ -69,6 +71,30 @@ def test_its_progress(tmp_path: Path) -> None:
     assert all(one.total is None for one in message if one.phase == "round 2")
     assert [one.left for one in message].count(0) == 1
     assert message[-1].left == 0
+
+
+def test_an_interruption_at_the_start_of_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is not reported any more after Ctrl-C in ``Thread.start``, which waits."""
+    threads = []
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            threads.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "Thread", Interrupted)
+
+    def on_progress(now: Progress) -> None:
+        """Reports nothing."""
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        progress.reporting(on_progress, lambda: ("dump", 0, None)),
+    ):
+        raise AssertionError("the work begins")
+    [thread] = threads
+    assert not thread.is_alive()
 
 
 def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:
