@@ -182,15 +182,12 @@ int pn_spawn(struct pn_worker *worker)
 		if (worker->pid < 0)
 			spawning.error = errno;
 	}
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	munmap(stacks, 2 * STACK_SIZE);
-
-	if (!spawning.error)
-		return 0;
-	if (worker->pidfd >= 0) {
-		waitid(WAIT_BY_PIDFD, worker->pidfd, NULL, WEXITED);
+	if (spawning.error && worker->pidfd >= 0) {
+		waitid(WAIT_BY_PIDFD, worker->pidfd, NULL, WEXITED); /* no signal interrupts it */
 		close(worker->pidfd);
 		worker->pidfd = -1;
 	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	munmap(stacks, 2 * STACK_SIZE);
 	return -spawning.error;
 }

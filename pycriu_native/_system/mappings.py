@@ -86,10 +86,11 @@ def mappings_of(pid: int) -> Iterator[Mapping]:
 def data_of(pid: int, program: str) -> Iterator[tuple[int, int]]:
     """Start and end of a program's data: its writable mappings and the anonymous ones after.
 
-    Fast: one read is enough, since the program precedes its libraries. Raises ``OSError``.
+    The libraries precede the program where ``vm.legacy_va_layout`` or setarch(8) says so. Raises
+    ``OSError``.
     """
     is_own = False
-    for line in os.fsdecode(read_small(f"/proc/{pid}/maps", once=True)).splitlines():
+    for line in os.fsdecode(read_small(f"/proc/{pid}/maps")).splitlines():
         where, access, _, _, _, *path = line.split(None, 5)
         was_own, is_own = is_own, path == [program] or (is_own and not path)
         if was_own and not is_own:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -309,3 +311,23 @@ def test_the_run_id(
     assert result[-2:] == [None, None]
     expected = ["WARNING"] if releases.has("4.1") else []  # before, the table's name has the pid
     assert [record.levelname for record in caplog.records] == expected
+
+
+LIBRARIES_FIRST = """
+import sys
+from pycriu_native import CriuOpts, dump
+from pycriu_native._recovery import recovery
+found, read = [], recovery.run_id
+recovery.run_id = lambda pid: found.append(read(pid)) or found[-1]
+dump(int(sys.argv[1]), CriuOpts(images_directory=sys.argv[2], leave_running=True, log_level=4))
+print(*found)
+"""
+
+
+def test_the_run_id_where_libraries_precede_the_program(spawn: Spawn, images: Path) -> None:
+    """The run id is found in the layout of ``vm.legacy_va_layout`` too."""
+    releases.required("3.19", "a run id that no other run on this machine has")
+    words = [sys.executable, "-c", LIBRARIES_FIRST, str(spawn().pid), str(images)]
+    legacy = ["setarch", "--addr-compat-layout", *words]
+    result = subprocess.run(legacy, capture_output=True, text=True, check=True).stdout.strip()
+    assert f"CRIU run id = {result}\n" in (images / "dump.log").read_text()
