@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+from .._native.ffi import ffi
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .._support.light_typing import ClassVar, Protocol
@@ -21,6 +22,14 @@ from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 
 DEFAULT_SERVICE = "/run/criu_service.socket"
 """Default socket path of ``criu service`` (libcriu's ``cr-service-const.h``)."""
+
+UNTIL_ACCEPTED = 10
+"""Seconds to wait while the queue of connections to a service is full: it hangs or is stopped, and
+a call that waits to connect cannot be interrupted."""
+
+
+def _timeval(seconds: int) -> bytes:
+    return bytes(ffi.buffer(ffi.new("long[2]", [seconds, 0])))
 
 
 class Via(Protocol):
@@ -97,6 +106,7 @@ class Service:
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             widen(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(UNTIL_ACCEPTED))
             try:
                 sock.connect(os.fspath(self.path))
             except OSError as error:
@@ -104,6 +114,7 @@ class Service:
                     f"no criu service answers on {os.fspath(self.path)!r}: "
                     f"{error.strerror or error}"  # a path that is too long has no errno
                 ) from None
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             owner = int.from_bytes(credentials[4:8], sys.byteorder)  # behind the pid
             if owner not in (0, os.geteuid()) and not self.allow_untrusted:

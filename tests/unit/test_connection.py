@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuError, ProgramNotFoundError, RestoreResult, Service, Socket, version
+from pycriu_native._transport import base
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.process import ChildProcess
 from pycriu_native._transport.worker import WorkerConnection
@@ -145,6 +146,19 @@ def test_a_service_whose_path_is_too_long(tmp_path: Path) -> None:
     """The error has the reason, for which the kernel has no number."""
     with pytest.raises(ProgramNotFoundError, match="path too long"):
         version(via=Service(tmp_path / ("x" * 110)))
+
+
+def test_a_service_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If its queue of connections is full, the wait to connect has a limit."""
+    monkeypatch.setattr(base, "UNTIL_ACCEPTED", 1)
+    kind = socket.AF_UNIX, socket.SOCK_SEQPACKET
+    path = tmp_path / "service"
+    with socket.socket(*kind) as listener, socket.socket(*kind) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        with pytest.raises(ProgramNotFoundError, match="no criu service answers"):
+            version(via=Service(path))
 
 
 @pytest.mark.parametrize("timeout", [1e10, float("inf")])
