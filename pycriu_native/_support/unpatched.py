@@ -112,11 +112,12 @@ UNTIL_ENDED = 0.1
 
 def _wait_for_ending() -> None:
     """``os.fork`` warns of other threads from Python 3.12 on; it counts those of the kernel."""
-    while _ending:
-        task, attempts = f"/proc/self/task/{_ending.pop()}", 100
-        while attempts and os.path.exists(task):
-            sleep(UNTIL_ENDED / 100)
-            attempts -= 1
+    with suppress(IndexError):  # there is none, or another thread that forks has taken the last one
+        while True:
+            task, attempts = f"/proc/self/task/{_ending.pop()}", 100
+            while attempts and os.path.exists(task):
+                sleep(UNTIL_ENDED / 100)
+                attempts -= 1
 
 
 os.register_at_fork(before=_wait_for_ending)

@@ -149,8 +149,11 @@ class Socket:
         return f"the CRIU on descriptor {descriptor_number(self.fd)}"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """No problems: the caller that started it determines what it inherits."""
-        return iter(())
+        """A descriptor that is not open; the caller that started it determines what it inherits."""
+        try:
+            os.fstat(descriptor_number(self.fd))
+        except (OSError, ValueError):
+            yield Problem("via", self, "the descriptor of a socket is accepted, and it is not open")
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS

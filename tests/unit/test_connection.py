@@ -8,10 +8,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, ProgramNotFoundError, RestoreResult, Service, Socket, version
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    OptionError,
+    ProgramNotFoundError,
+    RestoreResult,
+    Service,
+    Socket,
+    dump,
+    version,
+)
 from pycriu_native._transport import base
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.process import ChildProcess
@@ -140,6 +151,17 @@ def test_a_descriptor_that_is_no_socket() -> None:
         with pytest.raises(CriuError, match="is no socket"):
             version(via=Socket(file))
         assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("fd", [-1, 4000, None], ids=["none", "closed", "object"])
+def test_a_descriptor_that_is_not_open(fd: Any, tmp_path: Path) -> None:
+    """It is refused before anything is changed."""
+    if fd is None:
+        with socket.socket() as fd:
+            pass  # closed
+    with pytest.raises(OptionError, match="not open"):
+        dump(2**22 + 1, CriuOpts(images_directory=tmp_path), via=Socket(fd))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_service_whose_path_is_too_long(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pycriu_native
-from pycriu_native._support import no_fork
+from pycriu_native._support import no_fork, unpatched
 from pycriu_native._support.cached_property import cached_property
 from pycriu_native._support.unpatched import RawThread
 
@@ -72,6 +73,17 @@ print(max(threads))
 def test_a_fork_waits_for_the_end_of_a_joined_thread() -> None:
     """Its thread of the kernel has ended too: ``os.fork`` counts those, and would warn of it."""
     assert subprocess.check_output([sys.executable, "-c", FORKS], text=True) == "1\n"
+
+
+def test_another_thread_waits_for_the_same_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that fork at once share the list of threads to wait for."""
+
+    class Shared(deque[int]):
+        def __bool__(self) -> bool:
+            return True  # before the other thread has taken the last one
+
+    monkeypatch.setattr(unpatched, "_ending", Shared())
+    unpatched._wait_for_ending()
 
 
 def test_a_fork_does_not_wait_endlessly(monkeypatch: pytest.MonkeyPatch) -> None:
