@@ -211,10 +211,9 @@ class Command(click.Command):
         except click.ClickException as error:
             return out.failed(error, Exit.REFUSED)
         except OSError as error:
-            message = CriuError(
-                f"{error.filename or self.title}: {error.strerror}", verb=self.title
-            )
-            return out.failed(message, Exit.IMAGES)
+            reason = error.strerror or str(error)
+            text = f"{error.filename}: {reason}" if error.filename else reason
+            return out.failed(CriuError(text, verb=self.title), Exit.IMAGES)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
             # A second Ctrl-C has no effect, but adds a note.

@@ -82,10 +82,9 @@ def _is_local(place: Place) -> bool:
     if not _is_socket(place):
         host, _ = _host_and_port(place)
         try:
-            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            return all(is_loopback(one[4]) for one in _addresses(host, None))
         except OSError:
             return False
-        return all(is_loopback(one[4]) for one in found)
     if place.family not in (socket.AF_INET, socket.AF_INET6):
         return place.family == socket.AF_UNIX
     with contextlib.suppress(OSError):  # it is not connected
@@ -149,9 +148,17 @@ def _duplicate(sock: socket.socket) -> socket.socket:
     return result
 
 
+def _addresses(host: str, port: int | None) -> list[Any]:
+    """The result of ``getaddrinfo``; ``OSError`` also for a name that DNS cannot represent."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(f"not a host name: {error}") from None
+
+
 def _connection(host: str, port: int, timeout: float | None) -> socket.socket:
     failure = OSError("the name has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+    for family, kind, protocol, _, address in _addresses(host, port):
         sock = socket.socket(family, kind, protocol)
         try:
             sock.settimeout(timeout)
@@ -168,14 +175,15 @@ def _listener(place: Place) -> socket.socket:
     if _is_socket(place):
         return _duplicate(place)
     host, port = _host_and_port(place)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # A name with addresses of both kinds means the one of IPv4.
+        family, _, _, _, address = min(_addresses(host, port), key=lambda each: each[0])
         with contextlib.ExitStack() as owned:
             listener = owned.enter_context(socket.socket(family, socket.SOCK_STREAM))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((host, port))
+            listener.bind(address)
             listener.listen(4)
             owned.pop_all()
     except OSError as error:

@@ -33,7 +33,8 @@ from pycriu_native import (
     ShrinkingRounds,
     Verb,
 )
-from pycriu_native.migration import image_transfer, watchdog_process
+from pycriu_native._support import lazy
+from pycriu_native.migration import endpoint, image_transfer, watchdog_process
 from pycriu_native.migration import source as source_module
 from pycriu_native.migration.common import Phases, Workspace
 from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
@@ -600,3 +601,23 @@ def test_what_a_failure_does_to_the_copy(
     copy.state = state
     assert copy.undo(refused=refused) is (effect == "stopped")
     assert effects == ([] if effect == "none" else [effect])
+
+
+def test_a_name_that_dns_cannot_represent() -> None:
+    """Such a name is refused as an unknown one, and reported as one by either side."""
+    for name in ("a..b", "x" * 70):
+        [problem] = endpoint.problems_with(f"{name}:7000", "to", CriuOpts(), False)
+        assert "network address" in problem.rule
+        until = MigrationDeadline(5.0)
+        with pytest.raises(PeerLostError, match="not a host name"):
+            endpoint.connect(f"{name}:7000", CriuOpts(), until, True)
+        with pytest.raises(MigrationError, match="cannot listen"):
+            endpoint.accept(f"{name}:7000", CriuOpts(), until, True)
+
+
+def test_a_name_with_an_address_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The destination listens on a name that has no address of IPv4."""
+    known = socket.getaddrinfo("::1", 0, type=socket.SOCK_STREAM)
+    monkeypatch.setattr(lazy.socket, "getaddrinfo", lambda *_, **__: known)
+    with pytest.raises(MigrationError, match="no source connected before the deadline"):
+        endpoint.accept("six:0", CriuOpts(), MigrationDeadline(0.1), False)

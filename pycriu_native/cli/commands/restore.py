@@ -79,6 +79,7 @@ def _restore(
         raise click.UsageError("--exec-cmd requires a command after '--', and the other way round.")
     if wait and exec_cmd:
         raise click.UsageError("--wait is not accepted with --exec-cmd.")
+    parameters.check_pidfile(pidfile)
     if through is not None:
         if wait or exec_cmd or files:
             raise click.UsageError("--from is not accepted with --wait, --exec-cmd or --files.")
