@@ -30,6 +30,7 @@ from .output import Output
 from .parameters import one_pid
 from .shared_options import (
     CONFIG_FILE,
+    DEADLINE,
     HELP,
     HELP_ALL,
     OUTPUT,
@@ -162,6 +163,7 @@ class Command(click.Command):
         mask = self._mask
         made = [*self._own, *([CONFIG_FILE] if mask else ())]
         made += REACH if mask or self._reaches else ()
+        made += (DEADLINE,) if mask else ()
         if mask:
             text = "Show this message with all options of CRIU, and exit."
             made.append(help_option([HELP_ALL], text, with_all=True))
@@ -202,7 +204,7 @@ class Command(click.Command):
             if param.name and param.expose_value and not _is_criu(param)
         }
         out = Output(self.title, **{str(each.name): own.pop(str(each.name)) for each in OUTPUT})
-        names = [str(each.name) for each in (CONFIG_FILE, *REACH)]
+        names = [str(each.name) for each in (CONFIG_FILE, *REACH, DEADLINE)]
         shared = {name: own.pop(name, None) for name in names}
         try:
             return self.function(self._call(ctx, out, shared, own), **own)

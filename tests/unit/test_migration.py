@@ -621,3 +621,27 @@ def test_a_name_with_an_address_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(lazy.socket, "getaddrinfo", lambda *_, **__: known)
     with pytest.raises(MigrationError, match="no source connected before the deadline"):
         endpoint.accept("six:0", CriuOpts(), MigrationDeadline(0.1), False)
+
+
+def test_connections_without_data_delay_no_source() -> None:
+    """The destination accepts a source behind connections of others that send nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as owned:
+        address = listener.getsockname()
+        silent = [owned.enter_context(socket.create_connection(address)) for _ in range(3)]
+        source: list[object] = []
+
+        def connect() -> None:
+            until = MigrationDeadline(60.0)
+            source.append(endpoint.connect(address, CriuOpts(), until, True))
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        destination = endpoint.accept(listener, CriuOpts(), MigrationDeadline(60.0), True)
+        thread.join()
+        [here] = source
+        assert isinstance(here, socket.socket)
+        with here, destination:
+            assert here.getsockname() == destination.getpeername()
+        for each in silent:
+            each.settimeout(60)
+            assert each.recv(1) == b""  # the others are closed
