@@ -180,7 +180,7 @@ class _Unpacked:
         self, binds: Mapping[str, StrPath], namespaces: Mapping[str, str | None]
     ) -> None:
         """Write ``config.json`` with mounts and namespaces for this host."""
-        with _specification():
+        with _form_of(SPEC, "specification"):
             spec = dict(self._spec)
             spec["root"] = {**spec["root"], "path": "rootfs"}
             spec["mounts"] = list(self._mounts(spec.get("mounts") or (), binds))
@@ -219,7 +219,7 @@ class _Unpacked:
 
     def host_mounts(self) -> list[str]:
         """The destinations of bind mounts that need a path on this host."""
-        with _specification():
+        with _form_of(SPEC, "specification"):
             own = {*_EMPTY_FILES, *_DIRECTORIES, *self._volumes()}
             binds = filter(is_bind, self._spec.get("mounts") or ())
             return [place for each in binds if (place := _absolute(each["destination"])) not in own]
@@ -256,10 +256,11 @@ class _Unpacked:
     def _volumes(self) -> dict[str, str]:
         """The archives of Podman's named volumes by destination."""
         result = {}
-        for each in self._config.get("namedVolumes") or ():
-            archive = f"volumes/{os.path.basename(each['volumeName'])}.tar"
-            if (self._directory / archive).is_file():
-                result[_absolute(each["dest"])] = archive
+        with _form_of(CONFIG, "description"):
+            for each in self._config.get("namedVolumes") or ():
+                archive = f"volumes/{os.path.basename(each['volumeName'])}.tar"
+                if (self._directory / archive).is_file():
+                    result[_absolute(each["dest"])] = archive
         return result
 
     def _namespaces(
@@ -320,14 +321,12 @@ def _config(directory: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _specification() -> Iterator[None]:
-    """Raise ``ImagesError`` if ``spec.dump`` or ``config.dump`` has another form than expected."""
+def _form_of(name: str, what: str) -> Iterator[None]:
+    """Raise ``ImagesError`` if the file ``name`` has another form than expected."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, UnicodeError) as error:
-        raise ImagesError(
-            f"{SPEC} or {CONFIG} is not the specification of a container: {error!r}"
-        ) from None
+        raise ImagesError(f"{name} is not the {what} of a container: {error!r}") from None
 
 
 def _absolute(destination: str) -> str:

@@ -1030,3 +1030,25 @@ def test_an_error_of_the_system_without_a_number(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(COMMANDS["completion"], "function", fails)
     message = run_cli("completion", "bash")
     assert (message.code, message.err) == (Exit.IMAGES, "pycriu-native: completion: the reason\n")
+
+
+class Interrupting(io.StringIO):
+    """A stream on which Ctrl-C arrives during the first write, as while a pipe is full."""
+
+    def write(self, text: str) -> int:
+        if not self.tell():
+            super().write(" ")
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+@pytest.mark.parametrize("more", [[], ["--wait"]])
+def test_an_interruption_of_the_output(more: list[str], tmp_path: Path) -> None:
+    """Ctrl-C while the result is printed is not reported as one that has undone the work."""
+    write_images(tmp_path)
+    err = io.StringIO()
+    criu = ScriptedCriu(restored_pid=78)
+    with contextlib.redirect_stdout(Interrupting()), contextlib.redirect_stderr(err):
+        assert run(["restore", "-D", str(tmp_path), *more], via=criu) == Exit.INTERRUPTED
+    assert "restore: interrupted after the work was complete" in err.getvalue()
+    assert "78" in err.getvalue()
