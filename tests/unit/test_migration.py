@@ -484,6 +484,23 @@ def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer]) -> None
     assert b"the source cancelled" in peer.sock.recv(4096)
 
 
+@pytest.mark.parametrize("letter", ["x", "\u20ac", "\U0001f600"])
+def test_reasons_of_any_length(ends: tuple[Channel, Peer], letter: str) -> None:
+    """A long reason, such as the message of a caller's exception, is shortened to one message."""
+    channel, peer = ends
+    channel.send_failed(letter * 100_000)
+    handover = _handover(channel, State.UNDECIDED)
+    assert handover.withdraw(ValueError(letter * 100_000))
+    peer.send_message("failed", why="as requested")
+    handover.keep(ValueError(letter * 100_000))
+    assert handover.state is State.KEPT
+    for begin in (letter, "the source was interrupted", "the source cancelled"):
+        kind, size = HEADER.unpack(peer.sock.recv(HEADER.size, socket.MSG_WAITALL))
+        body = json.loads(peer.sock.recv(size, socket.MSG_WAITALL))
+        assert (kind, body["word"]) == (Kind.MESSAGE, "failed")
+        assert body["why"].startswith(begin)
+
+
 def test_a_source_that_withdraws_first(ends: tuple[Channel, Peer]) -> None:
     """The process is not given up after a message to the destination to end its copy."""
     channel, peer = ends
