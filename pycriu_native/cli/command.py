@@ -30,6 +30,7 @@ from .output import Output
 from .parameters import one_pid
 from .shared_options import (
     CONFIG_FILE,
+    DEADLINE,
     HELP,
     HELP_ALL,
     OUTPUT,
@@ -162,6 +163,7 @@ class Command(click.Command):
         mask = self._mask
         made = [*self._own, *([CONFIG_FILE] if mask else ())]
         made += REACH if mask or self._reaches else ()
+        made += (DEADLINE,) if mask else ()
         if mask:
             text = "Show this message with all options of CRIU, and exit."
             made.append(help_option([HELP_ALL], text, with_all=True))
@@ -202,7 +204,7 @@ class Command(click.Command):
             if param.name and param.expose_value and not _is_criu(param)
         }
         out = Output(self.title, **{str(each.name): own.pop(str(each.name)) for each in OUTPUT})
-        names = [str(each.name) for each in (CONFIG_FILE, *REACH)]
+        names = [str(each.name) for each in (CONFIG_FILE, *REACH, DEADLINE)]
         shared = {name: own.pop(name, None) for name in names}
         try:
             return self.function(self._call(ctx, out, shared, own), **own)
@@ -211,10 +213,9 @@ class Command(click.Command):
         except click.ClickException as error:
             return out.failed(error, Exit.REFUSED)
         except OSError as error:
-            message = CriuError(
-                f"{error.filename or self.title}: {error.strerror}", verb=self.title
-            )
-            return out.failed(message, Exit.IMAGES)
+            reason = error.strerror or str(error)
+            text = f"{error.filename}: {reason}" if error.filename else reason
+            return out.failed(CriuError(text, verb=self.title), Exit.IMAGES)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
             # A second Ctrl-C has no effect, but adds a note.

@@ -57,6 +57,7 @@ _ARGUMENTS = {
     "Worker(allow_untrusted=True)": "--allow-untrusted",
     "allow_untrusted=True": "--allow-untrusted",
     "insecure=True": "--insecure",
+    "inside= names": "--inside names",
     "seal()": "pycriu-native seal",
     "keep_feature_cache()": "pycriu-native keep-cache",
     'files="rollback"': "--files rollback",

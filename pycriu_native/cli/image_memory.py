@@ -123,5 +123,5 @@ def pattern_of(text: str, regex: bool) -> bytes | re.Pattern[bytes]:
         return os.fsencode(text)
     try:
         return re.compile(os.fsencode(text))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise click.BadParameter(f"{text!r} is not a regular expression: {error}") from None

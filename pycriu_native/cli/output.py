@@ -7,8 +7,10 @@ A failure to write is not reported here, but by ``standard_streams``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import click
@@ -52,14 +54,15 @@ class Output:
 
         ``result`` can be a function that returns the result; it is called for JSON only.
         """
-        if self.as_json:
-            result = result() if callable(result) else result
-            self._json(
-                {"ok": code in (Exit.DONE, Exit.NO), "result": json_form.plain(result)}, code
-            )
-        elif not self.quiet:
-            headline, newline, rest = text.partition("\n")
-            self._print(sys.stdout, click.style(headline, bold=True) + newline + rest)
+        headline, newline, rest = text.partition("\n")
+        with complete(headline):
+            if self.as_json:
+                result = result() if callable(result) else result
+                self._json(
+                    {"ok": code in (Exit.DONE, Exit.NO), "result": json_form.plain(result)}, code
+                )
+            elif not self.quiet:
+                self._print(sys.stdout, click.style(headline, bold=True) + newline + rest)
         return code
 
     def answer(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
@@ -118,6 +121,16 @@ class Output:
         text = encodable(text) + "\n"
         stream.write(text if _coloured(stream) else click.unstyle(text))
         stream.flush()
+
+
+@contextlib.contextmanager
+def complete(result: object) -> Iterator[None]:
+    """Report an interruption in this context as one after the work, whose result this is."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.__dict__.setdefault("result", result)
+        raise
 
 
 def _coloured(stream: TextIO) -> bool:

@@ -10,7 +10,7 @@ import click
 from .._rollback.option import Files, Rollback
 from .._system.process import all_pids, comm_of
 from .._system.process_identity import is_pid
-from ..errors import CriuError
+from ..errors import CriuError, OptionError, Problem
 from .option_parameters import ParamType
 
 if TYPE_CHECKING:
@@ -167,6 +167,14 @@ def one_pid(pid: int | None, tree: int | None) -> int:
 def pidfile_option(of: str) -> click.Option:
     """``--pidfile``, as in criu."""
     return file_option("--pidfile", help=f"Write the pid of {of} into this new file.")
+
+
+def check_pidfile(path: str | None) -> None:
+    """Refuse a pidfile that exists or cannot be created, before anything is started."""
+    if path is not None and os.path.lexists(path):
+        raise OptionError([Problem("pidfile", path, "a file that does not exist is accepted")])
+    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+        raise OptionError([Problem("pidfile", path, "a file in an existing directory is accepted")])
 
 
 def write_pidfile(path: str | None, pid: int) -> None:

@@ -51,11 +51,11 @@ REACH = (
         "--allow-untrusted",
         help="Accept a program, directories and files that other users can change or replace.",
     ),
-    option(
-        "--deadline",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="SECONDS",
-        help="Time limit of the call; then CRIU undoes its work. (--timeout limits freezing.)",
-    ),
 )
-"""The options that set the ``criu`` of a call, and its deadline."""
+"""The options that set the ``criu`` of a call."""
+DEADLINE = option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Time limit of the call; then CRIU undoes its work. (--timeout limits freezing.)",
+)

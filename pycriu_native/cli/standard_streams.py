@@ -69,6 +69,12 @@ def guarded() -> Iterator[Callable[[], OSError | None]]:
         sys.stdin, sys.stdout, sys.stderr = before
 
 
+def is_lost() -> bool:
+    """Whether standard output cannot be written: a command that only prints ends then."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(raw, _Sink) and raw.error is not None
+
+
 def _is_open(fd: int) -> bool:
     try:
         os.fstat(fd)

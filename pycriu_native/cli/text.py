@@ -13,10 +13,11 @@ __all__ = ["columns", "count", "details", "micro", "pids", "remaining", "safe", 
 def time(seconds: float) -> str:
     """A duration: ``3.21 s``, ``12.3 ms``, ``410 us``."""
     if seconds >= 120:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    if seconds >= 1:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s"
+    if seconds >= 0.99995:
         return f"{seconds:.2f} s"
-    if seconds >= 1e-3:
+    if seconds >= 0.0009995:
         return f"{seconds * 1e3:.1f} ms"
     return f"{seconds * 1e6:.0f} us"
 

@@ -38,6 +38,9 @@ MAGIC = b"pycriu-native migration 1\n"
 
 HEADER = struct.Struct(">BI")
 LARGEST_MESSAGE = 64 * 1024
+LONGEST_REASON = LARGEST_MESSAGE // 16
+"""Characters of a reason; JSON has at most 12 bytes for one."""
+
 LARGEST_PIECE = 2**20
 WAITING_FRAMES = 16
 """Limit of received frames in the queue; the reader then waits."""
@@ -112,6 +115,10 @@ class Channel(Closing):
         """Send a message. Raises the reason if the channel is lost."""
         data = json.dumps({"word": word, **more}).encode()
         self.send(Kind.MESSAGE, data)
+
+    def send_failed(self, why: str) -> None:
+        """Send that this side has failed; of the reason ``LONGEST_REASON`` characters are sent."""
+        self.send_message("failed", why=why[:LONGEST_REASON])
 
     def send(self, kind: Kind, data: bytes | bytearray | memoryview) -> None:
         """Send a frame. Raises the reason if the channel is lost."""
@@ -189,14 +196,14 @@ class Channel(Closing):
 
     # ---- the end ----
 
-    def part(self, word: str = "", why: str = "") -> None:
-        """Send a last message if possible, wait until everything has arrived, and close.
+    def part(self, failure: str | None = None) -> None:
+        """Send the reason of a failure if possible, wait until everything has arrived, and close.
 
         There is no wait for a peer that cancelled, since it waits until this end closes.
         """
         with contextlib.suppress(CriuError):
-            if word:
-                self.send_message(word, why=why[: LARGEST_MESSAGE // 8])
+            if failure is not None:
+                self.send_failed(failure)
         until = time.monotonic() + CLOSE_TIMEOUT
         while self.lost is None and self.refused is None and time.monotonic() < until:
             # A close with unread data resets the connection, and the last message is lost.

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .._calls import logs
+from .._support import unpatched
 from .._support.lazy import socket
 from .._support.sockets import blocking
 from ..errors import MigrationError, OptionError, PeerLostError, Problem
@@ -42,6 +45,9 @@ EXPOSED = (
 HANDSHAKE = 10.0
 """Seconds for the greeting of a peer."""
 
+MOST_SILENT = 100
+"""Connections without data that are kept; then the oldest is closed."""
+
 TLS_FIELDS = ("tls", "tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key")
 
 
@@ -57,6 +63,11 @@ def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> It
     for field in TLS_FIELDS[1:]:
         if not opts.tls and getattr(opts, field) is not None:
             yield Problem(field, getattr(opts, field), "needs tls: it has no effect without")
+    if opts.tls and None not in (opts.tls_cacert, opts.tls_cert, opts.tls_key):
+        try:
+            _context(ssl.PROTOCOL_TLS_SERVER, opts)
+        except OptionError as error:
+            yield from error.problems
 
 
 def _broken_rule(place: Place, name: str) -> str | None:
@@ -82,10 +93,9 @@ def _is_local(place: Place) -> bool:
     if not _is_socket(place):
         host, _ = _host_and_port(place)
         try:
-            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            return all(is_loopback(one[4]) for one in _addresses(host, None))
         except OSError:
             return False
-        return all(is_loopback(one[4]) for one in found)
     if place.family not in (socket.AF_INET, socket.AF_INET6):
         return place.family == socket.AF_UNIX
     with contextlib.suppress(OSError):  # it is not connected
@@ -120,23 +130,52 @@ def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: boo
     """Accept a connection from a source, ready for a channel; others are closed."""
     if _is_socket(place) and not place.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return _ready(_duplicate(place), opts, until, check_owner=False, server_side=True)
-    with _listener(place) as listener:
-        while True:
-            listener.settimeout(until.remaining(LOOK))
+    check_owner = not opts.tls and not insecure
+    with _listener(place) as listener, contextlib.closing(_arrivals(listener, until)) as arrivals:
+        for sock, name in arrivals:
             try:
-                sock, name = listener.accept()
-                sock = blocking(sock)
-            except TimeoutError:
-                if until.is_over():
-                    why = "no source connected before the deadline"
-                    raise MigrationError(why, phase="listen") from None
-                until.check()
-                continue
-            try:
-                check_owner = not opts.tls and not insecure
                 return _ready(sock, opts, until, check_owner, server_side=True)
             except (MigrationError, OSError) as error:
                 logs.warn("migration: refused %s: %s", name, error)
+    raise MigrationError("no source connected before the deadline", phase="listen")
+
+
+def _arrivals(
+    listener: socket.socket, until: MigrationDeadline
+) -> Generator[tuple[socket.socket, Any], None, None]:
+    """Connections on which something was received, as from a source at once, with their names.
+
+    A connection without data, such as that of a port scanner, delays no other, and is closed after
+    ``HANDSHAKE`` seconds. Ends at the deadline.
+    """
+    silent: dict[int, tuple[socket.socket, Any, float]] = {}
+    poll = unpatched.poll()
+    poll.register(listener.fileno(), select.POLLIN)
+    try:
+        while not until.is_over():
+            until.check()
+            ready = [fd for fd, _ in poll.poll((until.remaining(LOOK) or LOOK) * 1000)]
+            if listener.fileno() in ready:
+                with contextlib.suppress(TimeoutError, ConnectionError):  # it is closed already
+                    listener.settimeout(until.remaining(LOOK))
+                    sock, name = listener.accept()
+                    sock = blocking(sock)
+                    silent[sock.fileno()] = sock, name, time.monotonic() + HANDSHAKE
+                    poll.register(sock.fileno(), select.POLLIN)
+            now = time.monotonic()
+            for fd, (sock, name, latest) in list(silent.items()):
+                if fd not in ready and now < latest and len(silent) <= MOST_SILENT:
+                    continue
+                del silent[fd]
+                poll.unregister(fd)
+                if fd in ready:
+                    yield sock, name
+                else:
+                    sock.close()
+                    logs.warn("migration: refused %s: it sent nothing", name)
+    finally:
+        for sock, _, _ in silent.values():
+            sock.close()
 
 
 def _is_socket(place: Place) -> TypeGuard[socket.socket]:
@@ -149,9 +188,17 @@ def _duplicate(sock: socket.socket) -> socket.socket:
     return result
 
 
+def _addresses(host: str, port: int | None) -> list[Any]:
+    """The result of ``getaddrinfo``; ``OSError`` also for a name that DNS cannot represent."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(f"not a host name: {error}") from None
+
+
 def _connection(host: str, port: int, timeout: float | None) -> socket.socket:
     failure = OSError("the name has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+    for family, kind, protocol, _, address in _addresses(host, port):
         sock = socket.socket(family, kind, protocol)
         try:
             sock.settimeout(timeout)
@@ -168,14 +215,15 @@ def _listener(place: Place) -> socket.socket:
     if _is_socket(place):
         return _duplicate(place)
     host, port = _host_and_port(place)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # A name with addresses of both kinds means the one of IPv4.
+        family, _, _, _, address = min(_addresses(host, port), key=lambda each: each[0])
         with contextlib.ExitStack() as owned:
             listener = owned.enter_context(socket.socket(family, socket.SOCK_STREAM))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((host, port))
+            listener.bind(address)
             listener.listen(4)
             owned.pop_all()
     except OSError as error:
@@ -222,15 +270,22 @@ def _wrap(sock: socket.socket, opts: CriuOpts, **tls: Any) -> ssl.SSLSocket:
 
 def _context(protocol: int, opts: CriuOpts) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
+    field = "tls_cacert"
     try:
         context.check_hostname = protocol == ssl.PROTOCOL_TLS_CLIENT and not opts.tls_no_cn_verify
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(opts.tls_cacert)
-        context.load_cert_chain(opts.tls_cert, opts.tls_key)  # type: ignore[arg-type]
+        field = "tls_cert"
+        # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
+        context.load_cert_chain(opts.tls_cert, opts.tls_key, password="")  # type: ignore[arg-type]
         if opts.tls_cacrl is not None:
+            field = "tls_cacrl"
             context.load_verify_locations(opts.tls_cacrl)
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as error:
-        rule = f"matching PEM files are accepted: {error}"
-        raise OptionError([Problem("tls_cert", opts.tls_cert, rule)], verb="migrate") from None
+        rule = (
+            "PEM files are accepted, of tls_cert and tls_key a matching pair, the key without a "
+            f"password: {error}"
+        )
+        raise OptionError([Problem(field, getattr(opts, field), rule)], verb="migrate") from None
     return context

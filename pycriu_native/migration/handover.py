@@ -141,7 +141,7 @@ class Handover:
         may_run = self.state is State.UNDECIDED
         if may_run and not (isinstance(error, MigrationError) and error.by_peer):
             with contextlib.suppress(CriuError):
-                self.channel.send_message("failed", why=f"the source cancelled: {error!r}")
+                self.channel.send_failed(f"the source cancelled: {error!r}")
                 while True:
                     self.channel.expect("running", "complete")
             if self.channel.refused is None:
@@ -211,7 +211,7 @@ class Handover:
                 return False
             self._withdrawn = reason
         with contextlib.suppress(CriuError):
-            self.channel.send_message("failed", why=f"the source was interrupted: {reason!r}")
+            self.channel.send_failed(f"the source was interrupted: {reason!r}")
         return True
 
     def join(self) -> None:

@@ -124,7 +124,7 @@ def run_source(
                 channel.part()
                 _add_state(error, phases, f"{what} was complete", "it runs at the destination")
                 raise
-            channel.part("failed", str(error))
+            channel.part(str(error))
             workspace.remove()
             _add_state(error, phases, f"{what} failed", "the process continues at the source")
             raise
@@ -177,7 +177,7 @@ def run_destination(arguments: Arguments, *, listen: Place) -> MigrationResult:
         except BaseException as error:
             destination.close()
             workspace.remove()
-            channel.part("failed", str(error) or type(error).__name__)
+            channel.part(str(error) or type(error).__name__)
             _add_state(error, phases, "receiving a process failed", "nothing remains here")
             raise
         channel.part()

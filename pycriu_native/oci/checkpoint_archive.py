@@ -83,7 +83,7 @@ class ContainerCheckpoint:
     def load(cls, directory: StrPath) -> ContainerCheckpoint:
         """Load a directory that ``from_archive`` made. Raises ``OSError``, ``ImagesError``."""
         bundle = Bundle.load(directory)
-        fields = described(*(json_file(Path(bundle.path, name)) for name in (CONFIG, SPEC)))
+        fields = described(_config(Path(bundle.path)), json_file(Path(bundle.path, SPEC)))
         known = {key: fields[key] for key in ("name", "id", "image", "engine")}
         return cls(bundle=bundle, images=os.path.join(bundle.path, CHECKPOINT), **known)
 
@@ -173,14 +173,14 @@ class _Unpacked:
         for name in (SPEC, f"{CHECKPOINT}/inventory.img"):
             if not (directory / name).is_file():
                 raise ImagesError(f"the archive is not a container's checkpoint: it has no {name}")
-        self._config = json_file(directory / CONFIG) if (directory / CONFIG).exists() else {}
+        self._config = _config(directory)
         self._spec = json_file(directory / SPEC)
 
     def write_config(
         self, binds: Mapping[str, StrPath], namespaces: Mapping[str, str | None]
     ) -> None:
         """Write ``config.json`` with mounts and namespaces for this host."""
-        try:
+        with _form_of(SPEC, "specification"):
             spec = dict(self._spec)
             spec["root"] = {**spec["root"], "path": "rootfs"}
             spec["mounts"] = list(self._mounts(spec.get("mounts") or (), binds))
@@ -189,10 +189,6 @@ class _Unpacked:
                 self._namespaces(spec["linux"].get("namespaces") or (), namespaces)
             )
             spec.pop("hooks", None)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ImagesError(
-                f"{SPEC} is not the specification of a container: {error!r}"
-            ) from None
         (self._directory / "config.json").write_text(json.dumps(spec, indent=1))
 
     def _mounts(
@@ -223,9 +219,10 @@ class _Unpacked:
 
     def host_mounts(self) -> list[str]:
         """The destinations of bind mounts that need a path on this host."""
-        own = {*_EMPTY_FILES, *_DIRECTORIES, *self._volumes()}
-        mounts = filter(is_bind, self._spec.get("mounts") or ())
-        return [place for each in mounts if (place := _absolute(each["destination"])) not in own]
+        with _form_of(SPEC, "specification"):
+            own = {*_EMPTY_FILES, *_DIRECTORIES, *self._volumes()}
+            binds = filter(is_bind, self._spec.get("mounts") or ())
+            return [place for each in binds if (place := _absolute(each["destination"])) not in own]
 
     def _own_source(self, place: str) -> str | None:
         """Create the file or directory for a mount of the engine. None for another mount."""
@@ -259,10 +256,11 @@ class _Unpacked:
     def _volumes(self) -> dict[str, str]:
         """The archives of Podman's named volumes by destination."""
         result = {}
-        for each in self._config.get("namedVolumes") or ():
-            archive = f"volumes/{os.path.basename(each['volumeName'])}.tar"
-            if (self._directory / archive).is_file():
-                result[_absolute(each["dest"])] = archive
+        with _form_of(CONFIG, "description"):
+            for each in self._config.get("namedVolumes") or ():
+                archive = f"volumes/{os.path.basename(each['volumeName'])}.tar"
+                if (self._directory / archive).is_file():
+                    result[_absolute(each["dest"])] = archive
         return result
 
     def _namespaces(
@@ -303,7 +301,10 @@ class _Unpacked:
             (self._directory / CHANGES).unlink()
         if (self._directory / DELETED).exists():
             deleted = json_file(self._directory / DELETED, list)
-            root_file_system.remove(os.fspath(root), map(str, deleted))
+            try:
+                root_file_system.remove(os.fspath(root), map(str, deleted))
+            except ValueError as error:  # a character that no path has
+                raise ImagesError(f"{DELETED} of the archive: {error}") from None
 
     def _extract(self, archive: Path, to: Path) -> None:
         with opened_archive(archive) as stream:
@@ -311,6 +312,21 @@ class _Unpacked:
 
     def _limited(self, stream: Any, to: Path, *, is_layer: bool = False) -> None:
         root_file_system.extract(stream, os.fspath(to), limit=self._limit, is_layer=is_layer)
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """The contents of ``config.dump``; empty if there is none."""
+    result: dict[str, Any] = json_file(directory / CONFIG) if (directory / CONFIG).exists() else {}
+    return result
+
+
+@contextlib.contextmanager
+def _form_of(name: str, what: str) -> Iterator[None]:
+    """Raise ``ImagesError`` if the file ``name`` has another form than expected."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, UnicodeError) as error:
+        raise ImagesError(f"{name} is not the {what} of a container: {error!r}") from None
 
 
 def _absolute(destination: str) -> str:

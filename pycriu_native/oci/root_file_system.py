@@ -58,6 +58,8 @@ def extract(stream: BinaryIO, root: str, *, limit: int, is_layer: bool = False) 
             raise
         except OSError as error:
             raise ImagesError(f"{info.name!r} of the archive: {error.strerror}") from error
+        except OverflowError as error:  # an owner or a time that this system cannot represent
+            raise ImagesError(f"{info.name!r} of the archive: {error}") from error
         made.add(path)
         if info.isdir():
             times[path] = info.mtime

@@ -1,7 +1,7 @@
 """The fields of ``CriuOpts``, and the check of their values.
 
-The sixteen fields of runc's struct come first, in its order and under its names; the other
-options of libcriu and of CRIU's wire format follow. Each field has one row in ``table.py``, with
+Sixteen fields of runc's struct come first, in its order; its later ones, and the other options of
+libcriu and of CRIU's wire format, follow. Each field has one row in ``table.py``, with
 its setter, wire field, release and command-line flag. The facts in the docstrings are from CRIU's
 man page and ``criu/cr-service.c`` unless stated otherwise.
 """

@@ -403,6 +403,21 @@ def test_memory_that_was_moved(
         assert [target.ask("contents", number) for number in (0, 1)] == [[2], [1]]
 
 
+@pytest.mark.parametrize("field", ["tls_cacert", "tls_cert", "tls_key"])
+def test_files_of_tls_that_do_not_fit(authority: Authority, tmp_path: Path, field: str) -> None:
+    """A missing file, and the key of another certificate, are refused before anything is done."""
+    good = tls(authority, "one", "127.0.0.1")
+    other = tls(authority, "other", "127.0.0.1")["tls_key"]
+    for bad in (str(tmp_path / "missing"), other):
+        opts = CriuOpts(**{**good, field: bad})
+        with pytest.raises(OptionError, match="PEM files are accepted") as caught:
+            migrate_in(opts, listen="127.0.0.1:0", deadline=5)
+        named = {each.field for each in caught.value.problems}
+        assert named == {"tls_cacert" if field == "tls_cacert" else "tls_cert"}
+        with pytest.raises(OptionError, match="PEM files are accepted"):
+            migrate_out(os.getpid(), opts, to="127.0.0.1:9")
+
+
 @pytest.mark.parametrize("whose", ["source", "destination"])
 def test_a_revoked_certificate(
     authority: Authority, caplog: pytest.LogCaptureFixture, whose: str

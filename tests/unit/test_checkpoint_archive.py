@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from pycriu_native.archive import unpack
+from pycriu_native.errors import ImagesError
 from pycriu_native.oci import from_archive
+from pycriu_native.oci.checkpoint_archive import host_mounts
 
 
 def tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
@@ -85,3 +88,64 @@ def test_destinations_of_mounts_outside_are_refused(
     assert len(set(sources)) == len(places)
     for source in sources:
         assert Path(made.bundle.path, source).parent == tmp_path / "box" / "binds"
+
+
+BIND: dict[str, Any] = {"type": "bind", "destination": "/etc/hosts"}
+GOOD: dict[str, Any] = {"root": {}, "linux": {}, "mounts": []}
+
+
+def container(tmp_path: Path, spec: object, *more: tuple[tarfile.TarInfo, bytes]) -> Path:
+    """An archive of a container."""
+    archive = tmp_path / "box.tar"
+    head = [file("checkpoint/inventory.img", b"x"), file("spec.dump", json.dumps(spec).encode())]
+    archive.write_bytes(tar(*head, *more))
+    (tmp_path / "rootfs").mkdir()
+    return archive
+
+
+@pytest.mark.parametrize("mounts", [5, ["x"], [{"type": "bind"}], [{**BIND, "destination": 5}]])
+def test_mounts_of_another_form(tmp_path: Path, mounts: object) -> None:
+    """A specification of another form is an error of the images, in either use of it."""
+    archive = container(tmp_path, {**GOOD, "mounts": mounts})
+    with pytest.raises(ImagesError, match=r"spec\.dump"):
+        from_archive(archive, tmp_path / "box", rootfs=tmp_path / "rootfs")
+    unpack(archive, tmp_path / "unpacked")
+    with pytest.raises(ImagesError, match=r"spec\.dump"):
+        host_mounts(tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize("named", [5, ["x"], [{}], [{"volumeName": 5, "dest": "/d"}]])
+def test_volumes_of_another_form(tmp_path: Path, named: object) -> None:
+    """The same for the volumes in ``config.dump``."""
+    config = file("config.dump", json.dumps({"namedVolumes": named}).encode())
+    archive = container(tmp_path, {**GOOD, "mounts": [BIND]}, config)
+    with pytest.raises(ImagesError, match=r"config\.dump"):
+        from_archive(archive, tmp_path / "box", rootfs=tmp_path / "rootfs")
+    unpack(archive, tmp_path / "unpacked")
+    with pytest.raises(ImagesError, match=r"config\.dump"):
+        host_mounts(tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize(
+    ("mounts", "more"),
+    [
+        ([{**BIND, "destination": "/\ud800"}], []),
+        ([], [file("deleted.files", b'["a\\u0000b"]')]),
+    ],
+)
+def test_paths_that_no_file_has(
+    tmp_path: Path, mounts: object, more: list[tuple[tarfile.TarInfo, bytes]]
+) -> None:
+    """Text that cannot be a path is an error of the images, and nothing remains."""
+    archive = container(tmp_path, {**GOOD, "mounts": mounts}, *more)
+    with pytest.raises(ImagesError, match=r"dump|deleted\.files"):
+        from_archive(archive, tmp_path / "box", rootfs=tmp_path / "rootfs")
+    assert sorted(os.listdir(tmp_path)) == ["box.tar", "rootfs"]
+
+
+def test_a_container_without_a_description(tmp_path: Path) -> None:
+    """``config.dump`` may be missing: the name and the engine are then unknown."""
+    archive = container(tmp_path, GOOD)
+    made = from_archive(archive, tmp_path / "box", rootfs=tmp_path / "rootfs")
+    assert (made.name, made.engine) == (None, None)
+    assert os.path.isfile(f"{made.images}/inventory.img")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from pycriu_native.cli import app, errors, exit_codes, field_docs, option_parame
 from pycriu_native.cli import text as text_module
 from pycriu_native.cli.command import Command
 from pycriu_native.cli.exit_codes import Exit
+from pycriu_native.cli.image_memory import pattern_of
 from pycriu_native.cli.run import run
 from pycriu_native.enums import Verb
 from pycriu_native.options.flags import NO_WORDS, ROWS
@@ -561,15 +563,34 @@ def test_action_scripts(tmp_path: Path) -> None:
 
 
 def test_pidfile(tmp_path: Path) -> None:
-    """The file holds the pid; an existing file is an error and stays unchanged."""
+    """The file holds the pid; one that exists or cannot be created is refused before the call."""
     write_images(tmp_path)
-    words: list[str | Path] = ["restore", "-D", tmp_path, "--pidfile", tmp_path / "pid"]
-    assert run_cli(*words, criu=ScriptedCriu(restored_pid=77)).code == 0
+    words: list[str | Path] = ["restore", "-D", tmp_path, "--pidfile"]
+    assert run_cli(*words, tmp_path / "pid", criu=ScriptedCriu(restored_pid=77)).code == 0
     assert (tmp_path / "pid").read_text() == "77"
-    message = run_cli(*words, criu=ScriptedCriu(restored_pid=78))
+    for place in (tmp_path / "pid", tmp_path / "missing" / "pid"):
+        criu = ScriptedCriu(restored_pid=78)
+        for name in ("restore", "page-server", "lazy-pages"):
+            address = ["--address", "::1", "--port", "0"] if name == "page-server" else []
+            command = [name, *address, *words[1:]]
+            message = run_cli(*command, place, criu=criu)
+            assert message.code == Exit.REFUSED
+            assert f"--pidfile={place}: " in message.err
+        assert not criu.sent
+    assert (tmp_path / "pid").read_text() == "77"
+
+
+def test_a_pidfile_that_appears_meanwhile(tmp_path: Path) -> None:
+    """The error states that the process runs."""
+    write_images(tmp_path)
+    (script := tmp_path / "script").write_text(f"#!/bin/sh\n: >{tmp_path}/pid\n")
+    script.chmod(0o755)
+    words = ["restore", "-D", str(tmp_path), "--pidfile", f"{tmp_path}/pid"]
+    words += ["--action-script", str(script)]
+    criu = ScriptedCriu(restored_pid=78, notify={"restore": ("post-restore",)})
+    message = run_cli(*words, criu=criu)
     assert message.code == Exit.FAILED
     assert "pid 78 runs" in message.err
-    assert (tmp_path / "pid").read_text() == "77"
 
 
 def test_options_by_any_name() -> None:
@@ -942,3 +963,92 @@ def test_the_page_shows_options_that_exist() -> None:
         for word in words:
             if word.startswith("-") and word != "-":
                 assert word.partition("=")[0] in flags, line
+
+
+@pytest.mark.parametrize("words", [["status", "--follow", "--json"], ["log", "--follow"]])
+def test_following_ends_without_a_reader(words: list[str], tmp_path: Path) -> None:
+    """A command that only prints until a job ends, ends when its output has no reader."""
+    job = {"command": ["true"], "directory": "/", "path": str(tmp_path)}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    (tmp_path / "status.json").write_text('{"state": "running"}')
+    (tmp_path / "stdout").write_bytes(b"line\n" * 100_000)
+    with open(tmp_path / "lock", "wb") as lock:  # as of a job that runs
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = ["job", words[0], str(tmp_path), *words[1:]]
+        line = shell('"$@" | head -1', *command, timeout=60).stdout
+    assert line.startswith('{"schema"' if "--json" in words else "line")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["decode", "{}/pstree.img", "--info", "-o", "{}/out"],
+        ["inspect", "{}", "--search", "x", "-o", "{}/out"],
+        ["inspect", "{}", "--search", "x", "--read", "0+1"],
+        ["inspect", "{}", "--regex"],
+        ["inspect", "{}", "--context", "5"],
+        ["dump", PID, "-D", "{}/new", "--rounds", "2", "--reap-timeout", "3"],
+        ["dump", PID, "--to", "{}/out", "--reap-timeout", "3"],
+    ],
+    ids=" ".join,
+)
+def test_options_without_effect_are_refused(words: list[str], tmp_path: Path) -> None:
+    """An option that the other options make useless is refused, not ignored."""
+    write_images(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    message = run_cli(*(word.format(tmp_path) for word in words))
+    assert message.code == Exit.REFUSED
+    assert "accepted" in message.err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("text", ["(", "a{99999999999999999999}", "(" * 5000])
+def test_expressions_that_are_none(text: str) -> None:
+    """A text that is no regular expression is refused, whatever error ``re`` has for it."""
+    with pytest.raises(click.BadParameter, match="is not a regular expression"):
+        pattern_of(text, True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (179.7, "3 min 0 s"), (7199.99, "120 min 0 s"), (121, "2 min 1 s"), (119.99, "119.99 s"),
+        (0.99999, "1.00 s"), (0.9999, "999.9 ms"), (0.00099999, "1.0 ms"), (0.00041, "410 us"),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float, text: str) -> None:
+    """A rounded duration has no 60 seconds and no 1000 of a unit."""
+    assert text_module.time(seconds) == text
+
+
+def test_an_error_of_the_system_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ``OSError`` that has only a text is shown with that."""
+
+    def fails(call: object, **own: object) -> int:
+        raise OSError("the reason")
+
+    monkeypatch.setattr(COMMANDS["completion"], "function", fails)
+    message = run_cli("completion", "bash")
+    assert (message.code, message.err) == (Exit.IMAGES, "pycriu-native: completion: the reason\n")
+
+
+class Interrupting(io.StringIO):
+    """A stream on which Ctrl-C arrives during the first write, as while a pipe is full."""
+
+    def write(self, text: str) -> int:
+        if not self.tell():
+            super().write(" ")
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+@pytest.mark.parametrize("more", [[], ["--wait"]])
+def test_an_interruption_of_the_output(more: list[str], tmp_path: Path) -> None:
+    """Ctrl-C while the result is printed is not reported as one that has undone the work."""
+    write_images(tmp_path)
+    err = io.StringIO()
+    criu = ScriptedCriu(restored_pid=78)
+    with contextlib.redirect_stdout(Interrupting()), contextlib.redirect_stderr(err):
+        assert run(["restore", "-D", str(tmp_path), *more], via=criu) == Exit.INTERRUPTED
+    assert "restore: interrupted after the work was complete" in err.getvalue()
+    assert "78" in err.getvalue()

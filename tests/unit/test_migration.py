@@ -33,7 +33,8 @@ from pycriu_native import (
     ShrinkingRounds,
     Verb,
 )
-from pycriu_native.migration import image_transfer, watchdog_process
+from pycriu_native._support import lazy
+from pycriu_native.migration import endpoint, image_transfer, watchdog_process
 from pycriu_native.migration import source as source_module
 from pycriu_native.migration.common import Phases, Workspace
 from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
@@ -483,6 +484,23 @@ def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer]) -> None
     assert b"the source cancelled" in peer.sock.recv(4096)
 
 
+@pytest.mark.parametrize("letter", ["x", "\u20ac", "\U0001f600"])
+def test_reasons_of_any_length(ends: tuple[Channel, Peer], letter: str) -> None:
+    """A long reason, such as the message of a caller's exception, is shortened to one message."""
+    channel, peer = ends
+    channel.send_failed(letter * 100_000)
+    handover = _handover(channel, State.UNDECIDED)
+    assert handover.withdraw(ValueError(letter * 100_000))
+    peer.send_message("failed", why="as requested")
+    handover.keep(ValueError(letter * 100_000))
+    assert handover.state is State.KEPT
+    for begin in (letter, "the source was interrupted", "the source cancelled"):
+        kind, size = HEADER.unpack(peer.sock.recv(HEADER.size, socket.MSG_WAITALL))
+        body = json.loads(peer.sock.recv(size, socket.MSG_WAITALL))
+        assert (kind, body["word"]) == (Kind.MESSAGE, "failed")
+        assert body["why"].startswith(begin)
+
+
 def test_a_source_that_withdraws_first(ends: tuple[Channel, Peer]) -> None:
     """The process is not given up after a message to the destination to end its copy."""
     channel, peer = ends
@@ -600,3 +618,47 @@ def test_what_a_failure_does_to_the_copy(
     copy.state = state
     assert copy.undo(refused=refused) is (effect == "stopped")
     assert effects == ([] if effect == "none" else [effect])
+
+
+def test_a_name_that_dns_cannot_represent() -> None:
+    """Such a name is refused as an unknown one, and reported as one by either side."""
+    for name in ("a..b", "x" * 70):
+        [problem] = endpoint.problems_with(f"{name}:7000", "to", CriuOpts(), False)
+        assert "network address" in problem.rule
+        until = MigrationDeadline(5.0)
+        with pytest.raises(PeerLostError, match="not a host name"):
+            endpoint.connect(f"{name}:7000", CriuOpts(), until, True)
+        with pytest.raises(MigrationError, match="cannot listen"):
+            endpoint.accept(f"{name}:7000", CriuOpts(), until, True)
+
+
+def test_a_name_with_an_address_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The destination listens on a name that has no address of IPv4."""
+    known = socket.getaddrinfo("::1", 0, type=socket.SOCK_STREAM)
+    monkeypatch.setattr(lazy.socket, "getaddrinfo", lambda *_, **__: known)
+    with pytest.raises(MigrationError, match="no source connected before the deadline"):
+        endpoint.accept("six:0", CriuOpts(), MigrationDeadline(0.1), False)
+
+
+def test_connections_without_data_delay_no_source() -> None:
+    """The destination accepts a source behind connections of others that send nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as owned:
+        address = listener.getsockname()
+        silent = [owned.enter_context(socket.create_connection(address)) for _ in range(3)]
+        source: list[object] = []
+
+        def connect() -> None:
+            until = MigrationDeadline(60.0)
+            source.append(endpoint.connect(address, CriuOpts(), until, True))
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        destination = endpoint.accept(listener, CriuOpts(), MigrationDeadline(60.0), True)
+        thread.join()
+        [here] = source
+        assert isinstance(here, socket.socket)
+        with here, destination:
+            assert here.getsockname() == destination.getpeername()
+        for each in silent:
+            each.settimeout(60)
+            assert each.recv(1) == b""  # the others are closed

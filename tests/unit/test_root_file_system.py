@@ -114,6 +114,16 @@ def test_deletions_follow_no_link(root: str, tmp_path: Path) -> None:
     assert (tmp_path / "victim").exists()
 
 
+@pytest.mark.parametrize(
+    "headers", [{"uid": str(2**40)}, {"gid": str(2**70)}, {"mtime": "inf"}, {"mtime": "1e30"}]
+)
+def test_numbers_that_the_system_lacks(root: str, headers: dict[str, str]) -> None:
+    """An owner or a time that the system cannot represent is an error of the archive."""
+    members = archive(file("file", pax_headers=headers))
+    with pytest.raises(ImagesError, match="'file' of the archive"):
+        root_file_system.extract(members, root, limit=MOST)
+
+
 def test_attributes_are_extracted(root: str) -> None:
     """Mode, time, links and attributes are set; existing files are replaced."""
     os.mkdir(f"{root}/file")

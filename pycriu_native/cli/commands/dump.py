@@ -63,9 +63,9 @@ EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
         parameters.option(
             "--reap-timeout",
             type=click.FloatRange(min=0),
-            default=REAP_TIMEOUT,
             metavar="SECONDS",
-            help="Time to wait until the parent of PID has reaped it, which frees the pid.",
+            help="Time to wait until the parent of PID has reaped it, which frees the pid. "
+            f"Default: {REAP_TIMEOUT:g}.",
         ),
         ACTION_SCRIPT,
     ],
@@ -78,12 +78,16 @@ def _dump(
     include_caller: bool,
     files: str | None,
     also: tuple[str, ...],
-    reap_timeout: float,
+    reap_timeout: float | None,
 ) -> Exit:
     name = comm_of(pid)
     rollback = parameters.rollback(files, also)
     if rounds is not None or through is not None:
-        for flag, is_given in (("--files", rollback), ("--include-caller", include_caller)):
+        for flag, is_given in (
+            ("--files", rollback is not None),
+            ("--include-caller", include_caller),
+            ("--reap-timeout", reap_timeout is not None),
+        ):
             if is_given:
                 raise click.UsageError(f"{flag} is not accepted with --rounds or --to.")
     if through is not None:
@@ -98,7 +102,7 @@ def _dump(
         call.opts,
         include_caller=include_caller,
         files=rollback,
-        reap_timeout=reap_timeout,
+        reap_timeout=REAP_TIMEOUT if reap_timeout is None else reap_timeout,
     )
     done = call.out.result(lambda: shape(result), text(result, name, "dumped"))
     _hint(call, result)

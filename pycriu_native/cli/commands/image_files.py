@@ -53,6 +53,8 @@ def _decode(
     call: Call, image: str, output: str | None, overwrite: bool, info: bool, pretty: bool
 ) -> Exit:
     if output is not None:
+        if info:
+            raise click.UsageError("--info and --output: one is accepted.")
         parameters.check_new(output, overwrite)
     with _image_file(image) as path:
         result = images_package().decode(path, payload=not info, pretty=pretty)

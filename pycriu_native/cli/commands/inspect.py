@@ -103,6 +103,10 @@ def _inspect(
     **views: bool,
 ) -> Exit:
     """Show what ``views`` names, the flags of the command line: memory, files, ..."""
+    if search is not None and (read is not None or output is not None):
+        raise click.UsageError("--search and --read or --output: one is accepted.")
+    if search is None and (regex or context):
+        raise click.UsageError("--regex and --context are accepted with --search only.")
     if output is not None:
         parameters.check_new(output, overwrite)
     images = images_package()

@@ -26,6 +26,7 @@ from ..errors import in_flags
 from ..exit_codes import Exit
 from ..option_parameters import ParamType
 from ..parameters import compress_option, encrypt_to_option, flag, identity_option, option
+from ..standard_streams import is_lost
 from ..text import columns, details, remaining, safe, size
 from .archives import keys_of
 
@@ -223,7 +224,7 @@ def _job_directory(directory: str) -> JobDirectory:
 def _status(call: Call, directory: str, follow: bool) -> Exit:
     job = _job_directory(directory)
     try:
-        while follow and (status := job.status()).state is State.RUNNING:
+        while follow and not is_lost() and (status := job.status()).state is State.RUNNING:
             if call.out.as_json:
                 call.out.event("status", _status_body(job, status), "")
             else:
@@ -257,7 +258,7 @@ def _status_text(job: JobDirectory, status: JobStatus) -> str:
     kinds = f"{status.checkpoints} taken ({status.incremental} incremental)"
     rows = [
         ("command", safe(" ".join((job.command() or {})["command"]))),
-        ("last", status.message),
+        ("last", safe(status.message)),
         ("started", None if status.started is None else _when(status.started)),
         ("resumed", f"{status.resumed} times, from the beginning {status.restarted} times"),
         ("checkpoints", f"{kinds}, {status.failures} failed"),
@@ -338,7 +339,7 @@ def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
     with _requested("the job takes the checkpoint"):
         made = request_checkpoint(job, timeout)
     text = f"checkpoint {made.number}: {size(made.bytes)}, {made.path}"
-    return call.out.result(_shape(made), text)
+    return call.out.result(_shape(made), safe(text))
 
 
 @Command(
@@ -354,7 +355,7 @@ def _stop(call: Call, directory: str, timeout: float) -> Exit:
         status = request_stop(job, timeout)
     lost = status.state is State.INTERRUPTED and not job.all_checkpoints()
     code = Exit.NO if lost else Exit.DONE
-    return call.out.result(asdict(status), f"{status.state}: {status.message}", code=code)
+    return call.out.result(asdict(status), safe(f"{status.state}: {status.message}"), code=code)
 
 
 @Command(
@@ -389,7 +390,7 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
                 file.seek(0)  # a resume truncated it to its size at the checkpoint
             shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
-            if not running:
+            if not running or is_lost():
                 return Exit.DONE
             try:
                 sleep(0.2)

@@ -19,6 +19,7 @@ from .. import image_summary, json_form, parameters, progress, streams
 from ..action_scripts import ACTION_SCRIPT
 from ..command import Call, Command, Interrupted, by_name
 from ..exit_codes import CALL_EXITS, Exit
+from ..output import complete
 from ..text import details, micro, pids, safe, size, time
 
 UNTIL_ASLEEP = 2.0
@@ -79,6 +80,7 @@ def _restore(
         raise click.UsageError("--exec-cmd requires a command after '--', and the other way round.")
     if wait and exec_cmd:
         raise click.UsageError("--wait is not accepted with --exec-cmd.")
+    parameters.check_pidfile(pidfile)
     if through is not None:
         if wait or exec_cmd or files:
             raise click.UsageError("--from is not accepted with --wait, --exec-cmd or --files.")
@@ -86,15 +88,16 @@ def _restore(
     verb = restore_child if wait else restore
     with progress.shown(call.out) as on_progress:
         result = verb(call.opts, on_progress=on_progress, files=files, **call.arguments)
-    parameters.write_pidfile(pidfile, result.pid)
-    if wait:
-        is_job = bool(call.opts.shell_job)
-        if call.out.as_json or not is_job:  # a job draws on this terminal
+    with complete(result):
+        parameters.write_pidfile(pidfile, result.pid)
+        if wait:
+            is_job = bool(call.opts.shell_job)
+            if call.out.as_json or not is_job:  # a job draws on this terminal
+                call.out.event("running", shape(result), text(result))
+            return _until_end(call, result.pid, is_job=is_job)
+        if result.exec_pid is not None:
             call.out.event("running", shape(result), text(result))
-        return _until_end(call, result.pid, is_job=is_job)
-    if result.exec_pid is not None:
-        call.out.event("running", shape(result), text(result))
-        return _until_end(call, result.exec_pid)
+            return _until_end(call, result.exec_pid)
     done = call.out.result(lambda: shape(result), text(result))
     call.hint_at_feature_cache()
     return done

@@ -39,6 +39,7 @@ from ..text import count, safe, size
     ],
 ).runs
 def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
+    parameters.check_pidfile(pidfile)
     if daemon:
         result = page_server(call.opts, via=call.via, deadline=call.deadline)
         parameters.write_pidfile(pidfile, result.pid)
@@ -80,6 +81,7 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
     params=[parameters.pidfile_option("the daemon")],
 ).runs
 def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
+    parameters.check_pidfile(pidfile)
     via = call.worker("the daemon is a separate program")
     more = {} if call.deadline is None else {"deadline": call.deadline}
     with LazyPages(call.opts, via=via, **more) as daemon:

@@ -20,6 +20,7 @@ from .. import progress
 from ..command import Call, Command, Group, Interrupted, by_name
 from ..exit_codes import CALL_EXITS, Exit
 from ..parameters import directory_argument, flag, option
+from ..shared_options import DEADLINE
 from ..text import columns, details, safe, size
 
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
@@ -52,6 +53,7 @@ EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
             type=click.Choice(list(LEVELS)),
             help="Limit the command's libraries to the features of this processor level.",
         ),
+        DEADLINE,
     ],
 ).runs
 def _snapshot(
@@ -127,6 +129,7 @@ def _output_once(call: Call) -> Iterator[None]:
             help="Append a line of JSON with the duration of each phase of the start, for "
             "'plot start'.",
         ),
+        DEADLINE,
     ],
 ).runs
 def _start(

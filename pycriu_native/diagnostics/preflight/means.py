@@ -156,10 +156,10 @@ def _server(opts: CriuOpts) -> Findings:
     about = f"{server.address}:{server.port}"
     try:
         message = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: DNS cannot represent the name
         yield stops(
             "page-server",
-            f"the page server's name is unknown ({error.strerror})",
+            f"the page server's name is unknown ({getattr(error, 'strerror', error)})",
             path=about,
             failure="page-server-gone",
         )

@@ -151,10 +151,20 @@ class Podman:
         eventually(lambda: len(self.numbers(name)) > 3, f"{name} counting")
         return self.numbers(name)
 
+    def _has_processes(self) -> bool:
+        """Whether a process has the run root in its arguments."""
+        for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if os.fsencode(self.run_root) in arguments.read_bytes():
+                    return True
+        return False
+
     def end(self) -> None:
         """Remove the containers and their remains."""
         for name in self.names:
             self.attempt("rm", "--force", "--time=0", name)
+        # At the end of a container conmon starts a podman, which writes to the run root.
+        eventually(lambda: not self._has_processes(), "podman's processes to end")
         for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
             if (hierarchy / f"pycriu-native-{RUN}").is_dir():
                 remove(hierarchy / f"pycriu-native-{RUN}")
