@@ -180,9 +180,13 @@ def acquire(
     check(last)
     storage.make("leases", "checkpoints", "commits")
     if not _is_free(last, about["holder"]):
-        until = now() + length
-        while now() < until:
+        # The last reading begins after that time: this host can be suspended after an earlier one,
+        # while the holder renews the lease.
+        moment = now()
+        until = moment + length
+        while moment < until:
             wait(min(1.0, length / 10))
+            moment = now()
             if last_lease(storage) != last:
                 return None
     token = last.token + 1
