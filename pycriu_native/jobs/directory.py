@@ -450,27 +450,24 @@ class JobDirectory:
         self.event("interrupted", message=message)
         self.keep(status)
 
-    def write(
-        self, name: str, text: str, *, place: Path | None = None, synced: bool = True
-    ) -> None:
+    def write(self, name: str, text: str, *, synced: bool = True) -> None:
         """Replace a file atomically; if ``synced``, it is on disk when this returns."""
-        directory = place or self.path
-        partial = directory / f".{name}.partial"
+        partial = self.path / f".{name}.partial"
         try:
             with open(partial, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 if synced:
                     os.fsync(file.fileno())
-            os.replace(partial, directory / name)
+            os.replace(partial, self.path / name)
         except OSError as error:
             partial.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _overwrite(
-                directory / name, text
+                self.path / name, text
             ):
                 raise
         if synced:
-            sync(directory)
+            sync(self.path)
 
     def event(self, event: str, **more: object) -> None:
         """Add an event."""

@@ -203,15 +203,22 @@ def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
 def newest_intact(
     directory: JobDirectory, skip: Callable[[Checkpoint], bool] = lambda _: False
 ) -> tuple[int, int]:
-    """Token and number of the newest checkpoint here that is as it was sealed; ``NONE``.
+    """Token and number of the newest checkpoint here that is not damaged; ``NONE``.
 
-    Those for which ``skip`` returns True do not count. Can raise ``OSError``.
+    Those for which ``skip`` returns True do not count. One that cannot be read for another reason
+    than an error of the disk counts: the supervisor reports that.
     """
     for each in sorted(directory.all_checkpoints(), key=identity, reverse=True):
-        with contextlib.suppress(ImagesError):
-            if not skip(each):
-                verify(each.path)
-                return identity(each)
+        if skip(each):
+            continue
+        try:
+            verify(each.path)
+        except ImagesError:
+            continue
+        except OSError as error:
+            if error.errno == errno.EIO:
+                continue
+        return identity(each)
     return NONE
 
 

@@ -469,6 +469,23 @@ def test_a_damaged_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
     assert newest_intact(here) == (1, 2)
 
 
+@pytest.mark.parametrize(("number", "expected"), [(errno.EIO, 1), (errno.EACCES, 2)])
+def test_one_here_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: int
+) -> None:
+    """After an error of the disk it counts as damaged; after another one it may be whole."""
+    here = _directory(tmp_path / "here")
+    _taken(here, 1)
+    _taken(here, 2)
+
+    def verified(path: str) -> None:
+        if path.endswith("/2"):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(remote_checkpoints, "verify", verified)
+    assert newest_intact(here) == (1, expected)
+
+
 def test_a_fetched_one_is_synced(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
