@@ -27,6 +27,9 @@ from .storage import Storage, UnreadableError
 
 NONE = (-1, -1)
 
+DAMAGE = (None, 0, errno.EIO, errno.ENOENT, errno.EINVAL, errno.ELOOP)
+"""Errors of a damaged checkpoint: other contents, a bad disk, and missing or other files."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Object:
@@ -205,18 +208,16 @@ def newest_intact(
 ) -> tuple[int, int]:
     """Token and number of the newest checkpoint here that is not damaged; ``NONE``.
 
-    Those for which ``skip`` returns True do not count. One that cannot be read for another reason
-    than an error of the disk counts: the supervisor reports that.
+    Those for which ``skip`` returns True do not count. One that cannot be read for a reason such as
+    missing rights counts: it may be whole, and the supervisor reports the error.
     """
     for each in sorted(directory.all_checkpoints(), key=identity, reverse=True):
         if skip(each):
             continue
         try:
             verify(each.path)
-        except ImagesError:
-            continue
-        except OSError as error:
-            if error.errno == errno.EIO:
+        except OSError as error:  # also ImagesError
+            if error.errno in DAMAGE:
                 continue
         return identity(each)
     return NONE

@@ -469,18 +469,22 @@ def test_a_damaged_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
     assert newest_intact(here) == (1, 2)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(errno.EIO, 1), (errno.EACCES, 2)])
+@pytest.mark.parametrize("kind", [OSError, ImagesError])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.EIO, 1), (errno.EACCES, 2), (errno.EMFILE, 2)]
+)
 def test_one_here_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, number: int, expected: int
 ) -> None:
     """After an error of the disk it counts as damaged; after another one it may be whole."""
     here = _directory(tmp_path / "here")
     _taken(here, 1)
     _taken(here, 2)
+    error = ImagesError("", errno=number) if kind is ImagesError else OSError(number, "")
 
     def verified(path: str) -> None:
         if path.endswith("/2"):
-            raise OSError(number, os.strerror(number))
+            raise error
 
     monkeypatch.setattr(remote_checkpoints, "verify", verified)
     assert newest_intact(here) == (1, expected)
