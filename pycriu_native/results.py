@@ -151,7 +151,7 @@ class PageServerResult:
     """The result of the start of a page server."""
 
     pid: int
-    """The pid of the server."""
+    """The pid of the server; 0 if it was not found, since it has already served its dump."""
     port: int
     """The TCP port that it listens on."""
     images: str

@@ -75,8 +75,9 @@ def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) 
     outcome = Call(request).wait()
     if outcome.interrupted_by is not None:
         # Too late for CRIU to undo it: the started server is ended.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(_result_of(outcome).pid, signal.SIGTERM)
+        if pid := _result_of(outcome).pid:  # 0: it was not found, and kill(2) means a group by that
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         outcome.connection.wait()
         raise outcome.interrupted_by
     return outcome

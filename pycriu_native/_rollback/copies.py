@@ -63,10 +63,12 @@ class Copies:
         os.unlink(name, dir_fd=self._images)
         return ()
 
-    def appended(self, source: int) -> tuple[str, ...]:
+    def appended(self, source: int, *, read_only: bool) -> tuple[str, ...]:
         """Copy what an earlier copy of a file lacks; returns the names of all parts. ``OSError``.
 
-        That the file is otherwise unchanged is checked at both ends of the earlier copy only.
+        That a file that is only appended to is otherwise unchanged is checked at both ends of the
+        earlier copy only. One that is now, or was then, open for reading only can have been opened
+        for writing meanwhile, so its time of modification is compared.
         """
         seen = os.fstat(source)
         entry = self._earlier.get((seen.st_dev, seen.st_ino))
@@ -74,6 +76,7 @@ class Copies:
             entry is None
             or entry.checksum is None
             or entry.size > seen.st_size
+            or ((read_only or entry.read_only) and entry.mtime_ns != seen.st_mtime_ns)
             or checksum(source, entry.size) != entry.checksum
         ):
             return self.whole(source)

@@ -34,8 +34,9 @@ class Rollback:
     link_from: str | os.PathLike[str] | None = None
     """Images directory of an earlier dump with ``complete`` on the same file system. Of large files
     that are only appended to, the parts that it has become hard links to its copies, and only the
-    rest is copied. That the earlier part has not changed is checked at its first and last 64 KiB.
-    If a link is not possible, the file is copied as a whole. Read by dumps."""
+    rest is copied. That the earlier part has not changed is checked at its first and last 64 KiB;
+    of a file that is open for reading only, by its time of modification as well. If a link is not
+    possible, the file is copied as a whole. Read by dumps."""
     changed_since: float | None = None
     """Time in seconds since the epoch. Files of at most 256 MiB that the processes have open for
     reading only are saved, too, if they were changed after it: temporary files that the processes

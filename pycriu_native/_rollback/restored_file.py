@@ -79,7 +79,10 @@ class RestoredFile:
             return
         if stat.S_ISDIR(seen.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        same = (seen.st_dev, seen.st_ino) == (entry.device, entry.inode)
+        # A disk that is attached again, as another device, has the same inodes.
+        same = seen.st_ino == entry.inode and (
+            seen.st_dev == entry.device or seen.st_nlink == entry.links
+        )
         if not stat.S_ISREG(seen.st_mode) or (seen.st_nlink > 1 and not same):
             self._check_new(entry)
             self._moved = True
@@ -140,7 +143,7 @@ class RestoredFile:
         return result
 
     def _discard(self) -> None:
-        """Remove the saved content."""
+        """Remove the saved content, as ``remove``."""
         remove(self._before, self._directory)
         self._kept = False
 
@@ -231,12 +234,15 @@ def is_before(path: str) -> bool:
 
 
 def remove(name: str, directory: int | None = None) -> None:
-    """Remove a file or a directory, if it exists. Raises ``OSError``."""
-    with contextlib.suppress(FileNotFoundError):
+    """Remove a file or a directory, if it exists.
+
+    What cannot be removed, such as an immutable file, remains: the processes may already run.
+    """
+    with contextlib.suppress(OSError):
         try:
             os.unlink(name, dir_fd=directory)
         except IsADirectoryError:
-            shutil.rmtree(name, dir_fd=directory)
+            shutil.rmtree(name, ignore_errors=True, dir_fd=directory)
 
 
 def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:

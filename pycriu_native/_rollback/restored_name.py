@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 
 from .index import SavedName
-from .restored_file import before_of
+from .restored_file import before_of, remove
 
 
 class RestoredName:
@@ -26,8 +26,7 @@ class RestoredName:
 
     def keep(self, check: Callable[[], object]) -> None:
         """Check that it can be created. Raises ``OSError``."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._before)  # of a restore that was killed
+        remove(self._before)  # of a restore that was killed
         if self._is_created() and os.path.isdir(self.path) and not os.path.islink(self.path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
@@ -80,5 +79,4 @@ class RestoredName:
     def forget(self) -> None:
         """Remove what was there before."""
         if self._moved:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._before)
+            remove(self._before)

@@ -65,7 +65,11 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
             if is_by_length(file, rollback.complete):
                 names = copies.reflink(source)
             else:
-                names = copies.appended(source) if large else copies.whole(source)
+                names = (
+                    copies.appended(source, read_only=file.read_only)
+                    if large
+                    else copies.whole(source)
+                )
             known = checksum(source, seen.st_size) if large else None
     except OSError as error:
         raise ImagesError(

@@ -42,6 +42,7 @@ from .._support.unpatched import close, closing, sleep
 from .._system import trusted_path
 from .._system.host import boot_id
 from .._system.process import stat_of, threads_of
+from .._system.regular_file import read_regular
 from ..errors import ImagesError, OptionError, Problem
 
 INTERRUPTED = 75
@@ -61,6 +62,9 @@ BEAT = 15.0
 
 META = "pycriu-native.job"
 """The file in each checkpoint with the fields of :class:`Checkpoint`."""
+
+LARGEST = 16 * 2**20
+"""Bytes of a file of JSON that are read: a command line has at most 6 MiB."""
 
 
 class State(StrEnum):
@@ -291,17 +295,17 @@ class JobDirectory:
         except OSError as error:
             raise self.unusable(error) from None
         until = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not self._is_ending():
-                    return fd
-            except BlockingIOError:
-                pass
-            if stopped() or time.monotonic() >= until:
-                close(fd)
-                return None
-            sleep(0.05)
+        with contextlib.ExitStack() as owned:
+            owned.callback(close, fd)
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not self._is_ending():
+                        owned.pop_all()
+                        return fd
+                if stopped() or time.monotonic() >= until:
+                    return None
+                sleep(0.05)
 
     def wait_until_free(self, seconds: float) -> None:
         """Wait until no supervisor runs, at most so many seconds."""
@@ -339,16 +343,14 @@ class JobDirectory:
     def command(self) -> dict[str, Any] | None:
         """``job.json``; None for a directory without a job. ``ImagesError``."""
         try:
-            text = (self.path / "job.json").read_text()
-        except FileNotFoundError:
-            return None
-        try:
-            body = json.loads(text)
+            body = _read(self.path / "job.json")
             return {
                 "command": [*map(str, body["command"])],
                 "directory": str(body["directory"]),
                 "path": body.get("path"),
             }
+        except FileNotFoundError:
+            return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ImagesError(
                 f"{self.path}/job.json cannot be read: {error!r}; it contains the command and its "
@@ -369,8 +371,7 @@ class JobDirectory:
 
     def _progress(self) -> CheckpointProgress | None:
         with contextlib.suppress(OSError, ValueError, TypeError):
-            body = json.loads((self.path / "progress.json").read_text())
-            return from_json(CheckpointProgress, body)
+            return from_json(CheckpointProgress, _read(self.path / "progress.json"))
         return None
 
     def keep_progress(self, progress: CheckpointProgress | None) -> None:
@@ -389,7 +390,7 @@ class JobDirectory:
     def _last_status(self) -> JobStatus:
         """``status.json`` of the last supervisor. ``ImagesError``."""
         try:
-            body = json.loads((self.path / "status.json").read_text())
+            body = _read(self.path / "status.json")
             known = {"state": State(body["state"]), "storage": self.storage_status()}
             status = from_json(JobStatus, body, **known, progress=None)
             if status.state is State.ENDED and status.exit_code is None:
@@ -407,7 +408,7 @@ class JobDirectory:
     def storage_status(self) -> StorageStatus | None:
         """The state of the storage. ``ImagesError``."""
         try:
-            return from_json(StorageStatus, json.loads((self.path / "storage.json").read_text()))
+            return from_json(StorageStatus, _read(self.path / "storage.json"))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
@@ -449,27 +450,24 @@ class JobDirectory:
         self.event("interrupted", message=message)
         self.keep(status)
 
-    def write(
-        self, name: str, text: str, *, place: Path | None = None, synced: bool = True
-    ) -> None:
+    def write(self, name: str, text: str, *, synced: bool = True) -> None:
         """Replace a file atomically; if ``synced``, it is on disk when this returns."""
-        directory = place or self.path
-        partial = directory / f".{name}.partial"
+        partial = self.path / f".{name}.partial"
         try:
             with open(partial, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 if synced:
                     os.fsync(file.fileno())
-            os.replace(partial, directory / name)
+            os.replace(partial, self.path / name)
         except OSError as error:
             partial.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _overwrite(
-                directory / name, text
+                self.path / name, text
             ):
                 raise
         if synced:
-            sync(directory)
+            sync(self.path)
 
     def event(self, event: str, **more: object) -> None:
         """Add an event."""
@@ -560,6 +558,14 @@ def retained(checkpoints: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
     return kept
 
 
+def _read(path: Path) -> Any:
+    """The JSON value in a file. ``OSError``, also if it is not a regular file; ``ValueError``."""
+    try:
+        return json.loads(read_regular(path, LARGEST))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _remove_incomplete_line(fd: int) -> None:
     """Remove what a kill or a full disk has left of the last line of a file."""
     size = end = os.fstat(fd).st_size
@@ -597,7 +603,7 @@ def without_former(body: Any) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> Checkpoint:
     try:
-        body = without_former(json.loads((path / META).read_text()))
+        body = without_former(_read(path / META))
         return from_json(Checkpoint, body, number=int(path.name), path=str(path))
     except (OSError, ValueError, TypeError):
         return Checkpoint(

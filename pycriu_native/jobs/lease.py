@@ -117,12 +117,12 @@ class Lease:
         self.exclusive = exclusive
         """Whether the storage has exclusive creation of files."""
 
-    def begin(self, **about: Any) -> None:
+    def begin(self) -> None:
         """Write the list of valid commits, and clear earlier leases; then the job may start."""
         commits = valid_commits(self._storage)
         self.check()
-        body = {"commits": commits, **about}
-        self._storage.write(_name(self.token, "begun"), json.dumps(body).encode())
+        body = json.dumps({"commits": commits}).encode()
+        self._storage.write(_name(self.token, "begun"), body)
         for name in self._storage.names("leases"):
             token, _, part = name.partition(".")
             if int(token) < self.token and part != "json":
@@ -180,9 +180,13 @@ def acquire(
     check(last)
     storage.make("leases", "checkpoints", "commits")
     if not _is_free(last, about["holder"]):
-        until = now() + length
-        while now() < until:
+        # The last reading begins after that time: this host can be suspended after an earlier one,
+        # while the holder renews the lease.
+        moment = now()
+        until = moment + length
+        while moment < until:
             wait(min(1.0, length / 10))
+            moment = now()
             if last_lease(storage) != last:
                 return None
     token = last.token + 1

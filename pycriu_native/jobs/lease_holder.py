@@ -26,7 +26,7 @@ from ..errors import CriuError, ImagesError
 from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
 from .job import FAILED, print_message, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
-from .remote_checkpoints import Commit, fetch
+from .remote_checkpoints import Commit, fetch, newest_intact
 from .storage import Storage, UnreadableError
 from .uploads import Uploads
 
@@ -233,7 +233,8 @@ class LeaseHolder:
         renewing = threading.Thread(target=self._renew, args=(lease,), name="lease", daemon=True)
         renewing.start()
         try:
-            if not self._on_thread(lambda: self._prepare(storage, lease)):
+            local = newest_intact(self._directory, self._directory.status().doubts)
+            if not self._on_thread(lambda: self._prepare(storage, lease, local)):
                 return 0
             return self._run(storage, lease)
         finally:
@@ -242,8 +243,11 @@ class LeaseHolder:
                 renewing.join()
                 self._give_back(lease)
 
-    def _prepare(self, storage: Storage, lease: Lease) -> bool:
-        """Fetch the newest checkpoint into the directory; False if that fails."""
+    def _prepare(self, storage: Storage, lease: Lease, local: tuple[int, int]) -> bool:
+        """Fetch the newest checkpoint into the directory; False if that fails.
+
+        ``local`` is the newest one there.
+        """
         before = self._directory.status().started
         try:
             lease.begin()
@@ -251,6 +255,7 @@ class LeaseHolder:
             made = fetch(
                 storage,
                 self._directory,
+                local,
                 skip=self._directory.status().doubts,
                 decrypt_with=self._spec["decrypt_with"],
                 check=self._check,

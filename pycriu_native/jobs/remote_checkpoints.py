@@ -27,6 +27,9 @@ from .storage import Storage, UnreadableError
 
 NONE = (-1, -1)
 
+DAMAGE = (None, 0, errno.EIO, errno.ENOENT, errno.EINVAL, errno.ELOOP)
+"""Errors of a damaged checkpoint: other contents, a bad disk, and missing or other files."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Object:
@@ -200,9 +203,30 @@ def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
             storage.remove(f"checkpoints/{name}")
 
 
+def newest_intact(
+    directory: JobDirectory, skip: Callable[[Checkpoint], bool] = lambda _: False
+) -> tuple[int, int]:
+    """Token and number of the newest checkpoint here that is not damaged; ``NONE``.
+
+    Those for which ``skip`` returns True do not count. One that cannot be read for a reason such as
+    missing rights counts: it may be whole, and the supervisor reports the error.
+    """
+    for each in sorted(directory.all_checkpoints(), key=identity, reverse=True):
+        if skip(each):
+            continue
+        try:
+            verify(each.path)
+        except OSError as error:  # also ImagesError
+            if error.errno in DAMAGE:
+                continue
+        return identity(each)
+    return NONE
+
+
 def fetch(
     storage: Storage,
     directory: JobDirectory,
+    local: tuple[int, int],
     *,
     skip: Callable[[Checkpoint], bool] = lambda _: False,
     decrypt_with: Sequence[str],
@@ -211,6 +235,7 @@ def fetch(
 ) -> Commit | None:
     """Fetch the newest complete checkpoint, unless the directory already has it.
 
+    ``local`` is the result of ``newest_intact``: a damaged one here does not hide those there.
     Checkpoints for which ``skip`` returns True do not count. ``damaged`` is called for each one
     that differs from its record. Checkpoints of the directory that do not precede the fetched one
     are removed. Raises ``ImagesError`` if there are checkpoints and all are damaged,
@@ -218,8 +243,6 @@ def fetch(
     """
     records = _Records(storage)
     known = [each for each in records.known if not skip(each.checkpoint)]
-    here = [identity(each) for each in directory.all_checkpoints() if not skip(each)]
-    local = max(here, default=NONE)
     newest = ""
     for each in known:
         _check_form(storage, records.other_form, max(each.identity, local))
@@ -278,6 +301,8 @@ def _fetched(
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
         layer /= PARENT
     verify(place)
+    for path in (*place.rglob("*"), place):  # checkpoints of this host are removed for it
+        sync(path)
     return str(place)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import OptionError
+from pycriu_native import ImagesError, OptionError
 from pycriu_native._system.host import boot_id
 from pycriu_native._system.process import stat_of
 from pycriu_native.jobs import Job, JobStatus, State
-from pycriu_native.jobs.directory import JobDirectory, StorageStatus
+from pycriu_native.jobs.directory import META, JobDirectory, StorageStatus
 
 EXIT = {"x86_64": 60, "aarch64": 93}.get(os.uname().machine)
 """exit(2), which ends one thread."""
@@ -125,3 +125,32 @@ def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
     label = str(tmp_path) + '/\ufffd\\"\\\\\\n'
     text = (directory.path / "metrics.prom").read_bytes().decode()
     assert f'pycriu_native_job_running{{directory="{label}"}} 0\n' in text
+
+
+def test_a_status_that_cannot_be_read(tmp_path: Path) -> None:
+    """The lock is free after the error: this process can run the job when it is repaired."""
+    directory = JobDirectory(tmp_path)
+    (tmp_path / "status.json").write_text("{")
+    with pytest.raises(ImagesError, match=r"status\.json cannot be read"):
+        directory.lock()
+    (tmp_path / "status.json").unlink()
+    lock = directory.lock()
+    assert lock is not None
+    os.close(lock)
+
+
+@pytest.mark.parametrize("content", [b"[" * 10**6, b'"\xff"', b"[]", b"", None])
+def test_damaged_files(tmp_path: Path, content: bytes | None) -> None:
+    """Files with other content, and named pipes in their places, are reported; none blocks."""
+    directory = JobDirectory(tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "1"
+    checkpoint.mkdir(parents=True)
+    names = ("job.json", "status.json", "storage.json")
+    for path in (*(tmp_path / name for name in names), checkpoint / META):
+        os.mkfifo(path) if content is None else path.write_bytes(content)
+    error = OSError if content is None else ImagesError
+    for read in (directory.command, directory.status, directory.storage_status):
+        with pytest.raises(error, match=r"job\.json|status\.json|storage\.json"):
+            read()
+    (broken,) = directory.all_checkpoints()
+    assert broken.options is None

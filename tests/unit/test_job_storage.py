@@ -21,13 +21,13 @@ import pytest
 from pycriu_native import ImagesError, OptionError, UnsupportedError, seal
 from pycriu_native._integrity.dump_marker import FRAMES
 from pycriu_native._integrity.manifest import seal_with
-from pycriu_native.jobs import Job, State, uploads
+from pycriu_native.jobs import Job, State, remote_checkpoints, uploads
 from pycriu_native.jobs import job as job_module
 from pycriu_native.jobs import lease as leases
 from pycriu_native.jobs.directory import BUSY, META, Checkpoint, JobDirectory
 from pycriu_native.jobs.increments import PARENT, link
 from pycriu_native.jobs.lease import Lease, LeaseLost, acquire, last_lease
-from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
+from pycriu_native.jobs.remote_checkpoints import commits, fetch, newest_intact, prune, upload
 from pycriu_native.jobs.storage import Storage, UnreadableError, check_url
 from pycriu_native.jobs.uploads import Uploads
 
@@ -201,7 +201,7 @@ def _fetched(storage: Storage, directory: JobDirectory, **more: Any) -> int | No
         "damaged": lambda commit, error: None,
         **more,
     }
-    made = fetch(storage, directory, **options)
+    made = fetch(storage, directory, newest_intact(directory), **options)
     return None if made is None else made.checkpoint.number
 
 
@@ -448,6 +448,74 @@ def test_an_older_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
     assert [(each.token, each.number) for each in here.all_checkpoints()] == [(2, 2), (1, 1)]
 
 
+def test_a_damaged_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
+    """A checkpoint that is damaged here, but not in the storage, is fetched again. One that the
+    storage does not have is replaced by the newest one there.
+    """
+    storage = Storage(url)
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    for number in (1, 2):
+        _upload(storage, lease, _taken(here, number))
+    (here.checkpoints / "2" / "pages-1.img").unlink()
+    assert _fetched(storage, here) == 2
+    (here.checkpoints / "2" / META).unlink()
+    assert _fetched(storage, here) == 2
+    Path(_taken(here, 3).path, "pages-1.img").write_bytes(b"another")
+    assert _fetched(storage, here) is None  # 2 is intact
+    (here.checkpoints / "2" / "pages-1.img").write_bytes(b"another")
+    assert _fetched(storage, here) == 2
+    assert [each.number for each in here.all_checkpoints()] == [2, 1]
+    assert newest_intact(here) == (1, 2)
+
+
+@pytest.mark.parametrize("kind", [OSError, ImagesError])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.EIO, 1), (errno.EACCES, 2), (errno.EMFILE, 2)]
+)
+def test_one_here_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, number: int, expected: int
+) -> None:
+    """After an error of the disk it counts as damaged; after another one it may be whole."""
+    here = _directory(tmp_path / "here")
+    _taken(here, 1)
+    _taken(here, 2)
+    error = ImagesError("", errno=number) if kind is ImagesError else OSError(number, "")
+
+    def verified(path: str) -> None:
+        if path.endswith("/2"):
+            raise error
+
+    monkeypatch.setattr(remote_checkpoints, "verify", verified)
+    assert newest_intact(here) == (1, expected)
+
+
+def test_a_fetched_one_is_synced(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are on disk before those of this host that it replaces are removed."""
+    storage = Storage(str(tmp_path / "storage"))
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    _taken(here, 1)
+    lease = _held(storage, clock, "there")
+    first = _taken(there, 1, token=2)
+    _upload(storage, lease, _taken_incremental(there, first))
+    synced: list[str] = []
+
+    def sync(path: Path) -> None:
+        if path != here.checkpoints:
+            assert (here.checkpoints / "1").exists()
+            synced.append(str(path.relative_to(here.checkpoints)))
+
+    monkeypatch.setattr(remote_checkpoints, "sync", sync)
+    assert _fetched(storage, here) == 2
+    files = {
+        str(Path("fetched", each.relative_to(there.checkpoints / "2")))
+        for each in (there.checkpoints / "2").rglob("*")
+    }
+    assert set(synced) == files | {"fetched"}
+
+
 def test_one_holder(url: str, clock: Clock) -> None:
     """A lease that is renewed is not taken over; one that is not renewed, released or of the same
     holder is, with the next token. The former holder detects that.
@@ -477,6 +545,29 @@ def test_one_holder(url: str, clock: Clock) -> None:
     assert clock.time - before < LENGTH * 1.5
     assert _held(storage, clock, "here").token == 4
     assert last_lease(storage).token == 4
+
+
+def test_a_host_that_was_suspended(clock: Clock, tmp_path: Path) -> None:
+    """A host that was suspended after it has read the lease does not take over one that was renewed
+    meanwhile.
+    """
+    storage = Storage(str(tmp_path / "storage"))
+    first = _held(storage, clock, "here")
+
+    class Suspended(Storage):
+        readings = 0
+
+        def read(self, name: str) -> bytes | None:
+            result = super().read(name)
+            self.readings += name.endswith(".end")
+            if name.endswith(".end") and self.readings == 2:  # the first one while it waits
+                for _ in range(10):
+                    clock.wait(LENGTH / 4)
+                    first.renew(LENGTH * 0.8)
+            return result
+
+    assert _acquired(Suspended(storage.url), clock, "there") is None
+    first.check()
 
 
 def test_a_stale_holder_cannot_commit(url: str, clock: Clock, tmp_path: Path) -> None:

@@ -559,6 +559,89 @@ def _names(place: Path) -> dict[str, str | None]:
     }
 
 
+def test_content_before_that_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restored processes run by then: it is no failure, and the next restore works too."""
+    images, place = tmp_path / "images", tmp_path / "place"
+    images.mkdir()
+    place.mkdir()
+    (place / "changed").write_text("at the dump")
+    at = _saved(images, place / "*")
+    unlink = os.unlink
+
+    def refused(path: str, **more: int) -> None:
+        if restored_file.BEFORE in path and os.path.exists(path):
+            raise PermissionError(1, "Operation not permitted", path)
+        unlink(path, **more)
+
+    try:
+        for now in (refused, unlink):
+            monkeypatch.setattr(os, "unlink", now)
+            (place / "new").write_text("new")
+            (place / "changed").write_text("later")
+            with contextlib.closing(RollBack(at)) as rolled_back:
+                rolled_back.put_back(lambda: None)
+                rolled_back.succeeded()
+            assert (place / "changed").read_text() == "at the dump"
+            assert not (place / "new").exists()
+        assert os.listdir(place) == ["changed"]
+    finally:
+        os.close(at)
+
+
+def test_names_on_another_device(tmp_path: Path) -> None:
+    """A file with two names is put back, too, if its disk has another device number by then."""
+    images = tmp_path / "images"
+    images.mkdir()
+    path, other = tmp_path / "file", tmp_path / "other"
+    path.write_text("at the dump")
+    other.hardlink_to(path)
+    at = _saved(images, path)
+    try:
+        body = json.loads((images / index.INDEX).read_text())
+        for entry in body["files"]:
+            entry["device"] += 1
+        (images / index.INDEX).write_text(json.dumps(body))
+        path.write_text("later")
+        with contextlib.closing(RollBack(at)) as rolled_back:
+            rolled_back.put_back(lambda: None)
+            rolled_back.succeeded()
+        assert other.read_text() == "at the dump"
+    finally:
+        os.close(at)
+
+
+def test_a_file_that_is_only_read(tmp_path: Path) -> None:
+    """A large one that was changed between two dumps, also in its middle, is copied again."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2**23))
+    with open(path, "rb") as file:
+        reader = subprocess.Popen(
+            ["sleep", "100"], stdin=file, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    try:
+        last = None
+        for number, change in enumerate((b"", b"", b"changed")):
+            with open(path, "r+b") as file:
+                file.seek(2**22)
+                file.write(change)
+            images = tmp_path / f"images-{number}"
+            images.mkdir()
+            files = Rollback(changed_since=0, complete=True, link_from=last)
+            at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+            saved_files.save(at, [reader.pid], files, lambda: None)
+            (entry,) = (each for each in index.read(at).files if each.path == str(path))
+            os.close(at)
+            (copy,) = entry.copies
+            assert (images / copy).read_bytes() == path.read_bytes()
+            assert ((images / copy).stat().st_nlink > 1) == (number == 1)
+            last = images
+    finally:
+        reader.kill()
+        reader.wait()
+
+
 def _state(place: Path) -> dict[str, tuple[object, ...]]:
     result: dict[str, tuple[object, ...]] = {}
     for path in place.iterdir():

@@ -380,6 +380,8 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
     path = job.path / ("events.jsonl" if events else "stderr" if stderr else "stdout")
     if not path.exists():
         raise CriuError(f"{path} does not exist: the job was not started yet")
+    if not path.is_file():
+        raise ImagesError(f"{path} is not a regular file")
     if call.out.as_json:
         text = path.read_bytes().decode(errors="replace")
         return call.out.result({"path": str(path), "text": text}, "")
