@@ -317,7 +317,10 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
             return
         if self.guest is not None:
             self.guest.close()
-        if child.status() is not None and child.close(wait=False):
+        try:
+            if child.status() is not None and child.close(wait=False):
+                return
+        except ImportError:  # the interpreter of a forked child of the caller ends
             return
         _unowned.append(child)
         if child.status() is None:

@@ -139,7 +139,8 @@ class Snapshot(Closing):
             without_guest: accept a running process that does not use the guest's protocol: each
                 copy continues where the process was, with its environment, arguments, working
                 directory and the same random numbers.
-            leave_running: the program continues to run after the snapshot (it is killed otherwise).
+            leave_running: a running process or copy continues to run after the snapshot (it is
+                killed otherwise, as a command always is).
             incremental: of a copy, store only the pages that differ from the snapshot that it was
                 started from, and hard links to the others. False: store all of its memory, and
                 nothing of that snapshot, such as secrets that the copy has replaced.
@@ -170,12 +171,18 @@ class Snapshot(Closing):
             incremental=incremental,
         )
         base = _for_caller(opts)
-        wrong = _take_problems(program, directory, env, cwd, output, without_guest, processor, base)
-        refuse(list(wrong), "take")
+        wrong = list(
+            _take_problems(program, directory, env, cwd, output, without_guest, processor, base)
+        )
+        is_own = not isinstance(program, int | subprocess.Popen)
+        if is_own and leave_running:
+            rule = "accepted with a running process or copy only: start the command, and pass that"
+            wrong.append(Problem("leave_running", leave_running, rule))
+        refuse(wrong, "take")
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
             Path(directory).absolute(),
-            not isinstance(program, int | subprocess.Popen),
+            is_own,
             base,
             Worker() if via is None else via,
             until,
@@ -484,8 +491,9 @@ class Snapshot(Closing):
         """
         with _in_use(self.directory, exclusively=True):
             self.close()
-            os.unlink(self.directory / NAME)
-            shutil.rmtree(self.directory)
+            directory = self.directory.resolve()  # rmtree removes nothing through a link
+            os.unlink(directory / NAME)
+            shutil.rmtree(directory)
 
     def size(self, *, parents: bool = True) -> int:
         """Bytes of the files in its directory; hard links to one file count once.

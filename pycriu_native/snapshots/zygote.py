@@ -118,6 +118,8 @@ class Zygote(Closing):
       Processes that a copy leaves behind also end then.
     - They share the memory of the zygote, copy-on-write.
 
+    A forked child of this process cannot use it, and its end does not end the zygote.
+
     Synchronization: any number of threads may use it.
     """
 
@@ -150,6 +152,7 @@ class Zygote(Closing):
             passed.close()
             self._wait_until_ready(until)
             self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies, self._late)
+            _zygotes.add(self)
 
     @property
     def pid(self) -> int:
@@ -217,7 +220,7 @@ class Zygote(Closing):
                 fds = [theirs.fileno(), *streams.child]
                 with self._lock, contextlib.suppress(BrokenPipeError):
                     if not self._end.alive:
-                        raise CriuError("the zygote is closed")
+                        raise CriuError("the zygote is closed, or belongs to the parent process")
                     if until is not None and time.monotonic() >= until:
                         raise DeadlineError(LATE)
                     request.sent = True
@@ -282,6 +285,23 @@ class Zygote(Closing):
         """End the zygote and all of its copies. A second call does nothing."""
         with self._lock:
             self._end()
+
+    def forget(self) -> None:
+        """In a forked child: the zygote and its copies belong to the parent."""
+        self._end.detach()
+        self._lock = Lock()  # another thread may have held it
+        self._control.close()
+
+
+_zygotes: weakref.WeakSet[Zygote] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for zygote in list(_zygotes):
+        zygote.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def zygote_problems(record: Record) -> Iterator[Problem]:

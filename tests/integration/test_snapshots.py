@@ -137,6 +137,43 @@ def check_random_numbers(copies: Sequence[SnapshotProcess[str]]) -> None:
         assert len(set(values)) == len(copies)
 
 
+LIBCRYPTO = """
+import ctypes, hashlib
+(path,) = {line.split()[5] for line in open("/proc/self/maps") if "/libcrypto" in line}
+library = ctypes.CDLL(path)
+def draw():
+    buffer = ctypes.create_string_buffer(16)
+    library.RAND_bytes(buffer, 16)
+    return buffer.raw
+"""
+CRYPTOGRAPHY = """
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+draw = lambda: X25519PrivateKey.generate().private_bytes_raw()
+"""
+DRAW = """
+from pycriu_native import guest
+import sys
+assert "ssl" not in sys.modules
+draw()
+guest.wait()
+print(draw().hex())
+"""
+
+
+@pytest.mark.parametrize("library", [LIBCRYPTO, CRYPTOGRAPHY], ids=["libcrypto", "cryptography"])
+def test_generators_of_openssl(tmp_path: Path, library: str) -> None:
+    """Copies draw different keys from an OpenSSL that is loaded without ``ssl``."""
+    if library is CRYPTOGRAPHY:
+        pytest.importorskip("cryptography")
+    command = [sys.executable, "-c", library + DRAW]
+    drawn = set()
+    with Snapshot.take(command, tmp_path / "snapshot", env=ENVIRONMENT) as snapshot:
+        for _ in range(3):
+            with snapshot.start(stdout=PIPE, text=True) as process:
+                drawn.add(process.communicate(timeout=PATIENCE)[0])
+    assert len(drawn) == 3
+
+
 def kill_all(copies: Sequence[SnapshotProcess[str]]) -> None:
     """Kill and reap copies, each of which runs."""
     for copy in copies:
@@ -329,7 +366,8 @@ def test_network(snapshot: Snapshot) -> None:
     with started(snapshot, network=True) as process:
         assert identity(process)["links"] == ["lo"]
         assert ask(process, "loopback")[1] is True
-        with started(snapshot, network=f"/proc/{process.pid}/ns/net") as other:
+        relative = os.path.relpath(f"/proc/{process.pid}/ns/net")
+        with started(snapshot, network=relative) as other:
             assert os.stat(f"/proc/{other.pid}/ns/net") == os.stat(f"/proc/{process.pid}/ns/net")
     with started(snapshot) as process:
         assert os.stat(f"/proc/{process.pid}/ns/net") == os.stat("/proc/self/ns/net")
@@ -468,6 +506,9 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("hostname", ""),
         ("hostname", "x" * 65),
         ("network", "/nowhere"),
+        ("network", "/proc/self/status"),
+        ("stdout", 2**40),
+        ("bufsize", 2**70),
         ("cgroup", "/tmp"),
         ("cgroup", "relative"),
         ("opts", CriuOpts(auto_dedup=True)),
@@ -685,6 +726,8 @@ def test_bad_programs(tmp_path: Path) -> None:
         Snapshot.take(os.getpid(), directory)
     with pytest.raises(FileNotFoundError):
         Snapshot.take(["/nowhere/program"], directory)
+    with pytest.raises(OptionError, match="leave_running=True: accepted with a running process"):
+        Snapshot.take(COMMAND, directory, leave_running=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(OptionError, match="new or empty"):
@@ -906,6 +949,14 @@ def test_remove(tmp_path: Path) -> None:
             snapshot.start()
     with pytest.raises(ImagesError, match="has no complete snapshot"):
         Snapshot(tmp_path / "snapshot")
+
+
+def test_remove_by_a_link(tmp_path: Path) -> None:
+    """All of the directory is removed, not only the record."""
+    Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    (tmp_path / "link").symlink_to("snapshot")
+    Snapshot(tmp_path / "link").remove()
+    assert not (tmp_path / "snapshot").exists()
 
 
 def test_records_that_are_none(tmp_path: Path) -> None:

@@ -266,6 +266,30 @@ def test_openssl_gets_new_bytes(alone: Path) -> None:
     assert len(results) == 2
 
 
+TERMINAL = """
+import os, sys, guest
+master, slave = os.openpty()
+guest.before_snapshot(lambda: os.dup2(slave, 1))
+guest.wait()
+print("line")
+os.set_blocking(master, False)
+sys.stderr.write(os.read(master, 100).decode())
+"""
+
+
+def test_lines_on_a_terminal(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy writes each line to a terminal at once; the program began with a pipe."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    parked = Parked(TERMINAL, alone)
+    try:
+        parked.ready()
+        parked.start()
+        _, errors = parked.process.communicate(timeout=60)
+        assert errors.split() == ["line"]
+    finally:
+        parked.close()
+
+
 @pytest.mark.parametrize("parked_first", [True, False])
 def test_the_end_of_the_caller_that_takes_the_snapshot(alone: Path, parked_first: bool) -> None:
     """If the snapshot fails, the program ends with a message and does not go on as a copy."""
