@@ -25,7 +25,7 @@ from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close, popen_needs_its_thread
+from .._support.unpatched import popen_needs_its_thread
 from .._system.capabilities import is_root_of_host
 from .._system.file_lock import unlock_and_close
 from .._system.process_tree import is_above
@@ -65,6 +65,7 @@ from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, refuse
 from .timings import Stopwatch
 from .uninterrupted import uninterrupted
+from .waiting_lock import wait_for_lock
 from .work_directories import WorkDirectories
 from .zygote import Zygote, zygote_problems
 
@@ -350,7 +351,7 @@ class Snapshot(Closing):
             )
             return start_copy(
                 self.record,
-                self._next_number(),
+                self._next_number(until),
                 given,
                 where,
                 unshared_reason=reason,
@@ -519,7 +520,7 @@ class Snapshot(Closing):
         for status, ours in found.values():
             yield status.st_size, status.st_nlink > len(ours), all(ours)
 
-    def _next_number(self) -> int:
+    def _next_number(self, until: float | None) -> int:
         """The number for the next start, different for each start of this snapshot.
 
         A random number of 2**52 or more if the directory is not writable.
@@ -537,7 +538,7 @@ class Snapshot(Closing):
                 cure=COUNTER_CURE,
             ) from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            wait_for_lock(fd, until)
             found = os.pread(fd, 32, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b"none"
             if found and not found.isdigit():
                 why = f"{path} has no number of a start; {COUNTER_CURE}"
@@ -546,7 +547,7 @@ class Snapshot(Closing):
             os.pwrite(fd, b"%d" % number, 0)
             return number
         finally:
-            close(fd)
+            unlock_and_close(fd)
 
 
 def _close(*owned: Closing) -> None:

@@ -127,7 +127,7 @@ class Zygote(Closing):
         self,
         record: Record,
         where: RestoreRequest,
-        next_number: Callable[[], int],
+        next_number: Callable[[float | None], int],
         until: float | None,
     ) -> None:
         """Called by :meth:`.Snapshot.zygote`, which describes the exceptions."""
@@ -203,7 +203,7 @@ class Zygote(Closing):
         )
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
-        number = self._next_number()
+        number = self._next_number(until)
         watch.ends("check")
         start = functools.partial(self._start, given, number, until, watch)
         return uninterrupted("start", start, end)
