@@ -24,6 +24,7 @@ from ..errors import CriuError, DeadlineError, Problem
 from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
+from .forked_child import forgets
 from .process import Child, SnapshotProcess, end, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root
@@ -152,7 +153,7 @@ class Zygote(Closing):
             passed.close()
             self._wait_until_ready(until)
             self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies, self._late)
-            _zygotes.add(self)
+            forgets(self)
 
     @property
     def pid(self) -> int:
@@ -289,19 +290,8 @@ class Zygote(Closing):
     def forget(self) -> None:
         """In a forked child: the zygote and its copies belong to the parent."""
         self._end.detach()
-        self._lock = Lock()  # another thread may have held it
+        self._lock = Lock()
         self._control.close()
-
-
-_zygotes: weakref.WeakSet[Zygote] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for zygote in list(_zygotes):
-        zygote.forget()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def zygote_problems(record: Record) -> Iterator[Problem]:
