@@ -122,7 +122,7 @@ def wait(*, collect: bool = True) -> Start | None:
         SystemExit: the process that takes the snapshot has ended or closed the connection; or
             this is a copy that was not started with ``savable``.
         OSError: the working directory cannot be entered, or the limit of open files (RLIMIT_NOFILE)
-            is too low for the descriptors of ``pass_fds``.
+            is too low for the descriptors of ``pass_fds``, or a thread uses the number of one.
     """
     global _descriptor
     if _descriptor is None:
@@ -345,7 +345,7 @@ def _read_start(peer: socket.socket, given_up: str | int = _GIVEN_UP) -> Any:
 
 
 def _renumber(fds: list[int], numbers: list[int]) -> None:
-    """Give inheritable descriptors these numbers, which are not open."""
+    """Give inheritable descriptors these numbers. ``OSError`` if one is open: a thread has it."""
     if len(fds) != len(numbers):  # the kernel has closed those beyond the limit
         raise OSError(errno.EMFILE, f"pass_fds: {os.strerror(errno.EMFILE)}")
     if not fds:
@@ -357,7 +357,8 @@ def _renumber(fds: list[int], numbers: list[int]) -> None:
     for fd in fds:
         os.close(fd)
     for fd, number in zip(moved, numbers, strict=True):
-        os.dup2(fd, number)
+        if fcntl.fcntl(fd, fcntl.F_DUPFD, number) != number:
+            raise OSError(errno.EEXIST, f"pass_fds: a thread has opened a file as {number}")
         os.close(fd)
 
 

@@ -414,3 +414,16 @@ def test_too_many_descriptors(alone: Path) -> None:
         assert "pass_fds: Too many open files" in errors
     finally:
         parked.close()
+
+
+def test_a_descriptor_that_a_thread_has_opened(alone: Path) -> None:
+    """A file that the program has open is not closed; the program ends with the reason."""
+    parked = Parked("import guest, os\nos.dup2(0, 50)\nguest.wait()\n", alone)
+    try:
+        parked.ready()
+        line = json.dumps({**START, "descriptors": [50]}).encode() + b"\n"
+        socket.send_fds(parked.socket, [line], [0])
+        _, errors = parked.process.communicate(timeout=60)
+        assert "pass_fds: a thread has opened a file as 50" in errors
+    finally:
+        parked.close()
