@@ -382,8 +382,9 @@ def _more_of_openssl() -> Iterator[Callable[[bytes, int, float], object]]:
             lib = modules["cryptography.hazmat.bindings.openssl.binding"].Binding.lib
             yield lib.RAND_add
     with contextlib.suppress(OSError), open("/proc/self/maps", "rb") as maps:
-        names = {line.split(maxsplit=5)[5].rstrip(b"\n") for line in maps if b"/libcrypto" in line}
-        for name in names:
+        lines = [line.rstrip(b"\n") for line in maps if b"/libcrypto" in line]
+        # The loader finds a library that it has loaded by its name, also if the file is deleted.
+        for name in {line.split(maxsplit=5)[5].removesuffix(b" (deleted)") for line in lines}:
             with contextlib.suppress(ImportError, OSError, AttributeError):
                 import ctypes
 
