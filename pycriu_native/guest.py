@@ -135,7 +135,8 @@ def wait(*, collect: bool = True) -> Start | None:
         prepare()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()  # otherwise each copy would write the buffered data
+            with contextlib.suppress(ValueError):  # it is closed
+                stream.flush()  # otherwise each copy would write the buffered data
     if (ssl := sys.modules.get("ssl")) is not None:
         ssl.RAND_bytes(1)  # the first use takes 2 ms, which is saved in each copy
     openssl = list(_more_of_openssl())
@@ -156,8 +157,9 @@ def wait(*, collect: bool = True) -> Start | None:
     _apply(start)
     if start.number:
         _reseed(openssl)
-        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
-            sys.stdout.reconfigure(line_buffering=True)  # Python does that at its start
+        with contextlib.suppress(ValueError):  # it is closed
+            if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
+                sys.stdout.reconfigure(line_buffering=True)  # Python does that at its start
     for resume in _after:
         resume(start)
     return start

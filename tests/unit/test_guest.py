@@ -290,6 +290,19 @@ def test_lines_on_a_terminal(alone: Path, monkeypatch: pytest.MonkeyPatch) -> No
         parked.close()
 
 
+@pytest.mark.parametrize("end", ["close", "detach"])
+def test_a_closed_stream(alone: Path, end: str) -> None:
+    """The program can have closed its standard output."""
+    code = f"import guest, os, sys\nsys.stdout.{end}()\nguest.wait()\nos.write(2, b'copy')\n"
+    parked = Parked(code, alone)
+    try:
+        parked.ready()
+        parked.start()
+        assert parked.process.communicate(timeout=60)[1].startswith("copy")
+    finally:
+        parked.close()
+
+
 @pytest.mark.parametrize("parked_first", [True, False])
 def test_the_end_of_the_caller_that_takes_the_snapshot(alone: Path, parked_first: bool) -> None:
     """If the snapshot fails, the program ends with a message and does not go on as a copy."""
