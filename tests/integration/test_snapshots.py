@@ -451,6 +451,30 @@ def test_the_end_of_the_caller(snapshot: Snapshot) -> None:
         os.close(writer)
 
 
+FORKED = """
+import os, signal, sys
+from subprocess import PIPE
+from pycriu_native.snapshots import Snapshot
+process = Snapshot(sys.argv[1]).start(stdin=PIPE, stdout=PIPE, text=True)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    with process:
+        process.kill()
+    sys.exit(process.returncode)
+print(os.waitpid(child, 0)[1], process.poll())
+process.communicate('["exit", 5]\\n')
+print(process.returncode)
+"""
+
+
+def test_a_forked_child_of_the_caller(snapshot: Snapshot) -> None:
+    """It can neither wait for a copy nor end it: the copy has ended for it, as in subprocess."""
+    command = [sys.executable, "-c", FORKED, str(snapshot.directory)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("0 None\n5\n", "")
+
+
 def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:
     """If the init process of its namespace is killed, the copy ends by SIGKILL."""
     with started(snapshot) as process:
