@@ -20,8 +20,9 @@ is a JSON object with the members of :class:`Start`; a null member means no chan
 instead of the line means that no snapshot was taken, and the program has to end.
 
 Some state is the same in all copies: the seed of ``hash()``, stack canaries, the layout of the
-address space, and the pid inside the copy's pid namespace. So are the random number generators that
-the program created; reseed them in a function for :func:`after_start`.
+address space, the pid inside the copy's pid namespace, the names that ``tempfile.mktemp()`` returns
+next, and the ``authkey`` of ``multiprocessing``. So are the random number generators that the
+program created; reseed them in a function for :func:`after_start`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import io
 import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -102,10 +104,11 @@ def wait(*, collect: bool = True) -> Start | None:
     """Wait for a snapshot, and return once in each copy.
 
     Before it returns, ``sys.argv``, ``os.environ`` and the working directory are set for the copy,
-    and the random number generators of ``random``, numpy, PyTorch and OpenSSL (``ssl``) are
-    reseeded, if these modules are loaded. A later call waits for a snapshot of the copy, if the
-    copy was started with ``savable``; else it raises ``SystemExit``. In a zygote
-    (:meth:`pycriu_native.snapshots.Snapshot.zygote`) this returns in each forked process.
+    and the random number generators of ``random``, numpy, PyTorch, OpenSSL (``ssl`` and each
+    ``libcrypto``) and cryptography are reseeded, if they are loaded. A later call waits for a
+    snapshot of the copy, if the copy was started with ``savable``; else it raises ``SystemExit``.
+    In a zygote (:meth:`pycriu_native.snapshots.Snapshot.zygote`) this returns in each forked
+    process.
 
     Args:
         collect: collect garbage and move all objects to the collector's permanent generation
@@ -119,7 +122,7 @@ def wait(*, collect: bool = True) -> Start | None:
         SystemExit: the process that takes the snapshot has ended or closed the connection; or
             this is a copy that was not started with ``savable``.
         OSError: the working directory cannot be entered, or the limit of open files (RLIMIT_NOFILE)
-            is too low for the descriptors of ``pass_fds``.
+            is too low for the descriptors of ``pass_fds``, or a thread uses the number of one.
     """
     global _descriptor
     if _descriptor is None:
@@ -132,9 +135,13 @@ def wait(*, collect: bool = True) -> Start | None:
         prepare()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()  # otherwise each copy would write the buffered data
+            with contextlib.suppress(ValueError):  # it is closed
+                stream.flush()  # otherwise each copy would write the buffered data
     if (ssl := sys.modules.get("ssl")) is not None:
         ssl.RAND_bytes(1)  # the first use takes 2 ms, which is saved in each copy
+    openssl = list(_more_of_openssl())
+    for add in openssl:
+        add(b"", 0, 0.0)  # for the same reason
     if collect:
         gc.collect()
         gc.freeze()
@@ -148,6 +155,11 @@ def wait(*, collect: bool = True) -> Start | None:
             line = _read_start(peer, given_up=1)
     start = Start(**line)
     _apply(start)
+    if start.number:
+        _reseed(openssl)
+        with contextlib.suppress(ValueError):  # it is closed
+            if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
+                sys.stdout.reconfigure(line_buffering=True)  # Python does that at its start
     for resume in _after:
         resume(start)
     return start
@@ -335,7 +347,7 @@ def _read_start(peer: socket.socket, given_up: str | int = _GIVEN_UP) -> Any:
 
 
 def _renumber(fds: list[int], numbers: list[int]) -> None:
-    """Give inheritable descriptors these numbers, which are not open."""
+    """Give inheritable descriptors these numbers. ``OSError`` if one is open: a thread has it."""
     if len(fds) != len(numbers):  # the kernel has closed those beyond the limit
         raise OSError(errno.EMFILE, f"pass_fds: {os.strerror(errno.EMFILE)}")
     if not fds:
@@ -347,7 +359,8 @@ def _renumber(fds: list[int], numbers: list[int]) -> None:
     for fd in fds:
         os.close(fd)
     for fd, number in zip(moved, numbers, strict=True):
-        os.dup2(fd, number)
+        if fcntl.fcntl(fd, fcntl.F_DUPFD, number) != number:
+            raise OSError(errno.EEXIST, f"pass_fds: a thread has opened a file as {number}")
         os.close(fd)
 
 
@@ -360,11 +373,31 @@ def _apply(start: Start) -> None:
         sys.argv[1:] = start.arguments
     if start.directory is not None:
         os.chdir(start.directory)
-    if start.number:
-        _reseed()
 
 
-def _reseed() -> None:
+def _more_of_openssl() -> Iterator[Callable[[bytes, int, float], object]]:
+    """``RAND_add`` of each OpenSSL that the program has loaded, beside that of ``ssl``."""
+    modules = sys.modules
+    if "cryptography.hazmat.bindings._rust" in modules:  # its wheels have a static one
+        with contextlib.suppress(ImportError, AttributeError):
+            __import__("cryptography.hazmat.bindings.openssl.binding")
+            lib = modules["cryptography.hazmat.bindings.openssl.binding"].Binding.lib
+            yield lib.RAND_add
+    with contextlib.suppress(OSError), open("/proc/self/maps", "rb") as maps:
+        lines = [line.rstrip(b"\n") for line in maps if b"/libcrypto" in line]
+        # The loader finds a library that it has loaded by its name, also if the file is deleted.
+        for name in {line.split(maxsplit=5)[5].removesuffix(b" (deleted)") for line in lines}:
+            with contextlib.suppress(ImportError, OSError, AttributeError):
+                import ctypes
+
+                mode = os.RTLD_NOW | os.RTLD_NOLOAD
+                function = ctypes.CDLL(os.fsdecode(name), mode).RAND_add
+                function.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_double]
+                function.restype = None
+                yield function
+
+
+def _reseed(openssl: Iterable[Callable[[bytes, int, float], object]]) -> None:
     """Reseed the generators of the loaded modules, each with different bytes."""
     modules = sys.modules
     if (random := modules.get("random")) is not None:
@@ -376,3 +409,5 @@ def _reseed() -> None:
     if (ssl := modules.get("ssl")) is not None:
         # OpenSSL detects forks by a change of the pid, which is the same in all copies.
         ssl.RAND_add(os.urandom(64), 64.0)
+    for add in openssl:
+        add(os.urandom(64), 64, 64.0)

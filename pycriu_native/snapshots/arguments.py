@@ -16,6 +16,9 @@ from .streams import TextMode, refuse
 Text = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """An argument, variable or path of a program, as for ``subprocess.Popen``."""
 
+LARGEST_BUFFER = 2**30
+"""Limit of ``bufsize``, in bytes: the buffer is allocated after the start."""
+
 Environment = Mapping[str, Text] | Mapping[bytes, Text]
 """Environment variables."""
 
@@ -50,8 +53,9 @@ def text_mode(
     if errors is not None and not _is_error_handler(errors):
         rule = "the name of an error handler of codecs is accepted"
         problems.append(Problem("errors", errors, rule))
-    if isinstance(bufsize, bool) or not isinstance(bufsize, int):
-        problems.append(Problem("bufsize", bufsize, "a number of bytes, or -1, is accepted"))
+    if isinstance(bufsize, bool) or not isinstance(bufsize, int) or bufsize > LARGEST_BUFFER:
+        rule = f"a number of bytes up to {LARGEST_BUFFER}, or -1, is accepted"
+        problems.append(Problem("bufsize", bufsize, rule))
     refuse(problems, "start")
     return TextMode.chosen(text, encoding, errors, bufsize)
 

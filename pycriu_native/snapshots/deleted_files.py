@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .._support.unpatched import sleep
-from .._system.file_lock import lock, unlock_and_close
-from ..errors import DeadlineError
-from .uninterrupted import check_interrupted
+from .._system.file_lock import unlock_and_close
+from .waiting_lock import wait_for_lock
 
 REMAPS = "remap-fpath.img"
 """The image with the deleted files; there is none if the program has none."""
-
-PAUSE = 0.005
-"""Seconds between two attempts to get the lock."""
 
 
 @contextlib.contextmanager
@@ -36,11 +30,7 @@ def one_at_a_time(directory: Path, until: float | None) -> Iterator[None]:
         return
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        while not lock(fd):
-            check_interrupted()
-            if until is not None and time.monotonic() >= until:
-                raise DeadlineError("start: another copy is being started, and the deadline passed")
-            sleep(PAUSE)
+        wait_for_lock(fd, until)
         yield
     finally:
         unlock_and_close(fd)

@@ -14,6 +14,7 @@ from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
 from ..errors import Problem, ProgramError
+from .forked_child import forgets
 from .uninterrupted import uninterrupted
 
 PATIENCE = 30.0
@@ -48,6 +49,7 @@ class ForkedWorkers(Closing):
         self._server: ForkServer | None = None
         self._like: object = None
         self._closed = False
+        forgets(self)
         uninterrupted("share", self.renew, lambda _: self.close())
 
     @property
@@ -143,6 +145,11 @@ class ForkedWorkers(Closing):
                 raise
             self._like = like
             return self._server
+
+    def forget(self) -> None:
+        """In a forked child: the fork server is that of the parent."""
+        self._lock = Lock()
+        self._server = None
 
     def _prepare(self, server: ForkServer) -> None:
         """Prepare a new fork server before its first worker."""

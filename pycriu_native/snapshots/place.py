@@ -32,7 +32,7 @@ class Place:
             rule = f"text of 1 to {HOSTNAME_LENGTH} bytes is accepted"
             yield Problem("hostname", self.hostname, rule)
         if not isinstance(self.network, bool | None) and not (
-            is_path(self.network) and os.path.exists(self.network)
+            is_path(self.network) and _is_namespace(self.network)
         ):
             rule = "True, False, None or the path of a network namespace is accepted"
             yield Problem("network", self.network, rule)
@@ -47,4 +47,12 @@ class Place:
         if self.network is True:
             yield "net", namespaces.file("net")
         elif isinstance(self.network, str | os.PathLike):
-            yield "net", os.fspath(self.network)
+            yield "net", os.path.abspath(self.network)  # CRIU has another working directory
+
+
+def _is_namespace(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a file of the file system of namespaces (namespaces(7))."""
+    try:
+        return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+    except OSError:
+        return False

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.unpatched import RLock, readable
+from .forked_child import forgets
 from .guest_socket import GuestSocket
 from .record import Record
 from .streams import ParentEnds, TextMode, rest_of
@@ -98,6 +99,14 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.stdin, "w"))
         self.stdout = cast("IO[AnyStr] | None", mode.opened(ends.stdout, "r"))
         self.stderr = cast("IO[AnyStr] | None", mode.opened(ends.stderr, "r"))
+        forgets(self)
+
+    def forget(self) -> None:
+        """In a forked child: the copy is the parent's; its status is 0, as in subprocess."""
+        self._lock = RLock()
+        self._closing = True
+        if self.returncode is None:
+            self.returncode = 0
 
     @property
     def pidfd(self) -> int:

@@ -19,6 +19,7 @@ from .._transport.base import Via
 from .._transport.forkserver import ForkServer
 from .._transport.worker import Worker
 from ..errors import ImagesError, Problem, ProgramError
+from .forked_child import forgets
 from .forked_workers import ForkedWorkers
 from .shared_template import SharedTemplate, check_files
 from .template import Template, prepare
@@ -94,6 +95,11 @@ class Sharing(Closing):
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self.forget()
+        forgets(self)
+
+    def forget(self) -> None:
+        """In a forked child: the fork servers are those of the parent; starts are counted anew."""
         self._lock = Lock()
         self._templates: list[_Template] = []
         self._plain: list[_Forking] = []

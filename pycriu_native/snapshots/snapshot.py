@@ -25,7 +25,7 @@ from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close, popen_needs_its_thread
+from .._support.unpatched import popen_needs_its_thread
 from .._system.capabilities import is_root_of_host
 from .._system.file_lock import unlock_and_close
 from .._system.process_tree import is_above
@@ -65,6 +65,7 @@ from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, refuse
 from .timings import Stopwatch
 from .uninterrupted import uninterrupted
+from .waiting_lock import wait_for_lock
 from .work_directories import WorkDirectories
 from .zygote import Zygote, zygote_problems
 
@@ -139,7 +140,8 @@ class Snapshot(Closing):
             without_guest: accept a running process that does not use the guest's protocol: each
                 copy continues where the process was, with its environment, arguments, working
                 directory and the same random numbers.
-            leave_running: the program continues to run after the snapshot (it is killed otherwise).
+            leave_running: a running process or copy continues to run after the snapshot (it is
+                killed otherwise, as a command always is).
             incremental: of a copy, store only the pages that differ from the snapshot that it was
                 started from, and hard links to the others. False: store all of its memory, and
                 nothing of that snapshot, such as secrets that the copy has replaced.
@@ -170,12 +172,18 @@ class Snapshot(Closing):
             incremental=incremental,
         )
         base = _for_caller(opts)
-        wrong = _take_problems(program, directory, env, cwd, output, without_guest, processor, base)
-        refuse(list(wrong), "take")
+        wrong = list(
+            _take_problems(program, directory, env, cwd, output, without_guest, processor, base)
+        )
+        is_own = not isinstance(program, int | subprocess.Popen)
+        if is_own and leave_running:
+            rule = "accepted with a running process or copy only: start the command, and pass that"
+            wrong.append(Problem("leave_running", leave_running, rule))
+        refuse(wrong, "take")
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
             Path(directory).absolute(),
-            not isinstance(program, int | subprocess.Popen),
+            is_own,
             base,
             Worker() if via is None else via,
             until,
@@ -343,7 +351,7 @@ class Snapshot(Closing):
             )
             return start_copy(
                 self.record,
-                self._next_number(),
+                self._next_number(until),
                 given,
                 where,
                 unshared_reason=reason,
@@ -484,8 +492,9 @@ class Snapshot(Closing):
         """
         with _in_use(self.directory, exclusively=True):
             self.close()
-            os.unlink(self.directory / NAME)
-            shutil.rmtree(self.directory)
+            directory = self.directory.resolve()  # rmtree removes nothing through a link
+            os.unlink(directory / NAME)
+            shutil.rmtree(directory)
 
     def size(self, *, parents: bool = True) -> int:
         """Bytes of the files in its directory; hard links to one file count once.
@@ -511,7 +520,7 @@ class Snapshot(Closing):
         for status, ours in found.values():
             yield status.st_size, status.st_nlink > len(ours), all(ours)
 
-    def _next_number(self) -> int:
+    def _next_number(self, until: float | None) -> int:
         """The number for the next start, different for each start of this snapshot.
 
         A random number of 2**52 or more if the directory is not writable.
@@ -529,7 +538,7 @@ class Snapshot(Closing):
                 cure=COUNTER_CURE,
             ) from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            wait_for_lock(fd, until)
             found = os.pread(fd, 32, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b"none"
             if found and not found.isdigit():
                 why = f"{path} has no number of a start; {COUNTER_CURE}"
@@ -538,7 +547,7 @@ class Snapshot(Closing):
             os.pwrite(fd, b"%d" % number, 0)
             return number
         finally:
-            close(fd)
+            unlock_and_close(fd)
 
 
 def _close(*owned: Closing) -> None:

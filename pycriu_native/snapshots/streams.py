@@ -161,7 +161,7 @@ def check(
         elif value is not None:
             try:
                 os.fstat(value if isinstance(value, int) else value.fileno())
-            except (AttributeError, OSError, ValueError):
+            except (AttributeError, OSError, OverflowError, TypeError, ValueError):
                 rule = "PIPE, DEVNULL, a descriptor or a file object that is open is accepted"
         key = keys[index]
         if not rule and value is not None and key is None:

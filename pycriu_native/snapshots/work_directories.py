@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from .._native.ffi import native
 from .._support.closing import Closing
 from .._support.unpatched import Lock, close
+from .forked_child import forgets
 
 
 class WorkDirectories(Closing):
@@ -23,9 +24,14 @@ class WorkDirectories(Closing):
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self.forget()
         self._root = -1
         self._numbers = itertools.count(1)
+        forgets(self)
+
+    def forget(self) -> None:
+        """In a forked child: the file system is used by both."""
+        self._lock = Lock()
 
     @contextlib.contextmanager
     def new(self) -> Iterator[int]:

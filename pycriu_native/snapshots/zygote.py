@@ -24,6 +24,7 @@ from ..errors import CriuError, DeadlineError, Problem
 from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
+from .forked_child import forgets
 from .process import Child, SnapshotProcess, end, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root
@@ -118,6 +119,8 @@ class Zygote(Closing):
       Processes that a copy leaves behind also end then.
     - They share the memory of the zygote, copy-on-write.
 
+    A forked child of this process cannot use it, and its end does not end the zygote.
+
     Synchronization: any number of threads may use it.
     """
 
@@ -125,7 +128,7 @@ class Zygote(Closing):
         self,
         record: Record,
         where: RestoreRequest,
-        next_number: Callable[[], int],
+        next_number: Callable[[float | None], int],
         until: float | None,
     ) -> None:
         """Called by :meth:`.Snapshot.zygote`, which describes the exceptions."""
@@ -150,6 +153,7 @@ class Zygote(Closing):
             passed.close()
             self._wait_until_ready(until)
             self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies, self._late)
+            forgets(self)
 
     @property
     def pid(self) -> int:
@@ -200,7 +204,7 @@ class Zygote(Closing):
         )
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
-        number = self._next_number()
+        number = self._next_number(until)
         watch.ends("check")
         start = functools.partial(self._start, given, number, until, watch)
         return uninterrupted("start", start, end)
@@ -217,7 +221,7 @@ class Zygote(Closing):
                 fds = [theirs.fileno(), *streams.child]
                 with self._lock, contextlib.suppress(BrokenPipeError):
                     if not self._end.alive:
-                        raise CriuError("the zygote is closed")
+                        raise CriuError("the zygote is closed, or belongs to the parent process")
                     if until is not None and time.monotonic() >= until:
                         raise DeadlineError(LATE)
                     request.sent = True
@@ -282,6 +286,12 @@ class Zygote(Closing):
         """End the zygote and all of its copies. A second call does nothing."""
         with self._lock:
             self._end()
+
+    def forget(self) -> None:
+        """In a forked child: the zygote and its copies belong to the parent."""
+        self._end.detach()
+        self._lock = Lock()
+        self._control.close()
 
 
 def zygote_problems(record: Record) -> Iterator[Problem]:

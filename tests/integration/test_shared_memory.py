@@ -572,6 +572,51 @@ def test_threads_wait_for_the_template(snapshot: Snapshot) -> None:
     assert sorted(map(str, reasons)) == sorted([FIRST, *["None"] * 5])
 
 
+FORKED = """
+import os, signal, sys, threading
+from subprocess import DEVNULL
+from pycriu_native.snapshots import Snapshot, sharing
+reading, goes_on = threading.Event(), threading.Event()
+check = sharing.check_files
+
+def slow(*arguments):
+    reading.set()
+    goes_on.wait()
+    check(*arguments)
+
+def start():
+    with snapshot.start(stdin=DEVNULL) as process:
+        print(process.unshared_reason, flush=True)
+
+snapshot = Snapshot(sys.argv[1])
+start()
+sharing.check_files = slow
+thread = threading.Thread(target=start)
+thread.start()
+reading.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    sharing.check_files = check
+    start()
+    start()
+    sys.exit(0)  # with the functions for the end of the interpreter
+status = os.waitpid(child, 0)[1]
+goes_on.set()
+thread.join()
+print(status)
+"""
+
+
+def test_a_fork_while_the_template_is_read(snapshot: Snapshot) -> None:
+    """The child starts copies with a template of its own, and ends."""
+    command = [sys.executable, "-c", FORKED, str(snapshot.directory)]
+    done = subprocess.run(
+        command, env=ENVIRONMENT, stdout=PIPE, text=True, timeout=2 * PATIENCE, check=True
+    )
+    assert done.stdout.splitlines() == [FIRST, FIRST, "None", "None", "0"]
+
+
 def test_where_memory_cannot_be_shared(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,47 @@ def check_random_numbers(copies: Sequence[SnapshotProcess[str]]) -> None:
         assert len(set(values)) == len(copies)
 
 
+LIBCRYPTO = """
+import ctypes, hashlib
+(path,) = {line.split()[5] for line in open("/proc/self/maps") if "/libcrypto" in line}
+library = ctypes.CDLL(path)
+def draw():
+    buffer = ctypes.create_string_buffer(16)
+    library.RAND_bytes(buffer, 16)
+    return buffer.raw
+"""
+CRYPTOGRAPHY = """
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+draw = lambda: X25519PrivateKey.generate().private_bytes_raw()
+"""
+DRAW = """
+from pycriu_native import guest
+import sys
+assert "ssl" not in sys.modules
+draw()
+guest.wait()
+print(draw().hex())
+"""
+
+
+@pytest.mark.parametrize("library", [LIBCRYPTO, CRYPTOGRAPHY], ids=["libcrypto", "cryptography"])
+def test_generators_of_openssl(tmp_path: Path, library: str) -> None:
+    """Copies draw different keys from an OpenSSL that is loaded without ``ssl``."""
+    if library is CRYPTOGRAPHY:
+        pytest.importorskip("cryptography", minversion="40")
+    else:
+        code = "import hashlib; print('/libcrypto' in open('/proc/self/maps').read())"
+        if subprocess.check_output([sys.executable, "-c", code], text=True) != "True\n":
+            pytest.skip("this Python has a static OpenSSL")
+    command = [sys.executable, "-c", library + DRAW]
+    drawn = set()
+    with Snapshot.take(command, tmp_path / "snapshot", env=ENVIRONMENT) as snapshot:
+        for _ in range(3):
+            with snapshot.start(stdout=PIPE, text=True) as process:
+                drawn.add(process.communicate(timeout=PATIENCE)[0])
+    assert len(drawn) == 3
+
+
 def kill_all(copies: Sequence[SnapshotProcess[str]]) -> None:
     """Kill and reap copies, each of which runs."""
     for copy in copies:
@@ -329,7 +370,8 @@ def test_network(snapshot: Snapshot) -> None:
     with started(snapshot, network=True) as process:
         assert identity(process)["links"] == ["lo"]
         assert ask(process, "loopback")[1] is True
-        with started(snapshot, network=f"/proc/{process.pid}/ns/net") as other:
+        relative = os.path.relpath(f"/proc/{process.pid}/ns/net")
+        with started(snapshot, network=relative) as other:
             assert os.stat(f"/proc/{other.pid}/ns/net") == os.stat(f"/proc/{process.pid}/ns/net")
     with started(snapshot) as process:
         assert os.stat(f"/proc/{process.pid}/ns/net") == os.stat("/proc/self/ns/net")
@@ -413,6 +455,30 @@ def test_the_end_of_the_caller(snapshot: Snapshot) -> None:
         os.close(writer)
 
 
+FORKED = """
+import os, signal, sys
+from subprocess import PIPE
+from pycriu_native.snapshots import Snapshot
+process = Snapshot(sys.argv[1]).start(stdin=PIPE, stdout=PIPE, text=True)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    with process:
+        process.kill()
+    sys.exit(process.returncode)
+print(os.waitpid(child, 0)[1], process.poll())
+process.communicate('["exit", 5]\\n')
+print(process.returncode)
+"""
+
+
+def test_a_forked_child_of_the_caller(snapshot: Snapshot) -> None:
+    """It can neither wait for a copy nor end it: the copy has ended for it, as in subprocess."""
+    command = [sys.executable, "-c", FORKED, str(snapshot.directory)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("0 None\n5\n", "")
+
+
 def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:
     """If the init process of its namespace is killed, the copy ends by SIGKILL."""
     with started(snapshot) as process:
@@ -468,6 +534,9 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("hostname", ""),
         ("hostname", "x" * 65),
         ("network", "/nowhere"),
+        ("network", "/proc/self/status"),
+        ("stdout", 2**40),
+        ("bufsize", 2**70),
         ("cgroup", "/tmp"),
         ("cgroup", "relative"),
         ("opts", CriuOpts(auto_dedup=True)),
@@ -685,6 +754,8 @@ def test_bad_programs(tmp_path: Path) -> None:
         Snapshot.take(os.getpid(), directory)
     with pytest.raises(FileNotFoundError):
         Snapshot.take(["/nowhere/program"], directory)
+    with pytest.raises(OptionError, match="leave_running=True: accepted with a running process"):
+        Snapshot.take(COMMAND, directory, leave_running=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(OptionError, match="new or empty"):
@@ -906,6 +977,14 @@ def test_remove(tmp_path: Path) -> None:
             snapshot.start()
     with pytest.raises(ImagesError, match="has no complete snapshot"):
         Snapshot(tmp_path / "snapshot")
+
+
+def test_remove_by_a_link(tmp_path: Path) -> None:
+    """All of the directory is removed, not only the record."""
+    Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    (tmp_path / "link").symlink_to("snapshot")
+    Snapshot(tmp_path / "link").remove()
+    assert not (tmp_path / "snapshot").exists()
 
 
 def test_records_that_are_none(tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
 import pytest
 
-from pycriu_native import ImagesError, OptionError
+from pycriu_native import DeadlineError, ImagesError, OptionError
 from pycriu_native.snapshots import Snapshot
 
 from .support.processes import PATIENCE
@@ -88,6 +93,58 @@ def test_a_secret_that_a_copy_has_replaced(tmp_path: Path) -> None:
             )
         files = [path for path in child.directory.rglob("*") if path.is_file()]
         assert any(needle in path.read_bytes() for path in files) is incremental
+
+
+@pytest.mark.parametrize("by_zygote", [False, True])
+def test_a_counter_that_another_process_has_locked(tmp_path: Path, by_zygote: bool) -> None:
+    """A start waits for the lock, which each user who can read the file can hold, until its
+    deadline or Ctrl-C.
+    """
+    with Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT) as snapshot:
+        with snapshot.start(stdin=DEVNULL):
+            pass
+        with (
+            contextlib.ExitStack() as owned,
+            open(snapshot.directory / "starts") as locked,
+        ):
+            starts = owned.enter_context(snapshot.zygote()) if by_zygote else snapshot
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            with pytest.raises(DeadlineError, match="has locked the snapshot"):
+                starts.start(stdin=DEVNULL, deadline=0.2)
+            handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+            interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+            try:
+                interrupt.start()
+                with pytest.raises(KeyboardInterrupt):
+                    starts.start(stdin=DEVNULL)
+            finally:
+                interrupt.cancel()
+                signal.signal(signal.SIGINT, handler)
+            fcntl.flock(locked, fcntl.LOCK_UN)
+            with starts.start(stdin=DEVNULL) as process:
+                assert process.number == 2
+
+
+def test_a_fork_while_the_counter_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that another thread of the caller forks meanwhile does not keep the lock."""
+    snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    kept = []  # duplicates, as the child has them
+    read = os.pread
+
+    def reading(fd: int, size: int, offset: int) -> bytes:
+        kept.append(os.dup(fd))
+        return read(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", reading)
+    try:
+        for _ in range(2):
+            snapshot._next_number(time.monotonic() + 0.2)
+    finally:
+        for fd in kept:
+            os.close(fd)
+    assert len(kept) == 2
 
 
 def test_a_counter_that_was_replaced(tmp_path: Path) -> None:

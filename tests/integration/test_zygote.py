@@ -217,6 +217,37 @@ def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
     eventually(lambda: children() == before, "its end")
 
 
+FORKED = """
+import os, sys
+from subprocess import PIPE
+from pycriu_native import CriuError
+from pycriu_native.snapshots import Snapshot
+with Snapshot(sys.argv[1]).zygote() as zygote:
+    copies = [zygote.start(stdin=PIPE, stdout=PIPE)]
+    child = os.fork()
+    if child == 0:
+        try:
+            zygote.start()
+        except CriuError as error:
+            assert "belongs to the parent" in str(error)
+            zygote.close()
+            sys.exit(0)  # with the functions for the end of the interpreter
+        sys.exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    copies.append(zygote.start(stdin=PIPE, stdout=PIPE))
+    for copy in copies:
+        assert copy.communicate(b'["exit", 5]\\n')[0] == b""
+        print(copy.returncode)
+"""
+
+
+def test_a_forked_child_of_the_caller(snapshot: Snapshot) -> None:
+    """A child that the caller forks cannot use the zygote, and its end does not end it."""
+    command = [sys.executable, "-c", FORKED, str(snapshot.directory)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert (done.stdout, done.stderr) == ("5\n5\n", "")
+
+
 def test_a_zygote_that_was_killed(zygote: Zygote) -> None:
     """The copies of a killed zygote end, and a start reports it."""
     with started(zygote) as process:

@@ -266,6 +266,43 @@ def test_openssl_gets_new_bytes(alone: Path) -> None:
     assert len(results) == 2
 
 
+TERMINAL = """
+import os, sys, guest
+master, slave = os.openpty()
+guest.before_snapshot(lambda: os.dup2(slave, 1))
+guest.wait()
+print("line")
+os.set_blocking(master, False)
+sys.stderr.write(os.read(master, 100).decode())
+"""
+
+
+def test_lines_on_a_terminal(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy writes each line to a terminal at once; the program began with a pipe."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    parked = Parked(TERMINAL, alone)
+    try:
+        parked.ready()
+        parked.start()
+        _, errors = parked.process.communicate(timeout=60)
+        assert errors.split() == ["line"]
+    finally:
+        parked.close()
+
+
+@pytest.mark.parametrize("end", ["close", "detach"])
+def test_a_closed_stream(alone: Path, end: str) -> None:
+    """The program can have closed its standard output."""
+    code = f"import guest, os, sys\nsys.stdout.{end}()\nguest.wait()\nos.write(2, b'copy')\n"
+    parked = Parked(code, alone)
+    try:
+        parked.ready()
+        parked.start()
+        assert parked.process.communicate(timeout=60)[1].startswith("copy")
+    finally:
+        parked.close()
+
+
 @pytest.mark.parametrize("parked_first", [True, False])
 def test_the_end_of_the_caller_that_takes_the_snapshot(alone: Path, parked_first: bool) -> None:
     """If the snapshot fails, the program ends with a message and does not go on as a copy."""
@@ -388,5 +425,18 @@ def test_too_many_descriptors(alone: Path) -> None:
         socket.send_fds(parked.socket, [line], [0] * 40)
         _, errors = parked.process.communicate(timeout=60)
         assert "pass_fds: Too many open files" in errors
+    finally:
+        parked.close()
+
+
+def test_a_descriptor_that_a_thread_has_opened(alone: Path) -> None:
+    """A file that the program has open is not closed; the program ends with the reason."""
+    parked = Parked("import guest, os\nos.dup2(0, 50)\nguest.wait()\n", alone)
+    try:
+        parked.ready()
+        line = json.dumps({**START, "descriptors": [50]}).encode() + b"\n"
+        socket.send_fds(parked.socket, [line], [0])
+        _, errors = parked.process.communicate(timeout=60)
+        assert "pass_fds: a thread has opened a file as 50" in errors
     finally:
         parked.close()
