@@ -12,7 +12,7 @@ import stat
 import subprocess
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -555,12 +555,22 @@ def _close(*owned: Closing) -> None:
         each.close()
 
 
-def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
-    """The snapshots in the subdirectories of a directory, sorted by name."""
+def list_snapshots(
+    directory: StrPath = ".", *, on_damaged: Callable[[ImagesError], object] | None = None
+) -> list[Snapshot]:
+    """The snapshots in the subdirectories of a directory, sorted by name.
+
+    Raises ``ImagesError`` for a damaged one, or calls ``on_damaged`` and continues.
+    """
     result = []
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         if entry.is_dir() and os.path.exists(os.path.join(entry.path, NAME)):
-            result.append(Snapshot(entry.path))
+            try:
+                result.append(Snapshot(entry.path))
+            except ImagesError as error:
+                if on_damaged is None:
+                    raise
+                on_damaged(error)
     return result
 
 

@@ -62,6 +62,13 @@ def test_from_a_snapshot_to_its_removal(tmp_path: Path) -> None:
     assert [each["directory"] for each in listed["snapshots"]] == [str(directory)]
     assert "app.snapshot" in run("snapshots", "list", tmp_path).stdout
     assert "no snapshot" in run("snapshots", "list", directory).stdout
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "snapshot.json").write_text("{")
+    done = run("snapshots", "list", tmp_path)
+    assert (done.returncode, len(done.stdout.splitlines())) == (Exit.IMAGES, 2)
+    assert "app.snapshot" in done.stdout.splitlines()[0]
+    assert str(damaged) in done.stdout.splitlines()[1]
     inspected = result(run("snapshots", "inspect", directory, "--json"))
     assert (inspected["problems"], inspected["guest"]) == ([], True)
     assert inspected["command"] == [*COMMAND, "saved"]

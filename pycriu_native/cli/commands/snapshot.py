@@ -196,7 +196,7 @@ def _until_end(process: SnapshotProcess[bytes]) -> int:
 
 @Command(
     "list",
-    help="List the snapshots whose directories are in DIRECTORY.",
+    help="List the snapshots whose directories are in DIRECTORY. Damaged ones are listed last.",
     examples=["pycriu-native snapshots list", "pycriu-native snapshots list /srv/warm"],
     exits=(Exit.IMAGES,),
     params=[
@@ -204,8 +204,13 @@ def _until_end(process: SnapshotProcess[bytes]) -> int:
     ],
 ).runs
 def _list(call: Call, directory: str) -> int:
-    found = list_snapshots(directory)
-    body = {"directory": directory, "snapshots": [shape(each) for each in found]}
+    damaged: list[str] = []
+    found = list_snapshots(directory, on_damaged=lambda error: damaged.append(str(error)))
+    body = {
+        "directory": directory,
+        "snapshots": [shape(each) for each in found],
+        "damaged": damaged,
+    }
     rows = [
         (
             os.path.basename(each.directory),
@@ -213,8 +218,8 @@ def _list(call: Call, directory: str) -> int:
         )
         for each in found
     ]
-    lines = columns(rows) or [f"no snapshot in {safe(directory)}"]
-    return call.out.result(body, "\n".join(lines))
+    lines = [*columns(rows), *map(safe, damaged)] or [f"no snapshot in {safe(directory)}"]
+    return call.out.result(body, "\n".join(lines), code=Exit.IMAGES if damaged else Exit.DONE)
 
 
 @Command(
