@@ -109,17 +109,23 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        """``url`` is of fsspec, or a path. Raises ``OptionError`` for an unknown file system."""
+        """``url`` is of fsspec, or a path.
+
+        Raises ``OptionError`` for an unknown file system, and for a URL without a host or a path.
+        """
         self.url = url
         fsspec = _fsspec()
         try:
             fs, root = _opened(url)
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, TypeError) as error:  # TypeError: without a host
             rule = f"a path or a URL of fsspec is accepted ({error})"
             raise OptionError([Problem("storage", url, rule)], verb="run") from None
         self._fs: Any = fs
         """None after a failure."""
         self._root = str(root).rstrip("/")
+        if not self._root:  # of an object store: its files would be in buckets of these names
+            rule = "it names no directory or bucket; one for this job alone is accepted"
+            raise OptionError([Problem("storage", url, rule)], verb="run")
         self._is_mounted = isinstance(fs, fsspec.get_filesystem_class("file"))
         pipe = getattr(fs, "_pipe_file", None)
         self._has_conditional_put = pipe is not None and "mode" in signature(pipe).parameters

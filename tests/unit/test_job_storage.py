@@ -674,6 +674,24 @@ def test_the_key_of_an_ssh_host(ssh: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert Storage(ssh).names("leases") == []
 
 
+@pytest.mark.parametrize("protocol", ["s3", "ssh", "memory", "no host"])
+def test_a_url_that_names_no_place(
+    request: pytest.FixtureRequest, protocol: str, tmp_path: Path
+) -> None:
+    """It is refused by name: the files of the job would be in the root of the file system, or in
+    buckets of their own.
+    """
+    url = f"{protocol}://"
+    if protocol in ("s3", "ssh"):
+        server: str = request.getfixturevalue(protocol)
+        url = url if protocol == "s3" else server[: server.index("/", len(url))]
+    elif protocol == "no host":
+        url = f"ssh://{tmp_path}"
+    for each in (url, f"{url}/", "file:///"):
+        with pytest.raises(OptionError, match="storage="):
+            Storage(each)
+
+
 @pytest.mark.parametrize("protocol", ["ssh", "sftp"])
 def test_ssh_needs_sshfs(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """fsspec's own class for SSH, with another package, accepts the key of any host."""
