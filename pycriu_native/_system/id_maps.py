@@ -18,12 +18,25 @@ def unmapped_gid() -> int:
     return _unmapped("gid")
 
 
+def is_overflow_uid(uid: int) -> bool:
+    """Whether files of unmapped users have this uid. It can be the uid of a mapped one, too."""
+    number, ranges = _overflow("uid")
+    return uid == number and [0, 0, NO_ID] not in ranges
+
+
 def _unmapped(kind: str) -> int:
-    # All of them have this number (user_namespaces(7)).
-    try:
-        number = int(read_text(f"/proc/sys/kernel/overflow{kind}"))
-        ranges = [[*map(int, line.split())] for line in read_lines(f"/proc/self/{kind}_map")]
-    except OSError:
-        return NO_ID
+    number, ranges = _overflow(kind)
     is_mapped = any(first <= number < first + count for first, _, count in ranges)
     return NO_ID if is_mapped else number
+
+
+def _overflow(kind: str) -> tuple[int, list[list[int]]]:
+    """The number of all that are not mapped (user_namespaces(7)), and the ranges of those that are.
+
+    The number is ``NO_ID`` if /proc does not have both.
+    """
+    try:
+        number = int(read_text(f"/proc/sys/kernel/overflow{kind}"))
+        return number, [[*map(int, line.split())] for line in read_lines(f"/proc/self/{kind}_map")]
+    except OSError:
+        return NO_ID, []

@@ -7,6 +7,12 @@ from . import mounts
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 
+IN_CONTAINER = (
+    "if this is a container, start it with --security-opt seccomp=unconfined and --security-opt "
+    "unmask=ALL (docker: systempaths=unconfined)"
+)
+"""What a container needs for these namespaces. All of it: each lack hides the next one."""
+
 
 def unshare(flags: int) -> None:
     """unshare(2). ``OSError``."""

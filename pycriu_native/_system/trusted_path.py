@@ -29,7 +29,7 @@ from .._native.ffi import ffi, native
 from .._support.light_typing import Any
 from .._support.unpatched import close, closing
 from .._system.descriptors import above_stdio
-from .._system.id_maps import NO_ID, unmapped_uid
+from .._system.id_maps import NO_ID, is_overflow_uid, unmapped_uid
 
 NO_USER = NO_ID
 
@@ -142,6 +142,7 @@ def _error(status: int, refusal: Any) -> OSError:
     if refusal.reason == native.PN_LINK:
         return UntrustedError(f"{where} is a symbolic link")
     if refusal.reason == native.PN_OWNER:
-        return UntrustedError(f"{where} belongs to user {refusal.uid}")
+        unmapped = " or to one that is not mapped here" if is_overflow_uid(refusal.uid) else ""
+        return UntrustedError(f"{where} belongs to user {refusal.uid}{unmapped}")
     writer = "everybody" if refusal.mode & stat.S_IWOTH else f"group {refusal.gid}"
     return UntrustedError(f"{where} can be written by {writer} (mode {refusal.mode:04o})")

@@ -116,14 +116,14 @@ def _checked(path: str, allow_untrusted: bool) -> str:
             f"the criu program {path!r} cannot be used: {error.strerror}; {HOW_TO_INSTALL}"
         ) from None
     if not stat.S_ISREG(result.st_mode) or not os.access(path, os.X_OK):
-        raise PermissionDeniedError(f"{path!r} is no program that can be run")
+        raise PermissionDeniedError(f"{path!r} is no program that can be run; {HOW_TO_INSTALL}")
     if not allow_untrusted and not trusted_path.is_plain(path):
         try:
             trusted_path.check(path)
         except trusted_path.UntrustedError as reason:
             raise PermissionDeniedError(
                 f"the criu program {path!r} is not run, because another user could change it: "
-                f"{reason.strerror}; remove that permission (chmod go-w), or use "
-                "Worker(allow_untrusted=True)"
+                f"{reason.strerror}; give that to root or to yourself (chown), and the right to "
+                "write to the owner only (chmod go-w), or use Worker(allow_untrusted=True)"
             ) from None
     return path

@@ -22,7 +22,7 @@ from .._support.unpatched import close, readable
 from .._system.host import boot_id
 from .._system.new_namespaces import end_with_parent
 from .._system.system_calls import kill_at
-from ..errors import CriuError, ImagesError
+from ..errors import CriuError, ImagesError, OptionError
 from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
 from .job import FAILED, print_message, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
@@ -86,6 +86,8 @@ class LeaseHolder:
             return 0
         except Exception as error:  # of any file system
             text = str(error) if isinstance(error, CriuError | AnotherStorage) else repr(error)
+            if isinstance(error, OptionError):  # of the storage, which the message names
+                text = "; ".join(each.rule for each in error.problems)
             message = f"storage {self._spec['storage']}: {text}"
             if isinstance(error, CriuError) or not self._status.seen:
                 self._directory.failed(message)

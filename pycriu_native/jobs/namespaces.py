@@ -19,6 +19,7 @@ from .._system.new_namespaces import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
+    IN_CONTAINER,
     end_with_parent,
     map_to_root,
     mount_proc,
@@ -45,8 +46,7 @@ def main(spec: dict[str, Any]) -> int:
         unshare(CLONE_NEWPID | CLONE_NEWNS)
     except OSError as error:
         directory.failed(
-            f"no namespace can be created for the job: {error.strerror}; if a container's filter "
-            "of system calls refuses it, start it with --security-opt seccomp=unconfined"
+            f"no namespace can be created for the job: {error.strerror}; {IN_CONTAINER}"
         )
         return FAILED
     pid = os.fork()
@@ -72,11 +72,7 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) 
     try:
         mount_proc()
     except OSError as error:
-        directory.failed(
-            f"no /proc can be mounted for the job: {error.strerror}; if a container masks parts of "
-            "/proc, start it with --security-opt unmask=ALL (podman) or "
-            "systempaths=unconfined (docker)"
-        )
+        directory.failed(f"no /proc can be mounted for the job: {error.strerror}; {IN_CONTAINER}")
         return FAILED
     if unmapped_gid() != NO_ID:
         with contextlib.suppress(OSError):  # checkpoints of jobs with terminals then fail

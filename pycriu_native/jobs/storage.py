@@ -22,6 +22,10 @@ from typing import Any, BinaryIO, Literal
 
 from ..errors import ImagesError, OptionError, Problem, UnsupportedError, missing_extra
 
+DEFAULTS: dict[str, dict[str, object]] = {"ssh": {"known_hosts": ()}, "sftp": {"known_hosts": ()}}
+"""Arguments of file systems, unless fsspec's configuration has them. sshfs accepts any host key by
+default; with this value it must be in ``~/.ssh/known_hosts``, or the file of ``~/.ssh/config``."""
+
 
 class UnreadableError(ImagesError):
     """A storage has a checkpoint that is not damaged, but cannot be read here; its key is another
@@ -51,7 +55,9 @@ def check_url(url: str) -> None:
             raise OptionError([Problem("storage", url, rule)], verb="run")
         package = registry[protocol]["class"].partition(".")[0]
         lacking = package if find_spec(package) is None else None
-        if package == "fsspec":  # its own class can need a package
+        if package == "fsspec" and protocol in DEFAULTS:
+            lacking = "sshfs"  # the class of fsspec accepts any host key
+        elif package == "fsspec":  # its own class can need a package
             try:
                 fsspec.get_filesystem_class(protocol)
             except ImportError as error:
@@ -79,6 +85,23 @@ def _fsspec() -> Any:
         raise missing_extra("storage", "fsspec", "storage") from None
 
 
+def _opened(url: str) -> tuple[Any, str]:
+    """A new file system of a URL, and the path in it."""
+    fsspec = _fsspec()
+    configured = import_module("fsspec.config").conf
+    options = {
+        protocol: {
+            name: value
+            for name, value in defaults.items()
+            if name not in configured.get(protocol, {})
+        }
+        for protocol, defaults in DEFAULTS.items()
+        if f"{protocol}://" in url
+    }
+    made: tuple[Any, str] = fsspec.url_to_fs(url, skip_instance_cache=True, **options)
+    return made
+
+
 class Storage:
     """The files of one storage, with names relative to it.
 
@@ -86,18 +109,42 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        """``url`` is of fsspec, or a path. Raises ``OptionError`` for an unknown file system."""
+        """``url`` is of fsspec, or a path.
+
+        Raises ``OptionError`` for an unknown file system, and for a URL without a host or a path.
+        """
         self.url = url
         fsspec = _fsspec()
         try:
-            self._fs, root = fsspec.url_to_fs(url)
-        except (ValueError, ImportError) as error:
+            fs, root = _opened(url)
+        except (ValueError, ImportError, TypeError) as error:  # TypeError: without a host
             rule = f"a path or a URL of fsspec is accepted ({error})"
             raise OptionError([Problem("storage", url, rule)], verb="run") from None
+        self._fs: Any = fs
+        """None after a failure."""
         self._root = str(root).rstrip("/")
-        self._is_mounted = isinstance(self._fs, fsspec.get_filesystem_class("file"))
-        pipe = getattr(self._fs, "_pipe_file", None)
+        if not self._root:  # of an object store: its files would be in buckets of these names
+            rule = "it names no directory or bucket; one for this job alone is accepted"
+            raise OptionError([Problem("storage", url, rule)], verb="run")
+        self._is_mounted = isinstance(fs, fsspec.get_filesystem_class("file"))
+        pipe = getattr(fs, "_pipe_file", None)
         self._has_conditional_put = pipe is not None and "mode" in signature(pipe).parameters
+
+    @contextlib.contextmanager
+    def _file_system(self) -> Iterator[Any]:
+        """The file system. After a failure the next use makes another one: that of SSH does not
+        connect again.
+        """
+        fs = self._fs
+        if fs is None:
+            fs = self._fs = _opened(self.url)[0]
+        try:
+            yield fs
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except Exception:
+            self._fs = None
+            raise
 
     def make(self, *folders: str) -> None:
         """Create folders, if the file system has folders.
@@ -107,14 +154,16 @@ class Storage:
         parent = os.path.dirname(self._root)
         if self._is_mounted and not os.path.isdir(parent):
             raise FileNotFoundError(f"{parent} does not exist: is its file system mounted?")
-        for folder in folders:
-            self._fs.makedirs(self._path(folder), exist_ok=True)
+        with self._file_system() as fs:
+            for folder in folders:
+                fs.makedirs(self._path(folder), exist_ok=True)
 
     def names(self, folder: str) -> list[str]:
         """The names of files in a folder, in order."""
-        self._fs.invalidate_cache()
         try:
-            listing = self._fs.ls(self._path(folder), detail=False)
+            with self._file_system() as fs:
+                fs.invalidate_cache()
+                listing = fs.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
         names = (str(each).rstrip("/").rpartition("/")[2] for each in listing)
@@ -123,9 +172,10 @@ class Storage:
 
     def read(self, name: str) -> bytes | None:
         """Read a small file; None if it does not exist."""
-        self._fs.invalidate_cache()
         try:
-            return bytes(self._fs.cat_file(self._path(name)))
+            with self._file_system() as fs:
+                fs.invalidate_cache()
+                return bytes(fs.cat_file(self._path(name)))
         except FileNotFoundError:
             return None
 
@@ -143,7 +193,8 @@ class Storage:
         try:
             if self._has_conditional_put:
                 # One request. gcsfs makes two of mode xb; the first has the condition.
-                self._fs.pipe_file(self._path(name), data, mode="create")
+                with self._file_system() as fs:
+                    fs.pipe_file(self._path(name), data, mode="create")
             else:
                 with self.opened(name, "xb") as file:
                     file.write(data)
@@ -156,14 +207,14 @@ class Storage:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
+        with contextlib.suppress(FileNotFoundError), self._file_system() as fs:
+            fs.rm_file(self._path(name))
 
     @contextlib.contextmanager
     def opened(self, name: str, mode: Literal["rb", "wb", "xb"]) -> Iterator[BinaryIO]:
         """Open a file. A written file is synced at the end if the file system is local."""
         file: Any
-        with self._fs.open(self._path(name), mode) as file:
+        with self._file_system() as fs, fs.open(self._path(name), mode) as file:
             yield file
             if mode != "rb":
                 file.flush()

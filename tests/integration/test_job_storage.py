@@ -312,6 +312,18 @@ def test_a_wrong_key(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     check_exact(there, tmp_path / "reference")
 
 
+def test_a_url_without_a_bucket(hosts: Callable[..., HostedJob]) -> None:
+    """It is refused once, by name, and nothing is started."""
+    pytest.importorskip("s3fs", reason="S3 needs s3fs")
+    job = hosts("a")
+    job.start("--storage", "s3://")
+    assert job.wait() == 1
+    (message,) = job.messages().splitlines()
+    assert message.count("s3://") == 1
+    assert "it names no directory or bucket" in message
+    assert not (job.directory.path / "stdout").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("--encrypt-to", "age1wrong"), ("--storage", "nothing://x")]
 )

@@ -402,12 +402,33 @@ def test_the_rights_of_root(job: RunningJob, tmp_path: Path, root: str) -> None:
     check_exact(job, tmp_path / "reference")
 
 
+MASKED = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs t /proc/bus && exec "$@"', "sh")
+"""Words that run a command where parts of /proc are masked, as in a container."""
+
+
 def test_a_masked_proc(job: RunningJob) -> None:
-    """A container masks parts of /proc, and a user namespace cannot mount it then."""
-    job.prefix = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs t /proc/bus && exec "$@"', "sh")
+    """A user namespace cannot mount /proc if a container masks parts of it. All options that the
+    container needs are named at once.
+    """
+    job.prefix = MASKED
     job.start("--unprivileged")
     assert job.wait() == 1
-    assert "--security-opt unmask=ALL" in job.messages()
+    for option in ("seccomp=unconfined", "unmask=ALL"):
+        assert f"--security-opt {option}" in job.messages()
+
+
+def test_doctor_where_proc_is_masked() -> None:
+    """It names what a user without rights needs there, with no list of all findings."""
+    words = [*MASKED, *ordinary_user.as_user(), ordinary_user.python(), "-c"]
+    code = BEGIN + "from pycriu_native_main import main; main()"
+    done = subprocess.run(
+        [*words, code, "doctor"], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode == 11, done.stderr
+    _, _, finding = done.stdout.partition("user namespace of the caller: cannot be used: ")
+    assert finding.startswith("no /proc can be mounted"), done.stdout
+    assert "--security-opt unmask=ALL" in finding
+    assert done.stdout.splitlines()[-1].startswith("this machine cannot checkpoint")
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])

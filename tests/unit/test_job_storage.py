@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -731,6 +733,64 @@ def test_a_checkpoint_with_a_former_field(url: str, clock: Clock, tmp_path: Path
     meta = here.checkpoints / "1" / META
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "digest": None}))
     assert here.all_checkpoints()[0].bytes == 1
+
+
+def test_a_connection_that_was_lost(ssh: str) -> None:
+    """One use fails, and the next one connects again, also if the file system does not do it."""
+    storage = Storage(f"{ssh}/job-{next(numbers)}")
+    storage.make("leases")
+    storage.write("leases/1", b"kept")
+    fs = storage._fs
+    fs.loop.call_soon_threadsafe(fs.client.abort)
+    failed = False
+    with contextlib.suppress(Exception):
+        for _ in range(1000):  # until the connection is closed
+            failed = True
+            storage.read("leases/1")
+            failed = False
+    assert failed
+    assert storage.read("leases/1") == b"kept"
+
+
+def test_the_key_of_an_ssh_host(ssh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose key is not known is refused: it could send any checkpoint. fsspec's
+    configuration can name another file.
+    """
+    untrusted = import_module("asyncssh").HostKeyNotVerifiable
+    known = str(Path.home() / ".ssh" / "known_hosts")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(untrusted, match="not trusted"):
+        Storage(ssh)
+    monkeypatch.setitem(import_module("fsspec.config").conf, "ssh", {"known_hosts": known})
+    assert Storage(ssh).names("leases") == []
+
+
+@pytest.mark.parametrize("protocol", ["s3", "ssh", "memory", "no host"])
+def test_a_url_that_names_no_place(
+    request: pytest.FixtureRequest, protocol: str, tmp_path: Path
+) -> None:
+    """It is refused by name: the files of the job would be in the root of the file system, or in
+    buckets of their own.
+    """
+    url = f"{protocol}://"
+    if protocol in ("s3", "ssh"):
+        server: str = request.getfixturevalue(protocol)
+        url = url if protocol == "s3" else server[: server.index("/", len(url))]
+    elif protocol == "no host":
+        url = f"ssh://{tmp_path}"
+    for each in (url, f"{url}/", "file:///"):
+        with pytest.raises(OptionError, match="storage="):
+            Storage(each)
+
+
+@pytest.mark.parametrize("protocol", ["ssh", "sftp"])
+def test_ssh_needs_sshfs(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec's own class for SSH, with another package, accepts the key of any host."""
+    registry = import_module("fsspec.registry")
+    own = {"class": "fsspec.implementations.sftp.SFTPFileSystem"}
+    monkeypatch.setattr(registry, "known_implementations", {protocol: own})
+    with pytest.raises(UnsupportedError, match=f"{protocol} needs the package sshfs"):
+        check_url(f"{protocol}://host/job")
 
 
 def test_leases_that_were_removed(url: str, clock: Clock, tmp_path: Path) -> None:

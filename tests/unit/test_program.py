@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import PermissionDeniedError, ProgramNotFoundError, Worker
+from pycriu_native._system import trusted_path
 from pycriu_native._transport import program
 from pycriu_native._transport.program import Source, find_program, locate
 from pycriu_native.diagnostics.doctor import program as doctor
+from pycriu_native.findings import Severity
 
 COMPANION = "pycriu_native_criu"
 
@@ -108,6 +110,20 @@ def test_each_is_checked(
     os.chmod(everywhere[source], 0o777)
     with pytest.raises(PermissionDeniedError, match="chmod go-w"):
         find_program()
+
+
+def test_the_owner_of_a_program(
+    everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a program of another user, the cure is another owner, and not to install it again."""
+    if os.geteuid() == 0:
+        os.chown(everywhere[Source.VARIABLE], 54321, -1)
+    monkeypatch.setattr(trusted_path, "trusted_uid", lambda: 12345)
+    with pytest.raises(PermissionDeniedError, match=r"belongs to user .*chown"):
+        find_program()
+    (stop, *_) = [each for each in doctor.look(Worker()) if each.severity is Severity.STOPS]
+    assert "chown" in stop.message
+    assert not stop.cure
 
 
 def test_doctor_names_the_libraries_of_the_companion(

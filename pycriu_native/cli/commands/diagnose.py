@@ -58,7 +58,7 @@ def _doctor_text(result: Doctor, everything: bool) -> str:
     bad = (Severity.WARNING, Severity.STOPS)
     shown = [each for each in result.findings if everything or each.severity in bad]
     text = [_coloured(in_flags(safe(line))) for line in lines(shown, HEADINGS, "group")]
-    text.append(click.style(result.summary, **_STYLES[result.severity]))
+    text.append(click.style(in_flags(safe(result.summary)), **_STYLES[result.severity]))
     if remaining := len(result.findings) - len(shown):
         text[-1] += f"; {remaining} other checks found nothing (--all shows them)"
     return "\n".join(text)

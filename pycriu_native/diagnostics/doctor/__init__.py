@@ -18,6 +18,8 @@ __all__ = ["Doctor", "doctor"]
 
 BY_NAMESPACE = ("check", "capability:CAP_SYS_ADMIN")
 """Findings that do not stop checkpoints in a user namespace of the caller's own."""
+IN_BOTH = (*BY_NAMESPACE, "seccomp")
+"""Those that do not make a check of that namespace needless."""
 
 
 def doctor(via: Via | None = None) -> Doctor:
@@ -50,7 +52,7 @@ def doctor(via: Via | None = None) -> Doctor:
     if (
         worker is not None
         and lacks
-        and not any(_stops(each) for each in findings if each not in lacks)
+        and not any(_stops(each) for each in findings if each.id not in IN_BOTH)
     ):
         namespace = user_namespace.look(worker)
         findings.append(namespace)
@@ -78,4 +80,4 @@ def _name(via: Via) -> str:
     try:
         return via.name()
     except CriuError:
-        return "no criu"
+        return "no usable criu"

@@ -14,7 +14,7 @@ from ..._system.mountinfo import filesystem_of
 from ..._transport.base import Via
 from ..._transport.program import COMPANION, companion, locate
 from ..._transport.worker import worker_of
-from ...errors import CriuError
+from ...errors import CriuError, PermissionDeniedError
 from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
@@ -39,7 +39,9 @@ def look(via: Via) -> Findings:
         result = requirements.ask_version(via)
     except CriuError as error:
         yield Subject("criu", "criu", "CRIU").stops(
-            error.cause or str(error), costs="nothing works", cure=error.cure or INSTALL
+            error.cause or str(error),
+            costs="nothing works",
+            cure=error.cure or ("" if isinstance(error, PermissionDeniedError) else INSTALL),
         )
         yield _cache(start, via)
         return

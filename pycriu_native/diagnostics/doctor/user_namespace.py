@@ -16,6 +16,7 @@ from ..._system.new_namespaces import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
+    IN_CONTAINER,
     map_to_root,
     mount_proc,
     unshare,
@@ -41,7 +42,7 @@ USE = (
 
 
 def look(worker: Worker) -> Finding:
-    """The finding on user namespaces: ``WARNING`` if CRIU works in one, else ``NOTE``."""
+    """The finding on user namespaces: ``WARNING`` if CRIU works in one, else ``STOPS``."""
     about = Subject(ID, "rights", "user namespace of the caller")
     words = [sys.executable, "-P", "-m", __name__]
     if worker.program is not None:
@@ -64,7 +65,11 @@ def look(worker: Worker) -> Finding:
         refusal = str(error)
     if refusal is None:
         return about.warning(WORKS, costs=LIMITS, cure=USE)
-    return about.note(f"cannot be used: {refusal}")
+    return about.stops(
+        f"cannot be used: {refusal}",
+        costs="nothing works without CAP_SYS_ADMIN, pycriu-native run included",
+        cure=IN_CONTAINER,
+    )
 
 
 def _refusal(words: list[str]) -> str | None:

@@ -44,7 +44,7 @@ class Doctor:
         """Whether this machine can checkpoint, the checked CRIU, and the reason if it cannot."""
         stop = next((each for each in self.findings if each.severity is Severity.STOPS), None)
         here = _SUMMARIES[self.severity]
-        if any(each.id == ID and each.severity is Severity.WARNING for each in self.findings):
+        if stop is None and any(each.id == ID for each in self.findings):
             here = IN_NAMESPACE
         why = "" if stop is None else f": {stop.subject}: {stop.message}"
         return f"{here} ({self.via}){why}"
