@@ -265,7 +265,8 @@ def _has_changed(used: Used) -> bool:
 
 
 def _nameless(context: Context, used: Used) -> Finding:
-    limit = context.opts.ghost_limit or DEFAULT_GHOST_LIMIT
+    given = context.opts.ghost_limit
+    limit = DEFAULT_GHOST_LIMIT if given is None else given
     taken = used.stat.st_size if context.is_older_than("3.18") else used.blocks
     if taken <= limit:
         return note("deleted", f"{used.what} is deleted: its {taken} bytes are saved", **used.about)

@@ -75,9 +75,11 @@ def _file(context: Context, file: RegularFile, path: str) -> Findings:
     try:
         link_itself = file.flags & os.O_PATH and file.flags & os.O_NOFOLLOW
         status = os.stat(path, follow_symlinks=not link_itself)
-    except OSError as error:
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        what = "does not exist" if missing else f"cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
+        what = (
+            "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', error)}"
+        )
         yield stops(path, what, "copy it here, or give another in inherit_fds", "inherit_fds")
         return
     yield from _same(context, file, path, status)
