@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,32 @@ def test_sealed_memory(spawn: Spawn, images: Path) -> None:
     assert target.ask("again")
     _continues(target, opts)
     assert not check_images(images) or target.ask("read") == "text"
+
+
+@pytest.mark.cures("process-directory")
+@pytest.mark.parametrize("path", ["/proc/self", "/proc/1"])
+def test_the_directory_of_a_process(path: str, spawn: Spawn, images: Path) -> None:
+    """CRIU writes what is behind its path in memory: the images mostly have a wrong path."""
+    scenario = f"""
+        import os
+        os.chdir("{path}")
+        serve(leave=lambda: os.chdir("/"))
+    """
+    target = spawn(scenario)
+    opts = CriuOpts(images_directory=images)
+    (finding,) = preflight(target.pid, opts).no_restore
+    assert finding.failure == "process-directory"
+    dump(target.pid, replace(opts, leave_running=True))
+    refused = [each for each in check_images(images) if each.id == "regular_files"]
+    if refused:  # else the memory had no more text
+        assert refused[0].message == known("process-directory").cause
+        target.end()
+        with pytest.raises(CriuError):
+            restore(opts)
+        reap_all()
+        target = spawn(scenario)
+    target.ask("leave")
+    _continues(target, opts)
 
 
 @pytest.mark.cures("unsupported-mapping")
