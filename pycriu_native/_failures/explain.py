@@ -197,7 +197,7 @@ def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:
     """The diagnosis, with the state of the process from /proc."""
     line = diagnosis.line or ""
     if _PARASITE.search(line) and not _lacks_descriptors(pid):
-        return replace(diagnosis, cause=None, cure=None)
+        return replace(diagnosis, cause=None, cure=None, line=None)
     if match := re.search(r"fork for (\d+): File exists", line):
         return _pid_in_use(diagnosis, int(match[1]), images)
     if "Unable to create a thread" in line and diagnosis.kind is PidInUseError:
