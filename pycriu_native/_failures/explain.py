@@ -11,9 +11,9 @@ from .._integrity.image_files import DamagedError, ImageFiles
 from .._support.frozen_dataclass import replace
 from .._support.signal_names import signal_name
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability
-from .._system.descriptors import opened_directory
+from .._system.descriptors import free_numbers, opened_directory
 from .._system.process import leader_of, name_of, stat_of, status_of
-from .._system.process_tree import holders, is_above
+from .._system.process_tree import holders, is_above, process_tree
 from .._system.regular_file import LogMark
 from .._transport.connection import Connection
 from ..enums import Verb
@@ -34,6 +34,12 @@ SMALL = 2**16
 
 _KERNEL_UNKNOWN = re.compile("initialize kernel features detection|initializing kerndat")
 """Lines that report that CRIU cannot detect the features of the kernel."""
+
+_PARASITE = re.compile("reply from daemon is trimmed|for daemon failed")
+"""Lines of any failure of the code that CRIU runs in a process."""
+
+DESCRIPTORS_OF_CRIU = 4
+"""Descriptors that CRIU opens in a process at most."""
 
 _SUMMARY = re.compile(r"(Dumping|Restoring) FAILED|killed by signal|exited, status=")
 """Lines that report a failure without its cause."""
@@ -190,6 +196,8 @@ def _is_full(path: str) -> bool:
 def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:
     """The diagnosis, with the state of the process from /proc."""
     line = diagnosis.line or ""
+    if _PARASITE.search(line) and not _lacks_descriptors(pid):
+        return replace(diagnosis, cause=None, cure=None, line=None)
     if match := re.search(r"fork for (\d+): File exists", line):
         return _pid_in_use(diagnosis, int(match[1]), images)
     if "Unable to create a thread" in line and diagnosis.kind is PidInUseError:
@@ -217,6 +225,12 @@ def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:
         cause = f"{pid} is the number of a thread of process {leader}"
         return replace(diagnosis, cause=cause, cure=f"dump pid {leader}")
     return diagnosis
+
+
+def _lacks_descriptors(pid: int | None) -> bool:
+    """Whether CRIU cannot open all of its descriptors in a process of the tree."""
+    free = map(free_numbers, () if pid is None else process_tree(pid))
+    return any(each is not None and each < DESCRIPTORS_OF_CRIU for each in free)
 
 
 def _threads(images: str) -> list[int]:

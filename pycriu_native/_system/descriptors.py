@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 from collections.abc import Iterator
 
 from .._native.ffi import checked, native
@@ -39,6 +40,16 @@ def links_of(pid: int | str) -> Iterator[tuple[int, str]]:
         for number in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
             with contextlib.suppress(OSError):  # closed meanwhile
                 yield number, os.readlink(f"/proc/{pid}/fd/{number}")
+
+
+def free_numbers(pid: int) -> int | None:
+    """How many more descriptors a process can open (RLIMIT_NOFILE); None if that is not known."""
+    with contextlib.suppress(OSError):
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = sum(int(number) < limit for number in os.listdir(f"/proc/{pid}/fd"))
+            return max(limit - used, 0)
+    return None
 
 
 def link_of(pid: int | str, fd: int) -> str:

@@ -50,6 +50,6 @@ def can_map(size: int, total: int) -> bool:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | exponent
     try:
         mmap.mmap(-1, total, flags=flags).close()
-    except OSError:
+    except (OSError, OverflowError):
         return False
     return True

@@ -7,13 +7,18 @@ import os
 from .._native.ffi import checked, ffi, native
 from .process_snapshot import Descriptor
 
-KCMP_FILE, KCMP_VM, KCMP_FS, KCMP_SIGHAND, KCMP_EPOLL_TFD = 0, 1, 3, 4, 7
+KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_EPOLL_TFD = 0, 1, 2, 3, 4, 7
 """Types of resources of ``kcmp`` (``linux/kcmp.h``)."""
 
 
 def kcmp(pid: int, other: int, type: int) -> bool:
     """Whether two threads share a resource; False where the kernel refuses the request."""
     return bool(native.pn_kcmp(pid, other, type, 0, 0) == 0)
+
+
+def differs(pid: int, other: int, type: int) -> bool:
+    """Whether each of two threads has its own of a resource; False where that is not known."""
+    return bool(native.pn_kcmp(pid, other, type, 0, 0) > 0)
 
 
 def is_same_file(one: Descriptor, other: Descriptor) -> bool:

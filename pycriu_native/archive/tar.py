@@ -141,8 +141,12 @@ def _completed(info: tarfile.TarInfo, fields: dict[str, bytes]) -> tarfile.TarIn
         for field, value in fields.items()
         if field.startswith(XATTR)
     }
-    if info.size < 0 or info.issparse() or "sparse" in fields:
-        raise tarfile.ReadError(f"the size of {info.name!r} is not that of its content")
+    # ``info.issparse()`` is true only for headers that ``tarfile`` has read itself.
+    if info.size < 0 or info.type == tarfile.GNUTYPE_SPARSE or "sparse" in fields:
+        raise tarfile.ReadError(
+            f"the size of {info.name!r} is not that of its content, as in a sparse file, which is "
+            "not supported (tar makes none without --sparse)"
+        )
     return info
 
 

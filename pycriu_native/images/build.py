@@ -26,7 +26,7 @@ _INVENTORY_SINCE = (
     ("4.1", ("dump_criu_run_id", "plugins_entry")),
 )
 """Fields of the inventory, by the release that added them."""
-_VERSION = re.compile(r"\bVersion: ([0-9][0-9.]*)")
+_VERSION = re.compile(r"\bVersion: ([0-9]{1,4}(?:\.[0-9]{1,4}){1,2})")
 _KERNEL = re.compile(r"\bRunning on \S+ Linux (\S+)")
 
 

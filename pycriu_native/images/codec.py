@@ -85,7 +85,10 @@ def _encoded(kind: Format, number: int, entry: dict[str, Any]) -> list[bytes]:
         name = "ghost_chunk_entry"
     has_extra = "extra" in entry
     extra = entry.pop("extra", None)
-    result = from_dict(name, entry, where)
+    try:
+        result = from_dict(name, entry, where)
+    except RecursionError:
+        raise ImagesError(f"{where}: it is nested too deeply") from None
     data = result.SerializeToString()
     parts = [struct.pack("<I", len(data)), data]
     if kind.trailer == "ghost":

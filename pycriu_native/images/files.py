@@ -98,7 +98,12 @@ class Files:
         details = to_dict(entry)
         if type_ == "MEMFD" and entry.inode_id in self.memfds:
             inode = self.memfds[entry.inode_id]
-            details |= {"name": os.fsdecode(inode.name), "size": inode.size, "shmid": inode.shmid}
+            details |= {
+                "name": os.fsdecode(inode.name),
+                "size": inode.size,
+                "shmid": inode.shmid,
+                "seals": inode.seals,
+            }
         return OtherFile(id=entry.id, type=type_, flags=details.get("flags", 0), details=details)
 
     def _regular(self, entry: Any) -> RegularFile:

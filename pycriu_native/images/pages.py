@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
 from .._support.unpatched import close
@@ -77,6 +78,13 @@ Stored = tuple[int, int, PageMap, int]
 """Start, end, the page map that has the pages, and their offset in its pages file."""
 
 
+class _OfParent(NamedTuple):
+    """A range of pages that are in the parent."""
+
+    start: int
+    end: int
+
+
 class Layers:
     """The pagemaps of one memory, the newest first; each refers to the next for parent pages."""
 
@@ -99,28 +107,46 @@ class Layers:
         top = self.level(0)
         return [(0, 0, 0)] * len(starts) if top is None else top.runs.count(starts, ends)
 
-    def pieces(
-        self, start: int, end: int, depth: int = 0
-    ) -> Iterator[tuple[int, bytes | None, int]]:
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, bytes | None, int]]:
         """Address, bytes and size of the pages between two addresses, in order.
 
         Without bytes: pages that are lazy, or that should be in a parent and are not.
         """
+        # A chain of parents can be longer than the limit of recursion.
+        waiting = [self._pieces_at(0, start, end)]
+        while waiting:
+            piece = next(waiting[-1], None)
+            if piece is None:
+                waiting.pop()
+            elif isinstance(piece, _OfParent):
+                waiting.append(self._pieces_at(len(waiting), piece.start, piece.end))
+            else:
+                yield piece
+
+    def _pieces_at(
+        self, depth: int, start: int, end: int
+    ) -> Iterator[tuple[int, bytes | None, int] | _OfParent]:
+        """The pages of one level; what a parent lacks has no bytes."""
         top = self.level(depth)
-        if top is None:
-            return
         fd = -1
+        at = start
         try:
-            for index, run in top.runs.between(start, end):
+            for index, run in () if top is None else top.runs.between(start, end):
+                assert top is not None
                 first, last = max(run[0], start), min(run[1], end)
+                if depth and first > at:
+                    yield at, None, first - at
+                at = last
                 if run[2] & PRESENT:
                     if fd < 0:
                         fd, _ = open_file(top.pages)
                     yield from _stored(top, fd, index, run, first, last)
                 elif run[2] & IN_PARENT:
-                    yield from self._of_parent(first, last, depth + 1)
+                    yield _OfParent(first, last)
                 else:
                     yield first, None, last - first
+            if depth and at < end:
+                yield at, None, end - at
         finally:
             if fd >= 0:
                 close(fd)
@@ -148,19 +174,6 @@ class Layers:
                     raise ImagesError(f"{where}: the parent lacks {last - first - size} bytes")
             else:
                 raise ImagesError(f"{where}: pages are not in the images; dump without lazy_pages")
-
-    def _of_parent(
-        self, start: int, end: int, depth: int
-    ) -> Iterator[tuple[int, bytes | None, int]]:
-        """All of a range. Parts that the parents lack have no bytes."""
-        at = start
-        for begin, data, size in self.pieces(start, end, depth):
-            if begin > at:
-                yield at, None, begin - at
-            yield begin, data, size
-            at = begin + size
-        if at < end:
-            yield at, None, end - at
 
 
 def _stored(

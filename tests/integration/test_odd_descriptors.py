@@ -151,7 +151,14 @@ UNREAD = """
 @pytest.mark.cures("unread-credentials")
 @pytest.mark.parametrize(
     ("kind", "option"),
-    [("SOCK_STREAM", "socket.SO_PASSCRED"), ("SOCK_DGRAM", "29"), ("SOCK_SEQPACKET", "76")],
+    [
+        ("SOCK_STREAM", "socket.SO_PASSCRED"),
+        ("SOCK_DGRAM", "29"),
+        ("SOCK_DGRAM", "35"),
+        ("SOCK_DGRAM", "63"),
+        ("SOCK_SEQPACKET", "29"),
+        ("SOCK_SEQPACKET", "76"),
+    ],
 )
 def test_messages_with_credentials(kind: str, option: str, spawn: Spawn, images: Path) -> None:
     """The dump fails as long as they are not read."""

@@ -177,6 +177,13 @@ def _archive(*members: tuple[str, bytes | str | None], **headers: str) -> bytes:
     return out.getvalue()
 
 
+def _of_type(kind: bytes) -> bytes:
+    """An archive with a file of this type, as GNU tar writes it."""
+    info = tarfile.TarInfo("pages-1.img")
+    info.type, info.size = kind, 512
+    return _archive(GOOD)[:1536] + info.tobuf(tarfile.GNU_FORMAT) + b"x" * 512 + bytes(1024)
+
+
 def _bomb(kind: bytes) -> bytes:
     """A small archive whose header of 64 MiB has the name of a file."""
     info = tarfile.TarInfo("header")
@@ -247,6 +254,7 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
         (_archive(("less", b"x"), size="-5"), "damaged"),
         (_archive(("holes", b"x"), GNU_sparse_map="0,1", GNU_sparse_size="1"), "damaged"),
         (_archive(("holes", b"x"), GNU_sparse_map="1,a"), "damaged"),
+        (_of_type(tarfile.GNUTYPE_SPARSE), "damaged.*sparse"),
         (b"\x1f\x8b\x08" + b"\0" * 100, "damaged"),
     ],
 )

@@ -111,6 +111,19 @@ def test_the_first_known_line_is_the_cause() -> None:
     assert diagnose(lines[1:], Verb.DUMP).options == ("link_remap",)
 
 
+@pytest.mark.parametrize(
+    ("name", "failure"),
+    [("\x10", "process-directory"), ("*V", "process-directory"), ("status", "open-file-restore")],
+)
+def test_a_wrong_path_in_proc(name: str, failure: str) -> None:
+    """What CRIU read from its memory is no name of a file of a process."""
+    line = (
+        f"7: Error (criu/files-reg.c:2353): Can't open file proc/1/{name} on restore: No such file"
+    )
+    result = diagnose([line + " or directory"], Verb.RESTORE)
+    assert result.cause == next(each.cause for each in known if each.id == failure)
+
+
 def test_a_consequence_has_the_lowest_priority() -> None:
     """An entry that can be a consequence is used only without a better one."""
     consequence = "Error (criu/proc_parse.c:738): Can't open 9's mapfile link 7f0: No such device"

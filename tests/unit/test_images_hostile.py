@@ -244,10 +244,19 @@ def test_a_sparse_file_of_a_terabyte(tmp_path: Path) -> None:
     assert grown < 100 * 1024
 
 
+def _nested(depth: int) -> dict[str, Any]:
+    """Cgroups in one another."""
+    inner: dict[str, Any] = {"dir_name": "a"}
+    for _ in range(depth):
+        inner = {"dir_name": "a", "children": [inner]}
+    return {"magic": "CGROUP", "entries": [{"controllers": [{"cnames": ["b"], "dirs": [inner]}]}]}
+
+
 @pytest.mark.parametrize(
     ("image", "says"),
     [
         ({"magic": "X", "entries": []}, "magic='X'"),
+        (_nested(2000), r"CGROUP entries\[0\]: it is nested too deeply"),
         ({"magic": "PSTREE", "entries": 1}, "entries=1: a list"),
         (
             {"magic": "PSTREE", "entries": [{"pod": 1}]},

@@ -53,6 +53,18 @@ def test_searching_sees_adjacent_pages_as_one(chain: Path) -> None:
         memory.search(b"")
 
 
+def test_a_long_chain(tmp_path: Path) -> None:
+    """A chain of parents can be longer than Python's limit of recursion."""
+    count = 600
+    for number in range(count):
+        is_last = number == count - 1
+        runs = [(0, 1, PRESENT if is_last else PARENT)]
+        image_set(tmp_path / str(number), runs, page("a") if is_last else b"")
+        if not is_last:
+            (tmp_path / str(number) / "parent").symlink_to(f"../{number + 1}")
+    assert inspect(tmp_path / "0").process(10).memory.read(START, PAGE) == page("a")
+
+
 def test_a_parent_that_is_missing(chain: Path) -> None:
     """A missing parent is a problem; other pages can be read."""
     (chain / "1").rename(chain / "elsewhere")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import sys
 import termios
@@ -32,6 +33,8 @@ MQUEUE = 0x19800202
 """``f_type`` of the file system of message queues (``ipc/mqueue.c``)."""
 WITHOUT_FILE = ("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]")
 """Names of the kernel for memory without a file, which look like paths."""
+OF_A_PROCESS = re.compile(r"/proc/\d+")
+"""Paths behind which CRIU writes a slash, over the end of the text (``check_path_remap``)."""
 LOCKS = ("POSIX", "FLOCK", "OFDLCK", "LEASE")
 
 
@@ -165,6 +168,13 @@ def _place(context: Context, used: Used) -> Finding | None:
             cure="close it before the dump",
             **used.about,
         )
+    if mount.kind == "proc" and OF_A_PROCESS.fullmatch(used.path):
+        return no_restore(
+            "process-directory",
+            f"{used.what} is that of a process in /proc, whose path CRIU writes wrongly",
+            failure="process-directory",
+            **used.about,
+        )
     if mount.kind in ("proc", "devpts"):
         return None
     if used.stat.st_nlink == 0:
@@ -265,7 +275,8 @@ def _has_changed(used: Used) -> bool:
 
 
 def _nameless(context: Context, used: Used) -> Finding:
-    limit = context.opts.ghost_limit or DEFAULT_GHOST_LIMIT
+    given = context.opts.ghost_limit
+    limit = DEFAULT_GHOST_LIMIT if given is None else given
     taken = used.stat.st_size if context.is_older_than("3.18") else used.blocks
     if taken <= limit:
         return note("deleted", f"{used.what} is deleted: its {taken} bytes are saved", **used.about)

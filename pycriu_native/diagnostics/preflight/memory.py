@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 
-from ..._support.unpatched import close
+from ..._support.unpatched import close, closing
 from ..._system.mappings import Mapping, droppable_of, has_guard_pages
 from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
-from .context import Context, Findings, lost, needs, note, stops
+from .context import Context, Findings, lost, needs, no_restore, note, stops
 from .files import WITHOUT_FILE
 from .objects import device
 
@@ -80,6 +81,22 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
             failure="uprobes",
             **about,
         )
+    elif name.startswith("/memfd:"):
+        if _is_sealed(mapping):
+            yield no_restore(
+                "memfd-sealed",
+                "it has mapped a memfd with F_SEAL_WRITE as shared, through a descriptor that was "
+                "open for writing",
+                failure="memfd-sealed",
+                **about,
+            )
+    elif name.startswith("/sys/") and mapping.inode:
+        yield stops(
+            "mapped-sysfs",
+            "it has mapped a file of sysfs, which is memory of the kernel or of a device",
+            failure="unsupported-mapping",
+            **about,
+        )
     elif name.startswith("/[aio]"):
         yield note(
             "aio",
@@ -99,6 +116,21 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
             if stat.S_ISCHR(seen.st_mode) and seen.st_rdev != ZERO:
                 numbers = os.major(seen.st_rdev), os.minor(seen.st_rdev)
                 yield device(process.pid, numbers, name)
+
+
+def _is_sealed(mapping: Mapping) -> bool:
+    """Whether a restore would map a memfd so that it cannot get its seal against writing.
+
+    The kernel refuses it while a shared mapping could become writable, as that of a file that is
+    open for writing, even if the mapping is read-only (``mm/memfd.c``).
+    """
+    if not mapping.shared or "w" in mapping.rights:
+        return False
+    with contextlib.suppress(OSError):
+        if os.lstat(mapping.link).st_mode & stat.S_IWUSR:
+            with closing(os.open(mapping.link, os.O_RDONLY | os.O_CLOEXEC)) as number:
+                return bool(fcntl.fcntl(number, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE)
+    return False
 
 
 def _is_guarded(process: Process) -> bool:

@@ -7,6 +7,7 @@ Sources: ``criu/seize.c`` (stop), ``criu/namespaces.c`` and ``criu/kcmp-ids.c`` 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 
@@ -14,17 +15,32 @@ from ..._calls.requirements import caller_inside
 from ..._support.unpatched import close, sleep
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
+from ..._system.descriptors import free_numbers
 from ..._system.host import lines, read
 from ..._system.process import children_of, stat_of, status_of
 from ..._system.process_snapshot import Process, link
-from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namespace_owner
+from ..._system.system_calls import (
+    KCMP_FILES,
+    KCMP_FS,
+    KCMP_SIGHAND,
+    KCMP_VM,
+    differs,
+    kcmp,
+    namespace_owner,
+)
 from ...enums import Verb
 from ...findings import Finding
 from ..doctor.namespaces import in_first
-from .context import Context, Findings, needs, no_restore, note, stops
+from .context import Context, Findings, lost, needs, no_restore, note, stops
 
 KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
 """Resources that only threads of one process may share, and their names."""
+OF_A_THREAD = {KCMP_FILES: "table of descriptors", KCMP_FS: "directory, root or umask"}
+"""Resources that a thread can have separately (unshare(2)), and their names."""
+SPACES_OF_A_THREAD = ("net", "mnt", "uts", "ipc", "cgroup")
+"""Namespaces that a thread of several can enter by itself."""
+DESCRIPTORS_OF_CRIU = 3
+"""Descriptors that CRIU opens in a process; in the root of the tree one more, for its cgroups."""
 EVEN_NESTED = ("mnt", "net")
 """Kinds of namespaces that a process below the root may have separately."""
 
@@ -47,6 +63,8 @@ def look(context: Context) -> Findings:
             yield stops("seccomp-suspend", about, pid=process.pid, failure="seccomp-suspend")
         yield from _hidden(process)
         yield from _limits(process)
+        yield from _free_descriptors(context, process)
+        yield from _threads(process)
         yield from _word_size(process)
         yield from _shares(context, process)
         yield from _time_of_children(process)
@@ -210,6 +228,53 @@ def _limits(process: Process) -> Findings:
         )
     except (ProcessLookupError, OSError):
         return
+
+
+def _free_descriptors(context: Context, process: Process) -> Findings:
+    """Whether CRIU can open its descriptors in the process (``criu/pie/parasite.c``)."""
+    needed = DESCRIPTORS_OF_CRIU + (process is context.tree.root)
+    free = free_numbers(process.pid)
+    if free is None or free >= needed:
+        return
+    with contextlib.suppress(OSError):
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        more = max(soft, _limit_with(process, needed))
+        most = "unlimited" if hard == resource.RLIM_INFINITY else max(hard, more)
+        yield stops(
+            "descriptors-used-up",
+            f"it can open {free} more descriptors (RLIMIT_NOFILE), and CRIU opens {needed} in it",
+            pid=process.pid,
+            failure="descriptors-used-up",
+            cure=f"raise its limit: prlimit --pid {process.pid} --nofile={more}:{most}; or make it "
+            "close some descriptors",
+        )
+
+
+def _limit_with(process: Process, needed: int) -> int:
+    """The lowest limit below which so many numbers are free: higher ones can be in use."""
+    used = {fd.number for fd in process.descriptors}
+    unused = (number for number in itertools.count() if number not in used)
+    return next(itertools.islice(unused, needed - 1, None)) + 1
+
+
+def _threads(process: Process) -> Findings:
+    """What a thread has separately from its process: a restored one has that of the process."""
+    for thread in process.threads:
+        if thread == process.pid:
+            continue
+        names = [words for kind, words in OF_A_THREAD.items() if differs(process.pid, thread, kind)]
+        for kind in SPACES_OF_A_THREAD:
+            own = link(f"/proc/{process.pid}/task/{thread}/ns/{kind}")
+            if own and process.namespaces[kind] not in ("", own):
+                names.append(f"{kind} namespace")
+        if names:
+            yield lost(
+                "thread-resources",
+                f"its thread {thread} has a separate {', '.join(names)}: a restored thread has "
+                "that of its process",
+                pid=process.pid,
+                cure="make the thread set it up again after the restore",
+            )
 
 
 def _hidden(process: Process) -> Findings:

@@ -15,8 +15,9 @@ from ..._system.sock_diag import UnixSocket
 from .context import Context, Findings, lost, needs, no_restore, note, stops
 from .open_sockets import Tables, copied_socket
 
-SO_TIMESTAMP, SO_PASSPIDFD = 29, 76
-"""``asm-generic/socket.h``."""
+SO_PASSPIDFD = 76
+TIMESTAMPS = (29, 35, 63, 64)
+"""SO_TIMESTAMP and SO_TIMESTAMPNS, each in two forms (``asm-generic/socket.h``)."""
 ESTABLISHED = 1
 
 
@@ -56,8 +57,8 @@ def _adds_to_messages(fd: Descriptor, type: int) -> bool:
     """Whether the kernel adds control messages to what the socket receives."""
     with contextlib.suppress(OSError), copied_socket(fd) as sock:
         options = [socket.SO_PASSCRED, SO_PASSPIDFD]
-        if type == socket.SOCK_DGRAM:
-            options.append(SO_TIMESTAMP)
+        if type != socket.SOCK_STREAM:
+            options += TIMESTAMPS
         for option in options:
             with contextlib.suppress(OSError):  # an older kernel
                 if sock.getsockopt(socket.SOL_SOCKET, option):

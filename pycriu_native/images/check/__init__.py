@@ -40,6 +40,7 @@ _CHECKS = (
     program.plugins,
     processes.descriptors,
     memory.huge_pages,
+    memory.sealed,
     processes.sessions,
     files.regular_files,
     files.made_names,

@@ -54,10 +54,9 @@ def _cgroup_namespace(context: Context) -> Findings:
 
 
 def _entry(context: Context, name: str) -> dict[str, Any]:
-    """The first entry of an image."""
+    """The first entry of an image; empty if it has none."""
     path = os.path.join(context.images.directory, f"{name}.img")
-    result: dict[str, Any] = decode(path)["entries"][0]
-    return result
+    return next(iter(decode(path)["entries"]), {})
 
 
 def _cgroup_directories(context: Context, mode: str) -> Findings:

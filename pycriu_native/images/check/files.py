@@ -15,6 +15,9 @@ from ..._system.host import type_of
 from ..model import Mount, OtherFile, RegularFile, Terminal
 from .context import Context, Findings, note, predicted, stops, warning
 
+_OF_THREAD = re.compile(r"/proc/(\d+)/task/(?!\1(/|$))\d.*")
+_OF_PROCESS = re.compile(r"/proc/\d+/([^/]*)(?:/.*)?", re.S)
+
 
 def regular_files(context: Context) -> Findings:
     seen: set[tuple[str, int | None, int | None]] = set()
@@ -23,15 +26,17 @@ def regular_files(context: Context) -> Findings:
     made = {each.path for each in context.files(Terminal) if each.kind == "PTY"}
     regular = context.files(RegularFile)
     links = {file.remap for file in regular if file.deleted == "linked"}
-    of_thread = re.compile(r"/proc/(\d+)/task/(?!\1(/|$))\d.*")
+    known = {"", *os.listdir("/proc/self")}
     for file in regular:
         if file.external or file.id in links or context.is_inherited(file.path):
             continue
         path = _here(context, file)
         if path is None:
             hidden += 1
-        elif of_thread.fullmatch(path):
+        elif _OF_THREAD.fullmatch(path):
             yield predicted(path, "thread-file")
+        elif (of_process := _OF_PROCESS.fullmatch(path)) and of_process[1] not in known:
+            yield predicted(path, "process-directory")
         elif path.startswith(("/proc/", "/sys/")) or file.path in made:
             continue
         # CRIU saves no size of a file that is open for appending.
@@ -75,9 +80,11 @@ def _file(context: Context, file: RegularFile, path: str) -> Findings:
     try:
         link_itself = file.flags & os.O_PATH and file.flags & os.O_NOFOLLOW
         status = os.stat(path, follow_symlinks=not link_itself)
-    except OSError as error:
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        what = "does not exist" if missing else f"cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
+        what = (
+            "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', error)}"
+        )
         yield stops(path, what, "copy it here, or give another in inherit_fds", "inherit_fds")
         return
     yield from _same(context, file, path, status)

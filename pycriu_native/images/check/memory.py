@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import mmap
 import os
 from collections import Counter
+from typing import Any
 
 from ..._calls import requirements
 from ..._system.huge_pages import MAP_NORESERVE, can_map, setting_of, size_in
 from ..._transport.worker import Worker
 from ...errors import CriuError
 from ..codec import decode
-from ..model import ImageSet
-from .context import Context, Findings, stops
+from ..model import ImageSet, OtherFile, Process
+from .context import Context, Findings, predicted, stops
 
 
 def huge_pages(context: Context) -> Findings:
@@ -25,6 +28,29 @@ def huge_pages(context: Context) -> Findings:
                 "fewer here",
                 f"add {total // size} to the number in {setting_of(size)}",
             )
+
+
+def sealed(context: Context) -> Findings:
+    """Shared mappings that keep a memfd from its seal against writing (``criu/memfd.c``)."""
+    files = {
+        each.id
+        for each in context.files(OtherFile)
+        if each.type == "MEMFD" and each.details.get("seals", 0) & fcntl.F_SEAL_WRITE
+    }
+    for process in context.images.processes:
+        mapped = {each.start for each in process.mappings if each.file in files}
+        for vma in _vmas(context.images, process) if mapped else ():
+            is_writable = vma.get("fdflags", 0) & os.O_ACCMODE == os.O_RDWR
+            if vma["start"] in mapped and vma["flags"] & mmap.MAP_SHARED and is_writable:
+                yield predicted(process.pid, "memfd-sealed")
+                break
+
+
+def _vmas(images: ImageSet, process: Process) -> list[dict[str, Any]]:
+    """The mappings of a process as CRIU stores them."""
+    path = os.path.join(images.directory, f"mm-{process.pid}.img")
+    vmas: list[dict[str, Any]] = decode(path)["entries"][0]["vmas"]
+    return vmas
 
 
 def lazy(context: Context) -> Findings:
@@ -61,10 +87,8 @@ def _needed(images: ImageSet) -> Counter[int]:
             for each in process.mappings
             if each.huge_page and each.protection.endswith("p")
         }
-        if private:
-            path = os.path.join(images.directory, f"mm-{process.pid}.img")
-            for vma in decode(path)["entries"][0]["vmas"]:
-                if mapping := private.get(vma["start"]):
-                    lazily = vma["flags"] & MAP_NORESERVE
-                    result[mapping.huge_page] += mapping.stored if lazily else mapping.size
+        for vma in _vmas(images, process) if private else ():
+            if mapping := private.get(vma["start"]):
+                lazily = vma["flags"] & MAP_NORESERVE
+                result[mapping.huge_page] += mapping.stored if lazily else mapping.size
     return +result  # without sizes of which it needs nothing

@@ -36,7 +36,7 @@ def inet_sockets(context: Context) -> Findings:
         binding = _binding(each)
         if each.remote and not each.connected and not _inherited_socket(context, each):
             address, _, port = each.remote.rpartition(":")
-            if not binding.reaches(address.strip("[]"), int(port)):
+            if not binding.reaches(address.strip("[]"), _port_in_criu(port)):
                 yield predicted(each.label, "udp-connect")
         if not binding.port:
             continue
@@ -125,4 +125,9 @@ def _binding(sock: InetSocket) -> Binding:
     family = socket.AF_INET6 if sock.family == "INET6" else socket.AF_INET
     numbers = {name: number for number, name in PROTOCOLS.items()}
     protocol = numbers.get(sock.protocol, 0)
-    return Binding(family, protocol, address.strip("[]"), int(port), sock.only_ipv6)
+    return Binding(family, protocol, address.strip("[]"), _port_in_criu(port), sock.only_ipv6)
+
+
+def _port_in_criu(text: str) -> int:
+    """A port of the images, of which CRIU uses 16 bits."""
+    return int(text) & 0xFFFF
