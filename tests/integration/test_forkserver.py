@@ -110,7 +110,7 @@ def test_a_server_that_does_not_respond(
     os.kill(server.pid, signal.SIGSTOP)
     with pytest.raises(ForkServerUnavailableError):
         fork_worker(server)
-    assert children() == before - {server.pid}
+    assert children() <= before - {server.pid}
 
 
 def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
         with contextlib.suppress(ForkServerUnavailableError):
             fork_worker(server).wait()  # its pid can come before the first look
         server.close()
-        assert children() == before
+        assert children() <= before
 
 
 def test_a_fork_server_that_is_killed_after_the_fork(server: ForkServer) -> None:
@@ -145,7 +145,7 @@ def test_a_fork_server_that_is_killed_after_the_fork(server: ForkServer) -> None
         connect_worker(find_program(), kill_meanwhile).wait()
     killed.join()
     server.close()
-    assert children() == before - {server.pid}
+    assert children() <= before - {server.pid}
 
 
 def test_a_stopped_server_ends(server: ForkServer) -> None:
@@ -214,7 +214,7 @@ def test_a_worker_that_cannot_be_watched(
         patched.setattr(os, "pidfd_open", fail)
         with pytest.raises(ProgramError, match="Too many open files"):
             fork_worker(server)
-    assert children() == before
+    assert children() <= before
     fork_worker(server).wait()
 
 
@@ -327,7 +327,7 @@ def test_a_batch_leaves_nothing(spawn: Spawn, tmp_path: Path) -> None:
         lambda pid: CriuOpts(images_directory=tmp_path / str(pid), leave_running=True),
     )
     assert [each.error for each in done] == [None]
-    assert children() == before
+    assert children() <= before
     assert target.runs_on()
 
 

@@ -357,7 +357,7 @@ def test_without_the_template(python: Saved, tmp_path: Path) -> None:
         for via in (Worker(), other):
             with pytest.raises(ImagesError, match="share memory with a template"):
                 copy(python, tmp_path / "shared", via).__enter__()
-            assert children() - {other.pid} == before
+            assert children() - {other.pid} <= before
         with copy(python, tmp_path / "other", other) as each:
             assert each.ask("1 + 1") == "2"
 
@@ -384,7 +384,7 @@ def test_an_incomplete_template(python: Saved, tmp_path: Path) -> None:
     def refused(why: str) -> None:
         with pytest.raises(ImagesError, match=why):
             SharedTemplate(directory)
-        assert children() == before
+        assert children() <= before
 
     refused("is not an image set with a template")
     prepare(python.images, directory)
@@ -526,7 +526,7 @@ def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
         assert copies[1].communicate(b"check\nchurn\ncheck\n")[0].split()[:2] == [b"ok", b"ok"]
         assert copies[2].communicate(b"check\n")[0] == b"ok\n"
         copies[0].kill()
-    assert children() == before
+    assert children() <= before
 
 
 def test_sharing_is_chosen(snapshot: Snapshot) -> None:
@@ -552,7 +552,7 @@ def test_plain_starts_are_forked(snapshot: Snapshot) -> None:
     """Copies share memory from the second one on; ``close`` removes the template."""
     before = children()
     assert reason(snapshot, share_memory=False) == "share_memory=False"
-    assert children() == before
+    assert children() <= before
     for _ in range(2):
         assert reason(snapshot, share_memory=False) == "share_memory=False"
         (server,) = children() - before
@@ -562,7 +562,7 @@ def test_plain_starts_are_forked(snapshot: Snapshot) -> None:
         assert reason(snapshot, share_memory=False) == "share_memory=False"
     assert children() - before - {server}
     snapshot.close()
-    assert children() == before
+    assert children() <= before
 
 
 def test_threads_wait_for_the_template(snapshot: Snapshot) -> None:
@@ -649,7 +649,7 @@ def test_a_template_that_was_killed(snapshot: Snapshot) -> None:
     assert reasons[-1] is None
     assert set(reasons[:-1]) <= {CHANGED, None}
     snapshot.close()
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_template_that_was_changed(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -689,7 +689,7 @@ def test_a_template_that_is_damaged(
         with pytest.raises(ImagesError, match=f"{name}.*; ") as caught:
             snapshot.start(share_memory=required)
         assert caught.value.cure
-    assert children() == before
+    assert children() <= before
     shutil.rmtree(directory)
     assert [reason(snapshot), reason(snapshot)] == [None, None]
 

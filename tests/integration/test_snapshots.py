@@ -567,7 +567,7 @@ def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
     with pytest.raises(OptionError) as caught:
         snapshot.start(**{field: value})
     assert [problem.field for problem in caught.value.problems] == [field]
-    assert children() == before
+    assert children() <= before
 
 
 def test_each_argument_has_a_type(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -590,7 +590,7 @@ def test_each_argument_has_a_type(snapshot: Snapshot, tmp_path: Path) -> None:
                 with pytest.raises(OptionError) as caught:
                     call(**{**needed, name: object()})
                 assert {each.field for each in caught.value.problems} == {name}, (call, name)
-        assert children() == before
+        assert children() <= before
     for program in ([1, 2], ["true", None]):
         with pytest.raises(OptionError, match="program="):
             Snapshot.take(program, target)  # type: ignore[arg-type]

@@ -138,7 +138,7 @@ def test_a_start_that_is_interrupted(
     with pytest.raises(KeyboardInterrupt):
         snapshot.start(share_memory=share_memory)
     assert times == []
-    eventually(lambda: children() == before, "the end of the copy")
+    eventually(lambda: children() <= before, "the end of the copy")
     kill(snapshot.start(share_memory=share_memory))
 
 
@@ -155,7 +155,7 @@ def test_a_start_that_is_interrupted_often(
     with pytest.raises(KeyboardInterrupt):
         snapshot.start(share_memory=False)
     assert times == [1]  # the start was undone after the second of these steps
-    eventually(lambda: children() == before, "the end of the copy")
+    eventually(lambda: children() <= before, "the end of the copy")
 
 
 def test_a_wait_for_another_thread(snapshot: Snapshot) -> None:

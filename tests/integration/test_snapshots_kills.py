@@ -207,7 +207,7 @@ def test_the_caller_is_killed_while_the_program_starts(tmp_path: Path, orphans: 
         caller.wait(PATIENCE)
     eventually(lambda: state(pid) in ("", "Z") and state(child) in ("", "Z"), "the end of both")
     reap_all()
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_program_that_is_bound_to_its_caller_works(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_close(snapshot: Snapshot) -> None:
         copy.communicate()
     with pytest.raises(CriuError, match="is closed"):
         zygote.start()
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
@@ -214,7 +214,7 @@ def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
         identity(process)
     assert process.returncode == 0
     del process
-    eventually(lambda: children() == before, "its end")
+    eventually(lambda: children() <= before, "its end")
 
 
 FORKED = """
@@ -280,7 +280,7 @@ def test_a_zygote_that_is_late(snapshot: Snapshot, capfd: pytest.CaptureFixture[
         eventually(
             lambda: [state(pid) for pid in children() - before - ours] == ["Z"], "the end of it"
         )
-    assert children() == before
+    assert children() <= before
     assert capfd.readouterr().err == ""
 
 
@@ -358,7 +358,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         snapshot = Snapshot.take(command, tmp_path / name, env=ENVIRONMENT)
         with pytest.raises(OptionError, match=message):
             snapshot.zygote()
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_deadline_leaves_nothing(
