@@ -35,7 +35,7 @@ SMALL = 2**16
 _KERNEL_UNKNOWN = re.compile("initialize kernel features detection|initializing kerndat")
 """Lines that report that CRIU cannot detect the features of the kernel."""
 
-_PARASITE = re.compile("reply from daemon is trimmed|for daemon failed")
+_PARASITE = re.compile("reply from daemon is trimmed|for daemon failed|/proc/self/cgroup fd")
 """Lines of any failure of the code that CRIU runs in a process."""
 
 DESCRIPTORS_OF_CRIU = 4

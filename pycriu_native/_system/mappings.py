@@ -75,6 +75,18 @@ def droppable_of(pid: int) -> list[tuple[int, int]]:
     return result
 
 
+def is_kernel_memory(mapping: Mapping) -> bool:
+    """Whether a mapping is memory of the kernel or of a device (VM_IO, VM_PFNMAP).
+
+    Slow, as :func:`details_of`. False if that cannot be read.
+    """
+    with contextlib.suppress(OSError):
+        for place, field, value in details_of(mapping.pid):
+            if place == mapping.range and field == "VmFlags":
+                return not {"io", "pf"}.isdisjoint(value.split())
+    return False
+
+
 def mappings_of(pid: int) -> Iterator[Mapping]:
     """The mappings of a process. Raises ``OSError``."""
     for line in read_lines(f"/proc/{pid}/maps"):

@@ -89,11 +89,11 @@ def _opened(url: str) -> tuple[Any, str]:
     """A new file system of a URL, and the path in it."""
     fsspec = _fsspec()
     configured = import_module("fsspec.config").conf
+    # The class of fsspec reads the configuration of one of its protocols only.
     options = {
         protocol: {
-            name: value
-            for name, value in defaults.items()
-            if name not in configured.get(protocol, {})
+            name: configured.get(protocol, {}).get(name, default)
+            for name, default in defaults.items()
         }
         for protocol, defaults in DEFAULTS.items()
         if f"{protocol}://" in url

@@ -167,6 +167,23 @@ def test_a_mapped_file_of_sysfs(spawn: Spawn, images: Path) -> None:
     _continues(target, opts)
 
 
+def test_a_mapped_file_in_a_container_without_sysfs(spawn: Spawn) -> None:
+    """A file below ``/sys`` can be an ordinary one, which CRIU saves."""
+    target = spawn(
+        """
+        import mmap, os, subprocess
+        subprocess.run(["mount", "-t", "tmpfs", "none", "/sys"], check=True)
+        file = os.open("/sys/data", os.O_RDWR | os.O_CREAT)
+        os.ftruncate(file, mmap.PAGESIZE)
+        kinds = mmap.MAP_SHARED, mmap.MAP_PRIVATE
+        held = [mmap.mmap(file, mmap.PAGESIZE, kind) for kind in kinds]
+        serve()
+        """,
+        prefix=["unshare", "--mount", "--propagation", "private"],
+    )
+    assert "mapped-sysfs" not in {each.id for each in preflight(target.pid).findings}
+
+
 @pytest.mark.cures("preflight:thread-resources")
 def test_a_thread_with_resources_of_its_own(spawn: Spawn, images: Path) -> None:
     """A restored thread has the namespace, descriptors and directory of its process again."""

@@ -7,6 +7,7 @@ a cure is valid Python. ``tests/integration/test_failures.py`` produces the fail
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from importlib import resources
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, ImagesError, NoSuchProcessError, ProgramError
+from pycriu_native._failures.explain import _refined
 from pycriu_native._failures.log_excerpt import (
     LONGEST_LINE,
     Failure,
@@ -122,6 +124,21 @@ def test_a_wrong_path_in_proc(name: str, failure: str) -> None:
     )
     result = diagnose([line + " or directory"], Verb.RESTORE)
     assert result.cause == next(each.cause for each in known if each.id == failure)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(criu/pie/parasite.c:840): can't get /proc/self/cgroup fd",
+        "(compel/src/lib/infect-rpc.c:44): Message reply from daemon is trimmed (12/0)",
+        "(compel/src/lib/infect-rpc.c:68): Command 66 for daemon failed with -1",
+    ],
+)
+def test_a_failure_in_a_process_that_has_free_descriptors(text: str) -> None:
+    """Such a line has other causes, too: it is reported as it is."""
+    result = diagnose([f"Error {text}"], Verb.DUMP)
+    assert result.cause == next(each.cause for each in known if each.id == "descriptors-used-up")
+    assert _refined(result, os.getpid(), "").cause is None
 
 
 def test_a_consequence_has_the_lowest_priority() -> None:

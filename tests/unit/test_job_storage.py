@@ -761,8 +761,13 @@ def test_the_key_of_an_ssh_host(ssh: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(untrusted, match="not trusted"):
         Storage(ssh)
-    monkeypatch.setitem(import_module("fsspec.config").conf, "ssh", {"known_hosts": known})
+    conf = import_module("fsspec.config").conf
+    monkeypatch.setitem(conf, "ssh", {"known_hosts": known})
     assert Storage(ssh).names("leases") == []
+    (tmp_path / "none").touch()
+    monkeypatch.setitem(conf, "sftp", {"known_hosts": str(tmp_path / "none")})
+    with pytest.raises(untrusted, match="not trusted"):
+        Storage(ssh.replace("ssh://", "sftp://"))
 
 
 @pytest.mark.parametrize("protocol", ["s3", "ssh", "memory", "no host"])

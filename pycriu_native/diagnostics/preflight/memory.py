@@ -8,7 +8,7 @@ import os
 import stat
 
 from ..._support.unpatched import close, closing
-from ..._system.mappings import Mapping, droppable_of, has_guard_pages
+from ..._system.mappings import Mapping, droppable_of, has_guard_pages, is_kernel_memory
 from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
 from .context import Context, Findings, lost, needs, no_restore, note, stops
@@ -91,12 +91,14 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
                 **about,
             )
     elif name.startswith("/sys/") and mapping.inode:
-        yield stops(
-            "mapped-sysfs",
-            "it has mapped a file of sysfs, which is memory of the kernel or of a device",
-            failure="unsupported-mapping",
-            **about,
-        )
+        # CRIU accepts a shared one, and a container can have files of another kind there.
+        if not mapping.shared and is_kernel_memory(mapping):
+            yield stops(
+                "mapped-sysfs",
+                "it has mapped a file of sysfs, which is memory of the kernel or of a device",
+                failure="unsupported-mapping",
+                **about,
+            )
     elif name.startswith("/[aio]"):
         yield note(
             "aio",
