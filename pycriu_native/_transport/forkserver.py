@@ -198,15 +198,20 @@ def fork_server_pids() -> frozenset[int]:
     return frozenset(server.pid for server in list(_servers) if server.is_open)
 
 
+def _after_fork() -> None:
+    with contextlib.suppress(RuntimeError):  # not acquired: this module was loaded meanwhile
+        _starting.release()
+
+
 def _after_fork_in_child() -> None:
     for server in list(_servers):
         server.forget()
-    _starting.release()
+    _after_fork()
 
 
 os.register_at_fork(
     before=_starting.acquire,
-    after_in_parent=_starting.release,
+    after_in_parent=_after_fork,
     after_in_child=_after_fork_in_child,
 )
 

@@ -86,6 +86,23 @@ def test_another_thread_waits_for_the_same_ones(monkeypatch: pytest.MonkeyPatch)
     unpatched._wait_for_ending()
 
 
+LOADED = """
+import os, sys
+os.register_at_fork(before=lambda: __import__(sys.argv[1]))
+if not (pid := os.fork()):
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize("module", ["pool", "forkserver"])
+def test_a_module_that_is_loaded_during_a_fork(module: str) -> None:
+    """It has not locked what it releases after a fork, as if another thread had imported it."""
+    words = [sys.executable, "-c", LOADED, f"pycriu_native._transport.{module}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_fork_does_not_wait_endlessly(monkeypatch: pytest.MonkeyPatch) -> None:
     """An import that does not end delays a fork only; its lock stays with its thread."""
     monkeypatch.setattr(no_fork, "UNTIL_IMPORTED", 0.05)
