@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from .._native.ffi import native
 from .._support.lazy import signal, socket
 from .._support.light_typing import Any
-from .._support.unpatched import Lock
+from .._support.unpatched import Lock, original
 from ..errors import ProgramError
 from .program import on_disk
 from .spawn import SpawnOptions
@@ -38,7 +38,9 @@ UNTIL_READ = 600_000
 MAX_INHERITED: int = native.PN_MAX_INHERITED
 """Descriptors that a worker can inherit."""
 
-_ = socket.socket, signal.SIGKILL  # loaded with this module, not first on the thread of a pool
+# Loaded with this module, not first on the thread of a pool. Not by ``lazy``, which locks
+# ``no_fork``: a thread that has locked it can wait for the import of this module.
+_ = original("socket", "socket"), original("signal", "SIGKILL")
 
 NO_INPUT = -1
 """The workers read /dev/null: they would keep the caller's standard input open."""
@@ -198,15 +200,20 @@ def fork_server_pids() -> frozenset[int]:
     return frozenset(server.pid for server in list(_servers) if server.is_open)
 
 
+def _after_fork() -> None:
+    with contextlib.suppress(RuntimeError):  # not acquired: this module was loaded meanwhile
+        _starting.release()
+
+
 def _after_fork_in_child() -> None:
     for server in list(_servers):
         server.forget()
-    _starting.release()
+    _after_fork()
 
 
 os.register_at_fork(
     before=_starting.acquire,
-    after_in_parent=_starting.release,
+    after_in_parent=_after_fork,
     after_in_child=_after_fork_in_child,
 )
 

@@ -219,13 +219,13 @@ _locked: dict[int, list[_Stock]] = {}
 
 def _before_fork() -> None:
     locked = _locked[get_ident()] = list[_Stock]()
-    for stock in list(_stocks):
+    for stock in sorted(_stocks, key=id):  # in one order: threads that fork wait for each other
         stock.changed.acquire()
         locked.append(stock)
 
 
 def _after_fork_in_parent() -> None:
-    for stock in _locked.pop(get_ident()):
+    for stock in _locked.pop(get_ident(), ()):  # none if this module was loaded meanwhile
         stock.changed.release()
 
 

@@ -86,6 +86,23 @@ def test_another_thread_waits_for_the_same_ones(monkeypatch: pytest.MonkeyPatch)
     unpatched._wait_for_ending()
 
 
+LOADED = """
+import os, sys
+os.register_at_fork(before=lambda: __import__(sys.argv[1]))
+if not (pid := os.fork()):
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize("module", ["pool", "forkserver"])
+def test_a_module_that_is_loaded_during_a_fork(module: str) -> None:
+    """It has not locked what it releases after a fork, as if another thread had imported it."""
+    words = [sys.executable, "-c", LOADED, f"pycriu_native._transport.{module}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_fork_does_not_wait_endlessly(monkeypatch: pytest.MonkeyPatch) -> None:
     """An import that does not end delays a fork only; its lock stays with its thread."""
     monkeypatch.setattr(no_fork, "UNTIL_IMPORTED", 0.05)
@@ -180,3 +197,33 @@ def test_imports_on_the_threads_of_calls_hold_the_lock() -> None:
             if isinstance(node, ast.FunctionDef) and name not in ELSEWHERE:
                 bare += [f"{name}:{line}" for line in _bare_imports(node, text.splitlines())]
     assert bare == []
+
+
+def _evaluated(block: ast.AST) -> Iterator[ast.AST]:
+    """The parts of a module that its import evaluates."""
+    for node in ast.iter_child_nodes(block):
+        if isinstance(node, ast.AnnAssign):
+            yield from () if node.value is None else ast.walk(node.value)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+            yield from _evaluated(node)
+
+
+def test_imports_use_no_name_that_takes_the_lock() -> None:
+    """A thread that has the lock, and waits for the same import, would never release it."""
+    used = []
+    root = Path(str(pycriu_native.__file__)).parent
+    for path in root.rglob("*.py"):
+        nodes = list(_evaluated(ast.parse(path.read_text())))
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        lazy = {
+            each.name
+            for node in imports
+            if str(node.module).endswith("_support.lazy")
+            for each in node.names
+        }
+        uses = [node for node in nodes if isinstance(node, ast.Name) and node.id in lazy]
+        used += [f"{path.relative_to(root)}:{node.lineno}" for node in uses]
+    assert used == []
