@@ -164,6 +164,8 @@ def _awaited(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
                 await task.answer()
             except BaseException as interruption:
                 task.cancel(interruption)
+                if isinstance(interruption, GeneratorExit):
+                    break  # closed, perhaps after the end of the loop: it cannot await any more
         return task.conclude()
 
     awaited.__doc__ = f":func:`pycriu_native.{verb.__name__}`, awaited."

@@ -6,7 +6,7 @@ import functools
 import os
 
 from ._support.exit_status import exit_status
-from ._support.frozen_dataclass import dataclass, field
+from ._support.frozen_dataclass import dataclass
 from ._support.unpatched import closing, readable
 
 __all__ = [
@@ -197,16 +197,16 @@ class CheckResult:
 
 
 @functools.total_ordering
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Version:
-    """The release of a ``criu`` or libcriu. Compares by its numbers."""
+    """The release of a ``criu`` or libcriu. Compares by :attr:`number`."""
 
     major: int
     minor: int
     sublevel: int = 0
-    git: str | None = field(default=None, compare=False)
+    git: str | None = None
     """The git description, if it was built from a checkout."""
-    name: str | None = field(default=None, compare=False)
+    name: str | None = None
     """The name of the release."""
 
     @property
@@ -218,12 +218,23 @@ class Version:
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """Parse text such as ``"4.2.1"``."""
-        numbers = [int(part) for part in text.split(".")]
-        return cls(major=numbers[0], minor=numbers[1], sublevel=[*numbers, 0][2])
+        """Parse text such as ``"4.2.1"``. Raises ``ValueError``."""
+        numbers = text.split(".")
+        if len(numbers) not in (2, 3) or not all(
+            each.isascii() and each.isdecimal() for each in numbers
+        ):
+            raise ValueError(f"{text!r} is not a release such as 4.2 or 4.2.1")
+        major, minor, sublevel, *_ = *map(int, numbers), 0
+        return cls(major=major, minor=minor, sublevel=sublevel)
 
-    def __lt__(self, other: Version) -> bool:
-        return self.number < other.number
+    def __eq__(self, other: object) -> bool:
+        return self.number == other.number if isinstance(other, Version) else NotImplemented
+
+    def __lt__(self, other: object) -> bool:
+        return self.number < other.number if isinstance(other, Version) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.number)
 
     def __str__(self) -> str:
         short = f"{self.major}.{self.minor}"

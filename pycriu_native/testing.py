@@ -43,6 +43,9 @@ _LARGEST = 8 * 2**20
 
 _VERBS = {number: name for name, number in REQUEST_TYPES.items()}
 
+_SERVER = 2**22
+"""The pid of a page server, which is killed when it is closed: larger than any of the kernel's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -110,6 +113,15 @@ class ScriptedCriu:
 
     ours: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        Version.parse(str(self.version))
+        known = [str(verb) for verb in Verb if str(verb) in REQUEST_TYPES]
+        for name in ("notify", "failures"):
+            for verb in getattr(self, name):
+                if str(verb) not in known:
+                    rule = f"a request is accepted: {', '.join(known)}"
+                    raise ValueError(f"{name}: {verb!r} is none that CRIU receives; {rule}")
+
     def identity(self) -> tuple[object, ...] | None:
         """The release and features, which determine what is supported."""
         return "scripted", str(self.version), tuple(self.features)
@@ -143,6 +155,8 @@ class ScriptedCriu:
             sent = Sent(data, _VERBS[cast(int, request["type"])], opts, directories_of(opts))
             self.sent.append(sent)
             sock.sendall(self._answer(sock, sent))
+            if sent.verb == "page-server-child" and sock.recv(_LARGEST):
+                sock.sendall(answer_of("wait-pid", status=0))
 
     def _answer(self, sock: socket.socket, sent: Sent) -> bytes:
         failure = _of_verb(self.failures, sent.verb)
@@ -194,7 +208,7 @@ class ScriptedCriu:
             case "restore":
                 body["restore"] = {"pid": self.restored_pid}
             case "page-server" | "page-server-child":
-                body["ps"] = {"pid": 1234, "port": 27}
+                body["ps"] = {"pid": _SERVER, "port": 27}
         return encode("response", {"type": _answer_type(verb), "success": True, **body})
 
 

@@ -136,9 +136,14 @@ class RestoreJob:
     """The name of the job in the claim: letters, digits and ``-``."""
 
     def __post_init__(self) -> None:
-        plain = self.token.isascii() and all(each.isalnum() or each == "-" for each in self.token)
-        if not (plain and 1 <= len(self.token) <= 64):
-            raise ValueError(f"token={self.token!r}: 1 to 64 letters, digits and - are accepted")
+        token: object = self.token
+        if not (
+            isinstance(token, str)
+            and token.isascii()
+            and all(each.isalnum() or each == "-" for each in token)
+            and 1 <= len(token) <= 64
+        ):
+            raise ValueError(f"token={token!r}: 1 to 64 letters, digits and - are accepted")
 
     def __call__(self) -> RestoreResult:
         """Run it; raises as :func:`pycriu_native.restore`, and ``RestoreClaimedError``."""

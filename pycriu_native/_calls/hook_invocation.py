@@ -51,7 +51,10 @@ class HookInvocation:
             self.returned = await returned if isawaitable(returned) else returned
         except BaseException as refusal:
             self.refusal = refusal
-        self.answered.set()
+            if isinstance(refusal, GeneratorExit):
+                raise  # of the awaiting coroutine, which is closed
+        finally:
+            self.answered.set()
 
     def wait(self) -> object:
         """Wait for the end of the hook; return its result or raise its exception."""

@@ -53,7 +53,8 @@ def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
         except BaseException as error:
             # With a result the processes run, and after a ResumedError they have run.
             if not (hasattr(error, "result") or isinstance(error, ResumedError)):
-                os.unlink(name, dir_fd=at)
+                with contextlib.suppress(FileNotFoundError):  # the images were removed meanwhile
+                    os.unlink(name, dir_fd=at)
             raise
 
 

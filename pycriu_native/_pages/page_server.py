@@ -138,7 +138,8 @@ class PageServerChild(Closing):
                     "type": REQUEST_TYPES["wait-pid"],
                     "pid": self.result.pid,
                 }
-                connection.sock().sendall(encode("request", request), socket.MSG_NOSIGNAL)
+                with contextlib.suppress(BrokenPipeError):  # ``_read`` raises
+                    connection.sock().sendall(encode("request", request), socket.MSG_NOSIGNAL)
             if not readable(connection.fd, seconds=timeout):
                 raise TimeoutError(f"the page server, pid {self.result.pid}, serves on")
             self._status = self._read(connection)
@@ -146,7 +147,9 @@ class PageServerChild(Closing):
         return self._status
 
     def _read(self, connection: Connection) -> int:
-        data = connection.sock().recv(LARGEST_ANSWER)
+        data = b""
+        with contextlib.suppress(ConnectionResetError):
+            data = connection.sock().recv(LARGEST_ANSWER)
         if not data:
             raise WorkerDiedError(f"{connection.program} ended before the page server")
         answer = decode_response(data)
@@ -161,8 +164,8 @@ class PageServerChild(Closing):
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._status is None:
-            # CRIU has not collected it yet, so its pid is its own.
+        # After the response to a wait that timed out, its pid can be that of another process.
+        if self._status is None and not (self._requested and readable(connection.fd, seconds=0)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.result.pid, signal.SIGKILL)
         connection.wait()

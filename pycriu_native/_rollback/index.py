@@ -91,11 +91,17 @@ def checksum(fd: int, end: int) -> str:
 
 
 def write(images: int, index: Index) -> None:
-    """Write the index. Raises ``OSError``."""
-    body = {"format": FORMAT, **asdict(index)}
+    """Write the index. Raises ``OSError``, and ``ImagesError`` if it could not be read."""
+    text = json.dumps({"format": FORMAT, **asdict(index)}, indent=1) + "\n"
+    if len(text) > LARGEST_INDEX:
+        raise ImagesError(
+            f"the index of {len(index.files)} files is larger than {LARGEST_INDEX} bytes, so a "
+            "restore could not read it; name fewer files in also",
+            verb="dump",
+            options=["files"],
+        )
     with open(create_regular(INDEX, dir_fd=images), "w") as file:
-        json.dump(body, file, indent=1)
-        file.write("\n")
+        file.write(text)
 
 
 def read(images: int) -> Index:

@@ -45,13 +45,25 @@ class Rollback:
 
     def __post_init__(self) -> None:
         for name, rule in (("also", "path or pattern"), ("ignore", "path")):
-            value = getattr(self, name)
-            given = (value,) if isinstance(value, str | os.PathLike) else value
-            paths = tuple(os.fspath(each) for each in given)
+            value: object = getattr(self, name)
+            given = (
+                value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+            )
+            paths = tuple(
+                os.fspath(each) if isinstance(each, os.PathLike) else each for each in given
+            )
             for each in paths:
                 if not isinstance(each, str) or not each.startswith("/") or "\0" in each:
                     raise OptionError([Problem(name, each, f"an absolute {rule} is accepted")])
             object.__setattr__(self, name, paths)
+        place, since = self.link_from, self.changed_since
+        if not (place is None or isinstance(place, str | os.PathLike)):
+            raise OptionError([Problem("link_from", place, "a path is accepted")])
+        if since is not None and (
+            isinstance(since, bool) or not isinstance(since, int | float) or since != since
+        ):
+            rule = "a number of seconds since the epoch is accepted"
+            raise OptionError([Problem("changed_since", since, rule)])
 
     @property
     def patterns(self) -> tuple[str, ...]:

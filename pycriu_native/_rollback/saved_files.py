@@ -70,7 +70,9 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
                     if large
                     else copies.whole(source)
                 )
-            known = checksum(source, seen.st_size) if large else None
+            # Another process can have appended to it since.
+            size = sum(_size(images, name) for name in names) if names else seen.st_size
+            known = checksum(source, size) if large else None
     except OSError as error:
         raise ImagesError(
             f"{file.path} cannot be saved in {where(images)}: {error.strerror}",
@@ -81,7 +83,7 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
     return SavedFile(
         path=file.path,
         copies=names,
-        size=seen.st_size,
+        size=size,
         mode=seen.st_mode & 0o7777,
         uid=seen.st_uid,
         gid=seen.st_gid,
@@ -92,3 +94,7 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
         read_only=file.read_only,
         checksum=known,
     )
+
+
+def _size(images: int, name: str) -> int:
+    return os.stat(name, dir_fd=images, follow_symlinks=False).st_size

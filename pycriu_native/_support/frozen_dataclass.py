@@ -49,16 +49,21 @@ else:
         return type(value)(**{**given, **changes})
 
     def dataclass(
-        *, frozen: bool, kw_only: bool = False, slots: bool = False, repr: bool = True
+        *,
+        frozen: bool,
+        kw_only: bool = False,
+        slots: bool = False,
+        repr: bool = True,
+        eq: bool = True,
     ) -> Any:
         """As ``dataclasses.dataclass``; ``slots`` is only for type checkers."""
         if not frozen:
             raise TypeError("only frozen classes are supported")
 
-        return lambda cls: _made(cls, kw_only, repr)
+        return lambda cls: _made(cls, kw_only, repr, eq)
 
 
-def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
+def _made(cls: Any, kw_only: bool, repr: bool, eq: bool) -> Any:
     own = {name: how for name, how in cls.__annotations__.items() if not how.startswith("ClassVar")}
     inherited = getattr(cls, "_fields", {})
     names = tuple({**inherited, **own})
@@ -91,7 +96,8 @@ def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
     )
     cls._compared = staticmethod(attrgetter(*compared) if compared else lambda value: ())
     cls.__init__ = _init(cls, taken, kw_only)
-    cls.__eq__, cls.__hash__ = _eq, _hash
+    if eq:
+        cls.__eq__, cls.__hash__ = _eq, _hash
     cls.__setattr__, cls.__delattr__ = _setattr, _delattr
     cls.__getstate__, cls.__replace__ = _getstate, replace
     type.__setattr__(cls, "__match_args__", () if kw_only else taken)

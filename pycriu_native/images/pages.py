@@ -8,13 +8,15 @@ were never written to by the process: they are zeros, or those of the mapped fil
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
 from .._support.unpatched import close
 from ..errors import ImagesError
 from .reader import damaged, expect, open_file
+
+_T = TypeVar("_T")
 
 CHUNK = 2**20
 """Bytes of one read."""
@@ -112,16 +114,29 @@ class Layers:
 
         Without bytes: pages that are lazy, or that should be in a parent and are not.
         """
+        return self._through_parents(self._pieces_at, start, end)
+
+    def stored(self, start: int = 0, end: int = 2**64) -> Iterator[Stored]:
+        """The locations of the pages between two addresses, in the set and its parents.
+
+        Raises ``ImagesError`` for pages that are compressed, lazy, or missing in the parents.
+        """
+        return self._through_parents(self._stored_at, start, end)
+
+    def _through_parents(
+        self, at: Callable[[int, int, int], Iterator[_T | _OfParent]], start: int, end: int
+    ) -> Iterator[_T]:
+        """What ``at`` yields for a level and two addresses, with that of the levels below."""
         # A chain of parents can be longer than the limit of recursion.
-        waiting = [self._pieces_at(0, start, end)]
+        waiting = [at(0, start, end)]
         while waiting:
-            piece = next(waiting[-1], None)
-            if piece is None:
+            found = next(waiting[-1], None)
+            if found is None:
                 waiting.pop()
-            elif isinstance(piece, _OfParent):
-                waiting.append(self._pieces_at(len(waiting), piece.start, piece.end))
+            elif isinstance(found, _OfParent):
+                waiting.append(at(len(waiting), found.start, found.end))
             else:
-                yield piece
+                yield found
 
     def _pieces_at(
         self, depth: int, start: int, end: int
@@ -151,29 +166,29 @@ class Layers:
             if fd >= 0:
                 close(fd)
 
-    def stored(self, start: int = 0, end: int = 2**64, depth: int = 0) -> Iterator[Stored]:
-        """The locations of the pages between two addresses, in the set and its parents.
-
-        Raises ``ImagesError`` for pages that are compressed, lazy, or missing in the parents.
-        """
+    def _stored_at(self, depth: int, start: int, end: int) -> Iterator[Stored | _OfParent]:
+        """Those of one level; a parent must have all of them."""
         top = self.level(depth)
+        lacking = end - start
         for index, run in () if top is None else top.runs.between(start, end):
             assert top is not None
-            where = f"{top.directory}/{top.name}"
             first, last = max(run[0], start), min(run[1], end)
+            lacking -= last - first
             if run[2] & PRESENT:
                 if top.runs.blocks(index):
-                    raise ImagesError(f"{where}: the pages are compressed; dump without compress")
+                    why = "the pages are compressed; dump without compress"
+                    raise ImagesError(f"{top.directory}/{top.name}: {why}")
                 yield first, last, top, run[3] + first - run[0]
             elif run[2] & IN_PARENT:
-                size = 0
-                for each in self.stored(first, last, depth + 1):
-                    size += each[1] - each[0]
-                    yield each
-                if size < last - first:
-                    raise ImagesError(f"{where}: the parent lacks {last - first - size} bytes")
+                yield _OfParent(first, last)
             else:
-                raise ImagesError(f"{where}: pages are not in the images; dump without lazy_pages")
+                why = "pages are not in the images; dump without lazy_pages"
+                raise ImagesError(f"{top.directory}/{top.name}: {why}")
+        if depth and lacking:
+            child = self.level(depth - 1)
+            assert child is not None
+            why = f"the parent lacks {lacking} bytes"
+            raise ImagesError(f"{child.directory}/{child.name}: {why}")
 
 
 def _stored(

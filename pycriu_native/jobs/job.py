@@ -129,8 +129,7 @@ class Job:
         put("also", Rollback(also=self.also).patterns)
         put("cwd", None if self.cwd is None else _absolute(self.cwd))
         if self.storage is not None:
-            path = os.fspath(self.storage)
-            put("storage", path if "://" in path or "::" in path else _absolute(path))
+            put("storage", _absolute_storage(os.fspath(self.storage)))
         for name in ("encrypt_to", "decrypt_with"):
             if getattr(self, name) and self.storage is None:
                 problems.append(Problem(name, "…", "is accepted with storage only"))
@@ -310,6 +309,14 @@ def _here() -> str:
 def _absolute(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     return os.path.abspath(text if os.path.isabs(text) else os.path.join(_here(), text))
+
+
+def _absolute_storage(text: str) -> str:
+    """A storage whose path of this host is absolute; an empty one is refused by ``check_url``."""
+    path = text.removeprefix("file://").removeprefix("local://")
+    if not path or "://" in path or "::" in path or (path != text and os.path.isabs(path)):
+        return text
+    return text.removesuffix(path) + _absolute(path)
 
 
 def _result(directory: JobDirectory, interrupted: int) -> JobResult:

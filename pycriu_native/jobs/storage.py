@@ -36,8 +36,8 @@ class UnreadableError(ImagesError):
 def check_url(url: str) -> None:
     """Check that fsspec and the package of the file system are installed, without loading that.
 
-    Raises ``OptionError`` for an unknown file system and for one in the memory of a process,
-    ``UnsupportedError`` for a missing package.
+    Raises ``OptionError`` for an unknown file system, for one in the memory of a process, and for a
+    URL without a path, ``UnsupportedError`` for a missing package.
     """
     fsspec = _fsspec()
     registry = import_module("fsspec.registry").known_implementations
@@ -65,6 +65,13 @@ def check_url(url: str) -> None:
         if lacking is not None:
             rule = f"{protocol} needs the package {lacking}, which is not installed"
             raise UnsupportedError([Problem("storage", url, rule)], verb="run")
+    if not url.rpartition("://")[2]:  # fsspec reads file:// as the working directory
+        raise _no_place(url)
+
+
+def _no_place(url: str) -> OptionError:
+    rule = "it names no directory or bucket; one for this job alone is accepted"
+    return OptionError([Problem("storage", url, rule)], verb="run")
 
 
 def check_place(url: str, directory: str) -> None:
@@ -124,8 +131,7 @@ class Storage:
         """None after a failure."""
         self._root = str(root).rstrip("/")
         if not self._root:  # of an object store: its files would be in buckets of these names
-            rule = "it names no directory or bucket; one for this job alone is accepted"
-            raise OptionError([Problem("storage", url, rule)], verb="run")
+            raise _no_place(url)
         self._is_mounted = isinstance(fs, fsspec.get_filesystem_class("file"))
         pipe = getattr(fs, "_pipe_file", None)
         self._has_conditional_put = pipe is not None and "mode" in signature(pipe).parameters

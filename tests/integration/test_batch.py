@@ -37,6 +37,7 @@ from pycriu_native import (
 )
 from pycriu_native._calls import call as call_module
 from pycriu_native._calls import conversation
+from pycriu_native._integrity.restore_claim import claimed
 
 from .conftest import Spawn
 from .support.processes import Target
@@ -155,8 +156,23 @@ def test_a_claim_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match="no images"):
         RestoreJob(opts=opts, token="2")()
     assert [each.name for each in tmp_path.iterdir()] == ["pycriu-native.restore-1"]
-    with pytest.raises(ValueError, match="token"):
-        RestoreJob(opts=opts, token="../x")
+    odd: list[Any] = ["../x", "", "x" * 65, None, 5]
+    for token in odd:
+        with pytest.raises(ValueError, match="token"):
+            RestoreJob(opts=opts, token=token)
+
+
+def test_a_claim_that_was_removed(tmp_path: Path) -> None:
+    """The error of the restore is raised, and not that of the removal."""
+    opts = CriuOpts(images_directory=tmp_path)
+
+    def restore_without_success() -> None:
+        with claimed(opts, "1"):
+            (tmp_path / "pycriu-native.restore-1").unlink()
+            raise LookupError("of the restore")
+
+    with pytest.raises(LookupError, match="of the restore"):
+        restore_without_success()
 
 
 class Later(Executor):

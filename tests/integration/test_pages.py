@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from pycriu_native import (
     CriuError,
     CriuOpts,
     OptionError,
+    WorkerDiedError,
     cpuinfo_check,
     cpuinfo_dump,
     dump,
@@ -62,6 +65,32 @@ def test_closing_ends_the_server(tmp_path: Path) -> None:
     eventually(lambda: not is_alive(server.result.pid), "the server's end")
     with socket.socket() as probe:
         probe.bind((LOOPBACK, server.result.port))
+
+
+def test_closing_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``close`` kills no process whose pid CRIU has freed after a ``wait`` that timed out."""
+    opts = CriuOpts(images_directory=tmp_path / "there", page_server=(LOOPBACK, 0))
+    killed: list[int] = []
+    with page_server_child(opts) as server:
+        with pytest.raises(TimeoutError):
+            server.wait(timeout=0.05)
+        os.kill(server.result.pid, signal.SIGKILL)
+        assert server._connection is not None
+        select.select([server._connection.fd], [], [])
+        monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    assert killed == []
+
+
+def test_waiting_after_the_end_of_criu(tmp_path: Path) -> None:
+    """It is an error with the cause, and no ``BrokenPipeError``."""
+    opts = CriuOpts(images_directory=tmp_path / "there", page_server=(LOOPBACK, 0))
+    with page_server_child(opts) as server:
+        assert server._connection is not None
+        for pid in (server.result.pid, server._connection.pid):
+            os.kill(pid, signal.SIGKILL)
+        select.select([server._connection.fd], [], [])
+        with pytest.raises(WorkerDiedError, match="ended before the page server"):
+            server.wait(10)
 
 
 def test_detached(spawn: Spawn, images: Path, tmp_path: Path) -> None:

@@ -119,3 +119,29 @@ def test_a_cancel_that_is_too_late(tmp_path: Path) -> None:
         assert caught.value.result.pid == 7  # type: ignore[attr-defined]
 
     asyncio.run(run())
+
+
+def test_a_loop_that_ends_without_the_task(tmp_path: Path) -> None:
+    """The call is undone when its coroutine is closed, also while its hook waits."""
+    criu = ScriptedCriu(notify={"restore": ["pre-restore"]})
+    began = asyncio.Event()
+
+    async def hook(_: Notification) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    opts = CriuOpts(images_directory=tmp_path)
+    waiting, begun = (aio.restore(opts, via=criu, on_notify=each) for each in (hook, None))
+
+    async def begin() -> None:
+        await began.wait()
+        begun.send(None)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(waiting)
+    loop.run_until_complete(begin())
+    loop.close()
+    assert not task.done()
+    waiting.close()
+    begun.close()
+    assert [each for each in threading.enumerate() if each.name == "criu verb"] == []

@@ -10,6 +10,7 @@ import pytest
 from pycriu_native import ImagesError
 from pycriu_native.findings import Severity
 from pycriu_native.images import check_images, diff, inspect
+from pycriu_native.images.pages import Layers
 
 from .support.image_sets import LAZY, PAGE, PARENT, PRESENT, START, image_set, page
 
@@ -55,7 +56,7 @@ def test_searching_sees_adjacent_pages_as_one(chain: Path) -> None:
 
 def test_a_long_chain(tmp_path: Path) -> None:
     """A chain of parents can be longer than Python's limit of recursion."""
-    count = 600
+    count = 1100
     for number in range(count):
         is_last = number == count - 1
         runs = [(0, 1, PRESENT if is_last else PARENT)]
@@ -63,6 +64,20 @@ def test_a_long_chain(tmp_path: Path) -> None:
         if not is_last:
             (tmp_path / str(number) / "parent").symlink_to(f"../{number + 1}")
     assert inspect(tmp_path / "0").process(10).memory.read(START, PAGE) == page("a")
+    layers = Layers(
+        [str(tmp_path / str(number)) for number in range(count)], "pagemap-10.img", PAGE
+    )
+    ((start, end, stored_in, offset),) = layers.stored()
+    assert (start, end, offset) == (START, START + PAGE, 0)
+    assert stored_in.directory == str(tmp_path / str(count - 1))
+
+
+def test_a_parent_that_lacks_pages(chain: Path) -> None:
+    """The locations of pages that no parent has are an error, which names the page map."""
+    (chain / "1/pagemap-10.img").unlink()
+    layers = Layers([str(chain / name) for name in "321"], "pagemap-10.img", PAGE)
+    with pytest.raises(ImagesError, match=r"/2/pagemap-10\.img: the parent lacks \d+ bytes"):
+        list(layers.stored())
 
 
 def test_a_parent_that_is_missing(chain: Path) -> None:

@@ -246,7 +246,7 @@ def test_their_values() -> None:
     assert len({one, same, other}) == 2
     assert repr(one) == "VethPair(inside='a', outside='b')"
     assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
-    assert Version(major=1, minor=2, git="x") == Version(major=1, minor=2)
+    assert Version(major=1, minor=2, name="x") == Version(major=1, minor=2)
     assert Worker().env == {}
     assert Worker().env is not Worker().env
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -788,6 +788,27 @@ def test_a_url_that_names_no_place(
             Storage(each)
 
 
+@pytest.mark.parametrize("url", ["file://", "local://", "simplecache::file://", "s3://"])
+def test_a_storage_without_a_path(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before anything is created: fsspec reads it as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    if url == "s3://":
+        pytest.importorskip("s3fs", reason="S3 needs s3fs")
+    with pytest.raises(OptionError, match=f"storage='{url}': it names no directory or bucket"):
+        Job(tmp_path / "job", ["true"], storage=url).run()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "local://"])
+def test_a_relative_storage(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is relative to the caller's directory, like that of the job."""
+    monkeypatch.chdir(tmp_path)
+    job = Job("job", ["true"], storage=f"{scheme}storage")
+    assert job.storage == f"{scheme}{tmp_path}/storage"
+
+
 @pytest.mark.parametrize("protocol", ["ssh", "sftp"])
 def test_ssh_needs_sshfs(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """fsspec's own class for SSH, with another package, accepts the key of any host."""

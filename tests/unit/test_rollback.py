@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,18 @@ def test_values_that_are_refused(tmp_path: Path) -> None:
         dump(os.getppid(), opts, files="roll")
     with pytest.raises(OptionError, match=r"also='log': an absolute path"):
         Rollback(also=["log"])
+    odd: list[tuple[str, Any]] = [
+        ("also", 3),
+        ("also", [None]),
+        ("also", b"/log"),
+        ("ignore", None),
+        ("link_from", 3),
+        ("changed_since", "5"),
+        ("changed_since", float("nan")),
+    ]
+    for name, value in odd:
+        with pytest.raises(OptionError, match=rf"{name}=.*: an? .* is accepted"):
+            Rollback(**{name: value})
     with pytest.raises(OptionError, match="the files are in images_directory"):
         restore(CriuOpts(images_dir="/nowhere"), via=trusting, files="rollback")
     with pytest.raises(OptionError, match="the caller is in the tree"):
@@ -224,6 +237,46 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
             RollBack(at)
     finally:
         os.close(at)
+
+
+def test_an_index_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by the dump, whose processes run on: a restore would read a part of it."""
+    monkeypatch.setattr(index, "LARGEST_INDEX", 1000)
+    place = tmp_path / "place"
+    place.mkdir()
+    for number in range(10):
+        (place / str(number)).touch()
+    at = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(ImagesError, match="index of 10 files is larger than 1000 bytes"):
+            saved_files.save(at, [], Rollback(also=[place / "*"]), lambda: None)
+    finally:
+        os.close(at)
+
+
+@pytest.mark.usefixtures("without_reflinks")
+@pytest.mark.parametrize("size", [100, 5 * 2**20])
+def test_a_log_that_another_process_writes(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is appended while it is copied belongs to the copy, and does not damage it."""
+    path, images = tmp_path / "app.log", tmp_path / "images"
+    real = copying.copy
+
+    def appending(source: int, target: int, *args: Any, **kwargs: Any) -> None:
+        with open(path, "a") as other:
+            other.write("of another process\n")
+        real(source, target, *args, **kwargs)
+
+    monkeypatch.setattr(copies, "copy", appending)
+    with open(path, "ab") as log:
+        log.write(bytes(size))
+        log.flush()
+        _dumped(images)
+        expected = path.read_bytes()
+        log.write(b"after the dump\n")
+    _restored(images)
+    assert path.read_bytes() == expected == bytes(size) + b"of another process\n"
 
 
 def _restored(images: Path, *, keep: bool = True) -> None:

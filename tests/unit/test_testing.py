@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,11 +15,16 @@ from pycriu_native import (
     CriuOpts,
     NoSuchProcessError,
     Notification,
+    PageServer,
     PidInUseError,
     UnsupportedError,
+    Verb,
+    Version,
     check,
     dump,
     feature_check,
+    page_server,
+    page_server_child,
     restore,
     version,
 )
@@ -93,3 +99,53 @@ def test_notifications(opts: CriuOpts) -> None:
         restore(opts, via=criu, on_notify=hook)
     assert received == [("pre-restore", None), ("post-restore", 1234), ("of-the-future", None)]
     assert restore(opts, via=criu).pid == 1234  # without a hook CRIU sends none
+
+
+def test_page_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One can be waited for and closed, and has the pid of no process, since close() kills it."""
+    criu, ended = ScriptedCriu(), list[int]()
+    opts = CriuOpts(images_directory=tmp_path, page_server=PageServer("127.0.0.1", 0))
+    with page_server_child(opts, via=criu) as server:
+        assert server.wait(10) == 0
+    monkeypatch.setattr(os, "kill", lambda pid, _: ended.append(pid))
+    page_server_child(opts, via=criu).close()
+    ended.append(page_server(opts, via=criu).pid)
+    largest = int(Path("/proc/sys/kernel/pid_max").read_text())
+    assert all(pid > largest or not Path(f"/proc/{pid}").exists() for pid in ended)
+    assert min(ended) >= 2**22  # the largest pid_max (proc_sys_kernel(5))
+
+
+@pytest.mark.parametrize("verb", ["pre_dump", "restor", Verb.RESTORE_CHILD, "dedup"])
+def test_verbs_that_are_no_requests(verb: str | Verb) -> None:
+    """They are refused: a test whose failure never happens would pass."""
+    with pytest.raises(ValueError, match=r"failures: .* is none that CRIU receives"):
+        ScriptedCriu(failures={verb: Failure()})
+    with pytest.raises(ValueError, match=r"notify: .* pre-dump, restore, check"):
+        ScriptedCriu(notify={verb: ["pre-dump"]})
+
+
+@pytest.mark.parametrize("text", ["4", "4.2-rc1", "", "4.-2", "4.2.1.0"])
+def test_releases_that_cannot_be_read(text: str) -> None:
+    """They are refused by name."""
+    with pytest.raises(ValueError, match=r"is not a release such as 4\.2 or 4\.2\.1"):
+        ScriptedCriu(text)
+
+
+def test_the_order_of_releases() -> None:
+    """A build from git counts as the next minor release, in each comparison and as a key."""
+    git, last, release, later = (
+        Version(major=4, minor=1, git="v4.1-27"),
+        Version(major=4, minor=1, sublevel=1),
+        Version(major=4, minor=2),
+        Version(major=4, minor=2, sublevel=1),
+    )
+    assert last < git == release < later
+    assert last <= git <= release <= git <= later
+    assert not git > release
+    assert not release > git
+    assert hash(git) == hash(release)
+    assert sorted([later, git, last, release]) == [last, git, release, later]
+    assert release.__lt__("4.2") is NotImplemented
+    assert release != "4.2"
+    with pytest.raises(TypeError, match="not supported between"):
+        assert release < "4.3"
