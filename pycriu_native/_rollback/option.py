@@ -29,8 +29,8 @@ class Rollback:
     restore on another machine, or after the file was truncated, renamed or removed. Read by
     dumps."""
     ignore: Iterable[str | os.PathLike[str]] = ()
-    """Directories in which ``also`` matches only paths without special characters, such as the
-    directory of the images. Read by dumps."""
+    """Directories in which ``also`` matches only paths without special characters. The files of
+    image sets do not match in any directory. Read by dumps."""
     link_from: str | os.PathLike[str] | None = None
     """Images directory of an earlier dump with ``complete`` on the same file system. Of large files
     that are only appended to, the parts that it has become hard links to its copies, and only the

@@ -7,6 +7,9 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
 
+_BEGINS, _ENDS = ("pycriu-native.", "stats-"), (".img", ".tar.gz")
+"""Of the names in an image set."""
+
 
 def real_paths() -> Callable[[str], str]:
     """A function that resolves the symbolic links in the directory of a path.
@@ -17,14 +20,33 @@ def real_paths() -> Callable[[str], str]:
     return lambda path: os.path.join(real(os.path.dirname(path)), os.path.basename(path))
 
 
+def _image_sets() -> Callable[[str], bool]:
+    """A function that returns whether a path is part of an image set. It looks once at each
+    directory.
+    """
+    holds_dump = functools.cache(lambda directory: os.path.lexists(f"{directory}/inventory.img"))
+
+    @functools.cache
+    def is_part(path: str) -> bool:
+        directory, name = os.path.split(path)
+        of_set = name == "parent" or name.startswith(_BEGINS) or name.endswith(_ENDS)
+        return of_set and (holds_dump(directory) or is_part(directory))
+
+    def is_in_set(path: str) -> bool:
+        return is_part(path) or is_part(os.path.dirname(path))
+
+    return is_in_set
+
+
 def matches(patterns: Iterable[str], ignore: Iterable[str] = ()) -> Iterator[str]:
     """The names that match, without symbolic links in their directories.
 
     A file that is reached through such a link has one name, that of ``/proc``. A pattern that is
-    the name of a link also yields the target of the link. In the directories ``ignore``, only such
-    patterns match.
+    the name of a link also yields the target of the link. Only patterns that are names match in the
+    directories ``ignore``, and the files of image sets: else the restore of a set would remove some
+    of its own files, and later sets.
     """
-    real_path = real_paths()
+    real_path, is_in_set = real_paths(), _image_sets()
     ignored = tuple(os.path.join(os.path.realpath(each), "") for each in ignore)
     for pattern in patterns:
         for path in glob.iglob(pattern, include_hidden=True):
@@ -32,7 +54,7 @@ def matches(patterns: Iterable[str], ignore: Iterable[str] = ()) -> Iterator[str
                 continue  # as the pattern: directories only
             real = real_path(path)
             is_name = pattern == glob.escape(path)
-            if not is_name and real.startswith(ignored):
+            if not is_name and (real.startswith(ignored) or is_in_set(real)):
                 continue
             yield real
             if is_name and os.path.islink(path):

@@ -25,6 +25,7 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._integrity import manifest
+from pycriu_native._integrity.dump_marker import CLAIM
 from pycriu_native._rollback import copies, copying, index, restored_file, saved_files
 from pycriu_native._rollback.put_back import RollBack
 from pycriu_native._rollback.restored_file import before_of
@@ -252,6 +253,42 @@ def test_an_index_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             saved_files.save(at, [], Rollback(also=[place / "*"]), lambda: None)
     finally:
         os.close(at)
+
+
+@pytest.mark.parametrize("place", ["images", "elsewhere"])
+def test_a_pattern_that_matches_image_sets(tmp_path: Path, place: str) -> None:
+    """The set is neither saved in itself nor removed by its restore, also after it was moved; nor
+    is a later one.
+    """
+    images, data, later = (tmp_path / name for name in ("images", "data", "later"))
+    for each in (images, data, images / "parent"):
+        each.mkdir()
+    (data / "x").write_text("saved")
+    names = ("pages-1.img", "inventory.img", "parent/pages-1.img", "application.log")
+    for name in names:
+        (images / name).write_text("saved")
+    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        rollback = Rollback(also=[tmp_path / "*", tmp_path / "*/*", tmp_path / "*/*/*"])
+        saved_files.save(at, [], rollback, lambda: None)
+    finally:
+        os.close(at)
+    copied = {"pycriu-native.file-0", "pycriu-native.file-1"}
+    expected = {*os.listdir(images), "pycriu-native.restore-1"}
+    assert expected == {*names[:2], names[3], "parent", index.INDEX, *copied} | {CLAIM + "1"}
+    images = images.rename(tmp_path / place)
+    (images / f"{CLAIM}1").touch()
+    shutil.copytree(images, later)
+    (later / index.INDEX).write_text("another")
+    for _ in range(2):
+        (data / "x").write_text("changed")
+        (data / "new").touch()
+        _restored(images)
+        assert [each.read_text() for each in data.iterdir()] == ["saved"]
+        assert set(os.listdir(images)) >= expected - {"application.log"}
+        assert set(os.listdir(later)) >= expected - {"application.log"}
+        assert (later / index.INDEX).read_text() == "another"
+        assert (images / "parent/pages-1.img").exists()
 
 
 @pytest.mark.usefixtures("without_reflinks")
