@@ -33,7 +33,7 @@ def dedup(
     from .subcommand import Subcommand  # not loaded by a star import
 
     with contextlib.ExitStack() as owned:
-        command = Subcommand(Verb.DEDUP, opts, via, owned)
+        command = Subcommand(Verb.DEDUP, opts, via, deadline, owned)
         began = time.monotonic()
         assert command.images is not None
         place = where(command.images)

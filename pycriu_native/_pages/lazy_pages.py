@@ -55,7 +55,7 @@ class LazyPages(Closing):
 
         self._opts = opts
         with contextlib.ExitStack() as owned:
-            command = Subcommand(Verb.LAZY_PAGES, opts, via, owned)
+            command = Subcommand(Verb.LAZY_PAGES, opts, via, deadline, owned)
             ready, message = os.pipe2(os.O_CLOEXEC)
             owned.callback(close, ready)
             message = above_stdio(message)

@@ -27,11 +27,16 @@ class Subcommand:
     """One command, whose options are checked, and whose directories are open."""
 
     def __init__(
-        self, verb: Verb, opts: CriuOpts, via: Worker | None, owned: contextlib.ExitStack
+        self,
+        verb: Verb,
+        opts: CriuOpts,
+        via: Worker | None,
+        deadline: float | None,
+        owned: contextlib.ExitStack,
     ) -> None:
-        """``owned`` closes the directories."""
+        """``deadline`` is only checked; ``owned`` closes the directories."""
         self._via = via or Worker()
-        self._request = Request(verb=verb, opts=opts, via=self._via)
+        self._request = Request(verb=verb, opts=opts, via=self._via, deadline=deadline)
         requirements.check(self._request)
         directories = Directories(opts, verb, owned, allow_untrusted=self._via.allow_untrusted)
         assert directories.log is not None

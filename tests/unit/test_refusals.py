@@ -359,6 +359,7 @@ def test_processors_that_criu_does_not_describe(
 WRONG: Any = "ckpt"
 """A path in place of the options, or of another argument."""
 OPTS = CriuOpts()
+THERE = CriuOpts(images_directory="/")
 ASKING: tuple[Any, ...] = (pycriu_native.version, pycriu_native.feature_check, pycriu_native.check)
 PID = 2**22 + 1
 """No process has this pid: the limit of the kernel is 2**22."""
@@ -390,6 +391,8 @@ PID = 2**22 + 1
         ("via", lambda: pycriu_native.preflight(PID, OPTS, via=WRONG)),
         *(("deadline", functools.partial(ask, deadline=WRONG)) for ask in ASKING),
         *(("deadline", functools.partial(ask, deadline=Decimal(1))) for ask in ASKING),
+        ("deadline", lambda: pycriu_native.dedup(THERE, deadline=WRONG)),
+        ("deadline", lambda: pycriu_native.LazyPages(THERE, deadline=WRONG)),
         ("on_notify", lambda: dump(PID, OPTS, on_notify=WRONG)),
         ("on_progress", lambda: pycriu_native.pre_dump(PID, OPTS, on_progress=WRONG)),
         ("words", lambda: CriuOpts.from_argv("dump -t 1")),
