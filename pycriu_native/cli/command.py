@@ -192,7 +192,8 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if any(param.nargs == -1 for param in self._own) and "--" not in args:
+            runs = not self.has_fields and any(param.nargs == -1 for param in self._own)
+            if runs and "--" not in args:
                 text = f"{error.message} Options of the program itself follow '--'."
                 like = error.possibilities
                 raise click.NoSuchOption(error.option_name, text, like, ctx) from None

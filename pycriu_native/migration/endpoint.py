@@ -271,8 +271,8 @@ def _wrap(sock: socket.socket, opts: CriuOpts, **tls: Any) -> ssl.SSLSocket:
         raise PeerLostError(
             f"no TLS connection: {error}",
             phase="connect",
-            cure="set tls=True on both sides; the tls_cacert of each must have issued the certificate "
-            "of the other, and that of the destination must be for its host name or address",
+            cure="set tls=True on both sides; the tls_cacert of each must have issued the "
+            "certificate of the other, and that of the destination must be for its address",
             options=TLS_FIELDS,
         ) from None
 
