@@ -450,12 +450,12 @@ def test_exit_codes(verb: str, failure: Failure, code: Exit, tmp_path: Path) -> 
     message = run_cli(verb, *pid, "-D", tmp_path, "--json", criu=criu)
     assert message.code == message.json["exit_code"] == code
     assert message.json["error"]["verb"] == verb
-    assert code in dict(commands())[verb].exits
+    assert code in COMMANDS[verb].exits
 
 
 def test_the_help_of_a_destination_has_the_code_of_a_pid_in_use() -> None:
     """``migrate in`` restores, so that a pid can be in use."""
-    assert Exit.PID_TAKEN in dict(commands())["migrate in"].exits
+    assert Exit.PID_TAKEN in COMMANDS["migrate in"].exits
 
 
 def test_the_text_of_an_error(tmp_path: Path) -> None:
