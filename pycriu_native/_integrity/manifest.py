@@ -91,7 +91,6 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
                 f"{where(at)} is not as it was sealed: {', '.join(sorted(flaws))}",
                 cause="the images are not as they were sealed",
                 cure="copy the whole directory again from where it was sealed",
-                options=("images_directory",),
             )
 
 

@@ -202,8 +202,9 @@ class Tree:
         return [process for process in self.processes if process.state not in ("", "Z", "X")]
 
     def has_own(self, kind: str) -> bool:
-        """Whether the namespace of the root process differs from CRIU's."""
-        return self.root.namespaces[kind] != self.ours.namespaces[kind]
+        """Whether the root process has a namespace that is not CRIU's. False if unreadable."""
+        own = self.root.namespaces[kind]
+        return bool(own) and own != self.ours.namespaces[kind]
 
     def descriptors(self) -> Iterator[Descriptor]:
         """The open descriptors of all processes."""

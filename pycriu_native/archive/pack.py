@@ -335,7 +335,8 @@ def opened_archive(source: Place, decrypt_with: Sequence[str] = ()) -> Iterator[
         stream = owned.enter_context(decompressed(Peek(stream)))
         stream = cast(BinaryIO, beginning := Peek(stream))
         if not begins(beginning.peek(BLOCK)):
-            raise ImagesError("this is no tar archive, or its first block is damaged")
+            name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the stream"
+            raise ImagesError(f"{name} is no tar archive, or its first block is damaged")
         yield stream
         while stream.read(CHUNK):  # a checksum after the archive can show that it is damaged
             pass

@@ -99,7 +99,8 @@ def dump_stream(
         rule = "the caller is in this tree, and cannot receive a stream while it is frozen"
         raise OptionError([Problem("pid", number, rule)], verb="dump_stream", pid=number)
 
-    with _Beside(opts, CAPTURE) as beside, _Capture(beside.listener, to) as capture:
+    with _Beside(opts, CAPTURE) as beside:
+        capture = _Capture(beside.listener, to)
 
         def hook(notification: Notification) -> object:
             answer = None if on_notify is None else on_notify(notification)
@@ -109,7 +110,8 @@ def dump_stream(
 
         request = verbs.dump_request(target, beside.opts, via, hook, deadline)
         request = replace(request, abort=capture.abort)
-        result = verbs.dump_result(request, Call(request).wait())
+        with capture:  # writes to the stream: not before the checks of the request
+            result = verbs.dump_result(request, Call(request).wait())
         return replace(result, images="", log=beside.log(result.log))
 
 

@@ -102,7 +102,14 @@ class Group(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line."""
-        return super().parse_args(ctx, args or ["--help"])
+        try:
+            return super().parse_args(ctx, args or ["--help"])
+        except click.NoSuchOption as error:
+            if command := next((word for word in args if word in self.list_commands(ctx)), None):
+                hint = f"{ctx.command_path} {command} {error.option_name}"
+                text = f"{error.message} The options of {command} follow its name: {hint}."
+                raise click.NoSuchOption(error.option_name, text, ctx=ctx) from None
+            raise
 
 
 class Command(click.Command):
@@ -182,7 +189,15 @@ class Command(click.Command):
             args = option_parameters.normalized(args)
             if not ctx.resilient_parsing:
                 ctx.meta[NAMED] = self._made_params(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            runs = not self.has_fields and any(param.nargs == -1 for param in self._own)
+            if runs and "--" not in args:
+                text = f"{error.message} Options of the program itself follow '--'."
+                like = error.possibilities
+                raise click.NoSuchOption(error.option_name, text, like, ctx) from None
+            raise
 
     def get_help_option(self, ctx: click.Context) -> click.Option:
         """Return ``--help``. click's method would make all options to compare their names."""
@@ -211,6 +226,8 @@ class Command(click.Command):
         except CriuError as error:
             return out.failed(error, exit_of(error))
         except click.ClickException as error:
+            if isinstance(error, click.UsageError) and error.ctx is None:
+                error.ctx = ctx  # for the lines with the usage and --help
             return out.failed(error, Exit.REFUSED)
         except OSError as error:
             reason = error.strerror or str(error)

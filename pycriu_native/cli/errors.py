@@ -30,7 +30,12 @@ _NAMED = r"\b[a-z]+(?:_[a-z]+)+\b"
 """Text, not compiled: most commands show no error, and ``re`` caches what it compiles."""
 
 
-_PARAMETERS = {"decrypt_with": "--identity", "encrypt_to": "--encrypt-to"}
+_PARAMETERS = {
+    "decrypt_with": "--identity",
+    "encrypt_to": "--encrypt-to",
+    "listen": "--listen",
+    "to": "--to",
+}
 """Options of this program for arguments that are no fields of CriuOpts."""
 
 
@@ -63,10 +68,13 @@ _ARGUMENTS = {
     'files="rollback"': "--files rollback",
     'the option files ("rollback")': "--files rollback",
     "Worker(program)": "--criu PROGRAM",
+    "leave via out for a worker of your own": "leave --service out",
     "via=Worker(stdin=terminal)": "--wait",
     ', or name its directory with Worker(env={"CRIU_LIBS_DIR": directory})': "",
     "a running criu service inherits none: use a Worker": "a criu service (--service) "
     "inherits none",
+    "criu lazy-pages": "pycriu-native lazy-pages",
+    "cpuinfo_dump": "pycriu-native cpuinfo-dump",
     "feature_check().mem_track": "pycriu-native check",
     "feature_check().lazy_pages": "pycriu-native check",
     "include_caller=True": "--include-caller",

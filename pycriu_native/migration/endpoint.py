@@ -243,7 +243,12 @@ def _ready(
         sock.settimeout(until.remaining(HANDSHAKE))
         if opts.tls:
             sock = _wrap(sock, opts, **tls)
-        greet(sock)
+        try:
+            greet(sock)
+        except PeerLostError as error:
+            if not opts.tls:
+                error.cure = "if the other side uses TLS, set tls=True here too, with its options"
+            raise
         # After the greeting: a connection that is not accepted yet has no owner.
         if check_owner and (owner := foreign_owner(sock)) is not None:
             raise PeerLostError(
@@ -264,7 +269,11 @@ def _wrap(sock: socket.socket, opts: CriuOpts, **tls: Any) -> ssl.SSLSocket:
         return context.wrap_socket(sock, **tls)
     except OSError as error:  # ssl.SSLError is one
         raise PeerLostError(
-            f"no TLS connection: {error}", phase="connect", options=TLS_FIELDS
+            f"no TLS connection: {error}",
+            phase="connect",
+            cure="set tls=True on both sides; the tls_cacert of each must have issued the "
+            "certificate of the other, and that of the destination must be for its address",
+            options=TLS_FIELDS,
         ) from None
 
 

@@ -254,6 +254,20 @@ def test_with_tls(
     assert traveller.ask("checksum") == checksum
 
 
+@pytest.mark.parametrize("uses_tls", [False, True])
+def test_tls_on_one_side(uses_tls: bool, authority: Authority) -> None:
+    """The error has the cure: TLS on both sides."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"plain" if uses_tls else b"\x15\x03\x01")
+        theirs.shutdown(socket.SHUT_WR)
+        opts = CriuOpts(**tls(authority, "here", "127.0.0.1")) if uses_tls else CriuOpts()
+        server = {"server_hostname": "127.0.0.1"} if uses_tls else {}
+        with pytest.raises(PeerLostError) as caught:
+            endpoint._ready(ours, opts, MigrationDeadline(5), check_owner=False, **server)
+    assert "set tls=True" in str(caught.value.cure)
+
+
 def example(number: int, authority: Authority, name: str, address: str, far: str) -> str:
     """One side of docs/migration.md, with the certificates of this authority and the addresses of
     these hosts.

@@ -14,6 +14,7 @@ import pytest
 from pycriu_native import (
     CriuError,
     CriuOpts,
+    ImagesError,
     OptionError,
     WorkerDiedError,
     cpuinfo_check,
@@ -144,9 +145,13 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 
 @needs_cpuinfo
+@pytest.mark.cures("no-cpuinfo")
 def test_cpuinfo(images: Path) -> None:
-    """The features of this processor are written, and match it."""
+    """The features of this processor are written, and match it; without them the cure is named."""
     opts = CriuOpts(images_directory=images)
+    images.mkdir(exist_ok=True)
+    with pytest.raises(ImagesError, match="run cpuinfo_dump"):
+        cpuinfo_check(opts)
     assert cpuinfo_dump(opts).images == str(images)
     assert (images / "cpuinfo.img").stat().st_size > 0
     cpuinfo_check(opts)

@@ -42,6 +42,7 @@ from pycriu_native import (
 )
 from pycriu_native._calls import requirements
 from pycriu_native._failures.log_excerpt import failures
+from pycriu_native._system import process_snapshot
 from pycriu_native._system.huge_pages import setting_of
 from pycriu_native._system.inet_sockets import address_of
 from pycriu_native._system.mountinfo import parse
@@ -1002,6 +1003,17 @@ def test_every_obstacle_at_once(site: Site) -> None:
     again = pickle.loads(pickle.dumps(caught.value))
     assert again.findings == caught.value.findings
     assert target.runs_on()
+
+
+def test_namespaces_that_cannot_be_read(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right to read its namespaces, they are not reported as separate."""
+    target = spawn("serve()")
+    hidden = f"/proc/{target.pid}/ns/"
+    read = process_snapshot.link
+    monkeypatch.setattr(
+        process_snapshot, "link", lambda path: "" if path.startswith(hidden) else read(path)
+    )
+    assert not [found for found in preflight(target.pid).findings if "namespace" in str(found)]
 
 
 def test_no_process() -> None:

@@ -24,12 +24,14 @@ from pycriu_native._failures.log_excerpt import failures
 from pycriu_native.cli import app, errors, exit_codes, field_docs, option_parameters
 from pycriu_native.cli import text as text_module
 from pycriu_native.cli.command import Command
+from pycriu_native.cli.commands.dump import text as dump_text
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.cli.image_memory import pattern_of
 from pycriu_native.cli.run import run
 from pycriu_native.enums import Verb
 from pycriu_native.options.flags import NO_WORDS, ROWS
 from pycriu_native.options.table import TABLE, VERB_MASK, On
+from pycriu_native.results import DumpResult
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
 from tests.unit.support import bystander
 
@@ -448,6 +450,12 @@ def test_exit_codes(verb: str, failure: Failure, code: Exit, tmp_path: Path) -> 
     message = run_cli(verb, *pid, "-D", tmp_path, "--json", criu=criu)
     assert message.code == message.json["exit_code"] == code
     assert message.json["error"]["verb"] == verb
+    assert code in COMMANDS[verb].exits
+
+
+def test_the_help_of_a_destination_has_the_code_of_a_pid_in_use() -> None:
+    """``migrate in`` restores, so that a pid can be in use."""
+    assert Exit.PID_TAKEN in COMMANDS["migrate in"].exits
 
 
 def test_the_text_of_an_error(tmp_path: Path) -> None:
@@ -479,7 +487,14 @@ def test_all_errors_are_printed_at_once(tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["dum"], "Did you mean dump?"),
+        (["-D", "d", "dump", "1"], "pycriu-native dump -D"),
+        (["migrate", "--listen", "h:1", "in"], "pycriu-native migrate in --listen"),
+        (["run", "--dir", "d", "true", "--epochs", "5"], "program itself follow '--'"),
+        (["restore", "--pid", "5", "-D", "d"], "option '--pid'. (Did you mean"),
+        (["start", "d", "--port", "1"], "program itself follow '--'"),
         (["dump", "-D", "d"], "Missing argument 'PID'"),
+        (["dump", "-D", "d"], "help    pycriu-native dump --help"),
+        (["restore", "4242", "-D", "d"], "Unexpected argument '4242': the pids are in the images"),
         (["dump", "1", "-t", "2", "-D", "d"], "one is accepted"),
         (["dump", "x", "-D", "d"], "is not a pid"),
         (["dump", "0", "-D", "d"], "is not a pid"),
@@ -633,6 +648,26 @@ def test_a_set_that_was_changed(tmp_path: Path) -> None:
     message = run_cli("verify", tmp_path)
     assert message.code == Exit.IMAGES
     assert "pages-1.img" in message.err
+    assert "--images-dir" not in message.err, "verify has no such option"
+
+
+@pytest.mark.parametrize("words", ["inspect", "check-images", "unpack"])
+def test_a_file_that_is_no_archive(words: str, tmp_path: Path) -> None:
+    """The message names the file."""
+    file = tmp_path / "notes.txt"
+    file.write_text("notes")
+    message = run_cli(words, file, *([tmp_path / "new"] if words == "unpack" else []))
+    assert message.code == Exit.IMAGES
+    assert f"{file} is no tar archive" in message.err
+
+
+@pytest.mark.parametrize(("free", "says"), [(True, "until the parent"), (False, "has not reaped")])
+def test_the_wait_for_the_parent(free: bool, says: str) -> None:
+    """The result of a dump tells whether the parent has reaped the process."""
+    result = DumpResult(
+        pid=1, images="", duration=1.0, log=None, statistics=None, pid_free=free, reap_wait=0.5
+    )
+    assert says in dump_text(result, "", "dumped")
 
 
 def test_explain_of_a_refused_call(tmp_path: Path) -> None:
@@ -687,7 +722,7 @@ def test_what_a_command_loads() -> None:
     """Help texts, streams, files of options, JSON and scripts are loaded by the runs with them."""
     code = (
         "import sys; before = set(sys.modules); from pycriu_native.cli.run import run; "
-        "assert run(['dump', '-D', 'images', '-q']) == 2; print(*(set(sys.modules) - before))"
+        "assert run(['dump', '1', '-q']) == 2; print(*(set(sys.modules) - before))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ended.stdout.split())
@@ -859,6 +894,9 @@ def test_fields_are_printed_as_flags() -> None:
     assert errors.in_flags(text) == (
         "set --tcp-established, or --no-tcp-close; --verbosity=3; --leave-running; a_b; pid=3"
     )
+    assert [errors.flag_of(name) for name in ("to", "listen")] == ["--to", "--listen"]
+    assert errors.in_flags("start criu lazy-pages") == "start pycriu-native lazy-pages"
+    assert errors.in_flags("or leave via out for a worker of your own") == "or leave --service out"
 
 
 def test_numbers_with_units() -> None:

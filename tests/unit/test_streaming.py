@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, OptionError
+from pycriu_native import CriuOpts, ImagesError, OptionError, UnsupportedError
 from pycriu_native.archive.streaming import FRAME, MAGIC, Images, dump_stream, restore_stream
+from pycriu_native.testing import ScriptedCriu
 
 
 def stream(*frames: tuple[int, bytes]) -> bytes:
@@ -92,6 +93,14 @@ def test_options_that_have_no_place(opts: dict[str, Any], field: str, tmp_path: 
         dump_stream(2**22 - 1, CriuOpts(**opts), to)
     with pytest.raises(OptionError, match=field):
         restore_stream(CriuOpts(**opts), io.BytesIO(WHOLE))
+    assert to.getvalue() == b""
+
+
+def test_nothing_is_written_of_a_refused_dump() -> None:
+    """A CRIU that cannot write streams is detected before the first byte."""
+    to = io.BytesIO()
+    with pytest.raises(UnsupportedError, match="stream"):
+        dump_stream(2**22 - 1, CriuOpts(), to, via=ScriptedCriu(version="4.2"))
     assert to.getvalue() == b""
 
 

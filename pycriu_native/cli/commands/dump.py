@@ -209,6 +209,8 @@ def text(result: DumpResult, name: str, done: str) -> str:
     what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")
     headline = f"{done} {what} into {safe(result.images)}"
     waited = f"{time(result.reap_wait)} until the parent reaped it"
+    if not result.pid_free:
+        waited = f"the parent has not reaped it in {time(result.reap_wait)}; its pid is in use"
     rows = [
         ("processes", f"{len(saved)}: {pids(saved)}" if saved else None),
         ("images", f"{size(images.bytes)} in {count(images.files, 'file')}"),

@@ -82,7 +82,7 @@ def _out(call: Call, pid: int, to: str, mode: str, **shared: Any) -> Exit:
         "pycriu-native migrate in --listen 0.0.0.0:7000 --tls --tls-cacert ca.pem "
         "--tls-cert me.pem --tls-key me.key"
     ],
-    exits=EXITS,
+    exits=(*EXITS, Exit.PID_TAKEN),
     params=[
         parameters.option(
             "--listen", required=True, metavar="HOST:PORT", help="Address to listen on."

@@ -76,8 +76,14 @@ def _restore(
     through: str | None,
     files: str | None,
 ) -> int:
-    if bool(command) != exec_cmd:
-        raise click.UsageError("--exec-cmd requires a command after '--', and the other way round.")
+    if command and not exec_cmd:
+        words = " ".join(command)
+        raise click.UsageError(
+            f"Unexpected argument {words!r}: the pids are in the images of --images-dir, and a "
+            "command after '--' needs --exec-cmd."
+        )
+    if exec_cmd and not command:
+        raise click.UsageError("--exec-cmd requires a command after '--'.")
     if wait and exec_cmd:
         raise click.UsageError("--wait is not accepted with --exec-cmd.")
     parameters.check_pidfile(pidfile)

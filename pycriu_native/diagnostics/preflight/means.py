@@ -213,7 +213,7 @@ def _network_lock(context: Context) -> Findings:
     lock, helpers = context.in_force("network_lock"), HelperPrograms(context.via)
     if lock == NetworkLock.SKIP:
         return
-    if context.tree.root.namespaces["net"] != context.tree.ours.namespaces["net"]:
+    if context.tree.has_own("net"):
         lacking = helpers.missing_for_namespace_lock()
     elif not context.in_force("tcp_close") and (used := inet_sockets.families_to_lock(context)):
         lacking = helpers.missing_for_lock(used)

@@ -347,7 +347,9 @@ def _nested(context: Context, process: Process) -> Findings:
     """Other namespaces than those of the root (``criu/namespaces.c``, ``criu/pstree.c``)."""
     root, ours = context.tree.root.namespaces, context.tree.ours.namespaces
     for kind, which in process.namespaces.items():
-        if which in ("", root[kind]) or (kind, which) == ("cgroup", ours[kind]):
+        if "" in (which, root[kind]):
+            continue  # unreadable
+        if which == root[kind] or (kind, which) == ("cgroup", ours[kind]):
             continue  # of cgroups see ``means``
         where, failure, makes = "of its own that the root of the tree has not", "nested-ns", stops
         if which == ours[kind]:
