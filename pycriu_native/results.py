@@ -230,7 +230,7 @@ class Version:
     def __eq__(self, other: object) -> bool:
         return self.number == other.number if isinstance(other, Version) else NotImplemented
 
-    def __lt__(self, other: object) -> bool:
+    def __lt__(self, other: Version) -> bool:
         return self.number < other.number if isinstance(other, Version) else NotImplemented
 
     def __hash__(self) -> int:

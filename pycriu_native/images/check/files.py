@@ -82,9 +82,8 @@ def _file(context: Context, file: RegularFile, path: str) -> Findings:
         status = os.stat(path, follow_symlinks=not link_itself)
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
         missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
-        what = (
-            "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', error)}"
-        )
+        why = error.strerror if isinstance(error, OSError) else "its path has a null byte"
+        what = "does not exist" if missing else f"cannot be read: {why}"
         yield stops(path, what, "copy it here, or give another in inherit_fds", "inherit_fds")
         return
     yield from _same(context, file, path, status)
