@@ -132,6 +132,7 @@ def test_a_parent_that_does_not_reap(spawn: Spawn, images: Path) -> None:
         serve()
         """)
     [child] = [pid for pid in tree(parent.pid) if pid != parent.pid]
+    eventually(lambda: os.getsid(child) == child, "its session")
     opts = CriuOpts(images_directory=images, leave_running=False)
     result = dump(child, opts, reap_timeout=0.2)
     assert not result.pid_free
