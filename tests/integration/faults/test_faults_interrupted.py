@@ -130,7 +130,9 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) 
     dump(subject.pid, opts)
     span = time.monotonic() - started
     undone = 0
-    for number in range(INSTANTS):
+    for number in range(5 * INSTANTS):
+        if number >= INSTANTS and undone:
+            break  # all of the first can come too late, after a slow first dump
         opts = replace(opts, images_directory=tmp_path / str(number))
         instant = chance.uniform(0, span)
         due = time.monotonic() + instant
@@ -150,6 +152,7 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) 
         if error is None or hasattr(error, "result"):
             assert (tmp_path / str(number) / "inventory.img").exists()
             shutil.rmtree(tmp_path / str(number))
+            span = min(span, instant + late)
             continue
         message = str(error) + "".join(getattr(error, "__notes__", ()))
         if not message:
@@ -222,7 +225,9 @@ def test_a_dump_to_a_page_server(spawn: Spawn, tmp_path: Path) -> None:
             except DeadlineError:
                 undone += 1
                 assert os.listdir(tmp_path / str(number)) in ([], ["dump.log"])
-            span = span or time.monotonic() - started
+            else:
+                took = time.monotonic() - started
+                span = min(span or took, took)
         assert not workers()
         assert subject.is_intact()
         shutil.rmtree(tmp_path / f"there-{number}")
