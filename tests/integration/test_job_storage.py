@@ -328,6 +328,6 @@ def test_values_that_are_refused(hosts: Callable[..., HostedJob], option: str, v
     assert job.wait() == 2
     message = job.messages().splitlines()[-1]  # after the usage
     assert option[2:] in message
-    assert message.count(value) == 1
+    assert message.count(value) <= 1  # keys are not shown
     assert not (job.place / "storage").exists()
     assert not (job.directory.path / "stdout").exists()
