@@ -37,7 +37,7 @@ def failure_of(
     message = f"{request.verb}{of} {how} after {outcome.duration:.1f} s"
     if exchange.deadline_passed:
         assert isinstance(stop, DeadlineError)
-        stop.message = f"{message}: the deadline of {float(request.deadline or 0):g} s passed"
+        stop.message = f"{message}: {request.deadline_passed}"
         stop.args = (stop.message,)
     elif not isinstance(stop, Exception):
         stop.add_note(message)  # the text of an interruption does not name the call

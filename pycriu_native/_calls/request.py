@@ -61,6 +61,11 @@ class Request:
         return self.pid is None or is_above(self.pid, os.getpid())
 
     @property
+    def deadline_passed(self) -> str:
+        """The text for a deadline that passed."""
+        return f"the deadline of {float(self.deadline or 0):g} s passed"  # it can be a Fraction
+
+    @property
     def tracks(self) -> bool:
         """Whether the kernel tracks changes of memory from this dump on."""
         return self.verb is Verb.PRE_DUMP or bool(self.verb is Verb.DUMP and self.opts.track_mem)

@@ -165,7 +165,7 @@ class Run:
         if self._cancelled() is not None:
             raise CriuError("interrupted", verb=str(request.verb), pid=request.pid)
         if self._deadline is not None and time.monotonic() > self._deadline:
-            message = f"{request.verb}: the deadline of {float(request.deadline or 0):g} s passed"
+            message = f"{request.verb}: {request.deadline_passed}"
             raise DeadlineError(message, verb=str(request.verb), pid=request.pid)
 
     def _check_identity(self) -> None:

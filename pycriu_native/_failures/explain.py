@@ -39,7 +39,8 @@ _PARASITE = re.compile("reply from daemon is trimmed|for daemon failed|/proc/sel
 """Lines of any failure of the code that CRIU runs in a process."""
 
 DESCRIPTORS_OF_CRIU = 4
-"""Descriptors that CRIU opens in a process at most."""
+"""Descriptors that CRIU opens in the root process of a tree; in others one less, since it reads the
+cgroups of the root only (``criu/pie/parasite.c``)."""
 
 _SUMMARY = re.compile(r"(Dumping|Restoring) FAILED|killed by signal|exited, status=")
 """Lines that report a failure without its cause."""

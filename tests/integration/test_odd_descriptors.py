@@ -16,7 +16,8 @@ from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .support import releases
-from .support.processes import Target, reap_all
+from .support.predictions import check_continues
+from .support.processes import reap_all
 
 pytestmark = pytest.mark.usefixtures("orphans")
 
@@ -136,7 +137,7 @@ def test_a_descriptor(name: str, spawn: Spawn, images: Path) -> None:
     assert "close" in str(caught.value.cure)
     assert "close" in finding.cure
     target.ask("close")
-    _continues(target, opts)
+    check_continues(target, opts)
 
 
 UNREAD = """
@@ -171,7 +172,7 @@ def test_messages_with_credentials(kind: str, option: str, spawn: Spawn, images:
     assert caught.value.cause == known("unread-credentials").cause
     assert finding.cure == caught.value.cure
     assert target.ask("read") == "text"
-    _continues(target, opts)
+    check_continues(target, opts)
 
 
 DEADLINE = """
@@ -207,7 +208,7 @@ def test_a_scheduling_policy(spawn: Spawn, images: Path) -> None:
     assert not target.ask("set")
     command = finding.cure.partition("(")[2].partition(")")[0]
     subprocess.run(command.replace("TID", str(target.pid)).split(), check=True)
-    _continues(target, opts)
+    check_continues(target, opts)
 
 
 @pytest.mark.cures("sched-policy")
@@ -352,13 +353,5 @@ def test_a_watch_in_a_file_system_without_handles(path: str, spawn: Spawn, image
     assert caught.value.cause == known("irmap").cause
     assert preflight(target.pid, result.opts).verdict is Verdict.WORKS
     target.dump(result.opts)
-    restore(result.restore_opts)
-    assert target.runs_on()
-
-
-def _continues(target: Target, opts: CriuOpts) -> None:
-    result = preflight(target.pid, opts)
-    assert result.verdict is Verdict.WORKS, str(result)
-    target.dump(opts)
     restore(result.restore_opts)
     assert target.runs_on()

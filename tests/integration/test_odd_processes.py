@@ -15,17 +15,10 @@ from pycriu_native._failures.log_excerpt import known
 from pycriu_native.images import check_images
 
 from .conftest import Spawn
+from .support.predictions import check_continues
 from .support.processes import Target, reap_all
 
 pytestmark = pytest.mark.usefixtures("orphans")
-
-
-def _continues(target: Target, opts: CriuOpts) -> None:
-    result = preflight(target.pid, opts)
-    assert result.verdict is Verdict.WORKS, str(result)
-    target.dump(opts)
-    restore(result.restore_opts)
-    assert target.runs_on()
 
 
 def _fails(target: Target, opts: CriuOpts, failure: str) -> None:
@@ -50,7 +43,7 @@ def test_no_free_descriptors(free: int, spawn: Spawn, images: Path) -> None:
     assert finding.failure == "descriptors-used-up"
     _fails(target, opts, finding.failure)
     subprocess.run(finding.cure.partition(": ")[2].partition(";")[0].split(), check=True)
-    _continues(target, opts)
+    check_continues(target, opts)
 
 
 def test_four_free_descriptors(spawn: Spawn, images: Path) -> None:
@@ -114,7 +107,7 @@ def test_sealed_memory(spawn: Spawn, images: Path) -> None:
     reap_all()
     target = spawn(SEALED)
     assert target.ask("again")
-    _continues(target, opts)
+    check_continues(target, opts)
     assert not check_images(images) or target.ask("read") == "text"
 
 
@@ -141,7 +134,7 @@ def test_the_directory_of_a_process(path: str, spawn: Spawn, images: Path) -> No
         reap_all()
         target = spawn(scenario)
     target.ask("leave")
-    _continues(target, opts)
+    check_continues(target, opts)
 
 
 @pytest.mark.cures("unsupported-mapping")
@@ -164,7 +157,7 @@ def test_a_mapped_file_of_sysfs(spawn: Spawn, images: Path) -> None:
     assert finding.failure == "unsupported-mapping"
     _fails(target, opts, finding.failure)
     target.ask("unmap")
-    _continues(target, opts)
+    check_continues(target, opts)
 
 
 def test_a_mapped_file_in_a_container_without_sysfs(spawn: Spawn) -> None:
@@ -211,7 +204,7 @@ def test_a_thread_with_resources_of_its_own(spawn: Spawn, images: Path) -> None:
     assert finding.id == "thread-resources"
     for words in ("table of descriptors", "directory", "net namespace"):
         assert words in finding.message
-    _continues(target, opts)
+    check_continues(target, opts)
     assert not target.ask("separate")
     assert not target.ask("unshare")
     assert target.ask("separate")
@@ -242,7 +235,7 @@ def test_a_filter_of_ebpf(spawn: Spawn, images: Path) -> None:
     opts = CriuOpts(images_directory=images)
     _fails(target, opts, "socket-bpf")
     target.ask("detach")
-    _continues(target, opts)
+    check_continues(target, opts)
 
 
 def test_no_deleted_file_at_all(spawn: Spawn, images: Path) -> None:
@@ -261,4 +254,4 @@ def test_no_deleted_file_at_all(spawn: Spawn, images: Path) -> None:
     assert result.verdict is Verdict.NEEDS_OPTIONS
     with pytest.raises(CriuError):
         dump(target.pid, opts)
-    _continues(target, result.opts)
+    check_continues(target, result.opts)

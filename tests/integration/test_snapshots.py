@@ -474,11 +474,16 @@ print(process.returncode)
 
 def test_a_forked_child_of_the_caller(snapshot: Snapshot) -> None:
     """It can neither wait for a copy nor end it: the copy has ended for it, as in subprocess."""
+    assert output_of_fork(FORKED, snapshot) == ("0 None\n5\n", "")
+
+
+def output_of_fork(program: str, snapshot: Snapshot) -> tuple[str, str]:
+    """Output and errors of a program that uses the snapshot and forks."""
     # Python 3.12 warns of a fork beside the thread that reaps CRIU.
-    words = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED]
+    words = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
     command = [*words, str(snapshot.directory)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("0 None\n5\n", "")
+    return done.stdout, done.stderr
 
 
 def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:

@@ -35,6 +35,7 @@ from .test_snapshots import (
     check_socket,
     identity,
     kill_all,
+    output_of_fork,
 )
 from .test_snapshots_kills import settled
 
@@ -243,11 +244,7 @@ with Snapshot(sys.argv[1]).zygote() as zygote:
 
 def test_a_forked_child_of_the_caller(snapshot: Snapshot) -> None:
     """A child that the caller forks cannot use the zygote, and its end does not end it."""
-    # Python 3.12 warns of a fork beside the thread that reaps CRIU.
-    words = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED]
-    command = [*words, str(snapshot.directory)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
-    assert (done.stdout, done.stderr) == ("5\n5\n", "")
+    assert output_of_fork(FORKED, snapshot) == ("5\n5\n", "")
 
 
 def test_a_zygote_that_was_killed(zygote: Zygote) -> None:

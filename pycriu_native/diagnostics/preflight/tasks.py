@@ -12,6 +12,7 @@ import os
 import resource
 
 from ..._calls.requirements import caller_inside
+from ..._failures.explain import DESCRIPTORS_OF_CRIU
 from ..._support.unpatched import close, sleep
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
@@ -39,8 +40,6 @@ OF_A_THREAD = {KCMP_FILES: "table of descriptors", KCMP_FS: "directory, root or 
 """Resources that a thread can have separately (unshare(2)), and their names."""
 SPACES_OF_A_THREAD = ("net", "mnt", "uts", "ipc", "cgroup")
 """Namespaces that a thread of several can enter by itself."""
-DESCRIPTORS_OF_CRIU = 3
-"""Descriptors that CRIU opens in a process; in the root of the tree one more, for its cgroups."""
 EVEN_NESTED = ("mnt", "net")
 """Kinds of namespaces that a process below the root may have separately."""
 
@@ -231,8 +230,8 @@ def _limits(process: Process) -> Findings:
 
 
 def _free_descriptors(context: Context, process: Process) -> Findings:
-    """Whether CRIU can open its descriptors in the process (``criu/pie/parasite.c``)."""
-    needed = DESCRIPTORS_OF_CRIU + (process is context.tree.root)
+    """Whether CRIU can open its descriptors in the process."""
+    needed = DESCRIPTORS_OF_CRIU - (process is not context.tree.root)
     free = free_numbers(process.pid)
     if free is None or free >= needed:
         return

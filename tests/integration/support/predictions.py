@@ -8,9 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pycriu_native import CriuError, CriuOpts, Preflight, Verdict, Worker, dump
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    Preflight,
+    Verdict,
+    Worker,
+    dump,
+    preflight,
+    restore,
+)
 
 from .failing_calls import Site
+from .processes import Target
 
 
 @dataclass(frozen=True)
@@ -59,3 +69,12 @@ def works(pid: int, opts: CriuOpts, via: Worker | None = None) -> bool:
     except CriuError:
         return False
     return True
+
+
+def check_continues(target: Target, opts: CriuOpts) -> None:
+    """Preflight finds nothing, and the process continues after a dump and a restore."""
+    result = preflight(target.pid, opts)
+    assert result.verdict is Verdict.WORKS, str(result)
+    target.dump(opts)
+    restore(result.restore_opts)
+    assert target.runs_on()
