@@ -15,7 +15,7 @@ import pytest
 from pycriu_native import NoSuchProcessError, dump
 from pycriu_native.oci import Container
 
-from .support.bundles import Counting, Runtime, counting, runtime
+from .support.bundles import Counting, Runtime, counting, repeated, runtime
 from .support.processes import PATIENCE
 
 
@@ -49,7 +49,8 @@ def test_what_is_dumped_here_crun_restores(box: Counting, images: Path) -> None:
     container = Container.from_runtime(box.id, "crun")
     assert container.pid == box.pid
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images), reap_timeout=PATIENCE).pid_free
+    opts = container.dump_opts(images)
+    assert repeated(lambda: dump(container.pid, opts, reap_timeout=PATIENCE)).pid_free
     stopped_at = box.count
 
     box.restored_by_runtime(images)
@@ -64,7 +65,8 @@ def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
     seen = box.run()
     container = Container.from_runtime(box.id, "crun")
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images), reap_timeout=PATIENCE).pid_free
+    opts = container.dump_opts(images)
+    assert repeated(lambda: dump(container.pid, opts, reap_timeout=PATIENCE)).pid_free
     stopped_at = box.count
     box.restore_here(images)
     assert box.continued_from(stopped_at)
