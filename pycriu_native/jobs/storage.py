@@ -39,6 +39,8 @@ def check_url(url: str) -> None:
     Raises ``OptionError`` for an unknown file system, for one in the memory of a process, and for a
     URL without a path, ``UnsupportedError`` for a missing package.
     """
+    if not url.rpartition("://")[2]:  # fsspec reads file:// as the working directory
+        raise _no_place(url)
     fsspec = _fsspec()
     registry = import_module("fsspec.registry").known_implementations
     for part in url.split("::"):
@@ -65,8 +67,6 @@ def check_url(url: str) -> None:
         if lacking is not None:
             rule = f"{protocol} needs the package {lacking}, which is not installed"
             raise UnsupportedError([Problem("storage", url, rule)], verb="run")
-    if not url.rpartition("://")[2]:  # fsspec reads file:// as the working directory
-        raise _no_place(url)
 
 
 def _no_place(url: str) -> OptionError:
