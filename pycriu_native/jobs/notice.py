@@ -61,7 +61,10 @@ def check_source(source: str) -> None:
     Only the first word of a command is checked, and only if it is not quoted or expanded.
     """
     if _is_url(source):
-        rule = None if urlsplit(source).hostname else "this URL has no host"
+        try:
+            rule = None if urlsplit(source).hostname else "this URL has no host"
+        except ValueError as error:  # an unclosed bracket, for example
+            rule = f"a URL is accepted: {error}"
     else:
         word = re.match(r"\s*([\w./+-]+)(?=[\s;|&]|$)", source)
         shell = ["sh", "-c", 'command -v -- "$1"', "sh", word[1] if word else "true"]
