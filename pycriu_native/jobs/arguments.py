@@ -6,8 +6,12 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .._integrity.dump_marker import DEEPEST
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts
+
+MOST = 1e9
+"""Largest number of seconds, which the kernel's timers can represent."""
 
 LISTS = ("command", "also", "encrypt_to", "decrypt_with")
 """Arguments with several values. A single one is accepted too, except for ``command``."""
@@ -56,6 +60,20 @@ def _optional(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or check(value)
 
 
+def _number(least: float, most: float, *, whole: bool = False) -> tuple[Callable[[Any], bool], str]:
+    """The rule of a number of seconds, or of a whole number."""
+    kinds = int if whole else (int, float)
+
+    def is_valid(value: Any) -> bool:
+        return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+
+    what = "a whole number" if whole else "a number of seconds"
+    return is_valid, f"{what} of {least:g} to {most:g} is accepted"
+
+
+_INCREMENTS, _INCREMENTS_RULE = _number(0, DEEPEST - 1, whole=True)
+
+
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -66,16 +84,30 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
         _is_command,
         "a sequence of the program and its arguments is accepted, without null characters",
     ),
+    "every": _number(0.1, MOST),
+    "first": _number(0, MOST),
+    "keep": _number(1, MOST, whole=True),
+    "incremental": (_optional(_INCREMENTS), _INCREMENTS_RULE),
     "also": (_all(_is_path), "absolute paths and patterns are accepted"),
-    "notice": (_optional(_is_path), "a command or a URL is accepted"),
+    "grace": _number(0, MOST),
+    "notice": (
+        _optional(lambda value: isinstance(value, str) and _is_path(value)),
+        "a command or a URL is accepted, as text",
+    ),
     "options": (
         _optional(lambda value: isinstance(value, CriuOpts)),
         "a CriuOpts is accepted, such as CriuOpts(link_remap=True)",
     ),
     "cwd": (_optional(_is_path), "a path is accepted"),
+    "interrupted_code": _number(1, 255, whole=True),
     "or_start_over": (_is_flag, "True or False is accepted"),
     "unprivileged": (_optional(_is_flag), "True, False or None is accepted"),
     "storage": (_optional(_is_path), "a URL of fsspec or a path is accepted"),
+    "lease": _number(1, MOST),
+    "compress": (
+        lambda value: value in ("none", "gzip", "zstd"),
+        'one of "none", "gzip", "zstd" is accepted',
+    ),
     "encrypt_to": (_all(_is_text), "recipients are accepted, as text"),
     "decrypt_with": (_all(_is_text), "identities are accepted, as text"),
 }
