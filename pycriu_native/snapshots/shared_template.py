@@ -10,7 +10,7 @@ from pathlib import Path
 from .._support.unpatched import Thread, close
 from .._system.regular_file import open_regular
 from .._transport.connection import Connection
-from .._transport.forkserver import ForkServer, ForkServerUnavailableError
+from .._transport.forkserver import ForkServer
 from .._transport.spawn import SpawnOptions
 from .._transport.worker import Worker
 from ..errors import OptionError, Problem, ProgramError
@@ -72,13 +72,6 @@ class SharedTemplate(ForkedWorkers):
             raise OptionError([Problem("worker", worker, "one without stdin is accepted")])
         self.directory = Path(directory).absolute()
         super().__init__(Worker() if worker is None else worker, patience=patience)
-
-    def renew(self) -> None:
-        """Read the template again if it is not ready. Raises as the constructor."""
-        try:
-            self._current()
-        except ForkServerUnavailableError as error:
-            raise self._failure(str(error)) from None
 
     def _connect_unforked(
         self, keep: Sequence[int], spawn_options: SpawnOptions, why: str
