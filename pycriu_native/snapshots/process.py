@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.unpatched import RLock, readable
@@ -284,10 +283,7 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         return self
 
     def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: type[BaseException] | None, value: object, traceback: object
     ) -> None:
         """Close the streams, and wait until the copy ends; it can no longer be saved.
 
