@@ -58,7 +58,7 @@ from .place import Place
 from .process import SnapshotProcess, end, reap_unowned
 from .processor_level import level_problems
 from .record import NAME, Record
-from .restore import RestoreRequest, reached_by_worker, start_copy
+from .restore import RestoreRequest, start_copy
 from .saving import NEW, Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
@@ -428,7 +428,7 @@ class Snapshot(Closing):
         verb: str,
     ) -> float | None:
         """Check the arguments. Returns the time of the deadline."""
-        wrong += [each for each in (reached_by_worker(via),) if each]
+        wrong += [*via.refuses(inherits=True, sibling=True)][:1]
         wrong += _problems_of_start(opts)
         refuse(wrong, verb)
         if check:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import signal
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,14 +54,6 @@ class ForkedChild(PidfdChild):
         self._zygote = zygote
         """A reference that keeps the zygote alive: its end would end the copy."""
 
-    def end(self) -> None:
-        """Kill the process, and store its exit status."""
-        if self.pidfd >= 0 and self.status() is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            readable(self.pidfd, seconds=None)
-            self.status()
-
     def close(self, *, wait: bool) -> bool:
         """End the process, and close its pidfd."""
         if self.pidfd >= 0:
@@ -94,11 +85,7 @@ class ForkRequest:
                 return False
             self.receive()
         if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            readable(self._pidfd, seconds=None)
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            PidfdChild(0, self._pidfd).end()
             close(self._pidfd)
         self.close()
         return True
