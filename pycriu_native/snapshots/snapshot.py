@@ -182,14 +182,14 @@ class Snapshot(Closing):
         refuse(wrong, "take")
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
-            Path(directory).absolute(),
-            is_own,
-            base,
-            Worker() if via is None else via,
-            until,
-            leave_running,
-            incremental,
-            on_progress,
+            directory=Path(directory).absolute(),
+            is_own=is_own,
+            opts=base,
+            via=Worker() if via is None else via,
+            until=until,
+            leave_running=leave_running,
+            incremental=incremental,
+            on_progress=on_progress,
         )
         if isinstance(program, int):
             _check_access(program)

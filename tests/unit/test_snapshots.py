@@ -6,19 +6,28 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, OptionError, Verb, Version, Worker
+from pycriu_native import (
+    CriuOpts,
+    ImagesError,
+    NoSuchProcessError,
+    OptionError,
+    Verb,
+    Version,
+    Worker,
+)
 from pycriu_native._calls.request import Request
 from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
 from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.spawn import spawn
-from pycriu_native.snapshots import Host, MappedFile, Record, host_check, sharing
+from pycriu_native.snapshots import Host, MappedFile, Record, Snapshot, host_check, sharing
 from pycriu_native.snapshots.copy_request import CopyRequest
 from pycriu_native.snapshots.record import publish
 from pycriu_native.snapshots.streams import TextMode, check
@@ -193,6 +202,23 @@ def test_descriptors(record: Record) -> None:
     finally:
         os.close(fd)
     assert rules(python, fd) == ["numbers of open descriptors are accepted"]
+
+
+def test_threads_and_pids_without_a_process(tmp_path: Path) -> None:
+    """They are refused by their kind, and the directory is not created."""
+    code = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print()"
+    with subprocess.Popen(
+        [sys.executable, "-uc", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (thread,) = set(os.listdir(f"/proc/{process.pid}/task")) - {str(process.pid)}
+        with pytest.raises(NoSuchProcessError, match=f"a thread of process {process.pid}"):
+            Snapshot.take(int(thread), tmp_path / "new", without_guest=True)
+        process.communicate()
+    with pytest.raises(NoSuchProcessError, match="there is no process"):
+        Snapshot.take(2**22, tmp_path / "new", without_guest=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_pids_of_another_namespace() -> None:
