@@ -29,6 +29,7 @@ from .._system.file_lock import lock, unlock_and_close
 from .._system.process import is_running, leader_of
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
+from .._system.regular_file import replace_file
 from .._transport.base import Via
 from ..enums import Notify
 from ..errors import CriuError, NoSuchProcessError, OptionError, Problem
@@ -351,12 +352,9 @@ def _accept_any_file(directory: Path, pid: int, ends: Ends) -> list[str | None]:
         file["pos"] = NO_POSITION
         for name in ("mode", "size"):
             file.pop(name, None)
-    partial = directory / f"{path.name}.partial"
-    partial.write_bytes(encode(image))
-    partial.chmod(0o600)
-    partial.rename(path)
-    with opened_directory(directory) as fd:
-        record_again(fd, path.name)
+    with opened_directory(directory) as at:
+        replace_file(at, path.name, encode(image))
+        record_again(at, path.name)
     return keys
 
 
