@@ -41,12 +41,7 @@ class TextMode:
         is_text = bool(text or encoding or errors)
         if is_text and encoding is None:
             encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
-        return cls(
-            text=is_text,
-            encoding=encoding,
-            errors=errors,
-            bufsize=bufsize,
-        )
+        return cls(text=is_text, encoding=encoding, errors=errors, bufsize=bufsize)
 
     def opened(self, fd: int | None, mode: str) -> IO[Any] | None:
         """A file object that owns the descriptor."""
