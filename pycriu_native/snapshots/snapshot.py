@@ -388,35 +388,28 @@ class Snapshot(Closing):
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
         until = self._check(wrong, chosen, check, opts, deadline, "zygote")
-        start = functools.partial(self._zygote, place, chosen, opts, deadline, until)
-        return uninterrupted("zygote", start, Zygote.close)
-
-    def _zygote(
-        self,
-        place: Place,
-        chosen: Via,
-        opts: CriuOpts | None,
-        deadline: float | None,
-        until: float | None,
-    ) -> Zygote:
         shared = isinstance(chosen, SharedTemplate)
-        with (
-            _in_use(self.directory),
-            _without_result(),
-            WorkDirectories() as work_directories,
-            one_at_a_time(self.directory, until),
-        ):
-            where = RestoreRequest(
-                snapshot=self.directory,
-                images=str(self.directory / SHARED if shared else self.directory),
-                place=place,
-                opts=_for_start(opts),
-                via=chosen,
-                fork_server=None,
-                work_directories=work_directories,
-                deadline=deadline,
-            )
-            return Zygote(self.record, where, self._next_number, until)
+
+        def zygote() -> Zygote:
+            with (
+                _in_use(self.directory),
+                _without_result(),
+                WorkDirectories() as work_directories,
+                one_at_a_time(self.directory, until),
+            ):
+                where = RestoreRequest(
+                    snapshot=self.directory,
+                    images=str(self.directory / SHARED if shared else self.directory),
+                    place=place,
+                    opts=_for_start(opts),
+                    via=chosen,
+                    fork_server=None,
+                    work_directories=work_directories,
+                    deadline=deadline,
+                )
+                return Zygote(self.record, where, self._next_number, until)
+
+        return uninterrupted("zygote", zygote, Zygote.close)
 
     def _check(
         self,
