@@ -100,33 +100,33 @@ def token_of(commit: str) -> int:
     return int(commit.partition("-")[0])
 
 
+@dataclass(eq=False)
 class Lease:
     """A lease that this process holds."""
 
-    def __init__(
-        self, storage: Storage, token: int, content: bytes, until: float, *, exclusive: bool
-    ) -> None:
-        self._storage = storage
-        self._content = content
+    storage: Storage
+    token: int
+    content: bytes
+    until: float
+    """Time (``now()``) by which the job must have ended if the lease is not renewed."""
+    exclusive: bool
+    """Whether the storage has exclusive creation of files."""
+
+    def __post_init__(self) -> None:
         self._beat = 0
         self._beat_lock = Lock()
         self._commit: str | None = None
-        self.token = token
-        self.until = until
-        """Time (``now()``) by which the job must have ended if the lease is not renewed."""
-        self.exclusive = exclusive
-        """Whether the storage has exclusive creation of files."""
 
     def begin(self) -> None:
         """Write the list of valid commits, and clear earlier leases; then the job may start."""
-        commits = valid_commits(self._storage)
+        commits = valid_commits(self.storage)
         self.check()
         body = json.dumps({"commits": commits}).encode()
-        self._storage.write(_name(self.token, "begun"), body)
-        for name in self._storage.names("leases"):
+        self.storage.write(_name(self.token, "begun"), body)
+        for name in self.storage.names("leases"):
             token, _, part = name.partition(".")
             if int(token) < self.token and part != "json":
-                self._storage.remove(f"leases/{name}")
+                self.storage.remove(f"leases/{name}")
 
     def renew(self, seconds: float) -> None:
         """Renew the lease for ``seconds`` from now. Raises ``LeaseLost``, and any ``Exception``."""
@@ -145,20 +145,20 @@ class Lease:
         with self._beat_lock:
             self._beat += 1
             body = {"beat": self._beat, "commit": self._commit}
-            self._storage.write(_name(self.token, "beat"), json.dumps(body).encode())
+            self.storage.write(_name(self.token, "beat"), json.dumps(body).encode())
 
     def check(self) -> None:
         """Raise ``LeaseLost`` if there is a newer lease."""
-        newest = _newest(self._storage)
+        newest = _newest(self.storage)
         lost = newest != self.token
         if not lost and not self.exclusive:
-            lost = self._storage.read(_name(self.token, "json")) != self._content
+            lost = self.storage.read(_name(self.token, "json")) != self.content
         if lost:
-            raise LeaseLost(f"the lease {self.token} of {self._storage.url} was lost to {newest}")
+            raise LeaseLost(f"the lease {self.token} of {self.storage.url} was lost to {newest}")
 
     def give_back(self, **how: Any) -> None:
         """Release it for the next holder; ``how`` is the end of the job."""
-        self._storage.write(_name(self.token, "end"), json.dumps(how).encode())
+        self.storage.write(_name(self.token, "end"), json.dumps(how).encode())
 
 
 def acquire(
