@@ -34,7 +34,7 @@ from .source import Source
 from .watchdog import Watchdog
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Arguments:
     """The arguments that both sides have, as of :func:`~pycriu_native.migrate_out`."""
 
@@ -46,13 +46,10 @@ class Arguments:
     deadline: float | None
     peer_timeout: float
 
-    def check_types(self, verb: str) -> None:
-        """Raise ``OptionError`` for arguments of another type."""
-        functions = {"on_notify": self.on_notify, "on_progress": self.on_progress}
-        check_types(self.opts, self.via, verb, **functions)
-
     def check(self, verb: str, name: str, place: Place, pid: int | None = None) -> None:
         """Raise ``OptionError`` for values that cannot be used; ``place`` is the address."""
+        functions = {"on_notify": self.on_notify, "on_progress": self.on_progress}
+        check_types(self.opts, self.via, verb, **functions)
         problems = [
             *common.problems_with(self.opts),
             *endpoint.problems_with(place, name, self.opts, self.insecure),
@@ -77,7 +74,6 @@ def run_source(
     should_continue: More | None,
 ) -> MigrationResult:
     """:func:`~pycriu_native.migrate_out`, whose arguments these are."""
-    arguments.check_types("migrate_out")
     mode = _mode(mode)
     target = identified(pid, "migrate_out")
     number = number_of(target)
@@ -132,7 +128,6 @@ def run_source(
 
 def run_destination(arguments: Arguments, *, listen: Place) -> MigrationResult:
     """:func:`~pycriu_native.migrate_in`, whose arguments these are."""
-    arguments.check_types("migrate_in")
     arguments.check("migrate_in", "listen", listen)
     opts, via = arguments.opts, arguments.via or Worker()
     until, on_notify = arguments.begin()
