@@ -27,7 +27,15 @@ from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
 from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.spawn import spawn
-from pycriu_native.snapshots import Host, MappedFile, Record, Snapshot, host_check, sharing
+from pycriu_native.snapshots import (
+    Host,
+    MappedFile,
+    Record,
+    SharedTemplate,
+    Snapshot,
+    host_check,
+    sharing,
+)
 from pycriu_native.snapshots.copy_request import CopyRequest
 from pycriu_native.snapshots.record import publish
 from pycriu_native.snapshots.streams import TextMode, check
@@ -299,6 +307,15 @@ def test_memory_room(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert memory_room.memory_room() == 2**19 + 4096
     (inner.parent / usage).write_text(f"{2**21}\n")
     assert memory_room.memory_room() == 0
+
+
+@pytest.mark.parametrize("patience", ["x", float("nan"), float("inf"), -1, 0, True])
+def test_a_patience_that_is_refused(tmp_path: Path, patience: Any) -> None:
+    """No fork server is started, which nothing would end."""
+    with pytest.raises(OptionError, match=r"patience=.* above 0"):
+        SharedTemplate(tmp_path, patience=patience)
+    with pytest.raises(OptionError, match="worker=5"):
+        SharedTemplate(tmp_path, worker=5)  # type: ignore[arg-type]
 
 
 def test_a_snapshot_that_is_closed_during_a_start() -> None:
