@@ -165,10 +165,8 @@ class ParkedProgram(Closing):
         self.socket.close()
         self.process.wait()
         for each in self._sockets[:GUEST]:
-            with contextlib.suppress(OSError):
-                each.shutdown(
-                    socket.SHUT_RDWR
-                )  # a child of the program may have the other end open
+            with contextlib.suppress(OSError):  # a child of the program may have the other end open
+                each.shutdown(socket.SHUT_RDWR)
         for reader in self._readers:
             reader.join()
         for each in self._sockets[:GUEST]:
