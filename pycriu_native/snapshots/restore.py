@@ -108,16 +108,14 @@ def start_copy(
                 raise
         kept.pop_all()
     return SnapshotProcess(
-        given.command(record),
+        given,
         child,
         streams.parent,
-        given.mode,
-        number,
-        snapshot=where.snapshot,
-        record=record,
+        watch.timings(number, "plain" if unshared_reason else "shared"),
+        record,
+        where.snapshot,
         unshared_reason=unshared_reason,
         guest=socket_of_copy,
-        timings=watch.timings(number, "plain" if unshared_reason else "shared"),
     )
 
 

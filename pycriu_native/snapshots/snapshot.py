@@ -290,15 +290,9 @@ class Snapshot(Closing):
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
         check_call("start", opts=opts, via=via, deadline=deadline, check=check, savable=savable)
-        given = CopyRequest(
-            args=args,
-            streams=(stdin, stdout, stderr),
-            mode=text_mode(text, encoding, errors, bufsize),
-            env=env,
-            extra_env=extra_env,
-            cwd=cwd,
-            pass_fds=descriptor_numbers(pass_fds),
-        )
+        streams, mode = (stdin, stdout, stderr), text_mode(text, encoding, errors, bufsize)
+        descriptors = descriptor_numbers(pass_fds)
+        given = CopyRequest(args, streams, mode, env, extra_env, cwd, descriptors)
         start = functools.partial(
             self._start,
             given,

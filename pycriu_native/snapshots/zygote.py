@@ -180,15 +180,9 @@ class Zygote(Closing):
         watch = Stopwatch()
         reap_unowned()
         check_call("start", opts=None, via=None, deadline=deadline)
-        given = CopyRequest(
-            args=args,
-            streams=(stdin, stdout, stderr),
-            mode=text_mode(text, encoding, errors, bufsize),
-            env=env,
-            extra_env=extra_env,
-            cwd=cwd,
-            pass_fds=descriptor_numbers(pass_fds),
-        )
+        streams, mode = (stdin, stdout, stderr), text_mode(text, encoding, errors, bufsize)
+        descriptors = descriptor_numbers(pass_fds)
+        given = CopyRequest(args, streams, mode, env, extra_env, cwd, descriptors)
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
         number = self._next_number(until)
@@ -220,16 +214,8 @@ class Zygote(Closing):
             self._copies.add(child)
             kept.pop_all()
             request.close()
-        return SnapshotProcess(
-            given.command(self._record),
-            child,
-            streams.parent,
-            given.mode,
-            number,
-            snapshot=self._snapshot,
-            record=self._record,
-            timings=watch.timings(number, "zygote"),
-        )
+        timings = watch.timings(number, "zygote")
+        return SnapshotProcess(given, child, streams.parent, timings, self._record, self._snapshot)
 
     def start_async(
         self, args: Sequence[Text] | None = None, *, limit: int = 2**16, **options: Any
