@@ -46,14 +46,16 @@ class Arguments:
     deadline: float | None
     peer_timeout: float
 
-    def check(self, verb: str, name: str, place: Place, pid: int | None = None) -> None:
+    def check(
+        self, verb: str, name: str, place: Place, pid: int | None = None, **functions: object
+    ) -> None:
         """Raise ``OptionError`` for values that cannot be used; ``place`` is the address."""
-        functions = {"on_notify": self.on_notify, "on_progress": self.on_progress}
+        functions |= {"on_notify": self.on_notify, "on_progress": self.on_progress}
         check_types(self.opts, self.via, verb, **functions)
         problems = [
             *common.problems_with(self.opts),
             *endpoint.problems_with(place, name, self.opts, self.insecure),
-            *_numbers(self.deadline, self.peer_timeout),
+            *_values(self.insecure, self.deadline, self.peer_timeout),
         ]
         if problems:
             raise OptionError(problems, verb=verb, pid=pid)
@@ -77,7 +79,7 @@ def run_source(
     mode = _mode(mode)
     target = identified(pid, "migrate_out")
     number = number_of(target)
-    arguments.check("migrate_out", "to", to, number)
+    arguments.check("migrate_out", "to", to, number, should_continue=should_continue)
     opts, via = arguments.opts, arguments.via or Worker()
     until, on_notify = arguments.begin()
     with ExitStack() as owned:
@@ -187,7 +189,9 @@ def _mode(mode: MigrationMode | str) -> MigrationMode:
         raise OptionError([Problem("mode", mode, rule)], verb="migrate_out") from None
 
 
-def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:
+def _values(insecure: object, deadline: object, peer_timeout: object) -> Iterator[Problem]:
+    if not isinstance(insecure, bool):
+        yield Problem("insecure", insecure, "True or False is accepted")
     bounds = (
         ("deadline", deadline, 0.0, math.inf),
         ("peer_timeout", peer_timeout, 0.1, LONGEST_PEER_TIMEOUT),
