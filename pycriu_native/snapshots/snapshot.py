@@ -293,65 +293,45 @@ class Snapshot(Closing):
         streams, mode = (stdin, stdout, stderr), text_mode(text, encoding, errors, bufsize)
         descriptors = descriptor_numbers(pass_fds)
         given = CopyRequest(args, streams, mode, env, extra_env, cwd, descriptors)
-        start = functools.partial(
-            self._start,
-            given,
-            Place(hostname=hostname, network=network, cgroup=cgroup),
-            Stopwatch(),
-            check=check,
-            share_memory=share_memory,
-            savable=savable,
-            opts=opts,
-            via=Worker() if via is None else via,
-            deadline=deadline,
-        )
-        return uninterrupted("start", start, end)
+        chosen = Worker() if via is None else via
+        place = Place(hostname=hostname, network=network, cgroup=cgroup)
+        watch = Stopwatch()
 
-    def _start(
-        self,
-        given: CopyRequest,
-        place: Place,
-        watch: Stopwatch,
-        *,
-        check: bool,
-        share_memory: bool | None,
-        savable: bool,
-        opts: CriuOpts | None,
-        via: Via,
-        deadline: float | None,
-    ) -> SnapshotProcess[Any]:
-        reap_unowned()
-        wrong = [*given.problems(self.record), *place.problems()]
-        wrong += self._sharing.problems(share_memory, via)
-        if savable and self.record.guest_key is None:
-            wrong.append(Problem("savable", savable, "the program was saved without_guest"))
-        until = self._check(wrong, via, check, opts, deadline, "start")
-        watch.ends("check")
-        with _in_use(self.directory), _without_result(), ExitStack() as turn:
-            workers = self._sharing.chosen(share_memory, via, until)
-            reason = workers.unshared_reason
-            images = self.directory if reason else self.directory / SHARED
-            turn.enter_context(one_at_a_time(self.directory, until))
-            watch.ends("memory")
-            where = RestoreRequest(
-                snapshot=self.directory,
-                images=str(images),
-                place=place,
-                opts=_for_start(opts),
-                via=workers.via,
-                fork_server=workers.fork_server,
-                work_directories=self._work_directories,
-                deadline=None if until is None else max(0.0, until - time.monotonic()),
-            )
-            return start_copy(
-                self.record,
-                self._next_number(until),
-                given,
-                where,
-                unshared_reason=reason,
-                savable=savable,
-                watch=watch,
-            )
+        def start() -> SnapshotProcess[Any]:
+            reap_unowned()
+            wrong = [*given.problems(self.record), *place.problems()]
+            wrong += self._sharing.problems(share_memory, chosen)
+            if savable and self.record.guest_key is None:
+                wrong.append(Problem("savable", savable, "the program was saved without_guest"))
+            until = self._check(wrong, chosen, check, opts, deadline, "start")
+            watch.ends("check")
+            with _in_use(self.directory), _without_result(), ExitStack() as turn:
+                workers = self._sharing.chosen(share_memory, chosen, until)
+                reason = workers.unshared_reason
+                images = self.directory if reason else self.directory / SHARED
+                turn.enter_context(one_at_a_time(self.directory, until))
+                watch.ends("memory")
+                where = RestoreRequest(
+                    snapshot=self.directory,
+                    images=str(images),
+                    place=place,
+                    opts=_for_start(opts),
+                    via=workers.via,
+                    fork_server=workers.fork_server,
+                    work_directories=self._work_directories,
+                    deadline=None if until is None else max(0.0, until - time.monotonic()),
+                )
+                return start_copy(
+                    self.record,
+                    self._next_number(until),
+                    given,
+                    where,
+                    unshared_reason=reason,
+                    savable=savable,
+                    watch=watch,
+                )
+
+        return uninterrupted("start", start, end)
 
     def zygote(
         self,
