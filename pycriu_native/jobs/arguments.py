@@ -17,6 +17,23 @@ LISTS = ("command", "also", "encrypt_to", "decrypt_with")
 """Arguments with several values. A single one is accepted too, except for ``command``."""
 
 
+SET_BY_JOB = (
+    "images_directory",
+    "images_dir",
+    "parent_image",
+    "pre_dump",
+    "track_mem",
+    "auto_dedup",
+    "lazy_pages",
+    "page_server",
+    "leave_running",
+    "leave_stopped",
+    "stream",
+)
+"""Options of dumps that a job sets itself, or with which its checkpoints would lack memory, change
+those before them (``auto_dedup``), or not let the command continue."""
+
+
 def listed(name: str, value: Any) -> Any:
     """The value of an argument in ``LISTS`` as a tuple; unchanged if it cannot be one."""
     if isinstance(value, str | bytes | os.PathLike):
@@ -26,30 +43,35 @@ def listed(name: str, value: Any) -> Any:
 
 def problems_of(values: dict[str, Any]) -> list[Problem]:
     """The arguments of other types, in the order of ``RULES``. Keys are not shown."""
-    return [
+    problems = [
         Problem(name, "…" if name in ("encrypt_to", "decrypt_with") else values[name], rule)
         for name, (is_valid, rule) in RULES.items()
         if not is_valid(values[name])
     ]
+    for name in SET_BY_JOB:
+        if (value := getattr(values["options"], name, None)) is not None:
+            problems.append(Problem("options", {name: value}, "a job sets this option itself"))
+    return problems
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
+def _is_word(value: object) -> bool:
+    """Whether a value is text, or a path of text."""
+    return _is_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
 def _is_path(value: object) -> bool:
     """Whether a value is a path, and not empty: an unset variable of a shell is."""
-    text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    return _is_text(text) and text != ""
+    return _is_word(value) and value != ""
 
 
 def _is_command(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and bool(value)
-        and all(isinstance(each, os.PathLike) or _is_text(each) for each in value)
-        and _is_path(value[0])
-    )
+    if not isinstance(value, tuple) or not value:
+        return False
+    return _is_path(value[0]) and all(map(_is_word, value))
 
 
 def _all(check: Callable[[object], bool]) -> Callable[[object], bool]:

@@ -86,7 +86,8 @@ class Job:
     """Shell command or URL that announces an interruption by exit status 0 or HTTP status 200; its
     text can contain the time. It is polled every 5 seconds."""
     options: CriuOpts | None = None
-    """Further options of the dumps. Required options are determined by a preflight."""
+    """Further options of the dumps, such as ``link_remap``; not those that a job sets itself, such
+    as ``images_directory``. Required options are determined by a preflight."""
     cwd: str | os.PathLike[str] | None = None
     """Working directory of the command; default: that of the caller."""
     interrupted_code: int = INTERRUPTED
