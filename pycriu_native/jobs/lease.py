@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._support.json_values import json_object
 from .._support.unpatched import Lock
 from ..errors import CriuError, ImagesError
 from .storage import Storage, UnreadableError
@@ -63,14 +64,14 @@ def last_lease(storage: Storage) -> Last:
     token = _newest(storage)
     if not token:
         return Last()
-    about = _body(storage.read(_name(token, "json")))
+    about = _read(storage, token, "json")
     if about is not None and about.get("format") != FORMAT:
         raise ImagesError(f"{storage.url} has a job of format {about.get('format')!r}")
     return Last(
         token=token,
         about=about,
         beat=storage.read(_name(token, "beat")),
-        end=_body(storage.read(_name(token, "end"))),
+        end=_read(storage, token, "end"),
     )
 
 
@@ -81,11 +82,11 @@ def valid_commits(storage: Storage) -> list[str]:
     """
     names = storage.names("commits")
     for token in range(_newest(storage), 0, -1):
-        begun = _body(storage.read(_name(token, "begun")))
+        begun = _read(storage, token, "begun")
         if begun is not None:
             earlier = set(begun["commits"])
             valid = {name for name in names if name in earlier or token_of(name) == token}
-            beat = _body(storage.read(_name(token, "beat"))) or {}
+            beat = _read(storage, token, "beat") or {}
             return sorted(valid | ({beat["commit"]} if beat.get("commit") else set()))
     if names:
         raise UnreadableError(
@@ -234,10 +235,6 @@ def _name(token: int, part: str) -> str:
     return f"leases/{token:08}.{part}"
 
 
-def _body(data: bytes | None) -> dict[str, Any] | None:
-    """A JSON object; None if it does not exist or is incomplete."""
-    try:
-        body = json.loads(data or b"")
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
+def _read(storage: Storage, token: int, part: str) -> dict[str, Any] | None:
+    """A part of a lease; None if it does not exist or is incomplete."""
+    return json_object(storage.read(_name(token, part)) or b"")
