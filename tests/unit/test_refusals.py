@@ -400,8 +400,8 @@ migrate_in = functools.partial(pycriu_native.migrate_in, CriuOpts(), listen="loc
         ("on_notify", lambda: dump(PID, OPTS, on_notify=WRONG)),
         ("should_continue", lambda: pycriu_native.dump_iters(PID, OPTS, WRONG)),
         ("should_continue", lambda: migrate_out(should_continue=WRONG)),
-        ("insecure", lambda: migrate_out(insecure="no")),
-        ("insecure", lambda: migrate_in(insecure=1)),
+        ("insecure", lambda: migrate_out(insecure="no")),  # type: ignore[arg-type]
+        ("insecure", lambda: migrate_in(insecure=1)),  # type: ignore[arg-type]
         ("on_progress", lambda: pycriu_native.pre_dump(PID, OPTS, on_progress=WRONG)),
         ("words", lambda: CriuOpts.from_argv("dump -t 1")),
         ("values", lambda: CriuOpts.from_dict(WRONG)),
