@@ -184,9 +184,7 @@ class Job:
             return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         try:
             directory.take_command(command, cwd)
-            code = 0
-            if directory.status().state is not State.ENDED:
-                code = self._supervised(directory, lock, signals)
+            code = 0 if directory.status().state is State.ENDED else AGAIN
             while code == AGAIN or (code == BUSY and time.monotonic() + UNTIL_FREE < until):
                 if code == BUSY:
                     sleep(UNTIL_FREE)
