@@ -40,6 +40,7 @@ from typing import Any, TypeVar
 from .._support.json_values import from_json
 from .._support.unpatched import close, closing, sleep
 from .._system import trusted_path
+from .._system.descriptors import above_stdio
 from .._system.host import boot_id
 from .._system.process import stat_of, threads_of
 from .._system.regular_file import read_regular
@@ -292,7 +293,8 @@ class JobDirectory:
         processes have ended, so this also waits until its pid is free.
         """
         try:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            fd = above_stdio(os.open(self.path / "lock", flags, 0o600))
         except OSError as error:
             raise self.unusable(error) from None
         until = time.monotonic() + seconds

@@ -18,6 +18,7 @@ from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.signal_names import signal_name
 from .._support.unpatched import close, sleep
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_host
+from .._system.descriptors import above_stdio, is_inherited
 from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
@@ -213,7 +214,8 @@ class Job:
         if signals.stopped is not None:
             directory.not_begun(signals.stopped)
             return 0
-        alive, ours = os.pipe()  # closed when this process ends, which the supervisor detects
+        # Closed when this process ends, which the supervisor detects.
+        alive, ours = map(above_stdio, os.pipe())
         try:
             spec = {**self._spec(), "lock": lock, "alive": alive}
             process = start_with("namespaces" if self.storage is None else "lease_holder", spec)
@@ -286,7 +288,9 @@ def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start a process of the job, which reads ``spec`` from standard input, since it can have keys.
 
     The process starts with blocked signals, and unblocks them when it has installed its handlers.
+    Output that is closed here is discarded.
     """
+    out, errors = (None if is_inherited(fd) else subprocess.DEVNULL for fd in (1, 2))
     with open(os.memfd_create("job"), "w+") as file:
         json.dump(spec, file)
         file.seek(0)
@@ -295,6 +299,8 @@ def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
                 [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
                 pass_fds=(spec["lock"], spec["alive"]),
                 stdin=file,
+                stdout=out,
+                stderr=errors,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,
             )
