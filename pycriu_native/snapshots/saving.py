@@ -173,12 +173,7 @@ class Saving:
         self._save(pid, _ends_of_process(pid))
 
     def _save(
-        self,
-        pid: int,
-        ends: Ends,
-        *,
-        copy: SnapshotProcess[Any] | None = None,
-        processor: str = "",
+        self, pid: int, ends: Ends, *, copy: SnapshotProcess[Any] | None = None, processor: str = ""
     ) -> None:
         with closing(_opened(pid)) as pidfd:
             if not self.leave_running:
@@ -224,12 +219,7 @@ class Saving:
         )
 
     def _write(
-        self,
-        pid: int,
-        record: Record,
-        ends: Ends,
-        copy: SnapshotProcess[Any] | None,
-        claim: int,
+        self, pid: int, record: Record, ends: Ends, copy: SnapshotProcess[Any] | None, claim: int
     ) -> None:
         """Write images and record."""
         self.directory.chmod(0o700)

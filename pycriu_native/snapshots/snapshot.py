@@ -605,11 +605,7 @@ def _process_problems(
 
 
 def _command_problems(
-    command: Sequence[object],
-    env: object,
-    cwd: object,
-    without_guest: bool,
-    processor: str | None,
+    command: Sequence[object], env: object, cwd: object, without_guest: bool, processor: str | None
 ) -> Iterator[Problem]:
     if not are_texts(command) or not command:
         rule = "a command is accepted as a sequence of str, bytes or paths that is not empty"
