@@ -55,7 +55,10 @@ def problems_of(values: dict[str, Any]) -> list[Problem]:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return False
 
 
 def _is_word(value: object) -> bool:

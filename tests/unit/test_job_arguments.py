@@ -25,6 +25,8 @@ WRONG: list[tuple[str, Any]] = [
     ("command", [b"true"]),
     ("command", ["true", Path("a\0b")]),
     ("command", [""]),
+    ("command", ["true", "\ud800"]),
+    ("cwd", "/\ud800"),
     ("also", 5),
     ("also", [5]),
     ("also", b"/x"),
