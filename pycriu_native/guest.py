@@ -122,13 +122,14 @@ def wait(*, collect: bool = True) -> Start | None:
         SystemExit: the process that takes the snapshot has ended or closed the connection; or
             this is a copy that was not started with ``savable``.
         OSError: the working directory cannot be entered, or the limit of open files (RLIMIT_NOFILE)
-            is too low for the descriptors of ``pass_fds``, or a thread uses the number of one.
+            is too low for the descriptors of ``pass_fds``, or a thread uses the number of one; or
+            this program was started by one that did not pass the descriptor on.
     """
     global _descriptor
     if _descriptor is None:
         if VARIABLE not in os.environ:
             return None
-        _descriptor = int(os.environ[VARIABLE])
+        _descriptor = _inherited(int(os.environ[VARIABLE]))
     os.environ.pop(VARIABLE, None)  # child processes must not use the descriptor
     os.set_inheritable(_descriptor, False)
     for prepare in _before:
@@ -163,6 +164,15 @@ def wait(*, collect: bool = True) -> Start | None:
     for resume in _after:
         resume(start)
     return start
+
+
+def _inherited(descriptor: int) -> int:
+    """The descriptor. ``OSError`` if it is no socket: a program in between has closed it."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return descriptor
+    why = f"the socket {descriptor} of {VARIABLE} is not open: the program that has started this "
+    raise OSError(errno.EBADF, why + "one must pass it on, as subprocess does with pass_fds")
 
 
 def _fork_on_request(descriptor: int, streams: list[int]) -> None:

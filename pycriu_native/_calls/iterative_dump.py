@@ -133,7 +133,8 @@ def dump_iters(
     Raises as :func:`pycriu_native.dump`; ``UnsupportedError`` where the kernel has no
     soft-dirty tracking. Needs CRIU 3.17.
     """
-    check_types(opts, via, "dump_iters", on_notify=on_notify, on_progress=on_progress)
+    functions = {"on_notify": on_notify, "on_progress": on_progress}
+    check_types(opts, via, "dump_iters", should_continue=should_continue, **functions)
     target = identified(pid)  # of all rounds
     number = number_of(target)
     base = opts.images_directory

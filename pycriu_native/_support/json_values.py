@@ -1,14 +1,24 @@
-"""Dataclasses from JSON: their values must have the types of the fields."""
+"""Objects and dataclasses from JSON: their values must have the types of the fields."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import types
 import typing
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind")
+
+
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object of a text; None for another text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        body = json.loads(text)
+        return body if isinstance(body, dict) else None
+    return None
 
 
 def from_json(kind: type[Kind], body: Any, **more: Any) -> Kind:

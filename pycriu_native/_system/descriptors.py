@@ -27,6 +27,18 @@ def above_stdio(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
+def is_inherited(fd: int) -> bool:
+    """Whether a new program would inherit this descriptor, as with ``subprocess``.
+
+    The number of a standard descriptor that the caller has closed is that of a file of this
+    library, which is not inheritable.
+    """
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
 def opened_directory(directory: str | os.PathLike[str] | Descriptor) -> closing:
     """A context with a descriptor of a directory, given by path or descriptor. ``OSError``."""
     if isinstance(directory, str | os.PathLike):

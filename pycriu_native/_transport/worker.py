@@ -9,6 +9,7 @@ from .._native.ffi import ffi, native
 from .._support.frozen_dataclass import dataclass, field
 from .._support.light_typing import Any, ClassVar
 from .._support.unpatched import close
+from .._system.descriptors import is_inherited
 from ..errors import OptionError, Problem
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection
@@ -143,11 +144,7 @@ class Worker:
                     [Problem("stdin", self.stdin, "an open descriptor or None is accepted")]
                 ) from None
             return fd
-        try:
-            # After the caller has closed it, a file of this library, which is not inheritable.
-            return 0 if os.get_inheritable(0) else -1
-        except OSError:
-            return -1
+        return 0 if is_inherited(0) else -1
 
 
 def is_text(value: object) -> bool:

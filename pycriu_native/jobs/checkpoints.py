@@ -60,8 +60,7 @@ def take(
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     new = directory.new
     opts = with_defaults(options, new)
-    # auto_dedup would change the files of earlier checkpoints, which are links.
-    opts = replace(opts, leave_running=None if last else True, auto_dedup=None)
+    opts = replace(opts, leave_running=None if last else True)
     if increments.tracks:
         opts = replace(opts, track_mem=True)
     known: dict[str, dict[str, Any]] = {}

@@ -35,15 +35,17 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .._support.json_values import from_json
 from .._support.unpatched import close, closing, sleep
 from .._system import trusted_path
+from .._system.descriptors import above_stdio
 from .._system.host import boot_id
 from .._system.process import stat_of, threads_of
 from .._system.regular_file import read_regular
 from ..errors import ImagesError, OptionError, Problem
+from .metrics import heartbeat, job_metrics, storage_metrics
 
 INTERRUPTED = 75
 """Exit code of a job that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""
@@ -57,14 +59,14 @@ NOT_BEGUN = "was received before the command was started; nothing was started"
 STORAGE = "storage"
 """``JobStatus.stopped_by`` after a run that could not reach the storage at its beginning."""
 
-BEAT = 15.0
-"""Seconds between two heartbeats of a supervisor."""
-
 META = "pycriu-native.job"
 """The file in each checkpoint with the fields of :class:`Checkpoint`."""
 
 LARGEST = 16 * 2**20
 """Bytes of a file of JSON that are read: a command line has at most 6 MiB."""
+
+
+Stored = TypeVar("Stored")
 
 
 class State(StrEnum):
@@ -291,7 +293,8 @@ class JobDirectory:
         processes have ended, so this also waits until its pid is free.
         """
         try:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            fd = above_stdio(os.open(self.path / "lock", flags, 0o600))
         except OSError as error:
             raise self.unusable(error) from None
         until = time.monotonic() + seconds
@@ -342,20 +345,11 @@ class JobDirectory:
 
     def command(self) -> dict[str, Any] | None:
         """``job.json``; None for a directory without a job. ``ImagesError``."""
-        try:
-            body = _read(self.path / "job.json")
-            return {
-                "command": [*map(str, body["command"])],
-                "directory": str(body["directory"]),
-                "path": body.get("path"),
-            }
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ImagesError(
-                f"{self.path}/job.json cannot be read: {error!r}; it contains the command and its "
-                'working directory: {"command": ["PROGRAM", "ARGUMENT"], "directory": "/PATH"}'
-            ) from None
+        cure = (
+            'it contains the command and its working directory: {"command": ["PROGRAM", '
+            '"ARGUMENT"], "directory": "/PATH"}'
+        )
+        return self._stored("job.json", _command, cure)
 
     def status(self) -> JobStatus:
         """The state. It is INTERRUPTED if the file has RUNNING, but no supervisor runs."""
@@ -385,37 +379,32 @@ class JobDirectory:
     def beat(self) -> None:
         """Write the metric of the supervisor's last activity. Errors are ignored."""
         with contextlib.suppress(OSError):
-            self.write("heartbeat.prom", heartbeat(self, time.time()), synced=False)
+            self.write("heartbeat.prom", heartbeat(self.path, time.time()), synced=False)
 
     def _last_status(self) -> JobStatus:
         """``status.json`` of the last supervisor. ``ImagesError``."""
-        try:
-            body = _read(self.path / "status.json")
-            known = {"state": State(body["state"]), "storage": self.storage_status()}
-            status = from_json(JobStatus, body, **known, progress=None)
-            if status.state is State.ENDED and status.exit_code is None:
-                raise TypeError("the job has ended, and exit_code is null")
-            return status
-        except FileNotFoundError:
-            return JobStatus(storage=self.storage_status())
-        except (ValueError, TypeError, KeyError) as error:
-            raise ImagesError(
-                f"{self.path}/status.json cannot be read: {error!r}; unless the job has ended (job "
-                "log --events), remove this file: the next run then resumes the job from its "
-                "newest checkpoint"
-            ) from None
+        storage = self.storage_status()
+        cure = (
+            "unless the job has ended (job log --events), remove this file: the next run then "
+            "resumes the job from its newest checkpoint"
+        )
+        status = self._stored("status.json", lambda body: _status(body, storage), cure)
+        return status or JobStatus(storage=storage)
 
     def storage_status(self) -> StorageStatus | None:
         """The state of the storage. ``ImagesError``."""
+        cure = "remove this file: the next run writes it again"
+        return self._stored("storage.json", lambda body: from_json(StorageStatus, body), cure)
+
+    def _stored(self, name: str, read: Callable[[Any], Stored], cure: str) -> Stored | None:
+        """What ``read`` makes of a file of JSON; None if it is missing. ``ImagesError``."""
         try:
-            return from_json(StorageStatus, _read(self.path / "storage.json"))
+            return read(_read(self.path / name))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            raise ImagesError(
-                f"{self.path}/storage.json cannot be read: {error!r}; remove this file: the next "
-                "run writes it again"
-            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            why = f"{self.path}/{name} cannot be read: {error!r}; {cure}"
+            raise ImagesError(why) from None
 
     def storage_message(self) -> str:
         """The last event of the storage, as text."""
@@ -427,12 +416,13 @@ class JobDirectory:
         body = asdict(replace(status, storage=None))
         del body["progress"]
         self.write("status.json", json.dumps(body, indent=1) + "\n")
-        self.write("metrics.prom", metrics(self, status))
+        running = status.state is State.RUNNING
+        self.write("metrics.prom", job_metrics(self.path, status, running=running))
 
     def keep_storage(self, status: StorageStatus) -> None:
         """Write the state of the storage and its metrics."""
         self.write("storage.json", json.dumps(asdict(status), indent=1) + "\n")
-        self.write("storage.prom", storage_metrics(self, status))
+        self.write("storage.prom", storage_metrics(self.path, status))
 
     def failed(self, message: str) -> None:
         """Record why a run failed to start."""
@@ -558,6 +548,22 @@ def retained(checkpoints: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
     return kept
 
 
+def _command(body: Any) -> dict[str, Any]:
+    return {
+        "command": [*map(str, body["command"])],
+        "directory": str(body["directory"]),
+        "path": body.get("path"),
+    }
+
+
+def _status(body: Any, storage: StorageStatus | None) -> JobStatus:
+    known = {"state": State(body["state"]), "storage": storage}
+    status = from_json(JobStatus, body, **known, progress=None)
+    if status.state is State.ENDED and status.exit_code is None:
+        raise TypeError("the job has ended, and exit_code is null")
+    return status
+
+
 def _read(path: Path) -> Any:
     """The JSON value in a file. ``OSError``, also if it is not a regular file; ``ValueError``."""
     try:
@@ -615,85 +621,3 @@ def sync(path: Path) -> None:
     """Sync a directory or a file to disk."""
     with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
-
-
-def metrics(directory: JobDirectory, status: JobStatus) -> str:
-    """The metrics, in Prometheus' text format."""
-    return _metrics(
-        directory,
-        ("running", "gauge", "Whether the command runs.", int(status.state is State.RUNNING)),
-        ("checkpoints_total", "counter", "Checkpoints that were taken.", status.checkpoints),
-        (
-            "incremental_checkpoints_total",
-            "counter",
-            "Checkpoints that were incremental.",
-            status.incremental,
-        ),
-        ("checkpoint_failures_total", "counter", "Checkpoints that failed.", status.failures),
-        ("resumes_total", "counter", "Restores from a checkpoint.", status.resumed),
-        ("restarts_total", "counter", "Starts from the beginning again.", status.restarted),
-        (
-            "last_checkpoint_timestamp_seconds",
-            "gauge",
-            "When the last checkpoint was complete.",
-            status.last_success,
-        ),
-        (
-            "last_checkpoint_duration_seconds",
-            "gauge",
-            "Seconds that the last checkpoint took.",
-            status.last_duration,
-        ),
-        (
-            "last_checkpoint_frozen_seconds",
-            "gauge",
-            "Seconds for which the command was frozen.",
-            status.last_frozen,
-        ),
-        (
-            "last_checkpoint_bytes",
-            "gauge",
-            "Size of the last checkpoint, without its parents.",
-            status.last_bytes,
-        ),
-        (
-            "last_checkpoint_parents",
-            "gauge",
-            "Parents of the last checkpoint; 0: it is full.",
-            status.last_parents,
-        ),
-    )
-
-
-def heartbeat(directory: JobDirectory, moment: float) -> str:
-    """The metric of the supervisor's last activity, in Prometheus' text format."""
-    text = f"When the supervisor last ran; written every {BEAT:g} seconds."
-    return _metrics(directory, ("heartbeat_timestamp_seconds", "gauge", text, moment))
-
-
-def storage_metrics(directory: JobDirectory, status: StorageStatus) -> str:
-    """The metrics of the storage, in Prometheus' text format."""
-    return _metrics(
-        directory,
-        ("uploads_total", "counter", "Checkpoints that were uploaded.", status.uploads),
-        ("upload_failures_total", "counter", "Uploads that failed.", status.failures),
-        (
-            "last_upload_timestamp_seconds",
-            "gauge",
-            "When the last upload was complete.",
-            status.last_upload,
-        ),
-        ("last_upload_bytes", "gauge", "Size of the last upload.", status.last_bytes),
-    )
-
-
-def _metrics(directory: JobDirectory, *rows: tuple[str, str, str, float | None]) -> str:
-    label = os.fsencode(directory.path).decode(errors="replace")  # the format is UTF-8
-    label = label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    lines = []
-    for name, kind, text, value in rows:
-        if value is not None:
-            full = f"pycriu_native_job_{name}"
-            lines += [f"# HELP {full} {text}", f"# TYPE {full} {kind}"]
-            lines.append(f'{full}{{directory="{label}"}} {value}')
-    return "\n".join(lines) + "\n"

@@ -10,15 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .._integrity.dump_marker import DEEPEST
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.signal_names import signal_name
 from .._support.unpatched import close, sleep
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_host
+from .._system.descriptors import above_stdio, is_inherited
 from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
@@ -32,9 +32,6 @@ FAILED = 1
 
 AGAIN = 78
 """Exit code of a supervisor after which the job is resumed at once, from an earlier checkpoint."""
-
-MOST = 1e9
-"""Largest number of seconds, which the kernel's timers can represent."""
 
 UNTIL_FREE = 5.0
 """Seconds to wait for the processes of a killed supervisor to end."""
@@ -90,7 +87,8 @@ class Job:
     """Shell command or URL that announces an interruption by exit status 0 or HTTP status 200; its
     text can contain the time. It is polled every 5 seconds."""
     options: CriuOpts | None = None
-    """Further options of the dumps. Required options are determined by a preflight."""
+    """Further options of the dumps, such as ``link_remap``; not those that a job sets itself, such
+    as ``images_directory``. Required options are determined by a preflight."""
     cwd: str | os.PathLike[str] | None = None
     """Working directory of the command; default: that of the caller."""
     interrupted_code: int = INTERRUPTED
@@ -136,36 +134,9 @@ class Job:
         if self.decrypt_with and not self.encrypt_to:
             rule = "is accepted with encrypt_to only: other uploads are not encrypted"
             problems.append(Problem("decrypt_with", "…", rule))
-        if self.compress not in ("gzip", "zstd", "none"):
-            rule = 'one of "none", "gzip", "zstd" is accepted'
-            problems.append(Problem("compress", self.compress, rule))
-        for name, least in (
-            ("every", 0.1),
-            ("first", 0.0),
-            ("grace", 0.0),
-            ("keep", 1),
-            ("lease", 1.0),
-        ):
-            value = getattr(self, name)
-            whole = name == "keep"
-            kinds = int if whole else (int, float)
-            valid = isinstance(value, kinds) and not isinstance(value, bool)
-            if not valid or not least <= value <= MOST:
-                what = "a whole number" if whole else "a number of seconds"
-                rule = f"{what} of {least:g} to {MOST:g} is accepted"
-                problems.append(Problem(name, value, rule))
-        most = self.incremental
-        whole = isinstance(most, int) and not isinstance(most, bool)
-        if most is not None and not (whole and 0 <= most < DEEPEST):
-            rule = f"a whole number of 0 to {DEEPEST - 1} is accepted"
-            problems.append(Problem("incremental", most, rule))
-        code = self.interrupted_code
-        if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
-            problems.append(Problem("interrupted_code", code, "a number of 1 to 255 is accepted"))
-        elif code in (CANNOT_RESTORE, BUSY):
-            problems.append(
-                Problem("interrupted_code", code, "this code already has another meaning")
-            )
+        if self.interrupted_code in (CANNOT_RESTORE, BUSY):
+            rule = "this code already has another meaning"
+            problems.append(Problem("interrupted_code", self.interrupted_code, rule))
         if problems:
             raise OptionError(problems, verb="run")
 
@@ -214,9 +185,7 @@ class Job:
             return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         try:
             directory.take_command(command, cwd)
-            code = 0
-            if directory.status().state is not State.ENDED:
-                code = self._supervised(directory, lock, signals)
+            code = 0 if directory.status().state is State.ENDED else AGAIN
             while code == AGAIN or (code == BUSY and time.monotonic() + UNTIL_FREE < until):
                 if code == BUSY:
                     sleep(UNTIL_FREE)
@@ -245,7 +214,8 @@ class Job:
         if signals.stopped is not None:
             directory.not_begun(signals.stopped)
             return 0
-        alive, ours = os.pipe()  # closed when this process ends, which the supervisor detects
+        # Closed when this process ends, which the supervisor detects.
+        alive, ours = map(above_stdio, os.pipe())
         try:
             spec = {**self._spec(), "lock": lock, "alive": alive}
             process = start_with("namespaces" if self.storage is None else "lease_holder", spec)
@@ -276,25 +246,9 @@ class Job:
 
     def _spec(self) -> dict[str, Any]:
         """The job as JSON data, for its supervisor."""
-        return {
-            "directory": self.directory,
-            "every": self.every,
-            "first": self.first,
-            "keep": self.keep,
-            "incremental": self.incremental,
-            "also": [os.fspath(each) for each in self.also],
-            "grace": self.grace,
-            "notice": self.notice,
-            "options": {} if self.options is None else self.options.to_dict(),
-            "or_start_over": self.or_start_over,
-            **self._rights(),
-            "storage": self.storage,
-            "token": 0,
-            "lease": self.lease,
-            "compress": self.compress,
-            "encrypt_to": self.encrypt_to,
-            "decrypt_with": self.decrypt_with,
-        }
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        options = {} if self.options is None else self.options.to_dict()
+        return {**values, **self._rights(), "options": options, "token": 0}
 
 
 def _here() -> str:
@@ -334,7 +288,9 @@ def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start a process of the job, which reads ``spec`` from standard input, since it can have keys.
 
     The process starts with blocked signals, and unblocks them when it has installed its handlers.
+    Output that is closed here is discarded.
     """
+    out, errors = (None if is_inherited(fd) else subprocess.DEVNULL for fd in (1, 2))
     with open(os.memfd_create("job"), "w+") as file:
         json.dump(spec, file)
         file.seek(0)
@@ -343,6 +299,8 @@ def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
                 [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
                 pass_fds=(spec["lock"], spec["alive"]),
                 stdin=file,
+                stdout=out,
+                stderr=errors,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,
             )

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._support.json_values import json_object
 from .._support.unpatched import Lock
 from ..errors import CriuError, ImagesError
 from .storage import Storage, UnreadableError
@@ -63,14 +64,14 @@ def last_lease(storage: Storage) -> Last:
     token = _newest(storage)
     if not token:
         return Last()
-    about = _body(storage.read(_name(token, "json")))
+    about = _read(storage, token, "json")
     if about is not None and about.get("format") != FORMAT:
         raise ImagesError(f"{storage.url} has a job of format {about.get('format')!r}")
     return Last(
         token=token,
         about=about,
         beat=storage.read(_name(token, "beat")),
-        end=_body(storage.read(_name(token, "end"))),
+        end=_read(storage, token, "end"),
     )
 
 
@@ -81,11 +82,11 @@ def valid_commits(storage: Storage) -> list[str]:
     """
     names = storage.names("commits")
     for token in range(_newest(storage), 0, -1):
-        begun = _body(storage.read(_name(token, "begun")))
+        begun = _read(storage, token, "begun")
         if begun is not None:
             earlier = set(begun["commits"])
             valid = {name for name in names if name in earlier or token_of(name) == token}
-            beat = _body(storage.read(_name(token, "beat"))) or {}
+            beat = _read(storage, token, "beat") or {}
             return sorted(valid | ({beat["commit"]} if beat.get("commit") else set()))
     if names:
         raise UnreadableError(
@@ -100,33 +101,33 @@ def token_of(commit: str) -> int:
     return int(commit.partition("-")[0])
 
 
+@dataclass(eq=False)
 class Lease:
     """A lease that this process holds."""
 
-    def __init__(
-        self, storage: Storage, token: int, content: bytes, until: float, *, exclusive: bool
-    ) -> None:
-        self._storage = storage
-        self._content = content
+    storage: Storage
+    token: int
+    content: bytes
+    until: float
+    """Time (``now()``) by which the job must have ended if the lease is not renewed."""
+    exclusive: bool
+    """Whether the storage has exclusive creation of files."""
+
+    def __post_init__(self) -> None:
         self._beat = 0
         self._beat_lock = Lock()
         self._commit: str | None = None
-        self.token = token
-        self.until = until
-        """Time (``now()``) by which the job must have ended if the lease is not renewed."""
-        self.exclusive = exclusive
-        """Whether the storage has exclusive creation of files."""
 
     def begin(self) -> None:
         """Write the list of valid commits, and clear earlier leases; then the job may start."""
-        commits = valid_commits(self._storage)
+        commits = valid_commits(self.storage)
         self.check()
         body = json.dumps({"commits": commits}).encode()
-        self._storage.write(_name(self.token, "begun"), body)
-        for name in self._storage.names("leases"):
+        self.storage.write(_name(self.token, "begun"), body)
+        for name in self.storage.names("leases"):
             token, _, part = name.partition(".")
             if int(token) < self.token and part != "json":
-                self._storage.remove(f"leases/{name}")
+                self.storage.remove(f"leases/{name}")
 
     def renew(self, seconds: float) -> None:
         """Renew the lease for ``seconds`` from now. Raises ``LeaseLost``, and any ``Exception``."""
@@ -145,20 +146,20 @@ class Lease:
         with self._beat_lock:
             self._beat += 1
             body = {"beat": self._beat, "commit": self._commit}
-            self._storage.write(_name(self.token, "beat"), json.dumps(body).encode())
+            self.storage.write(_name(self.token, "beat"), json.dumps(body).encode())
 
     def check(self) -> None:
         """Raise ``LeaseLost`` if there is a newer lease."""
-        newest = _newest(self._storage)
+        newest = _newest(self.storage)
         lost = newest != self.token
         if not lost and not self.exclusive:
-            lost = self._storage.read(_name(self.token, "json")) != self._content
+            lost = self.storage.read(_name(self.token, "json")) != self.content
         if lost:
-            raise LeaseLost(f"the lease {self.token} of {self._storage.url} was lost to {newest}")
+            raise LeaseLost(f"the lease {self.token} of {self.storage.url} was lost to {newest}")
 
     def give_back(self, **how: Any) -> None:
         """Release it for the next holder; ``how`` is the end of the job."""
-        self._storage.write(_name(self.token, "end"), json.dumps(how).encode())
+        self.storage.write(_name(self.token, "end"), json.dumps(how).encode())
 
 
 def acquire(
@@ -234,10 +235,6 @@ def _name(token: int, part: str) -> str:
     return f"leases/{token:08}.{part}"
 
 
-def _body(data: bytes | None) -> dict[str, Any] | None:
-    """A JSON object; None if it does not exist or is incomplete."""
-    try:
-        body = json.loads(data or b"")
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
+def _read(storage: Storage, token: int, part: str) -> dict[str, Any] | None:
+    """A part of a lease; None if it does not exist or is incomplete."""
+    return json_object(storage.read(_name(token, part)) or b"")

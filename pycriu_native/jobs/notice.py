@@ -16,7 +16,6 @@ A token is then requested by ``PUT /latest/api/token``, and sent with later requ
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import subprocess
@@ -31,6 +30,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from .._support.closing import Closing
+from .._support.json_values import json_object
 from .._support.signal_names import signal_name
 from .._support.unpatched import Event, Thread
 from ..errors import OptionError, Problem
@@ -61,7 +61,10 @@ def check_source(source: str) -> None:
     Only the first word of a command is checked, and only if it is not quoted or expanded.
     """
     if _is_url(source):
-        rule = None if urlsplit(source).hostname else "this URL has no host"
+        try:
+            rule = None if urlsplit(source).hostname else "this URL has no host"
+        except ValueError as error:  # an unclosed bracket, for example
+            rule = f"a URL is accepted: {error}"
     else:
         word = re.match(r"\s*([\w./+-]+)(?=[\s;|&]|$)", source)
         shell = ["sh", "-c", 'command -v -- "$1"', "sh", word[1] if word else "true"]
@@ -146,7 +149,7 @@ class NoticeSource:
         text = self._fetched() if _is_url(self._source) else self._printed()
         if text is None or text.strip().lower() in NONE:
             return None
-        body = _object(text)
+        body = json_object(text)
         return None if body is not None and body.get("Events") == [] else text
 
     def _fetched(self) -> str | None:
@@ -203,17 +206,9 @@ def _response(url: str, headers: Mapping[str, str], method: str = "GET") -> tupl
         raise NoticeError(f"{url}: {getattr(why, 'strerror', None) or why}") from None
 
 
-def _object(text: str) -> dict[str, Any] | None:
-    """A JSON object; None for other text."""
-    with contextlib.suppress(ValueError, RecursionError):
-        body = json.loads(text)
-        return body if isinstance(body, dict) else None
-    return None
-
-
 def seconds_left(text: str) -> float | None:
     """The seconds until the interruption; None if the text has no time."""
-    body: Any = _object(text)
+    body: Any = json_object(text)
     if body is not None and isinstance(body.get("Events"), list) and body["Events"]:
         body = body["Events"][0]
     if not isinstance(body, dict):

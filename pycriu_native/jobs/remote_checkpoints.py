@@ -152,11 +152,7 @@ def upload(
             with storage.opened(new[-1], "wb") as file:
                 out = Hashing(file, check)
                 pack_members(
-                    members,
-                    layer,
-                    cast(BinaryIO, out),
-                    compress=compress,
-                    encrypt_to=encrypt_to,
+                    members, layer, cast(BinaryIO, out), compress=compress, encrypt_to=encrypt_to
                 )
             objects.append(Object(name=new[-1], size=out.size, sha256=out.sha256()))
         lease.check()

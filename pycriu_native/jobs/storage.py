@@ -27,6 +27,9 @@ DEFAULTS: dict[str, dict[str, object]] = {"ssh": {"known_hosts": ()}, "sftp": {"
 default; with this value it must be in ``~/.ssh/known_hosts``, or the file of ``~/.ssh/config``."""
 
 
+NO_PLACE = "it names no directory or bucket; one for this job alone is accepted"
+
+
 class UnreadableError(ImagesError):
     """A storage has a checkpoint that is not damaged, but cannot be read here; its key is another
     one, for example.
@@ -40,7 +43,7 @@ def check_url(url: str) -> None:
     URL without a path, ``UnsupportedError`` for a missing package.
     """
     if not url.rpartition("://")[2]:  # fsspec reads file:// as the working directory
-        raise _no_place(url)
+        raise _refused(url, NO_PLACE)
     fsspec = _fsspec()
     registry = import_module("fsspec.registry").known_implementations
     for part in url.split("::"):
@@ -49,12 +52,10 @@ def check_url(url: str) -> None:
             continue  # a path, also of a drive
         if protocol not in registry:
             rule = f"a path or a URL of fsspec is accepted, and it has no file system {protocol}"
-            raise OptionError([Problem("storage", url, rule)], verb="run")
+            raise _refused(url, rule)
         if protocol == "memory":
-            rule = (
-                "the files of this file system end with the process: another run has none of them"
-            )
-            raise OptionError([Problem("storage", url, rule)], verb="run")
+            rule = "the files of this file system end with the process: another run has none"
+            raise _refused(url, rule)
         package = registry[protocol]["class"].partition(".")[0]
         lacking = package if find_spec(package) is None else None
         if package == "fsspec" and protocol in DEFAULTS:
@@ -69,8 +70,7 @@ def check_url(url: str) -> None:
             raise UnsupportedError([Problem("storage", url, rule)], verb="run")
 
 
-def _no_place(url: str) -> OptionError:
-    rule = "it names no directory or bucket; one for this job alone is accepted"
+def _refused(url: str, rule: str) -> OptionError:
     return OptionError([Problem("storage", url, rule)], verb="run")
 
 
@@ -81,8 +81,7 @@ def check_place(url: str, directory: str) -> None:
         return
     ours = os.path.realpath(directory)
     if os.path.commonpath([os.path.realpath(path), ours]) == ours:
-        rule = f"a place outside of the job's directory, {directory}, is accepted"
-        raise OptionError([Problem("storage", url, rule)], verb="run")
+        raise _refused(url, f"a place outside of the job's directory, {directory}, is accepted")
 
 
 def _fsspec() -> Any:
@@ -125,13 +124,12 @@ class Storage:
         try:
             fs, root = _opened(url)
         except (ValueError, ImportError, TypeError) as error:  # TypeError: without a host
-            rule = f"a path or a URL of fsspec is accepted ({error})"
-            raise OptionError([Problem("storage", url, rule)], verb="run") from None
+            raise _refused(url, f"a path or a URL of fsspec is accepted ({error})") from None
         self._fs: Any = fs
         """None after a failure."""
         self._root = str(root).rstrip("/")
         if not self._root:  # of an object store: its files would be in buckets of these names
-            raise _no_place(url)
+            raise _refused(url, NO_PLACE)
         self._is_mounted = isinstance(fs, fsspec.get_filesystem_class("file"))
         pipe = getattr(fs, "_pipe_file", None)
         self._has_conditional_put = pipe is not None and "mode" in signature(pipe).parameters

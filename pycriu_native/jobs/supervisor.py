@@ -29,17 +29,10 @@ from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import criu_failure, is_helper, resume, take
-from .directory import (
-    BEAT,
-    NOT_BEGUN,
-    Checkpoint,
-    CheckpointProgress,
-    JobDirectory,
-    State,
-    sync,
-)
+from .directory import NOT_BEGUN, Checkpoint, CheckpointProgress, JobDirectory, State, sync
 from .increments import Increments
 from .job import AGAIN, FAILED, print_message
+from .metrics import BEAT
 from .notice import NoticeWatch
 from .schedule import Schedule
 

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from .directory import Checkpoint, JobDirectory
@@ -29,26 +30,19 @@ class Cancelled(Exception):
     """The upload was cancelled."""
 
 
+@dataclass(eq=False)
 class Uploads:
     """Uploads while the job runs: one at a time, always of the newest checkpoint."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        lease: Lease,
-        directory: JobDirectory,
-        spec: dict[str, Any],
-        *,
-        report: Report,
-        lost: Callable[[str], None],
-    ) -> None:
-        """``lost`` is called if another holder has the lease."""
-        self._storage = storage
-        self._lease = lease
-        self._directory = directory
-        self._spec = spec
-        self._report = report
-        self._lost = lost
+    storage: Storage
+    lease: Lease
+    directory: JobDirectory
+    spec: dict[str, Any]
+    report: Report
+    lost: Callable[[str], None]
+    """Called if another holder has the lease."""
+
+    def __post_init__(self) -> None:
         self._changed = threading.Event()
         self._until: float | None = None
         """Set at the end of the job: time after which no upload is started."""
@@ -104,46 +98,46 @@ class Uploads:
 
     def _next(self) -> Checkpoint | None:
         """The newest checkpoint, if it was not uploaded."""
-        newest = self._directory.all_checkpoints()[:1]
+        newest = self.directory.all_checkpoints()[:1]
         return newest[0] if newest and identity(newest[0]) != self._done else None
 
     def _try(self, due: Checkpoint) -> bool:
         began = time.monotonic()
         try:
             if self._done is None:
-                there = commits(self._storage)[:1]
+                there = commits(self.storage)[:1]
                 self._done = there[0].identity if there else (-1, -1)
                 if self._done == identity(due):
                     return True
-            with self._directory.pinned(due):
+            with self.directory.pinned(due):
                 made = upload(
-                    self._storage,
-                    self._lease,
+                    self.storage,
+                    self.lease,
                     due,
-                    compress=self._spec["compress"],
-                    encrypt_to=self._spec["encrypt_to"],
+                    compress=self.spec["compress"],
+                    encrypt_to=self.spec["encrypt_to"],
                     check=self._check,
                 )
             self._uploaded(made, due, time.monotonic() - began)
-            prune(self._storage, self._lease, made, int(self._spec["keep"]))
+            prune(self.storage, self.lease, made, int(self.spec["keep"]))
         except Cancelled:
             return False
         except LeaseLost as error:
             self._cancelled = True
-            self._lost(str(error))
+            self.lost(str(error))
             return False
         except Exception as error:  # of any file system
-            if due.number not in {each.number for each in self._directory.all_checkpoints()}:
+            if due.number not in {each.number for each in self.directory.all_checkpoints()}:
                 return False  # a newer one has replaced it
             what = "upload" if self._done != identity(due) else "removal of older checkpoints"
             message = f"{what} of checkpoint {due.number} failed: {_text(error)}"
-            self._report("upload failed", message, failures=1)
+            self.report("upload failed", message, failures=1)
             return False
         return True
 
     def _uploaded(self, made: Commit, due: Checkpoint, took: float) -> None:
         self._done = identity(due)
-        self._report(
+        self.report(
             "uploaded",
             f"checkpoint {due.number}: {made.uploaded / 2**20:.1f} MiB uploaded in {took:.2f} s",
             uploads=1,

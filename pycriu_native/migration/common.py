@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import PeerLostError, Problem
+from ..errors import ImagesError, PeerLostError, Problem
 from ..options.criu_opts import CriuOpts
 from ..results import Version
 from .endpoint import TLS_FIELDS
@@ -73,8 +73,12 @@ class Workspace:
             assert isinstance(opts.images_directory, str)
             self.path = os.path.abspath(opts.images_directory)
             self._made = not os.path.lexists(self.path)
-            if self._made:
-                os.mkdir(self.path, 0o700)
+            try:
+                if self._made:
+                    os.mkdir(self.path, 0o700)
+            except OSError as error:
+                why = f"{self.path} cannot be made: {error.strerror}"
+                raise ImagesError(why, errno=error.errno) from None
 
     @property
     def kept_path(self) -> str:
@@ -108,6 +112,8 @@ def problems_with(opts: CriuOpts) -> Iterator[Problem]:
         elif os.path.lexists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
             rule = "an empty directory or a new one is accepted"
             yield Problem("images_directory", directory, rule)
+        elif not os.path.isdir(os.path.dirname(os.path.abspath(directory))):
+            yield Problem("images_directory", directory, "its parent directory does not exist")
 
 
 def seconds(message: Mapping[str, object], name: str, most: float = LONGEST_PEER_TIMEOUT) -> float:

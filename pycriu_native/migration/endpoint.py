@@ -73,12 +73,21 @@ def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> It
 def _broken_rule(place: Place, name: str) -> str | None:
     """What is accepted in place of this address; None if it is valid."""
     if _is_socket(place):
-        return None if place.type == socket.SOCK_STREAM else "a stream socket is accepted"
+        return _broken_socket_rule(place, name)
     try:
         _, port = _host_and_port(place)
     except (ValueError, TypeError):
         return "'host:port', (host, port) or a socket is accepted"
     return None if port or name != "to" else "a port from 1 to 65535 is accepted"
+
+
+def _broken_socket_rule(sock: socket.socket, name: str) -> str | None:
+    with contextlib.suppress(OSError):  # it is closed, or not connected
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and name == "listen"
+        if sock.type == socket.SOCK_STREAM and (listens or sock.getpeername() is not None):
+            return None
+    kinds = "connected or listening" if name == "listen" else "connected"
+    return f"a {kinds} stream socket is accepted"
 
 
 def _host_and_port(place: Place) -> tuple[str, int]:
@@ -98,7 +107,7 @@ def _is_local(place: Place) -> bool:
             return False
     if place.family not in (socket.AF_INET, socket.AF_INET6):
         return place.family == socket.AF_UNIX
-    with contextlib.suppress(OSError):  # it is not connected
+    with contextlib.suppress(OSError):  # it listens
         return is_loopback(place.getpeername())
     return is_loopback(place.getsockname())
 
@@ -218,18 +227,10 @@ def _listener(place: Place) -> socket.socket:
     try:
         # A name with addresses of both kinds means the one of IPv4.
         family, _, _, _, address = min(_addresses(host, port), key=lambda each: each[0])
-        with contextlib.ExitStack() as owned:
-            listener = owned.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.listen(4)
-            owned.pop_all()
+        return blocking(socket.create_server(address, family=family, backlog=4))
     except OSError as error:
         why = f"the destination cannot listen on {host}:{port}: {error}"
         raise MigrationError(why, phase="listen") from None
-    return listener
 
 
 def _ready(

@@ -67,16 +67,8 @@ def migrate_out(
     """
     from .sides import Arguments, run_source  # loaded at the first call
 
-    arguments = Arguments(
-        opts=opts,
-        insecure=insecure,
-        via=via,
-        on_notify=on_notify,
-        on_progress=on_progress,
-        deadline=deadline,
-        peer_timeout=peer_timeout,
-    )
-    return run_source(pid, arguments, to=to, mode=mode, should_continue=should_continue)
+    given = Arguments(opts, insecure, via, on_notify, on_progress, deadline, peer_timeout)
+    return run_source(pid, given, to=to, mode=mode, should_continue=should_continue)
 
 
 def migrate_in(
@@ -105,13 +97,5 @@ def migrate_in(
     """
     from .sides import Arguments, run_destination  # loaded at the first call
 
-    arguments = Arguments(
-        opts=opts,
-        insecure=insecure,
-        via=via,
-        on_notify=on_notify,
-        on_progress=on_progress,
-        deadline=deadline,
-        peer_timeout=peer_timeout,
-    )
-    return run_destination(arguments, listen=listen)
+    given = Arguments(opts, insecure, via, on_notify, on_progress, deadline, peer_timeout)
+    return run_destination(given, listen=listen)

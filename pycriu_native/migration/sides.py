@@ -34,7 +34,7 @@ from .source import Source
 from .watchdog import Watchdog
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Arguments:
     """The arguments that both sides have, as of :func:`~pycriu_native.migrate_out`."""
 
@@ -46,17 +46,16 @@ class Arguments:
     deadline: float | None
     peer_timeout: float
 
-    def check_types(self, verb: str) -> None:
-        """Raise ``OptionError`` for arguments of another type."""
-        functions = {"on_notify": self.on_notify, "on_progress": self.on_progress}
-        check_types(self.opts, self.via, verb, **functions)
-
-    def check(self, verb: str, name: str, place: Place, pid: int | None = None) -> None:
+    def check(
+        self, verb: str, name: str, place: Place, pid: int | None = None, **functions: object
+    ) -> None:
         """Raise ``OptionError`` for values that cannot be used; ``place`` is the address."""
+        functions |= {"on_notify": self.on_notify, "on_progress": self.on_progress}
+        check_types(self.opts, self.via, verb, **functions)
         problems = [
             *common.problems_with(self.opts),
             *endpoint.problems_with(place, name, self.opts, self.insecure),
-            *_numbers(self.deadline, self.peer_timeout),
+            *_values(self.insecure, self.deadline, self.peer_timeout),
         ]
         if problems:
             raise OptionError(problems, verb=verb, pid=pid)
@@ -77,11 +76,10 @@ def run_source(
     should_continue: More | None,
 ) -> MigrationResult:
     """:func:`~pycriu_native.migrate_out`, whose arguments these are."""
-    arguments.check_types("migrate_out")
     mode = _mode(mode)
     target = identified(pid, "migrate_out")
     number = number_of(target)
-    arguments.check("migrate_out", "to", to, number)
+    arguments.check("migrate_out", "to", to, number, should_continue=should_continue)
     opts, via = arguments.opts, arguments.via or Worker()
     until, on_notify = arguments.begin()
     with ExitStack() as owned:
@@ -132,7 +130,6 @@ def run_source(
 
 def run_destination(arguments: Arguments, *, listen: Place) -> MigrationResult:
     """:func:`~pycriu_native.migrate_in`, whose arguments these are."""
-    arguments.check_types("migrate_in")
     arguments.check("migrate_in", "listen", listen)
     opts, via = arguments.opts, arguments.via or Worker()
     until, on_notify = arguments.begin()
@@ -192,7 +189,9 @@ def _mode(mode: MigrationMode | str) -> MigrationMode:
         raise OptionError([Problem("mode", mode, rule)], verb="migrate_out") from None
 
 
-def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:
+def _values(insecure: object, deadline: object, peer_timeout: object) -> Iterator[Problem]:
+    if not isinstance(insecure, bool):
+        yield Problem("insecure", insecure, "True or False is accepted")
     bounds = (
         ("deadline", deadline, 0.0, math.inf),
         ("peer_timeout", peer_timeout, 0.1, LONGEST_PEER_TIMEOUT),

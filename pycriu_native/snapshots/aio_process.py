@@ -9,7 +9,6 @@ import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from signal import SIGKILL, SIGTERM
-from types import TracebackType
 from typing import IO, Any
 
 from .._support.unpatched import Thread, close
@@ -204,12 +203,7 @@ class Starting:
         self._process = await self
         return self._process
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         """Wait until the copy ends; it is killed if the block raised an exception."""
         assert self._process is not None
         if error is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from .._checks.arguments import type_problems
@@ -48,9 +49,10 @@ def text_mode(
     problems = []
     if text is not None and not isinstance(text, bool):
         problems.append(Problem("text", text, "True, False or None is accepted"))
-    if encoding is not None and not _is_codec(encoding):
+    open_as = functools.partial(io.TextIOWrapper, io.BytesIO())
+    if encoding is not None and not _knows(open_as, encoding):
         problems.append(Problem("encoding", encoding, "the name of a text encoding is accepted"))
-    if errors is not None and not _is_error_handler(errors):
+    if errors is not None and not _knows(codecs.lookup_error, errors):
         rule = "the name of an error handler of codecs is accepted"
         problems.append(Problem("errors", errors, rule))
     if isinstance(bufsize, bool) or not isinstance(bufsize, int) or bufsize > LARGEST_BUFFER:
@@ -60,17 +62,9 @@ def text_mode(
     return TextMode.chosen(text, encoding, errors, bufsize)
 
 
-def _is_codec(name: object) -> bool:
+def _knows(look_up: Callable[[str], object], name: str) -> bool:
     try:
-        io.TextIOWrapper(io.BytesIO(), encoding=name)  # type: ignore[arg-type]
-    except (LookupError, TypeError, ValueError):
-        return False
-    return True
-
-
-def _is_error_handler(name: object) -> bool:
-    try:
-        codecs.lookup_error(name)  # type: ignore[arg-type]
+        look_up(name)
     except (LookupError, TypeError, ValueError):
         return False
     return True

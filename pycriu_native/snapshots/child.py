@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 
 from .._support.exit_status import exit_status
 from .._support.unpatched import close, readable
@@ -36,6 +38,18 @@ class PidfdChild:
         self.pid = pid
         self.pidfd = pidfd
         self._status: int | None = None
+
+    def kill(self) -> None:
+        """Send SIGKILL; ignored if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill the process, and store its exit status."""
+        if self.pidfd >= 0 and self.status() is None:
+            self.kill()
+            readable(self.pidfd, seconds=None)
+            self.status()
 
     def status(self) -> int | None:
         """The exit status, negative for a signal; None if it runs. Reaps the process."""

@@ -7,8 +7,8 @@ import contextvars
 import os
 from collections.abc import Callable, Iterator
 
-from .._native.ffi import native
-from .._support.unpatched import Thread, close
+from .._native.ffi import checked, native
+from .._support.unpatched import Thread, closing
 from .._system.mounts import detach, mount_proc
 from ..errors import CriuError
 
@@ -26,11 +26,9 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     def run() -> None:
         try:
             with _errors():
-                namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    _enter(namespace)
-                finally:
-                    close(namespace)
+                path = f"/proc/{pid}/ns/mnt"
+                with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as namespace:
+                    checked(native.pn_enter_mount_namespace(namespace), "setns")
                 mount_proc()
             try:
                 function()
@@ -46,12 +44,6 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     thread.join()
     if raised:
         raise raised[0]
-
-
-def _enter(namespace: int) -> None:
-    status = native.pn_enter_mount_namespace(namespace)
-    if status:
-        raise OSError(-status, f"setns: {os.strerror(-status)}")
 
 
 @contextlib.contextmanager

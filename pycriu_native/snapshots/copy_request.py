@@ -31,7 +31,7 @@ LARGEST_START = 16 * 1024 * 1024
 """Limit of arguments and environment in bytes, by the buffer of the socket to a copy."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CopyRequest:
     """The arguments of a start that are sent to the copy."""
 

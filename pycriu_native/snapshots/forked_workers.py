@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
-from .._support.closing import Closing
 from .._support.unpatched import Lock
 from .._transport.connection import Connection
 from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
-from ..errors import Problem, ProgramError
+from ..errors import ProgramError
 from .forked_child import forgets
+from .through import Through
 from .uninterrupted import uninterrupted
 
 PATIENCE = 30.0
 """Default time limit for the loading of CRIU, in seconds."""
 
 
-class ForkedWorkers(Closing):
+class ForkedWorkers(Through):
     """Workers for restores, each forked from a CRIU that has been loaded once. Owned.
 
     The fork server is started again if it has ended, or if the state that a worker inherits from
@@ -30,8 +29,6 @@ class ForkedWorkers(Closing):
 
     Synchronization: any number of threads may use it. A forked child starts its own fork server.
     """
-
-    ours: ClassVar[bool] = True
 
     def __init__(self, worker: Worker, *, patience: float | None = None) -> None:
         """Start the fork server.
@@ -43,7 +40,8 @@ class ForkedWorkers(Closing):
         Raises:
             ProgramError: CRIU cannot be started or preloaded.
         """
-        self.worker = worker
+        super().__init__(worker)
+        self._worker = worker
         self._patience = PATIENCE if patience is None else patience
         self._lock = Lock()
         self._server: ForkServer | None = None
@@ -53,26 +51,9 @@ class ForkedWorkers(Closing):
         uninterrupted("share", self.renew, lambda _: self.close())
 
     @property
-    def allow_untrusted(self) -> bool:
-        """Like that of ``worker``."""
-        return self.worker.allow_untrusted
-
-    @property
     def pid(self) -> int:
         """The pid of the fork server."""
         return 0 if self._server is None else self._server.pid
-
-    def identity(self) -> tuple[object, ...] | None:
-        """Like that of ``worker``."""
-        return self.worker.identity()
-
-    def name(self) -> str:
-        """Like that of ``worker``."""
-        return self.worker.name()
-
-    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """No argument is refused."""
-        return iter(())
 
     def connect(
         self,
@@ -85,7 +66,7 @@ class ForkedWorkers(Closing):
         Raises as :meth:`Worker.connect`.
         """
         if spawn_options != RESTORING:
-            return self.worker.connect(keep, spawn_options)
+            return self._worker.connect(keep, spawn_options)
         if len(keep) > MAX_INHERITED:
             why = f"at most {MAX_INHERITED} descriptors can be inherited, not {len(keep)}"
             return self._connect_unforked(keep, spawn_options, why)
@@ -101,11 +82,11 @@ class ForkedWorkers(Closing):
         self, keep: Sequence[int], spawn_options: SpawnOptions, why: str
     ) -> Connection:
         """Connect to a worker if none can be forked."""
-        return self.worker.connect(keep, spawn_options)
+        return self._worker.connect(keep, spawn_options)
 
     def ready(self) -> ForkServer | None:
         """The fork server, if its workers equal one that this thread would start."""
-        like = fingerprint(self.worker)
+        like = fingerprint(self._worker)
         with self._lock:
             return self._ready(like)
 
@@ -118,14 +99,18 @@ class ForkedWorkers(Closing):
         try:
             self._current()
         except ForkServerUnavailableError as error:
-            raise ProgramError(f"no worker can be forked: {error}") from None
+            raise self._failure(str(error)) from None
+
+    def _failure(self, why: str) -> Exception:
+        """The exception if no worker can be forked."""
+        return ProgramError(f"no worker can be forked: {why}")
 
     def _current(self) -> ForkServer:
         """A running fork server whose workers have the present inherited state.
 
         Raises ``ForkServerUnavailableError``, as starting a worker, and as :meth:`_prepare`.
         """
-        like = fingerprint(self.worker)
+        like = fingerprint(self._worker)
         if like is None:
             raise ForkServerUnavailableError("/proc does not show what workers inherit")
         with self._lock:
@@ -134,7 +119,7 @@ class ForkedWorkers(Closing):
             if (ready := self._ready(like)) is not None:
                 return ready
             self._end()
-            self._server = start_fork_server(self.worker, RESTORING, like, patience=self._patience)
+            self._server = start_fork_server(self._worker, RESTORING, like, patience=self._patience)
             if self._server is None:
                 why = "another thread has changed what workers inherit"
                 raise ForkServerUnavailableError(why)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import struct
 import time
 from errno import EPERM
 from pathlib import Path
 
-from .._support import unpatched
 from .._support.closing import Closing
-from .._support.unpatched import close
+from .._support.unpatched import close, read, readable
 from .._system.descriptors import above_stdio
 from .._system.process import children_of
 from .._system.process_snapshot import link
@@ -81,9 +79,9 @@ class Namespaces(Closing):
         if self._is_ready:
             return
         # By descriptor, since a socket of gevent belongs to one thread.
-        unpatched.readable(self._control.fileno(), seconds=None)
+        readable(self._control.fileno(), seconds=None)
         try:
-            answer = unpatched.read(self._control.fileno(), INT.size)
+            answer = read(self._control.fileno(), INT.size)
         except ConnectionResetError:  # the process ended before it read the data
             answer = b""
         code = INT.unpack(answer)[0] if answer else None
@@ -122,16 +120,12 @@ class Namespaces(Closing):
         control = self._control.fileno()
         if control < 0:
             return False
-        poll = unpatched.poll()
-        poll.register(control, select.POLLIN)
-        poll.register(cancelled, select.POLLIN)
-        return cancelled not in {fd for fd, _ in poll.poll()}
+        readable(control, cancelled, seconds=None)
+        return not readable(cancelled)
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether all of their processes have ended and are reaped, after at most ``timeout``."""
-        if self._pidfd < 0:
-            return True
-        return is_ready(self._pidfd, timeout)
+        return self._pidfd < 0 or readable(self._pidfd, seconds=timeout)
 
     def end(self) -> None:
         """Kill all of their processes, without waiting."""
@@ -161,10 +155,3 @@ class Namespaces(Closing):
             if pid != self.pid and inside and link(f"/proc/{pid}/ns/pid") == inside:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-
-
-def is_ready(fd: int, timeout: float) -> bool:
-    """Whether a descriptor is readable, after at most ``timeout`` seconds."""
-    poll = unpatched.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))

@@ -14,12 +14,12 @@ from .. import guest
 from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Thread, close, write
+from .._system.descriptors import is_inherited
 from .._system.socket_pair import pair
 from .._transport.lifetime_sockets import F_SETSIG, kill_on_event
 from ..errors import CriuError, DeadlineError
 from .copy_request import LAST_STREAM
 from .guest_socket import read_ready
-from .streams import is_inherited
 from .uninterrupted import signals_of_caller
 
 GUEST = 3
@@ -165,10 +165,8 @@ class ParkedProgram(Closing):
         self.socket.close()
         self.process.wait()
         for each in self._sockets[:GUEST]:
-            with contextlib.suppress(OSError):
-                each.shutdown(
-                    socket.SHUT_RDWR
-                )  # a child of the program may have the other end open
+            with contextlib.suppress(OSError):  # a child of the program may have the other end open
+                each.shutdown(socket.SHUT_RDWR)
         for reader in self._readers:
             reader.join()
         for each in self._sockets[:GUEST]:

@@ -10,16 +10,15 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.unpatched import RLock, readable
+from .copy_request import CopyRequest
 from .forked_child import forgets
 from .guest_socket import GuestSocket
 from .record import Record
-from .streams import ParentEnds, TextMode, rest_of
+from .streams import ParentEnds, rest_of
 from .timings import StartTimings
 
 CHUNK = 65536
@@ -56,22 +55,21 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
 
     def __init__(
         self,
-        args: Sequence[str],
+        given: CopyRequest,
         child: Child,
         ends: ParentEnds,
-        mode: TextMode,
-        number: int,
-        *,
-        snapshot: Path,
+        timings: StartTimings,
         record: Record,
+        snapshot: Path,
+        *,
         unshared_reason: str | None = None,
         guest: GuestSocket | None = None,
-        timings: StartTimings,
     ) -> None:
         # Popen.__init__ would start a program. All methods of Popen are replaced.
-        self.args = list(args)
+        mode = given.mode
+        self.args = given.command(record)
         self.pid = child.pid
-        self.number = number
+        self.number = timings.number
         """The number of the start."""
         self.snapshot = snapshot
         """The directory of its snapshot."""
@@ -284,10 +282,7 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         return self
 
     def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: type[BaseException] | None, value: object, traceback: object
     ) -> None:
         """Close the streams, and wait until the copy ends; it can no longer be saved.
 

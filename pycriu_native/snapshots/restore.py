@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from .._support.unpatched import close
 from .._system.socket_pair import pair
 from .._transport.base import Via
 from .._transport.forkserver import ForkServer
-from ..errors import Problem, ResumedError
+from ..errors import ResumedError
 from ..options.criu_opts import CriuOpts
 from .child import EndedChild, PidfdChild
 from .copy_request import CopyRequest, send_line
@@ -64,8 +63,7 @@ class RestoredChild(PidfdChild):
         if self.pidfd < 0:
             return True
         if self._status is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self.kill()
         self._namespaces.end()
         if wait or self._namespaces.has_ended():
             self._namespaces.close()
@@ -110,16 +108,14 @@ def start_copy(
                 raise
         kept.pop_all()
     return SnapshotProcess(
-        given.command(record),
+        given,
         child,
         streams.parent,
-        given.mode,
-        number,
-        snapshot=where.snapshot,
-        record=record,
+        watch.timings(number, "plain" if unshared_reason else "shared"),
+        record,
+        where.snapshot,
         unshared_reason=unshared_reason,
         guest=socket_of_copy,
-        timings=watch.timings(number, "plain" if unshared_reason else "shared"),
     )
 
 
@@ -173,10 +169,3 @@ def restore_root(
         child = RestoredChild(result.pid, namespaces, worker)
         kept.pop_all()
         return child
-
-
-def reached_by_worker(via: Via) -> Problem | None:
-    """The problem of the argument ``via``, if any."""
-    for problem in via.refuses(inherits=True, sibling=True):
-        return problem
-    return None

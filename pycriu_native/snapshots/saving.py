@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -21,11 +22,14 @@ from .._calls.verbs import dump
 from .._integrity.dump_marker import UNFINISHED
 from .._integrity.dump_record import record_again
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close, readable, sleep
+from .._support.unpatched import close, closing, readable, sleep
 from .._system.capabilities import is_root_of_host
+from .._system.descriptors import opened_directory
 from .._system.file_lock import lock, unlock_and_close
+from .._system.process import is_running, leader_of
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
+from .._system.regular_file import replace_file
 from .._transport.base import Via
 from ..enums import Notify
 from ..errors import CriuError, NoSuchProcessError, OptionError, Problem
@@ -120,31 +124,24 @@ def copy_problems(copy: SnapshotProcess[Any], without_guest: bool) -> Iterator[P
             yield Problem("program", copy, rule)
 
 
+@dataclass(kw_only=True)
 class Saving:
     """The arguments of one ``Snapshot.take``, and its steps."""
 
-    def __init__(
-        self,
-        directory: Path,
-        is_own: bool,
-        opts: CriuOpts,
-        via: Via,
-        until: float | None,
-        leave_running: bool,
-        incremental: bool,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self.directory = directory.resolve()  # rmtree removes nothing through a link
-        self.is_own = is_own
-        """Whether the program is started for the snapshot, and so killed in any case."""
-        self.opts = opts
-        self.via = via
-        self.until = until
-        self.leave_running = leave_running
-        self.incremental = incremental
-        self.on_progress = on_progress
-        self.is_kept = False
-        """Whether the snapshot is complete, and the process has ended."""
+    directory: Path
+    is_own: bool
+    """Whether the program is started for the snapshot, and so killed in any case."""
+    opts: CriuOpts
+    via: Via
+    until: float | None
+    leave_running: bool
+    incremental: bool
+    on_progress: OnProgress | None
+    is_kept: bool = False
+    """Whether the snapshot is complete, and the process has ended."""
+
+    def __post_init__(self) -> None:
+        self.directory = self.directory.resolve()  # rmtree removes nothing through a link
         self._created = True
 
     def save_command(
@@ -176,27 +173,35 @@ class Saving:
         self._save(pid, _ends_of_process(pid))
 
     def _save(
-        self,
-        pid: int,
-        ends: Ends,
-        *,
-        copy: SnapshotProcess[Any] | None = None,
-        processor: str = "",
+        self, pid: int, ends: Ends, *, copy: SnapshotProcess[Any] | None = None, processor: str = ""
     ) -> None:
-        seen = SeenProcess(pid)
-        if seen.state in ("", "Z", "X"):
-            raise NoSuchProcessError(f"there is no process {pid}", verb="take", pid=pid)
-        namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
-        external = [
-            *(self.opts.external or ()),
-            f"pid[{namespace}]:{PID_NAMESPACE}",
-            *ends.external,
-        ]
+        with closing(_opened(pid)) as pidfd:
+            if not self.leave_running:
+                unlink_counters(Tree(pid))
+            record = self._record(pid, ends, processor)
+            claim = self._claimed()
+            try:
+                self._write(pid, record, ends, copy, claim)
+                self.is_kept = not self.is_own and not self.leave_running
+                if self.is_kept:
+                    readable(pidfd, seconds=None)
+                if copy is not None and self.incremental:
+                    share_with_parent(self.directory, copy.snapshot, self.until)
+                publish(self.directory)
+            except BaseException:
+                saved = not self.is_own and not self.leave_running and readable(pidfd)
+                self.is_kept = saved and self._is_complete()
+                if self.is_kept:
+                    publish(self.directory)
+                self.undo()
+                raise
+            finally:
+                unlock_and_close(claim)
+
+    def _record(self, pid: int, ends: Ends, processor: str) -> Record:
+        seen, tree = SeenProcess(pid), Tree(pid)
         stdin, stdout, stderr, guest_key = ends.keys
-        if not self.leave_running:
-            unlink_counters(Tree(pid))
-        tree = Tree(pid)
-        record = Record(
+        return Record(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=_command_of(pid),
             pid=seen.inner("NSpid"),
@@ -212,9 +217,16 @@ class Saving:
             descriptors=tuple(sorted(each.number for each in seen.descriptors)),
             processor=processor,
         )
-        claim = self._claimed()
+
+    def _write(
+        self, pid: int, record: Record, ends: Ends, copy: SnapshotProcess[Any] | None, claim: int
+    ) -> None:
+        """Write images and record."""
+        self.directory.chmod(0o700)
         # Among the mounts of a copy, its path can lead to another directory.
         place = self.directory if copy is None else Path(f"/proc/self/fd/{claim}")
+        namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
+        external = [f"pid[{namespace}]:{PID_NAMESPACE}", *ends.external]
 
         def complete(notification: Notification) -> None:
             # While the process is frozen: it continues if something fails here.
@@ -223,42 +235,19 @@ class Saving:
                 changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
                 changed.write(place)
 
-        pidfd = os.pidfd_open(pid)
-        try:
-            self.directory.chmod(0o700)
-            save = functools.partial(
-                dump,
-                pid,
-                replace(
-                    self.opts,
-                    images_directory=str(self.directory) if copy is None else claim,
-                    external=external,
-                    leave_running=self.leave_running or None,
-                ),
-                via=self.via,
-                on_notify=complete,
-                on_progress=self.on_progress,
-            )
-            if copy is None:
-                save(deadline=_remaining(self.until))
-            else:
-                self._save_copy(pid, save)
-            self.is_kept = not self.is_own and not self.leave_running
-            if self.is_kept:
-                readable(pidfd, seconds=None)
-            if copy is not None and self.incremental:
-                share_with_parent(self.directory, copy.snapshot, self.until)
-            publish(self.directory)
-        except BaseException:
-            saved = not self.is_own and not self.leave_running and readable(pidfd)
-            self.is_kept = saved and self._is_complete()
-            if self.is_kept:
-                publish(self.directory)
-            self.undo()
-            raise
-        finally:
-            close(pidfd)
-            unlock_and_close(claim)
+        opts = replace(
+            self.opts,
+            images_directory=str(self.directory) if copy is None else claim,
+            external=[*(self.opts.external or ()), *external],
+            leave_running=self.leave_running or None,
+        )
+        save = functools.partial(
+            dump, pid, opts, via=self.via, on_notify=complete, on_progress=self.on_progress
+        )
+        if copy is None:
+            save(deadline=_remaining(self.until))
+        else:
+            self._save_copy(pid, save)
 
     def _save_copy(self, pid: int, save: Callable[..., object]) -> None:
         """Save a copy. Another one may be saved at that moment.
@@ -304,6 +293,17 @@ class Saving:
                 self.directory.mkdir(mode=0o700)
 
 
+def _opened(pid: int) -> int:
+    """A pidfd of a process. ``NoSuchProcessError``, also for a zombie and for a thread."""
+    why = f"there is no process {pid}"
+    if (leader := leader_of(pid)) not in (None, pid):
+        why = f"{pid} is the number of a thread of process {leader}"
+    elif is_running(pid):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            return os.pidfd_open(pid)
+    raise NoSuchProcessError(why, verb="take", pid=pid)
+
+
 def _command_of(pid: int) -> tuple[str, ...]:
     data = Path(f"/proc/{pid}/cmdline").read_bytes()
     return tuple(os.fsdecode(word) for word in data.split(b"\0")[:-1])
@@ -342,15 +342,9 @@ def _accept_any_file(directory: Path, pid: int, ends: Ends) -> list[str | None]:
         file["pos"] = NO_POSITION
         for name in ("mode", "size"):
             file.pop(name, None)
-    partial = directory / f"{path.name}.partial"
-    partial.write_bytes(encode(image))
-    partial.chmod(0o600)
-    partial.rename(path)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        record_again(fd, path.name)
-    finally:
-        close(fd)
+    with opened_directory(directory) as at:
+        replace_file(at, path.name, encode(image))
+        record_again(at, path.name)
     return keys
 
 

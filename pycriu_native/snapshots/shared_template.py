@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._support.unpatched import Thread, close
+from .._checks.arguments import is_seconds
+from .._support.unpatched import LONGEST_POLL, Thread, close
 from .._system.regular_file import open_regular
 from .._transport.connection import Connection
-from .._transport.forkserver import ForkServer, ForkServerUnavailableError
+from .._transport.forkserver import ForkServer
 from .._transport.spawn import SpawnOptions
 from .._transport.worker import Worker
 from ..errors import OptionError, Problem, ProgramError
@@ -65,20 +66,20 @@ class SharedTemplate(ForkedWorkers):
                 cannot be preloaded, is detected by this limit.
 
         Raises:
+            OptionError: an argument is not accepted; nothing was started.
             ImagesError: the template is missing, truncated or changed; nothing was started.
             ProgramError: CRIU cannot be started or preloaded.
         """
-        if worker is not None and worker.stdin is not None:
-            raise OptionError([Problem("worker", worker, "one without stdin is accepted")])
+        problems = []
+        if worker is not None and not (isinstance(worker, Worker) and worker.stdin is None):
+            problems.append(Problem("worker", worker, "a Worker without stdin is accepted"))
+        if patience is not None and not (is_seconds(patience) and 0 < patience <= LONGEST_POLL):
+            rule = f"a number of seconds above 0, up to {LONGEST_POLL}, is accepted"
+            problems.append(Problem("patience", patience, rule))
+        if problems:
+            raise OptionError(problems, verb="share")
         self.directory = Path(directory).absolute()
         super().__init__(Worker() if worker is None else worker, patience=patience)
-
-    def renew(self) -> None:
-        """Read the template again if it is not ready. Raises as the constructor."""
-        try:
-            self._current()
-        except ForkServerUnavailableError as error:
-            raise self._failure(str(error)) from None
 
     def _connect_unforked(
         self, keep: Sequence[int], spawn_options: SpawnOptions, why: str

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -128,11 +128,7 @@ class Sharing(Closing):
             return Chosen(via, "share_memory=False" if share_memory is False else NO_WORKER)
         if share_memory is False:
             return self._unshared(worker, "share_memory=False", until)
-        with self._lock:
-            template = _of_worker(self._templates, worker)
-            if template is None:
-                template = _Template(worker, self._directory)
-                self._templates.append(template)
+        template = self._of_worker(self._templates, _Template(worker, self._directory))
         try:
             forked, server = template.use(required=bool(share_memory), until=until)
         except UnavailableError as reason:
@@ -140,16 +136,20 @@ class Sharing(Closing):
         return Chosen(forked, None, server)
 
     def _unshared(self, worker: Worker, reason: str, until: float | None) -> Chosen:
-        with self._lock:
-            forking = _of_worker(self._plain, worker)
-            if forking is None:
-                forking = _Forking(worker)
-                self._plain.append(forking)
+        forking = self._of_worker(self._plain, _Forking(worker))
         try:
             forked, server = forking.use(required=False, until=until)
         except UnavailableError:
             return Chosen(worker, reason)
         return Chosen(forked, reason, server)
+
+    def _of_worker(self, those: list[_Kind], new: _Kind) -> _Kind:
+        """The one of the same worker as ``new``, which is added if there is none."""
+        with self._lock:
+            found = next((each for each in those if each.worker == new.worker), new)
+            if found is new:
+                those.append(new)
+        return found
 
     def close(self) -> None:
         """End the fork servers, and count starts from the beginning."""
@@ -162,10 +162,6 @@ class Sharing(Closing):
 
 def _of(via: Via) -> Worker | None:
     return via if type(via) is Worker and via.stdin is None else None
-
-
-def _of_worker(those: Sequence[_Kind], worker: Worker) -> _Kind | None:
-    return next((each for each in those if each.worker == worker), None)
 
 
 class _Forking:
@@ -207,10 +203,11 @@ class _Forking:
             self._attempts += 1
             self._next = self._starts + min(2**self._attempts, RARELY)
             try:
+                self._check(required=required)
                 if self._forked is None:
-                    self._forked = self._made(required=required)
+                    self._forked = self._made(None if required else PATIENCE)
                 else:
-                    self._renew(self._forked, required=required)
+                    self._forked.renew()
             except ImagesError as error:
                 self._damage = error
                 raise
@@ -226,11 +223,11 @@ class _Forking:
         finally:
             self._lock.release()
 
-    def _made(self, *, required: bool) -> ForkedWorkers:
-        return ForkedWorkers(self.worker, patience=PATIENCE)
+    def _check(self, *, required: bool) -> None:
+        """Check what a fork server is prepared with."""
 
-    def _renew(self, forked: ForkedWorkers, *, required: bool) -> None:
-        forked.renew()
+    def _made(self, patience: float | None) -> ForkedWorkers:
+        return ForkedWorkers(self.worker, patience=patience)
 
     def close(self) -> None:
         """End the fork server; none is started any more."""
@@ -247,17 +244,11 @@ class _Template(_Forking):
         super().__init__(worker)
         self.directory = directory
 
-    def _made(self, *, required: bool) -> ForkedWorkers:
-        target = self._checked(required=required)
-        patience = None if required else PATIENCE
-        return SharedTemplate(target, worker=self.worker, patience=patience)
+    def _made(self, patience: float | None) -> ForkedWorkers:
+        return SharedTemplate(self.directory / SHARED, worker=self.worker, patience=patience)
 
-    def _renew(self, forked: ForkedWorkers, *, required: bool) -> None:
-        self._checked(required=required)
-        forked.renew()
-
-    def _checked(self, *, required: bool) -> Path:
-        """The prepared images. Raises ``UnavailableError`` if they are not ``required``."""
+    def _check(self, *, required: bool) -> None:
+        """Prepare the images. Raises ``UnavailableError`` if that is not ``required``."""
         try:
             target = prepared(self.directory, allow_untrusted=self.worker.allow_untrusted)
         except ImagesError as error:
@@ -271,7 +262,6 @@ class _Template(_Forking):
             raise UnavailableError(
                 f"the template needs {size} bytes, and {room} bytes are available"
             )
-        return target
 
 
 _Kind = TypeVar("_Kind", bound=_Forking)

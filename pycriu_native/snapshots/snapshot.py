@@ -58,7 +58,7 @@ from .place import Place
 from .process import SnapshotProcess, end, reap_unowned
 from .processor_level import level_problems
 from .record import NAME, Record
-from .restore import RestoreRequest, reached_by_worker, start_copy
+from .restore import RestoreRequest, start_copy
 from .saving import NEW, Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
@@ -182,14 +182,14 @@ class Snapshot(Closing):
         refuse(wrong, "take")
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
-            Path(directory).absolute(),
-            is_own,
-            base,
-            Worker() if via is None else via,
-            until,
-            leave_running,
-            incremental,
-            on_progress,
+            directory=Path(directory).absolute(),
+            is_own=is_own,
+            opts=base,
+            via=Worker() if via is None else via,
+            until=until,
+            leave_running=leave_running,
+            incremental=incremental,
+            on_progress=on_progress,
         )
         if isinstance(program, int):
             _check_access(program)
@@ -290,74 +290,48 @@ class Snapshot(Closing):
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
         check_call("start", opts=opts, via=via, deadline=deadline, check=check, savable=savable)
-        given = CopyRequest(
-            args=args,
-            streams=(stdin, stdout, stderr),
-            mode=text_mode(text, encoding, errors, bufsize),
-            env=env,
-            extra_env=extra_env,
-            cwd=cwd,
-            pass_fds=descriptor_numbers(pass_fds),
-        )
-        start = functools.partial(
-            self._start,
-            given,
-            Place(hostname=hostname, network=network, cgroup=cgroup),
-            Stopwatch(),
-            check=check,
-            share_memory=share_memory,
-            savable=savable,
-            opts=opts,
-            via=Worker() if via is None else via,
-            deadline=deadline,
-        )
-        return uninterrupted("start", start, end)
+        streams, mode = (stdin, stdout, stderr), text_mode(text, encoding, errors, bufsize)
+        descriptors = descriptor_numbers(pass_fds)
+        given = CopyRequest(args, streams, mode, env, extra_env, cwd, descriptors)
+        chosen = Worker() if via is None else via
+        place = Place(hostname=hostname, network=network, cgroup=cgroup)
+        watch = Stopwatch()
 
-    def _start(
-        self,
-        given: CopyRequest,
-        place: Place,
-        watch: Stopwatch,
-        *,
-        check: bool,
-        share_memory: bool | None,
-        savable: bool,
-        opts: CriuOpts | None,
-        via: Via,
-        deadline: float | None,
-    ) -> SnapshotProcess[Any]:
-        reap_unowned()
-        wrong = [*given.problems(self.record), *place.problems()]
-        wrong += self._sharing.problems(share_memory, via)
-        if savable and self.record.guest_key is None:
-            wrong.append(Problem("savable", savable, "the program was saved without_guest"))
-        until = self._check(wrong, via, check, opts, deadline, "start")
-        watch.ends("check")
-        with _in_use(self.directory), _without_result(), ExitStack() as turn:
-            workers = self._sharing.chosen(share_memory, via, until)
-            reason = workers.unshared_reason
-            images = self.directory if reason else self.directory / SHARED
-            turn.enter_context(one_at_a_time(self.directory, until))
-            watch.ends("memory")
-            where = RestoreRequest(
-                snapshot=self.directory,
-                images=str(images),
-                place=place,
-                opts=_for_start(opts),
-                via=workers.via,
-                fork_server=workers.fork_server,
-                work_directories=self._work_directories,
-                deadline=None if until is None else max(0.0, until - time.monotonic()),
-            )
-            return start_copy(
-                self.record,
-                self._next_number(until),
-                given,
-                where,
-                unshared_reason=reason,
-                savable=savable,
-                watch=watch,
-            )
+        def start() -> SnapshotProcess[Any]:
+            reap_unowned()
+            wrong = [*given.problems(self.record), *place.problems()]
+            wrong += self._sharing.problems(share_memory, chosen)
+            if savable and self.record.guest_key is None:
+                wrong.append(Problem("savable", savable, "the program was saved without_guest"))
+            until = self._check(wrong, chosen, check, opts, deadline, "start")
+            watch.ends("check")
+            with _in_use(self.directory), _without_result(), ExitStack() as turn:
+                workers = self._sharing.chosen(share_memory, chosen, until)
+                reason = workers.unshared_reason
+                images = self.directory if reason else self.directory / SHARED
+                turn.enter_context(one_at_a_time(self.directory, until))
+                watch.ends("memory")
+                where = RestoreRequest(
+                    snapshot=self.directory,
+                    images=str(images),
+                    place=place,
+                    opts=_for_start(opts),
+                    via=workers.via,
+                    fork_server=workers.fork_server,
+                    work_directories=self._work_directories,
+                    deadline=None if until is None else max(0.0, until - time.monotonic()),
+                )
+                return start_copy(
+                    self.record,
+                    self._next_number(until),
+                    given,
+                    where,
+                    unshared_reason=reason,
+                    savable=savable,
+                    watch=watch,
+                )
+
+        return uninterrupted("start", start, end)
 
     def zygote(
         self,
@@ -388,35 +362,28 @@ class Snapshot(Closing):
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
         until = self._check(wrong, chosen, check, opts, deadline, "zygote")
-        start = functools.partial(self._zygote, place, chosen, opts, deadline, until)
-        return uninterrupted("zygote", start, Zygote.close)
-
-    def _zygote(
-        self,
-        place: Place,
-        chosen: Via,
-        opts: CriuOpts | None,
-        deadline: float | None,
-        until: float | None,
-    ) -> Zygote:
         shared = isinstance(chosen, SharedTemplate)
-        with (
-            _in_use(self.directory),
-            _without_result(),
-            WorkDirectories() as work_directories,
-            one_at_a_time(self.directory, until),
-        ):
-            where = RestoreRequest(
-                snapshot=self.directory,
-                images=str(self.directory / SHARED if shared else self.directory),
-                place=place,
-                opts=_for_start(opts),
-                via=chosen,
-                fork_server=None,
-                work_directories=work_directories,
-                deadline=deadline,
-            )
-            return Zygote(self.record, where, self._next_number, until)
+
+        def zygote() -> Zygote:
+            with (
+                _in_use(self.directory),
+                _without_result(),
+                WorkDirectories() as work_directories,
+                one_at_a_time(self.directory, until),
+            ):
+                where = RestoreRequest(
+                    snapshot=self.directory,
+                    images=str(self.directory / SHARED if shared else self.directory),
+                    place=place,
+                    opts=_for_start(opts),
+                    via=chosen,
+                    fork_server=None,
+                    work_directories=work_directories,
+                    deadline=deadline,
+                )
+                return Zygote(self.record, where, self._next_number, until)
+
+        return uninterrupted("zygote", zygote, Zygote.close)
 
     def _check(
         self,
@@ -428,7 +395,7 @@ class Snapshot(Closing):
         verb: str,
     ) -> float | None:
         """Check the arguments. Returns the time of the deadline."""
-        wrong += [each for each in (reached_by_worker(via),) if each]
+        wrong += [*via.refuses(inherits=True, sibling=True)][:1]
         wrong += _problems_of_start(opts)
         refuse(wrong, verb)
         if check:
@@ -638,11 +605,7 @@ def _process_problems(
 
 
 def _command_problems(
-    command: Sequence[object],
-    env: object,
-    cwd: object,
-    without_guest: bool,
-    processor: str | None,
+    command: Sequence[object], env: object, cwd: object, without_guest: bool, processor: str | None
 ) -> Iterator[Problem]:
     if not are_texts(command) or not command:
         rule = "a command is accepted as a sequence of str, bytes or paths that is not empty"

@@ -6,11 +6,10 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import ClassVar, cast
+from typing import cast
 
-from .._support.closing import Closing
 from .._support.unpatched import RawThread, close, readable, write
 from .._transport.base import Via
 from .._transport.connection import Connection
@@ -18,11 +17,12 @@ from .._transport.forkserver import ForkServer
 from .._transport.lifetime_sockets import LifetimeSockets
 from .._transport.process import ChildProcess
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
-from .._transport.worker import Worker, WorkerConnection, worker_of
+from .._transport.worker import Worker, WorkerConnection
 from ..errors import CriuError, Problem
 from .arguments import is_path
 from .forked_workers import ForkedWorkers
-from .namespaces import Namespaces, is_ready
+from .namespaces import Namespaces
+from .through import Through
 from .timings import Stopwatch
 
 PROCESSES = "cgroup.procs"
@@ -41,15 +41,13 @@ def problem(cgroup: object) -> Problem | None:
     return None
 
 
-class StartWorker(Closing):
+class StartWorker(Through):
     """The worker of ``via``, moved to a cgroup before it receives its request.
 
     CRIU waits for ever if the process that it restores is killed at some instants (4.2.1, after
     "Unable to set PTRACE_O_TRACESYSGOOD"). So it is killed some seconds after the end of the
     namespaces, and a worker that is started for the call also when this process ends.
     """
-
-    ours: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -60,8 +58,8 @@ class StartWorker(Closing):
         watch: Stopwatch,
     ) -> None:
         """``fork_server``: that of ``via``, which has just been found to be as it must be."""
+        super().__init__(via)
         self._watch = watch
-        self.via = via
         self.fork_server = fork_server
         self.cgroup = cgroup
         self.namespaces = namespaces
@@ -77,28 +75,6 @@ class StartWorker(Closing):
         self.end()
         for guard in self._guards:
             guard.thread.join()
-
-    @property
-    def worker(self) -> Worker | None:
-        """The worker of ``via``, for the checks of a call."""
-        return worker_of(self.via)
-
-    @property
-    def allow_untrusted(self) -> bool:
-        """Like that of ``via``."""
-        return self.via.allow_untrusted
-
-    def identity(self) -> tuple[object, ...] | None:
-        """Like that of ``via``."""
-        return self.via.identity()
-
-    def name(self) -> str:
-        """Like that of ``via``."""
-        return self.via.name()
-
-    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Like that of ``via``."""
-        return self.via.refuses(inherits=inherits, sibling=sibling)
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
@@ -168,8 +144,8 @@ class _Guard:
 
     def _run(self) -> None:
         # A copy may end at once: CRIU then gets the time to say that it was restored.
-        if self._namespaces.wait_for_end(self._cancelled) and not is_ready(
-            self._cancelled, PATIENCE
+        if self._namespaces.wait_for_end(self._cancelled) and not readable(
+            self._cancelled, seconds=PATIENCE
         ):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from .._support.unpatched import close
+from .._system.descriptors import is_inherited
 from ..errors import OptionError, Problem
 from ..options.values import Descriptor
 
@@ -41,12 +42,7 @@ class TextMode:
         is_text = bool(text or encoding or errors)
         if is_text and encoding is None:
             encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
-        return cls(
-            text=is_text,
-            encoding=encoding,
-            errors=errors,
-            bufsize=bufsize,
-        )
+        return cls(text=is_text, encoding=encoding, errors=errors, bufsize=bufsize)
 
     def opened(self, fd: int | None, mode: str) -> IO[Any] | None:
         """A file object that owns the descriptor."""
@@ -196,18 +192,6 @@ def _not_for_pipe(value: Stream) -> str:
         what = "pipe or file, and CRIU reopens its replacement"
         return f"the program was saved with a {what}: no file or socket is accepted"
     return ""
-
-
-def is_inherited(fd: int) -> bool:
-    """Whether a new program would inherit this descriptor, as with ``subprocess``.
-
-    The number of a standard descriptor that the caller has closed is that of a file of this
-    library, which is not inheritable.
-    """
-    try:
-        return os.get_inheritable(fd)
-    except OSError:
-        return False
 
 
 def refuse(problems: Sequence[Problem], verb: str) -> None:

@@ -23,7 +23,6 @@ has hard links.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import json
 import os
@@ -33,14 +32,14 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from .._integrity.dump_marker import UNFINISHED
 from .._integrity.page_size import HOST_PAGE, page_size
 from .._native.ffi import native
-from .._support.unpatched import close
+from .._support.unpatched import closing
 from .._system.regular_file import create_regular, open_regular
 from ..errors import ImagesError
 from ..images.image_directory import parents_of
@@ -160,17 +159,8 @@ class Template:
 
     def write(self, directory: Path) -> None:
         """Write the description into a set."""
-        data = {
-            "version": VERSION,
-            "tag": self.tag,
-            "size": self.size,
-            "stored": self.stored,
-            "files": [
-                {"name": each.name, "size": each.size, "crc32": each.crc32} for each in self.files
-            ],
-            "regions": self.regions,
-            "extents": self.extents,
-        }
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
+        data |= {"version": VERSION, "files": [asdict(each) for each in self.files]}
         with open(create_regular(directory / NAME), "w") as file:
             json.dump(data, file)
 
@@ -484,7 +474,6 @@ def checksum(fd: int, size: int) -> int:
 
 def _describe(path: Path) -> PagesFile:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with contextlib.ExitStack() as owned:
-        owned.callback(close, fd)
+    with closing(fd):
         size = os.fstat(fd).st_size
         return PagesFile(name=path.name, size=size, crc32=checksum(fd, size))

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from .._native.ffi import native
 from .._support.closing import Closing
-from .._support.unpatched import Lock, close
+from .._support.unpatched import Lock, close, closing
+from .._system.descriptors import opened_directory
 from .forked_child import forgets
 
 
@@ -42,25 +43,19 @@ class WorkDirectories(Closing):
             # A start may go on after close() and in a forked child.
             root = os.dup(self._root) if self._root >= 0 else -1
         if root < 0:  # before Linux 5.2, or without the right to mount
-            with tempfile.TemporaryDirectory(prefix="pycriu-native-start-") as scratch:
-                fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    yield fd
-                finally:
-                    close(fd)
-            return
-        name = f"{os.getpid()}-{next(self._numbers)}"
-        try:
-            os.mkdir(name, 0o700, dir_fd=root)
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
-            try:
+            temporary = tempfile.TemporaryDirectory(prefix="pycriu-native-start-")
+            with temporary as scratch, opened_directory(scratch) as fd:
                 yield fd
+            return
+        with closing(root):
+            path = f"/proc/self/fd/{root}/{os.getpid()}-{next(self._numbers)}"
+            os.mkdir(path, 0o700)
+            try:
+                with opened_directory(path) as fd:
+                    yield fd
             finally:
-                close(fd)
                 # Not with dir_fd: where eventlet has replaced os.open, shutil does not accept it.
-                shutil.rmtree(f"/proc/self/fd/{root}/{name}", ignore_errors=True)
-        finally:
-            close(root)
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         """Give the file system up; the next start gets another one."""

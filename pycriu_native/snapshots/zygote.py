@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import signal
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,14 +54,6 @@ class ForkedChild(PidfdChild):
         self._zygote = zygote
         """A reference that keeps the zygote alive: its end would end the copy."""
 
-    def end(self) -> None:
-        """Kill the process, and store its exit status."""
-        if self.pidfd >= 0 and self.status() is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            readable(self.pidfd, seconds=None)
-            self.status()
-
     def close(self, *, wait: bool) -> bool:
         """End the process, and close its pidfd."""
         if self.pidfd >= 0:
@@ -94,11 +85,7 @@ class ForkRequest:
                 return False
             self.receive()
         if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            readable(self._pidfd, seconds=None)
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            PidfdChild(0, self._pidfd).end()
             close(self._pidfd)
         self.close()
         return True
@@ -193,15 +180,9 @@ class Zygote(Closing):
         watch = Stopwatch()
         reap_unowned()
         check_call("start", opts=None, via=None, deadline=deadline)
-        given = CopyRequest(
-            args=args,
-            streams=(stdin, stdout, stderr),
-            mode=text_mode(text, encoding, errors, bufsize),
-            env=env,
-            extra_env=extra_env,
-            cwd=cwd,
-            pass_fds=descriptor_numbers(pass_fds),
-        )
+        streams, mode = (stdin, stdout, stderr), text_mode(text, encoding, errors, bufsize)
+        descriptors = descriptor_numbers(pass_fds)
+        given = CopyRequest(args, streams, mode, env, extra_env, cwd, descriptors)
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
         number = self._next_number(until)
@@ -233,16 +214,8 @@ class Zygote(Closing):
             self._copies.add(child)
             kept.pop_all()
             request.close()
-        return SnapshotProcess(
-            given.command(self._record),
-            child,
-            streams.parent,
-            given.mode,
-            number,
-            snapshot=self._snapshot,
-            record=self._record,
-            timings=watch.timings(number, "zygote"),
-        )
+        timings = watch.timings(number, "zygote")
+        return SnapshotProcess(given, child, streams.parent, timings, self._record, self._snapshot)
 
     def start_async(
         self, args: Sequence[Text] | None = None, *, limit: int = 2**16, **options: Any

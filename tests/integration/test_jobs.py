@@ -303,6 +303,23 @@ def test_notices_that_cannot_be_received(job: RunningJob, tmp_path: Path) -> Non
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(tmp_path: Path, closed: str) -> None:
+    """The supervisor prints a message nowhere: not into a file of the job that has the number."""
+    path = tmp_path / "job"
+    command = f"until grep -q 'notice fails' {path}/events.jsonl; do sleep 0.05; done"
+    code = (
+        "from pycriu_native.jobs import Job; "
+        f"job = Job({str(path)!r}, ['sh', '-c', {command!r}], notice='kill -9 $$'); "
+        f"print(job.run().exit_code, file=open({str(tmp_path / 'code')!r}, 'w'))"
+    )
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run(words, env=environment, check=False).returncode == 0
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert (path / "lock").read_bytes() == b""
+
+
 def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:
     """If earlier checkpoints took longer than the remaining time, none is started."""
     process = job.start("--grace", "0.001")

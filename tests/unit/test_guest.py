@@ -153,6 +153,24 @@ def test_what_is_null_stays(alone: Path) -> None:
         parked.close()
 
 
+@pytest.mark.parametrize("file", [False, True], ids=["closed", "a file"])
+def test_a_launcher_that_does_not_pass_the_socket_on(alone: Path, file: bool) -> None:
+    """The error says so; nothing is written to a file that has the number."""
+    with open(alone / "file", "w") as other:
+        done = subprocess.run(
+            [sys.executable, "-c", "import guest; guest.wait()"],
+            env={**os.environ, guest.VARIABLE: str(other.fileno())},
+            pass_fds=[other.fileno()] if file else (),
+            cwd=alone,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert f"the socket {other.fileno()} of {guest.VARIABLE} is not open" in done.stderr
+    assert "must pass it on" in done.stderr
+    assert (alone / "file").read_text() == ""
+
+
 def test_the_variable_is_not_inherited(alone: Path) -> None:
     """Programs that the waiting program starts have neither the variable nor the descriptor."""
     code = (

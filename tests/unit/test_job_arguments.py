@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, OptionError
+from pycriu_native import CriuOpts, ImagesError, OptionError, PageServer
 from pycriu_native.jobs import Job
 from pycriu_native.jobs.directory import META, JobDirectory, JobStatus, StorageStatus
 
@@ -23,14 +23,27 @@ WRONG: list[tuple[str, Any]] = [
     ("command", ["a\0b"]),
     ("command", ["true", 5]),
     ("command", [b"true"]),
+    ("command", ["true", Path("a\0b")]),
     ("command", [""]),
+    ("command", ["true", "\ud800"]),
+    ("cwd", "/\ud800"),
     ("also", 5),
     ("also", [5]),
     ("also", b"/x"),
     ("also", ["relative"]),
     ("notice", 5),
     ("notice", ""),
+    ("notice", Path("/bin/true")),
+    ("incremental", True),
+    ("incremental", 1.0),
+    ("incremental", 10**6),
+    ("lease", 0.5),
+    ("grace", float("nan")),
     ("options", {}),
+    ("options", CriuOpts(pre_dump=True)),
+    ("options", CriuOpts(leave_stopped=True)),
+    ("options", CriuOpts(page_server=PageServer(address="192.0.2.1", port=7000))),
+    ("options", CriuOpts(images_directory="/images")),
     ("cwd", 5),
     ("cwd", ""),
     ("or_start_over", "yes"),

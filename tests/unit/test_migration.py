@@ -26,6 +26,7 @@ from pycriu_native import (
     CriuError,
     CriuOpts,
     DeadlineError,
+    ImagesError,
     MigrationError,
     MigrationInDoubtError,
     MigrationMode,
@@ -36,7 +37,7 @@ from pycriu_native import (
 from pycriu_native._support import lazy
 from pycriu_native.migration import endpoint, image_transfer, watchdog_process
 from pycriu_native.migration import source as source_module
-from pycriu_native.migration.common import Phases, Workspace
+from pycriu_native.migration.common import Phases, Workspace, problems_with
 from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
 from pycriu_native.migration.deadline import MigrationDeadline
 from pycriu_native.migration.destination import Destination
@@ -662,3 +663,33 @@ def test_connections_without_data_delay_no_source() -> None:
         for each in silent:
             each.settimeout(60)
             assert each.recv(1) == b""  # the others are closed
+
+
+@pytest.mark.parametrize("name", ["to", "listen"])
+def test_sockets_that_are_refused(name: str) -> None:
+    """A closed socket, one without a peer, a datagram socket, and at the source a listening one."""
+    closed = socket.socket()
+    closed.close()
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with (
+        closed,
+        socket.socket() as unconnected,
+        pair[0] as datagrams,
+        pair[1],
+        socket.create_server(("127.0.0.1", 0)) as listening,
+    ):
+        for each in (closed, unconnected, datagrams):
+            [problem] = endpoint.problems_with(each, name, CriuOpts(), True)
+            assert (problem.field, problem.value) == (name, each)
+            assert "connected" in problem.rule
+        found = list(endpoint.problems_with(listening, name, CriuOpts(), True))
+        assert [each.field for each in found] == (["to"] if name == "to" else [])
+
+
+def test_images_directories_that_cannot_be_made(tmp_path: Path) -> None:
+    """One in a directory that does not exist is refused; the error of the system is one of ours."""
+    opts = CriuOpts(images_directory=tmp_path / "none" / "images")
+    [problem] = problems_with(opts)
+    assert problem.rule == "its parent directory does not exist"
+    with pytest.raises(ImagesError, match="cannot be made: No such file"):
+        Workspace(opts)

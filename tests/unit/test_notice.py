@@ -77,7 +77,9 @@ def test_attempts_that_fail(source: str, reason: str) -> None:
         NoticeSource(source).attempt()
 
 
-@pytest.mark.parametrize("source", ["nonexistent_command", "nonexistent/x; true", "http:///x", ""])
+@pytest.mark.parametrize(
+    "source", ["nonexistent_command", "nonexistent/x; true", "http:///x", "http://[::1/x", ""]
+)
 def test_sources_that_are_refused(source: str) -> None:
     """A command that does not exist, and a URL without a host, are refused."""
     with pytest.raises(OptionError, match="notice"):

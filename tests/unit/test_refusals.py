@@ -365,6 +365,10 @@ PID = 2**22 + 1
 """No process has this pid: the limit of the kernel is 2**22."""
 
 
+migrate_out = functools.partial(pycriu_native.migrate_out, PID, CriuOpts(), to="localhost:1")
+migrate_in = functools.partial(pycriu_native.migrate_in, CriuOpts(), listen="localhost:1")
+
+
 @pytest.mark.parametrize(
     ("field", "call"),
     [
@@ -394,6 +398,10 @@ PID = 2**22 + 1
         ("deadline", lambda: pycriu_native.dedup(THERE, deadline=WRONG)),
         ("deadline", lambda: pycriu_native.LazyPages(THERE, deadline=WRONG)),
         ("on_notify", lambda: dump(PID, OPTS, on_notify=WRONG)),
+        ("should_continue", lambda: pycriu_native.dump_iters(PID, OPTS, WRONG)),
+        ("should_continue", lambda: migrate_out(should_continue=WRONG)),
+        ("insecure", lambda: migrate_out(insecure="no")),  # type: ignore[arg-type]
+        ("insecure", lambda: migrate_in(insecure=1)),  # type: ignore[arg-type]
         ("on_progress", lambda: pycriu_native.pre_dump(PID, OPTS, on_progress=WRONG)),
         ("words", lambda: CriuOpts.from_argv("dump -t 1")),
         ("values", lambda: CriuOpts.from_dict(WRONG)),

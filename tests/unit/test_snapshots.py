@@ -6,19 +6,36 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, OptionError, Verb, Version, Worker
+from pycriu_native import (
+    CriuOpts,
+    ImagesError,
+    NoSuchProcessError,
+    OptionError,
+    Verb,
+    Version,
+    Worker,
+)
 from pycriu_native._calls.request import Request
 from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
 from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.spawn import spawn
-from pycriu_native.snapshots import Host, MappedFile, Record, host_check, sharing
+from pycriu_native.snapshots import (
+    Host,
+    MappedFile,
+    Record,
+    SharedTemplate,
+    Snapshot,
+    host_check,
+    sharing,
+)
 from pycriu_native.snapshots.copy_request import CopyRequest
 from pycriu_native.snapshots.record import publish
 from pycriu_native.snapshots.streams import TextMode, check
@@ -195,6 +212,23 @@ def test_descriptors(record: Record) -> None:
     assert rules(python, fd) == ["numbers of open descriptors are accepted"]
 
 
+def test_threads_and_pids_without_a_process(tmp_path: Path) -> None:
+    """They are refused by their kind, and the directory is not created."""
+    code = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print()"
+    with subprocess.Popen(
+        [sys.executable, "-uc", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (thread,) = set(os.listdir(f"/proc/{process.pid}/task")) - {str(process.pid)}
+        with pytest.raises(NoSuchProcessError, match=f"a thread of process {process.pid}"):
+            Snapshot.take(int(thread), tmp_path / "new", without_guest=True)
+        process.communicate()
+    with pytest.raises(NoSuchProcessError, match="there is no process"):
+        Snapshot.take(2**22, tmp_path / "new", without_guest=True)
+    assert not any(tmp_path.iterdir())
+
+
 def test_pids_of_another_namespace() -> None:
     """The pids in the images are not those of this namespace if a restore joins another one."""
     fd = os.open("/proc/self/ns/pid", os.O_RDONLY)
@@ -273,6 +307,15 @@ def test_memory_room(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert memory_room.memory_room() == 2**19 + 4096
     (inner.parent / usage).write_text(f"{2**21}\n")
     assert memory_room.memory_room() == 0
+
+
+@pytest.mark.parametrize("patience", ["x", float("nan"), float("inf"), -1, 0, True])
+def test_a_patience_that_is_refused(tmp_path: Path, patience: Any) -> None:
+    """No fork server is started, which nothing would end."""
+    with pytest.raises(OptionError, match=r"patience=.* above 0"):
+        SharedTemplate(tmp_path, patience=patience)
+    with pytest.raises(OptionError, match="worker=5"):
+        SharedTemplate(tmp_path, worker=5)  # type: ignore[arg-type]
 
 
 def test_a_snapshot_that_is_closed_during_a_start() -> None:

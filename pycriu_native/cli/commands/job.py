@@ -17,9 +17,9 @@ import click
 from ..._support.unpatched import sleep
 from ...errors import CriuError, ImagesError
 from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Checkpoint, Job, JobStatus, State
+from ...jobs.arguments import MOST
 from ...jobs.control import request_checkpoint, request_stop
 from ...jobs.directory import META, CheckpointProgress, JobDirectory
-from ...jobs.job import MOST
 from ...jobs.slurm import SlurmJob, run_in_slurm
 from ..command import Call, Command, Group, by_name
 from ..errors import in_flags

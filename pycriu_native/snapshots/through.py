@@ -1,0 +1,42 @@
+"""Ways to reach the CRIU of another way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from .._support.closing import Closing
+from .._transport.base import Via
+from .._transport.worker import Worker, worker_of
+from ..errors import Problem
+
+
+class Through(Closing):
+    """A way that connects to the CRIU of ``via``, and answers questions about it as that does."""
+
+    ours: ClassVar[bool] = True
+
+    def __init__(self, via: Via) -> None:
+        self.via = via
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker of ``via``, for the checks of a call."""
+        return worker_of(self.via)
+
+    @property
+    def allow_untrusted(self) -> bool:
+        """That of ``via``."""
+        return self.via.allow_untrusted
+
+    def identity(self) -> tuple[object, ...] | None:
+        """That of ``via``."""
+        return self.via.identity()
+
+    def name(self) -> str:
+        """That of ``via``."""
+        return self.via.name()
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """The problems of ``via``."""
+        return self.via.refuses(inherits=inherits, sibling=sibling)
