@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..._support.unpatched import close
+from ..._support.unpatched import closing
 from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
 from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
@@ -103,11 +103,8 @@ def all_used(context: Context) -> Iterator[Used]:
 
 @cache
 def _memory_device() -> int:
-    number = os.memfd_create("device")
-    try:
+    with closing(os.memfd_create("device")) as number:
         return os.fstat(number).st_dev
-    finally:
-        close(number)
 
 
 def is_memory(fd: Descriptor) -> bool:
@@ -136,13 +133,10 @@ def is_plain_device(device: tuple[int, int]) -> bool:
 
 def _opened(process: Process, path: str, what: str) -> Iterator[Used]:
     """A file without a descriptor. O_PATH opens it without access to its contents."""
-    with contextlib.suppress(OSError):
-        number = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            mount = descriptor_info("self", number)["mnt_id"][0]
-            yield Used(process.pid, None, what, link(path), os.fstat(number), int(mount))
-        finally:
-            close(number)
+    flags = os.O_PATH | os.O_CLOEXEC
+    with contextlib.suppress(OSError), closing(os.open(path, flags)) as number:
+        mount = descriptor_info("self", number)["mnt_id"][0]
+        yield Used(process.pid, None, what, link(path), os.fstat(number), int(mount))
 
 
 def _place(context: Context, used: Used) -> Finding | None:

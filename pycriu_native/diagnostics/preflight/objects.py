@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._support.unpatched import close
-from ..._system.descriptors import where
+from ..._support.unpatched import closing
+from ..._system.descriptors import opened_directory, where
 from ..._system.process_snapshot import Descriptor
 from ..._system.system_calls import open_by_handle
 from ..._transport.base import Via
@@ -276,13 +276,8 @@ def _by_handle(mount: str, values: dict[str, str]) -> str | None:
     size = int(values["fhandle-bytes"], 16)
     handle = bytes.fromhex(values["f_handle"])[:size].ljust(size, b"\0")
     with contextlib.suppress(OSError):
-        at = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened_directory(mount) as at:
             result = open_by_handle(at, int(values["fhandle-type"], 16), handle)
-        finally:
-            close(at)
-        try:
+        with closing(result):
             return where(result)
-        finally:
-            close(result)
     return None

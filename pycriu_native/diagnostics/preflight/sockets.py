@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Any
 
-from ..._support.unpatched import close, readable
+from ..._support.unpatched import closing, readable
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from . import inet_sockets, unix_sockets
@@ -62,12 +62,12 @@ def look(context: Context) -> Findings:
 
 def _network_of(fd: Descriptor) -> str:
     """The network namespace of a socket, as its link in /proc; empty if it is not known."""
-    with contextlib.suppress(OSError), copied_socket(fd) as sock:
-        number = fcntl.ioctl(sock, SIOCGSKNS)
-        try:
-            return f"net:[{os.fstat(number).st_ino}]"
-        finally:
-            close(number)
+    with (
+        contextlib.suppress(OSError),
+        copied_socket(fd) as sock,
+        closing(fcntl.ioctl(sock, SIOCGSKNS)) as number,
+    ):
+        return f"net:[{os.fstat(number).st_ino}]"
     return ""
 
 

@@ -13,7 +13,7 @@ import resource
 
 from ..._calls.requirements import caller_inside
 from ..._failures.explain import DESCRIPTORS_OF_CRIU
-from ..._support.unpatched import close, sleep
+from ..._support.unpatched import closing, sleep
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
 from ..._system.descriptors import free_numbers
@@ -422,10 +422,10 @@ def _user_namespace(context: Context) -> Findings:
 
 def owner_of(process: Process, kind: str) -> str | None:
     """The user namespace that owns a namespace; None if the kernel refuses the request."""
-    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/ns/{kind}") as file:
-        number = namespace_owner(file.fileno())
-        try:
-            return link(f"/proc/self/fd/{number}")
-        finally:
-            close(number)
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{process.pid}/ns/{kind}") as file,
+        closing(namespace_owner(file.fileno())) as number,
+    ):
+        return link(f"/proc/self/fd/{number}")
     return None

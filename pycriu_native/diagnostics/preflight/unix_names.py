@@ -11,7 +11,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from ..._support.unpatched import close
+from ..._support.unpatched import closing
 from ..._system.descriptors import where
 from ..._system.process_snapshot import Descriptor
 from .context import Context, Findings, lost, stops
@@ -84,11 +84,8 @@ def _bound(fd: Descriptor) -> Bound | None:
         name = sock.getsockname()
         if not name or isinstance(name, bytes):
             return None
-        file = fcntl.ioctl(sock.fileno(), SIOCUNIXFILE)
-        try:
+        with closing(fcntl.ioctl(sock.fileno(), SIOCUNIXFILE)) as file:
             path, of_file = where(file), os.fstat(file)
-        finally:
-            close(file)
         is_found = False
         with contextlib.suppress(OSError):
             is_found = os.path.samestat(os.stat(f"/proc/{fd.pid}/root/{name}"), of_file)
