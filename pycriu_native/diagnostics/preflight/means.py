@@ -11,7 +11,7 @@ from dataclasses import replace
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._checks import option_rules
-from ..._checks.work_directory import path_of
+from ..._checks.work_directory import from_work_directory
 from ..._failures.log_excerpt import known
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.host import lines, read
@@ -21,7 +21,6 @@ from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
 from ...options.criu_opts import CriuOpts
-from ...options.fields import StrPath
 from ...options.flags import UNKNOWN
 from ...options.values import PageServer
 from ...results import Version
@@ -122,20 +121,10 @@ def kernel() -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _path_in_criu(opts: CriuOpts, path: StrPath) -> str:
-    """A path of an option from the root: CRIU's working directory is that of its log."""
-    work = opts.work_directory
-    for each in (opts.images_directory, opts.images_dir):
-        work = each if work is None else work
-    if work is None:
-        return os.fsdecode(path)
-    return os.path.realpath(os.path.join(path_of(work), os.fsdecode(path)))
-
-
 def _freezer(opts: CriuOpts) -> Findings:
     if opts.freeze_cgroup is None:
         return
-    path = _path_in_criu(opts, opts.freeze_cgroup)
+    path = os.path.realpath(from_work_directory(opts, opts.freeze_cgroup))
     if not any(os.path.exists(f"{path}/{name}") for name in ("freezer.state", "cgroup.freeze")):
         yield stops(
             "no-freezer",
@@ -276,7 +265,7 @@ def _cgroup_yard(context: Context) -> Findings:
     theirs = (lines(f"/proc/{process.pid}/cgroup") for process in context.tree.alive)
     for line in next((each for each in theirs if each != ours), ()):
         name = line.split(":", 2)[1].removeprefix("name=") or "unified"
-        path = os.path.join(_path_in_criu(opts, opts.cg_yard), name)
+        path = os.path.realpath(os.path.join(from_work_directory(opts, opts.cg_yard), name))
         if not os.path.isdir(path):
             yield stops(
                 "cgroup-yard",
