@@ -257,6 +257,7 @@ def test_options_without_a_field_in_requests(
 @pytest.mark.skipif(not releases.has("3.19"), reason="requests run no scripts before CRIU 3.19")
 def test_a_relative_script_with_images_dir(target: Target, images: Path) -> None:
     """Without a work directory, CRIU finds a relative script in the directory of the images."""
+    images.mkdir()
     script_in(images)
     opts = CriuOpts(images_dir=images, leave_running=True, file_locks=True)
     trusting = Worker(allow_untrusted=True)
