@@ -61,7 +61,7 @@ class FieldOption(click.Option):
         negated = f"/--no-{flag[2:]}" if self.takes is Takes.NOTHING and rows[0].negates else ""
         more: dict[str, Any] = {"is_flag": True, "default": None}
         if self.takes is not Takes.NOTHING:
-            more = {"multiple": True, "type": _Value(rows), "metavar": _metavar(rows, self.takes)}
+            more = {"multiple": True, "metavar": _metavar(rows, self.takes)}
         super().__init__([*short, name + negated], **more)
 
     @property
@@ -90,27 +90,11 @@ class FieldOption(click.Option):
             for word in value:
                 yield self.flag, None if word == BARE else word
 
-
-if TYPE_CHECKING:
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType
-
-
-class _Value(ParamType):
-    """A value that ``FlagParser`` will check; this class completes it in the shell."""
-
-    name = "text"
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the value, which ``FlagParser`` will check."""
         from click.shell_completion import CompletionItem  # runs do without
 
-        for row in self._rows:
+        for row in self.rows:
             words = _choices(row)
             if words:
                 return [CompletionItem(word) for word in words if word.startswith(incomplete)]
