@@ -390,9 +390,8 @@ def foreign_options(opts: Fields, verb: enums.Verb) -> Iterator[Problem]:
         if row.field in foreign:
             known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
             where = " and ".join(known) or "other requests"
-            yield Problem(
-                row.name,
-                value,
+            rule = (
                 f"belongs to {where}; {verb} would ignore it "
-                f"(opts.only_for({str(verb)!r}) drops it)",
+                f"(opts.only_for({str(verb)!r}) drops it)"
             )
+            yield Problem(row.name, value, rule)

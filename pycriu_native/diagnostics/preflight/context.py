@@ -135,12 +135,8 @@ def needs_programs(context: Context, what: str, *programs: str) -> Findings:
     """A finding that makes the dump fail if the worker does not find programs that CRIU runs."""
     helpers = HelperPrograms(context.via)
     if lacking := helpers.missing(*programs):
-        yield stops(
-            "program",
-            f"CRIU saves {what} {helpers.described(lacking)}",
-            failure="program-missing",
-            cure=helper_cure(lacking),
-        )
+        message = f"CRIU saves {what} {helpers.described(lacking)}"
+        yield stops("program", message, failure="program-missing", cure=helper_cure(lacking))
 
 
 def _is_met(context: Context, name: str, value: Any) -> bool:

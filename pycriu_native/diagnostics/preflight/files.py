@@ -163,12 +163,8 @@ def _place(context: Context, used: Used) -> Finding | None:
             **used.about,
         )
     if mount.kind == "proc" and OF_A_PROCESS.fullmatch(used.path):
-        return no_restore(
-            "process-directory",
-            f"{used.what} is that of a process in /proc, whose path CRIU writes wrongly",
-            failure="process-directory",
-            **used.about,
-        )
+        message = f"{used.what} is that of a process in /proc, whose path CRIU writes wrongly"
+        return no_restore("process-directory", message, failure="process-directory", **used.about)
     if mount.kind in ("proc", "devpts"):
         return None
     if used.stat.st_nlink == 0:
@@ -206,12 +202,8 @@ def _path(context: Context, used: Used, path: str) -> Finding | None:
         if _has_changed(used):
             return None
         if stat.S_ISDIR(used.stat.st_mode):
-            return stops(
-                "removed-directory",
-                f"{used.what} was removed, and is in a file system of the kernel",
-                failure="removed-directory",
-                **used.about,
-            )
+            message = f"{used.what} was removed, and is in a file system of the kernel"
+            return stops("removed-directory", message, failure="removed-directory", **used.about)
         return needs(
             context,
             "name-gone",
@@ -328,13 +320,8 @@ def _pipes(context: Context) -> Findings:
             continue
         inode = fd.stat.st_ino
         if fd.flags & os.O_DIRECT and inode not in context.mounts.autofs_pipes:
-            yield stops(
-                "packet-pipe",
-                "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save",
-                pid=fd.pid,
-                fd=fd.number,
-                failure="pipe-packets",
-            )
+            message = "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save"
+            yield stops("packet-pipe", message, pid=fd.pid, fd=fd.number, failure="pipe-packets")
         ends.setdefault(inode, set()).add(fd.flags & os.O_ACCMODE)
         first.setdefault(inode, fd)
     half = {

@@ -24,12 +24,8 @@ TIME_WAIT, CLOSE, LISTEN = 6, 7, 10
 def look_at(context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]) -> Findings:
     about = {"pid": fd.pid, "fd": fd.number}
     if kind in DATAGRAMS and _is_corked(fd):
-        yield stops(
-            "udp-cork",
-            "a UDP socket holds back what the program sends (UDP_CORK)",
-            failure="udp-cork",
-            **about,
-        )
+        message = "a UDP socket holds back what the program sends (UDP_CORK)"
+        yield stops("udp-cork", message, failure="udp-cork", **about)
     sock = inet_socket(tables, fd, kind)
     if sock is None:
         if _other_end(fd, kind) and not context.opts.tcp_close:

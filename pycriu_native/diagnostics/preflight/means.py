@@ -82,11 +82,8 @@ def _program(context: Context) -> Findings:
     if result < Version(major=4, minor=2) and kernel() >= (6, 16):
         internet = sorted(kinds(context) & set(INTERNET))
         if internet:
-            yield stops(
-                "old-program",
-                f"CRIU {result} is too old for sockets ({', '.join(internet)}) on this kernel",
-                failure="sock-passcred-kernel",
-            )
+            message = f"CRIU {result} is too old for sockets ({', '.join(internet)}) on this kernel"
+            yield stops("old-program", message, failure="sock-passcred-kernel")
 
 
 _working: set[tuple[object, ...]] = set()
@@ -126,12 +123,8 @@ def _freezer(opts: CriuOpts) -> Findings:
         return
     path = os.path.realpath(from_work_directory(opts, opts.freeze_cgroup))
     if not any(os.path.exists(f"{path}/{name}") for name in ("freezer.state", "cgroup.freeze")):
-        yield stops(
-            "no-freezer",
-            "freeze_cgroup is not a freezer cgroup's directory",
-            path=path,
-            failure="freezer-missing",
-        )
+        message = "freeze_cgroup is not a freezer cgroup's directory"
+        yield stops("no-freezer", message, path=path, failure="freezer-missing")
     if why := requirements.caller_frozen(opts):
         message, _, cure = why.partition(": ")
         yield stops("caller-frozen", message, path=path, cure=cure)
@@ -144,39 +137,26 @@ def _server(opts: CriuOpts) -> Findings:
         return
     about = f"{server.address}:{server.port}"
     try:
-        message = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: DNS cannot represent the name
-        yield stops(
-            "page-server",
-            f"the page server's name is unknown ({getattr(error, 'strerror', error)})",
-            path=about,
-            failure="page-server-gone",
-        )
+        message = f"the page server's name is unknown ({getattr(error, 'strerror', error)})"
+        yield stops("page-server", message, path=about, failure="page-server-gone")
         return
-    if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in message):
+    if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in addresses):
         if not any(each.state == LISTEN and each.local[1] == server.port for each in tcp_sockets()):
-            yield stops(
-                "page-server",
-                "no page server listens there",
-                path=about,
-                failure="page-server-gone",
-            )
+            message = "no page server listens there"
+            yield stops("page-server", message, path=about, failure="page-server-gone")
         return
-    yield note(
-        "page-server", "whether the page server answers is seen by the dump only", path=about
-    )
+    message = "whether the page server answers is seen by the dump only"
+    yield note("page-server", message, path=about)
 
 
 def _configuration(context: Context) -> Findings:
     for file in context.configuration:
         for setting in file.settings:
             if setting.effect == UNKNOWN:
-                yield stops(
-                    "configuration",
-                    f"a configuration file has {setting}",
-                    path=file.path,
-                    failure="config-option",
-                )
+                message = f"a configuration file has {setting}"
+                yield stops("configuration", message, path=file.path, failure="config-option")
             elif setting.applies and file.path != context.opts.config_file:
                 yield note("configuration", f"a configuration file sets {setting}", path=file.path)
 
@@ -186,11 +166,8 @@ def _security(opts: CriuOpts) -> Findings:
         return
     module = opts.lsm_profile.partition(":")[0]
     if module in ("selinux", "apparmor") and module not in read("/sys/kernel/security/lsm"):
-        yield stops(
-            "security-module",
-            f"lsm_profile names {module}, which this kernel does not run",
-            failure="lsm-unsupported",
-        )
+        message = f"lsm_profile names {module}, which this kernel does not run"
+        yield stops("security-module", message, failure="lsm-unsupported")
 
 
 def _network_lock(context: Context) -> Findings:
@@ -232,12 +209,8 @@ def _network_lock(context: Context) -> Findings:
             failure="net-lock-iptables",
         )
     else:
-        yield stops(
-            "network-lock",
-            f"CRIU locks the network by default {message}; with nftables it cannot do so here",
-            failure="net-lock-iptables",
-            cure=cure(lacking),
-        )
+        message = f"CRIU locks the network by default {message}; with nftables it cannot do so here"
+        yield stops("network-lock", message, failure="net-lock-iptables", cure=cure(lacking))
 
 
 def _locks_with_nftables(context: Context) -> bool:
@@ -267,12 +240,8 @@ def _cgroup_yard(context: Context) -> Findings:
         name = line.split(":", 2)[1].removeprefix("name=") or "unified"
         path = os.path.realpath(os.path.join(from_work_directory(opts, opts.cg_yard), name))
         if not os.path.isdir(path):
-            yield stops(
-                "cgroup-yard",
-                "cg_yard lacks a directory with the cgroups of a hierarchy",
-                path=path,
-                failure="cg-yard",
-            )
+            message = "cg_yard lacks a directory with the cgroups of a hierarchy"
+            yield stops("cgroup-yard", message, path=path, failure="cg-yard")
             return
 
 
@@ -303,11 +272,8 @@ def _cgroup_properties(opts: CriuOpts) -> Findings:
         text = read(os.fsdecode(opts.cg_props_file))
     stated = [line for line in (text or "").splitlines() if line.strip()]
     if any(not _CGROUP_LINE.fullmatch(line) for line in stated):
-        yield stops(
-            "cgroup-properties",
-            "cg_props or cg_props_file is not in the narrow form that CRIU reads",
-            failure="cg-props-syntax",
-        )
+        message = "cg_props or cg_props_file is not in the narrow form that CRIU reads"
+        yield stops("cgroup-properties", message, failure="cg-props-syntax")
 
 
 def file_size(opts: CriuOpts, largest: int) -> Findings:
@@ -332,18 +298,10 @@ def directories(opts: CriuOpts, size: int) -> Findings:
         path = os.path.dirname(path) or "."
     result = os.statvfs(path)
     if result.f_flag & os.ST_RDONLY or not os.access(path, os.W_OK | os.X_OK):
-        yield stops(
-            "images-read-only",
-            "the images directory cannot be written",
-            path=path,
-            failure="images-read-only",
-        )
+        message = "the images directory cannot be written"
+        yield stops("images-read-only", message, path=path, failure="images-read-only")
         return
     free = result.f_bavail * result.f_frsize
     if free < size and opts.page_server is None:
-        yield stops(
-            "images-full",
-            f"about {in_units(size)} of images are to go where {in_units(free)} are free",
-            path=path,
-            failure="images-full",
-        )
+        message = f"about {in_units(size)} of images are to go where {in_units(free)} are free"
+        yield stops("images-full", message, path=path, failure="images-full")

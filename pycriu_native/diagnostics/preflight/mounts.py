@@ -91,12 +91,8 @@ def _without_root(context: Context) -> Finding | None:
     """A mount namespace whose root directory is not a mount point."""
     for namespace, process in context.mounts.owners.items():
         if namespace not in context.mounts.tops:
-            return stops(
-                "no-root-mount",
-                "the root of its mount namespace is no mount point, as in a chroot",
-                pid=process.pid,
-                failure="no-parent-mount",
-            )
+            message = "the root of its mount namespace is no mount point, as in a chroot"
+            return stops("no-root-mount", message, pid=process.pid, failure="no-parent-mount")
     return None
 
 

@@ -94,19 +94,11 @@ def _caller_inside(context: Context) -> Finding:
 def _nothing_to_dump(root: Process) -> Findings:
     leader = int(root.status.get("Tgid", root.pid))
     if not root.status:
-        yield stops(
-            "no-process",
-            f"there is no process {root.pid}",
-            pid=root.pid,
-            failure="seize-gone",
-        )
+        message = f"there is no process {root.pid}"
+        yield stops("no-process", message, pid=root.pid, failure="seize-gone")
     elif leader != root.pid:
-        yield stops(
-            "thread-number",
-            f"{root.pid} is the number of a thread of process {leader}",
-            pid=root.pid,
-            cure=f"dump pid {leader}",
-        )
+        message = f"{root.pid} is the number of a thread of process {leader}"
+        yield stops("thread-number", message, pid=root.pid, cure=f"dump pid {leader}")
     elif "VmSize" not in root.status and root.state not in ("Z", "X"):
         yield stops(
             "kernel-thread",
@@ -154,30 +146,18 @@ def _stoppable(process: Process) -> Findings:
             cure="end that debugger or tracer, or detach it",
         )
     if process.state == "Z" and len(process.threads) > 1:
-        yield stops(
-            "main-thread-ended",
-            "its main thread has ended while other threads run on, which CRIU cannot save",
-            pid=process.pid,
-            failure="zombie-thread",
-        )
+        message = "its main thread has ended while other threads run on, which CRIU cannot save"
+        yield stops("main-thread-ended", message, pid=process.pid, failure="zombie-thread")
     if process.state == "T":
-        yield note(
-            "stopped",
-            "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen",
-            pid=process.pid,
-            failure="stop-signal",
-        )
+        message = "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen"
+        yield note("stopped", message, pid=process.pid, failure="stop-signal")
     yield from _hangs(process)
     pending = int(process.status.get("SigPnd", "0"), 16) | int(
         process.status.get("ShdPnd", "0"), 16
     )
     if pending & 1 << 4:
-        yield stops(
-            "sigtrap",
-            "a SIGTRAP is pending, with which CRIU cannot work in it",
-            pid=process.pid,
-            failure="sigtrap-pending",
-        )
+        message = "a SIGTRAP is pending, with which CRIU cannot work in it"
+        yield stops("sigtrap", message, pid=process.pid, failure="sigtrap-pending")
 
 
 def _hangs(process: Process) -> Findings:
@@ -219,12 +199,8 @@ def _limits(process: Process) -> Findings:
     try:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     except PermissionError:
-        yield stops(
-            "other-user",
-            "it belongs to another user than CRIU, which lacks CAP_SYS_RESOURCE",
-            pid=process.pid,
-            failure="rlimit-other-user",
-        )
+        message = "it belongs to another user than CRIU, which lacks CAP_SYS_RESOURCE"
+        yield stops("other-user", message, pid=process.pid, failure="rlimit-other-user")
     except (ProcessLookupError, OSError):
         return
 
@@ -298,23 +274,15 @@ def _word_size(process: Process) -> Findings:
     except OSError:
         return
     if is_32 and os.uname().machine == "x86_64":
-        yield note(
-            "32-bit",
-            "it is a 32-bit program, which needs a CRIU that was built for that",
-            pid=process.pid,
-            cure="look with doctor at feature:compat_cr",
-        )
+        message = "it is a 32-bit program, which needs a CRIU that was built for that"
+        yield note("32-bit", message, pid=process.pid, cure="look with doctor at feature:compat_cr")
 
 
 def _session(context: Context, process: Process) -> Findings:
     session = process.inner("NSsid")
     if session == 0:
-        yield stops(
-            "session-outside",
-            "the leader of its session is outside of its pid namespace",
-            pid=process.pid,
-            failure="sid-outside",
-        )
+        message = "the leader of its session is outside of its pid namespace"
+        yield stops("session-outside", message, pid=process.pid, failure="sid-outside")
     elif process is context.tree.root and session != process.inner("NSpid"):
         yield needs(
             context,
@@ -360,24 +328,16 @@ def _nested(context: Context, process: Process) -> Findings:
                 continue
             where = "of its own, and the root of the tree has that of CRIU"
             failure, makes = "nested-ns-root", no_restore
-        yield makes(
-            "nested-namespace",
-            f"it has a {kind} namespace {where}",
-            pid=process.pid,
-            failure=failure,
-        )
+        message = f"it has a {kind} namespace {where}"
+        yield makes("nested-namespace", message, pid=process.pid, failure=failure)
 
 
 def _time_of_children(process: Process) -> Findings:
     own = process.namespaces["time"]
     later = process.namespace("time_for_children")
     if later and later != own:
-        yield stops(
-            "nested-namespace",
-            "its children are to have a time namespace of their own",
-            pid=process.pid,
-            failure="nested-ns",
-        )
+        message = "its children are to have a time namespace of their own"
+        yield stops("nested-namespace", message, pid=process.pid, failure="nested-ns")
 
 
 def _pid_namespace(context: Context) -> Findings:
@@ -387,12 +347,8 @@ def _pid_namespace(context: Context) -> Findings:
     number = root.namespaces["pid"].partition("[")[2].rstrip("]")
     if context.external(f"pid[{number}]"):
         return
-    yield stops(
-        "not-the-first",
-        "it is inside of a pid namespace, and is not its first process",
-        pid=root.pid,
-        failure="pidns-no-init",
-    )
+    message = "it is inside of a pid namespace, and is not its first process"
+    yield stops("not-the-first", message, pid=root.pid, failure="pidns-no-init")
 
 
 def _user_namespace(context: Context) -> Findings:
@@ -412,12 +368,8 @@ def _user_namespace(context: Context) -> Findings:
     known_owners = (None, root.namespaces["user"])
     for kind in ("net", "uts", "time", "ipc", "mnt"):
         if context.tree.has_own(kind) and owner_of(root, kind) not in known_owners:
-            yield stops(
-                "foreign-namespace",
-                f"its {kind} namespace does not belong to its user namespace",
-                pid=root.pid,
-                failure="userns-foreign",
-            )
+            message = f"its {kind} namespace does not belong to its user namespace"
+            yield stops("foreign-namespace", message, pid=root.pid, failure="userns-foreign")
 
 
 def owner_of(process: Process, kind: str) -> str | None:

@@ -88,12 +88,8 @@ def _not_mapped(terminals: list[Descriptor]) -> Findings:
     uid, gid = unmapped_uid(), unmapped_gid()
     for fd in terminals:
         if fd.stat.st_uid == uid or fd.stat.st_gid == gid:
-            yield no_restore(
-                "terminal-owner",
-                "the owner or the group of its terminal is not mapped in this user namespace",
-                failure="tty-owner",
-                **on(fd),
-            )
+            message = "the owner or the group of its terminal is not mapped in this user namespace"
+            yield no_restore("terminal-owner", message, failure="tty-owner", **on(fd))
             return
 
 

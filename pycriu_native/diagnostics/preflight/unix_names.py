@@ -53,12 +53,8 @@ def look(context: Context) -> Findings:
             continue
         about = {"pid": fd.pid, "fd": fd.number, "path": bound.name}
         if bound.is_relative and not bound.path.endswith("/" + bound.name.removeprefix("./")):
-            yield stops(
-                "unix-relative",
-                f"a unix socket is bound to a relative name, and its file is {bound.path}",
-                failure="unix-relative",
-                **about,
-            )
+            message = f"a unix socket is bound to a relative name, and its file is {bound.path}"
+            yield stops("unix-relative", message, failure="unix-relative", **about)
         elif not bound.accepts or bound.is_relative or bound.is_found:
             continue
         elif bound.is_deleted and bound.links:

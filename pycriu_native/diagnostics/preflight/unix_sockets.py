@@ -85,12 +85,8 @@ def _in_flight(sock: UnixSocket, table: Tables, ours: set[int], about: dict[str,
     """A client that is not accepted yet: its other end does not exist."""
     listener = next((s for s in table.unix.values() if sock.inode in s.waiting), None)
     if listener is None:
-        yield stops(
-            "unix-dangling",
-            "a unix socket waits to be accepted in another network namespace",
-            failure="unix-dangling",
-            **about,
-        )
+        message = "a unix socket waits to be accepted in another network namespace"
+        yield stops("unix-dangling", message, failure="unix-dangling", **about)
     elif sock.unsent:
         yield stops(
             "unix-in-flight-data",
@@ -128,12 +124,8 @@ def _outside(
             **about,
         )
     elif sock.type == socket.SOCK_DGRAM:
-        yield stops(
-            "unix-nameless",
-            "a unix datagram socket is connected to one outside that has no name",
-            failure="unix-nameless",
-            **about,
-        )
+        message = "a unix datagram socket is connected to one outside that has no name"
+        yield stops("unix-nameless", message, failure="unix-nameless", **about)
     else:
         at = f" at {name}" if name else ""
         yield needs(
