@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from ..._calls import requirements
 from ..._calls.verbs import check
@@ -79,12 +80,17 @@ def _fits_library(criu: Version) -> Finding:
     )
 
 
+def kernel() -> tuple[int, int]:
+    """The release of the kernel."""
+    numbers = re.findall(r"\d+", os.uname().release)
+    return int(numbers[0]), int(numbers[1])
+
+
 def _fits_kernel(criu: Version) -> Finding:
     release = os.uname().release
     about = Subject("fit-kernel", "criu", "CRIU and the kernel")
-    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     for since, needed in NEEDED:
-        if numbers >= since and criu < needed:
+        if kernel() >= since and criu < needed:
             return about.warning(
                 f"CRIU {criu}, Linux {release}",
                 costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "

@@ -25,6 +25,7 @@ from ...options.flags import UNKNOWN
 from ...options.values import PageServer
 from ...results import Version
 from ..doctor.features import tested
+from ..doctor.program import kernel
 from . import inet_sockets, sockets
 from .context import Context, Findings, needs, no_restore, note, stops
 from .open_sockets import INTERNET, kinds
@@ -110,12 +111,6 @@ def _check_program(context: Context) -> None:
 def _has_connections(context: Context) -> bool:
     """Whether the dump keeps TCP connections."""
     return any(result.id == "tcp-connection" for result in sockets.look(context))
-
-
-def kernel() -> tuple[int, int]:
-    """The release of the kernel."""
-    numbers = re.findall(r"\d+", os.uname().release)
-    return int(numbers[0]), int(numbers[1])
 
 
 def _freezer(opts: CriuOpts) -> Findings:
