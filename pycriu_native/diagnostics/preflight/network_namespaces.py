@@ -17,22 +17,13 @@ FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
 
 
 def look(context: Context) -> Findings:
-    """Findings on the network namespaces."""
-    yield from _programs(context)
-    yield from _links(context)
-
-
-def _programs(context: Context) -> Findings:
-    """The programs with which CRIU saves them."""
-    if _saved_namespaces(context):
+    """Programs with which CRIU saves the namespaces, and devices that it cannot restore."""
+    saved = _saved_namespaces(context)
+    if saved:
         helpers = HelperPrograms(context.via)
         programs = [helpers.ip, *(["sh"] if helpers.saves_rules() else [])]
         yield from needs_programs(context, "a network namespace", *programs)
-
-
-def _links(context: Context) -> Findings:
-    """Devices of these namespaces that CRIU cannot restore."""
-    for process in _saved_namespaces(context):
+    for process in saved:
         for device in links(process):
             if (
                 device.type == LOOPBACK

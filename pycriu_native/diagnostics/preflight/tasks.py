@@ -132,12 +132,8 @@ def _frozen(context: Context) -> Findings:
 
 def _stoppable(process: Process) -> Findings:
     """Findings that prevent CRIU from stopping a process."""
-    tracers = {
-        tracer: thread
-        for thread in process.threads
-        if (tracer := status_of(process.pid, thread).get("TracerPid", "0")) not in ("", "0")
-    }
-    for tracer in tracers:
+    threads = (status_of(process.pid, thread) for thread in process.threads)
+    for tracer in sorted({each.get("TracerPid", "0") for each in threads} - {"", "0"}):
         yield stops(
             "traced",
             f"it is traced by process {tracer}",
@@ -201,7 +197,7 @@ def _limits(process: Process) -> Findings:
     except PermissionError:
         message = "it belongs to another user than CRIU, which lacks CAP_SYS_RESOURCE"
         yield stops("other-user", message, pid=process.pid, failure="rlimit-other-user")
-    except (ProcessLookupError, OSError):
+    except OSError:
         return
 
 
