@@ -32,6 +32,8 @@ from pycriu_native.enums import Verb
 from pycriu_native.options.flags import NO_WORDS, ROWS
 from pycriu_native.options.table import TABLE, VERB_MASK, On
 from pycriu_native.results import DumpResult
+from pycriu_native.snapshots import Record, host_check
+from pycriu_native.snapshots.record import publish
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
 from tests.unit.support import bystander
 
@@ -837,6 +839,29 @@ def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
         os.close(theirs)
     assert "nothing-like-it" in response
     assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]", response)) is coloured
+
+
+def test_a_list_has_one_line_for_each_snapshot(tmp_path: Path) -> None:
+    """Directories and commands with newlines and control characters are printed in one line."""
+    directory = tmp_path / "one\nmore"
+    directory.mkdir()
+    record = Record(
+        created="2026-01-01T00:00:00+00:00",
+        command=("python3", "-c", "import os\nprint('\x1b[2J')"),
+        pid=7,
+        processes=1,
+        guest_key=None,
+        guest_fd=None,
+        stream_keys=(None, None, None),
+        criu="4.2.1",
+        host=host_check.this_host(),
+        files=(),
+    )
+    record.write(directory)
+    publish(directory)
+    (line,) = run_cli("snapshots", "list", tmp_path).out.splitlines()
+    assert line.startswith("one\\nmore  ")
+    assert line.endswith("python3 -c import os\\nprint('\\x1b[2J')")
 
 
 def test_no_colour_without_a_terminal() -> None:

@@ -213,8 +213,8 @@ def _list(call: Call, directory: str) -> int:
     }
     rows = [
         (
-            os.path.basename(each.directory),
-            f"{size(each.size(parents=False))}  {_command(each.record)}",
+            safe(os.path.basename(each.directory)),
+            f"{size(each.size(parents=False))}  {safe(_command(each.record))}",
         )
         for each in found
     ]
