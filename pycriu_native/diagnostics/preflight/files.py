@@ -25,7 +25,7 @@ from ..._system.process import all_pids
 from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
 from ..._system.system_calls import file_system_type
 from ...findings import Finding
-from .context import Context, Findings, lost, needs, no_restore, note, on, stops
+from .context import Context, Findings, lost, no_restore, note, on, stops
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
@@ -204,8 +204,7 @@ def _path(context: Context, used: Used, path: str) -> Finding | None:
         if stat.S_ISDIR(used.stat.st_mode):
             message = f"{used.what} was removed, and is in a file system of the kernel"
             return stops("removed-directory", message, failure="removed-directory", **used.about)
-        return needs(
-            context,
+        return context.needs(
             "name-gone",
             f"{used.what} is no longer where it was, but has other names",
             cure="set link_remap=True; a link named link_remap.NUMBER is made for it",
@@ -218,8 +217,7 @@ def _path(context: Context, used: Used, path: str) -> Finding | None:
     if (result.st_dev, result.st_ino) == used.identity or _has_changed(used):
         return None
     if stat.S_ISCHR(used.stat.st_mode) and result.st_rdev == used.stat.st_rdev:
-        return needs(
-            context,
+        return context.needs(
             "other-device-file",
             f"the path of {used.what} now leads to another file of the same device",
             cure="evasive_devices=True",
@@ -275,8 +273,7 @@ def _nameless(context: Context, used: Used) -> Finding:
             cure="close it, or give it a name: ghost_limit ends at 4 GiB",
             **used.about,
         )
-    return needs(
-        context,
+    return context.needs(
         "deleted-large",
         words,
         cure=f"ghost_limit={taken} or more",
@@ -300,8 +297,7 @@ def _locks(context: Context) -> Findings:
     for fd in context.tree.descriptors():
         for lock in fd.info.get("lock", ()):
             kind = next((word for word in lock.split() if word in LOCKS), "file")
-            yield needs(
-                context,
+            yield context.needs(
                 "file-lock",
                 f"it holds a {kind} lock",
                 sets={"file_locks": True},

@@ -27,7 +27,7 @@ from ...results import Version
 from ..doctor.features import tested
 from ..doctor.program import kernel
 from . import inet_sockets, sockets
-from .context import Context, Findings, needs, no_restore, note, stops
+from .context import Context, Findings, no_restore, note, stops
 from .open_sockets import INTERNET, kinds
 from .values import in_units
 
@@ -196,8 +196,7 @@ def _network_lock(context: Context) -> Findings:
             sets=(("network_lock", NetworkLock.NFTABLES),),
         )
     elif _locks_with_nftables(context):
-        yield needs(
-            context,
+        yield context.needs(
             "network-lock",
             f"CRIU locks the network by default {message}",
             sets={"network_lock": NetworkLock.NFTABLES},
@@ -249,8 +248,7 @@ def _cgroup_namespace(context: Context) -> Findings:
         return  # the roots of both namespaces are the same cgroups
     if all(lines(f"/proc/{process.pid}/cgroup") == ours for process in alive):
         entry = known("cg-namespace")
-        yield needs(
-            context,
+        yield context.needs(
             "cgroup-namespace",
             "the processes have a cgroup namespace of their own and are in the cgroups of CRIU: a "
             "restore with the option leaves them in the cgroup namespace of CRIU, and fails "

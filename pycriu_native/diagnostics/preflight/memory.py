@@ -11,7 +11,7 @@ from ..._support.unpatched import close, closing
 from ..._system.mappings import Mapping, droppable_of, has_guard_pages, is_kernel_memory
 from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
-from .context import Context, Findings, lost, needs, no_restore, note, stops
+from .context import Context, Findings, lost, no_restore, note, stops
 from .files import WITHOUT_FILE
 from .objects import device
 
@@ -61,8 +61,7 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
         message = "it uses System V shared memory of the host, which other processes may use too"
         yield stops("sysv-memory", message, failure="sysv-shm", **about)
     elif name == "[uprobes]" and context.opts.config_file is None:
-        yield needs(
-            context,
+        yield context.needs(
             "uprobes",
             "a tracing tool has set a uprobe in it",
             sets={"allow_uprobes": True},

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..._system.process_snapshot import Process
 from ..._system.sock_diag import links
 from ..._transport.helper_programs import HelperPrograms
-from .context import Context, Findings, needs, needs_programs
+from .context import Context, Findings
 
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
@@ -22,7 +22,7 @@ def look(context: Context) -> Findings:
     if saved:
         helpers = HelperPrograms(context.via)
         programs = [helpers.ip, *(["sh"] if helpers.saves_rules() else [])]
-        yield from needs_programs(context, "a network namespace", *programs)
+        yield from context.needs_programs("a network namespace", *programs)
     for process in saved:
         for device in links(process):
             if (
@@ -32,8 +32,7 @@ def look(context: Context) -> Findings:
                 or context.external(f"macvlan[{device.name}]")
             ):
                 continue
-            yield needs(
-                context,
+            yield context.needs(
                 "network-device",
                 f"its network namespace has a device of a kind that CRIU cannot rebuild "
                 f"({device.kind or 'hardware'})",

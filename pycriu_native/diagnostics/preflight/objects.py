@@ -20,7 +20,7 @@ from ..._transport.base import Via
 from ..._transport.worker import worker_of
 from ...errors import CriuError
 from ...findings import Finding
-from .context import Context, Findings, lost, needs, no_restore, note, on, stops
+from .context import Context, Findings, lost, no_restore, note, on, stops
 from .files import is_memory, is_plain_device, unread_bytes
 from .terminals import MASTER, is_terminal
 
@@ -239,7 +239,7 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Findings
         if kind in WITHOUT_HANDLES:
             sets["irmap_paths"] = (mounts[0].place,)
         message = "CRIU does not find the path of a file or directory that it watches"
-        yield needs(context, "watch-not-found", message, sets=sets, failure="irmap", **about)
+        yield context.needs("watch-not-found", message, sets=sets, failure="irmap", **about)
 
 
 def _by_handle(mount: str, values: dict[str, str]) -> str | None:

@@ -32,7 +32,7 @@ from ..._system.system_calls import (
 from ...enums import Verb
 from ...findings import Finding
 from ..doctor.namespaces import in_first
-from .context import Context, Findings, lost, needs, no_restore, note, stops
+from .context import Context, Findings, lost, no_restore, note, stops
 
 KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
 """Resources that only threads of one process may share, and their names."""
@@ -120,8 +120,7 @@ def _nothing_to_dump(root: Process) -> Findings:
 def _frozen(context: Context) -> Findings:
     cgroup = frozen_cgroup(context.tree.root.pid, of_v1=True)
     if cgroup is not None and context.opts.freeze_cgroup is None:
-        yield needs(
-            context,
+        yield context.needs(
             "frozen",
             f"it is in the frozen cgroup {cgroup}, where CRIU would wait for it for ever",
             cure=f'freeze_cgroup="{cgroup}", or thaw it',
@@ -280,8 +279,7 @@ def _session(context: Context, process: Process) -> Findings:
         message = "the leader of its session is outside of its pid namespace"
         yield stops("session-outside", message, pid=process.pid, failure="sid-outside")
     elif process is context.tree.root and session != process.inner("NSpid"):
-        yield needs(
-            context,
+        yield context.needs(
             "shell-job",
             "the leader of its session is outside of the tree, as of what a shell starts",
             sets={"shell_job": True},

@@ -18,7 +18,7 @@ from ..._system.id_maps import unmapped_gid, unmapped_uid
 from ..._system.process import all_pids, stat_of
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file
-from .context import Context, Findings, needs, no_restore, on, stops
+from .context import Context, Findings, no_restore, on, stops
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
@@ -112,8 +112,7 @@ def _current(context: Context) -> Findings:
         session = process.session if process.terminal else 0
         first = next((holder for holder, ids in pairs if ids == (session, session)), None)
         if first is not process:
-            yield needs(
-                context,
+            yield context.needs(
                 "terminal-of-the-session",
                 "it has /dev/tty open, and no other descriptor of its session's terminal"
                 if first is None
@@ -158,8 +157,7 @@ def _half(context: Context, fd: Descriptor) -> Findings:
     if context.opts.orphan_pts_master or context.opts.shell_job:
         return
     container = context.tree.has_own("pid")
-    yield needs(
-        context,
+    yield context.needs(
         "terminal-outside",
         "the master of its terminal is outside of the tree",
         sets={"orphan_pts_master": True} if container else {"shell_job": True},
@@ -182,8 +180,7 @@ def _dangling(context: Context, fd: Descriptor) -> Findings:
             if process.pid == fd.pid and _is(process.terminal, fd.stat.st_rdev)
         }
     for leader in leaders - context.tree.pids:
-        yield needs(
-            context,
+        yield context.needs(
             "terminal-of-a-shell",
             f"its terminal belongs to a session outside of the tree, which process {leader} leads",
             sets={"shell_job": True},
