@@ -34,14 +34,12 @@ VIRTUAL = 4
 def is_terminal(context: Context, fd: Descriptor) -> bool:
     """Whether a device is a terminal that CRIU supports."""
     major, minor = fd.device
-    known_kind = (
-        (major, minor) == MASTER
-        or major in SLAVES
-        or (major, minor) in CONSOLES
-        or major in SERIAL
+    return (
+        fd.device in (MASTER, *CONSOLES)
+        or major in (*SLAVES, *SERIAL)
         or (major == VIRTUAL and 1 <= minor <= 63)
+        or context.external(_key(fd))
     )
-    return known_kind or context.external(_key(fd))
 
 
 def _key(fd: Descriptor) -> str:
@@ -56,11 +54,9 @@ def look(context: Context) -> Findings:
         if not stat.S_ISCHR(fd.stat.st_mode) or context.external(_key(fd)):
             continue
         major, minor = fd.device
-        if major in SLAVES and _is_hung_up(fd):
-            continue
-        if (major, minor) == MASTER:
+        if fd.device == MASTER:
             masters.setdefault(int(fd.value("tty-index") or "-1"), fd)
-        elif major in SLAVES:
+        elif major in SLAVES and not _is_hung_up(fd):
             slaves.setdefault((major - SLAVES.start) * 256 + minor, fd)
     alone = [fd for index, fd in sorted(slaves.items()) if index not in masters]
     if len(alone) > 1:
@@ -168,8 +164,7 @@ def _half(context: Context, fd: Descriptor) -> Findings:
 
 def _dangling(context: Context, fd: Descriptor) -> Findings:
     """The session of the terminal: its leader must be in the tree."""
-    major, minor = fd.device
-    if (major, minor) == MASTER:
+    if fd.device == MASTER:
         index = int(fd.value("tty-index") or "-1")
         device = os.makedev(SLAVES.start + index // 256, index % 256)
         leaders = _sessions_on(device)
