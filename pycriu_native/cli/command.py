@@ -39,6 +39,8 @@ from .shared_options import (
 )
 
 HELP_WIDTH = 100
+SETTINGS = {"help_option_names": HELP, "max_content_width": HELP_WIDTH}
+"""Settings of click's contexts."""
 NAMED = f"{__name__}.named"
 """Key in ``Context.meta``: the parameters that the command line names."""
 
@@ -94,8 +96,7 @@ class Group(click.Group):
     """Commands under one name; without arguments it prints its help."""
 
     def __init__(self, name: str, **attributes: Any) -> None:
-        settings = {"help_option_names": HELP, "max_content_width": HELP_WIDTH}
-        super().__init__(name, context_settings=settings, **attributes)
+        super().__init__(name, context_settings=SETTINGS, **attributes)
         for command in self.commands.values():
             if isinstance(command, Command):
                 command.title = f"{name} {command.name}"
@@ -146,11 +147,7 @@ class Command(click.Command):
         super().__init__(
             name,
             help=help,
-            context_settings={
-                "help_option_names": HELP,
-                "max_content_width": HELP_WIDTH,
-                "ignore_unknown_options": lenient,
-            },
+            context_settings={**SETTINGS, "ignore_unknown_options": lenient},
         )
         self._show_help = help_option(HELP, "Show this message and exit.")
         del self.params  # set by click; the property below makes them when they are needed
@@ -268,9 +265,8 @@ class Command(click.Command):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write description, examples and exit codes before the many options."""
-        formatter.width = (
-            min(formatter.width + 20, HELP_WIDTH) if ctx.terminal_width else HELP_WIDTH
-        )
+        width = formatter.width + 20 if ctx.terminal_width else HELP_WIDTH
+        formatter.width = min(width, HELP_WIDTH)
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         with formatter.section("Examples"):

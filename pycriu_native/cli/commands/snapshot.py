@@ -156,11 +156,9 @@ def _start(
         except OSError as error:  # the copy continues to run
             message = f"{timings} cannot be written: {error.strerror}"
             click.echo(f"pycriu-native: start: {message}", err=True)
-    if call.out.as_json:
-        call.out.event("running", {"pid": process.pid, "number": process.number}, "")
+    call.out.event("running", {"pid": process.pid, "number": process.number})
     code = _until_end(process)
-    if call.out.as_json:
-        call.out.event("ended", {"pid": process.pid, "exit_code": code}, "")
+    call.out.event("ended", {"pid": process.pid, "exit_code": code})
     return code
 
 
