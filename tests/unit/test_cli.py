@@ -920,6 +920,9 @@ def test_fields_are_printed_as_flags() -> None:
         "set --tcp-established, or --no-tcp-close; --verbosity=3; --leave-running; a_b; pid=3"
     )
     assert [errors.flag_of(name) for name in ("to", "listen")] == ["--to", "--listen"]
+    for path in ("/srv/pre_dump/page_server", "lazy_pages/1", "~/file_locks/log_file: is missing"):
+        assert errors.in_flags(f"{path}, tcp_close") == f"{path}, --tcp-close"
+    assert errors.in_flags('root="/mnt/lazy_pages"') == "--root=/mnt/lazy_pages"
     assert errors.in_flags("start criu lazy-pages") == "start pycriu-native lazy-pages"
     assert errors.in_flags("or leave via out for a worker of your own") == "or leave --service out"
 
