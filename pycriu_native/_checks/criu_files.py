@@ -73,9 +73,10 @@ def missing_plugins(names: Iterable[str], opts: CriuOpts, via: Via | None) -> li
     worker = None if via is None else worker_of(via)
     if via is not None and worker is None:
         return []
-    named = _plugin_directories({} if worker is None else worker.env)
-    directories = [opts.libdir] if opts.libdir is not None else named
-    for directory in map(os.fsdecode, directories):
+    directories = _plugin_directories({} if worker is None else worker.env)
+    if opts.libdir is not None:
+        directories = (from_work_directory(opts, opts.libdir),)
+    for directory in directories:
         if os.path.isdir(directory):
             files = os.listdir(directory)
             return [name for name in names if f"{name}{PLUGIN}" not in files]

@@ -71,9 +71,12 @@ def _needs(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem
         yield Problem(field, value, f"needs {other}: {why}")
 
 
+NO_DIRECTORY = Problem("images_directory", None, "a directory for the images is required")
+
+
 def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if opts.images_directory is None and opts.images_dir is None:
-        yield Problem("images_directory", None, "a directory for the images is required")
+        yield NO_DIRECTORY
     if opts.images_directory is not None and opts.images_dir is not None:
         rule = "not together with images_directory, which wins"
         yield Problem("images_dir", opts.images_dir, rule)
@@ -138,6 +141,10 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         rule = "a path relative to the images directory is accepted (runc's rule)"
         yield Problem("parent_image", parent, rule)
         return
+    if verb is Verb.DUMP and not opts.track_mem:
+        # A pre-dump always tracks memory.
+        why = "needs track_mem, also in the last dump: without it CRIU saves all memory again"
+        yield Problem("parent_image", parent, why)
     base = images_path(opts)
     where = _parent(opts)
     if base is None or where is None:
@@ -170,10 +177,6 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             "which CRIU would use instead"
         )
         yield Problem("parent_image", parent, rule)
-    if verb is Verb.DUMP and not opts.track_mem:
-        # A pre-dump always tracks memory.
-        why = "needs track_mem, also in the last dump: without it CRIU saves all memory again"
-        yield Problem("parent_image", parent, why)
 
 
 def images_path(opts: CriuOpts) -> str | None:

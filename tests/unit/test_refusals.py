@@ -34,8 +34,9 @@ from pycriu_native import (
     dump,
     restore,
 )
-from pycriu_native._checks import option_rules
+from pycriu_native._checks import criu_files, option_rules
 from pycriu_native._integrity.dump_marker import FRAMES, UNFINISHED
+from pycriu_native.diagnostics.preflight import means
 from pycriu_native.enums import Verb
 from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
@@ -311,6 +312,22 @@ def test_a_parent_without_the_record_of_frames(tmp_path: Path) -> None:
     opts = replace(opts, images_directory=None, images_dir=tmp_path)
     with pytest.raises(OptionError, match=r"parent_image='../1': needs images_directory"):
         option_rules.check(opts, DUMP, os.getpid())
+
+
+def test_preflight_without_a_directory() -> None:
+    """Only what does not depend on the images directory is checked, if none is given."""
+    means.check_options(CriuOpts(parent_image="../1", track_mem=True), os.getpid())
+    with pytest.raises(OptionError) as refused:
+        means.check_options(CriuOpts(parent_image="../1"), os.getpid())
+    assert [problem.rule[:15] for problem in refused.value.problems] == ["needs track_mem"]
+
+
+def test_plugins_of_a_relative_directory(tmp_path: Path) -> None:
+    """It begins in the images directory, as for CRIU."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "one.so").touch()
+    opts = CriuOpts(images_directory=tmp_path, libdir="plugins")
+    assert criu_files.missing_plugins(["one", "two"], opts, None) == ["two"]
 
 
 def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:

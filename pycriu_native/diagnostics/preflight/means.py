@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import socket
-from dataclasses import replace
 
 from ..._calls import requirements
 from ..._calls.verbs import check
@@ -19,7 +18,7 @@ from ..._system.inet_sockets import LISTEN, tcp_sockets
 from ..._transport.helper_programs import HelperPrograms, cure
 from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
-from ...errors import CriuError, PermissionDeniedError, ProgramError
+from ...errors import CriuError, OptionError, PermissionDeniedError, ProgramError
 from ...options.criu_opts import CriuOpts
 from ...options.flags import UNKNOWN
 from ...options.values import PageServer
@@ -37,9 +36,11 @@ LOCK = "network_lock_nftables"
 
 def check_options(opts: CriuOpts, pid: int) -> None:
     """Refuse options that no dump accepts; the images directory may be unset."""
-    if opts.images_directory is None and opts.images_dir is None:
-        opts = replace(opts, images_directory="/")
-    option_rules.check(opts, Verb.DUMP, pid)
+    try:
+        option_rules.check(opts, Verb.DUMP, pid)
+    except OptionError as refused:
+        if problems := [each for each in refused.problems if each != option_rules.NO_DIRECTORY]:
+            raise OptionError(problems, verb="dump", pid=pid) from None
 
 
 def look(context: Context) -> Findings:
