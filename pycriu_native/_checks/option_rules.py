@@ -141,10 +141,6 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         rule = "a path relative to the images directory is accepted (runc's rule)"
         yield Problem("parent_image", parent, rule)
         return
-    if verb is Verb.DUMP and not opts.track_mem:
-        # A pre-dump always tracks memory.
-        why = "needs track_mem, also in the last dump: without it CRIU saves all memory again"
-        yield Problem("parent_image", parent, why)
     base = images_path(opts)
     where = _parent(opts)
     if base is None or where is None:
@@ -177,6 +173,12 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             "which CRIU would use instead"
         )
         yield Problem("parent_image", parent, rule)
+
+
+def _tracking(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    if verb is Verb.DUMP:  # a pre-dump always tracks memory
+        why = "also the last dump, which saves all memory without it"
+        yield from _needs(opts, "parent_image", "track_mem", why)
 
 
 def images_path(opts: CriuOpts) -> str | None:
@@ -463,6 +465,7 @@ _ABOUT: dict[Rule, frozenset[str] | None] = {
     _directories: None,
     _descriptors: frozenset(["status_fd", "pidfd_store_sk", "inherit_fds"]),
     _parent_image: frozenset(["parent_image"]),
+    _tracking: frozenset(["parent_image"]),
     _page_server: None,
     _clear_text: frozenset(["page_server"]),
     _status_fd: frozenset(["status_fd"]),

@@ -319,7 +319,8 @@ def test_preflight_without_a_directory() -> None:
     means.check_options(CriuOpts(parent_image="../1", track_mem=True), os.getpid())
     with pytest.raises(OptionError) as refused:
         means.check_options(CriuOpts(parent_image="../1"), os.getpid())
-    assert [problem.rule[:15] for problem in refused.value.problems] == ["needs track_mem"]
+    (problem,) = refused.value.problems
+    assert "needs track_mem" in str(problem)
 
 
 def test_plugins_of_a_relative_directory(tmp_path: Path) -> None:
