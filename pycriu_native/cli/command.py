@@ -183,7 +183,10 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line."""
         if self.has_fields:
-            args = option_parameters.normalized(args)
+            shared = (CONFIG_FILE, *REACH, DEADLINE)
+            options = [each for each in (*self._own, *shared) if isinstance(each, click.Option)]
+            valued = {name for each in options if not each.is_flag for name in each.opts}
+            args = option_parameters.normalized(args, valued)
             if not ctx.resilient_parsing:
                 ctx.meta[NAMED] = self._made_params(args)
         try:

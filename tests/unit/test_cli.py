@@ -210,6 +210,10 @@ def test_what_help_says_of_an_option() -> None:
         ),
         (["-D", "d", "--criu-config", "f"], {"config_file": "f"}),
         (["-Dd", "-Ww"], {"work_directory": "w"}),
+        (["-Dd", "-qv", "--file-locks"], {"log_level": 3, "file_locks": True}),
+        (["-Dd", "-o", "-v"], {"log_file": "-v"}),
+        (["-Dd", "-jW", "-vx", "-v"], {"shell_job": True, "work_directory": "-vx", "log_level": 3}),
+        (["-Dd", "--criu", "-v", "-v"], {"log_level": 3}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
