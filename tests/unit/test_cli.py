@@ -19,11 +19,12 @@ import click
 import pytest
 
 import pycriu_native
-from pycriu_native import CriuError, CriuOpts
+from pycriu_native import CriuError, CriuOpts, PageServer
 from pycriu_native._failures.log_excerpt import failures
 from pycriu_native.cli import app, errors, exit_codes, field_docs, option_parameters
 from pycriu_native.cli import text as text_module
 from pycriu_native.cli.command import Command
+from pycriu_native.cli.commands.diagnose import command_line
 from pycriu_native.cli.commands.dump import text as dump_text
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.cli.image_memory import pattern_of
@@ -228,6 +229,36 @@ def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
     with command.make_context("dump", [*words, PID]) as ctx:
         assert option_parameters.read(ctx, Verb.DUMP, config=None) == expected
         assert ctx.params["pid"] == int(PID)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tcp_established": True, "shell_job": False, "external": ["a", "b"]},
+        {"config_file": "criu.conf"},
+        {"page_server": PageServer("10.0.0.2", 27, clear_text=True)},
+        {"images_directory": "d", "log_level": 4, "cpu_cap": 5, "manage_cgroups_mode": "full"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_the_command_line_that_preflight_suggests(fields: dict[str, Any]) -> None:
+    """It has the options of the result; without an images directory, the images are in ckpt."""
+    words = command_line(7, CriuOpts(**fields))
+    assert words is not None
+    assert words[:3] == ["pycriu-native", "dump", "7"]
+    command = app.app.get_command(click.Context(app.app), "dump")
+    assert command is not None
+    with command.make_context("dump", words[2:]) as ctx:
+        result = option_parameters.read(ctx, Verb.DUMP, config=None)
+    assert result == CriuOpts(**{"images_directory": "ckpt", **fields})
+    server = fields.get("page_server")
+    assert getattr(result.page_server, "clear_text", None) == getattr(server, "clear_text", None)
+
+
+@pytest.mark.parametrize("fields", [{"orphan_pts_master": True}, {"images_dir": "d"}])
+def test_options_without_a_command_line(fields: dict[str, Any]) -> None:
+    """None is suggested if it would lack an option."""
+    assert command_line(7, CriuOpts(**fields)) is None
 
 
 def test_the_command_line_of_to_argv_is_read() -> None:
