@@ -26,6 +26,7 @@ from pycriu_native.cli import text as text_module
 from pycriu_native.cli.command import Command
 from pycriu_native.cli.commands.diagnose import command_line
 from pycriu_native.cli.commands.dump import text as dump_text
+from pycriu_native.cli.commands.snapshot import text as snapshot_text
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.cli.image_memory import pattern_of
 from pycriu_native.cli.run import run
@@ -33,7 +34,7 @@ from pycriu_native.enums import Verb
 from pycriu_native.options.flags import NO_WORDS, ROWS
 from pycriu_native.options.table import TABLE, VERB_MASK, On
 from pycriu_native.results import DumpResult
-from pycriu_native.snapshots import Record, host_check
+from pycriu_native.snapshots import Record, Snapshot, host_check
 from pycriu_native.snapshots.record import publish
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
 from tests.unit.support import bystander
@@ -897,6 +898,8 @@ def test_a_list_has_one_line_for_each_snapshot(tmp_path: Path) -> None:
     (line,) = run_cli("snapshots", "list", tmp_path).out.splitlines()
     assert line.startswith("one\\nmore  ")
     assert line.endswith("python3 -c import os\\nprint('\\x1b[2J')")
+    renamed = directory.rename(tmp_path / "one more")
+    assert f"pycriu-native start '{renamed}'" in snapshot_text(Snapshot(renamed))
 
 
 def test_no_colour_without_a_terminal() -> None:

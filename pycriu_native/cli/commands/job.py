@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -186,7 +187,8 @@ def _run(
         if had_ended:
             message += f"; nothing was started: remove {safe(directory)} to run it again"
         elif result.state is State.ENDED:
-            message += f"; its output: pycriu-native job log {safe(directory)} [--stderr]"
+            log = safe(shlex.join(["pycriu-native", "job", "log", directory]))
+            message += f"; its output: {log} [--stderr]"
         sys.stderr.write(f"pycriu-native: {message}\n")
     return result.exit_code
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -291,7 +292,7 @@ def text(snapshot: Snapshot) -> str:
     rows = [
         ("processes", str(record.processes)),
         ("size", _sizes(snapshot)),
-        ("start", safe(f"pycriu-native start {snapshot.directory}")),
+        ("start", safe(shlex.join(["pycriu-native", "start", str(snapshot.directory)]))),
     ]
     head = safe(f"saved {_command(record)} in {snapshot.directory}")
     return details(head, rows)
