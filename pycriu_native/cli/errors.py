@@ -119,8 +119,7 @@ def _flags(found: re.Match[str]) -> str:
         return "--no-" + flag_of(name)[2:] if row.negates else f"no {flag_of(name)}"
     if value in (None, "True"):
         return flag_of(name)
-    quotes = "'" + '"'
-    return f"{flag_of(name)}={value.strip(quotes)}"
+    return flag_of(name) + "=" + value.strip("'\"")
 
 
 def _as_values(row: Row, items: str) -> str:
