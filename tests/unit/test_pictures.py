@@ -238,7 +238,7 @@ def test_no_timings(tmp_path: Path, text: str, why: str) -> None:
     """An invalid file is refused."""
     path = tmp_path / "starts.jsonl"
     path.write_text(text)
-    with pytest.raises(ImagesError, match=why):
+    with pytest.raises(ImagesError, match=f"{re.escape(str(path))} .*{why}"):
         plots.read_starts(path)
     with pytest.raises(ImagesError, match="cannot be read"):
         plots.read_starts(tmp_path / "none")
