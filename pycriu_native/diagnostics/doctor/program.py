@@ -8,6 +8,7 @@ import re
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._native.ffi import LIBCRIU_VERSION
+from ..._system.process_snapshot import in_first
 from ..._transport.base import Via
 from ..._transport.feature_cache import CacheState, feature_cache
 from ..._transport.program import COMPANION, companion, locate
@@ -17,7 +18,6 @@ from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..config_effects import configuration_files
-from .namespaces import in_first
 from .subject import Findings, Subject
 
 NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor=1)))

@@ -19,7 +19,7 @@ from ..._system.cgroups import frozen_cgroup
 from ..._system.descriptors import free_numbers
 from ..._system.host import lines, read
 from ..._system.process import children_of, stat_of, status_of
-from ..._system.process_snapshot import Process, link
+from ..._system.process_snapshot import Process, in_first, link
 from ..._system.system_calls import (
     KCMP_FILES,
     KCMP_FS,
@@ -31,7 +31,6 @@ from ..._system.system_calls import (
 )
 from ...enums import Verb
 from ...findings import Finding
-from ..doctor.namespaces import in_first
 from .context import Context, Findings, lost, no_restore, note, stops
 
 KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
