@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partialmethod
 from typing import Any
 
 from ...findings import Finding, Severity
@@ -27,11 +26,18 @@ class Subject:
         more |= {"id": self.id, "group": self.group, "subject": self.name, "options": self.options}
         return Finding(severity=severity, message=message, **more)
 
-    good = partialmethod(finding, Severity.GOOD)
-    """A check that passed."""
-    note = partialmethod(finding, Severity.NOTE)
-    """A result for information."""
-    warning = partialmethod(finding, Severity.WARNING)
-    """A check after which something does not work."""
-    stops = partialmethod(finding, Severity.STOPS)
-    """A check after which nothing works."""
+    def good(self, message: str, **more: Any) -> Finding:
+        """A check that passed."""
+        return self.finding(Severity.GOOD, message, **more)
+
+    def note(self, message: str, **more: Any) -> Finding:
+        """A result for information."""
+        return self.finding(Severity.NOTE, message, **more)
+
+    def warning(self, message: str, **more: Any) -> Finding:
+        """A check after which something does not work."""
+        return self.finding(Severity.WARNING, message, **more)
+
+    def stops(self, message: str, **more: Any) -> Finding:
+        """A check after which nothing works."""
+        return self.finding(Severity.STOPS, message, **more)
