@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from .._support.frozen_dataclass import replace
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from .fields import Fields, foreign_options
+from .fields import Fields, foreign_options, verb_of
 from .flag_values import Takes
 from .flags import KNOWN, SHORT, FlagParser, Opts, Word, to_flags
 from .table import BY_FIELD, VERB_MASK
@@ -81,10 +81,7 @@ def to_argv(opts: Fields, verb: Verb | str, pid: int | None) -> list[str]:
 
 def chosen(opts: Fields, verb: Verb | str) -> Verb:
     """The verb; ``dump`` with ``pre_dump`` set is a pre-dump."""
-    result = {str(each): each for each in COMMANDS}.get(str(verb))
-    if result is None:
-        rule = f"one of {', '.join(map(str, COMMANDS))} is accepted"
-        raise OptionError([Problem("verb", verb, rule)])
+    result = verb_of(verb)
     return Verb.PRE_DUMP if result is Verb.DUMP and opts.pre_dump else result
 
 

@@ -349,7 +349,7 @@ class Fields:
         A verb refuses options that CRIU would ignore. With this method one set of options can be
         used for dump and restore.
         """
-        mask = VERB_MASK[enums.Verb(verb)]
+        mask = VERB_MASK[verb_of(verb)]
         foreign = {row.name: None for row, _ in self.items() if not row.on & mask}
         return replace(self, **foreign) if foreign else self
 
@@ -374,6 +374,15 @@ class Fields:
         if unknown:
             raise OptionError(unknown)
         return cls(**values)
+
+
+def verb_of(verb: enums.Verb | str) -> enums.Verb:
+    """A verb by its name; ``OptionError`` for one without options."""
+    result = {str(each): each for each in VERB_MASK}.get(str(verb))
+    if result is None:
+        rule = f"one of {', '.join(map(str, VERB_MASK))} is accepted"
+        raise OptionError([Problem("verb", verb, rule)])
+    return result
 
 
 @functools.cache
