@@ -36,7 +36,7 @@ from pycriu_native import (
 )
 from pycriu_native._checks import criu_files, option_rules
 from pycriu_native._integrity.dump_marker import FRAMES, UNFINISHED
-from pycriu_native.diagnostics.preflight import means
+from pycriu_native.diagnostics.preflight import means, restore_needs
 from pycriu_native.enums import Verb
 from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
@@ -415,6 +415,11 @@ PID = 2**22 + 1
         ("on_progress", lambda: pycriu_native.pre_dump(PID, OPTS, on_progress=WRONG)),
         ("words", lambda: CriuOpts.from_argv("dump -t 1")),
         ("values", lambda: CriuOpts.from_dict(WRONG)),
+        ("words", lambda: CriuOpts.from_argv(WRONG)),
+        ("text", lambda: CriuOpts.from_config(b"tcp-established")),  # type: ignore[arg-type]
+        ("struct", lambda: CriuOpts.from_runc(WRONG)),
+        ("via", lambda: pycriu_native.doctor(WRONG)),
+        ("given", lambda: restore_needs.filled(OPTS, (), WRONG)),
     ],
 )
 def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> None:
