@@ -415,7 +415,7 @@ PID = 2**22 + 1
         ("on_progress", lambda: pycriu_native.pre_dump(PID, OPTS, on_progress=WRONG)),
         ("words", lambda: CriuOpts.from_argv("dump -t 1")),
         ("values", lambda: CriuOpts.from_dict(WRONG)),
-        ("words", lambda: CriuOpts.from_argv(WRONG)),
+        ("words", lambda: CriuOpts.from_argv(None)),  # type: ignore[arg-type]
         ("text", lambda: CriuOpts.from_config(b"tcp-established")),  # type: ignore[arg-type]
         ("struct", lambda: CriuOpts.from_runc(WRONG)),
         ("via", lambda: pycriu_native.doctor(WRONG)),
