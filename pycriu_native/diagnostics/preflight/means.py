@@ -270,8 +270,11 @@ def _cgroup_properties(opts: CriuOpts) -> Findings:
         yield stops("cgroup-properties", message, failure="cg-props-syntax")
 
 
-def file_size(opts: CriuOpts, largest: int) -> Findings:
-    """Whether the worker's file size limit, the caller's hard limit, admits the largest image."""
+def directories(opts: CriuOpts, largest: int, total: int) -> Findings:
+    """Whether the images directory is writable, and has the space for images of these sizes.
+
+    The worker's file size limit is the caller's hard limit.
+    """
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     if limit != resource.RLIM_INFINITY and largest > limit and opts.compress is None:
         yield stops(
@@ -280,14 +283,9 @@ def file_size(opts: CriuOpts, largest: int) -> Findings:
             "here (RLIMIT_FSIZE)",
             failure="images-too-large",
         )
-
-
-def directories(opts: CriuOpts, size: int) -> Findings:
-    """Whether the images directory is writable and has enough space."""
-    directory = opts.images_directory
-    if not isinstance(directory, str | bytes):
+    path = opts.images_directory
+    if not isinstance(path, str):
         return
-    path = os.fsdecode(directory)
     while not os.path.exists(path) and path not in ("", "/"):
         path = os.path.dirname(path) or "."
     result = os.statvfs(path)
@@ -296,6 +294,6 @@ def directories(opts: CriuOpts, size: int) -> Findings:
         yield stops("images-read-only", message, path=path, failure="images-read-only")
         return
     free = result.f_bavail * result.f_frsize
-    if free < size and opts.page_server is None:
-        message = f"about {in_units(size)} of images are to go where {in_units(free)} are free"
+    if free < total and opts.page_server is None:
+        message = f"about {in_units(total)} of images are to go where {in_units(free)} are free"
         yield stops("images-full", message, path=path, failure="images-full")

@@ -79,12 +79,11 @@ def _path_descriptor(context: Context, fd: Descriptor) -> Finding:
 
     is_each_saved = fd.device in (MASTER, TUN) or fd.link.startswith("anon_inode:")
     is_saved = not is_each_saved and any(map(has_saved_it, context.tree.descriptors()))
-    about = on(fd)
     return (no_restore if is_saved or is_memory(fd) else stops)(
         "path-descriptor",
         "it is open with O_PATH, and no file, directory or symbolic link",
         failure="path-descriptor",
-        **about,
+        **on(fd),
     )
 
 
