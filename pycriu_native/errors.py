@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from ._support.frozen_dataclass import dataclass, field
+from ._support.frozen_dataclass import dataclass
 from ._support.light_typing import Any
 
 __all__ = [
@@ -268,7 +268,7 @@ class Diagnosis:
     kind: type[CriuError] = CriuError
     cause: str | None = None
     cure: str | None = None
-    options: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
     line: str | None = None
     """The line of CRIU's log with the cause."""
 

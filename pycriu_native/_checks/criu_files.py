@@ -17,6 +17,7 @@ from .._transport.spawn import FIXED_ENVIRONMENT
 from .._transport.worker import worker_of
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts, StrPath
+from .work_directory import from_work_directory
 
 if TYPE_CHECKING:
     from .._transport.base import Via
@@ -67,14 +68,15 @@ def _plugin_directories(env: Mapping[str, str]) -> tuple[str, ...]:
 def missing_plugins(names: Iterable[str], opts: CriuOpts, via: Via | None) -> list[str]:
     """The plugins of these names that a restore would miss.
 
-    None if there is no directory of plugins: CRIU then restores without them (``criu/plugin.c``).
+    Empty if there is no directory of plugins: CRIU then restores without them (``criu/plugin.c``).
     """
     worker = None if via is None else worker_of(via)
     if via is not None and worker is None:
         return []
-    named = _plugin_directories({} if worker is None else worker.env)
-    directories = [opts.libdir] if opts.libdir is not None else named
-    for directory in map(os.fsdecode, directories):
+    directories = _plugin_directories({} if worker is None else worker.env)
+    if opts.libdir is not None:
+        directories = (from_work_directory(opts, opts.libdir),)
+    for directory in directories:
         if os.path.isdir(directory):
             files = os.listdir(directory)
             return [name for name in names if f"{name}{PLUGIN}" not in files]
@@ -103,14 +105,9 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     """Each file that another user can write, or could create."""
     if via.allow_untrusted:
         return
-    if opts.config_file is not None:
-        path = os.fsdecode(opts.config_file)
-        why = _why_not(path)
-        if why is not None:
-            rule = f"{why}, and it overrides other options; {ALLOW_UNTRUSTED}"
-            yield Problem("config_file", path, rule)
-    if opts.action_scripts or opts.libdir is not None:
-        yield from _named_programs(opts)
+    for field, path, use in _named_files(opts):
+        if (why := _why_not(path)) is not None:
+            yield Problem(field, path, f"{why}, and {use}; {ALLOW_UNTRUSTED}")
     worker = worker_of(via)
     if worker is None:
         return
@@ -123,22 +120,19 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     uses |= {path: f"loads plugins from {path}" for path in _plugins(directories)}
     uses |= {path: f"trusts the cache {path}" for path in caches}
     for path, use in uses.items():
-        why = _why_not(path)
-        if why is not None:
+        if (why := _why_not(path)) is not None:
             yield Problem("via", via, f"CRIU {use}, but {why}; {ALLOW_UNTRUSTED}")
 
 
-def _named_programs(opts: CriuOpts) -> Iterator[Problem]:
-    """Programs and plugins that the options name."""
-    from .work_directory import from_work_directory  # few calls need it
-
-    named = [("action_scripts", from_work_directory(opts, p)) for p in opts.action_scripts or ()]
+def _named_files(opts: CriuOpts) -> Iterator[tuple[str, str, str]]:
+    """Files that the options name: the field, the path, and the effect of the file."""
+    if opts.config_file is not None:
+        yield "config_file", os.fsdecode(opts.config_file), "it overrides other options"
+    for script in opts.action_scripts or ():
+        yield "action_scripts", from_work_directory(opts, script), "CRIU runs it"
     if opts.libdir is not None:
-        named += [("libdir", p) for p in _plugins((from_work_directory(opts, opts.libdir),))]
-    for field, path in named:
-        why = _why_not(path)
-        if why is not None:
-            yield Problem(field, path, f"{why}, and CRIU runs it; {ALLOW_UNTRUSTED}")
+        for path in _plugins((from_work_directory(opts, opts.libdir),)):
+            yield "libdir", path, "CRIU runs it"
 
 
 def _why_not(path: str) -> str | None:

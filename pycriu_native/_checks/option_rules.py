@@ -71,13 +71,15 @@ def _needs(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem
         yield Problem(field, value, f"needs {other}: {why}")
 
 
+NO_DIRECTORY = Problem("images_directory", None, "a directory for the images is required")
+
+
 def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if opts.images_directory is None and opts.images_dir is None:
-        yield Problem("images_directory", None, "a directory for the images is required")
+        yield NO_DIRECTORY
     if opts.images_directory is not None and opts.images_dir is not None:
-        yield Problem(
-            "images_dir", opts.images_dir, "not together with images_directory, which wins"
-        )
+        rule = "not together with images_directory, which wins"
+        yield Problem("images_dir", opts.images_dir, rule)
     for field in ("images_directory", "work_directory"):
         directory = getattr(opts, field)
         if directory is None or isinstance(directory, str):
@@ -136,11 +138,8 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     is_read = verb in (Verb.DUMP, Verb.PRE_DUMP)
     if os.path.isabs(parent):
         # runc's rule: CRIU only warns, and the images can be restored on this host only.
-        yield Problem(
-            "parent_image",
-            parent,
-            "a path relative to the images directory is accepted (runc's rule)",
-        )
+        rule = "a path relative to the images directory is accepted (runc's rule)"
+        yield Problem("parent_image", parent, rule)
         return
     base = images_path(opts)
     where = _parent(opts)
@@ -154,9 +153,8 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         yield Problem("parent_image", parent, rule)
     elif is_read and not os.path.exists(f"{where}/inventory.img"):
         # CRIU would save all memory, with a line in its log; that of a page server has no line.
-        yield Problem(
-            "parent_image", parent, f"a directory with images is accepted, unlike {where}"
-        )
+        rule = f"a directory with images is accepted, unlike {where}"
+        yield Problem("parent_image", parent, rule)
     elif is_read and (half := unfinished(where)):
         # The dump would succeed and end the process, but CRIU could not restore the images.
         rule = f"images of a finished dump are accepted: the one to {half} did not finish"
@@ -170,16 +168,17 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         yield Problem("parent_image", parent, rule)
     link = os.path.join(base, "parent")
     if os.path.islink(link) and os.readlink(link) != parent:
-        yield Problem(
-            "parent_image",
-            parent,
+        rule = (
             f"the images directory already has a link 'parent' to {os.readlink(link)!r}, "
-            "which CRIU would use instead",
+            "which CRIU would use instead"
         )
-    if verb is Verb.DUMP and not opts.track_mem:
-        # A pre-dump always tracks memory.
-        why = "needs track_mem, also in the last dump: without it CRIU saves all memory again"
-        yield Problem("parent_image", parent, why)
+        yield Problem("parent_image", parent, rule)
+
+
+def _tracking(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    if verb is Verb.DUMP:  # a pre-dump always tracks memory
+        why = "also the last dump, which saves all memory without it"
+        yield from _needs(opts, "parent_image", "track_mem", why)
 
 
 def images_path(opts: CriuOpts) -> str | None:
@@ -228,12 +227,11 @@ def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:
     pids = {name[8:-4] for name in names if name.startswith("pagemap-") and name[8:9].isdigit()}
     if pids and own not in pids:
         held = ", ".join(sorted(pids))
-        yield Problem(
-            "parent_image",
-            opts.parent_image,
+        rule = (
             f"images of the same process are accepted: pid {own} (in its own pid namespace) is "
-            f"not among those of {where} ({held})",
+            f"not among those of {where} ({held})"
         )
+        yield Problem("parent_image", opts.parent_image, rule)
 
 
 def _clear_text(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
@@ -282,12 +280,11 @@ def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     serves = is_server or (bool(opts.lazy_pages) and verb is Verb.DUMP)
     if not isinstance(server, PageServer):
         if serves:
-            yield Problem(
-                "page_server",
-                None,
+            rule = (
                 "the address to serve pages on is required; without one CRIU listens on every "
-                "address of the machine",
+                "address of the machine"
             )
+            yield Problem("page_server", None, rule)
         return
     if server.fd is not None:
         if server.address is not None or server.port is not None:
@@ -322,9 +319,8 @@ def _files(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             yield Problem(field, path, "an existing file is accepted")
     for path in opts.irmap_paths or ():
         if not os.path.isabs(os.fspath(path)):
-            yield Problem(
-                "irmap_paths", path, "an absolute path is accepted: CRIU drops the first character"
-            )
+            rule = "an absolute path is accepted: CRIU drops the first character"
+            yield Problem("irmap_paths", path, rule)
 
 
 def _in_config(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
@@ -366,29 +362,25 @@ def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         if not _matches(
             r"(file|tty|unix|mnt|dev|net|pid|veth|macvlan|netdev)\[[^\]]*\](:.*)?", key
         ):
-            yield Problem(
-                "external",
-                key,
+            rule = (
                 "file[..], tty[..], unix[..], mnt[..], dev[..], net[..], pid[..], veth[..], "
-                "macvlan[..] or netdev[..], perhaps with ':value', is accepted; others do nothing",
+                "macvlan[..] or netdev[..], perhaps with ':value', is accepted; others do nothing"
             )
+            yield Problem("external", key, rule)
         elif _matches(r"mnt\[\]:[^ms].*", key):
             yield Problem("external", key, "after mnt[] only ':m' or ':s' is accepted")
         elif key.startswith("macvlan[") and "]:" not in key:
-            yield Problem(
-                "external", key, "macvlan[inside]:outside is accepted; CRIU crashes on this"
-            )
+            rule = "macvlan[inside]:outside is accepted; CRIU crashes on this"
+            yield Problem("external", key, rule)
         elif key.startswith("macvlan[") and not _is_interface(key.partition("]:")[2]):
             rule = "an interface that exists in this network namespace is accepted as outside"
             yield Problem("external", key, rule)
         elif _matches(r"(mnt\[[^\]]+|net\[[^\]]*|pid\[[^\]]*)\]\n?", key):
-            yield Problem(
-                "external", key, "needs ':value' after the bracket; CRIU ignores it without"
-            )
+            rule = "needs ':value' after the bracket; CRIU ignores it without"
+            yield Problem("external", key, rule)
         elif key.startswith("mnt[]") and opts.auto_ext_mnt is False:
-            yield Problem(
-                "external", key, "not together with auto_ext_mnt=False, which switches it off"
-            )
+            rule = "not together with auto_ext_mnt=False, which switches it off"
+            yield Problem("external", key, rule)
 
 
 def _is_interface(name: str) -> bool:
@@ -405,18 +397,14 @@ def _join_ns(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             yield Problem("join_ns", item, "net, ipc, uts, mnt, user or time is accepted as kind")
         if item.file.isascii() and item.file.isdigit():
             if not 1 <= int(item.file) <= 65535 or not os.path.isdir(f"/proc/{item.file}"):
-                yield Problem(
-                    "join_ns",
-                    item,
+                rule = (
                     "the pid of a running process up to 65535 is accepted, "
-                    "or a file such as /proc/PID/ns/net",
+                    "or a file such as /proc/PID/ns/net"
                 )
+                yield Problem("join_ns", item, rule)
         elif item.file[0].isdigit() or not os.path.exists(item.file):
-            yield Problem(
-                "join_ns",
-                item,
-                "a file that exists is accepted, by a path that starts with no digit",
-            )
+            rule = "a file that exists is accepted, by a path that starts with no digit"
+            yield Problem("join_ns", item, rule)
         if item.extra is not None and item.kind != "user":
             yield Problem("join_ns", item, "an extra option is accepted for user only")
         elif item.extra is not None:
@@ -425,9 +413,8 @@ def _join_ns(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
                 rule = "UID,GID, each up to 65535, is accepted as extra option"
                 yield Problem("join_ns", item, rule)
         if item.kind == "net" and opts.empty_ns == Namespaces.NET:
-            yield Problem(
-                "join_ns", item, "not together with empty_ns: the namespace is joined or empty"
-            )
+            rule = "not together with empty_ns: the namespace is joined or empty"
+            yield Problem("join_ns", item, rule)
 
 
 def _contradictions(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
@@ -435,9 +422,8 @@ def _contradictions(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     yield from _together(opts, "tcp_established", "tcp_close", "connections are kept or dropped")
     yield from _together(opts, "manage_cgroups", "manage_cgroups_mode", "the mode wins")
     if opts.manage_cgroups is False and opts.manage_cgroups_mode is not None:
-        yield Problem(
-            "manage_cgroups", False, "not together with manage_cgroups_mode: the mode wins"
-        )
+        rule = "not together with manage_cgroups_mode: the mode wins"
+        yield Problem("manage_cgroups", False, rule)
     yield from _needs(opts, "unix_sks", "external_unix_connections", "CRIU reads them only then")
     if not any(str(each).startswith("mnt[]") for each in opts.external or ()):
         why = 'it does nothing by itself; external=["mnt[]"] finds mounts as well'
@@ -462,20 +448,16 @@ def _forms(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if opts.lsm_profile is not None and not _matches(
         r"(apparmor|selinux|none):.*", opts.lsm_profile
     ):
-        yield Problem(
-            "lsm_profile",
-            opts.lsm_profile,
-            "'apparmor:NAME', 'selinux:LABEL' or 'none:' is accepted",
-        )
+        rule = "'apparmor:NAME', 'selinux:LABEL' or 'none:' is accepted"
+        yield Problem("lsm_profile", opts.lsm_profile, rule)
     for option in opts.plugin_options or ():
         if not _matches(r"(?!-)[^.=]+\.[^=]+(=.*)?", option):
             yield Problem("plugin_options", option, "PLUGIN.NAME or PLUGIN.NAME=VALUE is accepted")
     for pair in opts.veth_pairs or ():
         wire = pair.wire()  # type: ignore[union-attr]
         if len(os.fsencode(f"veth[{wire['if_in']}]:{wire['if_out']}")) > 198:
-            yield Problem(
-                "veth_pairs", pair, "at most 198 bytes as veth[inside]:outside are accepted"
-            )
+            rule = "at most 198 bytes as veth[inside]:outside are accepted"
+            yield Problem("veth_pairs", pair, rule)
 
 
 _ABOUT: dict[Rule, frozenset[str] | None] = {
@@ -483,6 +465,7 @@ _ABOUT: dict[Rule, frozenset[str] | None] = {
     _directories: None,
     _descriptors: frozenset(["status_fd", "pidfd_store_sk", "inherit_fds"]),
     _parent_image: frozenset(["parent_image"]),
+    _tracking: frozenset(["parent_image"]),
     _page_server: None,
     _clear_text: frozenset(["page_server"]),
     _status_fd: frozenset(["status_fd"]),

@@ -48,12 +48,8 @@ def check(images: int, opts: CriuOpts) -> None:
         if acts and stat.S_IFMT(now) != stat.S_IFMT(mode):
             cause = f"{path} is {type_of(now)}, and was {type_of(mode)} at the dump"
             cure = "put back what it was"
-            raise CriuError(
-                f"restore from {where(images)} failed: {cause}; {cure}",
-                verb=str(Verb.RESTORE),
-                cause=cause,
-                cure=cure,
-            )
+            message = f"restore from {where(images)} failed: {cause}; {cure}"
+            raise CriuError(message, verb=str(Verb.RESTORE), cause=cause, cure=cure)
 
 
 def opened_files(images: int, opts: CriuOpts) -> Iterator[OpenedFile]:

@@ -10,8 +10,9 @@ from ..options.values import Descriptor, descriptor_number
 
 def from_work_directory(opts: CriuOpts, path: StrPath) -> str:
     """The path, joined to the work directory if it is relative."""
-    work = opts.images_directory if opts.work_directory is None else opts.work_directory
-    return os.fsdecode(path) if work is None else os.path.join(path_of(work), os.fsdecode(path))
+    places = (opts.work_directory, opts.images_directory, opts.images_dir)
+    work = next((path_of(each) for each in places if each is not None), "")
+    return os.path.join(work, os.fsdecode(path))
 
 
 def path_of(directory: StrPath | Descriptor) -> str:

@@ -32,6 +32,15 @@ def link(path: str) -> str:
         return PATH_TOO_LONG if error.errno == errno.ENAMETOOLONG else ""
 
 
+_FIRST = {"pid": 4026531836, "user": 4026531837}
+"""Inodes of the first namespaces of a system (``PROC_PID_INIT_INO`` and its like)."""
+
+
+def in_first(kind: str) -> bool:
+    """Whether the caller's namespace of a kind is the first one of the system."""
+    return link(f"/proc/self/ns/{kind}") == f"{kind}:[{_FIRST[kind]}]"
+
+
 def _info(pid: int, number: int) -> dict[str, list[str]]:
     """The lines of a descriptor's fdinfo; none where it is closed."""
     try:

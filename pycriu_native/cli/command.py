@@ -39,6 +39,8 @@ from .shared_options import (
 )
 
 HELP_WIDTH = 100
+SETTINGS = {"help_option_names": HELP, "max_content_width": HELP_WIDTH}
+"""Settings of click's contexts."""
 NAMED = f"{__name__}.named"
 """Key in ``Context.meta``: the parameters that the command line names."""
 
@@ -94,8 +96,7 @@ class Group(click.Group):
     """Commands under one name; without arguments it prints its help."""
 
     def __init__(self, name: str, **attributes: Any) -> None:
-        settings = {"help_option_names": HELP, "max_content_width": HELP_WIDTH}
-        super().__init__(name, context_settings=settings, **attributes)
+        super().__init__(name, context_settings=SETTINGS, **attributes)
         for command in self.commands.values():
             if isinstance(command, Command):
                 command.title = f"{name} {command.name}"
@@ -146,11 +147,7 @@ class Command(click.Command):
         super().__init__(
             name,
             help=help,
-            context_settings={
-                "help_option_names": HELP,
-                "max_content_width": HELP_WIDTH,
-                "ignore_unknown_options": lenient,
-            },
+            context_settings={**SETTINGS, "ignore_unknown_options": lenient},
         )
         self._show_help = help_option(HELP, "Show this message and exit.")
         del self.params  # set by click; the property below makes them when they are needed
@@ -186,7 +183,10 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line."""
         if self.has_fields:
-            args = option_parameters.normalized(args)
+            shared = (CONFIG_FILE, *REACH, DEADLINE)
+            options = [each for each in (*self._own, *shared) if isinstance(each, click.Option)]
+            valued = {name for each in options if not each.is_flag for name in each.opts}
+            args = option_parameters.normalized(args, valued)
             if not ctx.resilient_parsing:
                 ctx.meta[NAMED] = self._made_params(args)
         try:
@@ -268,9 +268,8 @@ class Command(click.Command):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write description, examples and exit codes before the many options."""
-        formatter.width = (
-            min(formatter.width + 20, HELP_WIDTH) if ctx.terminal_width else HELP_WIDTH
-        )
+        width = formatter.width + 20 if ctx.terminal_width else HELP_WIDTH
+        formatter.width = min(width, HELP_WIDTH)
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         with formatter.section("Examples"):

@@ -15,7 +15,7 @@ import click
 
 from .. import errors
 from ..options.flags import ROWS
-from ..options.table import BY_FIELD
+from ..options.table import BY_FIELD, Row
 from . import json_form
 from .text import safe
 
@@ -24,11 +24,6 @@ CONFIG = "--criu-config"
 
 MOST_LINES = 6
 """Number of CRIU's error lines that are shown; the log has all of them."""
-
-_ASSIGNED = r"\b([a-z_]+)=(True|False|\w+|'[^']*'|\"[^\"]*\")"
-_NAMED = r"\b[a-z]+(?:_[a-z]+)+\b"
-"""Text, not compiled: most commands show no error, and ``re`` caches what it compiles."""
-
 
 _PARAMETERS = {
     "decrypt_with": "--identity",
@@ -88,39 +83,48 @@ _ARGUMENTS = {
 }
 """Expressions of the library's messages other than fields, and what replaces them."""
 
+_PATH = r"[\w.~-]*/[^\s'\",;:()\[\]]*"
 _ITEM = r"(?:\([^()]*\)|\"[^\"]*\")"
-_LISTED = rf"\b([a-z_]+)=\[({_ITEM}(?:, {_ITEM})*)\]"
+_LISTED = rf"\b(?P<list>[a-z_]+)=\[(?P<items>{_ITEM}(?:, {_ITEM})*)\]"
+_ASSIGNED = r"\b(?P<field>[a-z_]+)=(?P<value>True|False|\w+|'[^']*'|\"[^\"]*\")"
+_NAMED = r"\b[a-z]+(?:_[a-z]+)+\b"
 _PARTS = r"\"[^\"]*\"|[^(), ]+"
 _SPELLED = {"inherit_fds": "fd[{0}]:{1}", "join_ns": "{0}:{1}", "veth_pairs": "{0}={1}"}
 """The format of a value with two parts."""
 
 
 def in_flags(text: str) -> str:
-    """Replace fields in a text by long options: ``tcp_close=True`` by ``--tcp-close``."""
-    for expression, flag in _ARGUMENTS.items():
-        text = text.replace(expression, flag)
-    text = re.sub(_LISTED, _as_value, text)
-    return re.sub(_NAMED, lambda found: flag_of(found[0]), re.sub(_ASSIGNED, _as_flag, text))
+    """Replace fields in a text by long options: ``tcp_close=True`` by ``--tcp-close``.
+
+    Parts of paths remain: a directory can have the name of a field.
+    """
+    expressions = "|".join(map(re.escape, _ARGUMENTS))
+    return re.sub(
+        f"(?P<other>{expressions})|{_LISTED}|{_ASSIGNED}|(?P<path>{_PATH})|{_NAMED}", _flags, text
+    )
 
 
-def _as_flag(found: re.Match[str]) -> str:
-    row = BY_FIELD.get(found[1])
+def _flags(found: re.Match[str]) -> str:
+    """What replaces an expression, a field or a path of a text."""
+    if found["path"] or found["other"]:
+        return _ARGUMENTS.get(found[0], found[0])
+    name = found["list"] or found["field"] or found[0]
+    row = BY_FIELD.get(name)
     if row is None or not row.flag:
-        return found[0]
-    flag = flag_of(row.name)
-    if found[2] == "True":
-        return flag
-    if found[2] == "False":
-        return "--no-" + flag[2:] if row.negates else f"no {flag}"
-    return f"{flag}={found[2].strip(chr(34) + chr(39))}"
+        return flag_of(name) + found[0].removeprefix(name)
+    if found["list"]:
+        return _as_values(row, found["items"])
+    value = found["value"]
+    if value == "False":
+        return "--no-" + flag_of(name)[2:] if row.negates else f"no {flag_of(name)}"
+    if value in (None, "True"):
+        return flag_of(name)
+    return flag_of(name) + "=" + value.strip("'\"")
 
 
-def _as_value(found: re.Match[str]) -> str:
-    row = BY_FIELD.get(found[1])
-    if row is None or not row.flag:
-        return found[0]
+def _as_values(row: Row, items: str) -> str:
     values = []
-    for item in re.findall(_ITEM, found[2]):
+    for item in re.findall(_ITEM, items):
         parts = [part.strip('"') for part in re.findall(_PARTS, item)]
         joined = _SPELLED.get(row.name, ":".join(["{}"] * len(parts))).format(*parts)
         values.append(f"{flag_of(row.name)} {joined}")

@@ -13,32 +13,23 @@ import click
 from ..errors import ImagesError
 from .command import Call
 from .exit_codes import Exit
-from .option_parameters import ParamType
 from .text import columns, safe, size
 
 if TYPE_CHECKING:
     from ..images import Process
 
 
-class Range(ParamType):
-    """A range of addresses, as in /proc/PID/maps."""
-
-    name = "range"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """``START-END`` or ``START+SIZE``, in hexadecimal digits."""
-        result = re.fullmatch(
-            r"(?:0x)?([0-9a-f]{1,16})([-+])(?:0x)?([0-9a-f]{1,16})", value.lower()
-        )
-        if result is None:
-            self.fail(f"{value!r}: START-END or START+SIZE in hexadecimal digits is accepted")
-        start, end = int(result[1], 16), int(result[3], 16)
-        end = start + end if result[2] == "+" else end
-        if end < start:
-            self.fail(f"{value!r} ends before it begins")
-        return start, end
+def address_range(value: str) -> tuple[int, int]:
+    """A range of addresses: ``START-END`` or ``START+SIZE``, in hexadecimal digits."""
+    result = re.fullmatch(r"(?:0x)?([0-9a-f]{1,16})([-+])(?:0x)?([0-9a-f]{1,16})", value.lower())
+    if result is None:
+        rule = "START-END or START+SIZE in hexadecimal digits is accepted"
+        raise click.BadParameter(f"{value!r}: {rule}")
+    start, end = int(result[1], 16), int(result[3], 16)
+    end = start + end if result[2] == "+" else end
+    if end < start:
+        raise click.BadParameter(f"{value!r} ends before it begins")
+    return start, end
 
 
 def read_memory(

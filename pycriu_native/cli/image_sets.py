@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ..errors import ImagesError
 from .errors import extra
-from .temporary_copies import named_as
 from .text import columns, safe, size
 
 if TYPE_CHECKING:
@@ -47,6 +47,19 @@ def set_in(place: str, *, whole: bool = False) -> Iterator[tuple[str, ArchiveCon
             else:
                 unpack(place, top, inside=archive.inside)
                 yield top, archive, top
+
+
+@contextmanager
+def named_as(name: str, copy: str) -> Iterator[None]:
+    """Replace the path of a temporary copy by ``name`` in the messages of ``ImagesError``."""
+    try:
+        yield
+    except ImagesError as error:
+        for attribute in ("message", "cause", "cure"):
+            text = getattr(error, attribute)
+            if text is not None:
+                setattr(error, attribute, text.replace(copy, name))
+        raise
 
 
 def archive_text(archive: ArchiveContents, *, changes: bool = True) -> str:

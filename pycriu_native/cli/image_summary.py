@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import NamedTuple
 
-from .._system.regular_file import read_regular
-from .._wire.fields import message_fields, messages_of
-from .._wire.protobuf import image_of
-
-LARGEST = 2**30
-"""Bytes of ``pstree.img`` that are read."""
+from .._integrity.image_files import DamagedError, ImageFiles
+from .._system.descriptors import opened_directory
 
 
 class Size(NamedTuple):
@@ -22,25 +19,19 @@ class Size(NamedTuple):
 
 def size_of(directory: str) -> Size:
     """The images in a directory, without those of its parents."""
-    try:
-        with os.scandir(directory) as entries:
-            sizes = [
-                entry.stat().st_size
-                for entry in entries
-                if entry.name.endswith(".img") and entry.is_file(follow_symlinks=False)
-            ]
-    except OSError:
-        return Size(0, 0)
-    return Size(sum(sizes), len(sizes))
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        sizes = [
+            entry.stat().st_size
+            for entry in entries
+            if entry.name.endswith(".img") and entry.is_file(follow_symlinks=False)
+        ]
+        return Size(sum(sizes), len(sizes))
+    return Size(0, 0)
 
 
 def pids_in(directory: str) -> list[int]:
     """The pids of a dump, in the pid namespace of the processes; none for a pre-dump."""
-    try:
-        data = read_regular(os.path.join(directory, "pstree.img"), LARGEST)
-        if not data.startswith(image_of("PSTREE")):
-            return []
-        fields = [field for entry in messages_of(data) for field in message_fields(entry)]
-    except (OSError, ValueError):
-        return []
-    return [value for number, value in fields if number == 1 and isinstance(value, int)]
+    with contextlib.suppress(OSError, DamagedError), opened_directory(directory) as fd:
+        # A row for each thread: the size of what follows the message, the pid, the thread's id.
+        return [*dict.fromkeys(pid for _, pid, _ in ImageFiles(fd).rows("pstree.img"))]
+    return []

@@ -6,6 +6,7 @@ on the command line replaces the same field of an options file.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 BARE = "\0"
 """Placeholder for an omitted optional value; no command line can contain it."""
+
+SERVER = ("--address", "--port", "--ps-socket")
+"""Options of a page server with a value."""
 
 CLEAR_TEXT = "--clear-text"
 """An option of this library that ``criu`` does not have."""
@@ -61,7 +65,7 @@ class FieldOption(click.Option):
         negated = f"/--no-{flag[2:]}" if self.takes is Takes.NOTHING and rows[0].negates else ""
         more: dict[str, Any] = {"is_flag": True, "default": None}
         if self.takes is not Takes.NOTHING:
-            more = {"multiple": True, "type": _Value(rows), "metavar": _metavar(rows, self.takes)}
+            more = {"multiple": True, "metavar": _metavar(rows, self.takes)}
         super().__init__([*short, name + negated], **more)
 
     @property
@@ -90,27 +94,11 @@ class FieldOption(click.Option):
             for word in value:
                 yield self.flag, None if word == BARE else word
 
-
-if TYPE_CHECKING:
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType
-
-
-class _Value(ParamType):
-    """A value that ``FlagParser`` will check; this class completes it in the shell."""
-
-    name = "text"
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the value, which ``FlagParser`` will check."""
         from click.shell_completion import CompletionItem  # runs do without
 
-        for row in self._rows:
+        for row in self.rows:
             words = _choices(row)
             if words:
                 return [CompletionItem(word) for word in words if word.startswith(incomplete)]
@@ -235,24 +223,38 @@ class ServerOption(click.Option):
         yield self.opts[0], (None if value is True else value)
 
 
-def normalized(words: Sequence[str]) -> list[str]:
+def normalized(words: Sequence[str], valued: Collection[str]) -> list[str]:
     """The words for click, with :data:`BARE` for each optional value that was omitted.
 
     CRIU accepts such a value only if it is joined to its option; click would take the next word.
+    ``valued``: other options of the command with a value.
     """
-    reader = FlagParser()
-    perhaps = {flag for flag in ROWS if reader.takes(flag) is Takes.PERHAPS}
     result: list[str] = []
     waiting = iter(words)
     for word in waiting:
         if word == "--":
             return [*result, word, *waiting]
-        if word in perhaps:
-            word = f"{word}={BARE}"
-        elif re.fullmatch(r"-[A-Za-z]+", word):
-            word += _bare_after(word[1:], reader)
+        takes = _takes_after(word, valued)
+        if takes is Takes.PERHAPS:
+            word += f"={BARE}" if word.startswith("--") else BARE
         result.append(word)
+        if takes is Takes.VALUE:
+            result += itertools.islice(waiting, 1)
     return result
+
+
+def _takes_after(word: str, valued: Collection[str]) -> Takes:
+    """Whether the option of a word, or the last one of joined letters, has its value behind it."""
+    names = [f"-{each}" for each in word[1:]] if re.fullmatch(r"-[A-Za-z]+", word) else [word]
+    reader = FlagParser()
+    for place, name in enumerate(names, 1):
+        flag = _FLAGS.get(name)
+        takes = reader.takes(flag) if flag else Takes.NOTHING
+        if name in valued or name in SERVER:
+            takes = Takes.VALUE
+        if takes is not Takes.NOTHING:
+            return takes if place == len(names) else Takes.NOTHING
+    return Takes.NOTHING
 
 
 def named_flags(words: Sequence[str], others: Collection[str]) -> set[str] | None:
@@ -273,16 +275,6 @@ def named_flags(words: Sequence[str], others: Collection[str]) -> set[str] | Non
             return None
         flags.add(flag)
     return flags
-
-
-def _bare_after(letters: str, reader: FlagParser) -> str:
-    for index, letter in enumerate(letters):
-        takes = reader.takes(_LETTERS.get(letter, ""))
-        if letter in _LETTERS and takes is Takes.PERHAPS:
-            return BARE if index == len(letters) - 1 else ""
-        if letter not in _LETTERS or takes is Takes.VALUE:
-            return ""
-    return ""
 
 
 def read(

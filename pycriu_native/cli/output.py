@@ -76,14 +76,14 @@ class Output:
             self._print(sys.stdout, text)
         return code
 
-    def event(self, event: str, result: Any, text: str) -> None:
-        """Print an event before the result, such as that a server listens."""
+    def event(self, event: str, result: Any, text: str = "") -> None:
+        """Print an event before the result, such as that a server listens; for JSON if no text."""
         if self.as_json:
             self._write(
                 {"schema": json_form.SCHEMA, "command": self.command, "event": event}
                 | json_form.plain(result)
             )
-        elif not self.quiet:
+        elif text and not self.quiet:
             self._print(sys.stdout, text)
 
     def hint(self, text: str) -> None:

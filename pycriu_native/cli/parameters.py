@@ -11,7 +11,6 @@ from .._rollback.option import Files, Rollback
 from .._system.process import all_pids, comm_of
 from .._system.process_identity import is_pid
 from ..errors import CriuError, OptionError, Problem
-from .option_parameters import ParamType
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -33,40 +32,33 @@ def file_option(*names: str, metavar: str = "FILE", **attributes: Any) -> click.
     return option(*names, type=click.Path(dir_okay=False), metavar=metavar, **attributes)
 
 
-class Pid(ParamType):
-    """The number of a process; completed with the running processes."""
+def _pid(value: str) -> int:
+    """The number of a process."""
+    if not value.isascii() or not value.isdigit() or not is_pid(int(value[:20])):
+        raise click.BadParameter(f"{value!r} is not a pid: the number of a process is accepted")
+    return int(value)
 
-    name = "pid"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """A number above 0."""
-        if isinstance(value, int):
-            return value
-        text = str(value)
-        if not text.isascii() or not text.isdigit() or not is_pid(int(text[:20])):
-            self.fail(f"{value!r} is not a pid: the number of a process is accepted", param, ctx)
-        return int(text)
+def _processes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The processes of this machine, with their names, for the completion of a pid."""
+    from click.shell_completion import CompletionItem  # needed for completion only
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """The processes of this machine, with their names."""
-        from click.shell_completion import CompletionItem  # needed for completion only
+    return [
+        CompletionItem(str(pid), help=comm_of(pid))
+        for pid in sorted(all_pids())
+        if str(pid).startswith(incomplete)
+    ]
 
-        return [
-            CompletionItem(str(pid), help=comm_of(pid))
-            for pid in sorted(all_pids())
-            if str(pid).startswith(incomplete)
-        ]
+
+PID: dict[str, Any] = {"type": _pid, "shell_complete": _processes}
+"""Attributes of parameters whose value is a pid."""
 
 
 def pid_params() -> list[click.Parameter]:
     """``PID``, also as ``-t PID`` as in criu; the command gets one of them as ``pid``."""
     return [
-        click.Argument(["pid"], type=Pid(), required=False),
-        option(
-            "-t", "--tree", "of_tree", type=Pid(), metavar="PID", help="The process, as in criu."
-        ),
+        click.Argument(["pid"], required=False, **PID),
+        option("-t", "--tree", "of_tree", metavar="PID", help="The process, as in criu.", **PID),
     ]
 
 

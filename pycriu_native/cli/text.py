@@ -32,9 +32,9 @@ def micro(microseconds: int) -> str:
     return time(microseconds / 1e6)
 
 
-def count(number: int, thing: str, things: str | None = None) -> str:
-    """``1 process``, ``3 processes``."""
-    return f"{number} {thing if number == 1 else things or thing + 's'}"
+def count(number: int, thing: str) -> str:
+    """``1 file``, ``3 files``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 MOST_PIDS = 12

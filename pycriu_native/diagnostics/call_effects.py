@@ -25,7 +25,7 @@ from ..errors import CriuError, OptionError, Problem
 from ..options import command_line
 from ..options.criu_opts import CriuOpts
 from ..options.fields import foreign_options
-from ..options.table import BY_FIELD, BY_WIRE, VERB_MASK
+from ..options.table import BY_FIELD, BY_WIRE
 from ..options.values import PageServer, WireValue
 from .config_effects import configuration_files, crash
 from .explanation import Explanation, Sent
@@ -33,7 +33,7 @@ from .explanation import Explanation, Sent
 
 def effects_of(opts: CriuOpts, verb: Verb, pid: int | None, via: Via | None) -> Explanation:
     """The result of :func:`~pycriu_native.explain`, whose arguments these are."""
-    if verb not in VERB_MASK or str(verb) not in REQUEST_TYPES:
+    if str(verb) not in REQUEST_TYPES:
         raise OptionError([Problem("verb", str(verb), "is no request that has options")])
     if verb is Verb.DUMP and opts.pre_dump:
         verb = Verb.PRE_DUMP

@@ -1,11 +1,11 @@
 """Configuration files that CRIU reads for a call, and the effect of their settings.
 
 CRIU reads configuration files in addition to the request. The precedence in CRIU's
-``criu/config.c`` and
-``criu/cr-service.c`` (4.2; the effects on ``leave_running``, ``log_level`` and ``log_file`` seen
-in 3.17.1, 4.1.1, 4.2.1 and 4.3): ``/etc/criu/default.conf``, ``$HOME/.criu/default.conf`` and the
-file that the environment names in ``CRIU_CONFIG_FILE`` are read first, and the request overrides
-them; the request's own ``config_file`` is read after that, and overrides the request.
+``criu/config.c`` and ``criu/cr-service.c`` (4.2; the effects on ``leave_running``, ``log_level``
+and ``log_file`` seen in 3.17.1, 4.1.1, 4.2.1 and 4.3): ``/etc/criu/default.conf``,
+``$HOME/.criu/default.conf`` and the file that the environment names in ``CRIU_CONFIG_FILE`` are
+read first, and the request overrides them; the request's own ``config_file`` is read after that,
+and overrides the request.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _settings(
     for field, value in reader.fields.items():
         row = BY_FIELD[field]
         shown, given = _parsed(row, value), getattr(opts, field)
-        after_request = after and (row.name != "log_level" or sets_level)
-        applies, effect = (_after if after_request else _before)(row, shown, given)
+        is_last = after and (row.name != "log_level" or sets_level)
+        applies, effect = _effect(row, shown, given, after=is_last)
         yield Setting(field, shown, effect, applies)
     for problem in reader.problems:
         yield Setting(problem.field, problem.value, problem.rule, True)
@@ -83,37 +83,24 @@ def _parsed(row: Row, value: object) -> object:
         return value
 
 
-def _before(row: Row, value: object, given: Any) -> tuple[bool, str]:
-    """The effect of an option of a file that is read before the request."""
-    if row.name in ALWAYS_ASKED:
+def _effect(row: Row, value: object, given: Any, *, after: bool) -> tuple[bool, str]:
+    """Whether an option of a file applies, and how; ``after``: it is read after the request."""
+    if not after and row.name in ALWAYS_ASKED:
         return False, f"has no effect: {ALWAYS_ASKED[row.name]}"
     if given is None or given == ():
         return True, "applies: the request does not set it"
     if isinstance(row.kind, ListOf):
         return True, "is added to what the request has"
-    if given is False and row.name in DEAF_TO_FALSE and value is True:
-        return True, "applies: the request cannot set it to False in CRIU"
-    return (
-        False,
-        "has no effect: the request overrides it"
-        if given != value
-        else "is in the request as well",
-    )
-
-
-def _after(row: Row, value: object, given: Any) -> tuple[bool, str]:
-    """The effect of an option of the request's own file."""
-    if given is None or given == ():
-        return True, "applies: the request does not set it"
-    if row.in_config and not isinstance(row.kind, ListOf):
+    if after and row.in_config:
         return False, "has no effect: the call adds its own behind it"
-    if isinstance(row.kind, ListOf):
-        return True, "is added to what the request has"
     if given == value:
         return False, "is in the request as well"
-    if row.name == "parent_image" or (row.name == "mntns_compat_mode" and given):
-        return False, "has no effect: the request overrides it"
-    return True, f"overrides the {given!r} of the request"
+    if not after and given is False and row.name in DEAF_TO_FALSE:
+        return True, "applies: the request cannot set it to False in CRIU"
+    stays = row.name == "parent_image" or (row.name == "mntns_compat_mode" and given)
+    if after and not stays:
+        return True, f"overrides the {given!r} of the request"
+    return False, "has no effect: the request overrides it"
 
 
 def crash(opts: CriuOpts, files: tuple[ConfigurationFile, ...]) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from .._checks.arguments import check_types
 from .._transport.base import Via
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
+from ..options.fields import verb_of
 from .explanation import ConfigurationFile, Explanation, Sent, Setting
 
 __all__ = ["ConfigurationFile", "Explanation", "Sent", "Setting", "explain"]
@@ -21,4 +22,4 @@ def explain(
     from .call_effects import effects_of  # loaded at the first call
 
     check_types(opts, via, "explain")
-    return effects_of(opts, Verb(verb), pid, via)
+    return effects_of(opts, verb_of(verb), pid, via)

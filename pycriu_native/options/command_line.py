@@ -7,12 +7,12 @@ with the abbreviation. Sources: CRIU's ``criu/config.c`` and ``criu/crtools.c``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .._support.frozen_dataclass import replace
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from .fields import Fields, foreign_options
+from .fields import Fields, foreign_options, verb_of
 from .flag_values import Takes
 from .flags import KNOWN, SHORT, FlagParser, Opts, Word, to_flags
 from .table import BY_FIELD, VERB_MASK
@@ -81,10 +81,7 @@ def to_argv(opts: Fields, verb: Verb | str, pid: int | None) -> list[str]:
 
 def chosen(opts: Fields, verb: Verb | str) -> Verb:
     """The verb; ``dump`` with ``pre_dump`` set is a pre-dump."""
-    result = {str(each): each for each in COMMANDS}.get(str(verb))
-    if result is None:
-        rule = f"one of {', '.join(map(str, COMMANDS))} is accepted"
-        raise OptionError([Problem("verb", verb, rule)])
+    result = verb_of(verb)
     return Verb.PRE_DUMP if result is Verb.DUMP and opts.pre_dump else result
 
 
@@ -150,14 +147,15 @@ def _misread(word: Word) -> Iterator[Problem]:
 
 def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, Opts]:
     """See ``CriuOpts.from_argv``."""
-    words = words if isinstance(words, str) else list(words)
-    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+    is_list = isinstance(words, Iterable) and not isinstance(words, str)
+    listed = list(words) if is_list else []
+    if not is_list or not all(isinstance(word, str) for word in listed):
         rule = "a sequence of words is accepted, such as that of shlex.split()"
         raise OptionError([Problem("words", words, rule)])
-    if words and not words[0].startswith("-") and not _is_command(words[0]):
-        del words[0]
+    if listed and not listed[0].startswith("-") and not _is_command(listed[0]):
+        del listed[0]
     reader = FlagParser()
-    remaining = _read(words, reader)
+    remaining = _read(listed, reader)
     if reader.prints_version:
         return Verb.VERSION, None, cls()
     name = remaining[:2] if remaining[:1] == ["cpuinfo"] else remaining[:1]

@@ -77,6 +77,8 @@ def _means(line: str, words: list[str]) -> bool:
 
 def read_config(text: str, *, lazy: bool = False) -> FlagParser:
     """Parse a file, as for ``CriuOpts.from_config``; ``lazy``: its request has lazy pages."""
+    if not isinstance(text, str):
+        raise OptionError([Problem("text", text, "a str is accepted, as of os.fsdecode()")])
     reader = FlagParser()
     for number, line in enumerate(text.split("\n"), 1):
         try:

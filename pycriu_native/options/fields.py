@@ -349,7 +349,7 @@ class Fields:
         A verb refuses options that CRIU would ignore. With this method one set of options can be
         used for dump and restore.
         """
-        mask = VERB_MASK[enums.Verb(verb)]
+        mask = VERB_MASK[verb_of(verb)]
         foreign = {row.name: None for row, _ in self.items() if not row.on & mask}
         return replace(self, **foreign) if foreign else self
 
@@ -376,6 +376,15 @@ class Fields:
         return cls(**values)
 
 
+def verb_of(verb: enums.Verb | str) -> enums.Verb:
+    """A verb by its name; ``OptionError`` for one without options."""
+    result = {str(each): each for each in VERB_MASK}.get(str(verb))
+    if result is None:
+        rule = f"one of {', '.join(map(str, VERB_MASK))} is accepted"
+        raise OptionError([Problem("verb", verb, rule)])
+    return result
+
+
 @functools.cache
 def _foreign(verb: enums.Verb) -> frozenset[str]:
     """The options that have no meaning for a verb."""
@@ -390,9 +399,8 @@ def foreign_options(opts: Fields, verb: enums.Verb) -> Iterator[Problem]:
         if row.field in foreign:
             known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
             where = " and ".join(known) or "other requests"
-            yield Problem(
-                row.name,
-                value,
+            rule = (
                 f"belongs to {where}; {verb} would ignore it "
-                f"(opts.only_for({str(verb)!r}) drops it)",
+                f"(opts.only_for({str(verb)!r}) drops it)"
             )
+            yield Problem(row.name, value, rule)

@@ -106,6 +106,8 @@ _WRITERS: dict[type, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 def from_runc(cls: type[Opts], struct: Mapping[str, Any]) -> Opts:
     """See ``CriuOpts.from_runc``."""
+    if not isinstance(struct, Mapping):
+        raise OptionError([Problem("struct", struct, "a mapping of runc's fields is accepted")])
     fields: dict[str, Any] = {}
     problems = []
     for name, value in struct.items():

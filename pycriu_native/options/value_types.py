@@ -11,29 +11,21 @@ from collections.abc import Iterable, Mapping
 
 from .. import enums
 from .._support.frozen_dataclass import dataclass
-from .._support.light_typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from .._support.light_typing import TYPE_CHECKING, Any, ClassVar
 from .values import HasFileno, StructuredValue, WireValue, checked_text, descriptor_number
 
 if TYPE_CHECKING:
     from enum import IntEnum
 
 
-class Kind(Protocol):
-    """The interface of every kind of value."""
-
-    @property
-    def argv(self) -> bool:
-        """Whether libcriu's setter takes it at once, as a count and an array of strings."""
-
-    def parse(self, value: Any) -> object: ...
-    def wire(self, value: Any) -> WireValue: ...
-    def plain(self, value: Any) -> object: ...
-
-
-class _Plain:
-    """The usual case: one value, the same on the wire and in JSON."""
+class Kind:
+    """A kind of value. In the usual case it is one value, the same on the wire and in JSON."""
 
     argv: ClassVar[bool] = False
+    """Whether libcriu's setter takes it at once, as a count and an array of strings."""
+
+    def parse(self, value: Any) -> object:
+        raise NotImplementedError
 
     def wire(self, value: Any) -> WireValue:
         return value  # type: ignore[no-any-return]
@@ -42,7 +34,7 @@ class _Plain:
         return value
 
 
-class Flag(_Plain):
+class Flag(Kind):
     """True or false."""
 
     def parse(self, value: object) -> bool:
@@ -52,7 +44,7 @@ class Flag(_Plain):
 
 
 @dataclass(frozen=True)
-class Number(_Plain):
+class Number(Kind):
     """A whole number within bounds, both included."""
 
     low: int
@@ -70,7 +62,7 @@ class Number(_Plain):
 
 
 @dataclass(frozen=True)
-class Mode(_Plain):
+class Mode(Kind):
     """A member of an enumeration: itself, its name in any case, or its number."""
 
     enumeration: str
@@ -103,7 +95,7 @@ class Mode(_Plain):
         return value.name.lower()
 
 
-class Namespaces(_Plain):
+class Namespaces(Kind):
     """A mask of ``CLONE_NEW*`` flags; CRIU accepts only the network namespace."""
 
     NET = 0x40000000
@@ -119,7 +111,7 @@ class Namespaces(_Plain):
 
 
 @dataclass(frozen=True)
-class Text(_Plain):
+class Text(Kind):
     """A string without NUL. ``parse`` keeps undecodable bytes as surrogates."""
 
     what: str = "text"
@@ -130,7 +122,7 @@ class Text(_Plain):
 
 
 @dataclass(frozen=True)
-class FilePath(_Plain):
+class FilePath(Kind):
     """A path: str, bytes or ``os.PathLike``."""
 
     what: str = "a path"
@@ -142,7 +134,7 @@ class FilePath(_Plain):
         return checked_text(value, self.what, empty=self.empty)
 
 
-class FileDescriptor(_Plain):
+class FileDescriptor(Kind):
     """A descriptor: its number, or an object that owns it."""
 
     def parse(self, value: object) -> object:
@@ -155,7 +147,7 @@ class FileDescriptor(_Plain):
     plain = wire
 
 
-class Directory(_Plain):
+class Directory(Kind):
     """A directory: a path, a descriptor's number, or an object that owns one.
 
     A path is not sent: the call opens it and sends the descriptor.
@@ -180,7 +172,7 @@ class Directory(_Plain):
 
 
 @dataclass(frozen=True)
-class ListOf(_Plain):
+class ListOf(Kind):
     """A list of one kind, stored as a tuple; a single value is accepted as a list of one.
 
     ``inner`` names the message field that wraps each item on the wire, where one does.
@@ -238,7 +230,7 @@ class Command(ListOf):
 
 
 @dataclass(frozen=True)
-class Item(_Plain):
+class Item(Kind):
     """A structured value: one of the classes of ``values.py``."""
 
     cls: type[StructuredValue]

@@ -74,6 +74,8 @@ class StructuredValue:
     __slots__ = ()
     SETTER: ClassVar[dict[str, str]]
     FORMS: ClassVar[str]
+    SEPARATOR: ClassVar = ":"
+    """What is between the two fields in text, unless a class has another form."""
 
     @classmethod
     def parse(cls, value: object) -> Self:
@@ -93,7 +95,7 @@ class StructuredValue:
 
     @classmethod
     def _from_text(cls, text: str) -> Self:
-        raise ValueError(cls.FORMS + " is accepted")
+        return cls(*list(_split(text, cls.SEPARATOR, cls.FORMS)))
 
     def wire(self) -> dict[str, WireValue]:
         """The fields that are set, by their names in ``rpc.proto``."""
@@ -112,7 +114,7 @@ class StructuredValue:
         return text
 
     def _to_text(self) -> str:
-        raise NotImplementedError
+        return self.SEPARATOR.join(getattr(self, each) for each in self.SETTER.values())
 
     def to_plain(self) -> dict[str, object]:
         """The fields that are set, as a mapping that ``parse`` accepts."""
@@ -148,17 +150,11 @@ class VethPair(StructuredValue):
 
     SETTER: ClassVar = {"if_in": "inside", "if_out": "outside"}
     FORMS: ClassVar = "VethPair, (inside, outside) or 'inside=outside'"
+    SEPARATOR: ClassVar = "="
 
     def __post_init__(self) -> None:
         _keep_text(self, "inside", "an interface's name")
         _keep_text(self, "outside", "an interface's name")
-
-    @classmethod
-    def _from_text(cls, text: str) -> Self:
-        return cls(*_split(text, "=", cls.FORMS))
-
-    def _to_text(self) -> str:
-        return f"{self.inside}={self.outside}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +225,6 @@ class ExtMount(StructuredValue):
     def __post_init__(self) -> None:
         _keep_text(self, "key", "a key")
         _keep_text(self, "value", "a value")
-
-    @classmethod
-    def _from_text(cls, text: str) -> Self:
-        return cls(*_split(text, ":", cls.FORMS))
-
-    def _to_text(self) -> str:
-        return f"{self.key}:{self.value}"
 
 
 @dataclass(frozen=True, slots=True)

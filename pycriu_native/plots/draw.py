@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._support.sizes import size_text
 from ..errors import ImagesError, OptionError, Problem, UnsupportedError, missing_extra
 from .dump_timeline import Span, Timeline, read_timeline
 from .parent_chain import read_rounds
@@ -76,7 +77,7 @@ def rounds(directory: Place, to: Place) -> None:
     places = range(len(chain))
     written = [each.written / scale for each in chain]
     bars = above.bar(places, written, width=0.62, color=BLUE, label="written")
-    above.bar_label(bars, [_size(each.written) for each in chain], padding=2, fontsize=8)
+    above.bar_label(bars, [size_text(each.written) for each in chain], padding=2, fontsize=8)
     skipped = [(each.in_parent or 0) / scale for each in chain]
     if any(skipped):
         above.bar(places, skipped, bottom=written, width=0.62, color=GREY, alpha=0.6,
@@ -290,7 +291,9 @@ def _draw_memory(images: ImageSet, to: Place) -> None:
     _by_kind(above, dict(sorted(kinds.items(), key=lambda each: -each[1]["stored"])))
     _by_process(below, shown, rest)
     _save(
-        figure, to, f"Memory in the images: {_size(total)} of {_processes(len(images.processes))}"
+        figure,
+        to,
+        f"Memory in the images: {size_text(total)} of {_processes(len(images.processes))}",
     )
 
 
@@ -306,8 +309,8 @@ def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
     ends = _stacked(axes, list(drawn), list(drawn.values()), _PLACES, scale)
     for number, (kind, row) in enumerate(kinds.items()):
         cut = row["zero"] > drawn[kind]["zero"]
-        zeros = f" and {_size(row['zero'])} of zeros" if cut else ""
-        _note_beside(axes, _size(in_images[kind]) + zeros, ends[number], number)
+        zeros = f" and {size_text(row['zero'])} of zeros" if cut else ""
+        _note_beside(axes, size_text(in_images[kind]) + zeros, ends[number], number)
     axes.margins(x=0.1)
     axes.set_xlabel(f"by kind, {unit}; the totals exclude zeros")
 
@@ -433,11 +436,6 @@ def _size_unit(most: float) -> tuple[float, str]:
         if most >= scale:
             return scale, unit
     return 1024, "KiB"
-
-
-def _size(count: float) -> str:
-    scale, unit = _size_unit(count)
-    return f"{count / scale:.1f} {unit}"
 
 
 def _processes(number: int) -> str:

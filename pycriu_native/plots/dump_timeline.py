@@ -61,17 +61,21 @@ def read_timeline(
     """Read the timeline of a dump. ``directory`` is its work directory, with log and statistics.
 
     ``log`` is the path of a log with another name than ``dump.log`` or ``pre-dump.log``. Raises
-    ``ImagesError`` if there is neither a log with times nor a statistics image.
+    ``ImagesError`` if there is neither a log with times nor a statistics image, or if a log cannot
+    be read.
     """
     directory = os.fspath(directory)
     statistics = _statistics(directory)
     reader = _Reader()
-    for path in [os.path.join(directory, name) for name in LOGS] if log is None else [log]:
-        if os.path.exists(path):
+    usual = (os.path.join(directory, name) for name in LOGS)
+    path = next(filter(os.path.exists, usual), None) if log is None else os.fspath(log)
+    if path is not None:
+        try:
             with open(path, errors="replace") as file:
                 for line in file.read(_LARGEST).splitlines():
                     reader.take(line)
-            break
+        except OSError as error:
+            raise ImagesError(f"{path} cannot be read: {error.strerror}") from None
     if not reader.marks and statistics is None:
         raise ImagesError(
             f"{directory}: no log with times and no statistics; dump with log_level=4, and name "

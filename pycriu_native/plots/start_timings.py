@@ -14,11 +14,11 @@ def read_starts(path: str | os.PathLike[str]) -> Sequence[StartTimings]:
     """Read a file of ``pycriu-native start --timings``. Raises ``ImagesError`` for another one."""
     try:
         with open(path) as file:
-            bodies = [json.loads(line) for line in file if line.strip()]
+            starts = [StartTimings.from_dict(json.loads(line)) for line in file if line.strip()]
+    except (ValueError, RecursionError, ImagesError) as error:
+        raise ImagesError(f"{os.fspath(path)} has no timings of starts: {error}") from None
     except OSError as error:
         raise ImagesError(f"{os.fspath(path)} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ImagesError(f"{os.fspath(path)} has no timings of starts: {error}") from None
-    if not bodies:
+    if not starts:
         raise ImagesError(f"{os.fspath(path)} has no timings of starts: it is empty")
-    return [StartTimings.from_dict(each) for each in bodies]
+    return starts

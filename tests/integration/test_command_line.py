@@ -254,6 +254,17 @@ def test_options_without_a_field_in_requests(
         restore(opts)
 
 
+@pytest.mark.skipif(not releases.has("3.19"), reason="requests run no scripts before CRIU 3.19")
+def test_a_relative_script_with_images_dir(target: Target, images: Path) -> None:
+    """Without a work directory, CRIU finds a relative script in the directory of the images."""
+    images.mkdir()
+    script_in(images)
+    opts = CriuOpts(images_dir=images, leave_running=True, file_locks=True)
+    trusting = Worker(allow_untrusted=True)
+    dump(target.pid, replace(opts, action_scripts=["./script"]), via=trusting)
+    assert (images / "actions").read_text().split() == ["pre-dump", "post-dump"]
+
+
 def test_a_script_that_fails_undoes_the_dump(target: Target, images: Path, tmp_path: Path) -> None:
     """A failed script undoes the dump; a missing one is refused before anything is touched."""
     script = tmp_path / "script"

@@ -17,7 +17,6 @@ import pytest
 
 from pycriu_native import (
     CriuError,
-    Finding,
     Severity,
     Socket,
     Version,
@@ -28,8 +27,8 @@ from pycriu_native import (
     libcriu_version,
     version,
 )
-from pycriu_native._system.host import boot_time
 from pycriu_native._system.mountinfo import mounts_of
+from pycriu_native._transport import feature_cache
 from pycriu_native.diagnostics.doctor import features, program, rights, system
 
 from .conftest import Spawn
@@ -295,30 +294,27 @@ def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.cure == "sysctl -w fs.pipe-max-size=4194304"
 
 
-def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> Finding:
-    """The finding about a cache in this directory."""
-    monkeypatch.setattr(program, "CACHE", str(path))
-    monkeypatch.setattr(program, "TMPFS_OF", tmpfs)
-    return program._cache(boot_time() + 1, Worker())
-
-
 def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cache is stored, absent, stale or invalid, by its age and first bytes."""
-    path = tmp_path / "criu.kdat"
-    assert "absent" in cache(monkeypatch, path).message
-    path.write_bytes(struct.pack("=I", program.CACHE_MAGIC) + bytes(400))
-    kept = cache(monkeypatch, path)
-    assert kept.severity is Severity.GOOD
-    assert "exists" in kept.message
+    """A cache is stored, absent, blocked by a file that a CRIU has left, stale or invalid."""
+    monkeypatch.setattr(feature_cache, "RUN", str(tmp_path))
+    monkeypatch.setattr(feature_cache, "filesystem_of", lambda path: "tmpfs")
+    path, temporary = tmp_path / "criu.kdat", tmp_path / "criu.kdat.tmp"
+
+    def severity_and_cure() -> tuple[Severity, str]:
+        result = program._cache()
+        assert str(path) in result.message
+        return result.severity, result.cure
+
+    assert severity_and_cure() == (Severity.NOTE, "")
+    temporary.touch()
+    os.utime(temporary, (1, 1))
+    assert severity_and_cure() == (Severity.NOTE, f"remove {temporary}")
+    path.write_bytes(struct.pack("=I", feature_cache.MAGIC) + bytes(400))
+    assert severity_and_cure() == (Severity.GOOD, "")
     os.utime(path, (1, 1))
-    stale = cache(monkeypatch, path)
-    assert stale.severity is Severity.WARNING
-    assert "stale" in stale.message
-    assert stale.cure == f"rm {path}"
-    subprocess.run(stale.cure.split(), check=True)
-    assert "absent" in cache(monkeypatch, path).message
+    assert severity_and_cure() == (Severity.WARNING, f"remove {path}")
     path.write_bytes(b"something else")
-    assert cache(monkeypatch, path).severity is Severity.WARNING
+    assert severity_and_cure() == (Severity.WARNING, f"remove {path}")
 
 
 def test_where_the_cache_is_kept(tmp_path: Path) -> None:
@@ -330,7 +326,7 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
         "print(found[-1])\n"
     )
     shell = 'mount -t tmpfs none /run && exec "$@"'
-    assert output_of(code, shell).startswith("/run/criu.kdat exists")
+    assert output_of(code, shell) == "/run/criu.kdat: it is kept\n"
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:

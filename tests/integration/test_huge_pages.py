@@ -20,6 +20,7 @@ from pycriu_native.images import check_images, inspect
 
 from .conftest import Spawn
 from .support import huge_pages
+from .support.ordinary_user import BEGIN, as_user, python
 from .support.processes import eventually, reap_all
 
 pytestmark = pytest.mark.usefixtures("orphans")
@@ -130,6 +131,21 @@ def test_no_page_is_free(kind: str, setting: None, spawn: Spawn, images: Path) -
     )
     repeated(lambda: restore(opts), "memory-enomem")
     assert target.runs_on()
+
+
+def test_shared_pages_of_an_ordinary_user(setting: None) -> None:
+    """preflight works without the right to follow the links of mapped memory."""
+    code = """if True:
+        import mmap, os
+        from pycriu_native import preflight
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
+        memory = mmap.mmap(-1, 2 << 20, flags=flags)
+        memory[0] = 1
+        assert preflight(os.getpid()).size.memory
+    """
+    words = [*as_user(), python("pycriu_native"), "-c", BEGIN + code]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
 
 
 RESERVES_NOTHING = """

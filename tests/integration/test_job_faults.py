@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pycriu_native.cli.commands.job import Duration
+from pycriu_native.cli.commands.job import seconds_of
 from pycriu_native.jobs import CANNOT_RESTORE, INTERRUPTED, Job, State
 
 from .support.jobs import RunningJob, check_exact
@@ -171,7 +171,7 @@ def test_durations_that_are_refused(tmp_path: Path) -> None:
     """The command line reports the option and the value."""
     for value in ("5 m", "10M", "1e3", "-1", "inf", "", "9" * 30 + "d"):
         with pytest.raises(click.BadParameter, match=f"^{re.escape(repr(value))}: "):
-            Duration().convert(value, None, None)
+            seconds_of(value)
     words = [sys.executable, "-m", "pycriu_native", "run", "--dir", str(tmp_path / "job")]
     done = subprocess.run(
         [*words, "--every", "0s", "--", "true"], capture_output=True, text=True, check=False

@@ -19,12 +19,14 @@ import click
 import pytest
 
 import pycriu_native
-from pycriu_native import CriuError, CriuOpts
+from pycriu_native import CriuError, CriuOpts, PageServer
 from pycriu_native._failures.log_excerpt import failures
 from pycriu_native.cli import app, errors, exit_codes, field_docs, option_parameters
 from pycriu_native.cli import text as text_module
 from pycriu_native.cli.command import Command
+from pycriu_native.cli.commands.diagnose import command_line
 from pycriu_native.cli.commands.dump import text as dump_text
+from pycriu_native.cli.commands.snapshot import text as snapshot_text
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.cli.image_memory import pattern_of
 from pycriu_native.cli.run import run
@@ -32,6 +34,8 @@ from pycriu_native.enums import Verb
 from pycriu_native.options.flags import NO_WORDS, ROWS
 from pycriu_native.options.table import TABLE, VERB_MASK, On
 from pycriu_native.results import DumpResult
+from pycriu_native.snapshots import Record, Snapshot, host_check
+from pycriu_native.snapshots.record import publish
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
 from tests.unit.support import bystander
 
@@ -208,6 +212,10 @@ def test_what_help_says_of_an_option() -> None:
         ),
         (["-D", "d", "--criu-config", "f"], {"config_file": "f"}),
         (["-Dd", "-Ww"], {"work_directory": "w"}),
+        (["-Dd", "-qv", "--file-locks"], {"log_level": 3, "file_locks": True}),
+        (["-Dd", "-o", "-v"], {"log_file": "-v"}),
+        (["-Dd", "-jW", "-vx", "-v"], {"shell_job": True, "work_directory": "-vx", "log_level": 3}),
+        (["-Dd", "--criu", "-v", "-v"], {"log_level": 3}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -222,6 +230,36 @@ def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
     with command.make_context("dump", [*words, PID]) as ctx:
         assert option_parameters.read(ctx, Verb.DUMP, config=None) == expected
         assert ctx.params["pid"] == int(PID)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tcp_established": True, "shell_job": False, "external": ["a", "b"]},
+        {"config_file": "criu.conf"},
+        {"page_server": PageServer("10.0.0.2", 27, clear_text=True)},
+        {"images_directory": "d", "log_level": 4, "cpu_cap": 5, "manage_cgroups_mode": "full"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_the_command_line_that_preflight_suggests(fields: dict[str, Any]) -> None:
+    """It has the options of the result; without an images directory, the images are in ckpt."""
+    words = command_line(7, CriuOpts(**fields))
+    assert words is not None
+    assert words[:3] == ["pycriu-native", "dump", "7"]
+    command = app.app.get_command(click.Context(app.app), "dump")
+    assert command is not None
+    with command.make_context("dump", words[2:]) as ctx:
+        result = option_parameters.read(ctx, Verb.DUMP, config=None)
+    assert result == CriuOpts(**{"images_directory": "ckpt", **fields})
+    server = fields.get("page_server")
+    assert getattr(result.page_server, "clear_text", None) == getattr(server, "clear_text", None)
+
+
+@pytest.mark.parametrize("fields", [{"orphan_pts_master": True}, {"images_dir": "d"}])
+def test_options_without_a_command_line(fields: dict[str, Any]) -> None:
+    """None is suggested if it would lack an option."""
+    assert command_line(7, CriuOpts(**fields)) is None
 
 
 def test_the_command_line_of_to_argv_is_read() -> None:
@@ -839,6 +877,31 @@ def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
     assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]", response)) is coloured
 
 
+def test_a_list_has_one_line_for_each_snapshot(tmp_path: Path) -> None:
+    """Directories and commands with newlines and control characters are printed in one line."""
+    directory = tmp_path / "one\nmore"
+    directory.mkdir()
+    record = Record(
+        created="2026-01-01T00:00:00+00:00",
+        command=("python3", "-c", "import os\nprint('\x1b[2J')"),
+        pid=7,
+        processes=1,
+        guest_key=None,
+        guest_fd=None,
+        stream_keys=(None, None, None),
+        criu="4.2.1",
+        host=host_check.this_host(),
+        files=(),
+    )
+    record.write(directory)
+    publish(directory)
+    (line,) = run_cli("snapshots", "list", tmp_path).out.splitlines()
+    assert line.startswith("one\\nmore  ")
+    assert line.endswith("python3 -c import os\\nprint('\\x1b[2J')")
+    renamed = directory.rename(tmp_path / "one more")
+    assert f"pycriu-native start '{renamed}'" in snapshot_text(Snapshot(renamed))
+
+
 def test_no_colour_without_a_terminal() -> None:
     """A pipe gets plain text, also for an error."""
     message = program("dump", "999999")
@@ -895,6 +958,9 @@ def test_fields_are_printed_as_flags() -> None:
         "set --tcp-established, or --no-tcp-close; --verbosity=3; --leave-running; a_b; pid=3"
     )
     assert [errors.flag_of(name) for name in ("to", "listen")] == ["--to", "--listen"]
+    for path in ("/srv/pre_dump/page_server", "lazy_pages/1", "~/file_locks/log_file: is missing"):
+        assert errors.in_flags(f"{path}, tcp_close") == f"{path}, --tcp-close"
+    assert errors.in_flags('root="/mnt/lazy_pages"') == "--root=/mnt/lazy_pages"
     assert errors.in_flags("start criu lazy-pages") == "start pycriu-native lazy-pages"
     assert errors.in_flags("or leave via out for a worker of your own") == "or leave --service out"
 

@@ -227,13 +227,13 @@ def named() -> Iterator[str]:
             yield entry.id
     for path in PREFLIGHT.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if isinstance(node, ast.Call):
                 words = {each.arg for each in node.keywords}
-                at = 1 if node.func.id == "needs" else 0
-                if node.func.id in ("stops", "needs", "no_restore", "lost", "note") and (
-                    "failure" not in words and ("cure" in words or at)
+                name = ast.unparse(node.func).removeprefix("context.")
+                if name in ("stops", "needs", "no_restore", "lost", "note") and (
+                    "failure" not in words and ("cure" in words or name == "needs")
                 ):
-                    id = node.args[at]
+                    id = node.args[0]
                     if isinstance(id, ast.Constant):
                         yield f"preflight:{id.value!s}"
 

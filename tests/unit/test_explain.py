@@ -179,11 +179,14 @@ def test_descriptors_that_are_closed() -> None:
 
 
 def test_verbs_that_take_no_options() -> None:
-    """A verb without options is refused."""
+    """A verb without options is refused, and the message has those that are accepted."""
+    for verb in ("version", "dunp"):
+        with pytest.raises(OptionError, match=rf"^verb='{verb}': one of dump, pre-dump, .* is"):
+            explain(CriuOpts(), verb)
+        with pytest.raises(OptionError, match=rf"^verb='{verb}': one of dump, pre-dump, .* is"):
+            CriuOpts().only_for(verb)
     with pytest.raises(OptionError, match="is no request that has options"):
-        explain(CriuOpts(), "version")
-    with pytest.raises(ValueError):
-        explain(CriuOpts(), "dunp")
+        explain(CriuOpts(), "dedup")
 
 
 # ---- configuration files ----

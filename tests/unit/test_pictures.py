@@ -104,6 +104,8 @@ def test_a_log_without_times(tmp_path: Path) -> None:
     assert plots.read_timeline(tmp_path).frozen is None
     plots.timeline(tmp_path, tmp_path / "x.svg")
     assert "39.0 ms" in (tmp_path / "x.svg").read_text()
+    with pytest.raises(ImagesError, match=r"none\.log cannot be read: No such file"):
+        plots.timeline(tmp_path, tmp_path / "x.svg", log=tmp_path / "none.log")
 
 
 def test_a_chain(tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_no_timings(tmp_path: Path, text: str, why: str) -> None:
     """An invalid file is refused."""
     path = tmp_path / "starts.jsonl"
     path.write_text(text)
-    with pytest.raises(ImagesError, match=why):
+    with pytest.raises(ImagesError, match=f"{re.escape(str(path))} .*{why}"):
         plots.read_starts(path)
     with pytest.raises(ImagesError, match="cannot be read"):
         plots.read_starts(tmp_path / "none")

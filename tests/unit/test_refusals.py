@@ -34,8 +34,9 @@ from pycriu_native import (
     dump,
     restore,
 )
-from pycriu_native._checks import option_rules
+from pycriu_native._checks import criu_files, option_rules
 from pycriu_native._integrity.dump_marker import FRAMES, UNFINISHED
+from pycriu_native.diagnostics.preflight import means, restore_needs
 from pycriu_native.enums import Verb
 from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
@@ -313,6 +314,23 @@ def test_a_parent_without_the_record_of_frames(tmp_path: Path) -> None:
         option_rules.check(opts, DUMP, os.getpid())
 
 
+def test_preflight_without_a_directory() -> None:
+    """Only what does not depend on the images directory is checked, if none is given."""
+    means.check_options(CriuOpts(parent_image="../1", track_mem=True), os.getpid())
+    with pytest.raises(OptionError) as refused:
+        means.check_options(CriuOpts(parent_image="../1"), os.getpid())
+    (problem,) = refused.value.problems
+    assert "needs track_mem" in str(problem)
+
+
+def test_plugins_of_a_relative_directory(tmp_path: Path) -> None:
+    """It begins in the images directory, as for CRIU."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "one.so").touch()
+    opts = CriuOpts(images_directory=tmp_path, libdir="plugins")
+    assert criu_files.missing_plugins(["one", "two"], opts, None) == ["two"]
+
+
 def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
     """Unfinished images are refused as parents, also further up the chain."""
     for number in ("1", "2"):
@@ -405,6 +423,11 @@ migrate_in = functools.partial(pycriu_native.migrate_in, CriuOpts(), listen="loc
         ("on_progress", lambda: pycriu_native.pre_dump(PID, OPTS, on_progress=WRONG)),
         ("words", lambda: CriuOpts.from_argv("dump -t 1")),
         ("values", lambda: CriuOpts.from_dict(WRONG)),
+        ("words", lambda: CriuOpts.from_argv(None)),  # type: ignore[arg-type]
+        ("text", lambda: CriuOpts.from_config(b"tcp-established")),  # type: ignore[arg-type]
+        ("struct", lambda: CriuOpts.from_runc(WRONG)),
+        ("via", lambda: pycriu_native.doctor(WRONG)),
+        ("given", lambda: restore_needs.filled(OPTS, (), WRONG)),
     ],
 )
 def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> None:

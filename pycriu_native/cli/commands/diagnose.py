@@ -7,15 +7,17 @@ from typing import Any
 
 import click
 
-from ... import CriuOpts, Doctor, Preflight, Severity, Verdict, doctor, preflight
+from ... import CriuOpts, Doctor, PageServer, Severity, Verdict, doctor, preflight
+from ..._support.frozen_dataclass import replace
 from ...diagnostics.doctor.values import HEADINGS
 from ...enums import Verb
 from ...findings import lines
 from ...options.flags import to_flags
 from .. import json_form, parameters
 from ..command import Call, Command, by_name
-from ..errors import in_flags
+from ..errors import CONFIG, in_flags
 from ..exit_codes import Exit
+from ..option_parameters import CLEAR_TEXT
 from ..text import safe
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -104,7 +106,9 @@ def _preflight(
     lost = result.verdict is Verdict.NO_RESTORE and not result.opts.leave_running
     words = None
     if not lost and result.verdict is not Verdict.FAILS:
-        words = command_line(result)
+        words = command_line(pid, result.opts)
+    if words is not None:
+        words += ["--include-caller"] if include_caller else []
         words += [] if files is None else ["--files", files]
         words += [f"--also={pattern}" for pattern in also]
     text = in_flags("\n".join(map(safe, str(result).splitlines())))
@@ -114,13 +118,18 @@ def _preflight(
     return call.out.answer(body, text, code=Exit.DONE if works else Exit.NO)
 
 
-def command_line(result: Preflight) -> list[str]:
-    """The command line of a dump with the options that the preflight determined."""
-    opts = result.opts
+def command_line(pid: int, opts: CriuOpts) -> list[str] | None:
+    """The command line of a dump with these options; None if it cannot express all of them."""
     if opts.images_directory is None and opts.images_dir is None:
-        opts = CriuOpts.from_dict(opts.to_dict() | {"images_directory": "ckpt"})
-    words = [w.flag if w.value is None else f"{w.flag}={w.value}" for w in to_flags(opts)[0]]
-    return ["pycriu-native", "dump", str(result.pid), *words]
+        opts = replace(opts, images_directory="ckpt")
+    flags, problems = to_flags(opts)
+    words = ["pycriu-native", "dump", str(pid)]
+    for flag, value, _ in flags:
+        name = CONFIG if flag == "--config" else flag
+        words.append(name if value is None else f"{name}={value}")
+    if isinstance(opts.page_server, PageServer) and opts.page_server.clear_text:
+        words.append(CLEAR_TEXT)
+    return None if problems else words
 
 
 COMMANDS = by_name(_doctor, _preflight)

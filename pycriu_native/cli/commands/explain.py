@@ -12,7 +12,7 @@ from ...options.table import VERB_MASK, On
 from .. import json_form
 from ..command import Call, Command, by_name
 from ..exit_codes import Exit
-from ..parameters import Pid
+from ..parameters import PID
 
 VERBS = [str(verb) for verb in VERB_MASK if verb is not Verb.LAZY_PAGES]
 
@@ -32,7 +32,7 @@ VERBS = [str(verb) for verb in VERB_MASK if verb is not Verb.LAZY_PAGES]
     exits=(Exit.NO,),
     params=[
         click.Argument(["verb"], type=click.Choice(VERBS)),
-        click.Argument(["pid"], type=Pid(), required=False),
+        click.Argument(["pid"], required=False, **PID),
     ],
 ).runs
 def _explain(call: Call, verb: str, pid: int | None) -> Exit:

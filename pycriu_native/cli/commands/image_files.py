@@ -16,8 +16,7 @@ from ...errors import ImagesError
 from .. import json_form, parameters
 from ..command import Call, Command, by_name
 from ..exit_codes import Exit
-from ..image_sets import images_package
-from ..temporary_copies import named_as
+from ..image_sets import images_package, named_as
 from ..text import safe, size
 
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
@@ -35,13 +34,7 @@ EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
     exits=EXITS,
     params=[
         click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)),
-        parameters.option(
-            "-o",
-            "--output",
-            type=click.Path(dir_okay=False),
-            metavar="JSON",
-            help="Write to this file.",
-        ),
+        parameters.file_option("-o", "--output", metavar="JSON", help="Write to this file."),
         parameters.OVERWRITE,
         parameters.flag("--info", help="Print only the kind and number of entries."),
         parameters.flag(

@@ -13,7 +13,7 @@ import click
 from .. import parameters
 from ..command import Call, Command, by_name
 from ..exit_codes import Exit
-from ..image_memory import Range, pattern_of, read_memory, search_memory
+from ..image_memory import address_range, pattern_of, read_memory, search_memory
 from ..image_sets import archive_text, images_package, set_in
 from ..text import columns, safe
 
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     exits=(Exit.IMAGES, Exit.UNSUPPORTED, Exit.NO),
     params=[
         click.Argument(["directory"], type=click.Path()),
-        parameters.option("-p", "--pid", type=parameters.Pid(), help="Show only this process."),
+        parameters.option(
+            "-p", "--pid", metavar="PID", help="Show only this process.", **parameters.PID
+        ),
         parameters.flag("--tree", help="Show the whole set as a tree."),
         parameters.flag("--memory", help="Show the mappings of each process."),
         parameters.flag("--files", help="Show the descriptors of each process."),
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
         ),
         parameters.option(
             "--read",
-            type=Range(),
+            type=address_range,
             metavar="RANGE",
             help="Print memory as hexadecimal digits and text. RANGE is START-END or "
             "START+SIZE in hexadecimal digits.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from ...jobs.slurm import SlurmJob, run_in_slurm
 from ..command import Call, Command, Group, by_name
 from ..errors import in_flags
 from ..exit_codes import Exit
-from ..option_parameters import ParamType
 from ..parameters import compress_option, encrypt_to_option, flag, identity_option, option
 from ..standard_streams import is_lost
 from ..text import columns, details, remaining, safe, size
@@ -34,31 +34,23 @@ UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
 
-class Duration(ParamType):
+def seconds_of(value: str) -> float:
     """A duration: a number of seconds, or one with the unit s, m, h or d."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The duration in seconds."""
-        if isinstance(value, float):
-            return value
-        match = _DURATION.fullmatch(str(value))
-        if match is None:
-            self.fail(f"{value!r}: a number with s, m, h or d is accepted, such as 10m", param, ctx)
-        result = float(match[1]) * UNITS[match[2]]
-        if result > MOST:
-            self.fail(f"{value!r}: {MOST:g} seconds are accepted at most", param, ctx)
-        return result
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        rule = "a number with s, m, h or d is accepted, such as 10m"
+        raise click.BadParameter(f"{value!r}: {rule}")
+    result = float(match[1]) * UNITS[match[2]]
+    if result > MOST:
+        raise click.BadParameter(f"{value!r}: {MOST:g} seconds are accepted at most")
+    return result
 
 
 DIRECTORY = click.Argument(["directory"], type=click.Path(file_okay=False))
 
 
 def _duration(name: str, default: str, help: str) -> click.Option:
-    return option(name, type=Duration(), default=default, metavar="DURATION", help=help)
+    return option(name, type=seconds_of, default=default, metavar="DURATION", help=help)
 
 
 TIMEOUT = _duration("--timeout", "10m", help="Time limit for it.")
@@ -195,7 +187,8 @@ def _run(
         if had_ended:
             message += f"; nothing was started: remove {safe(directory)} to run it again"
         elif result.state is State.ENDED:
-            message += f"; its output: pycriu-native job log {safe(directory)} [--stderr]"
+            log = safe(shlex.join(["pycriu-native", "job", "log", directory]))
+            message += f"; its output: {log} [--stderr]"
         sys.stderr.write(f"pycriu-native: {message}\n")
     return result.exit_code
 

@@ -11,9 +11,7 @@ from ... import (
     libcriu_version,
     version,
 )
-from ..._transport.worker import Worker, worker_of
 from ...enums import Verb
-from ...errors import OptionError, Problem
 from .. import json_form
 from ..command import Call, Command, by_name
 from ..exit_codes import Exit
@@ -39,7 +37,7 @@ FEATURES = {
     ],
 ).runs
 def _check(call: Call) -> Exit:
-    via = call.given or Worker()
+    via = call.via
     result = check(call.opts, via=via, deadline=call.deadline)
     program = version(via=via, deadline=call.deadline)
     features = feature_check(via=via, deadline=call.deadline)
@@ -68,11 +66,7 @@ def _check(call: Call) -> Exit:
     exits=(Exit.FAILED, Exit.PERMISSION, Exit.NO_CRIU),
 ).runs
 def _keep_cache(call: Call) -> Exit:
-    worker = worker_of(call.given)
-    if call.given is not None and worker is None:
-        rule = "keep-cache starts CRIU itself: leave it out, or give --criu"
-        raise OptionError([Problem("via", call.given, rule)])
-    result = keep_feature_cache(via=worker)
+    result = keep_feature_cache(via=call.worker("keep-cache starts CRIU itself"))
     return call.out.result(result, safe(str(result)))
 
 

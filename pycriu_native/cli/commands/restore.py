@@ -172,8 +172,7 @@ def _until_end(call: Call, pid: int, *, is_job: bool = False) -> int:
             _set_foreground(os.getpgrp())
     code = os.waitstatus_to_exitcode(status)
     code = 128 - code if code < 0 else code
-    if call.out.as_json:
-        call.out.event("ended", {"pid": pid, "exit_code": code}, "")
+    call.out.event("ended", {"pid": pid, "exit_code": code})
     return code
 
 

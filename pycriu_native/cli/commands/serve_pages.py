@@ -54,11 +54,8 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
         with progress.shown(call.out) as on_progress:
             status = server.wait(on_progress=on_progress)
     if status:
-        raise CriuError(
-            f"the page server ended with status {status} before the transfer was complete",
-            verb="page-server",
-            log=result.log,
-        )
+        message = f"the page server ended with status {status} before the transfer was complete"
+        raise CriuError(message, verb="page-server", log=result.log)
     images = image_summary.size_of(result.images)
     body = json_form.plain(result) | {"image_bytes": images.bytes, "image_files": images.files}
     total = f"{size(images.bytes)} in {count(images.files, 'file')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -156,11 +157,9 @@ def _start(
         except OSError as error:  # the copy continues to run
             message = f"{timings} cannot be written: {error.strerror}"
             click.echo(f"pycriu-native: start: {message}", err=True)
-    if call.out.as_json:
-        call.out.event("running", {"pid": process.pid, "number": process.number}, "")
+    call.out.event("running", {"pid": process.pid, "number": process.number})
     code = _until_end(process)
-    if call.out.as_json:
-        call.out.event("ended", {"pid": process.pid, "exit_code": code}, "")
+    call.out.event("ended", {"pid": process.pid, "exit_code": code})
     return code
 
 
@@ -213,8 +212,8 @@ def _list(call: Call, directory: str) -> int:
     }
     rows = [
         (
-            os.path.basename(each.directory),
-            f"{size(each.size(parents=False))}  {_command(each.record)}",
+            safe(os.path.basename(each.directory)),
+            f"{size(each.size(parents=False))}  {safe(_command(each.record))}",
         )
         for each in found
     ]
@@ -293,7 +292,7 @@ def text(snapshot: Snapshot) -> str:
     rows = [
         ("processes", str(record.processes)),
         ("size", _sizes(snapshot)),
-        ("start", safe(f"pycriu-native start {snapshot.directory}")),
+        ("start", safe(shlex.join(["pycriu-native", "start", str(snapshot.directory)]))),
     ]
     head = safe(f"saved {_command(record)} in {snapshot.directory}")
     return details(head, rows)

@@ -7,11 +7,13 @@ features, as in any call.
 
 from __future__ import annotations
 
+from ..._checks.arguments import check_types
 from ..._support.frozen_dataclass import replace
 from ..._transport.base import Via
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
 from ...findings import Finding, Severity
+from ...options.criu_opts import CriuOpts
 from .values import Doctor
 
 __all__ = ["Doctor", "doctor"]
@@ -39,6 +41,7 @@ def doctor(via: Via | None = None) -> Doctor:
     """
     from . import features, program, rights, system, user_namespace  # loaded at the first call
 
+    check_types(CriuOpts(), via, "doctor")
     via = via or Worker()
     findings = list(program.look(via)) if _takes_requests(via) else []
     checked = next((each for each in findings if each.id == "check"), None)

@@ -47,10 +47,6 @@ class Feature:
     """Severity of a missing feature."""
 
 
-def _linux(release: str, option: str = "") -> str:
-    return f"Linux {release}" + (f" with {option}" if option else "")
-
-
 FEATURES = {
     "mem_dirty_track": Feature(
         "tracking of changed memory (soft-dirty)",
@@ -68,10 +64,10 @@ FEATURES = {
     "uffd-noncoop": Feature(
         "userfaultfd over fork and remap",
         "lazy_pages does not work with processes that fork meanwhile",
-        _linux("4.11"),
+        "Linux 4.11",
     ),
     "pidfd_store": Feature(
-        "pidfds that are kept between dumps", "pidfd_store_sk does not work", _linux("5.6")
+        "pidfds that are kept between dumps", "pidfd_store_sk does not work", "Linux 5.6"
     ),
     "network_lock_nftables": Feature(
         "locking the network with nftables",
@@ -87,33 +83,29 @@ FEATURES = {
     "clone3_set_tid": Feature(
         "clone3 with a chosen pid",
         "a restore sets pids with ns_last_pid, where other new processes can take them",
-        _linux("5.5"),
+        "Linux 5.5",
     ),
     "seccomp_suspend": Feature(
-        "suspending seccomp", "processes under a seccomp filter cannot be dumped", _linux("4.3")
+        "suspending seccomp", "processes under a seccomp filter cannot be dumped", "Linux 4.3"
     ),
     "seccomp_filters": Feature(
         "reading seccomp filters",
         "processes under a seccomp filter cannot be dumped",
-        _linux("4.4", "CONFIG_CHECKPOINT_RESTORE"),
+        "Linux 4.4 with CONFIG_CHECKPOINT_RESTORE",
     ),
-    "fdinfo_lock": Feature(
-        "locks in fdinfo", "file locks may be confused", _linux("4.1")
-    ),
-    "mnt_id": Feature("mounts in fdinfo", "containers cannot be dumped", _linux("3.15")),
-    "aio_remap": Feature("moving AIO rings", "programs with io_submit fail", _linux("3.19")),
-    "timerfd": Feature("timers of timerfd", "programs with timerfd fail", _linux("3.17")),
+    "fdinfo_lock": Feature("locks in fdinfo", "file locks may be confused", "Linux 4.1"),
+    "mnt_id": Feature("mounts in fdinfo", "containers cannot be dumped", "Linux 3.15"),
+    "aio_remap": Feature("moving AIO rings", "programs with io_submit fail", "Linux 3.19"),
+    "timerfd": Feature("timers of timerfd", "programs with timerfd fail", "Linux 3.17"),
     "tun": Feature("tun devices", "tun and tap devices cannot be saved", "CONFIG_TUN, module tun"),
-    "userns": Feature(
-        "user namespaces", "containers with a user namespace fail", "CONFIG_USER_NS"
-    ),
+    "userns": Feature("user namespaces", "containers with a user namespace fail", "CONFIG_USER_NS"),
     "cgroupns": Feature(
-        "cgroup namespaces", "containers with a cgroup namespace fail", _linux("4.6")
+        "cgroup namespaces", "containers with a cgroup namespace fail", "Linux 4.6"
     ),
     "timens": Feature(
         "time namespaces",
         "the monotonic clock jumps on another host, after a restart of the system too",
-        _linux("5.6", "CONFIG_TIME_NS"),
+        "Linux 5.6 with CONFIG_TIME_NS",
     ),
     "loginuid": Feature(
         "login uids", "the login uid of processes is not restored", "CONFIG_AUDIT", INFO
@@ -129,9 +121,9 @@ FEATURES = {
         "half-closed TCP connections", "half-closed connections cannot be saved", "a newer kernel"
     ),
     "can_map_vdso": Feature(
-        "mapping the vdso", "32-bit processes cannot be restored", _linux("4.8"), INFO
+        "mapping the vdso", "32-bit processes cannot be restored", "Linux 4.8", INFO
     ),
-    "sk_ns": Feature("namespaces of sockets", "nested network namespaces fail", _linux("4.10")),
+    "sk_ns": Feature("namespaces of sockets", "nested network namespaces fail", "Linux 4.10"),
     "sk_unix_file": Feature(
         "files of unix sockets", "unix sockets on overmounted paths fail", "a newer kernel"
     ),
@@ -139,7 +131,7 @@ FEATURES = {
     "nsid": Feature("numbers of namespaces", "nested network namespaces fail", "a newer kernel"),
     "link_nsid": Feature("namespaces of links", "veth pairs inside fail", "a newer kernel"),
     "kcmp_epoll": Feature(
-        "epoll in kcmp", "epolls with copied descriptors fail", _linux("4.13", "CONFIG_KCMP")
+        "epoll in kcmp", "epolls with copied descriptors fail", "Linux 4.13 with CONFIG_KCMP"
     ),
     "external_net_ns": Feature(
         "network namespaces from outside", 'external="net[...]" does not work', "a newer kernel"
@@ -148,7 +140,7 @@ FEATURES = {
     "has_ipt_legacy": Feature(
         "the old iptables", "old iptables rules are not saved", "module ip_tables", INFO
     ),
-    "ns_pid": Feature("NSpid in status", "containers cannot be dumped", _linux("4.1")),
+    "ns_pid": Feature("NSpid in status", "containers cannot be dumped", "Linux 4.1"),
     "apparmor_stacking": Feature(
         "stacked AppArmor profiles",
         "AppArmor namespaces of containers are not saved",
@@ -156,26 +148,25 @@ FEATURES = {
         INFO,
     ),
     "sockopt_buf_lock": Feature(
-        "fixed buffers of sockets", "sizes of buffers that a program has set may grow again",
-        "a newer kernel", INFO,
+        "fixed buffers of sockets",
+        "sizes of buffers that a program has set may grow again",
+        "a newer kernel",
+        INFO,
     ),
-    "memfd_hugetlb": Feature(
-        "memfds of huge pages", "shared huge pages fail", "a newer kernel"
-    ),
+    "memfd_hugetlb": Feature("memfds of huge pages", "shared huge pages fail", "a newer kernel"),
     "move_mount_set_group": Feature(
-        "sharing groups of mounts", "containers with shared mounts are restored less exactly",
-        _linux("5.15"),
+        "sharing groups of mounts",
+        "containers with shared mounts are restored less exactly",
+        "Linux 5.15",
     ),
-    "openat2": Feature("openat2", "files are opened less safely", _linux("5.6"), INFO),
+    "openat2": Feature("openat2", "files are opened less safely", "Linux 5.6", INFO),
     "get_rseq_conf": Feature(
-        "restartable sequences", "programs with glibc 2.35 or later fail", _linux("5.13")
+        "restartable sequences", "programs with glibc 2.35 or later fail", "Linux 5.13"
     ),
     "ipv6_freebind": Feature(
         "IPV6_FREEBIND", "that option of a socket is lost", "a newer kernel", INFO
     ),
-    "pagemap_scan": Feature(
-        "PAGEMAP_SCAN", "memory is scanned more slowly", _linux("6.7"), INFO
-    ),
+    "pagemap_scan": Feature("PAGEMAP_SCAN", "memory is scanned more slowly", "Linux 6.7", INFO),
     "timer_cr_ids": Feature(
         "numbers of timers", "a restore of many timers is slow", "a newer kernel", INFO
     ),
@@ -183,14 +174,15 @@ FEATURES = {
         "files mapped from overlayfs", "files mapped from overlayfs fail", "a newer kernel"
     ),
     "breakpoints": Feature(
-        "hardware breakpoints", "a restore takes a little longer", "a CPU that provides them",
-        INFO,
+        "hardware breakpoints", "a restore takes a little longer", "a CPU that provides them", INFO
     ),
     "pagemap_scan_guard_pages": Feature(
-        "guard pages in PAGEMAP_SCAN", "guard pages (MADV_GUARD_INSTALL) are lost",
-        "a newer kernel", INFO,
+        "guard pages in PAGEMAP_SCAN",
+        "guard pages (MADV_GUARD_INSTALL) are lost",
+        "a newer kernel",
+        INFO,
     ),
-}  # fmt: skip
+}
 """The features that CRIU 4.2 can test."""
 
 BY_REQUEST = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store": "pidfd_store"}

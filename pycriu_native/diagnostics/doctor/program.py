@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import struct
-import time
+import re
 
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._native.ffi import LIBCRIU_VERSION
-from ..._system.host import boot_time
-from ..._system.mountinfo import filesystem_of
+from ..._system.process_snapshot import in_first
 from ..._transport.base import Via
+from ..._transport.feature_cache import CacheState, feature_cache
 from ..._transport.program import COMPANION, companion, locate
 from ..._transport.worker import worker_of
 from ...errors import CriuError, PermissionDeniedError
@@ -19,13 +18,8 @@ from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..config_effects import configuration_files
-from .namespaces import in_first
 from .subject import Findings, Subject
 
-CACHE = "/run/criu.kdat"
-"""CRIU's cache of the kernel's features (``criu/kerndat.c``)."""
-CACHE_MAGIC = 0x57023458
-TMPFS_OF = "/run"
 NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor=1)))
 """Releases of the kernel, and the CRIU that each needs: sockets since 6.16, the vdso since 6.13."""
 INSTALL = "pip install 'pycriu-native[criu]', apt-get install criu, or pycriu-native install-criu"
@@ -34,7 +28,6 @@ INSTALL = "pip install 'pycriu-native[criu]', apt-get install criu, or pycriu-na
 def look(via: Via) -> Findings:
     """Findings on CRIU, libcriu and the kernel."""
     yield Subject("libcriu", "criu", "libcriu").good(LIBCRIU_VERSION)
-    start = time.time()
     try:
         result = requirements.ask_version(via)
     except CriuError as error:
@@ -43,7 +36,7 @@ def look(via: Via) -> Findings:
             costs="nothing works",
             cure=error.cure or ("" if isinstance(error, PermissionDeniedError) else INSTALL),
         )
-        yield _cache(start, via)
+        yield _cache()
         return
     yield Subject("criu", "criu", "CRIU").good(
         f"{result}{f' ({result.git})' if result.git else ''}, {via.name()}{_source(via)}"
@@ -53,7 +46,7 @@ def look(via: Via) -> Findings:
     yield _fits_kernel(result)
     yield from _fits_processor(result)
     yield _check(via)
-    yield _cache(start, via)
+    yield _cache()
     yield from _configuration(via)
 
 
@@ -87,12 +80,17 @@ def _fits_library(criu: Version) -> Finding:
     )
 
 
+def kernel() -> tuple[int, int]:
+    """The release of the kernel."""
+    numbers = re.findall(r"\d+", os.uname().release)
+    return int(numbers[0]), int(numbers[1])
+
+
 def _fits_kernel(criu: Version) -> Finding:
     release = os.uname().release
     about = Subject("fit-kernel", "criu", "CRIU and the kernel")
-    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     for since, needed in NEEDED:
-        if numbers >= since and criu < needed:
+        if kernel() >= since and criu < needed:
             return about.warning(
                 f"CRIU {criu}, Linux {release}",
                 costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "
@@ -172,51 +170,17 @@ def checked(via: Via, *, unprivileged: bool) -> Finding:
     return about.note("; ".join(result.warnings)) if result.warnings else about.good("passed")
 
 
-def _cache(start: float, via: Via) -> Finding:
-    """CRIU's cache of the kernel's features.
-
-    CRIU accepts it if its size and two magic numbers match the build, and else replaces it; the
-    second number is the build time. CRIU does not compare it with the kernel: it stores the file on
-    a tmpfs only, so that a reboot removes it.
-    """
-    about = Subject("cache", "criu", "cache of the kernel's features")
-
-    def finding_of(severity: Severity, value: str, costs: str = "", cure: str = "") -> Finding:
-        return about.finding(severity, f"{CACHE} {value}", costs=costs, cure=cure)
-
-    try:
-        result = os.stat(CACHE)
-        with open(CACHE, "rb") as file:
-            magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
-    except FileNotFoundError:
-        if filesystem_of(TMPFS_OF) == "tmpfs":
-            return finding_of(Severity.NOTE, "is absent", "the next call creates it")
-        return finding_of(
-            Severity.NOTE,
-            f"is absent: {TMPFS_OF} is not a tmpfs, and CRIU stores it only on one",
-            "each call tests the kernel again, which takes about 20 ms",
-            f"pycriu-native keep-cache, or mount -t tmpfs tmpfs {TMPFS_OF}, as most systems do "
-            "when they start",
-        )
-    except OSError as error:
-        return finding_of(Severity.NOTE, f"cannot be read ({error.strerror})")
-    if result.st_mtime < boot_time():
-        return finding_of(
-            Severity.WARNING,
-            "is stale: it is older than this start of the system",
-            "CRIU uses it, and fails in various ways if the kernel has changed",
-            f"rm {CACHE}",
-        )
-    if magic != CACHE_MAGIC:
-        return finding_of(
-            Severity.WARNING,
-            "is not a cache of this kind",
-            "CRIU removes it and tests the kernel again",
-            f"rm {CACHE}",
-        )
-    if result.st_mtime >= start - 1:
-        return finding_of(Severity.GOOD, "exists, and was created by this check")
-    return finding_of(Severity.GOOD, "exists")
+def _cache() -> Finding:
+    """CRIU's cache of the kernel's features."""
+    cache = feature_cache()
+    is_stale = cache.state is CacheState.STALE
+    severity = Severity.WARNING if is_stale else Severity.NOTE
+    return Subject("cache", "criu", "cache of the kernel's features").finding(
+        Severity.GOOD if cache.state is CacheState.KEPT else severity,
+        f"{cache.path}: {cache.reason}",
+        costs="CRIU fails in various ways with features of another kernel" if is_stale else "",
+        cure=cache.cure or "",
+    )
 
 
 def _configuration(via: Via) -> Findings:

@@ -45,10 +45,8 @@ def look(context: Context) -> Findings:
         for process in context.tree.alive:
             theirs = value_of(process)
             if theirs and ours and theirs != ours:
-                yield lost(
-                    name,
+                message = (
                     f"CRIU does not save {words}: it is {theirs}, and would be {ours} after a "
-                    "restore that is started like this call",
-                    pid=process.pid,
-                    cure="set it again after the restore",
+                    "restore that is started like this call"
                 )
+                yield lost(name, message, pid=process.pid, cure="set it again after the restore")

@@ -93,6 +93,32 @@ class Context:
                 return requirements.program_version(self.via) < Version.parse(release)
         return False
 
+    def needs(self, id: str, message: str, *, sets: dict[str, Any], **more: Any) -> Finding:
+        """A finding that options cure; a note if these options are set already."""
+        if all(self._is_met(name, value) for name, value in sets.items()):
+            message = f"{message} ({', '.join(sets)} is set for that)"
+            more["cure"] = ""
+            return note(id, message, **more)
+        more |= {"options": tuple(sets), "sets": tuple(sets.items())}
+        return _finding(Severity.NEEDS_OPTION, id, message, **more)
+
+    def _is_met(self, name: str, value: Any) -> bool:
+        given = getattr(self.opts, name)
+        if name == "ghost_limit":
+            return given is not None and given >= value
+        if name == "irmap_paths":
+            return set(value) <= set(given or ())
+        if isinstance(value, tuple):
+            return all(self.external(external_key(item)) for item in value)
+        return bool(given == value)
+
+    def needs_programs(self, what: str, *programs: str) -> Findings:
+        """A finding that makes the dump fail if the worker lacks programs that CRIU runs."""
+        helpers = HelperPrograms(self.via)
+        if lacking := helpers.missing(*programs):
+            message = f"CRIU saves {what} {helpers.described(lacking)}"
+            yield stops("program", message, failure="program-missing", cure=helper_cure(lacking))
+
 
 def external_key(item: str) -> str:
     """The key of an entry of ``external``: ``mnt[/data]`` of ``mnt[/data]:data``."""
@@ -119,36 +145,3 @@ note = partial(_finding, Severity.NOTE)
 def on(fd: Descriptor) -> dict[str, Any]:
     """The arguments of a finding on a descriptor."""
     return {"pid": fd.pid, "fd": fd.number, "path": fd.link}
-
-
-def needs(context: Context, id: str, message: str, *, sets: dict[str, Any], **more: Any) -> Finding:
-    """A finding that options cure; a note if these options are set already."""
-    if all(_is_met(context, name, value) for name, value in sets.items()):
-        message = f"{message} ({', '.join(sets)} is set for that)"
-        more["cure"] = ""
-        return note(id, message, **more)
-    more |= {"options": tuple(sets), "sets": tuple(sets.items())}
-    return _finding(Severity.NEEDS_OPTION, id, message, **more)
-
-
-def needs_programs(context: Context, what: str, *programs: str) -> Findings:
-    """A finding that makes the dump fail if the worker does not find programs that CRIU runs."""
-    helpers = HelperPrograms(context.via)
-    if lacking := helpers.missing(*programs):
-        yield stops(
-            "program",
-            f"CRIU saves {what} {helpers.described(lacking)}",
-            failure="program-missing",
-            cure=helper_cure(lacking),
-        )
-
-
-def _is_met(context: Context, name: str, value: Any) -> bool:
-    given = getattr(context.opts, name)
-    if name == "ghost_limit":
-        return given is not None and given >= value
-    if name == "irmap_paths":
-        return set(value) <= set(given or ())
-    if isinstance(value, tuple):
-        return all(context.external(external_key(item)) for item in value)
-    return bool(given == value)

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..._support.unpatched import close
+from ..._support.unpatched import closing
 from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
 from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
 from ..._system.system_calls import file_system_type
 from ...findings import Finding
-from .context import Context, Findings, lost, needs, no_restore, note, on, stops
+from .context import Context, Findings, lost, no_restore, note, on, stops
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
@@ -103,11 +103,8 @@ def all_used(context: Context) -> Iterator[Used]:
 
 @cache
 def _memory_device() -> int:
-    number = os.memfd_create("device")
-    try:
+    with closing(os.memfd_create("device")) as number:
         return os.fstat(number).st_dev
-    finally:
-        close(number)
 
 
 def is_memory(fd: Descriptor) -> bool:
@@ -136,13 +133,10 @@ def is_plain_device(device: tuple[int, int]) -> bool:
 
 def _opened(process: Process, path: str, what: str) -> Iterator[Used]:
     """A file without a descriptor. O_PATH opens it without access to its contents."""
-    with contextlib.suppress(OSError):
-        number = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            mount = descriptor_info("self", number)["mnt_id"][0]
-            yield Used(process.pid, None, what, link(path), os.fstat(number), int(mount))
-        finally:
-            close(number)
+    flags = os.O_PATH | os.O_CLOEXEC
+    with contextlib.suppress(OSError), closing(os.open(path, flags)) as number:
+        mount = descriptor_info("self", number)["mnt_id"][0]
+        yield Used(process.pid, None, what, link(path), os.fstat(number), int(mount))
 
 
 def _place(context: Context, used: Used) -> Finding | None:
@@ -169,12 +163,8 @@ def _place(context: Context, used: Used) -> Finding | None:
             **used.about,
         )
     if mount.kind == "proc" and OF_A_PROCESS.fullmatch(used.path):
-        return no_restore(
-            "process-directory",
-            f"{used.what} is that of a process in /proc, whose path CRIU writes wrongly",
-            failure="process-directory",
-            **used.about,
-        )
+        message = f"{used.what} is that of a process in /proc, whose path CRIU writes wrongly"
+        return no_restore("process-directory", message, failure="process-directory", **used.about)
     if mount.kind in ("proc", "devpts"):
         return None
     if used.stat.st_nlink == 0:
@@ -212,14 +202,9 @@ def _path(context: Context, used: Used, path: str) -> Finding | None:
         if _has_changed(used):
             return None
         if stat.S_ISDIR(used.stat.st_mode):
-            return stops(
-                "removed-directory",
-                f"{used.what} was removed, and is in a file system of the kernel",
-                failure="removed-directory",
-                **used.about,
-            )
-        return needs(
-            context,
+            message = f"{used.what} was removed, and is in a file system of the kernel"
+            return stops("removed-directory", message, failure="removed-directory", **used.about)
+        return context.needs(
             "name-gone",
             f"{used.what} is no longer where it was, but has other names",
             cure="set link_remap=True; a link named link_remap.NUMBER is made for it",
@@ -232,8 +217,7 @@ def _path(context: Context, used: Used, path: str) -> Finding | None:
     if (result.st_dev, result.st_ino) == used.identity or _has_changed(used):
         return None
     if stat.S_ISCHR(used.stat.st_mode) and result.st_rdev == used.stat.st_rdev:
-        return needs(
-            context,
+        return context.needs(
             "other-device-file",
             f"the path of {used.what} now leads to another file of the same device",
             cure="evasive_devices=True",
@@ -289,8 +273,7 @@ def _nameless(context: Context, used: Used) -> Finding:
             cure="close it, or give it a name: ghost_limit ends at 4 GiB",
             **used.about,
         )
-    return needs(
-        context,
+    return context.needs(
         "deleted-large",
         words,
         cure=f"ghost_limit={taken} or more",
@@ -314,8 +297,7 @@ def _locks(context: Context) -> Findings:
     for fd in context.tree.descriptors():
         for lock in fd.info.get("lock", ()):
             kind = next((word for word in lock.split() if word in LOCKS), "file")
-            yield needs(
-                context,
+            yield context.needs(
                 "file-lock",
                 f"it holds a {kind} lock",
                 sets={"file_locks": True},
@@ -334,13 +316,8 @@ def _pipes(context: Context) -> Findings:
             continue
         inode = fd.stat.st_ino
         if fd.flags & os.O_DIRECT and inode not in context.mounts.autofs_pipes:
-            yield stops(
-                "packet-pipe",
-                "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save",
-                pid=fd.pid,
-                fd=fd.number,
-                failure="pipe-packets",
-            )
+            message = "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save"
+            yield stops("packet-pipe", message, pid=fd.pid, fd=fd.number, failure="pipe-packets")
         ends.setdefault(inode, set()).add(fd.flags & os.O_ACCMODE)
         first.setdefault(inode, fd)
     half = {

@@ -9,7 +9,7 @@ from typing import Any
 from ..._system.inet_sockets import InetSocket
 from ..._system.port_conflicts import ANY
 from ..._system.process_snapshot import Descriptor
-from .context import Context, Findings, lost, needs, stops
+from .context import Context, Findings, lost, stops
 from .open_sockets import Tables, copied_socket, inet_socket, sockets_of
 
 DATAGRAMS = ("UDP", "UDPv6", "UDP-Lite", "UDPLITEv6")
@@ -24,17 +24,12 @@ TIME_WAIT, CLOSE, LISTEN = 6, 7, 10
 def look_at(context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]) -> Findings:
     about = {"pid": fd.pid, "fd": fd.number}
     if kind in DATAGRAMS and _is_corked(fd):
-        yield stops(
-            "udp-cork",
-            "a UDP socket holds back what the program sends (UDP_CORK)",
-            failure="udp-cork",
-            **about,
-        )
+        message = "a UDP socket holds back what the program sends (UDP_CORK)"
+        yield stops("udp-cork", message, failure="udp-cork", **about)
     sock = inet_socket(tables, fd, kind)
     if sock is None:
         if _other_end(fd, kind) and not context.opts.tcp_close:
-            yield needs(
-                context,
+            yield context.needs(
                 "tcp-closed-by-both",
                 "a TCP connection that has ended is in the images, for which the restore needs an "
                 "option",
@@ -49,8 +44,7 @@ def look_at(context: Context, fd: Descriptor, kind: str, tables: dict[str, Table
         yield from _unbound_after_a_restore(kind, sock, about)
     elif sock.state == LISTEN:
         if sock.unread:
-            yield needs(
-                context,
+            yield context.needs(
                 "not-accepted",
                 "a listening socket has connections that the program has not yet accepted",
                 sets={"tcp_skip_in_flight": True},
@@ -64,8 +58,7 @@ def look_at(context: Context, fd: Descriptor, kind: str, tables: dict[str, Table
             message = f"the TCP connection from {to} is dropped (tcp_close)"
             yield lost("tcp-closed", message, **about)
         else:
-            yield needs(
-                context,
+            yield context.needs(
                 "tcp-connection",
                 "a TCP connection is open",
                 sets={"tcp_established": True},

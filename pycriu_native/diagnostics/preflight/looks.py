@@ -87,12 +87,11 @@ def look_at(
 
     context, result = _confirmed(context_of_now)
     tree = context.tree
-    there = bool(tree.alive)
-    expected = size.expected(context) if there else ImageSize()
-    if there:
-        largest = size.largest_image(context)
-        also = (*means.file_size(opts, largest), *means.directories(opts, expected.total))
-        result = ordered(iter((*result, *also)))
+    expected = ImageSize()
+    if tree.alive:
+        expected = size.expected(context)
+        also = means.directories(opts, size.largest_image(context), expected.total)
+        result = ordered((*result, *also))
     for_dump = _with(opts, result)
     return Preflight(
         pid=pid,

@@ -6,12 +6,11 @@ import os
 import re
 import resource
 import socket
-from dataclasses import replace
 
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._checks import option_rules
-from ..._checks.work_directory import path_of
+from ..._checks.work_directory import from_work_directory
 from ..._failures.log_excerpt import known
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.host import lines, read
@@ -19,15 +18,15 @@ from ..._system.inet_sockets import LISTEN, tcp_sockets
 from ..._transport.helper_programs import HelperPrograms, cure
 from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
-from ...errors import CriuError, PermissionDeniedError, ProgramError
+from ...errors import CriuError, OptionError, PermissionDeniedError, ProgramError
 from ...options.criu_opts import CriuOpts
-from ...options.fields import StrPath
 from ...options.flags import UNKNOWN
 from ...options.values import PageServer
 from ...results import Version
 from ..doctor.features import tested
+from ..doctor.program import kernel
 from . import inet_sockets, sockets
-from .context import Context, Findings, needs, no_restore, note, stops
+from .context import Context, Findings, no_restore, note, stops
 from .open_sockets import INTERNET, kinds
 from .values import in_units
 
@@ -37,9 +36,11 @@ LOCK = "network_lock_nftables"
 
 def check_options(opts: CriuOpts, pid: int) -> None:
     """Refuse options that no dump accepts; the images directory may be unset."""
-    if opts.images_directory is None and opts.images_dir is None:
-        opts = replace(opts, images_directory="/")
-    option_rules.check(opts, Verb.DUMP, pid)
+    try:
+        option_rules.check(opts, Verb.DUMP, pid)
+    except OptionError as refused:
+        if problems := [each for each in refused.problems if each != option_rules.NO_DIRECTORY]:
+            raise OptionError(problems, verb="dump", pid=pid) from None
 
 
 def look(context: Context) -> Findings:
@@ -83,11 +84,8 @@ def _program(context: Context) -> Findings:
     if result < Version(major=4, minor=2) and kernel() >= (6, 16):
         internet = sorted(kinds(context) & set(INTERNET))
         if internet:
-            yield stops(
-                "old-program",
-                f"CRIU {result} is too old for sockets ({', '.join(internet)}) on this kernel",
-                failure="sock-passcred-kernel",
-            )
+            message = f"CRIU {result} is too old for sockets ({', '.join(internet)}) on this kernel"
+            yield stops("old-program", message, failure="sock-passcred-kernel")
 
 
 _working: set[tuple[object, ...]] = set()
@@ -116,33 +114,13 @@ def _has_connections(context: Context) -> bool:
     return any(result.id == "tcp-connection" for result in sockets.look(context))
 
 
-def kernel() -> tuple[int, int]:
-    """The release of the kernel."""
-    numbers = re.findall(r"\d+", os.uname().release)
-    return int(numbers[0]), int(numbers[1])
-
-
-def _path_in_criu(opts: CriuOpts, path: StrPath) -> str:
-    """A path of an option from the root: CRIU's working directory is that of its log."""
-    work = opts.work_directory
-    for each in (opts.images_directory, opts.images_dir):
-        work = each if work is None else work
-    if work is None:
-        return os.fsdecode(path)
-    return os.path.realpath(os.path.join(path_of(work), os.fsdecode(path)))
-
-
 def _freezer(opts: CriuOpts) -> Findings:
     if opts.freeze_cgroup is None:
         return
-    path = _path_in_criu(opts, opts.freeze_cgroup)
+    path = os.path.realpath(from_work_directory(opts, opts.freeze_cgroup))
     if not any(os.path.exists(f"{path}/{name}") for name in ("freezer.state", "cgroup.freeze")):
-        yield stops(
-            "no-freezer",
-            "freeze_cgroup is not a freezer cgroup's directory",
-            path=path,
-            failure="freezer-missing",
-        )
+        message = "freeze_cgroup is not a freezer cgroup's directory"
+        yield stops("no-freezer", message, path=path, failure="freezer-missing")
     if why := requirements.caller_frozen(opts):
         message, _, cure = why.partition(": ")
         yield stops("caller-frozen", message, path=path, cure=cure)
@@ -155,39 +133,26 @@ def _server(opts: CriuOpts) -> Findings:
         return
     about = f"{server.address}:{server.port}"
     try:
-        message = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: DNS cannot represent the name
-        yield stops(
-            "page-server",
-            f"the page server's name is unknown ({getattr(error, 'strerror', error)})",
-            path=about,
-            failure="page-server-gone",
-        )
+        message = f"the page server's name is unknown ({getattr(error, 'strerror', error)})"
+        yield stops("page-server", message, path=about, failure="page-server-gone")
         return
-    if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in message):
+    if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in addresses):
         if not any(each.state == LISTEN and each.local[1] == server.port for each in tcp_sockets()):
-            yield stops(
-                "page-server",
-                "no page server listens there",
-                path=about,
-                failure="page-server-gone",
-            )
+            message = "no page server listens there"
+            yield stops("page-server", message, path=about, failure="page-server-gone")
         return
-    yield note(
-        "page-server", "whether the page server answers is seen by the dump only", path=about
-    )
+    message = "whether the page server answers is seen by the dump only"
+    yield note("page-server", message, path=about)
 
 
 def _configuration(context: Context) -> Findings:
     for file in context.configuration:
         for setting in file.settings:
             if setting.effect == UNKNOWN:
-                yield stops(
-                    "configuration",
-                    f"a configuration file has {setting}",
-                    path=file.path,
-                    failure="config-option",
-                )
+                message = f"a configuration file has {setting}"
+                yield stops("configuration", message, path=file.path, failure="config-option")
             elif setting.applies and file.path != context.opts.config_file:
                 yield note("configuration", f"a configuration file sets {setting}", path=file.path)
 
@@ -197,11 +162,8 @@ def _security(opts: CriuOpts) -> Findings:
         return
     module = opts.lsm_profile.partition(":")[0]
     if module in ("selinux", "apparmor") and module not in read("/sys/kernel/security/lsm"):
-        yield stops(
-            "security-module",
-            f"lsm_profile names {module}, which this kernel does not run",
-            failure="lsm-unsupported",
-        )
+        message = f"lsm_profile names {module}, which this kernel does not run"
+        yield stops("security-module", message, failure="lsm-unsupported")
 
 
 def _network_lock(context: Context) -> Findings:
@@ -235,20 +197,15 @@ def _network_lock(context: Context) -> Findings:
             sets=(("network_lock", NetworkLock.NFTABLES),),
         )
     elif _locks_with_nftables(context):
-        yield needs(
-            context,
+        yield context.needs(
             "network-lock",
             f"CRIU locks the network by default {message}",
             sets={"network_lock": NetworkLock.NFTABLES},
             failure="net-lock-iptables",
         )
     else:
-        yield stops(
-            "network-lock",
-            f"CRIU locks the network by default {message}; with nftables it cannot do so here",
-            failure="net-lock-iptables",
-            cure=cure(lacking),
-        )
+        message = f"CRIU locks the network by default {message}; with nftables it cannot do so here"
+        yield stops("network-lock", message, failure="net-lock-iptables", cure=cure(lacking))
 
 
 def _locks_with_nftables(context: Context) -> bool:
@@ -276,14 +233,10 @@ def _cgroup_yard(context: Context) -> Findings:
     theirs = (lines(f"/proc/{process.pid}/cgroup") for process in context.tree.alive)
     for line in next((each for each in theirs if each != ours), ()):
         name = line.split(":", 2)[1].removeprefix("name=") or "unified"
-        path = os.path.join(_path_in_criu(opts, opts.cg_yard), name)
+        path = os.path.realpath(os.path.join(from_work_directory(opts, opts.cg_yard), name))
         if not os.path.isdir(path):
-            yield stops(
-                "cgroup-yard",
-                "cg_yard lacks a directory with the cgroups of a hierarchy",
-                path=path,
-                failure="cg-yard",
-            )
+            message = "cg_yard lacks a directory with the cgroups of a hierarchy"
+            yield stops("cgroup-yard", message, path=path, failure="cg-yard")
             return
 
 
@@ -296,8 +249,7 @@ def _cgroup_namespace(context: Context) -> Findings:
         return  # the roots of both namespaces are the same cgroups
     if all(lines(f"/proc/{process.pid}/cgroup") == ours for process in alive):
         entry = known("cg-namespace")
-        yield needs(
-            context,
+        yield context.needs(
             "cgroup-namespace",
             "the processes have a cgroup namespace of their own and are in the cgroups of CRIU: a "
             "restore with the option leaves them in the cgroup namespace of CRIU, and fails "
@@ -314,15 +266,15 @@ def _cgroup_properties(opts: CriuOpts) -> Findings:
         text = read(os.fsdecode(opts.cg_props_file))
     stated = [line for line in (text or "").splitlines() if line.strip()]
     if any(not _CGROUP_LINE.fullmatch(line) for line in stated):
-        yield stops(
-            "cgroup-properties",
-            "cg_props or cg_props_file is not in the narrow form that CRIU reads",
-            failure="cg-props-syntax",
-        )
+        message = "cg_props or cg_props_file is not in the narrow form that CRIU reads"
+        yield stops("cgroup-properties", message, failure="cg-props-syntax")
 
 
-def file_size(opts: CriuOpts, largest: int) -> Findings:
-    """Whether the worker's file size limit, the caller's hard limit, admits the largest image."""
+def directories(opts: CriuOpts, largest: int, total: int) -> Findings:
+    """Whether the images directory is writable, and has the space for images of these sizes.
+
+    The worker's file size limit is the caller's hard limit.
+    """
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     if limit != resource.RLIM_INFINITY and largest > limit and opts.compress is None:
         yield stops(
@@ -331,30 +283,17 @@ def file_size(opts: CriuOpts, largest: int) -> Findings:
             "here (RLIMIT_FSIZE)",
             failure="images-too-large",
         )
-
-
-def directories(opts: CriuOpts, size: int) -> Findings:
-    """Whether the images directory is writable and has enough space."""
-    directory = opts.images_directory
-    if not isinstance(directory, str | bytes):
+    path = opts.images_directory
+    if not isinstance(path, str):
         return
-    path = os.fsdecode(directory)
     while not os.path.exists(path) and path not in ("", "/"):
         path = os.path.dirname(path) or "."
     result = os.statvfs(path)
     if result.f_flag & os.ST_RDONLY or not os.access(path, os.W_OK | os.X_OK):
-        yield stops(
-            "images-read-only",
-            "the images directory cannot be written",
-            path=path,
-            failure="images-read-only",
-        )
+        message = "the images directory cannot be written"
+        yield stops("images-read-only", message, path=path, failure="images-read-only")
         return
     free = result.f_bavail * result.f_frsize
-    if free < size and opts.page_server is None:
-        yield stops(
-            "images-full",
-            f"about {in_units(size)} of images are to go where {in_units(free)} are free",
-            path=path,
-            failure="images-full",
-        )
+    if free < total and opts.page_server is None:
+        message = f"about {in_units(total)} of images are to go where {in_units(free)} are free"
+        yield stops("images-full", message, path=path, failure="images-full")

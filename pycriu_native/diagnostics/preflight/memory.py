@@ -11,7 +11,7 @@ from ..._support.unpatched import close, closing
 from ..._system.mappings import Mapping, droppable_of, has_guard_pages, is_kernel_memory
 from ..._system.mountinfo import mounts_of
 from ..._system.process_snapshot import Process
-from .context import Context, Findings, lost, needs, no_restore, note, stops
+from .context import Context, Findings, lost, no_restore, note, stops
 from .files import WITHOUT_FILE
 from .objects import device
 
@@ -25,12 +25,8 @@ def look(context: Context) -> Findings:
     keeps = os.getpid() in context.tree.pids or context.in_force("page_server") is not None
     for process in context.tree.alive:
         if old and _is_guarded(process):
-            yield stops(
-                "guard-pages",
-                "it has guard pages (MADV_GUARD_INSTALL), which CRIU before 4.2 cannot dump",
-                failure="guard-pages",
-                pid=process.pid,
-            )
+            message = "it has guard pages (MADV_GUARD_INSTALL), which CRIU before 4.2 cannot dump"
+            yield stops("guard-pages", message, failure="guard-pages", pid=process.pid)
         if old and keeps and droppable_of(process.pid):
             yield lost(
                 "random-numbers",
@@ -59,22 +55,13 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
                 "io-uring", "it uses io_uring, which CRIU cannot save", failure="io-uring", **about
             )
     elif name.startswith("anon_inode:"):
-        yield stops(
-            "kernel-memory",
-            "it has memory mapped from an object of the kernel that CRIU cannot save",
-            failure="anon-map",
-            **about,
-        )
+        message = "it has memory mapped from an object of the kernel that CRIU cannot save"
+        yield stops("kernel-memory", message, failure="anon-map", **about)
     elif name.startswith("/SYSV") and not context.tree.has_own("ipc"):
-        yield stops(
-            "sysv-memory",
-            "it uses System V shared memory of the host, which other processes may use too",
-            failure="sysv-shm",
-            **about,
-        )
+        message = "it uses System V shared memory of the host, which other processes may use too"
+        yield stops("sysv-memory", message, failure="sysv-shm", **about)
     elif name == "[uprobes]" and context.opts.config_file is None:
-        yield needs(
-            context,
+        yield context.needs(
             "uprobes",
             "a tracing tool has set a uprobe in it",
             sets={"allow_uprobes": True},
@@ -83,28 +70,19 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Findings:
         )
     elif name.startswith("/memfd:"):
         if _is_sealed(mapping):
-            yield no_restore(
-                "memfd-sealed",
+            message = (
                 "it has mapped a memfd with F_SEAL_WRITE as shared, through a descriptor that was "
-                "open for writing",
-                failure="memfd-sealed",
-                **about,
+                "open for writing"
             )
+            yield no_restore("memfd-sealed", message, failure="memfd-sealed", **about)
     elif name.startswith("/sys/") and mapping.inode:
         # CRIU accepts a shared one, and a container can have files of another kind there.
         if not mapping.shared and is_kernel_memory(mapping):
-            yield stops(
-                "mapped-sysfs",
-                "it has mapped a file of sysfs, which is memory of the kernel or of a device",
-                failure="unsupported-mapping",
-                **about,
-            )
+            message = "it has mapped a file of sysfs, which is memory of the kernel or of a device"
+            yield stops("mapped-sysfs", message, failure="unsupported-mapping", **about)
     elif name.startswith("/[aio]"):
-        yield note(
-            "aio",
-            "it uses asynchronous I/O (io_submit); the dump fails if requests are under way",
-            **about,
-        )
+        message = "it uses asynchronous I/O (io_submit); the dump fails if requests are under way"
+        yield note("aio", message, **about)
     elif what := _without_a_name(context, mapping):
         yield stops(
             "mapped-file-without-a-name",

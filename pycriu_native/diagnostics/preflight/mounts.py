@@ -15,7 +15,7 @@ from ..._system.host import lines
 from ..._system.mount_table import is_below
 from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
-from .context import Context, Findings, needs, needs_programs, note, stops
+from .context import Context, Findings, note, stops
 from .files import all_used
 
 _REBUILT = """
@@ -56,8 +56,7 @@ def look(context: Context) -> Findings:
             continue
         # The first finding of a mount explains it: the later checks depend on the earlier.
         if mounts.is_locked_below(mount):
-            yield needs(
-                context,
+            yield context.needs(
                 "child-overmount",
                 "another mount covers it at the same place, and both are from outside of its user "
                 "namespace: the kernel locks them",
@@ -84,19 +83,15 @@ def look(context: Context) -> Findings:
         if finding is not None:
             yield finding
     if packed:
-        yield from needs_programs(context, "the files of a tmpfs", "tar", "gzip")
+        yield from context.needs_programs("the files of a tmpfs", "tar", "gzip")
 
 
 def _without_root(context: Context) -> Finding | None:
     """A mount namespace whose root directory is not a mount point."""
     for namespace, process in context.mounts.owners.items():
         if namespace not in context.mounts.tops:
-            return stops(
-                "no-root-mount",
-                "the root of its mount namespace is no mount point, as in a chroot",
-                pid=process.pid,
-                failure="no-parent-mount",
-            )
+            message = "the root of its mount namespace is no mount point, as in a chroot"
+            return stops("no-root-mount", message, pid=process.pid, failure="no-parent-mount")
     return None
 
 
@@ -256,7 +251,7 @@ class _Mounts:
     def _needs(self, mount: Mount, id: str, message: str, cure: str, **more: Any) -> Finding:
         more = {"sets": _sets(self.context, mount), "failure": id} | more
         pid = self.table.owners[mount.namespace].pid
-        return needs(self.context, id, message, cure=cure, pid=pid, path=mount.place, **more)
+        return self.context.needs(id, message, cure=cure, pid=pid, path=mount.place, **more)
 
 
 def _sets(context: Context, mount: Mount) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..._system.process_snapshot import Process
 from ..._system.sock_diag import links
 from ..._transport.helper_programs import HelperPrograms
-from .context import Context, Findings, needs, needs_programs
+from .context import Context, Findings
 
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
@@ -17,22 +17,13 @@ FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
 
 
 def look(context: Context) -> Findings:
-    """Findings on the network namespaces."""
-    yield from _programs(context)
-    yield from _links(context)
-
-
-def _programs(context: Context) -> Findings:
-    """The programs with which CRIU saves them."""
-    if _saved_namespaces(context):
+    """Programs with which CRIU saves the namespaces, and devices that it cannot restore."""
+    saved = _saved_namespaces(context)
+    if saved:
         helpers = HelperPrograms(context.via)
         programs = [helpers.ip, *(["sh"] if helpers.saves_rules() else [])]
-        yield from needs_programs(context, "a network namespace", *programs)
-
-
-def _links(context: Context) -> Findings:
-    """Devices of these namespaces that CRIU cannot restore."""
-    for process in _saved_namespaces(context):
+        yield from context.needs_programs("a network namespace", *programs)
+    for process in saved:
         for device in links(process):
             if (
                 device.type == LOOPBACK
@@ -41,8 +32,7 @@ def _links(context: Context) -> Findings:
                 or context.external(f"macvlan[{device.name}]")
             ):
                 continue
-            yield needs(
-                context,
+            yield context.needs(
                 "network-device",
                 f"its network namespace has a device of a kind that CRIU cannot rebuild "
                 f"({device.kind or 'hardware'})",

@@ -12,15 +12,15 @@ import time
 from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._support.unpatched import close
-from ..._system.descriptors import where
+from ..._support.unpatched import closing
+from ..._system.descriptors import opened_directory, where
 from ..._system.process_snapshot import Descriptor
 from ..._system.system_calls import open_by_handle
 from ..._transport.base import Via
 from ..._transport.worker import worker_of
 from ...errors import CriuError
 from ...findings import Finding
-from .context import Context, Findings, lost, needs, no_restore, note, on, stops
+from .context import Context, Findings, lost, no_restore, note, on, stops
 from .files import is_memory, is_plain_device, unread_bytes
 from .terminals import MASTER, is_terminal
 
@@ -43,12 +43,8 @@ def look(context: Context) -> Findings:
     for fd in context.tree.descriptors():
         mode = fd.stat.st_mode
         if stat.S_ISCHR(mode) and fd.device == TUN and not context.tree.has_own("net"):
-            yield stops(
-                "tun",
-                "it has a tun or tap device of the host open",
-                failure="tun-of-the-host",
-                **on(fd),
-            )
+            message = "it has a tun or tap device of the host open"
+            yield stops("tun", message, failure="tun-of-the-host", **on(fd))
         elif fd.flags & os.O_PATH and _has_a_state(context, fd):
             yield _path_descriptor(context, fd)
         elif fd.link.startswith("anon_inode:"):
@@ -83,12 +79,11 @@ def _path_descriptor(context: Context, fd: Descriptor) -> Finding:
 
     is_each_saved = fd.device in (MASTER, TUN) or fd.link.startswith("anon_inode:")
     is_saved = not is_each_saved and any(map(has_saved_it, context.tree.descriptors()))
-    about = on(fd)
     return (no_restore if is_saved or is_memory(fd) else stops)(
         "path-descriptor",
         "it is open with O_PATH, and no file, directory or symbolic link",
         failure="path-descriptor",
-        **about,
+        **on(fd),
     )
 
 
@@ -123,12 +118,8 @@ def _anonymous(context: Context, fd: Descriptor) -> Findings:
     elif name in ("inotify", "[fanotify]"):
         yield from _watches(context, fd)
     elif name == "[timerfd]" and int(fd.value("clockid") or "0") not in TIMER_CLOCKS:
-        yield stops(
-            "timerfd-clock",
-            "it has a timer that can wake the system from a suspend",
-            failure="timerfd-clock",
-            **about,
-        )
+        message = "it has a timer that can wake the system from a suspend"
+        yield stops("timerfd-clock", message, failure="timerfd-clock", **about)
     elif name == "bpf-map":
         if _is_without_libbpf(context.via):
             yield stops(
@@ -138,12 +129,8 @@ def _anonymous(context: Context, fd: Descriptor) -> Findings:
                 **about,
             )
     elif name not in SAVED:
-        yield stops(
-            "kernel-object",
-            "it has an object of the kernel open that CRIU cannot save",
-            failure="anon-fd",
-            **about,
-        )
+        message = "it has an object of the kernel open that CRIU cannot save"
+        yield stops("kernel-object", message, failure="anon-fd", **about)
 
 
 def _is_without_libbpf(via: Via) -> bool:
@@ -161,19 +148,11 @@ def _pidfd(context: Context, fd: Descriptor) -> Findings:
     of = int(fd.value("Pid") or "-1")
     about = {"pid": fd.pid, "fd": fd.number}
     if context.is_older_than("4.1"):
-        yield stops(
-            "pidfd",
-            f"it holds a pidfd of process {of}, and CRIU saves pidfds since 4.1",
-            failure="anon-fd",
-            **about,
-        )
+        message = f"it holds a pidfd of process {of}, and CRIU saves pidfds since 4.1"
+        yield stops("pidfd", message, failure="anon-fd", **about)
     elif of > 0 and context.is_outside(of):
-        yield stops(
-            "pidfd-outside",
-            f"it holds a pidfd of process {of} outside of the tree",
-            failure="pidfd-outside",
-            **about,
-        )
+        message = f"it holds a pidfd of process {of} outside of the tree"
+        yield stops("pidfd-outside", message, failure="pidfd-outside", **about)
     elif fd.flags & os.O_EXCL:
         message = "it holds a pidfd of a thread"
         yield stops("pidfd-of-a-thread", message, failure="pidfd-thread", **about)
@@ -244,11 +223,8 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Findings
                 return
     kind = mounts[0].kind if mounts else ""
     if opened and kind not in NOT_FOUND_ON:
-        yield note(
-            "watch-without-a-path",
-            "it watches a file that was deleted; the watch is saved without a path",
-            **about,
-        )
+        message = "it watches a file that was deleted; the watch is saved without a path"
+        yield note("watch-without-a-path", message, **about)
     elif opened:
         yield stops(
             "watch-without-a-path",
@@ -261,14 +237,8 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Findings
         sets: dict[str, Any] = {"force_irmap": True}
         if kind in WITHOUT_HANDLES:
             sets["irmap_paths"] = (mounts[0].place,)
-        yield needs(
-            context,
-            "watch-not-found",
-            "CRIU does not find the path of a file or directory that it watches",
-            sets=sets,
-            failure="irmap",
-            **about,
-        )
+        message = "CRIU does not find the path of a file or directory that it watches"
+        yield context.needs("watch-not-found", message, sets=sets, failure="irmap", **about)
 
 
 def _by_handle(mount: str, values: dict[str, str]) -> str | None:
@@ -276,13 +246,8 @@ def _by_handle(mount: str, values: dict[str, str]) -> str | None:
     size = int(values["fhandle-bytes"], 16)
     handle = bytes.fromhex(values["f_handle"])[:size].ljust(size, b"\0")
     with contextlib.suppress(OSError):
-        at = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened_directory(mount) as at:
             result = open_by_handle(at, int(values["fhandle-type"], 16), handle)
-        finally:
-            close(at)
-        try:
+        with closing(result):
             return where(result)
-        finally:
-            close(result)
     return None

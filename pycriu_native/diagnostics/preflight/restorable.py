@@ -64,13 +64,11 @@ def _memory(context: Context) -> Findings:
         for process in context.tree.alive if limit != resource.RLIM_INFINITY else ():
             size = int(process.status.get(field, "0").split()[0]) * 1024
             if size + CRIU_ITSELF > limit:
-                yield no_restore(
-                    "memory-limit",
+                message = (
                     f"it has {in_units(size)} of memory, and {name} of the caller is "
-                    f"{in_units(limit)}",
-                    pid=process.pid,
-                    failure="address-space",
+                    f"{in_units(limit)}"
                 )
+                yield no_restore("memory-limit", message, pid=process.pid, failure="address-space")
 
 
 def _policies(context: Context) -> Findings:
@@ -96,22 +94,16 @@ def _rights(context: Context) -> Findings:
         )
     for process in () if has_capability(CAP_SETPCAP) else context.tree.alive:
         if _set(process, "CapBnd") != ALL and process.status.get("NoNewPrivs") != "1":
-            yield no_restore(
-                "bounding-set",
+            message = (
                 "its bounding set lacks capabilities, and the caller lacks CAP_SETPCAP, with which "
-                "a restore takes them away",
-                pid=process.pid,
-                failure="bounding-set",
+                "a restore takes them away"
             )
+            yield no_restore("bounding-set", message, pid=process.pid, failure="bounding-set")
     for process in context.tree.alive:
         lacking = not_permitted(_set(process, "CapPrm"))
         if lacking:
-            yield no_restore(
-                "capabilities",
-                f"it has capabilities that the caller lacks: {', '.join(lacking)}",
-                pid=process.pid,
-                failure="capabilities",
-            )
+            message = f"it has capabilities that the caller lacks: {', '.join(lacking)}"
+            yield no_restore("capabilities", message, pid=process.pid, failure="capabilities")
 
 
 def _proc(context: Context) -> Findings:

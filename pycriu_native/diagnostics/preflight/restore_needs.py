@@ -128,6 +128,8 @@ def filled(opts: CriuOpts, needs: tuple[RestoreNeed, ...], given: Mapping[str, A
 
     Raises ``OptionError`` for a required key that is missing, and for a key that is no need.
     """
+    if not isinstance(given, Mapping):
+        raise OptionError([Problem("given", given, "a mapping of the keys of needs is accepted")])
     keys = {need.key for need in needs}
     problems = [
         Problem(need.option, None, f"the restore needs {need}")

@@ -89,7 +89,8 @@ def _shared(process: Process) -> dict[tuple[int, int], int]:
                 result[seen.st_dev, seen.st_ino] = seen.st_blocks * 512
     for mapping, size in _huge(process):
         if mapping.shared:
-            result[os.stat(mapping.link).st_dev, mapping.inode] = size
+            with contextlib.suppress(OSError):
+                result[os.stat(mapping.link).st_dev, mapping.inode] = size
     for fd in process.descriptors:
         if files.is_memory(fd):
             result[fd.stat.st_dev, fd.stat.st_ino] = fd.stat.st_blocks * 512

@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Any
 
-from ..._support.unpatched import close, readable
+from ..._support.unpatched import closing, readable
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from . import inet_sockets, unix_sockets
@@ -37,19 +37,11 @@ def look(context: Context) -> Findings:
     for fd, kind in result:
         about = {"pid": fd.pid, "fd": fd.number}
         if kind in NO_PROTOCOL:
-            yield stops(
-                "protocol",
-                f"a socket's protocol is {kind}, which CRIU cannot save",
-                failure="mptcp",
-                **about,
-            )
+            message = f"a socket's protocol is {kind}, which CRIU cannot save"
+            yield stops("protocol", message, failure="mptcp", **about)
         elif kind not in (*UNIX, *INTERNET, *OTHERS):
-            yield stops(
-                "socket-family",
-                f"a socket is of a family that CRIU cannot save ({kind})",
-                failure="socket-family",
-                **about,
-            )
+            message = f"a socket is of a family that CRIU cannot save ({kind})"
+            yield stops("socket-family", message, failure="socket-family", **about)
         elif (network := _network_of(fd)) and network not in networks:
             yield _of_another_network(fd, kind)
         elif kind in UNIX:
@@ -62,12 +54,12 @@ def look(context: Context) -> Findings:
 
 def _network_of(fd: Descriptor) -> str:
     """The network namespace of a socket, as its link in /proc; empty if it is not known."""
-    with contextlib.suppress(OSError), copied_socket(fd) as sock:
-        number = fcntl.ioctl(sock, SIOCGSKNS)
-        try:
-            return f"net:[{os.fstat(number).st_ino}]"
-        finally:
-            close(number)
+    with (
+        contextlib.suppress(OSError),
+        copied_socket(fd) as sock,
+        closing(fcntl.ioctl(sock, SIOCGSKNS)) as number,
+    ):
+        return f"net:[{os.fstat(number).st_ino}]"
     return ""
 
 
@@ -78,12 +70,8 @@ def _of_another_network(fd: Descriptor, kind: str) -> Finding:
     if kind in UNIX or kind.startswith("PACKET") or _is_tcp_in_use(fd, kind):
         failure = "socket-of-another-network"
         return stops("socket-of-another-network", where, failure=failure, **about)
-    return lost(
-        "socket-of-another-network",
-        f"{where}: it is restored without an address, in that of the process",
-        cure="close it before the dump",
-        **about,
-    )
+    message = f"{where}: it is restored without an address, in that of the process"
+    return lost("socket-of-another-network", message, cure="close it before the dump", **about)
 
 
 def _is_tcp_in_use(fd: Descriptor, kind: str) -> bool:
@@ -101,27 +89,15 @@ def _netlink(fd: Descriptor) -> Findings:
         groups = sock.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 1024)
         is_readable = readable(sock.fileno())
         if is_readable:
-            yield stops(
-                "netlink-unread",
-                "a netlink socket has messages that the program has not read",
-                failure="netlink-unread",
-                **about,
-            )
+            message = "a netlink socket has messages that the program has not read"
+            yield stops("netlink-unread", message, failure="netlink-unread", **about)
         words = -(-len(groups) // 8) * 2  # the kernel reports whole longs; CRIU drops a last 0
         if words > 2 or any(groups[4:]):
-            yield stops(
-                "netlink-groups",
-                "a netlink socket has multicast groups above 32",
-                failure="netlink-groups",
-                **about,
-            )
+            message = "a netlink socket has multicast groups above 32"
+            yield stops("netlink-groups", message, failure="netlink-groups", **about)
         elif groups and not port:
-            yield stops(
-                "netlink-groups",
-                "a netlink socket has multicast groups and is not bound",
-                failure="netlink-groups",
-                **about,
-            )
+            message = "a netlink socket has multicast groups and is not bound"
+            yield stops("netlink-groups", message, failure="netlink-groups", **about)
 
 
 def queued(context: Context) -> int:

@@ -13,13 +13,13 @@ import resource
 
 from ..._calls.requirements import caller_inside
 from ..._failures.explain import DESCRIPTORS_OF_CRIU
-from ..._support.unpatched import close, sleep
+from ..._support.unpatched import closing, sleep
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
 from ..._system.descriptors import free_numbers
 from ..._system.host import lines, read
 from ..._system.process import children_of, stat_of, status_of
-from ..._system.process_snapshot import Process, link
+from ..._system.process_snapshot import Process, in_first, link
 from ..._system.system_calls import (
     KCMP_FILES,
     KCMP_FS,
@@ -31,8 +31,7 @@ from ..._system.system_calls import (
 )
 from ...enums import Verb
 from ...findings import Finding
-from ..doctor.namespaces import in_first
-from .context import Context, Findings, lost, needs, no_restore, note, stops
+from .context import Context, Findings, lost, no_restore, note, stops
 
 KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
 """Resources that only threads of one process may share, and their names."""
@@ -94,19 +93,11 @@ def _caller_inside(context: Context) -> Finding:
 def _nothing_to_dump(root: Process) -> Findings:
     leader = int(root.status.get("Tgid", root.pid))
     if not root.status:
-        yield stops(
-            "no-process",
-            f"there is no process {root.pid}",
-            pid=root.pid,
-            failure="seize-gone",
-        )
+        message = f"there is no process {root.pid}"
+        yield stops("no-process", message, pid=root.pid, failure="seize-gone")
     elif leader != root.pid:
-        yield stops(
-            "thread-number",
-            f"{root.pid} is the number of a thread of process {leader}",
-            pid=root.pid,
-            cure=f"dump pid {leader}",
-        )
+        message = f"{root.pid} is the number of a thread of process {leader}"
+        yield stops("thread-number", message, pid=root.pid, cure=f"dump pid {leader}")
     elif "VmSize" not in root.status and root.state not in ("Z", "X"):
         yield stops(
             "kernel-thread",
@@ -128,8 +119,7 @@ def _nothing_to_dump(root: Process) -> Findings:
 def _frozen(context: Context) -> Findings:
     cgroup = frozen_cgroup(context.tree.root.pid, of_v1=True)
     if cgroup is not None and context.opts.freeze_cgroup is None:
-        yield needs(
-            context,
+        yield context.needs(
             "frozen",
             f"it is in the frozen cgroup {cgroup}, where CRIU would wait for it for ever",
             cure=f'freeze_cgroup="{cgroup}", or thaw it',
@@ -140,12 +130,8 @@ def _frozen(context: Context) -> Findings:
 
 def _stoppable(process: Process) -> Findings:
     """Findings that prevent CRIU from stopping a process."""
-    tracers = {
-        tracer: thread
-        for thread in process.threads
-        if (tracer := status_of(process.pid, thread).get("TracerPid", "0")) not in ("", "0")
-    }
-    for tracer in tracers:
+    threads = (status_of(process.pid, thread) for thread in process.threads)
+    for tracer in sorted({each.get("TracerPid", "0") for each in threads} - {"", "0"}):
         yield stops(
             "traced",
             f"it is traced by process {tracer}",
@@ -154,30 +140,18 @@ def _stoppable(process: Process) -> Findings:
             cure="end that debugger or tracer, or detach it",
         )
     if process.state == "Z" and len(process.threads) > 1:
-        yield stops(
-            "main-thread-ended",
-            "its main thread has ended while other threads run on, which CRIU cannot save",
-            pid=process.pid,
-            failure="zombie-thread",
-        )
+        message = "its main thread has ended while other threads run on, which CRIU cannot save"
+        yield stops("main-thread-ended", message, pid=process.pid, failure="zombie-thread")
     if process.state == "T":
-        yield note(
-            "stopped",
-            "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen",
-            pid=process.pid,
-            failure="stop-signal",
-        )
+        message = "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen"
+        yield note("stopped", message, pid=process.pid, failure="stop-signal")
     yield from _hangs(process)
     pending = int(process.status.get("SigPnd", "0"), 16) | int(
         process.status.get("ShdPnd", "0"), 16
     )
     if pending & 1 << 4:
-        yield stops(
-            "sigtrap",
-            "a SIGTRAP is pending, with which CRIU cannot work in it",
-            pid=process.pid,
-            failure="sigtrap-pending",
-        )
+        message = "a SIGTRAP is pending, with which CRIU cannot work in it"
+        yield stops("sigtrap", message, pid=process.pid, failure="sigtrap-pending")
 
 
 def _hangs(process: Process) -> Findings:
@@ -219,13 +193,9 @@ def _limits(process: Process) -> Findings:
     try:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     except PermissionError:
-        yield stops(
-            "other-user",
-            "it belongs to another user than CRIU, which lacks CAP_SYS_RESOURCE",
-            pid=process.pid,
-            failure="rlimit-other-user",
-        )
-    except (ProcessLookupError, OSError):
+        message = "it belongs to another user than CRIU, which lacks CAP_SYS_RESOURCE"
+        yield stops("other-user", message, pid=process.pid, failure="rlimit-other-user")
+    except OSError:
         return
 
 
@@ -298,26 +268,17 @@ def _word_size(process: Process) -> Findings:
     except OSError:
         return
     if is_32 and os.uname().machine == "x86_64":
-        yield note(
-            "32-bit",
-            "it is a 32-bit program, which needs a CRIU that was built for that",
-            pid=process.pid,
-            cure="look with doctor at feature:compat_cr",
-        )
+        message = "it is a 32-bit program, which needs a CRIU that was built for that"
+        yield note("32-bit", message, pid=process.pid, cure="look with doctor at feature:compat_cr")
 
 
 def _session(context: Context, process: Process) -> Findings:
     session = process.inner("NSsid")
     if session == 0:
-        yield stops(
-            "session-outside",
-            "the leader of its session is outside of its pid namespace",
-            pid=process.pid,
-            failure="sid-outside",
-        )
+        message = "the leader of its session is outside of its pid namespace"
+        yield stops("session-outside", message, pid=process.pid, failure="sid-outside")
     elif process is context.tree.root and session != process.inner("NSpid"):
-        yield needs(
-            context,
+        yield context.needs(
             "shell-job",
             "the leader of its session is outside of the tree, as of what a shell starts",
             sets={"shell_job": True},
@@ -327,7 +288,7 @@ def _session(context: Context, process: Process) -> Findings:
 
 
 def _shares(context: Context, process: Process) -> Findings:
-    parent = process.stat.parent if process.stat else 0
+    parent = process.parent
     if process is context.tree.root or parent not in context.tree.pids:
         return
     for kind, words in KCMP.items():
@@ -360,24 +321,16 @@ def _nested(context: Context, process: Process) -> Findings:
                 continue
             where = "of its own, and the root of the tree has that of CRIU"
             failure, makes = "nested-ns-root", no_restore
-        yield makes(
-            "nested-namespace",
-            f"it has a {kind} namespace {where}",
-            pid=process.pid,
-            failure=failure,
-        )
+        message = f"it has a {kind} namespace {where}"
+        yield makes("nested-namespace", message, pid=process.pid, failure=failure)
 
 
 def _time_of_children(process: Process) -> Findings:
     own = process.namespaces["time"]
     later = process.namespace("time_for_children")
     if later and later != own:
-        yield stops(
-            "nested-namespace",
-            "its children are to have a time namespace of their own",
-            pid=process.pid,
-            failure="nested-ns",
-        )
+        message = "its children are to have a time namespace of their own"
+        yield stops("nested-namespace", message, pid=process.pid, failure="nested-ns")
 
 
 def _pid_namespace(context: Context) -> Findings:
@@ -387,12 +340,8 @@ def _pid_namespace(context: Context) -> Findings:
     number = root.namespaces["pid"].partition("[")[2].rstrip("]")
     if context.external(f"pid[{number}]"):
         return
-    yield stops(
-        "not-the-first",
-        "it is inside of a pid namespace, and is not its first process",
-        pid=root.pid,
-        failure="pidns-no-init",
-    )
+    message = "it is inside of a pid namespace, and is not its first process"
+    yield stops("not-the-first", message, pid=root.pid, failure="pidns-no-init")
 
 
 def _user_namespace(context: Context) -> Findings:
@@ -412,20 +361,16 @@ def _user_namespace(context: Context) -> Findings:
     known_owners = (None, root.namespaces["user"])
     for kind in ("net", "uts", "time", "ipc", "mnt"):
         if context.tree.has_own(kind) and owner_of(root, kind) not in known_owners:
-            yield stops(
-                "foreign-namespace",
-                f"its {kind} namespace does not belong to its user namespace",
-                pid=root.pid,
-                failure="userns-foreign",
-            )
+            message = f"its {kind} namespace does not belong to its user namespace"
+            yield stops("foreign-namespace", message, pid=root.pid, failure="userns-foreign")
 
 
 def owner_of(process: Process, kind: str) -> str | None:
     """The user namespace that owns a namespace; None if the kernel refuses the request."""
-    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/ns/{kind}") as file:
-        number = namespace_owner(file.fileno())
-        try:
-            return link(f"/proc/self/fd/{number}")
-        finally:
-            close(number)
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{process.pid}/ns/{kind}") as file,
+        closing(namespace_owner(file.fileno())) as number,
+    ):
+        return link(f"/proc/self/fd/{number}")
     return None

@@ -18,7 +18,7 @@ from ..._system.id_maps import unmapped_gid, unmapped_uid
 from ..._system.process import all_pids, stat_of
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file
-from .context import Context, Findings, needs, no_restore, on, stops
+from .context import Context, Findings, no_restore, on, stops
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
@@ -34,14 +34,12 @@ VIRTUAL = 4
 def is_terminal(context: Context, fd: Descriptor) -> bool:
     """Whether a device is a terminal that CRIU supports."""
     major, minor = fd.device
-    known_kind = (
-        (major, minor) == MASTER
-        or major in SLAVES
-        or (major, minor) in CONSOLES
-        or major in SERIAL
+    return (
+        fd.device in (MASTER, *CONSOLES)
+        or major in (*SLAVES, *SERIAL)
         or (major == VIRTUAL and 1 <= minor <= 63)
+        or context.external(_key(fd))
     )
-    return known_kind or context.external(_key(fd))
 
 
 def _key(fd: Descriptor) -> str:
@@ -56,11 +54,9 @@ def look(context: Context) -> Findings:
         if not stat.S_ISCHR(fd.stat.st_mode) or context.external(_key(fd)):
             continue
         major, minor = fd.device
-        if major in SLAVES and _is_hung_up(fd):
-            continue
-        if (major, minor) == MASTER:
+        if fd.device == MASTER:
             masters.setdefault(int(fd.value("tty-index") or "-1"), fd)
-        elif major in SLAVES:
+        elif major in SLAVES and not _is_hung_up(fd):
             slaves.setdefault((major - SLAVES.start) * 256 + minor, fd)
     alone = [fd for index, fd in sorted(slaves.items()) if index not in masters]
     if len(alone) > 1:
@@ -88,12 +84,8 @@ def _not_mapped(terminals: list[Descriptor]) -> Findings:
     uid, gid = unmapped_uid(), unmapped_gid()
     for fd in terminals:
         if fd.stat.st_uid == uid or fd.stat.st_gid == gid:
-            yield no_restore(
-                "terminal-owner",
-                "the owner or the group of its terminal is not mapped in this user namespace",
-                failure="tty-owner",
-                **on(fd),
-            )
+            message = "the owner or the group of its terminal is not mapped in this user namespace"
+            yield no_restore("terminal-owner", message, failure="tty-owner", **on(fd))
             return
 
 
@@ -116,8 +108,7 @@ def _current(context: Context) -> Findings:
         session = process.session if process.terminal else 0
         first = next((holder for holder, ids in pairs if ids == (session, session)), None)
         if first is not process:
-            yield needs(
-                context,
+            yield context.needs(
                 "terminal-of-the-session",
                 "it has /dev/tty open, and no other descriptor of its session's terminal"
                 if first is None
@@ -162,8 +153,7 @@ def _half(context: Context, fd: Descriptor) -> Findings:
     if context.opts.orphan_pts_master or context.opts.shell_job:
         return
     container = context.tree.has_own("pid")
-    yield needs(
-        context,
+    yield context.needs(
         "terminal-outside",
         "the master of its terminal is outside of the tree",
         sets={"orphan_pts_master": True} if container else {"shell_job": True},
@@ -174,8 +164,7 @@ def _half(context: Context, fd: Descriptor) -> Findings:
 
 def _dangling(context: Context, fd: Descriptor) -> Findings:
     """The session of the terminal: its leader must be in the tree."""
-    major, minor = fd.device
-    if (major, minor) == MASTER:
+    if fd.device == MASTER:
         index = int(fd.value("tty-index") or "-1")
         device = os.makedev(SLAVES.start + index // 256, index % 256)
         leaders = _sessions_on(device)
@@ -186,8 +175,7 @@ def _dangling(context: Context, fd: Descriptor) -> Findings:
             if process.pid == fd.pid and _is(process.terminal, fd.stat.st_rdev)
         }
     for leader in leaders - context.tree.pids:
-        yield needs(
-            context,
+        yield context.needs(
             "terminal-of-a-shell",
             f"its terminal belongs to a session outside of the tree, which process {leader} leads",
             sets={"shell_job": True},

@@ -11,7 +11,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from ..._support.unpatched import close
+from ..._support.unpatched import closing
 from ..._system.descriptors import where
 from ..._system.process_snapshot import Descriptor
 from .context import Context, Findings, lost, stops
@@ -53,12 +53,8 @@ def look(context: Context) -> Findings:
             continue
         about = {"pid": fd.pid, "fd": fd.number, "path": bound.name}
         if bound.is_relative and not bound.path.endswith("/" + bound.name.removeprefix("./")):
-            yield stops(
-                "unix-relative",
-                f"a unix socket is bound to a relative name, and its file is {bound.path}",
-                failure="unix-relative",
-                **about,
-            )
+            message = f"a unix socket is bound to a relative name, and its file is {bound.path}"
+            yield stops("unix-relative", message, failure="unix-relative", **about)
         elif not bound.accepts or bound.is_relative or bound.is_found:
             continue
         elif bound.is_deleted and bound.links:
@@ -84,11 +80,8 @@ def _bound(fd: Descriptor) -> Bound | None:
         name = sock.getsockname()
         if not name or isinstance(name, bytes):
             return None
-        file = fcntl.ioctl(sock.fileno(), SIOCUNIXFILE)
-        try:
+        with closing(fcntl.ioctl(sock.fileno(), SIOCUNIXFILE)) as file:
             path, of_file = where(file), os.fstat(file)
-        finally:
-            close(file)
         is_found = False
         with contextlib.suppress(OSError):
             is_found = os.path.samestat(os.stat(f"/proc/{fd.pid}/root/{name}"), of_file)

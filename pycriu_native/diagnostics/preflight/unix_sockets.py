@@ -12,7 +12,7 @@ from typing import Any
 
 from ..._system.process_snapshot import Descriptor, link
 from ..._system.sock_diag import UnixSocket
-from .context import Context, Findings, lost, needs, no_restore, note, stops
+from .context import Context, Findings, lost, no_restore, note, stops
 from .open_sockets import Tables, copied_socket
 
 SO_PASSPIDFD = 76
@@ -85,12 +85,8 @@ def _in_flight(sock: UnixSocket, table: Tables, ours: set[int], about: dict[str,
     """A client that is not accepted yet: its other end does not exist."""
     listener = next((s for s in table.unix.values() if sock.inode in s.waiting), None)
     if listener is None:
-        yield stops(
-            "unix-dangling",
-            "a unix socket waits to be accepted in another network namespace",
-            failure="unix-dangling",
-            **about,
-        )
+        message = "a unix socket waits to be accepted in another network namespace"
+        yield stops("unix-dangling", message, failure="unix-dangling", **about)
     elif sock.unsent:
         yield stops(
             "unix-in-flight-data",
@@ -118,8 +114,7 @@ def _outside(
     if context.external(key):
         yield note("unix-external", "a unix socket is given from outside on restore", **about)
     elif peer is not None and sock.type == socket.SOCK_DGRAM and peer.name:
-        yield needs(
-            context,
+        yield context.needs(
             "unix-outside",
             f"a unix socket sends to {name} outside of the tree",
             cure="external_unix_connections=True on dump and restore",
@@ -128,16 +123,11 @@ def _outside(
             **about,
         )
     elif sock.type == socket.SOCK_DGRAM:
-        yield stops(
-            "unix-nameless",
-            "a unix datagram socket is connected to one outside that has no name",
-            failure="unix-nameless",
-            **about,
-        )
+        message = "a unix datagram socket is connected to one outside that has no name"
+        yield stops("unix-nameless", message, failure="unix-nameless", **about)
     else:
         at = f" at {name}" if name else ""
-        yield needs(
-            context,
+        yield context.needs(
             "unix-half",
             f"a unix socket is connected to a process outside of the tree{at}",
             cure=f'external=["{key}"] on dump and inherit_fds=[(fd, "socket:[{sock.inode}]")] on '

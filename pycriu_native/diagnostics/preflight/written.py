@@ -21,21 +21,14 @@ def look(context: Context) -> Findings:
         files = saved(context)
     except OptionError as error:
         for problem in error.problems:
-            yield stops(
-                "file-not-saved",
-                f"a file cannot be saved: {problem.rule}",
-                cure="close it before the dump",
-            )
+            message = f"a file cannot be saved: {problem.rule}"
+            yield stops("file-not-saved", message, cure="close it before the dump")
         return
     device = _device_of_images(context)
     for file in files:
         on = f" on {file.kind}" if file.kind else ""
-        yield note(
-            "saved-file",
-            f"{in_units(file.stat.st_size)}{on} are saved by {_how(context, file, device)}",
-            pid=file.pid or None,
-            path=escaped(file.path),
-        )
+        message = f"{in_units(file.stat.st_size)}{on} are saved by {_how(context, file, device)}"
+        yield note("saved-file", message, pid=file.pid or None, path=escaped(file.path))
 
 
 def size(context: Context) -> int:
