@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from .._integrity.page_size import HOST_PAGE
 from .._integrity.pagemap import IN_PARENT, PRESENT
 from .._support.unpatched import close
 from .._system.regular_file import open_regular
+from .._wire.protobuf import image_of
 from ..errors import ImagesError
-from ..images.formats import BY_NAME
 from ..images.pages import Stored
 from ..images.schema import message
 
@@ -22,18 +21,12 @@ Part = tuple[int, int, Stored | None]
 """Start and end of a part of memory, and the run of pages that has it; None: a parent has it."""
 
 CHUNK = 2**20
-_WORD = struct.Struct("<I")
 
 
 def write_image(path: Path, kind: str, entries: Iterable[Any]) -> None:
     """Write the messages of an image into a new file, of mode 0600."""
-    image = BY_NAME[kind]
-    assert image.head is not None
     with open(path, "xb", opener=_private) as file:
-        file.write(_WORD.pack(image.head) + _WORD.pack(image.magic))
-        for entry in entries:
-            data = entry.SerializeToString()
-            file.write(_WORD.pack(len(data)) + data)
+        file.write(image_of(kind, *(entry.SerializeToString() for entry in entries)))
 
 
 def write_page_map(path: Path, pages: Path, pages_id: int, parts: Iterable[Part]) -> None:
