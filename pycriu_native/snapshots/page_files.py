@@ -10,11 +10,10 @@ from typing import Any
 
 from .._integrity.page_size import HOST_PAGE
 from .._integrity.pagemap import IN_PARENT, PRESENT
-from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from .._wire.protobuf import image_of
 from ..errors import ImagesError
-from ..images.pages import Stored
+from ..images.pages import OpenPages, Stored
 from ..images.schema import message
 
 Part = tuple[int, int, Stored | None]
@@ -52,7 +51,7 @@ def _joined(parts: Iterable[Part], target: int) -> Iterator[tuple[int, int, bool
     with OpenPages() as opened:
         for start, end, stored in parts:
             if stored is not None:
-                source = opened.of(stored)
+                source = opened.of(stored[2])
                 copy(source, target, stored[3] + start - stored[0], end - start)
             here = stored is not None
             if run is not None and run[1:] == (start, here):
@@ -63,27 +62,6 @@ def _joined(parts: Iterable[Part], target: int) -> Iterator[tuple[int, int, bool
             run = start, end, here
         if run is not None:
             yield run
-
-
-class OpenPages:
-    """Descriptors of pages files, each opened on first use."""
-
-    def __init__(self) -> None:
-        self._fds: dict[str, int] = {}
-
-    def __enter__(self) -> OpenPages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self._fds.values():
-            close(fd)
-
-    def of(self, stored: Stored) -> int:
-        """The descriptor of the file that has these pages."""
-        path = stored[2].pages
-        if path not in self._fds:
-            self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        return self._fds[path]
 
 
 def copy(source: int, target: int, offset: int, size: int) -> None:
