@@ -21,7 +21,7 @@ from .copies import Copies
 from .directories import directories_of
 from .index import Index, SavedFile, checksum, write
 from .option import Rollback
-from .written_files import WrittenFile, patterns_for, written_and_named
+from .written_files import WrittenFile, patterns_for, written_files
 
 COPIED_APPENDS = 4 * 2**20
 """Largest file in bytes that is copied as a whole although it is only appended to."""
@@ -33,7 +33,7 @@ def save(images: int, pids: Iterable[int], rollback: Rollback, check: Callable[[
     Raises ``OptionError``, ``ImagesError``, and what ``check`` raises; it is called between parts
     of a copy.
     """
-    files, others = written_and_named(pids, rollback)
+    files, others = written_files(pids, rollback)
     with contextlib.closing(Copies(images, check, link_from=rollback.link_from)) as copies:
         entries = [_save(images, each, copies, rollback) for each in files]
     changed = (each.path for each in files if each.pid and not each.read_only)
@@ -68,7 +68,7 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
                 names = (
                     copies.appended(source, read_only=file.read_only)
                     if large
-                    else copies.whole(source)
+                    else copies.copy(source)
                 )
             # Another process can have appended to it since.
             size = sum(_size(images, name) for name in names) if names else seen.st_size

@@ -66,23 +66,15 @@ class WrittenFile:
         return self.stat.st_dev, self.stat.st_ino
 
 
-def written_files(pids: Iterable[int], rollback: Rollback) -> list[WrittenFile]:
-    """The files, each once.
-
-    With those that are open for reading only and are not larger than ``LARGEST_READ``, if they were
-    changed after ``changed_since``. Deleted files are left out: they are saved by CRIU. Raises
-    ``OptionError`` that names every file that cannot be saved.
-    """
-    return written_and_named(pids, rollback)[0]
-
-
-def written_and_named(
+def written_files(
     pids: Iterable[int], rollback: Rollback
 ) -> tuple[list[WrittenFile], list[SavedName]]:
-    """The files of ``written_files``, and names that exist but need no copy.
+    """The files, each once, and names that exist but need no copy.
 
-    These are the open named pipes and, of what matches ``also``, symbolic links, directories and
-    other names of the files.
+    With those that are open for reading only and are not larger than ``LARGEST_READ``, if they were
+    changed after ``changed_since``. Deleted files are left out: they are saved by CRIU. The names
+    are the open named pipes and, of what matches ``also``, symbolic links, directories and other
+    names of the files. Raises ``OptionError`` that names every file that cannot be saved.
     """
     mounts = {mount.number: mount for mount in mounts_of("self")}
     files: dict[tuple[int, int], WrittenFile] = {}
