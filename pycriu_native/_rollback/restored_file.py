@@ -17,6 +17,7 @@ from .._system.descriptors import where
 from .._system.regular_file import create_regular, open_regular
 from ..errors import ImagesError
 from .copying import common_length, copy, reflink
+from .directories import set_owner
 from .index import SavedFile, checksum, restore_failed
 
 BEFORE = ".pycriu-native-before-"
@@ -188,7 +189,7 @@ class RestoredFile:
         self._changed = True
         new = self._seen is None or self._moved
         with closing(create_regular(self.path) if new else os.open(self.path, _OPENED)) as fd:
-            _set_owner(fd, entry.uid, entry.gid, entry.mode)
+            set_owner(fd, entry.uid, entry.gid, entry.mode)
             os.ftruncate(fd, self._start)
             at = 0
             for source, size in self._copies(entry):
@@ -211,7 +212,7 @@ class RestoredFile:
                 with closing(open_regular(self._before, dir_fd=self._directory)) as kept:
                     os.ftruncate(fd, self._start)
                     copy(kept, fd, lambda: None, at=self._start)
-                _set_owner(fd, seen.st_uid, seen.st_gid, seen.st_mode & 0o7777)
+                set_owner(fd, seen.st_uid, seen.st_gid, seen.st_mode & 0o7777)
                 os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
             self._discard()
         elif self._kept:
@@ -239,14 +240,6 @@ def remove(name: str, directory: int | None = None) -> None:
             os.unlink(name, dir_fd=directory)
         except IsADirectoryError:
             shutil.rmtree(name, ignore_errors=True, dir_fd=directory)
-
-
-def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:
-    now = os.fstat(fd)
-    if (now.st_uid, now.st_gid) != (uid, gid):
-        os.fchown(fd, uid, gid)
-    if now.st_mode & 0o7777 != mode:
-        os.fchmod(fd, mode)
 
 
 def _refused(path: str, why: str) -> ImagesError:

@@ -501,6 +501,22 @@ def test_files_that_are_read(tmp_path: Path) -> None:
     assert path.read_text() == "at the dump"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_setuid_program_of_another_owner(tmp_path: Path) -> None:
+    """A change of the owner clears the setuid bit, which is set again."""
+    images, program = tmp_path / "images", tmp_path / "program"
+    images.mkdir()
+    program.write_text("at the dump")
+    program.chmod(0o4755)
+    at = _saved(images, program)
+    os.close(at)
+    os.chown(program, 1, 1)
+    program.chmod(0o4755)
+    _restored(images)
+    assert program.stat().st_uid == 0
+    assert program.stat().st_mode & 0o7777 == 0o4755
+
+
 def test_directories_that_were_removed(tmp_path: Path) -> None:
     """They are created again with their owner and mode, and removed if the restore fails."""
     images, place = tmp_path / "images", tmp_path / "a" / "b"
