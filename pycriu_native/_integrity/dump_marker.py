@@ -149,6 +149,11 @@ def holds_dump(directory: int | str) -> bool:
     return "inventory.img" in names and UNFINISHED not in names
 
 
+def is_of_set(name: str) -> bool:
+    """Whether a file beside images is one itself, or one of this library."""
+    return name.endswith(".img") or name.startswith("pycriu-native.")
+
+
 def unfinished(path: str) -> str | None:
     """The first set of these images and their parents whose dump is unfinished, or None."""
     for _ in range(DEEPEST):
@@ -163,8 +168,6 @@ def unfinished(path: str) -> str | None:
 def _of_dump(name: str) -> bool:
     """Whether a file is an image of a dump; ``cpuinfo.img`` is not."""
     if name.startswith((RECORD, FRAMES, SAVED_FILES)):
-        return True
-    if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
         return True
     return name.endswith(".img") and name != "cpuinfo.img"
 

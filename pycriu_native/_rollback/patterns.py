@@ -7,8 +7,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
 
-_BEGINS, _ENDS = ("pycriu-native.", "stats-"), (".img", ".tar.gz")
-"""Of the names in an image set."""
+from .._integrity.dump_marker import is_of_set
 
 
 def real_paths() -> Callable[[str], str]:
@@ -29,7 +28,7 @@ def _image_sets() -> Callable[[str], bool]:
     @functools.cache
     def is_part(path: str) -> bool:
         directory, name = os.path.split(path)
-        of_set = name == "parent" or name.startswith(_BEGINS) or name.endswith(_ENDS)
+        of_set = is_of_set(name) or name == "parent" or name.startswith("stats-")
         return of_set and (holds_dump(directory) or is_part(directory))
 
     def is_in_set(path: str) -> bool:
