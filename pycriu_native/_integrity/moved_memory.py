@@ -193,10 +193,7 @@ class MemoryCheck:
         return result
 
     def _tables(
-        self,
-        pid: int,
-        compare: Callable[[int, bytes, bytes], object] | None,
-        first: Tables | None,
+        self, pid: int, compare: Callable[[int, bytes, bytes], object] | None, first: Tables | None
     ) -> Tables:
         """The frames of a process, of those that are as in ``first`` or have a mark.
 

@@ -17,14 +17,7 @@ from datetime import UTC, datetime
 from .._system.descriptors import opened_directory, where
 from .._system.process_identity import ProcessIdentity
 from .._system.regular_file import create_regular, read_regular
-from ..errors import (
-    CriuError,
-    ImagesError,
-    OptionError,
-    Problem,
-    RestoreClaimedError,
-    ResumedError,
-)
+from ..errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError, ResumedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
 from .dump_marker import CLAIM

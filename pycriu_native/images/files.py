@@ -10,15 +10,7 @@ from .._support.lazy import socket
 from . import kernel_names as names
 from .image_directory import ImageDirectory
 from .json_messages import to_dict
-from .model import (
-    File,
-    InetSocket,
-    OtherFile,
-    Pipe,
-    RegularFile,
-    Terminal,
-    UnixSocket,
-)
+from .model import File, InetSocket, OtherFile, Pipe, RegularFile, Terminal, UnixSocket
 from .schema import enum_name
 
 _MEMBERS = {

@@ -10,14 +10,7 @@ from typing import Any
 
 from .._support.kernel_text import escaped as safe
 from .._support.sizes import size_text as human
-from .difference import (
-    Change,
-    Difference,
-    MappingChange,
-    PageChange,
-    ProcessChange,
-    files_by_fd,
-)
+from .difference import Change, Difference, MappingChange, PageChange, ProcessChange, files_by_fd
 from .memory_mapping import Value
 from .model import File, ImageSet, Process
 

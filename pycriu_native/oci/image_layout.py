@@ -132,9 +132,7 @@ def unpack_image(
     return dict(annotations) if isinstance(annotations, dict) else {}
 
 
-def layers_of(
-    layout: str | os.PathLike[str],
-) -> Iterator[AbstractContextManager[BufferedReader]]:
+def layers_of(layout: str | os.PathLike[str]) -> Iterator[AbstractContextManager[BufferedReader]]:
     """The layers of the image ``latest``, or of the only image, lowest first: context managers of
     (compressed) tar archives.
 
