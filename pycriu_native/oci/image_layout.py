@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from .._system.regular_file import create_regular, open_regular
 from ..archive.codecs import Compression, bad_argument, compressed
+from ..archive.container_checkpoint import json_member
 from ..archive.hashing import Hashing
 from ..archive.pack import pack, unpack, written_beside
 from ..errors import ImagesError
@@ -30,7 +31,6 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _NAME = "org.opencontainers.image.ref.name"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_LARGEST_JSON = 4 << 20
 
 
 def pack_image(
@@ -152,7 +152,8 @@ def _manifest(layout: Path, name: str) -> dict[str, Any]:
         names = sorted(map(str, map(_name_of, images)))
         raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
     with _blob(layout, result[0]) as file:
-        return _json(file)
+        manifest: dict[str, Any] = json_member(file.name, file)
+        return manifest
 
 
 def _put(blobs: Path, kind: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def _name_of(image: dict[str, Any]) -> object:
 def _images(index: Path) -> list[dict[str, Any]]:
     try:
         with _opened(index) as file:
-            return _dicts(_json(file).get("manifests"))
+            return _dicts(json_member(file.name, file).get("manifests"))
     except FileNotFoundError:
         return []
 
@@ -190,20 +191,6 @@ def _opened(path: Path) -> BufferedReader:
             raise
         what = "a symbolic link" if error.errno == errno.ELOOP else "not a regular file"
         raise ImagesError(f"{path} is not part of an OCI layout: it is {what}") from None
-
-
-def _json(file: BinaryIO) -> dict[str, Any]:
-    """Parse a JSON object of a layout."""
-    data = file.read(_LARGEST_JSON + 1)
-    if len(data) > _LARGEST_JSON:
-        raise ImagesError(f"{file.name} is too large to be part of an OCI layout")
-    try:
-        result = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ImagesError(f"{file.name} is not part of an OCI layout: {error}") from error
-    if not isinstance(result, dict):
-        raise ImagesError(f"{file.name} is not part of an OCI layout: it is not a JSON object")
-    return result
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:
