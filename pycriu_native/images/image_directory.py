@@ -54,11 +54,10 @@ class ImageDirectory:
         """Why a restore would refuse the set. Lazy pages do not count as missing."""
         with opened_directory(self.directory) as fd:
             files = ImageFiles(fd)
-            result = [
-                each for each in set_check.problems(fd, files) if each.options != ("lazy_pages",)
-            ]
+            found = set_check.problems(files)
+            result = [each.cause for each in found if each.options != ("lazy_pages",)]
             self.pre_dump = is_pre_dump(files)
-        return list(dict.fromkeys(each.cause for each in result))
+        return list(dict.fromkeys(result))
 
     def path(self, name: str) -> str:
         """The path of a file in it."""
