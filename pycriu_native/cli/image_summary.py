@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import NamedTuple
 
-from .._system.regular_file import read_regular
-from .._wire.fields import message_fields, messages_of
-from .._wire.protobuf import image_of
-
-LARGEST = 2**30
-"""Bytes of ``pstree.img`` that are read."""
+from .._integrity.image_files import DamagedError, ImageFiles
+from .._system.descriptors import opened_directory
 
 
 class Size(NamedTuple):
@@ -36,11 +33,6 @@ def size_of(directory: str) -> Size:
 
 def pids_in(directory: str) -> list[int]:
     """The pids of a dump, in the pid namespace of the processes; none for a pre-dump."""
-    try:
-        data = read_regular(os.path.join(directory, "pstree.img"), LARGEST)
-        if not data.startswith(image_of("PSTREE")):
-            return []
-        fields = [field for entry in messages_of(data) for field in message_fields(entry)]
-    except (OSError, ValueError):
-        return []
-    return [value for number, value in fields if number == 1 and isinstance(value, int)]
+    with contextlib.suppress(OSError, DamagedError), opened_directory(directory) as at:
+        return list(dict.fromkeys(pid for _, pid, _ in ImageFiles(at).rows("pstree.img")))
+    return []
