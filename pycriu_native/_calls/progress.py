@@ -21,6 +21,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
+from .._integrity.dump_marker import with_parents
 from .._support.lazy import socket
 from .._support.sockets import of_another
 from .._support.unpatched import Event, Thread
@@ -196,14 +197,11 @@ def memory_of(pids: list[int]) -> int:
 def size_of_pages(directory: str, *, parents: bool = True) -> int:
     """Bytes of pages in an images directory and its parents."""
     total = 0
-    for _ in range(1000):
-        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+    for at in with_parents(directory) if parents else (directory,):
+        with contextlib.suppress(OSError), os.scandir(at) as entries:
             for entry in entries:
                 if _PAGES.fullmatch(entry.name):
                     total += entry.stat().st_size
-        directory = os.path.join(directory, "parent")
-        if not parents or not os.path.isdir(directory):
-            break
     return total
 
 

@@ -67,6 +67,8 @@ _COLUMNS = {
     "MM auxv": "13* 13",
     "MM flags": "14* 14.1 14.2 14.6 14.7 14.9",
     "SECCOMP": "1* 1",
+    "USERNS uids": "1* 1.1 1.2 1.3",
+    "USERNS gids": "2* 2.1 2.2 2.3",
     "REMAP_FPATH": "1 2 3=1",
     "GHOST_FILE": "3 9",
     "PIPES_DATA": "1",
