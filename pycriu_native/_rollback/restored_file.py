@@ -182,8 +182,9 @@ class RestoredFile:
         """Put it back."""
         entry = self.entry
         if self._moved:
-            os.rename(self.path, self._before)
-            self._kept = True
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                os.rename(self.path, self._before)
+                self._kept = True
         if entry is None:
             return
         self._changed = True

@@ -501,6 +501,30 @@ def test_files_that_are_read(tmp_path: Path) -> None:
     assert path.read_text() == "at the dump"
 
 
+@pytest.mark.usefixtures("without_reflinks")
+@pytest.mark.parametrize("name", ["a", "z"])
+def test_a_new_file_that_is_removed_meanwhile(tmp_path: Path, name: str) -> None:
+    """A file that the restore would remove, and that another process removes first."""
+    images, place = tmp_path / "images", tmp_path / "place"
+    images.mkdir()
+    place.mkdir()
+    (place / "saved").write_text("at the dump")
+    at = _saved(images, place / "*")
+    (place / "saved").write_text("later")
+    new = place / name
+    new.touch()
+    try:
+        rolled_back = RollBack(at)
+        rolled_back.put_back(lambda: new.unlink(missing_ok=True))
+        assert (place / "saved").read_text() == "at the dump"
+        assert rolled_back.give_back() == ()
+        rolled_back.close()
+        assert _state(place).keys() == {"saved"}
+        assert (place / "saved").read_text() == "later"
+    finally:
+        os.close(at)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_a_setuid_program_of_another_owner(tmp_path: Path) -> None:
     """A change of the owner clears the setuid bit, which is set again."""
