@@ -35,7 +35,9 @@ def save(images: int, pids: Iterable[int], rollback: Rollback, check: Callable[[
     """
     files, others = written_files(pids, rollback)
     with contextlib.closing(Copies(images, check, link_from=rollback.link_from)) as copies:
-        entries = [_save(images, each, copies, rollback) for each in files]
+        entries = [
+            entry for each in files if (entry := _save(images, each, copies, rollback)) is not None
+        ]
     changed = (each.path for each in files if each.pid and not each.read_only)
     named = (pattern for path in changed for pattern in patterns_for(path))
     index = Index(
@@ -56,7 +58,9 @@ def is_by_length(file: WrittenFile, complete: bool) -> bool:
     return file.appended and file.stat.st_size > COPIED_APPENDS and not complete
 
 
-def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) -> SavedFile:
+def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) -> SavedFile | None:
+    if not file.pid and not os.path.lexists(file.path):
+        return None  # another process has removed it
     try:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         with closing(os.open(file.opened, flags)) as source:

@@ -502,6 +502,25 @@ def test_files_that_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_reflinks")
+def test_a_matching_file_that_is_removed_meanwhile(tmp_path: Path) -> None:
+    """A file that another process removes while a dump copies others did not exist at the dump."""
+    images, first, second = (tmp_path / name for name in ("images", "first", "second"))
+    images.mkdir()
+    for each in (first, second):
+        each.write_text("at the dump")
+    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files = Rollback(also=(first, second))
+        saved_files.save(at, [], files, lambda: second.unlink(missing_ok=True))
+    finally:
+        os.close(at)
+    second.write_text("new")
+    _restored(images)
+    assert first.exists()
+    assert not second.exists()
+
+
+@pytest.mark.usefixtures("without_reflinks")
 @pytest.mark.parametrize("name", ["a", "z"])
 def test_a_new_file_that_is_removed_meanwhile(tmp_path: Path, name: str) -> None:
     """A file that the restore would remove, and that another process removes first."""
