@@ -33,7 +33,8 @@ class ImageAccess:
         if root is None or root == (os.geteuid(), os.getegid()):
             return
         for directory in (f"/proc/self/fd/{images}", *parents):
-            for name in (".", *_images_in(directory)):
+            names = [name for name in os.listdir(directory) if kind_of(name) or RAW.fullmatch(name)]
+            for name in (".", *names):
                 with contextlib.suppress(OSError):
                     self._grant(f"{directory}/{name}", *root)
 
@@ -74,7 +75,3 @@ def root_of_namespace(directory: int) -> tuple[int, int] | None:
 def _outside(extents: list[Row]) -> dict[int, int]:
     """The first number of each range outside of the namespace, by that in it."""
     return {inner: outer for _, inner, outer, count in extents if count}
-
-
-def _images_in(directory: int | str) -> list[str]:
-    return [name for name in os.listdir(directory) if kind_of(name) or RAW.fullmatch(name)]

@@ -75,7 +75,9 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
                     else copies.copy(source)
                 )
             # Another process can have appended to it since.
-            size = sum(_size(images, name) for name in names) if names else seen.st_size
+            size = seen.st_size
+            if names:
+                size = sum(os.stat(name, dir_fd=images).st_size for name in names)
             known = checksum(source, size) if large else None
     except OSError as error:
         raise ImagesError(
@@ -98,7 +100,3 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
         read_only=file.read_only,
         checksum=known,
     )
-
-
-def _size(images: int, name: str) -> int:
-    return os.stat(name, dir_fd=images, follow_symlinks=False).st_size

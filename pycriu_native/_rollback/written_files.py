@@ -95,7 +95,8 @@ def written_files(
                 continue
             files[use.identity] = use
             if why and not _has_changed(use):
-                problems.append(_problem(use.path, f"which pid {process.pid} can write, {why}"))
+                text = f"{escaped(use.path)}, which pid {process.pid} can write, {why}"
+                problems.append(Problem("files", "rollback", text))
     if problems:
         raise OptionError(problems, verb="dump")
     _add_matching(rollback, files, names)
@@ -140,18 +141,12 @@ def patterns_for(path: str) -> list[str]:
     return [glob.escape(path) + ending for ending in COMPANIONS]
 
 
-def _problem(path: str, why: str) -> Problem:
-    return Problem("files", "rollback", f"{escaped(path)}, {why}")
-
-
 def _refusal(use: WrittenFile) -> str:
     """Why a file cannot be saved; empty if it can."""
     try:
         there = os.stat(use.path, follow_symlinks=False)
     except OSError as error:
-        there, why = None, error.strerror
-    if there is None:
-        return f"has other names than the one by which it was opened ({why})"
+        return f"has other names than the one by which it was opened ({error.strerror})"
     if (there.st_dev, there.st_ino) != use.identity:
         return "has lost its name to another file"
     if use.kind == "hugetlbfs":
