@@ -51,12 +51,6 @@ class Peek:
         taken, self._ahead = self._ahead[:size], self._ahead[size:]
         return taken
 
-    def readinto(self, buffer: Any) -> int:
-        """Read, like ``io.RawIOBase``."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
 
 @contextlib.contextmanager
 def compressed(out: BinaryIO, method: Compression) -> Iterator[BinaryIO]:
