@@ -144,12 +144,12 @@ class Layers:
                 else:
                     yield first, None, last - first
 
-    def stored(self, start: int = 0, end: int = 2**64) -> Iterator[Stored]:
-        """The locations of the pages between two addresses, in the set and its parents.
+    def stored(self) -> Iterator[Stored]:
+        """The locations of all pages, in the set and its parents.
 
         Raises ``ImagesError`` for pages that are compressed, lazy, or missing in the parents.
         """
-        for first, last, owner, index, run in self._parts(start, end):
+        for first, last, owner, index, run in self._parts(0, 2**64):
             if run is None:
                 why = f"the parent lacks {last - first} bytes"
             elif not run[2] & PRESENT:
