@@ -37,7 +37,7 @@ def _image_sets() -> Callable[[str], bool]:
     return is_in_set
 
 
-def matches(patterns: Iterable[str], ignore: Iterable[str] = ()) -> Iterator[str]:
+def matches(patterns: Iterable[str], ignore: Iterable[str]) -> Iterator[str]:
     """The names that match, without symbolic links in their directories.
 
     A file that is reached through such a link has one name, that of ``/proc``. A pattern that is

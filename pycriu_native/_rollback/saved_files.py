@@ -42,8 +42,8 @@ def save(images: int, pids: Iterable[int], rollback: Rollback, check: Callable[[
     named = (pattern for path in changed for pattern in patterns_for(path))
     index = Index(
         files=tuple(entries),
-        patterns=(*named, *rollback.patterns),
-        ignore=rollback.ignored,
+        patterns=(*named, *map(str, rollback.also)),
+        ignore=tuple(map(str, rollback.ignore)),
         directories=directories_of(
             [*(each.path for each in files), *(each.path for each in others)],
             (each.path for each in others if stat.S_ISDIR(each.mode)),

@@ -109,7 +109,8 @@ def _add_matching(
     """Add what matches ``also``, and the journals of the files that processes can change."""
     changed = [use.path for use in files.values() if not use.read_only]
     journals = [name for path in changed for name in patterns_for(path)]
-    for path in matches((*journals, *rollback.patterns), rollback.ignored):
+    patterns = *journals, *map(str, rollback.also)
+    for path in matches(patterns, map(str, rollback.ignore)):
         if is_before(path):
             continue
         with contextlib.suppress(OSError):
