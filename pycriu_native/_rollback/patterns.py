@@ -28,8 +28,8 @@ def _image_sets() -> Callable[[str], bool]:
     @functools.cache
     def is_part(path: str) -> bool:
         directory, name = os.path.split(path)
-        of_set = is_of_set(name) or name == "parent" or name.startswith("stats-")
-        return of_set and (holds_dump(directory) or is_part(directory))
+        beside = name == "parent" or name.startswith("stats-") or name.endswith(".tar.gz")
+        return (beside or is_of_set(name)) and (holds_dump(directory) or is_part(directory))
 
     def is_in_set(path: str) -> bool:
         return is_part(path) or is_part(os.path.dirname(path))
