@@ -13,13 +13,15 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .._system.regular_file import create_regular, open_regular
+from .._system.file_lock import locked_directory
+from .._system.regular_file import open_regular
 from ..archive.codecs import Compression, bad_argument, compressed
 from ..archive.container_checkpoint import json_member
 from ..archive.hashing import Hashing
@@ -56,11 +58,12 @@ def pack_image(
         OptionError, ImagesError: as ``pack`` does.
     """
     blobs = Path(layout) / "blobs" / "sha256"
-    for made in (Path(layout), blobs.parent, blobs):
-        made.mkdir(0o700, parents=True, exist_ok=True)
-    partial = blobs / f".layer-{os.getpid()}"
+    for each in (Path(layout), blobs.parent, blobs):
+        each.mkdir(0o700, parents=True, exist_ok=True)
+    fd, made = tempfile.mkstemp(prefix=".layer-", dir=blobs)
+    partial = Path(made)
     try:
-        with open(create_regular(partial), "wb") as file:
+        with open(fd, "wb") as file:
             outer = Hashing(file)
             with compressed(cast(BinaryIO, outer), compress) as stream:
                 inner = Hashing(stream)
@@ -97,9 +100,10 @@ def pack_image(
     )
     _write(Path(layout) / "oci-layout", {"imageLayoutVersion": "1.0.0"})
     index = Path(layout) / "index.json"
-    others = [one for one in _images(index) if _name_of(one) != name]
     entry = {**manifest, "annotations": {_NAME: name}}
-    _write(index, {"schemaVersion": 2, "manifests": [*others, entry]})
+    with locked_directory(layout):
+        others = [one for one in _images(index) if _name_of(one) != name]
+        _write(index, {"schemaVersion": 2, "manifests": [*others, entry]})
     return str(manifest["digest"])
 
 
