@@ -160,23 +160,15 @@ class ScriptedCriu:
 
     def _answer(self, sock: socket.socket, sent: Sent) -> bytes:
         failure = _of_verb(self.failures, sent.verb)
-        if (
-            failure is None
-            and sent.verb in ("dump", "pre-dump")
-            and "images_dir_fd" in sent.directories
-        ):
-            write_images(sent.directories["images_dir_fd"], sent.opts.get("pid", os.getpid()))
-        if failure is not None:
-            _write_log(sent, failure.log)
-        elif not self._agreed(sock, sent):
-            failure = Failure()
         if failure is None:
-            return self._yes(sent.verb)
-        response: dict[str, WireValue] = {}
-        if failure.errno:
-            response["cr_errno"] = failure.errno
-        if failure.message:
-            response["cr_errmsg"] = failure.message
+            if sent.verb in ("dump", "pre-dump") and "images_dir_fd" in sent.directories:
+                write_images(sent.directories["images_dir_fd"], sent.opts.get("pid", os.getpid()))
+            if self._agreed(sock, sent):
+                return self._yes(sent.verb)
+            failure = Failure()
+        _write_log(sent, failure.log)
+        named: dict[str, WireValue] = {"cr_errno": failure.errno, "cr_errmsg": failure.message}
+        response = {name: value for name, value in named.items() if value}
         return encode("response", {"type": _answer_type(sent.verb), "success": False, **response})
 
     def _agreed(self, sock: socket.socket, sent: Sent) -> bool:

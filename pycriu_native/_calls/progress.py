@@ -21,14 +21,14 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
+from .._integrity.dump_marker import with_parents
 from .._support.lazy import socket
 from .._support.sockets import of_another
 from .._support.unpatched import Event, Thread
 from .._system import mappings
-from .._system.descriptors import descriptors_of
+from .._system.descriptors import descriptors_of, opened_directory
 from .._system.process import bytes_read
 from .._system.process_tree import process_tree
-from .._system.regular_file import open_regular
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
@@ -49,9 +49,6 @@ SMOOTHING = 0.3
 
 _COUNTED = ("Anonymous", "Swap", "Pss_Shmem")
 _PAGES = re.compile(r"pages-.*\.img")
-_PAGEMAPS = re.compile(r"pagemap-(shmem-)?\d+\.img")
-WINDOW = 2**18
-"""Bytes of a page map that are read at once."""
 _RECEIVED = struct.Struct("128xQ")
 """``tcpi_bytes_received`` in the kernel's ``struct tcp_info``."""
 
@@ -200,36 +197,24 @@ def memory_of(pids: list[int]) -> int:
 def size_of_pages(directory: str, *, parents: bool = True) -> int:
     """Bytes of pages in an images directory and its parents."""
     total = 0
-    for _ in range(1000):
-        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+    for at in with_parents(directory) if parents else (directory,):
+        with contextlib.suppress(OSError), os.scandir(at) as entries:
             for entry in entries:
                 if _PAGES.fullmatch(entry.name):
                     total += entry.stat().st_size
-        directory = os.path.join(directory, "parent")
-        if not parents or not os.path.isdir(directory):
-            break
     return total
 
 
 def lazy_bytes(directory: str) -> int:
     """Bytes of pages in the page maps of a directory that are loaded lazily."""
-    from .._integrity.pagemap import Runs  # few have such images
+    from .._integrity.image_files import DamagedError, ImageFiles, kind_of  # few have such images
 
     total = 0
-    for name in os.listdir(directory):
-        if not _PAGEMAPS.fullmatch(name):
-            continue
-        with (
-            contextlib.suppress(OSError),
-            open(open_regular(os.path.join(directory, name)), "rb") as file,
-        ):
-            data = file.read()
-            runs = Runs()
-            # Two magic numbers, and one entry of another kind.
-            at = 12 + int.from_bytes(data[8:12], "little")
-            while taken := runs.take(data[at : at + WINDOW])[0]:
-                at += taken
-            total += runs.total[2]
+    with opened_directory(directory) as at:
+        files = ImageFiles(at)
+        for name in files.names:
+            with contextlib.suppress(DamagedError):
+                total += files.page_map(name).lazy if kind_of(name) == "PAGEMAP" else 0
     return total
 
 

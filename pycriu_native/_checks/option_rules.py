@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from .._integrity.dump_marker import DEEPEST, FRAMES, unfinished
+from .._integrity.dump_marker import FRAMES, unfinished, with_parents
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._support.sockets import of_another
@@ -196,19 +196,9 @@ def _parent(opts: CriuOpts) -> str | None:
 
 
 def parents(opts: CriuOpts) -> Iterator[str]:
-    """The directories of the chain of parent images, as paths; the direct parent first.
-
-    The link in a directory is followed after the caller has received the directory.
-    """
+    """The directories of the parent images, as ``with_parents``; the direct parent first."""
     base = images_path(opts)
-    if base is None:
-        return
-    at = _parent(opts) or f"{base}/parent"
-    for _ in range(DEEPEST):
-        if not os.path.lexists(at):
-            return
-        yield at
-        at = os.path.realpath(at) + "/parent"
+    return iter(()) if base is None else with_parents(_parent(opts) or f"{base}/parent")
 
 
 def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:

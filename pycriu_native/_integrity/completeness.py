@@ -87,9 +87,7 @@ _UNSET = 0
 _PRE_DUMP = ("inventory.img", "pagemap", "pages", "cpuinfo.img")
 
 
-def problems(
-    files: ImageFiles, parents: list[ImageFiles], *, broken: bool = False
-) -> Iterator[Problem]:
+def problems(files: ImageFiles, parents: list[ImageFiles], *, broken: bool) -> Iterator[Problem]:
     """The problems of a set, the worst first; none for a complete one.
 
     ``broken``: not all parents could be opened, which the caller has reported.

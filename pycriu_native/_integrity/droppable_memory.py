@@ -21,10 +21,10 @@ from .._native.ffi import native
 from .._system.descriptors import opened_directory
 from .._system.mappings import droppable_of
 from .._system.process import own_number_of
-from .._system.regular_file import open_regular
+from .._system.regular_file import open_regular, replace_file
 from .._wire.fields import messages_of
-from .._wire.protobuf import message
-from .changed_image import change_message, fields_of, replace_image
+from .._wire.protobuf import image, message
+from .changed_image import Value, change_image, fields_of, replaced
 from .image_files import DamagedError, ImageFiles, Row, kind_of
 from .pagemap import IN_PARENT, LAZY, PRESENT
 
@@ -161,7 +161,7 @@ def _change_runs(files: ImageFiles, name: str, parts: Mapping[int, Sequence[Rang
     changed = [head]
     for index, entry in enumerate(entries):
         changed += _split(entry, parts[index], files.page) if index in parts else [entry]
-    replace_image(files.directory, name, data[:8], changed)
+    replace_file(files.directory, name, image(*changed, magic=data[:8]))
 
 
 def _split(entry: bytes, parts: Sequence[Range], page: int) -> Iterator[bytes]:
@@ -190,24 +190,10 @@ def _split(entry: bytes, parts: Sequence[Range], page: int) -> Iterator[bytes]:
 def _mark(directory: int, name: str, ranges: Sequence[Range]) -> None:
     """Give mappings the flag MAP_DROPPABLE, which replaces MAP_PRIVATE."""
     starts = {start for start, _ in ranges}
-    change_message(
-        directory,
-        name,
-        lambda fields: [(number, _changed(number, value, starts)) for number, value in fields],
-    )
 
+    def marked(mapping: Value) -> Value:
+        if dict(fields_of(mapping))[_START] not in starts:
+            return mapping
+        return replaced(mapping, _FLAGS, lambda flags: int(flags) & ~_MAP_PRIVATE | _MAP_DROPPABLE)
 
-def _changed(number: int, mapping: int | bytes, starts: set[int]) -> int | bytes:
-    if number != _VMA or not isinstance(mapping, bytes):
-        return mapping
-    fields = fields_of(mapping)
-    if dict(fields)[_START] not in starts:
-        return mapping
-    return message(
-        *(
-            (number, value & ~_MAP_PRIVATE | _MAP_DROPPABLE)
-            if number == _FLAGS and isinstance(value, int)
-            else (number, value)
-            for number, value in fields
-        )
-    )
+    change_image(directory, name, lambda memory: replaced(memory, _VMA, marked))

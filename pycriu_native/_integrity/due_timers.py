@@ -9,13 +9,10 @@ timer has no expiries, and is not changed. CRIU itself does so for the timers of
 
 from __future__ import annotations
 
-import os
+import contextlib
 
-from .._wire.fields import messages_of
 from .._wire.protobuf import message
-from .changed_image import fields_of, replace_image
-
-NAME = "files.img"
+from .changed_image import Value, change_image, fields_of, replaced
 
 _TYPE, _TIMERFD, _ENTRY = 1, 17, 12
 """``fdinfo.proto``: the field with a file's type, the type of a timerfd, and the field of its
@@ -30,37 +27,21 @@ interval."""
 def rearm(directory: int) -> None:
     """Rearm the periodic timerfds of a dump that were due.
 
-    An image of an unexpected form is not changed.
+    An image of an unexpected form is not changed. Without files CRIU writes none.
     """
-    try:
-        fd = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return  # CRIU before 3.3, or a process without files
-    with open(fd, "rb") as file:
-        data = file.read()
-    if _IS_TIMERFD not in data:
-        return
-    try:
-        changed = [
-            (each, _rearmed(each) if each.startswith(_IS_TIMERFD) else None)
-            for each in messages_of(data)
-        ]
-    except (IndexError, KeyError, ValueError):
-        return
-    if [new for _, new in changed if new is not None]:
-        replace_image(directory, NAME, data[:8], [new or old for old, new in changed])
+    with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
+        change_image(directory, "files.img", _rearmed)
 
 
-def _rearmed(entry: bytes) -> bytes | None:
-    """The entry of the rearmed timer; None: it needs no change."""
-    fields = fields_of(entry)
-    timer = next((value for number, value in fields if number == _ENTRY), None)
-    if not isinstance(timer, bytes):
-        return None
-    parts = fields_of(timer)
-    numbers = dict(parts)
+def _rearmed(entry: bytes) -> bytes:
+    """The entry of a file, with its timer rearmed if that was due."""
+    return replaced(entry, _ENTRY, _of_timer) if entry.startswith(_IS_TIMERFD) else entry
+
+
+def _of_timer(timer: Value) -> Value:
+    fields = fields_of(timer)
+    numbers = dict(fields)
     if not numbers[_TICKS] or any(map(numbers.get, _VALUE)) or not any(map(numbers.get, _INTERVAL)):
-        return None
+        return timer
     remaining = {at: numbers[of] for at, of in zip(_VALUE, _INTERVAL, strict=True)}
-    timer = message(*((number, remaining.get(number, value)) for number, value in parts))
-    return message(*((number, timer if number == _ENTRY else value) for number, value in fields))
+    return message(*((number, remaining.get(number, value)) for number, value in fields))

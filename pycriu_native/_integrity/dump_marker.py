@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 from .._support.unpatched import close, closing
 from .._system.descriptors import above_stdio, where
@@ -149,22 +150,32 @@ def holds_dump(directory: int | str) -> bool:
     return "inventory.img" in names and UNFINISHED not in names
 
 
+def is_of_set(name: str) -> bool:
+    """Whether a file beside images is one itself, or one of this library."""
+    return name.endswith(".img") or name.startswith("pycriu-native.")
+
+
 def unfinished(path: str) -> str | None:
     """The first set of these images and their parents whose dump is unfinished, or None."""
+    names = (each for each in with_parents(path) if os.path.lexists(f"{each}/{UNFINISHED}"))
+    return next(names, None)
+
+
+def with_parents(path: str) -> Iterator[str]:
+    """The paths of these images and their parents, the nearest first.
+
+    The link in a directory is followed after the caller has received the directory.
+    """
     for _ in range(DEEPEST):
-        if os.path.lexists(f"{path}/{UNFINISHED}"):
-            return path
-        path += "/parent"
         if not os.path.lexists(path):
-            break
-    return None
+            return
+        yield path
+        path = os.path.realpath(path) + "/parent"
 
 
 def _of_dump(name: str) -> bool:
     """Whether a file is an image of a dump; ``cpuinfo.img`` is not."""
     if name.startswith((RECORD, FRAMES, SAVED_FILES)):
-        return True
-    if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
         return True
     return name.endswith(".img") and name != "cpuinfo.img"
 

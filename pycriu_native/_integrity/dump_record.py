@@ -48,7 +48,7 @@ def write_record(directory: int) -> None:
         sizes = {
             os.fsencode(entry.name): entry.stat(follow_symlinks=False).st_size
             for entry in os.scandir(directory)
-            if entry.name.endswith((".img", ".tar.gz")) and not entry.name.startswith(_LEFT_OUT)
+            if entry.name.endswith(".img") and not entry.name.startswith(_LEFT_OUT)
         }
         try:
             sums = sums_of(directory, sizes)

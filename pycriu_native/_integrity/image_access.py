@@ -13,17 +13,9 @@ import stat
 from collections.abc import Iterable
 
 from .._support.unpatched import closing
-from .._system.regular_file import read_regular
-from .._wire.fields import message_fields, messages_of
 from .._wire.image_kinds import RAW
-from .image_files import kind_of
+from .image_files import DamagedError, ImageFiles, Row, kind_of
 
-_UID_MAP, _GID_MAP = 1, 2
-"""Of ``userns.proto``."""
-_INNER, _LOWER = 1, 2
-"""Of ``uid_gid_extent``: the first number of a range in the namespace, and outside of it."""
-_LONGEST = 2**20
-"""Bytes of an image of a user namespace; 340 ranges are possible."""
 _OPENED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -41,7 +33,8 @@ class ImageAccess:
         if root is None or root == (os.geteuid(), os.getegid()):
             return
         for directory in (f"/proc/self/fd/{images}", *parents):
-            for name in (".", *_images_in(directory)):
+            names = [name for name in os.listdir(directory) if kind_of(name) or RAW.fullmatch(name)]
+            for name in (".", *names):
                 with contextlib.suppress(OSError):
                     self._grant(f"{directory}/{name}", *root)
 
@@ -70,18 +63,15 @@ class ImageAccess:
 
 def root_of_namespace(directory: int) -> tuple[int, int] | None:
     """The uid and gid of root of the user namespace in the images; None without one."""
-    for name in _images_in(directory):
+    files = ImageFiles(directory)
+    for name in files.names:
         if kind_of(name) == "USERNS":
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                (entry,) = messages_of(read_regular(name, _LONGEST, dir_fd=directory))
-                maps: dict[int, int] = {}
-                for field, value in message_fields(entry):
-                    extent = dict(message_fields(value)) if isinstance(value, bytes) else {}
-                    if extent.get(_INNER) == 0:
-                        maps[field] = int(extent[_LOWER])
-                return maps[_UID_MAP], maps[_GID_MAP]
+            with contextlib.suppress(DamagedError, KeyError):
+                uids, gids = (files.rows(name, f"USERNS {each}") for each in ("uids", "gids"))
+                return _outside(uids)[0], _outside(gids)[0]
     return None
 
 
-def _images_in(directory: int | str) -> list[str]:
-    return [name for name in os.listdir(directory) if kind_of(name) or RAW.fullmatch(name)]
+def _outside(extents: list[Row]) -> dict[int, int]:
+    """The first number of each range outside of the namespace, by that in it."""
+    return {inner: outer for _, inner, outer, count in extents if count}

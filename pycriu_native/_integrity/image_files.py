@@ -21,7 +21,7 @@ from .._support.light_typing import TYPE_CHECKING
 from .._support.no_fork import no_fork
 from .._support.unpatched import closing
 from .._system.regular_file import open_regular
-from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
+from .._wire.image_kinds import HEADS, PATTERNS, TRAILERS
 from .page_size import HOST_PAGE, page_size
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ COPY_AGAIN = "copy the images again from their origin, or give another images_di
 Row = tuple[int, ...]
 """Size in bytes of the data behind a message, then the columns of its kind."""
 
-_COMMON, _SERVICE, _INVENTORY = (n.to_bytes(4, "little") for n in (COMMON, SERVICE, INVENTORY))
 _TRAILERS = {
+    "": native.PN_NO_TRAILER,
     "bytes": native.PN_LENGTH,
     "length": native.PN_LENGTH,
     "queues": native.PN_QUEUES,
@@ -67,6 +67,8 @@ _COLUMNS = {
     "MM auxv": "13* 13",
     "MM flags": "14* 14.1 14.2 14.6 14.7 14.9",
     "SECCOMP": "1* 1",
+    "USERNS uids": "1* 1.1 1.2 1.3",
+    "USERNS gids": "2* 2.1 2.2 2.3",
     "REMAP_FPATH": "1 2 3=1",
     "GHOST_FILE": "3 9",
     "PIPES_DATA": "1",
@@ -84,11 +86,9 @@ _COLUMNS = {
 class _Format:
     """The magic of a kind of image, and the columns that are read from it."""
 
-    def __init__(self, name: str, magic: int, trailer: str, paths: str) -> None:
-        word = magic.to_bytes(4, "little")
-        first = _SERVICE if name in ("STATS", "IRMAP_CACHE") else _COMMON
-        self.magic = word if name == "INVENTORY" else first + word
-        self.trailer = _TRAILERS.get(trailer, native.PN_NO_TRAILER)
+    def __init__(self, kind: str, paths: str) -> None:
+        self.magic = HEADS[kind]
+        self.trailer = _TRAILERS[TRAILERS.get(kind, "")]
         columns = each = b""
         self.width = 1
         for path in paths.split():
@@ -102,15 +102,7 @@ class _Format:
         self.columns, self.each = columns + b"\0", each + b"\0"
 
 
-_MAGIC = {magic.to_bytes(4, "little"): name for name, magic, *_ in FORMATS}
-
-
-@functools.cache
-def _format(kind: str, columns: str) -> _Format:
-    for name, magic, *rest in FORMATS:
-        if name == kind:
-            return _Format(name, magic, rest[1] if len(rest) > 1 else "", _COLUMNS.get(columns, ""))
-    raise KeyError(kind)
+_format = functools.cache(_Format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +235,7 @@ class ImageFiles:
     def _scan(self, name: str, runs: object, columns: str = "") -> list[Row]:
         kind = kind_of(name)
         assert kind is not None
-        format = _format(kind, columns or kind)
+        format = _format(kind, _COLUMNS.get(columns or kind, ""))
         capacity = INITIAL_CAPACITY
         while True:
             out = memory("uint64_t[]", capacity)
@@ -309,7 +301,7 @@ class ImageFiles:
 
 def kind_at(begin: bytes) -> str | None:
     """The kind of image that begins with these bytes."""
-    return "INVENTORY" if begin[:4] == _INVENTORY else _MAGIC.get(begin[4:8])
+    return next((kind for kind, head in HEADS.items() if begin.startswith(head)), None)
 
 
 @functools.lru_cache(512)

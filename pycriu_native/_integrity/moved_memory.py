@@ -39,7 +39,6 @@ import contextlib
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 from .._support.unpatched import closing
 from .._system import page_frames
@@ -176,7 +175,7 @@ class MemoryCheck:
             compare = first = None
             if limit is not None and before is not None:
                 runs = None if saved is None else _runs(saved, number)
-                compare = partial(self._compare, limit, number, before, runs)
+                compare = self._comparison(limit, number, before, runs)
             if earlier is not None and self._parent is not None:
                 first = earlier.get(process, {})
             try:
@@ -193,10 +192,7 @@ class MemoryCheck:
         return result
 
     def _tables(
-        self,
-        pid: int,
-        compare: Callable[[int, bytes, bytes], object] | None,
-        first: Tables | None,
+        self, pid: int, compare: Callable[[int, bytes, bytes], object] | None, first: Tables | None
     ) -> Tables:
         """The frames of a process, of those that are as in ``first`` or have a mark.
 
@@ -213,23 +209,20 @@ class MemoryCheck:
                 result[address] = frames
         return result
 
-    def _compare(
-        self,
-        limit: _Limit,
-        number: int,
-        before: Tables,
-        runs: Runs | None,
-        address: int,
-        entries: bytes,
-        frames: bytes,
-    ) -> None:
-        """Raise ``MovedMemoryError`` if a page table is not the one that was recorded."""
-        taken = _taken(runs, address)
-        if limit.is_moved(before.get(address, EMPTY), entries, frames, taken):
-            raise self._refusal(
-                f"memory of pid {number} at {address:#x} was moved, or merged (KSM), and the "
-                "kernel has not marked it as changed"
-            )
+    def _comparison(
+        self, limit: _Limit, number: int, before: Tables, runs: Runs | None
+    ) -> Callable[[int, bytes, bytes], object]:
+        """A function that raises if a page table is not the one that was recorded."""
+
+        def compare(address: int, entries: bytes, frames: bytes) -> None:
+            taken = _taken(runs, address)
+            if limit.is_moved(before.get(address, EMPTY), entries, frames, taken):
+                raise self._refusal(
+                    f"memory of pid {number} at {address:#x} was moved, or merged (KSM), and the "
+                    "kernel has not marked it as changed"
+                )
+
+        return compare
 
     def _of_parent(self, parent: str) -> Record:
         """Read the record of the parent, and remove it."""

@@ -64,12 +64,6 @@ class Runs:
         return read_bytes, PROBLEMS[state.problem]
 
     @property
-    def size(self) -> int:
-        """Required size of the pages file in bytes."""
-        size: int = self._state.offset
-        return size
-
-    @property
     def total(self) -> Counts:
         """The bytes of all runs, by location."""
         stored, in_parent, lazy = self._state.totals

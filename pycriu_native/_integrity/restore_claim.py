@@ -14,18 +14,10 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from .._support.unpatched import closing
-from .._system.descriptors import where
+from .._system.descriptors import opened_directory, where
 from .._system.process_identity import ProcessIdentity
 from .._system.regular_file import create_regular, read_regular
-from ..errors import (
-    CriuError,
-    ImagesError,
-    OptionError,
-    Problem,
-    RestoreClaimedError,
-    ResumedError,
-)
+from ..errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError, ResumedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
 from .dump_marker import CLAIM
@@ -44,8 +36,12 @@ def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
     if directory is None:
         rule = "the claim of the job is created there: set it, or set fence=False"
         raise OptionError([Problem("images_directory", None, rule)], verb="restore")
-    at = _open(directory) if isinstance(directory, str) else os.dup(descriptor_number(directory))
-    with closing(at):
+    try:
+        place = directory if isinstance(directory, str) else descriptor_number(directory)
+        opened = opened_directory(place)
+    except OSError as error:
+        raise _unusable(str(place), error) from None
+    with opened as at:
         name = f"{CLAIM}{token}"
         _take(at, name)
         try:
@@ -56,13 +52,6 @@ def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
                 with contextlib.suppress(FileNotFoundError):  # the images were removed meanwhile
                     os.unlink(name, dir_fd=at)
             raise
-
-
-def _open(directory: str) -> int:
-    try:
-        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _unusable(directory, error) from None
 
 
 def _unusable(place: str, error: OSError) -> CriuError:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .._system.regular_file import read_regular
 from .._wire.fields import message_fields, messages_of
+from .._wire.image_kinds import HEADS
 from ..errors import ImagesError
 
-COMMON_MAGIC, MOUNTS_MAGIC = 0x54564319, 0x55563928
 LARGEST = 2**30
 """Bytes of an image that are read."""
 CGROUP_V1 = 12
@@ -44,13 +43,13 @@ def saved_mounts(images: str) -> list[SavedMount]:
     for name in names:
         try:
             result += _read(read_regular(name, LARGEST))
-        except (OSError, struct.error, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise ImagesError(f"{name} cannot be read: {error!r}") from None
     return result
 
 
 def _read(data: bytes) -> Iterator[SavedMount]:
-    if struct.unpack_from("<II", data) != (COMMON_MAGIC, MOUNTS_MAGIC):
+    if not data.startswith(HEADS["MNTS"]):
         raise ValueError("other magic numbers")
     for entry in messages_of(data):
         fields = dict(message_fields(entry))

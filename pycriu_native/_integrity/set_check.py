@@ -23,7 +23,7 @@ from .dump_marker import DEEPEST, EARLIER, UNFINISHED
 from .image_files import ImageFiles, Problem
 from .unchanged import Unchanged
 
-_checked = Unchanged[bool]()
+_checked = Unchanged[None]()
 
 _PRE_DUMP = Problem(
     "a pre-dump has memory only (there is no pstree.img)", "restore the dump that builds on it"
@@ -35,15 +35,14 @@ def check(directory: int, opts: CriuOpts) -> None:
     _checked.result(directory, bool(opts.lazy_pages), lambda: _check(directory, opts))
 
 
-def _check(directory: int, opts: CriuOpts) -> bool:
+def _check(directory: int, opts: CriuOpts) -> None:
     files = ImageFiles(directory)
-    for result in problems(directory, files):
+    for result in problems(files):
         if result.served and opts.lazy_pages:
             continue  # the dump has it
         raise _refusal(directory, result)
     if is_pre_dump(files):
         raise _refusal(directory, _PRE_DUMP)
-    return True
 
 
 def _refusal(directory: int, problem: Problem) -> ImagesError:
@@ -56,33 +55,32 @@ def _refusal(directory: int, problem: Problem) -> ImagesError:
     )
 
 
-def problems(directory: int, files: ImageFiles | None = None) -> Iterator[Problem]:
+def problems(files: ImageFiles) -> Iterator[Problem]:
     """The problems of an image set and its parents, the worst first."""
-    files = ImageFiles(directory) if files is None else files
-    mark = _mark_in(directory, files.names)
-    if mark is not None:
-        yield mark
+    yield from _mark_in(files)
     with contextlib.ExitStack() as opened:
         parents: list[ImageFiles] = []
-        broken = list(_parents(directory, parents, opened))
+        broken = list(_parents(files.directory, parents, opened))
         yield from broken
         names = set(files.names)
         yield from completeness.problems(files, parents, broken=bool(broken))
         yield from dump_record.problems(files, names)
 
 
-def _mark_in(directory: int, names: set[str]) -> Problem | None:
-    if UNFINISHED not in names:
-        return None
+def _mark_in(files: ImageFiles) -> Iterator[Problem]:
+    if UNFINISHED not in files.names:
+        return
+    place = where(files.directory)
     with contextlib.suppress(OSError):
-        with closing(open_regular(UNFINISHED, dir_fd=directory)) as fd:
+        with closing(open_regular(UNFINISHED, dir_fd=files.directory)) as fd:
             under_way = not lock(fd)
         if under_way:
-            return Problem(f"a dump to {where(directory)} is under way", "wait for its end")
+            yield Problem(f"a dump to {place} is under way", "wait for its end")
+            return
     cure = "dump again; a set that was copied while its dump went on is to be copied again"
-    if EARLIER in names:
-        cure += f"; the images of the dump before it are whole, in {where(directory)}/{EARLIER}"
-    return Problem(f"the dump to {where(directory)} did not finish ({UNFINISHED} is there)", cure)
+    if EARLIER in files.names:
+        cure += f"; the images of the dump before it are whole, in {place}/{EARLIER}"
+    yield Problem(f"the dump to {place} did not finish ({UNFINISHED} is there)", cure)
 
 
 def _parents(
@@ -107,9 +105,7 @@ def _parents(
             return
         opened.callback(close, below)
         chain.append(ImageFiles(below))
-        mark = _mark_in(below, chain[-1].names)
-        if mark is not None:
-            yield mark
+        yield from _mark_in(chain[-1])
         at = below
     yield Problem(
         f"{where(directory)} has more than {DEEPEST} parents",

@@ -7,12 +7,10 @@ fields that it holds are varints.
 from __future__ import annotations
 
 from .._system.regular_file import read_regular
-from .._wire.fields import message_fields
+from .._wire.fields import message_fields, messages_of
+from .._wire.image_kinds import HEADS
 from ..results import DumpStatistics, RestoreStatistics
 
-SERVICE_MAGIC = 0x55105940
-STATS_MAGIC = 0x57093306
-_BEGIN = SERVICE_MAGIC.to_bytes(4, "little") + STATS_MAGIC.to_bytes(4, "little")
 LARGEST = 4096
 """Bytes: a statistics image is about 100."""
 
@@ -27,41 +25,31 @@ RESTORE_FIELDS = "pages_compared pages_skipped_cow forking_time restore_time pag
 
 def read_dump(directory: int) -> DumpStatistics | None:
     """The statistics of a dump or pre-dump in an open directory; None where there are none."""
-    fields = _entry(directory, "stats-dump", 1)
-    return None if fields is None else DumpStatistics(**_named(fields, DUMP_FIELDS))
+    fields = _read(directory, "stats-dump", 1, DUMP_FIELDS)
+    return None if fields is None else DumpStatistics(**fields)
 
 
 def read_restore(directory: int) -> RestoreStatistics | None:
     """The statistics of a restore in an open directory; None where there are none."""
-    fields = _entry(directory, "stats-restore", 2)
-    return None if fields is None else RestoreStatistics(**_named(fields, RESTORE_FIELDS))
+    fields = _read(directory, "stats-restore", 2, RESTORE_FIELDS)
+    return None if fields is None else RestoreStatistics(**fields)
 
 
-def _named(fields: dict[int, int], names: str) -> dict[str, int]:
-    numbered = enumerate(names.split(), 1)
-    return {name: fields[number] for number, name in numbered if number in fields}
-
-
-def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
+def _read(directory: int, image: str, number: int, names: str) -> dict[str, int] | None:
     try:
-        data = read_regular(name, LARGEST, dir_fd=directory)
-    except OSError:
+        numbers = parse(read_regular(image, LARGEST, dir_fd=directory), number)
+    except (OSError, ValueError):
         return None
-    return parse(data, number)
+    return {name: numbers[at] for at, name in enumerate(names.split(), 1) if at in numbers}
 
 
-def parse(data: bytes, number: int) -> dict[int, int] | None:
-    """The numbers of an image's entry for dumps (1) or restores (2); None for invalid bytes.
+def parse(data: bytes, number: int) -> dict[int, int]:
+    """The numbers of an image's entry for dumps (1) or restores (2). ``ValueError``.
 
     The file can have been made by any user: its content is not trusted.
     """
-    try:
-        if not data.startswith(_BEGIN):
-            return None
-        size = int.from_bytes(data[8:12], "little")
-        for key, value in message_fields(data[12 : 12 + size]):
+    for message in messages_of(data) if data.startswith(HEADS["STATS"]) else ():
+        for key, value in message_fields(message):
             if key == number and isinstance(value, bytes):
                 return {k: v for k, v in message_fields(value) if isinstance(v, int)}
-    except ValueError:
-        pass
-    return None
+    raise ValueError("these are no statistics")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 
 from .._support.light_typing import Generic, TypeVar
 from .._support.unpatched import close
-from .dump_marker import DEEPEST
+from .dump_marker import DEEPEST, is_of_set
 
 MOST = 32
 """Sets whose results are kept."""
@@ -64,7 +64,7 @@ def files_of(directory: int) -> list[File]:
         for _ in range(DEEPEST):
             names = os.listdir(at)
             for name in names:
-                if name.endswith((".img", ".gz")) or name.startswith("pycriu-native."):
+                if is_of_set(name):
                     status = os.stat(name, dir_fd=at, follow_symlinks=False)
                     times = status.st_ctime_ns, status.st_mtime_ns
                     result.append((name, status.st_ino, status.st_size, *times))

@@ -7,7 +7,8 @@ from ``mm-PID.img`` while the dumped processes are frozen.
 
 from __future__ import annotations
 
-from .changed_image import change_message, fields_of
+from .._wire.protobuf import message
+from .changed_image import Value, change_image, fields_of
 from .image_files import DamagedError, ImageFiles, kind_of
 
 _VMA, _STATUS = 14, 7
@@ -29,14 +30,14 @@ def leave_out_lone_vvar(files: ImageFiles) -> None:
             for row in files.rows(name) if kind_of(name) == "MM" else ():
                 bits |= row[_COLUMN]
             if bits & _VVAR and not bits & _VDSO:
-                change_message(files.directory, name, lambda fields: filter(_is_no_vvar, fields))
-        except (DamagedError, IndexError, KeyError, ValueError):
+                change_image(files.directory, name, _without_vvar)
+        except (DamagedError, ValueError):
             continue  # the check of the images reports it
 
 
-def _is_no_vvar(field: tuple[int, int | bytes]) -> bool:
-    number, value = field
-    if number != _VMA or not isinstance(value, bytes):
-        return True
-    bits = dict(fields_of(value)).get(_STATUS, 0)
-    return not (isinstance(bits, int) and bits & _VVAR)
+def _without_vvar(memory: bytes) -> bytes:
+    return message(*(field for field in fields_of(memory) if not _is_vvar(*field)))
+
+
+def _is_vvar(number: int, value: Value) -> bool:
+    return number == _VMA and bool(int(dict(fields_of(value)).get(_STATUS, 0)) & _VVAR)

@@ -35,10 +35,7 @@ UNTIL_FOUND = 2.0
 
 
 def page_server(
-    opts: CriuOpts,
-    *,
-    via: Via | None = None,
-    deadline: float | None = None,
+    opts: CriuOpts, *, via: Via | None = None, deadline: float | None = None
 ) -> PageServerResult:
     """Start a page server that runs in the background until it has served one dump.
 
@@ -51,10 +48,7 @@ def page_server(
 
 
 def page_server_child(
-    opts: CriuOpts,
-    *,
-    via: Via | None = None,
-    deadline: float | None = None,
+    opts: CriuOpts, *, via: Via | None = None, deadline: float | None = None
 ) -> PageServerChild:
     """Start a page server whose end can be waited for; otherwise as :func:`page_server`.
 

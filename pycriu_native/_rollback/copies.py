@@ -50,9 +50,12 @@ class Copies:
             close(self._from)
             self._from = None
 
-    def whole(self, source: int) -> tuple[str, ...]:
-        """Copy a file; returns the names. Raises ``OSError``."""
-        return (self._copy(source, 0),)
+    def copy(self, source: int, start: int = 0) -> tuple[str, ...]:
+        """Copy a file from an offset on; returns the names. Raises ``OSError``."""
+        name = self._next()
+        with closing(create_regular(name, dir_fd=self._images)) as target:
+            copy(source, target, self._check, start=start)
+        return (name,)
 
     def reflink(self, source: int) -> tuple[str, ...]:
         """Copy a file by a reflink; without names if that is not supported. ``OSError``."""
@@ -79,7 +82,7 @@ class Copies:
             or ((read_only or entry.read_only) and entry.mtime_ns != seen.st_mtime_ns)
             or checksum(source, entry.size) != entry.checksum
         ):
-            return self.whole(source)
+            return self.copy(source)
         names: list[str] = []
         try:
             parts = self._parts(entry)
@@ -90,9 +93,9 @@ class Copies:
         except OSError:  # there is no earlier copy, or no hard links
             for name in names:
                 os.unlink(name, dir_fd=self._images)
-            return self.whole(source)
+            return self.copy(source)
         if start < seen.st_size:
-            names.append(self._copy(source, start))
+            names += self.copy(source, start)
         return tuple(names)
 
     def _parts(self, entry: SavedFile) -> list[tuple[str, int]]:
@@ -111,12 +114,6 @@ class Copies:
         new = self._next()
         os.link(name, new, src_dir_fd=self._from, dst_dir_fd=self._images, follow_symlinks=False)
         return new
-
-    def _copy(self, source: int, start: int) -> str:
-        name = self._next()
-        with closing(create_regular(name, dir_fd=self._images)) as target:
-            copy(source, target, self._check, start=start)
-        return name
 
     def _next(self) -> str:
         self._number += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,16 @@ def directories_of(paths: Iterable[str], more: Iterable[str]) -> tuple[SavedDire
     return tuple(result)
 
 
+def set_owner(fd: int, uid: int, gid: int, mode: int) -> None:
+    """Set owner and mode of an open file or directory, where they differ."""
+    now = os.fstat(fd)
+    if (now.st_uid, now.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)
+        now = os.fstat(fd)  # the kernel has cleared the bits for setuid and setgid
+    if stat.S_IMODE(now.st_mode) != mode:
+        os.fchmod(fd, mode)
+
+
 class MissingDirectories:
     """The directories that a restore creates. ``remove`` undoes that."""
 
@@ -52,10 +63,7 @@ class MissingDirectories:
             self._created.append(each.path)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             with closing(os.open(each.path, flags)) as fd:
-                seen = os.fstat(fd)
-                if (seen.st_uid, seen.st_gid) != (each.uid, each.gid):
-                    os.fchown(fd, each.uid, each.gid)
-                os.fchmod(fd, each.mode)
+                set_owner(fd, each.uid, each.gid, each.mode)
 
     def remove(self) -> None:
         """Remove those that were created, unless there are other files in them now."""

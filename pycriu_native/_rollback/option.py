@@ -65,16 +65,6 @@ class Rollback:
             rule = "a number of seconds since the epoch is accepted"
             raise OptionError([Problem("changed_since", since, rule)])
 
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """``also`` as text."""
-        return tuple(os.fspath(each) for each in self.also)
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """``ignore`` as text."""
-        return tuple(os.fspath(each) for each in self.ignore)
-
 
 Files = str | Rollback | None
 """What ``files`` may be: None leaves all files as they are."""

@@ -7,8 +7,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
 
-_BEGINS, _ENDS = ("pycriu-native.", "stats-"), (".img", ".tar.gz")
-"""Of the names in an image set."""
+from .._integrity.dump_marker import is_of_set
 
 
 def real_paths() -> Callable[[str], str]:
@@ -29,8 +28,8 @@ def _image_sets() -> Callable[[str], bool]:
     @functools.cache
     def is_part(path: str) -> bool:
         directory, name = os.path.split(path)
-        of_set = name == "parent" or name.startswith(_BEGINS) or name.endswith(_ENDS)
-        return of_set and (holds_dump(directory) or is_part(directory))
+        beside = name == "parent" or name.startswith("stats-") or name.endswith(".tar.gz")
+        return (beside or is_of_set(name)) and (holds_dump(directory) or is_part(directory))
 
     def is_in_set(path: str) -> bool:
         return is_part(path) or is_part(os.path.dirname(path))
@@ -38,7 +37,7 @@ def _image_sets() -> Callable[[str], bool]:
     return is_in_set
 
 
-def matches(patterns: Iterable[str], ignore: Iterable[str] = ()) -> Iterator[str]:
+def matches(patterns: Iterable[str], ignore: Iterable[str]) -> Iterator[str]:
     """The names that match, without symbolic links in their directories.
 
     A file that is reached through such a link has one name, that of ``/proc``. A pattern that is

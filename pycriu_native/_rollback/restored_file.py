@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .._integrity.dump_marker import BEFORE_RESTORE
@@ -17,6 +17,7 @@ from .._system.descriptors import where
 from .._system.regular_file import create_regular, open_regular
 from ..errors import ImagesError
 from .copying import common_length, copy, reflink
+from .directories import set_owner
 from .index import SavedFile, checksum, restore_failed
 
 BEFORE = ".pycriu-native-before-"
@@ -114,11 +115,8 @@ class RestoredFile:
 
     def _remove_leftovers(self) -> None:
         """Remove what a restore that was killed has saved."""
-        for name, directory in (
-            (self._before, None),
-            (BEFORE_RESTORE + _digest(self.path), self.spare),
-        ):
-            remove(name, directory)
+        remove(self._before)
+        remove(BEFORE_RESTORE + _digest(self.path), self.spare)
 
     def _save(self, fd: int, check: Callable[[], object]) -> None:
         """Save the content after the part that is equal to that of the dump."""
@@ -133,10 +131,8 @@ class RestoredFile:
     def _equal(self, fd: int, entry: SavedFile, check: Callable[[], object]) -> int:
         """The number of bytes at the start that are those of the dump."""
         result = 0
-        for name in entry.copies:
-            with closing(open_regular(name, dir_fd=self.images)) as source:
-                size = os.fstat(source).st_size
-                equal = common_length(source, fd, check, at=result)
+        for source, size in self._copies(entry):
+            equal = common_length(source, fd, check, at=result)
             result += equal
             if equal < size:
                 break
@@ -149,16 +145,19 @@ class RestoredFile:
 
     def _check_copies(self, entry: SavedFile) -> None:
         """Raise if the copy in the images is incomplete."""
-        size = 0
-        for name in entry.copies:
-            try:
-                with closing(open_regular(name, dir_fd=self.images)) as source:
-                    size += os.fstat(source).st_size
-            except OSError as error:
-                raise self._damaged(name, f"cannot be read: {error.strerror}") from None
+        try:
+            size = sum(size for _, size in self._copies(entry))
+        except OSError as error:
+            raise self._damaged(error.filename, f"cannot be read: {error.strerror}") from None
         if entry.copies and size != entry.size:
             why = f"is not whole: it has {size} bytes, not {entry.size}"
             raise self._damaged(", ".join(entry.copies), why)
+
+    def _copies(self, entry: SavedFile) -> Iterator[tuple[int, int]]:
+        """A descriptor of each part of the copy, and its size in bytes."""
+        for name in entry.copies:
+            with closing(open_regular(name, dir_fd=self.images)) as source:
+                yield source, os.fstat(source).st_size
 
     def _damaged(self, names: str, why: str) -> ImagesError:
         cause = f"the saved copy of {self.path}, {names} in {where(self.images)}, {why}"
@@ -183,22 +182,21 @@ class RestoredFile:
         """Put it back."""
         entry = self.entry
         if self._moved:
-            os.rename(self.path, self._before)
-            self._kept = True
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                os.rename(self.path, self._before)
+                self._kept = True
         if entry is None:
             return
         self._changed = True
         new = self._seen is None or self._moved
         with closing(create_regular(self.path) if new else os.open(self.path, _OPENED)) as fd:
-            _set_owner(fd, entry.uid, entry.gid, entry.mode)
+            set_owner(fd, entry.uid, entry.gid, entry.mode)
             os.ftruncate(fd, self._start)
             at = 0
-            for name in entry.copies:
-                with closing(open_regular(name, dir_fd=self.images)) as source:
-                    size = os.fstat(source).st_size
-                    if at + size > self._start:
-                        start = max(0, self._start - at)
-                        copy(source, fd, check, start=start, at=at + start)
+            for source, size in self._copies(entry):
+                if at + size > self._start:
+                    start = max(0, self._start - at)
+                    copy(source, fd, check, start=start, at=at + start)
                 at += size
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
@@ -215,7 +213,7 @@ class RestoredFile:
                 with closing(open_regular(self._before, dir_fd=self._directory)) as kept:
                     os.ftruncate(fd, self._start)
                     copy(kept, fd, lambda: None, at=self._start)
-                _set_owner(fd, seen.st_uid, seen.st_gid, seen.st_mode & 0o7777)
+                set_owner(fd, seen.st_uid, seen.st_gid, seen.st_mode & 0o7777)
                 os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
             self._discard()
         elif self._kept:
@@ -243,14 +241,6 @@ def remove(name: str, directory: int | None = None) -> None:
             os.unlink(name, dir_fd=directory)
         except IsADirectoryError:
             shutil.rmtree(name, ignore_errors=True, dir_fd=directory)
-
-
-def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:
-    now = os.fstat(fd)
-    if (now.st_uid, now.st_gid) != (uid, gid):
-        os.fchown(fd, uid, gid)
-    if now.st_mode & 0o7777 != mode:
-        os.fchmod(fd, mode)
 
 
 def _refused(path: str, why: str) -> ImagesError:

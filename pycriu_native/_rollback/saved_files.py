@@ -21,7 +21,7 @@ from .copies import Copies
 from .directories import directories_of
 from .index import Index, SavedFile, checksum, write
 from .option import Rollback
-from .written_files import WrittenFile, patterns_for, written_and_named
+from .written_files import WrittenFile, patterns_for, written_files
 
 COPIED_APPENDS = 4 * 2**20
 """Largest file in bytes that is copied as a whole although it is only appended to."""
@@ -33,15 +33,17 @@ def save(images: int, pids: Iterable[int], rollback: Rollback, check: Callable[[
     Raises ``OptionError``, ``ImagesError``, and what ``check`` raises; it is called between parts
     of a copy.
     """
-    files, others = written_and_named(pids, rollback)
+    files, others = written_files(pids, rollback)
     with contextlib.closing(Copies(images, check, link_from=rollback.link_from)) as copies:
-        entries = [_save(images, each, copies, rollback) for each in files]
+        entries = [
+            entry for each in files if (entry := _save(images, each, copies, rollback)) is not None
+        ]
     changed = (each.path for each in files if each.pid and not each.read_only)
     named = (pattern for path in changed for pattern in patterns_for(path))
     index = Index(
         files=tuple(entries),
-        patterns=(*named, *rollback.patterns),
-        ignore=rollback.ignored,
+        patterns=(*named, *map(str, rollback.also)),
+        ignore=tuple(map(str, rollback.ignore)),
         directories=directories_of(
             [*(each.path for each in files), *(each.path for each in others)],
             (each.path for each in others if stat.S_ISDIR(each.mode)),
@@ -56,7 +58,9 @@ def is_by_length(file: WrittenFile, complete: bool) -> bool:
     return file.appended and file.stat.st_size > COPIED_APPENDS and not complete
 
 
-def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) -> SavedFile:
+def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) -> SavedFile | None:
+    if not file.pid and not os.path.lexists(file.path):
+        return None  # another process has removed it
     try:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         with closing(os.open(file.opened, flags)) as source:
@@ -68,10 +72,12 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
                 names = (
                     copies.appended(source, read_only=file.read_only)
                     if large
-                    else copies.whole(source)
+                    else copies.copy(source)
                 )
             # Another process can have appended to it since.
-            size = sum(_size(images, name) for name in names) if names else seen.st_size
+            size = seen.st_size
+            if names:
+                size = sum(os.stat(name, dir_fd=images).st_size for name in names)
             known = checksum(source, size) if large else None
     except OSError as error:
         raise ImagesError(
@@ -94,7 +100,3 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
         read_only=file.read_only,
         checksum=known,
     )
-
-
-def _size(images: int, name: str) -> int:
-    return os.stat(name, dir_fd=images, follow_symlinks=False).st_size

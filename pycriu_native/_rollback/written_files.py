@@ -66,23 +66,15 @@ class WrittenFile:
         return self.stat.st_dev, self.stat.st_ino
 
 
-def written_files(pids: Iterable[int], rollback: Rollback) -> list[WrittenFile]:
-    """The files, each once.
-
-    With those that are open for reading only and are not larger than ``LARGEST_READ``, if they were
-    changed after ``changed_since``. Deleted files are left out: they are saved by CRIU. Raises
-    ``OptionError`` that names every file that cannot be saved.
-    """
-    return written_and_named(pids, rollback)[0]
-
-
-def written_and_named(
+def written_files(
     pids: Iterable[int], rollback: Rollback
 ) -> tuple[list[WrittenFile], list[SavedName]]:
-    """The files of ``written_files``, and names that exist but need no copy.
+    """The files, each once, and names that exist but need no copy.
 
-    These are the open named pipes and, of what matches ``also``, symbolic links, directories and
-    other names of the files.
+    With those that are open for reading only and are not larger than ``LARGEST_READ``, if they were
+    changed after ``changed_since``. Deleted files are left out: they are saved by CRIU. The names
+    are the open named pipes and, of what matches ``also``, symbolic links, directories and other
+    names of the files. Raises ``OptionError`` that names every file that cannot be saved.
     """
     mounts = {mount.number: mount for mount in mounts_of("self")}
     files: dict[tuple[int, int], WrittenFile] = {}
@@ -103,7 +95,8 @@ def written_and_named(
                 continue
             files[use.identity] = use
             if why and not _has_changed(use):
-                problems.append(_problem(use.path, f"which pid {process.pid} can write, {why}"))
+                text = f"{escaped(use.path)}, which pid {process.pid} can write, {why}"
+                problems.append(Problem("files", "rollback", text))
     if problems:
         raise OptionError(problems, verb="dump")
     _add_matching(rollback, files, names)
@@ -116,7 +109,8 @@ def _add_matching(
     """Add what matches ``also``, and the journals of the files that processes can change."""
     changed = [use.path for use in files.values() if not use.read_only]
     journals = [name for path in changed for name in patterns_for(path)]
-    for path in matches((*journals, *rollback.patterns), rollback.ignored):
+    patterns = *journals, *map(str, rollback.also)
+    for path in matches(patterns, map(str, rollback.ignore)):
         if is_before(path):
             continue
         with contextlib.suppress(OSError):
@@ -148,18 +142,12 @@ def patterns_for(path: str) -> list[str]:
     return [glob.escape(path) + ending for ending in COMPANIONS]
 
 
-def _problem(path: str, why: str) -> Problem:
-    return Problem("files", "rollback", f"{escaped(path)}, {why}")
-
-
 def _refusal(use: WrittenFile) -> str:
     """Why a file cannot be saved; empty if it can."""
     try:
         there = os.stat(use.path, follow_symlinks=False)
     except OSError as error:
-        there, why = None, error.strerror
-    if there is None:
-        return f"has other names than the one by which it was opened ({why})"
+        return f"has other names than the one by which it was opened ({error.strerror})"
     if (there.st_dev, there.st_ino) != use.identity:
         return "has lost its name to another file"
     if use.kind == "hugetlbfs":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+from collections.abc import Iterator
 
 from .._support.unpatched import close
 
@@ -17,6 +19,18 @@ def lock(fd: int) -> bool:
     except OSError:
         pass  # this file system has no locks
     return True
+
+
+@contextlib.contextmanager
+def locked_directory(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait for the lock of a directory, and hold it in the block. Raises ``OSError``."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # this file system has no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        unlock_and_close(fd)
 
 
 def unlock_and_close(fd: int) -> None:

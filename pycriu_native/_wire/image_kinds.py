@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 
-INVENTORY = 0x58313116
 COMMON = 0x54564319
 """The first word of an image, since CRIU 1.6; the kind's own magic number is the second."""
 SERVICE = 0x55105940
@@ -88,6 +87,19 @@ magic number, message, and what follows a message."""
 
 FORMATS = tuple(row[1:] for row in _KINDS)
 """The rows without file names."""
+
+TRAILERS = {kind: more[0] for kind, _, _, *more in FORMATS if more}
+"""What follows a message, by kind."""
+
+
+def _head(kind: str, magic: int) -> bytes:
+    first = SERVICE if kind in ("STATS", "IRMAP_CACHE") else COMMON
+    words = (magic,) if kind == "INVENTORY" else (first, magic)
+    return b"".join(word.to_bytes(4, "little") for word in words)
+
+
+HEADS = {kind: _head(kind, magic) for kind, magic, *_ in FORMATS}
+"""The first bytes of an image, by kind."""
 
 PATTERNS = {file: kind for file, kind, *_ in _KINDS if file} | {
     "binfmt-misc-": "BINFMT_MISC",

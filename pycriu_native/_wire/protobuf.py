@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .image_kinds import COMMON, FORMATS, INVENTORY
+from .image_kinds import HEADS
 
 
 def message(*fields: tuple[int, int | bytes]) -> bytes:
@@ -23,11 +23,7 @@ def image(*messages: bytes, magic: bytes) -> bytes:
 
 def image_of(kind: str, *messages: bytes) -> bytes:
     """An image by the name of its kind, such as ``CORE`` or ``INVENTORY``."""
-    words = (INVENTORY,) if kind == "INVENTORY" else (COMMON, _MAGIC[kind])
-    return image(*messages, magic=b"".join(word.to_bytes(4, "little") for word in words))
-
-
-_MAGIC = {name: magic for name, magic, *_ in FORMATS}
+    return image(*messages, magic=HEADS[kind])
 
 
 def varint(value: int) -> bytes:

@@ -4,7 +4,4 @@ from __future__ import annotations
 
 from .pack import pack, unpack
 
-__all__ = [
-    "pack",
-    "unpack",
-]
+__all__ = ["pack", "unpack"]

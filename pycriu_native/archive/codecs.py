@@ -19,12 +19,7 @@ Compression = Literal["none", "gzip", "zstd"]
 """How an archive is compressed; ``zstd`` needs the extra ``pycriu-native[archive]``."""
 
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_OTHERS = {
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"PK\x03\x04": "zip",
-}
+_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
 """The first bytes of formats that are not read."""
 
 _AGE = b"age-encryption.org/"
@@ -55,12 +50,6 @@ class Peek:
             return taken + self._stream.read()
         taken, self._ahead = self._ahead[:size], self._ahead[size:]
         return taken
-
-    def readinto(self, buffer: Any) -> int:
-        """Read, like ``io.RawIOBase``."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 @contextlib.contextmanager
@@ -142,10 +131,7 @@ def decrypted(stream: Peek, identities: Sequence[str]) -> Iterator[BinaryIO]:
                 raise  # an error of the stream, not of its content
             raise ImagesError(f"the archive cannot be decrypted: {error}") from error
 
-    with (
-        _beside(writing, "wb", decrypt),
-        open(reading, "rb") as plain,
-    ):
+    with _beside(writing, "wb", decrypt), open(reading, "rb") as plain:
         yield plain
 
 

@@ -113,7 +113,7 @@ def described(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, s
 
 
 def json_member(name: str, content: Content | BinaryIO, kind: type = dict) -> Any:
-    """A JSON file of an archive, at most ``LARGEST`` bytes of it. Raises ``ImagesError``."""
+    """The content of a JSON file, of at most ``LARGEST`` bytes. Raises ``ImagesError``."""
     parts = []
     remaining = LARGEST
     while data := content.read(remaining):
@@ -122,9 +122,9 @@ def json_member(name: str, content: Content | BinaryIO, kind: type = dict) -> An
     try:
         result = json.loads(b"".join(parts))
     except (ValueError, RecursionError) as error:
-        raise ImagesError(f"{name} of the archive is not JSON: {error}") from None
+        raise ImagesError(f"{name} is not JSON: {error}") from None
     if not isinstance(result, kind):
-        raise ImagesError(f"{name} of the archive is not a JSON {kind.__name__}")
+        raise ImagesError(f"{name} is not a JSON {kind.__name__}")
     return result
 
 

@@ -31,15 +31,16 @@ from .tar import BLOCK, CHUNK, Content, begins, members
 _OF_ITS_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 """Errors for an impossible name, or for two members with one name."""
 
-Place = str | os.PathLike[str] | BinaryIO
+StrPath = str | os.PathLike[str]
+Place = StrPath | BinaryIO
 
 
 def pack(
-    directory: str | os.PathLike[str],
+    directory: StrPath,
     to: Place,
     *,
     inside: str = "",
-    more: Mapping[str, str | os.PathLike[str]] | None = None,
+    more: Mapping[str, StrPath] | None = None,
     compress: Compression = "gzip",
     encrypt_to: Sequence[str] = (),
 ) -> int:
@@ -61,29 +62,7 @@ def pack(
         OptionError: an argument is invalid.
         ImagesError: the set is incomplete or not readable.
     """
-    return pack_members(
-        members_of(directory),
-        directory,
-        to,
-        inside=inside,
-        more=more,
-        compress=compress,
-        encrypt_to=encrypt_to,
-    )
-
-
-def pack_members(
-    members: Iterable[Path],
-    directory: str | os.PathLike[str],
-    to: Place,
-    *,
-    inside: str = "",
-    more: Mapping[str, str | os.PathLike[str]] | None = None,
-    compress: Compression = "gzip",
-    encrypt_to: Sequence[str] = (),
-) -> int:
-    """As ``pack``, with only these files of the directory."""
-    source = Path(directory)
+    members = members_of(directory)
     for name in more or {}:
         if not _is_plain(PurePosixPath(name)):
             rule = "names inside of the archive are accepted: relative, no .."
@@ -91,27 +70,43 @@ def pack_members(
     if inside and not _is_plain(PurePosixPath(inside)):
         rule = "a directory of the archive is accepted: relative, no .."
         raise bad_argument("inside", inside, rule)
+    with new_archive(to, compress, encrypt_to) as tar:
+        size = add_members(tar, members, directory, inside)
+        for name, extra in (more or {}).items():
+            tar.add(extra, name, recursive=False, filter=_portable)
+    return size
+
+
+@contextlib.contextmanager
+def new_archive(
+    to: Place, compress: Compression, encrypt_to: Sequence[str]
+) -> Iterator[tarfile.TarFile]:
+    """An archive that is written in the block; the arguments are those of ``pack``."""
     with ExitStack() as owned:
         out = owned.enter_context(_written(to))
         if encrypt_to:
             out = owned.enter_context(encrypted(out, encrypt_to))
         out = owned.enter_context(compressed(out, compress))
-        tar = owned.enter_context(tarfile.open(fileobj=out, mode="w|", bufsize=CHUNK))
-        sizes = {}
-        for path in members:
-            name = str(PurePosixPath(inside) / path.relative_to(source).as_posix())
-            tar.add(path, name, recursive=False, filter=functools.partial(_portable, source=path))
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode):
-                sizes[status.st_dev, status.st_ino] = status.st_size
-        for name, extra in (more or {}).items():
-            tar.add(extra, name, recursive=False, filter=_portable)
-        return sum(sizes.values())
+        yield owned.enter_context(tarfile.open(fileobj=out, mode="w|", bufsize=CHUNK))
+
+
+def add_members(
+    tar: tarfile.TarFile, members: Iterable[Path], directory: StrPath, inside: str = ""
+) -> int:
+    """Add files of a directory to an archive; returns their bytes."""
+    sizes = {}
+    for path in members:
+        name = str(PurePosixPath(inside) / path.relative_to(directory).as_posix())
+        tar.add(path, name, recursive=False, filter=functools.partial(_portable, source=path))
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
 
 
 def unpack(
     source: Place,
-    directory: str | os.PathLike[str],
+    directory: StrPath,
     *,
     inside: str = "",
     decrypt_with: Sequence[str] = (),
@@ -143,7 +138,7 @@ def unpack(
 # ---- members ----
 
 
-def members_of(directory: str | os.PathLike[str]) -> list[Path]:
+def members_of(directory: StrPath) -> list[Path]:
     """The files of the set, in a fixed order; raises if one cannot be packed."""
     return list(_members(Path(directory)))
 

@@ -23,7 +23,6 @@ import fcntl
 import os
 import re
 import select
-import shutil
 import struct
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -99,8 +98,8 @@ def dump_stream(
         rule = "the caller is in this tree, and cannot receive a stream while it is frozen"
         raise OptionError([Problem("pid", number, rule)], verb="dump_stream", pid=number)
 
-    with _Beside(opts, CAPTURE) as beside:
-        capture = _Capture(beside.listener, to)
+    with _place(opts, CAPTURE) as (_, own, listener):
+        capture = _Capture(listener, to)
 
         def hook(notification: Notification) -> object:
             answer = None if on_notify is None else on_notify(notification)
@@ -108,11 +107,11 @@ def dump_stream(
                 capture.complete()  # while the dump can still be undone
             return answer
 
-        request = verbs.dump_request(target, beside.opts, via, hook, deadline)
+        request = verbs.dump_request(target, own, via, hook, deadline)
         request = replace(request, abort=capture.abort)
         with capture:  # writes to the stream: not before the checks of the request
             result = verbs.dump_result(request, Call(request).wait())
-        return replace(result, images="", log=beside.log(result.log))
+    return replace(result, images="", log=None if opts.work_directory is None else result.log)
 
 
 def restore_stream(
@@ -131,40 +130,34 @@ def restore_stream(
     Raises as ``restore``, and ``ImagesError`` for an invalid or incomplete stream, and for one with
     rules of nftables, which CRIU would not restore. Needs CRIU 4.3 and its libcriu.
     """
-    with _Beside(opts, SERVE) as beside, Images(source) as images, _Serve(beside.listener, images):
-        images.write(beside.directory)
-        result = verbs.restore(beside.opts, via=via, on_notify=on_notify, deadline=deadline)
-        return replace(result, images="", log=beside.log(result.log))
+    with (
+        _place(opts, SERVE) as (directory, own, listener),
+        Images(source) as images,
+        _Serve(listener, images),
+    ):
+        images.write(directory)
+        result = verbs.restore(own, via=via, on_notify=on_notify, deadline=deadline)
+    return replace(result, images="", log=None if opts.work_directory is None else result.log)
 
 
-class _Beside:
-    """The directory with the socket for CRIU, and the options that name it."""
-
-    def __init__(self, opts: CriuOpts, name: str) -> None:
-        problems = [
-            Problem(field, getattr(opts, field), "a stream has no directory of images")
-            for field in ("images_directory", "images_dir", "parent_image", "lazy_pages")
-            if getattr(opts, field) is not None
-        ]
-        if problems:
-            raise OptionError(problems)
-        self.directory = tempfile.mkdtemp(prefix="pycriu-native-stream-")
-        self._kept = opts.work_directory is not None
-        self.opts = replace(opts, images_directory=self.directory, stream=True)
-        self.listener = blocking(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        self.listener.bind(os.path.join(self.directory, name))
-        self.listener.listen(1)
-
-    def __enter__(self) -> _Beside:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.listener.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def log(self, path: str | None) -> str | None:
-        """The log, if it is kept after the call."""
-        return path if self._kept else None
+@contextlib.contextmanager
+def _place(opts: CriuOpts, name: str) -> Iterator[tuple[str, CriuOpts, socket.socket]]:
+    """A directory for CRIU, the options that name it, and the socket in it for CRIU."""
+    problems = [
+        Problem(field, getattr(opts, field), "a stream has no directory of images")
+        for field in ("images_directory", "images_dir", "parent_image", "lazy_pages")
+        if getattr(opts, field) is not None
+    ]
+    if problems:
+        raise OptionError(problems)
+    prefix = "pycriu-native-stream-"
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as directory,
+        blocking(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener,
+    ):
+        listener.bind(os.path.join(directory, name))
+        listener.listen(1)
+        yield directory, replace(opts, images_directory=directory, stream=True), listener
 
 
 class _CriuEnded(Exception):

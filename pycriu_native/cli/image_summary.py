@@ -31,7 +31,6 @@ def size_of(directory: str) -> Size:
 
 def pids_in(directory: str) -> list[int]:
     """The pids of a dump, in the pid namespace of the processes; none for a pre-dump."""
-    with contextlib.suppress(OSError, DamagedError), opened_directory(directory) as fd:
-        # A row for each thread: the size of what follows the message, the pid, the thread's id.
-        return [*dict.fromkeys(pid for _, pid, _ in ImageFiles(fd).rows("pstree.img"))]
+    with contextlib.suppress(OSError, DamagedError), opened_directory(directory) as at:
+        return list(dict.fromkeys(pid for _, pid, _ in ImageFiles(at).rows("pstree.img")))
     return []

@@ -41,12 +41,11 @@ def inspect(directory: str | os.PathLike[str]) -> ImageSet:
     for invalid images, for symbolic links instead of images, and for a cycle of parents.
     """
     images = ImageDirectory(os.path.abspath(os.fsdecode(directory)))
-    open_files = Files(images)
     inventory = _inventory(images)
     tree = images.entries("pstree.img")
-    files = open_files.load(frozenset(each.pid for each in tree if each.sid == each.pid))
+    files = Files(images, {each.pid for each in tree if each.sid == each.pid})
     host = inventory.root_ids if inventory.HasField("root_ids") else None
-    reader = Processes(images, open_files, tree, namespaces.cgroup_sets(images))
+    reader = Processes(images, files, tree, namespaces.cgroup_sets(images))
     processes = tuple(pre_dumped(images) if images.pre_dump else map(reader.process, tree))
     spaces = namespaces.namespaces(images, processes, host)
     criu, kernel = _from_log(images)
@@ -75,7 +74,7 @@ def inspect(directory: str | os.PathLike[str]) -> ImageSet:
         allow_uprobes=inventory.allow_uprobes,
         plugins=tuple(map(os.fsdecode, inventory.plugins_entry.plugins)),
         processes=processes,
-        files=files,
+        files=tuple(files.by_id[number] for number in sorted(files.by_id)),
         mounts=tuple(namespaces.mounts(images, spaces)),
         namespaces=tuple(spaces),
         devices=tuple(namespaces.devices(images, spaces)),

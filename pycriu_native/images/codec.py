@@ -67,8 +67,7 @@ def encode(image: Mapping[str, Any]) -> bytes:
     entries = image.get("entries")
     if not isinstance(entries, list):
         raise ImagesError(f"entries={entries!r:.60}: a list of dicts is needed")
-    head = () if kind.head is None else (kind.head,)
-    parts = [struct.pack(f"<{len(head) + 1}I", *head, kind.magic)]
+    parts = [kind.head]
     for number, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
             raise ImagesError(f"entries[{number}]={entry!r:.60}: a dict is needed")

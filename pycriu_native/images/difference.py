@@ -252,7 +252,7 @@ def _file_changes(was: File, now: File) -> Iterator[Change]:
         values |= values.pop("details", {})
         for name in _NO_CHANGE:
             values.pop(name, None)
-    for name in ours.keys() | theirs.keys():
+    for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             yield Change(name=name, before=ours.get(name), after=theirs.get(name))
 

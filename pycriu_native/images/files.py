@@ -10,15 +10,7 @@ from .._support.lazy import socket
 from . import kernel_names as names
 from .image_directory import ImageDirectory
 from .json_messages import to_dict
-from .model import (
-    File,
-    InetSocket,
-    OtherFile,
-    Pipe,
-    RegularFile,
-    Terminal,
-    UnixSocket,
-)
+from .model import File, InetSocket, OtherFile, Pipe, RegularFile, Terminal, UnixSocket
 from .schema import enum_name
 
 _MEMBERS = {
@@ -51,11 +43,11 @@ _REMAPS = {0: "linked", 1: "ghost", 2: "procfs"}
 class Files:
     """Reads ``files.img`` and the images that it refers to."""
 
-    def __init__(self, images: ImageDirectory) -> None:
+    def __init__(self, images: ImageDirectory, sessions: set[int]) -> None:
+        """``sessions`` are the pids of session leaders in the images."""
         self._images = images
+        self._sessions = sessions
         read = images.entries
-        self.sessions: frozenset[int] = frozenset()
-        """The pids of session leaders in the images."""
         self._remaps = {each.orig_id: each for each in read("remap-fpath.img")}
         self._terminals = {each.id: each for each in read("tty-info.img")}
         self._in_pipe = {each.pipe_id: each for each in read("pipes-data.img")}
@@ -65,12 +57,8 @@ class Files:
         for each in read("sk-queues.img"):
             self._queued[each.id_for] = self._queued.get(each.id_for, 0) + each.length
         self.by_id: dict[int, File] = {}
-
-    def load(self, sessions: frozenset[int]) -> tuple[File, ...]:
-        """All files, in the order of their ids."""
-        self.sessions = sessions
         later = []
-        for entry in self._images.entries("files.img"):
+        for entry in read("files.img"):
             type_ = enum_name("fd_types", entry.type)
             member = _MEMBERS.get(type_)
             if member is None or not entry.HasField(member):
@@ -81,7 +69,6 @@ class Files:
                 self.by_id[entry.id] = self._one(type_, getattr(entry, member))
         for type_, result in later:
             self.by_id[result.id] = self._one(type_, result)
-        return tuple(self.by_id[number] for number in sorted(self.by_id))
 
     def _one(self, type_: str, entry: Any) -> File:
         match type_:
@@ -199,7 +186,7 @@ class Files:
             path=file.path if isinstance(file, RegularFile) else None,
             # A terminal without attributes was hung up; a restore creates a new master for it.
             inherited=bool(session)
-            and session not in self.sessions
+            and session not in self._sessions
             and (info is None or info.HasField("termios")),
         )
 

@@ -7,7 +7,6 @@ import re
 
 from .._support.frozen_dataclass import dataclass
 from .._wire import image_kinds
-from .._wire.image_kinds import COMMON, SERVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +22,9 @@ class Format:
     """Data after each message: a name of ``trailers.py``, or empty."""
 
     @property
-    def head(self) -> int | None:
-        """The number before the magic number; only the inventory has none."""
-        if self.name == "INVENTORY":
-            return None
-        return SERVICE if self.name in ("STATS", "IRMAP_CACHE") else COMMON
+    def head(self) -> bytes:
+        """The first bytes of such an image."""
+        return image_kinds.HEADS[self.name]
 
 
 FORMATS = tuple(Format(*row) for row in image_kinds.FORMATS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Any
 
 from .._integrity import set_check
@@ -16,9 +17,6 @@ from .formats import category
 from .model import Image, Parent
 from .reader import ImageFile, expect
 from .trailers import entries, ghost_chunks
-
-LONGEST_CHAIN = 10_000
-"""Maximum number of parents of a set: it is exceeded only if links change meanwhile."""
 
 
 class ImageDirectory:
@@ -54,11 +52,10 @@ class ImageDirectory:
         """Why a restore would refuse the set. Lazy pages do not count as missing."""
         with opened_directory(self.directory) as fd:
             files = ImageFiles(fd)
-            result = [
-                each for each in set_check.problems(fd, files) if each.options != ("lazy_pages",)
-            ]
+            found = set_check.problems(files)
+            result = [each.cause for each in found if each.options != ("lazy_pages",)]
             self.pre_dump = is_pre_dump(files)
-        return list(dict.fromkeys(each.cause for each in result))
+        return list(dict.fromkeys(result))
 
     def path(self, name: str) -> str:
         """The path of a file in it."""
@@ -66,36 +63,31 @@ class ImageDirectory:
 
     def entries(self, name: str) -> list[Any]:
         """The entries of an image; none if the image does not exist."""
-        file = self._opened(name)
-        if file is None:
-            return []
-        with file:
-            return list(entries(file))
+        return self._read(name, lambda file: list(entries(file))) or []
 
     def one(self, name: str) -> Any:
         """The only entry of an image, or None if the image does not exist."""
-        file = self._opened(name)
-        if file is None:
-            return None
-        with file:
-            return file.only()
+        return self._read(name, ImageFile.only)
 
-    def _opened(self, name: str) -> ImageFile | None:
+    def _read(self, name: str, read: Callable[[ImageFile], Any]) -> Any:
         kind = kind_of(name)
         assert kind is not None
-        exists = name in self.names or os.path.lexists(self.path(name))
-        return expect(self.path(name), kind) if exists else None
+        if name not in self.names and not os.path.lexists(self.path(name)):
+            return None
+        with expect(self.path(name), kind) as file:
+            return read(file)
 
     def ghost_size(self, number: int) -> int | None:
         """Size of the contents of a ghost file in the images, in bytes."""
-        name = f"ghost-file-{number:x}.img"
-        if name not in self.names:
-            return None
-        with expect(self.path(name), "GHOST_FILE") as file:
-            result, at = file.parse(file.start, "ghost_file_entry")
-            if not result.chunks:
-                return file.size - at
-            return sum(int(chunk.len) for chunk, _ in ghost_chunks(file, at))
+        size: int | None = self._read(f"ghost-file-{number:x}.img", _ghost_size)
+        return size
+
+
+def _ghost_size(file: ImageFile) -> int:
+    result, at = file.parse(file.start, "ghost_file_entry")
+    if not result.chunks:
+        return file.size - at
+    return sum(int(chunk.len) for chunk, _ in ghost_chunks(file, at))
 
 
 def parents_of(directory: str) -> tuple[list[Parent], list[str]]:
@@ -115,8 +107,6 @@ def parents_of(directory: str) -> tuple[list[Parent], list[str]]:
             raise ImagesError(
                 f"{link} leads to {target}, whose parent it is itself", errno=errno.ELOOP
             )
-        if len(chain) > LONGEST_CHAIN:
-            raise ImagesError(f"{directory} has more than {LONGEST_CHAIN} parents")
         seen.add(identity)
         layers.append(target)
         here = target

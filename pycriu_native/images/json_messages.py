@@ -109,7 +109,10 @@ def from_dict(name: str, described: Any, where: str) -> Any:
     known = {row.name: row for row in table()[0][name]}
     for key, value in described.items():
         if key == UNKNOWN:
-            _add_unknown(made, from_text(value, f"{where}.{key}"), f"{where}.{key}")
+            try:
+                made.MergeFromString(from_text(value, f"{where}.{key}"))
+            except DecodeError as error:
+                raise ImagesError(f"{where}.{key}: no fields of a message: {error}") from None
             continue
         row = known.get(key)
         if row is None:
@@ -160,16 +163,6 @@ def _value(row: Row, value: Any, where: str) -> Any:
     if row.type == "bytes":
         return from_text(value, where)
     return pretty.read(value, row.name, row.pretty) if isinstance(value, str) else value
-
-
-# --- Unknown fields -----------------------------------------------------------------
-
-
-def _add_unknown(made: Any, data: bytes, where: str) -> None:
-    try:
-        made.MergeFromString(data)
-    except DecodeError as error:
-        raise ImagesError(f"{where}: no fields of a message: {error}") from None
 
 
 def _unknown(entry: Any) -> bytes:

@@ -15,22 +15,13 @@ LIMITS = (
     "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as",
     "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime",
 )
+SOCKET_STATES = dict(enumerate((
+    "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE",
+    "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING",
+), 1))
 # fmt: on
 STATES = {1: "alive", 2: "zombie", 3: "stopped", 6: "zombie"}
 """Images have TASK_DEAD for a zombie; CRIU uses TASK_ZOMBIE only during a restore."""
-SOCKET_STATES = {
-    1: "ESTABLISHED",
-    2: "SYN_SENT",
-    3: "SYN_RECV",
-    4: "FIN_WAIT1",
-    5: "FIN_WAIT2",
-    6: "TIME_WAIT",
-    7: "CLOSE",
-    8: "CLOSE_WAIT",
-    9: "LAST_ACK",
-    10: "LISTEN",
-    11: "CLOSING",
-}
 SOCKET_KINDS = {1: "STREAM", 2: "DGRAM", 3: "RAW", 5: "SEQPACKET", 10: "PACKET"}
 PROTOCOLS = {0: "IP", 1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPV6", 136: "UDPLITE", 255: "RAW"}
 LOCKS = {1: "posix", 2: "flock", 4: "ofd", 8: "lease"}

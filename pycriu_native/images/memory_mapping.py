@@ -39,6 +39,8 @@ def _plain(value: Any) -> Any:
         return {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
+    if isinstance(value, enum.IntEnum):
+        return value.name.lower()
     return str(value) if isinstance(value, enum.Enum) else value
 
 

@@ -8,15 +8,13 @@ were never written to by the process: they are zeros, or those of the mapped fil
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
 from .._support.unpatched import close
 from ..errors import ImagesError
 from .reader import damaged, expect, open_file
-
-_T = TypeVar("_T")
 
 CHUNK = 2**20
 """Bytes of one read."""
@@ -80,11 +78,36 @@ Stored = tuple[int, int, PageMap, int]
 """Start, end, the page map that has the pages, and their offset in its pages file."""
 
 
-class _OfParent(NamedTuple):
-    """A range of pages that are in the parent."""
+class _Part(NamedTuple):
+    """Pages of one run between two addresses."""
 
     start: int
     end: int
+    owner: PageMap
+    number: int
+    run: Run | None
+    """None: the parent of ``owner`` should have the pages, and lacks them."""
+
+
+class OpenPages:
+    """Descriptors of pages files, each opened on first use."""
+
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+
+    def __enter__(self) -> OpenPages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._fds.values():
+            close(fd)
+
+    def of(self, page_map: PageMap) -> int:
+        """The descriptor of the file that has these pages."""
+        path = page_map.pages
+        if path not in self._fds:
+            self._fds[path] = open_file(path)[0]
+        return self._fds[path]
 
 
 class Layers:
@@ -114,81 +137,57 @@ class Layers:
 
         Without bytes: pages that are lazy, or that should be in a parent and are not.
         """
-        return self._through_parents(self._pieces_at, start, end)
+        with OpenPages() as opened:
+            for first, last, owner, index, run in self._parts(start, end):
+                if run is not None and run[2] & PRESENT:
+                    yield from _stored(owner, opened.of(owner), index, run, first, last)
+                else:
+                    yield first, None, last - first
 
-    def stored(self, start: int = 0, end: int = 2**64) -> Iterator[Stored]:
-        """The locations of the pages between two addresses, in the set and its parents.
+    def stored(self) -> Iterator[Stored]:
+        """The locations of all pages, in the set and its parents.
 
         Raises ``ImagesError`` for pages that are compressed, lazy, or missing in the parents.
         """
-        return self._through_parents(self._stored_at, start, end)
-
-    def _through_parents(
-        self, at: Callable[[int, int, int], Iterator[_T | _OfParent]], start: int, end: int
-    ) -> Iterator[_T]:
-        """What ``at`` yields for a level and two addresses, with that of the levels below."""
-        # A chain of parents can be longer than the limit of recursion.
-        waiting = [at(0, start, end)]
-        while waiting:
-            found = next(waiting[-1], None)
-            if found is None:
-                waiting.pop()
-            elif isinstance(found, _OfParent):
-                waiting.append(at(len(waiting), found.start, found.end))
+        for first, last, owner, index, run in self._parts(0, 2**64):
+            if run is None:
+                why = f"the parent lacks {last - first} bytes"
+            elif not run[2] & PRESENT:
+                why = "pages are not in the images; dump without lazy_pages"
+            elif owner.runs.blocks(index):
+                why = "the pages are compressed; dump without compress"
             else:
-                yield found
+                yield first, last, owner, run[3] + first - run[0]
+                continue
+            raise ImagesError(f"{owner.directory}/{owner.name}: {why}")
 
-    def _pieces_at(
-        self, depth: int, start: int, end: int
-    ) -> Iterator[tuple[int, bytes | None, int] | _OfParent]:
-        """The pages of one level; what a parent lacks has no bytes."""
+    def _parts(self, start: int, end: int) -> Iterator[_Part]:
+        """The runs between two addresses, those of parents in place of references to them."""
+        # A chain of parents can be longer than the limit of recursion.
+        waiting = [self._of_level(0, None, start, end)]
+        while waiting:
+            part = next(waiting[-1], None)
+            if part is None:
+                waiting.pop()
+            elif part.run is not None and part.run[2] & (PRESENT | IN_PARENT) == IN_PARENT:
+                below = self._of_level(len(waiting), part.owner, part.start, part.end)
+                waiting.append(below)
+            else:
+                yield part
+
+    def _of_level(self, depth: int, child: PageMap | None, start: int, end: int) -> Iterator[_Part]:
+        """The runs of one level; ``child`` refers to all of these pages in it."""
         top = self.level(depth)
-        fd = -1
         at = start
-        try:
-            for index, run in () if top is None else top.runs.between(start, end):
-                assert top is not None
-                first, last = max(run[0], start), min(run[1], end)
-                if depth and first > at:
-                    yield at, None, first - at
-                at = last
-                if run[2] & PRESENT:
-                    if fd < 0:
-                        fd, _ = open_file(top.pages)
-                    yield from _stored(top, fd, index, run, first, last)
-                elif run[2] & IN_PARENT:
-                    yield _OfParent(first, last)
-                else:
-                    yield first, None, last - first
-            if depth and at < end:
-                yield at, None, end - at
-        finally:
-            if fd >= 0:
-                close(fd)
-
-    def _stored_at(self, depth: int, start: int, end: int) -> Iterator[Stored | _OfParent]:
-        """Those of one level; a parent must have all of them."""
-        top = self.level(depth)
-        lacking = end - start
         for index, run in () if top is None else top.runs.between(start, end):
             assert top is not None
             first, last = max(run[0], start), min(run[1], end)
-            lacking -= last - first
-            if run[2] & PRESENT:
-                if top.runs.blocks(index):
-                    why = "the pages are compressed; dump without compress"
-                    raise ImagesError(f"{top.directory}/{top.name}: {why}")
-                yield first, last, top, run[3] + first - run[0]
-            elif run[2] & IN_PARENT:
-                yield _OfParent(first, last)
-            else:
-                why = "pages are not in the images; dump without lazy_pages"
-                raise ImagesError(f"{top.directory}/{top.name}: {why}")
-        if depth and lacking:
-            child = self.level(depth - 1)
-            assert child is not None
-            why = f"the parent lacks {lacking} bytes"
-            raise ImagesError(f"{child.directory}/{child.name}: {why}")
+            if child is not None and first > at:
+                yield _Part(at, first, child, 0, None)
+            yield _Part(first, last, top, index, run)
+            at = last
+        if child is not None and at < end:
+            yield _Part(at, end, child, 0, None)
 
 
 def _stored(

@@ -10,14 +10,7 @@ from typing import Any
 
 from .._support.kernel_text import escaped as safe
 from .._support.sizes import size_text as human
-from .difference import (
-    Change,
-    Difference,
-    MappingChange,
-    PageChange,
-    ProcessChange,
-    files_by_fd,
-)
+from .difference import Change, Difference, MappingChange, PageChange, ProcessChange, files_by_fd
 from .memory_mapping import Value
 from .model import File, ImageSet, Process
 
@@ -28,21 +21,14 @@ def _short(text: str, width: int) -> str:
 
 def render_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns of text under headings; numbers to the right. Ends without a newline."""
-    listed = [list(row) for row in rows]
-    texts = [[safe(str(cell)) for cell in row] for row in listed]
-    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
-    right = [
-        all(isinstance(row[index], int | float) for row in listed) and bool(listed)
-        for index in range(len(headings))
-    ]
-    lines = []
-    for row in [list(headings), *texts]:
-        cells = [
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    listed = list(rows)
+    texts = [headings, *([safe(str(cell)) for cell in row] for row in listed)]
+    columns = []
+    for number, cells in enumerate(zip(*texts, strict=True)):
+        width = max(map(len, cells))
+        to_right = listed and all(isinstance(row[number], int | float) for row in listed)
+        columns.append([cell.rjust(width) if to_right else cell.ljust(width) for cell in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 def render_summary(images: ImageSet) -> str:

@@ -124,7 +124,7 @@ class Job:
             raise OptionError(problems, verb="run")
         put("directory", _absolute(self.directory))
         put("command", tuple(os.fspath(each) for each in self.command))
-        put("also", Rollback(also=self.also).patterns)
+        put("also", Rollback(also=self.also).also)
         put("cwd", None if self.cwd is None else _absolute(self.cwd))
         if self.storage is not None:
             put("storage", _absolute_storage(os.fspath(self.storage)))

@@ -6,15 +6,16 @@ signal is pending in its checkpoint, and each resumption would end with it again
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import struct
 
-from .._integrity.changed_image import Fields, fields_of, replace_image
+from .._integrity.changed_image import Value, change_image, fields_of, replaced
 from .._integrity.dump_record import write_record
 from .._recovery.half_restored import pids_in
 from .._support.held_signals import ALL
 from .._system.descriptors import opened_directory
-from .._wire.fields import messages_of
 from .._wire.protobuf import message
 
 _QUEUES = {3: 10, 5: 9}
@@ -41,47 +42,22 @@ def remove(images: os.PathLike[str]) -> None:
 
 
 def _removed(directory: int, name: str, senders: frozenset[int]) -> bool:
-    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
-        data = file.read()
-    try:
-        (core,) = messages_of(data)
-        new = message(
-            *(
-                (field, _without(value, _QUEUES[field], senders) if field in _QUEUES else value)
-                for field, value in fields_of(core)
-            )
-        )
-    except (ValueError, struct.error):
-        return False
-    if new == core:
-        return False
-    replace_image(directory, name, data[:8], [new])
-    return True
+    def kept(queue: Value) -> bytes:
+        return message(*(each for each in fields_of(queue) if not _is_removed(each[1], senders)))
+
+    def changed(core: bytes) -> bytes:
+        for field, queue in _QUEUES.items():
+            core = replaced(core, field, functools.partial(replaced, number=queue, change=kept))
+        return core
+
+    with contextlib.suppress(ValueError, struct.error):
+        return change_image(directory, name, changed)
+    return False
 
 
-def _without(entry: int | bytes, queue: int, senders: frozenset[int]) -> bytes:
-    """The entry of a process or a thread without the signals that are removed."""
-    return message(
-        *(
-            (field, message(*_kept(value, senders)) if field == queue else value)
-            for field, value in _nested(entry)
-        )
-    )
-
-
-def _kept(queue: int | bytes, senders: frozenset[int]) -> Fields:
-    result: Fields = []
-    for field, signal in _nested(queue):
-        ((_, info),) = _nested(signal)
-        if isinstance(info, int):
-            raise ValueError("fields of other types")
-        number, _, code, _, sender = _INFO.unpack_from(info)
-        if number not in ALL or code not in _SENT or sender in senders:
-            result.append((field, signal))
-    return result
-
-
-def _nested(value: int | bytes) -> Fields:
-    if isinstance(value, int):
+def _is_removed(signal: Value, senders: frozenset[int]) -> bool:
+    ((_, info),) = fields_of(signal)
+    if isinstance(info, int):
         raise ValueError("fields of other types")
-    return fields_of(value)
+    number, _, code, _, sender = _INFO.unpack_from(info)
+    return number in ALL and code in _SENT and sender not in senders

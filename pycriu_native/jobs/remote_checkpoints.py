@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 from .._integrity.manifest import verify
 from ..archive.codecs import Compression, Peek, compressed, decrypted, encrypted
 from ..archive.hashing import Hashing
-from ..archive.pack import members_of, pack_members, unpack
+from ..archive.pack import add_members, members_of, new_archive, unpack
 from ..errors import ImagesError, OptionError, Problem
 from .directory import Checkpoint, JobDirectory, retained, sync, without_former
 from .increments import PARENT, is_memory, layers
@@ -151,9 +151,8 @@ def upload(
             ]
             with storage.opened(new[-1], "wb") as file:
                 out = Hashing(file, check)
-                pack_members(
-                    members, layer, cast(BinaryIO, out), compress=compress, encrypt_to=encrypt_to
-                )
+                with new_archive(cast(BinaryIO, out), compress, encrypt_to) as tar:
+                    add_members(tar, members, layer)
             objects.append(Object(name=new[-1], size=out.size, sha256=out.sha256()))
         lease.check()
     except BaseException:

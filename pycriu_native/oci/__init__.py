@@ -5,10 +5,4 @@ from __future__ import annotations
 from .bundle import Bundle, Container
 from .checkpoint_archive import ContainerCheckpoint, from_archive, to_archive
 
-__all__ = [
-    "Bundle",
-    "Container",
-    "ContainerCheckpoint",
-    "from_archive",
-    "to_archive",
-]
+__all__ = ["Bundle", "Container", "ContainerCheckpoint", "from_archive", "to_archive"]

@@ -15,6 +15,7 @@ Facts: checkpointctl's ``lib/metadata.go``, Podman's ``pkg/checkpoint`` and ``li
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import posixpath
@@ -32,9 +33,9 @@ from .._calls.notification import Notification
 from .._calls.verbs import dump
 from .._system.mountinfo import mounts_of
 from .._system.mounts import overlay_of
-from ..archive.codecs import Compression, bad_argument
+from ..archive.codecs import Compression, bad_argument, compressed
 from ..archive.container_checkpoint import described, json_file
-from ..archive.pack import Place, new_directory, opened_archive, pack, unpack
+from ..archive.pack import Place, new_directory, opened_archive, pack, unpack, written_beside
 from ..enums import Notify
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
@@ -383,16 +384,19 @@ def to_archive(
         opts = container.dump_opts(images, **more)
         (work / CONFIG).write_text(json.dumps(config))
         (work / SPEC).write_text(json.dumps(spec))
-        with _base_of(container, base) as lower:
+        with compressed(io.BytesIO(), compress):
+            pass  # another value, or one without its package, is refused before the dump
+        with written_beside(target) as file:
+            with _base_of(container, base) as lower:
 
-            def hook(notification: Notification) -> None:
-                if notification.action is Notify.POST_DUMP:  # the container is frozen
-                    _write_changes(container, lower, work)
+                def hook(notification: Notification) -> None:
+                    if notification.action is Notify.POST_DUMP:  # the container is frozen
+                        _write_changes(container, lower, work)
 
-            result = dump(container.pid, opts, on_notify=hook)
-        dumped = True
-        beside = {path.name: path for path in work.iterdir() if path != images}
-        pack(images, target, inside=CHECKPOINT, more=beside, compress=compress)
+                result = dump(container.pid, opts, on_notify=hook)
+            dumped = True
+            beside = {path.name: path for path in work.iterdir() if path != images}
+            pack(images, file, inside=CHECKPOINT, more=beside, compress=compress)
     except BaseException as error:
         if dumped:
             error.add_note(f"the container has been dumped; its files are kept in {work}")
@@ -442,7 +446,7 @@ def _storage_record(container: Container) -> dict[str, Any]:
     The bundle is ``DRIVER-containers/ID/userdata`` in that storage, the records are in
     ``DRIVER-containers/containers.json`` (github.com/containers/storage, ``containers.go``).
     """
-    file = Path(container.bundle.path).parents[1] / "containers.json"
+    file = Path(container.bundle.path).parent.parent / "containers.json"
     if not file.is_file():
         return {}
     for each in json_file(file, list):

@@ -13,14 +13,17 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .._system.regular_file import create_regular, open_regular
+from .._system.file_lock import locked_directory
+from .._system.regular_file import open_regular
 from ..archive.codecs import Compression, bad_argument, compressed
+from ..archive.container_checkpoint import json_member
 from ..archive.hashing import Hashing
 from ..archive.pack import pack, unpack, written_beside
 from ..errors import ImagesError
@@ -30,7 +33,6 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _NAME = "org.opencontainers.image.ref.name"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_LARGEST_JSON = 4 << 20
 
 
 def pack_image(
@@ -56,11 +58,12 @@ def pack_image(
         OptionError, ImagesError: as ``pack`` does.
     """
     blobs = Path(layout) / "blobs" / "sha256"
-    for made in (Path(layout), blobs.parent, blobs):
-        made.mkdir(0o700, parents=True, exist_ok=True)
-    partial = blobs / f".layer-{os.getpid()}"
+    for each in (Path(layout), blobs.parent, blobs):
+        each.mkdir(0o700, parents=True, exist_ok=True)
+    fd, made = tempfile.mkstemp(prefix=".layer-", dir=blobs)
+    partial = Path(made)
     try:
-        with open(create_regular(partial), "wb") as file:
+        with open(fd, "wb") as file:
             outer = Hashing(file)
             with compressed(cast(BinaryIO, outer), compress) as stream:
                 inner = Hashing(stream)
@@ -97,9 +100,10 @@ def pack_image(
     )
     _write(Path(layout) / "oci-layout", {"imageLayoutVersion": "1.0.0"})
     index = Path(layout) / "index.json"
-    others = [one for one in _images(index) if _name_of(one) != name]
     entry = {**manifest, "annotations": {_NAME: name}}
-    _write(index, {"schemaVersion": 2, "manifests": [*others, entry]})
+    with locked_directory(layout):
+        others = [one for one in _images(index) if _name_of(one) != name]
+        _write(index, {"schemaVersion": 2, "manifests": [*others, entry]})
     return str(manifest["digest"])
 
 
@@ -132,9 +136,7 @@ def unpack_image(
     return dict(annotations) if isinstance(annotations, dict) else {}
 
 
-def layers_of(
-    layout: str | os.PathLike[str],
-) -> Iterator[AbstractContextManager[BufferedReader]]:
+def layers_of(layout: str | os.PathLike[str]) -> Iterator[AbstractContextManager[BufferedReader]]:
     """The layers of the image ``latest``, or of the only image, lowest first: context managers of
     (compressed) tar archives.
 
@@ -154,7 +156,8 @@ def _manifest(layout: Path, name: str) -> dict[str, Any]:
         names = sorted(map(str, map(_name_of, images)))
         raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
     with _blob(layout, result[0]) as file:
-        return _json(file)
+        manifest: dict[str, Any] = json_member(file.name, file)
+        return manifest
 
 
 def _put(blobs: Path, kind: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def _name_of(image: dict[str, Any]) -> object:
 def _images(index: Path) -> list[dict[str, Any]]:
     try:
         with _opened(index) as file:
-            return _dicts(_json(file).get("manifests"))
+            return _dicts(json_member(file.name, file).get("manifests"))
     except FileNotFoundError:
         return []
 
@@ -192,20 +195,6 @@ def _opened(path: Path) -> BufferedReader:
             raise
         what = "a symbolic link" if error.errno == errno.ELOOP else "not a regular file"
         raise ImagesError(f"{path} is not part of an OCI layout: it is {what}") from None
-
-
-def _json(file: BinaryIO) -> dict[str, Any]:
-    """Parse a JSON object of a layout."""
-    data = file.read(_LARGEST_JSON + 1)
-    if len(data) > _LARGEST_JSON:
-        raise ImagesError(f"{file.name} is too large to be part of an OCI layout")
-    try:
-        result = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ImagesError(f"{file.name} is not part of an OCI layout: {error}") from error
-    if not isinstance(result, dict):
-        raise ImagesError(f"{file.name} is not part of an OCI layout: it is not a JSON object")
-    return result
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from .._system.mounts import inside
-from .._system.regular_file import create_regular
+from .._system.regular_file import create_regular, open_regular
 from ..archive.tar import XATTR, Content, members
 from ..errors import ImagesError
 
@@ -119,12 +119,10 @@ def changes(root: str, base: str | None) -> tuple[list[str], list[str]]:
 
 
 def _entries(directory: str) -> dict[str, os.stat_result]:
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if stat.S_ISDIR(os.lstat(directory).st_mode):
             with os.scandir(directory) as entries:
                 return {each.name: each.stat(follow_symlinks=False) for each in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        pass
     return {}
 
 
@@ -148,13 +146,11 @@ def _place(root: str, name: str) -> str:
 
 
 def _remove(path: str) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             shutil.rmtree(path)
         else:
             os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _white_out(path: str, made: set[str]) -> None:
@@ -218,7 +214,7 @@ def write_changes(
                 continue  # a socket, which tar cannot store
             info.pax_headers = {**info.pax_headers, **dict(_attributes(source))}
             if info.isreg():
-                with open(source, "rb", opener=_unfollowed) as content:
+                with open(open_regular(source), "rb") as content:
                     tar.addfile(info, content)
             else:
                 tar.addfile(info)
@@ -229,7 +225,3 @@ def _attributes(path: str) -> Iterator[tuple[str, str]]:
         if name.startswith(("user.", "security.capability")):
             data = os.getxattr(path, name, follow_symlinks=False)
             yield XATTR + name, data.decode("utf-8", "surrogateescape")
-
-
-def _unfollowed(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

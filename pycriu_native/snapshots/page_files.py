@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .._integrity.page_size import HOST_PAGE
 from .._integrity.pagemap import IN_PARENT, PRESENT
-from .._support.unpatched import close
 from .._system.regular_file import open_regular
+from .._wire.protobuf import image_of
 from ..errors import ImagesError
-from ..images.formats import BY_NAME
-from ..images.pages import Stored
+from ..images.pages import OpenPages, Stored
 from ..images.schema import message
 
 Part = tuple[int, int, Stored | None]
 """Start and end of a part of memory, and the run of pages that has it; None: a parent has it."""
 
 CHUNK = 2**20
-_WORD = struct.Struct("<I")
 
 
 def write_image(path: Path, kind: str, entries: Iterable[Any]) -> None:
     """Write the messages of an image into a new file, of mode 0600."""
-    image = BY_NAME[kind]
-    assert image.head is not None
     with open(path, "xb", opener=_private) as file:
-        file.write(_WORD.pack(image.head) + _WORD.pack(image.magic))
-        for entry in entries:
-            data = entry.SerializeToString()
-            file.write(_WORD.pack(len(data)) + data)
+        file.write(image_of(kind, *(entry.SerializeToString() for entry in entries)))
 
 
 def write_page_map(path: Path, pages: Path, pages_id: int, parts: Iterable[Part]) -> None:
@@ -59,7 +51,7 @@ def _joined(parts: Iterable[Part], target: int) -> Iterator[tuple[int, int, bool
     with OpenPages() as opened:
         for start, end, stored in parts:
             if stored is not None:
-                source = opened.of(stored)
+                source = opened.of(stored[2])
                 copy(source, target, stored[3] + start - stored[0], end - start)
             here = stored is not None
             if run is not None and run[1:] == (start, here):
@@ -70,27 +62,6 @@ def _joined(parts: Iterable[Part], target: int) -> Iterator[tuple[int, int, bool
             run = start, end, here
         if run is not None:
             yield run
-
-
-class OpenPages:
-    """Descriptors of pages files, each opened on first use."""
-
-    def __init__(self) -> None:
-        self._fds: dict[str, int] = {}
-
-    def __enter__(self) -> OpenPages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self._fds.values():
-            close(fd)
-
-    def of(self, stored: Stored) -> int:
-        """The descriptor of the file that has these pages."""
-        path = stored[2].pages
-        if path not in self._fds:
-            self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        return self._fds[path]
 
 
 def copy(source: int, target: int, offset: int, size: int) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from .._integrity.page_size import HOST_PAGE
 from ..errors import ImagesError
 from ..images.image_directory import parents_of
-from ..images.pages import Layers, Stored
-from .page_files import OpenPages, Part, write_page_map
+from ..images.pages import Layers, OpenPages, Stored
+from .page_files import Part, write_page_map
 from .uninterrupted import is_interrupted
 
 PARENT = "parent"
@@ -118,7 +118,7 @@ def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
         if theirs is None:
             yield start, at, stored
             continue
-        ours = os.pread(opened.of(stored), size, offset + start - begin)
+        ours = os.pread(opened.of(stored[2]), size, offset + start - begin)
         if ours == theirs:
             yield start, at, None
             continue

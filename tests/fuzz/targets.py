@@ -146,8 +146,9 @@ def _real_logs(place: Path) -> list[bytes]:
 def statistics(data: bytes) -> None:
     """Any file has statistics or none; the values are numbers."""
     for number in (1, 2):
-        result = statistics_module.parse(data, number)
-        assert result is None or all(0 <= value < 2**70 for value in result.values())
+        with contextlib.suppress(ValueError):
+            result = statistics_module.parse(data, number)
+            assert all(0 <= value < 2**70 for value in result.values())
 
 
 def _statistics_seeds() -> list[bytes]:

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -421,6 +422,15 @@ def test_a_full_disk(chain: Path, encrypt: bool) -> None:
 
 
 # ---- OCI images ----
+
+
+def test_images_that_are_packed_at_the_same_time(chain: Path, tmp_path: Path) -> None:
+    """A layout has all images that several threads have written to it."""
+    names = [str(number) for number in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: pack_image(chain, tmp_path / "layout", name=name), names))
+    for name in names:
+        unpack_image(tmp_path / "layout", tmp_path / name, name=name)
 
 
 def test_an_oci_image(chain: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pycriu_native.archive import unpack
-from pycriu_native.errors import ImagesError
-from pycriu_native.oci import from_archive
+from pycriu_native.errors import ImagesError, OptionError
+from pycriu_native.oci import Bundle, Container, checkpoint_archive, from_archive, to_archive
 from pycriu_native.oci.checkpoint_archive import host_mounts
 
 
@@ -149,3 +149,42 @@ def test_a_container_without_a_description(tmp_path: Path) -> None:
     made = from_archive(archive, tmp_path / "box", rootfs=tmp_path / "rootfs")
     assert (made.name, made.engine) == (None, None)
     assert os.path.isfile(f"{made.images}/inventory.img")
+
+
+def running(bundle: str | Path) -> Container:
+    """This process as a container."""
+    return Container(
+        id="web",
+        runtime="runc",
+        state_root="/run/runc",
+        pid=os.getpid(),
+        bundle=Bundle(path=str(bundle), config={"root": {"path": "rootfs"}}),
+        descriptors=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("to", "compress", "error"),
+    [("a.tar", "bzip2", OptionError), ("rootfs", "gzip", FileExistsError)],
+)
+def test_arguments_are_checked_before_the_dump(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, compress: Any, error: type[Exception]
+) -> None:
+    """An archive that cannot be written is refused while the container runs; nothing remains."""
+    (tmp_path / "rootfs").mkdir()
+    monkeypatch.setattr(checkpoint_archive, "dump", lambda *_, **__: pytest.fail("it was dumped"))
+    with pytest.raises(error):
+        to_archive(
+            running(tmp_path),
+            tmp_path / to,
+            image="alpine",
+            base=tmp_path / "rootfs",
+            compress=compress,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["rootfs"]
+
+
+def test_a_bundle_at_the_top() -> None:
+    """A bundle whose directory is in the root directory is in no storage of Podman."""
+    with pytest.raises(OptionError, match="the name of the container's image is needed"):
+        to_archive(running("/web"), "/nowhere/a.tar")

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pycriu_native import ImagesError
-from pycriu_native._wire.image_kinds import COMMON
+from pycriu_native._wire.image_kinds import COMMON, HEADS
 from pycriu_native.images import decode, encode, inspect
-from pycriu_native.images.formats import BY_NAME, FORMATS, Format
+from pycriu_native.images.formats import FORMATS, Format
 from pycriu_native.images.schema import Row, table
 
 from .support.image_sets import PRESENT, image_set, page
@@ -24,11 +24,6 @@ from .support.image_sets import PRESENT, image_set, page
 QUIET = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-def _head(kind: Format) -> bytes:
-    words = [kind.magic] if kind.head is None else [kind.head, kind.magic]
-    return struct.pack(f"<{len(words)}I", *words)
 
 
 # --- What decodes, encodes -----------------------------------------------------------
@@ -105,7 +100,7 @@ def test_fields_to_come_are_kept(tmp_path: Path) -> None:
     nested = bytes([0x1A, len(nested) - 2]) + nested[2:]
     payload = known + nested + added
     path = tmp_path / "inventory.img"
-    path.write_bytes(_head(BY_NAME["INVENTORY"]) + struct.pack("<I", len(payload)) + payload)
+    path.write_bytes(HEADS["INVENTORY"] + struct.pack("<I", len(payload)) + payload)
     result = decode(path)
     assert "_unknown" in result["entries"][0]
     assert "_unknown" in result["entries"][0]["root_ids"]
@@ -120,7 +115,7 @@ def test_fields_to_come_are_kept(tmp_path: Path) -> None:
 def test_any_bytes_decode_or_are_refused(tmp_path: Path, data: bytes, kind: Format) -> None:
     """Invalid bytes are refused, also behind valid magic numbers; the error names the file."""
     path = tmp_path / "some.img"
-    for head in (b"", _head(kind)):
+    for head in (b"", kind.head):
         path.write_bytes(head + data)
         response = ""
         try:
@@ -167,17 +162,17 @@ def test_a_set_with_damage_anywhere(
         (b"", "offset 0: the magic number has 4 bytes, but the file 0 more"),
         (b"\x01\x02", "the magic number"),
         (struct.pack("<II", COMMON, 1), "offset 4: 0x1 is the magic number of no image"),
-        (_head(BY_NAME["PSTREE"]) + b"\x08\x00", "offset 8: the length of an entry"),
+        (HEADS["PSTREE"] + b"\x08\x00", "offset 8: the length of an entry"),
         (
-            _head(BY_NAME["PSTREE"]) + struct.pack("<I", 100) + b"x",
+            HEADS["PSTREE"] + struct.pack("<I", 100) + b"x",
             "offset 12: the pstree_entry has 100 bytes, but the file 1 more",
         ),
         (
-            _head(BY_NAME["PSTREE"]) + b"\xff\xff\xff\xff",
+            HEADS["PSTREE"] + b"\xff\xff\xff\xff",
             "offset 8: an entry of 4294967295 bytes is too long",
         ),
-        (_head(BY_NAME["PSTREE"]) + struct.pack("<I", 2) + b"\x08\x01", "lacks"),
-        (_head(BY_NAME["PSTREE"]) + struct.pack("<I", 2) + b"\x0a\xff", "this is no pstree_entry"),
+        (HEADS["PSTREE"] + struct.pack("<I", 2) + b"\x08\x01", "lacks"),
+        (HEADS["PSTREE"] + struct.pack("<I", 2) + b"\x0a\xff", "this is no pstree_entry"),
     ],
 )
 def test_errors_name_file_and_offset(tmp_path: Path, content: bytes, says: str) -> None:

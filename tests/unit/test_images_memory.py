@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pycriu_native import ImagesError
 from pycriu_native.findings import Severity
-from pycriu_native.images import check_images, diff, inspect
+from pycriu_native.images import Descriptor, ImageSet, Pipe, check_images, diff, inspect
 from pycriu_native.images.pages import Layers
 
 from .support.image_sets import LAZY, PAGE, PARENT, PRESENT, START, image_set, page
@@ -125,6 +126,24 @@ def test_differences_page_by_page(tmp_path: Path) -> None:
     assert result.pages_same == 3
     (change,) = result.processes
     assert (change.pages[0].start, change.pages[0].changed) == (START, 1)
+
+
+def test_changes_of_a_file_are_in_the_order_of_its_fields(tmp_path: Path) -> None:
+    """The order of several changes of one file is the same in each process."""
+    sets: list[ImageSet] = []
+    names = ["flags", "pipe", "queued", "capacity", "path"]
+    files = [
+        Pipe(id=2, type="PIPE", flags=n, pipe=n, queued=n, capacity=n, path=str(n)) for n in (1, 2)
+    ]
+    for file in files:
+        images = inspect(image_set(tmp_path / str(file.pipe)))
+        process = replace(
+            images.processes[0],
+            descriptors=(Descriptor(fd=0, file=2, close_on_exec=False),),
+        )
+        sets.append(replace(images, files=(file,), processes=(process,)))
+    ((result,),) = (each.descriptors for each in diff(*sets).processes)
+    assert [change.name for change in result.changes] == names
 
 
 def test_pages_of_another_host(tmp_path: Path) -> None:

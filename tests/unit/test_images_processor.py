@@ -65,3 +65,5 @@ def test_network_lock(tmp_path: Path, number: int | None, lock: NetworkLock | No
         described["entries"][0]["network_lock_method"] = number
     path.write_bytes(encode(described))
     assert inspect(images).network_lock is lock
+    text = None if lock is None else lock.name.lower()
+    assert inspect(images).to_dict()["network_lock"] == text

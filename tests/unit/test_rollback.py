@@ -501,6 +501,65 @@ def test_files_that_are_read(tmp_path: Path) -> None:
     assert path.read_text() == "at the dump"
 
 
+@pytest.mark.usefixtures("without_reflinks")
+def test_a_matching_file_that_is_removed_meanwhile(tmp_path: Path) -> None:
+    """A file that another process removes while a dump copies others did not exist at the dump."""
+    images, first, second = (tmp_path / name for name in ("images", "first", "second"))
+    images.mkdir()
+    for each in (first, second):
+        each.write_text("at the dump")
+    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files = Rollback(also=(first, second))
+        saved_files.save(at, [], files, lambda: second.unlink(missing_ok=True))
+    finally:
+        os.close(at)
+    second.write_text("new")
+    _restored(images)
+    assert first.exists()
+    assert not second.exists()
+
+
+@pytest.mark.usefixtures("without_reflinks")
+@pytest.mark.parametrize("name", ["a", "z"])
+def test_a_new_file_that_is_removed_meanwhile(tmp_path: Path, name: str) -> None:
+    """A file that the restore would remove, and that another process removes first."""
+    images, place = tmp_path / "images", tmp_path / "place"
+    images.mkdir()
+    place.mkdir()
+    (place / "saved").write_text("at the dump")
+    at = _saved(images, place / "*")
+    (place / "saved").write_text("later")
+    new = place / name
+    new.touch()
+    try:
+        rolled_back = RollBack(at)
+        rolled_back.put_back(lambda: new.unlink(missing_ok=True))
+        assert (place / "saved").read_text() == "at the dump"
+        assert rolled_back.give_back() == ()
+        rolled_back.close()
+        assert _state(place).keys() == {"saved"}
+        assert (place / "saved").read_text() == "later"
+    finally:
+        os.close(at)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_setuid_program_of_another_owner(tmp_path: Path) -> None:
+    """A change of the owner clears the setuid bit, which is set again."""
+    images, program = tmp_path / "images", tmp_path / "program"
+    images.mkdir()
+    program.write_text("at the dump")
+    program.chmod(0o4755)
+    at = _saved(images, program)
+    os.close(at)
+    os.chown(program, 1, 1)
+    program.chmod(0o4755)
+    _restored(images)
+    assert program.stat().st_uid == 0
+    assert program.stat().st_mode & 0o7777 == 0o4755
+
+
 def test_directories_that_were_removed(tmp_path: Path) -> None:
     """They are created again with their owner and mode, and removed if the restore fails."""
     images, place = tmp_path / "images", tmp_path / "a" / "b"

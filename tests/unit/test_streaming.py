@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,15 @@ def test_a_tree_of_the_caller() -> None:
     """A caller in the tree is frozen, and cannot receive a stream."""
     with pytest.raises(OptionError, match="pid"):
         dump_stream(os.getpid(), CriuOpts(), io.BytesIO())
+
+
+def test_a_temporary_directory_whose_name_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing remains of a call for whose socket there is no name."""
+    place = tmp_path / ("long" * 30)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with pytest.raises(OSError, match="too long"):
+        restore_stream(CriuOpts(), io.BytesIO(WHOLE))
+    assert not list(place.iterdir())

@@ -49,7 +49,7 @@ def saved(context: Context) -> list[WrittenFile]:
     if context.rollback is None:
         return []
     pids = [process.pid for process in context.tree.alive]
-    return written_files(pids, context.rollback)
+    return written_files(pids, context.rollback)[0]
 
 
 def _how(context: Context, file: WrittenFile, device: int | None) -> str:

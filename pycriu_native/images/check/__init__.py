@@ -15,17 +15,7 @@ from ...findings import Finding, ordered
 from ...options.criu_opts import CriuOpts
 from ..build import inspect
 from ..model import ImageSet
-from . import (
-    cgroups,
-    files,
-    image_set,
-    memory,
-    namespaces,
-    processes,
-    processor,
-    program,
-    sockets,
-)
+from . import cgroups, files, image_set, memory, namespaces, processes, processor, program, sockets
 from .context import Context
 
 _CHECKS = (

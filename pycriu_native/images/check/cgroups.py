@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
 
 from ..._system.host import lines
 from ..._system.mountinfo import hierarchy
 from ...errors import CriuError
-from ..codec import decode
 from .context import Context, Findings, predicted, stops
 
 
@@ -40,10 +38,12 @@ def cgroups(context: Context) -> Findings:
 def _cgroup_namespace(context: Context) -> Findings:
     """Whether the set of cgroups of each process is saved, or is that of its parent."""
     with contextlib.suppress(CriuError):  # ``complete`` reports what is missing
-        saved = {each["id"] for each in _entry(context, "cgroup").get("sets", ())}
+        cgroup = context.entries("cgroup.img")
+        saved = {each["id"] for entry in cgroup for each in entry.get("sets", ())}
         sets = {
-            each.pid: _entry(context, f"core-{each.pid}").get("thread_core", {}).get("cg_set")
+            each.pid: core.get("thread_core", {}).get("cg_set")
             for each in context.images.processes
+            for core in context.entries(f"core-{each.pid}.img")
         }
         parents = {each.pid: each.parent for each in context.images.processes}
         if any(
@@ -51,12 +51,6 @@ def _cgroup_namespace(context: Context) -> Findings:
             for pid, own in sets.items()
         ):
             yield predicted("cgroup namespace", "cg-namespace", "manage_cgroups_mode")
-
-
-def _entry(context: Context, name: str) -> dict[str, Any]:
-    """The first entry of an image; empty if it has none."""
-    path = os.path.join(context.images.directory, f"{name}.img")
-    return next(iter(decode(path)["entries"]), {})
 
 
 def _cgroup_directories(context: Context, mode: str) -> Findings:

@@ -16,6 +16,7 @@ from ...errors import CriuError
 from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
+from ..codec import decode
 from ..model import File, ImageSet
 
 Findings = Iterator[Finding]
@@ -46,6 +47,11 @@ class Context:
         with contextlib.suppress(CriuError):
             return self.release() < Version.parse(release)
         return False
+
+    def entries(self, name: str) -> list[dict[str, Any]]:
+        """The entries of an image as CRIU stores them. Raises ``ImagesError``."""
+        entries: list[dict[str, Any]] = decode(f"{self.images.directory}/{name}")["entries"]
+        return entries
 
     def files(self, kind: type[F]) -> list[F]:
         """The open files of this class."""

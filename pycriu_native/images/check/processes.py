@@ -32,9 +32,7 @@ def pids(context: Context) -> Findings:
             now = "" if stat is None else stat.state
             if highest and tid >= highest:
                 yield stops(
-                    tid,
-                    f"kernel.pid_max is {highest} here",
-                    f"sysctl kernel.pid_max={tid + 1}",
+                    tid, f"kernel.pid_max is {highest} here", f"sysctl kernel.pid_max={tid + 1}"
                 )
             elif now == "Z":
                 yield stops(

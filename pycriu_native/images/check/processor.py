@@ -57,11 +57,7 @@ def processor(context: Context) -> Findings:
     flags = cpu_flags()
     for bits, flag, name in _CPU_STATES:
         if used & bits and flags and flag not in flags:
-            yield stops(
-                "processor",
-                f"it lacks {name}, which the processes use",
-                "another host",
-            )
+            yield stops("processor", f"it lacks {name}, which the processes use", "another host")
     if used & _PROTECTION_KEYS and flags and "pku" not in flags:
         yield warning(
             "processor",

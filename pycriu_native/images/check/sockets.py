@@ -114,9 +114,7 @@ def unix_sockets(context: Context) -> Findings:
             and not os.path.isdir(os.path.dirname(each.name))
         ):
             yield stops(
-                each.label,
-                f"{os.path.dirname(each.name)} does not exist",
-                "make that directory",
+                each.label, f"{os.path.dirname(each.name)} does not exist", "make that directory"
             )
 
 
