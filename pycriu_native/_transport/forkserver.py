@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 
 from .._native.ffi import native
+from .._support.forked_child import forgets, hold_at_fork
 from .._support.lazy import signal, socket
 from .._support.light_typing import Any
 from .._support.unpatched import Lock, original
@@ -87,6 +88,7 @@ class ForkServer:
                 program, preloading, NO_INPUT, spawn_options=spawn_options
             )
             _servers.add(self)
+            forgets(self)
         self._connection.sock().settimeout(UNTIL_LOADED if patience is None else patience)
         try:
             ready = bool(self._connection.sock().recv(16))  # another program waits for a request
@@ -192,30 +194,14 @@ def _kill_child(pid: int) -> None:
 
 _servers: weakref.WeakSet[ForkServer] = weakref.WeakSet()
 _starting = Lock()
-"""Held until a new fork server is in ``_servers``: a child forked meanwhile would not find it."""
+"""Held until a new fork server is known: a child forked meanwhile would not forget it."""
+hold_at_fork(_starting)
 
 
 def fork_server_pids() -> frozenset[int]:
     """The pids of the running fork servers of this process."""
     return frozenset(server.pid for server in list(_servers) if server.is_open)
 
-
-def _after_fork() -> None:
-    with contextlib.suppress(RuntimeError):  # not acquired: this module was loaded meanwhile
-        _starting.release()
-
-
-def _after_fork_in_child() -> None:
-    for server in list(_servers):
-        server.forget()
-    _after_fork()
-
-
-os.register_at_fork(
-    before=_starting.acquire,
-    after_in_parent=_after_fork,
-    after_in_child=_after_fork_in_child,
-)
 
 _unable: set[tuple[object, ...]] = set()
 """Programs that sent no first message: they are not tried again, which would take UNTIL_LOADED."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from .._support.closing import Closing
+from .._support.forked_child import forgets
 from .._support.unpatched import Lock
 from .._transport.connection import Connection
 from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
@@ -14,7 +15,6 @@ from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
 from ..errors import Problem, ProgramError
-from .forked_child import forgets
 from .uninterrupted import uninterrupted
 
 PATIENCE = 30.0

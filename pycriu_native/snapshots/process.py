@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
+from .._support.forked_child import forgets
 from .._support.unpatched import RLock, readable
-from .forked_child import forgets
 from .guest_socket import GuestSocket
 from .record import Record
 from .streams import ParentEnds, TextMode, rest_of

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from .._native.ffi import native
 from .._support.closing import Closing
+from .._support.forked_child import forgets
 from .._support.unpatched import Lock, close
-from .forked_child import forgets
 
 
 class WorkDirectories(Closing):
