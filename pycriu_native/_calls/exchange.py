@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from .._native.ffi import ffi, memory, native
+from .._native.ffi import checked, ffi, memory, native
 from .._support.light_typing import TYPE_CHECKING, cast
 from .._support.unpatched import Lock, close, poll, readable
 from .._system.process_tree import process_tree
@@ -262,8 +262,7 @@ class Exchange:
                 return ffi.unpack(receiver.buffer, receiver.length), self._fds()
             if result == native.PN_RECEIVED_TRUNCATED:
                 raise self._protocol_error("a message larger than any of CRIU's", self._fds())
-            if result < 0:
-                raise OSError(-result, os.strerror(-result))
+            checked(result)
             if result == native.PN_RECEIVED_EOF or ended:
                 raise self._worker_died()
             if result == native.PN_RECEIVED_TIMEOUT:

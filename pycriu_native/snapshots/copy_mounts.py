@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import os
 from collections.abc import Callable, Iterator
 
-from .._native.ffi import native
-from .._support.unpatched import Thread, close
+from .._native.ffi import checked, native
+from .._support.unpatched import Thread
 from .._system.mounts import detach, mount_proc
 from ..errors import CriuError
 
@@ -26,11 +25,8 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     def run() -> None:
         try:
             with _errors():
-                namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    _enter(namespace)
-                finally:
-                    close(namespace)
+                with open(f"/proc/{pid}/ns/mnt", "rb") as namespace:
+                    checked(native.pn_enter_mount_namespace(namespace.fileno()), "setns")
                 mount_proc()
             try:
                 function()
@@ -46,12 +42,6 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     thread.join()
     if raised:
         raise raised[0]
-
-
-def _enter(namespace: int) -> None:
-    status = native.pn_enter_mount_namespace(namespace)
-    if status:
-        raise OSError(-status, f"setns: {os.strerror(-status)}")
 
 
 @contextlib.contextmanager
