@@ -20,6 +20,7 @@ from .._support.forked_child import forgets, hold_at_fork
 from .._support.lazy import signal, socket
 from .._support.light_typing import Any
 from .._support.unpatched import Lock, original
+from .._system.elf import is_static
 from ..errors import ProgramError
 from .program import on_disk
 from .spawn import SpawnOptions
@@ -223,7 +224,7 @@ def _why_not(program: str, env: Mapping[str, str]) -> str:
     ignored = f"and the loader ignores {PRELOAD} for programs with more rights than their user"
     if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
         return f"{program} is setuid or setgid, {ignored}"
-    if _is_static(program) or on_disk(program) in _unable:
+    if is_static(program) or on_disk(program) in _unable:
         return _NOT_LOADED.format(program)
     with contextlib.suppress(OSError):
         os.getxattr(program, "security.capability")
@@ -231,25 +232,6 @@ def _why_not(program: str, env: Mapping[str, str]) -> str:
     if not _same_pids():
         return "processes that are started here have pids of another namespace"
     return ""
-
-
-def _is_static(program: str) -> bool:
-    """Whether a program has no loader: an ELF file without an entry PT_INTERP (elf(5))."""
-    with open(program, "rb") as file:
-        head = file.read(64)
-        if head[:5] != b"\x7fELF\x02":
-            return False  # a script, or a program of 32 bits
-        table, size, count = (
-            int.from_bytes(head[at:end], sys.byteorder)
-            for at, end in ((32, 40), (54, 56), (56, 58))
-        )
-        file.seek(table)
-        entries = file.read(size * count)
-    types = (
-        int.from_bytes(entries[at : at + 4], sys.byteorder)
-        for at in range(0, len(entries), size or 1)
-    )
-    return bool(entries) and 3 not in types
 
 
 def _same_pids() -> bool:
