@@ -12,8 +12,7 @@ import os
 import time
 from collections.abc import Container, Iterator, Mapping
 
-from .._support.exit_status import exit_status
-from .._support.lazy import signal
+from .._support.pidfd import reap, sigkill
 from .._support.unpatched import closing, readable
 from .._system.process import children_of, own_number_of, read_small, stat_of
 from .._wire.fields import message_fields, messages_of
@@ -113,10 +112,6 @@ def _reap(pid: int, until: float, *, kill: bool) -> int | None:
     with closing(pidfd):
         if kill:
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                sigkill(pidfd)
         readable(pidfd, seconds=until - time.monotonic())
-        with contextlib.suppress(ChildProcessError):
-            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-            if ended is not None:
-                return exit_status(ended)
-    return None
+        return reap(pidfd, wait=False)

@@ -19,6 +19,7 @@ from .._native.ffi import native
 from .._support.forked_child import forgets, hold_at_fork
 from .._support.lazy import signal, socket
 from .._support.light_typing import Any
+from .._support.pidfd import sigkill
 from .._support.unpatched import Lock, original
 from .._system.elf import is_static
 from ..errors import ProgramError
@@ -158,9 +159,8 @@ class ForkServer:
 
         A worker sends its pid, and then closes its copy of the socket.
         """
-        with contextlib.suppress(ProcessLookupError):
-            # Not its process group: a new worker would be killed before it sends its pid.
-            signal.pidfd_send_signal(self._connection.pidfd, signal.SIGKILL)
+        # Not its process group: a new worker would be killed before it sends its pid.
+        sigkill(self._connection.pidfd)
         self._connection.sock().settimeout(PATIENCE)
         with contextlib.suppress(OSError):
             while answer := self._connection.sock().recv(16):

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from .._native.ffi import native
-from .._support.exit_status import exit_status
 from .._support.light_typing import Self
+from .._support.pidfd import reap
 from .._support.unpatched import close, readable
 from .._system.descriptors import above_stdio
 from .spawn import spawn
@@ -95,7 +95,7 @@ class ChildProcess:
             if not self.has_ended(patience):
                 self.kill()
                 self.has_ended(patience)
-            self._collect()
+            self.status = reap(self.pidfd)
         self.close()
 
     def stderr_text(self) -> str:
@@ -115,10 +115,3 @@ class ChildProcess:
         if self.pidfd >= 0:
             close(self.pidfd)
             self.pidfd = -1
-
-    def _collect(self) -> None:
-        # ECHILD: it is not our child (self-dump), or the embedding program reaps all children.
-        with contextlib.suppress(ChildProcessError):
-            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            if result is not None:
-                self.status = exit_status(result)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import struct
 import time
 from errno import EPERM
@@ -13,7 +12,8 @@ from pathlib import Path
 
 from .._support import unpatched
 from .._support.closing import Closing
-from .._support.unpatched import close
+from .._support.pidfd import reap, sigkill
+from .._support.unpatched import close, readable
 from .._system.descriptors import above_stdio
 from .._system.process import children_of
 from .._system.process_snapshot import link
@@ -129,16 +129,13 @@ class Namespaces(Closing):
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether all of their processes have ended and are reaped, after at most ``timeout``."""
-        if self._pidfd < 0:
-            return True
-        return is_ready(self._pidfd, timeout)
+        return self._pidfd < 0 or readable(self._pidfd, seconds=timeout)
 
     def end(self) -> None:
         """Kill all of their processes, without waiting."""
         self._control.close()
         if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            sigkill(self._pidfd)
 
     def close(self) -> None:
         """Kill all of their processes, and reap those that are children of this one."""
@@ -151,8 +148,7 @@ class Namespaces(Closing):
         # The init process ends after the parents of all others have reaped them.
         while not self.has_ended(0.002) and time.monotonic() < until:
             self._reap(inside)
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        reap(self._pidfd, wait=False)
         close(self._pidfd)
         self._pidfd = -1
 
@@ -161,10 +157,3 @@ class Namespaces(Closing):
             if pid != self.pid and inside and link(f"/proc/{pid}/ns/pid") == inside:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-
-
-def is_ready(fd: int, timeout: float) -> bool:
-    """Whether a descriptor is readable, after at most ``timeout`` seconds."""
-    poll = unpatched.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from .._calls.verbs import restore_child
 from .._support.frozen_dataclass import replace
+from .._support.pidfd import sigkill
 from .._support.unpatched import close
 from .._system.socket_pair import pair
 from .._transport.base import Via
@@ -64,8 +64,7 @@ class RestoredChild(PidfdChild):
         if self.pidfd < 0:
             return True
         if self._status is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            sigkill(self.pidfd)
         self._namespaces.end()
         if wait or self._namespaces.has_ended():
             self._namespaces.close()
