@@ -14,6 +14,7 @@ from collections.abc import Container, Iterator, Mapping
 
 from .._support.pidfd import reap, sigkill
 from .._support.unpatched import closing, readable
+from .._system.descriptors import link
 from .._system.process import children_of, own_number_of, read_small, stat_of
 from .._wire.fields import message_fields, messages_of
 from .half_restored import pids_in
@@ -82,15 +83,9 @@ def _made(
             continue
         number = own_number_of(pid)
         known = number in expected and stat.name in (program, expected[number])
-        known = known and (not namespace or _pid_namespace(pid) == namespace)
+        known = known and (not namespace or link(f"/proc/{pid}/ns/pid") == namespace)
         if known or stat.group == worker:
             yield pid
-
-
-def _pid_namespace(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    return ""
 
 
 def _name_in(core: str) -> str:
