@@ -287,16 +287,13 @@ def by_limits(request: Request) -> Iterator[Problem]:
     if not serves or not request.opts.lazy_pages or not request.via.ours:
         return
     from .._system.capabilities import CAP_SYS_RESOURCE, has_capability  # few calls serve pages
+    from .._system.host import number
 
     if has_capability(CAP_SYS_RESOURCE):
         return
-    try:
-        with open(PIPE_MAX_SIZE) as file:
-            most = int(file.read())
-    except (OSError, ValueError):
-        return
+    most = number(PIPE_MAX_SIZE)  # 0: it cannot be read
     needed = _pipe_needed(os.sysconf("SC_PAGE_SIZE"))
-    if most < needed:
+    if 0 < most < needed:
         rule = (
             "without CAP_SYS_RESOURCE, CRIU can serve pages only if fs.pipe-max-size is at least "
             f"{needed}; it is {most}: sysctl -w fs.pipe-max-size={needed}"

@@ -146,12 +146,9 @@ class _Stock:
 
     def reap_retired(self) -> None:
         """Reap the retired workers; each ends within a moment."""
-        while self.retired:
-            try:
-                process = self.retired.popleft()
-            except IndexError:
-                return  # another thread was faster
-            process.wait(PATIENCE)
+        with contextlib.suppress(IndexError):  # all are reaped, perhaps by another thread
+            while True:
+                self.retired.popleft().wait(PATIENCE)
 
     def close(self) -> None:
         """End the thread and the ready workers."""
