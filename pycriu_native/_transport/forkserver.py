@@ -89,6 +89,7 @@ class ForkServer:
             self._connection = start_worker(
                 program, preloading, NO_INPUT, spawn_options=spawn_options
             )
+            self.pid, self.program = self._connection.pid, program
             _servers.add(self)
             forgets(self)
         self._connection.sock().settimeout(UNTIL_LOADED if patience is None else patience)
@@ -101,16 +102,6 @@ class ForkServer:
             self.close()
             _unable.add(on_disk(program))
             raise ForkServerUnavailableError(_NOT_LOADED.format(program))
-
-    @property
-    def pid(self) -> int:
-        """The pid of the fork server."""
-        return self._connection.pid
-
-    @property
-    def program(self) -> str:
-        """The path of the program."""
-        return self._connection.program
 
     @property
     def is_open(self) -> bool:
