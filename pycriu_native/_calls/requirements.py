@@ -86,8 +86,6 @@ def by_arguments(request: Request) -> Iterator[Problem]:
         yield Problem(
             "reap_timeout", request.reap_timeout, "a number of seconds from 0 is accepted"
         )
-    if request.on_notify is not None and not callable(request.on_notify):
-        yield Problem("on_notify", request.on_notify, "a function is accepted")
 
 
 def by_caller(request: Request) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ class Forgetting(Protocol):
 
 
 _objects: weakref.WeakSet[Forgetting] = weakref.WeakSet()
-_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+_locks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 _locked: dict[int, list[Any]] = {}
 """What each thread that forks has locked: other threads may add locks meanwhile."""
@@ -33,12 +33,13 @@ def forgets(owner: Forgetting) -> None:
 
 def hold_at_fork(lock: Any) -> None:
     """Let forks wait for a lock, whose thread changes what an object forgets; free in the child."""
-    _locks.add(lock)
+    _locks[id(lock)] = lock
 
 
 def _before_fork() -> None:
     locked = _locked[get_ident()] = list[Any]()
-    for lock in sorted(_locks, key=id):  # in one order: threads that fork wait for each other
+    locks = [lock for each in _locks.valuerefs() if (lock := each()) is not None]
+    for lock in sorted(locks, key=id):  # in one order: threads that fork wait for each other
         lock.acquire()
         locked.append(lock)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import struct
 import time
 from errno import EPERM
 from pathlib import Path
 
-from .._support import unpatched
 from .._support.closing import Closing
 from .._support.pidfd import reap, sigkill
-from .._support.unpatched import close, readable
+from .._support.unpatched import close, read, readable
 from .._system.descriptors import above_stdio, link
 from .._system.process import children_of
 from .._system.socket_pair import pair
@@ -80,9 +78,9 @@ class Namespaces(Closing):
         if self._is_ready:
             return
         # By descriptor, since a socket of gevent belongs to one thread.
-        unpatched.readable(self._control.fileno(), seconds=None)
+        readable(self._control.fileno(), seconds=None)
         try:
-            answer = unpatched.read(self._control.fileno(), INT.size)
+            answer = read(self._control.fileno(), INT.size)
         except ConnectionResetError:  # the process ended before it read the data
             answer = b""
         code = INT.unpack(answer)[0] if answer else None
@@ -121,10 +119,8 @@ class Namespaces(Closing):
         control = self._control.fileno()
         if control < 0:
             return False
-        poll = unpatched.poll()
-        poll.register(control, select.POLLIN)
-        poll.register(cancelled, select.POLLIN)
-        return cancelled not in {fd for fd, _ in poll.poll()}
+        readable(control, cancelled, seconds=None)
+        return not readable(cancelled)
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether all of their processes have ended and are reaped, after at most ``timeout``."""
