@@ -24,7 +24,7 @@ from .copy_request import CopyRequest, send_line
 from .guest_socket import GuestSocket
 from .namespaces import Namespaces
 from .place import Place
-from .process import Child, SnapshotProcess
+from .process import SnapshotProcess
 from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
@@ -69,8 +69,7 @@ class RestoredChild(PidfdChild):
         if wait or self._namespaces.has_ended():
             self._namespaces.close()
             self._worker.close()
-            close(self.pidfd)
-            self.pidfd = -1
+            super().close(wait=wait)
         return self.pidfd < 0
 
 
@@ -128,7 +127,7 @@ def restore_root(
     guest_fd: int | None,
     where: RestoreRequest,
     watch: Stopwatch,
-) -> Child:
+) -> PidfdChild:
     """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         inherited: dict[str, int] = {}
