@@ -59,32 +59,6 @@ class Via(Protocol):
         """Open a connection to it."""
 
 
-class WorkersOf:
-    """Base of the ways that start the workers of another one in their own manner."""
-
-    ours: ClassVar[bool] = True
-
-    def __init__(self, via: Via) -> None:
-        self._via = via
-
-    @property
-    def allow_untrusted(self) -> bool:
-        """Whether files that other users could change are accepted: see :class:`Worker`."""
-        return self._via.allow_untrusted
-
-    def identity(self) -> tuple[object, ...] | None:
-        """Identifies the CRIU: for a worker path, device, inode and modification time."""
-        return self._via.identity()
-
-    def name(self) -> str:
-        """The name in messages: for a worker the program's path."""
-        return self._via.name()
-
-    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """No problems, unless the other way has some: a worker supports every request."""
-        return self._via.refuses(inherits=inherits, sibling=sibling)
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
     """A running ``criu service``, reached by its socket.

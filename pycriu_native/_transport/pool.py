@@ -19,15 +19,14 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from .._native.ffi import native
 from .._support.closing import Closing
 from .._support.forked_child import forgets, hold_at_fork
-from .._support.light_typing import TYPE_CHECKING, Any
+from .._support.light_typing import TYPE_CHECKING, Any, ClassVar
 from .._support.unpatched import Condition, Thread, get_ident, sleep
-from ..errors import CriuError
-from .base import WorkersOf
+from ..errors import CriuError, Problem
 from .connection import Connection
 from .process import ChildProcess
 from .spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
@@ -216,7 +215,7 @@ def _close(*stocks: _Stock) -> None:
         stock.close()
 
 
-class WorkerPool(WorkersOf, Closing):
+class WorkerPool(Closing):
     """``size`` workers kept ready, each for one call; passed as ``via``, like a :class:`Worker`.
 
     From the first restore on, it also keeps ``size`` workers for restores: files that a dump
@@ -248,6 +247,8 @@ class WorkerPool(WorkersOf, Closing):
     its own.
     """
 
+    ours: ClassVar[bool] = True
+
     def __init__(
         self,
         size: int = 2,
@@ -265,8 +266,7 @@ class WorkerPool(WorkersOf, Closing):
         self._worker = Worker(
             program=program, env={} if env is None else dict(env), allow_untrusted=allow_untrusted
         )
-        super().__init__(self._worker)
-        self.identity()  # raises if there is no such program
+        self._worker.identity()  # raises if there is no such program
         self._stock = _Stock(size, self._worker, SAVING)
         self._restoring = _Stock(size, self._worker, RESTORING)
         """Filled from the first restore on."""
@@ -278,6 +278,11 @@ class WorkerPool(WorkersOf, Closing):
     def worker(self) -> Worker:
         """The :class:`Worker` that the pool starts."""
         return self._worker
+
+    @property
+    def allow_untrusted(self) -> bool:
+        """Whether files that other users could change are accepted: see :class:`Worker`."""
+        return self._worker.allow_untrusted
 
     @property
     def env(self) -> Mapping[str, str]:
@@ -301,6 +306,18 @@ class WorkerPool(WorkersOf, Closing):
                 return False
             sleep(0.001)
         return not self._stock.closed
+
+    def identity(self) -> tuple[object, ...]:
+        """The program's path, device, inode and modification time."""
+        return self._worker.identity()
+
+    def name(self) -> str:
+        """The name in messages: the program's path."""
+        return self._worker.name()
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """No problems: a worker supports every request."""
+        return self._worker.refuses(inherits=inherits, sibling=sibling)
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS

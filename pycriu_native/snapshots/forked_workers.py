@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from .._support.closing import Closing
 from .._support.forked_child import forgets
 from .._support.unpatched import Lock
-from .._transport.base import WorkersOf
 from .._transport.connection import Connection
 from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
-from ..errors import ProgramError
+from ..errors import Problem, ProgramError
 from .uninterrupted import uninterrupted
 
 PATIENCE = 30.0
 """Default time limit for the loading of CRIU, in seconds."""
 
 
-class ForkedWorkers(WorkersOf, Closing):
+class ForkedWorkers(Closing):
     """Workers for restores, each forked from a CRIU that has been loaded once. Owned.
 
     The fork server is started again if it has ended, or if the state that a worker inherits from
@@ -30,6 +30,8 @@ class ForkedWorkers(WorkersOf, Closing):
 
     Synchronization: any number of threads may use it. A forked child starts its own fork server.
     """
+
+    ours: ClassVar[bool] = True
 
     def __init__(self, worker: Worker, *, patience: float | None = None) -> None:
         """Start the fork server.
@@ -41,7 +43,6 @@ class ForkedWorkers(WorkersOf, Closing):
         Raises:
             ProgramError: CRIU cannot be started or preloaded.
         """
-        super().__init__(worker)
         self.worker = worker
         self._patience = PATIENCE if patience is None else patience
         self._lock = Lock()
@@ -52,9 +53,26 @@ class ForkedWorkers(WorkersOf, Closing):
         uninterrupted("share", self.renew, lambda _: self.close())
 
     @property
+    def allow_untrusted(self) -> bool:
+        """Like that of ``worker``."""
+        return self.worker.allow_untrusted
+
+    @property
     def pid(self) -> int:
         """The pid of the fork server."""
         return 0 if self._server is None else self._server.pid
+
+    def identity(self) -> tuple[object, ...] | None:
+        """Like that of ``worker``."""
+        return self.worker.identity()
+
+    def name(self) -> str:
+        """Like that of ``worker``."""
+        return self.worker.name()
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """No argument is refused."""
+        return iter(())
 
     def connect(
         self,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import cast
+from typing import ClassVar, cast
 
 from .._support.closing import Closing
 from .._support.pidfd import sigkill
 from .._support.unpatched import RawThread, close, readable, write
-from .._transport.base import Via, WorkersOf
+from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.forkserver import ForkServer
 from .._transport.lifetime_sockets import LifetimeSockets
@@ -40,13 +40,15 @@ def problem(cgroup: object) -> Problem | None:
     return None
 
 
-class StartWorker(WorkersOf, Closing):
+class StartWorker(Closing):
     """The worker of ``via``, moved to a cgroup before it receives its request.
 
     CRIU waits for ever if the process that it restores is killed at some instants (4.2.1, after
     "Unable to set PTRACE_O_TRACESYSGOOD"). So it is killed some seconds after the end of the
     namespaces, and a worker that is started for the call also when this process ends.
     """
+
+    ours: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class StartWorker(WorkersOf, Closing):
     ) -> None:
         """``fork_server``: that of ``via``, which has just been found to be as it must be."""
         self._watch = watch
-        super().__init__(via)
+        self.via = via
         self.fork_server = fork_server
         self.cgroup = cgroup
         self.namespaces = namespaces
@@ -78,7 +80,24 @@ class StartWorker(WorkersOf, Closing):
     @property
     def worker(self) -> Worker | None:
         """The worker of ``via``, for the checks of a call."""
-        return worker_of(self._via)
+        return worker_of(self.via)
+
+    @property
+    def allow_untrusted(self) -> bool:
+        """Like that of ``via``."""
+        return self.via.allow_untrusted
+
+    def identity(self) -> tuple[object, ...] | None:
+        """Like that of ``via``."""
+        return self.via.identity()
+
+    def name(self) -> str:
+        """Like that of ``via``."""
+        return self.via.name()
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """Like that of ``via``."""
+        return self.via.refuses(inherits=inherits, sibling=sibling)
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
@@ -103,13 +122,13 @@ class StartWorker(WorkersOf, Closing):
     def _connect(
         self, keep: Sequence[int], spawn_options: SpawnOptions, sockets: LifetimeSockets
     ) -> Connection:
-        if not isinstance(self._via, Worker | ForkedWorkers):
-            return self._via.connect(keep, spawn_options)
+        if not isinstance(self.via, Worker | ForkedWorkers):
+            return self.via.connect(keep, spawn_options)
         keep = [*keep, *sockets.ends]
-        if isinstance(self._via, ForkedWorkers):
-            connection = self._via.connect(keep, spawn_options, self.fork_server)
+        if isinstance(self.via, ForkedWorkers):
+            connection = self.via.connect(keep, spawn_options, self.fork_server)
         else:
-            connection = self._via.connect(keep, spawn_options)
+            connection = self.via.connect(keep, spawn_options)
         connection.on_begin = functools.partial(sockets.bind, connection.pid)
         return connection
 
