@@ -8,8 +8,29 @@ from .._support.pidfd import reap
 from .._support.unpatched import close, readable
 
 
+class EndedChild:
+    """A child process that has ended and is reaped."""
+
+    def __init__(self, pid: int, status: int) -> None:
+        self.pid = pid
+        self.pidfd = os.eventfd(1, os.EFD_CLOEXEC)
+        """In place of a pidfd: it is readable."""
+        self._status = status
+
+    def status(self) -> int | None:
+        """The exit status, negative for a signal."""
+        return self._status
+
+    def close(self, *, wait: bool) -> bool:
+        """Close the descriptor."""
+        if self.pidfd >= 0:
+            close(self.pidfd)
+            self.pidfd = -1
+        return True
+
+
 class PidfdChild:
-    """A child process, and its pidfd, which this object owns, and which its end makes readable."""
+    """A child process, and its pidfd, which this object owns."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -25,21 +46,3 @@ class PidfdChild:
                 # Another part of this program has reaped it; status 0, as in subprocess.
                 self._status = 0
         return self._status
-
-    def close(self, *, wait: bool) -> bool:
-        """Close the pidfd. Subclasses end all processes, and with ``wait`` reap them before.
-
-        Returns whether all have ended.
-        """
-        if self.pidfd >= 0:
-            close(self.pidfd)
-            self.pidfd = -1
-        return True
-
-
-class EndedChild(PidfdChild):
-    """A child process that has ended and is reaped; in place of a pidfd it has an eventfd."""
-
-    def __init__(self, pid: int, status: int) -> None:
-        super().__init__(pid, os.eventfd(1, os.EFD_CLOEXEC))  # it is readable
-        self._status = status

@@ -13,11 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, AnyStr, Self, cast
+from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.forked_child import forgets
 from .._support.unpatched import RLock, readable
-from .child import PidfdChild
 from .guest_socket import GuestSocket
 from .record import Record
 from .streams import ParentEnds, TextMode, rest_of
@@ -26,6 +25,20 @@ from .timings import StartTimings
 CHUNK = 65536
 PIPE_PART = select.PIPE_BUF
 """Bytes that can be written to a pipe without blocking when it is writable."""
+
+
+class Child(Protocol):
+    """A process whose exit status this process can read."""
+
+    pid: int
+    pidfd: int
+    """A descriptor that is readable after the process has ended."""
+
+    def status(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs. Reaps it."""
+
+    def close(self, *, wait: bool) -> bool:
+        """End the remaining processes; with ``wait`` reap them. Returns whether all ended."""
 
 
 class SnapshotProcess(subprocess.Popen[AnyStr]):
@@ -44,7 +57,7 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
     def __init__(
         self,
         args: Sequence[str],
-        child: PidfdChild,
+        child: Child,
         ends: ParentEnds,
         mode: TextMode,
         number: int,
@@ -328,7 +341,7 @@ def end(process: SnapshotProcess[Any]) -> None:
         process.kill()
 
 
-_unowned: list[PidfdChild] = []
+_unowned: list[Child] = []
 """Copies whose :class:`SnapshotProcess` was deleted, or whose namespaces have not ended yet."""
 
 

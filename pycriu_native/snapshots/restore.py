@@ -24,7 +24,7 @@ from .copy_request import CopyRequest, send_line
 from .guest_socket import GuestSocket
 from .namespaces import Namespaces
 from .place import Place
-from .process import SnapshotProcess
+from .process import Child, SnapshotProcess
 from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
@@ -69,7 +69,8 @@ class RestoredChild(PidfdChild):
         if wait or self._namespaces.has_ended():
             self._namespaces.close()
             self._worker.close()
-            super().close(wait=wait)
+            close(self.pidfd)
+            self.pidfd = -1
         return self.pidfd < 0
 
 
@@ -127,7 +128,7 @@ def restore_root(
     guest_fd: int | None,
     where: RestoreRequest,
     watch: Stopwatch,
-) -> PidfdChild:
+) -> Child:
     """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         inherited: dict[str, int] = {}

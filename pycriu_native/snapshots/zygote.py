@@ -25,7 +25,7 @@ from ..errors import CriuError, DeadlineError, Problem
 from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
-from .process import SnapshotProcess, end, reap_unowned
+from .process import Child, SnapshotProcess, end, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root
 from .streams import Stream, Streams, refuse
@@ -66,7 +66,9 @@ class ForkedChild(PidfdChild):
         """End the process, and close its pidfd."""
         if self.pidfd >= 0:
             self.end()
-        return super().close(wait=wait)
+            close(self.pidfd)
+            self.pidfd = -1
+        return True
 
 
 class ForkRequest:
@@ -306,7 +308,7 @@ def zygote_problems(record: Record) -> Iterator[Problem]:
         yield Problem("program", command, rule)
 
 
-def _wait(sock: socket.socket, child: PidfdChild, until: float | None) -> bool:
+def _wait(sock: socket.socket, child: Child, until: float | None) -> bool:
     """Wait until the socket is readable or the child has ended. False at ``until``."""
     seconds = None if until is None else max(0.0, until - time.monotonic())
     return readable_or_interrupted(sock.fileno(), child.pidfd, seconds=seconds)
