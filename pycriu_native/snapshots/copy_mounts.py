@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 from collections.abc import Callable, Iterator
 
-from .._native.ffi import checked, native
-from .._support.unpatched import Thread
+from .._native.ffi import native
+from .._support.unpatched import Thread, close
 from .._system.mounts import detach, mount_proc
 from ..errors import CriuError
 
@@ -25,8 +26,11 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     def run() -> None:
         try:
             with _errors():
-                with open(f"/proc/{pid}/ns/mnt", "rb") as namespace:
-                    checked(native.pn_enter_mount_namespace(namespace.fileno()), "setns")
+                namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    _enter(namespace)
+                finally:
+                    close(namespace)
                 mount_proc()
             try:
                 function()
@@ -42,6 +46,12 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     thread.join()
     if raised:
         raise raised[0]
+
+
+def _enter(namespace: int) -> None:
+    status = native.pn_enter_mount_namespace(namespace)
+    if status:
+        raise OSError(-status, f"setns: {os.strerror(-status)}")
 
 
 @contextlib.contextmanager

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import struct
 import time
 from errno import EPERM
 from pathlib import Path
 
+from .._support import unpatched
 from .._support.closing import Closing
-from .._support.pidfd import reap, sigkill
-from .._support.unpatched import close, read, readable
-from .._system.descriptors import above_stdio, link
+from .._support.unpatched import close
+from .._system.descriptors import above_stdio
 from .._system.process import children_of
+from .._system.process_snapshot import link
 from .._system.socket_pair import pair
 from .._transport.spawn import spawn
 from ..errors import CriuError, PermissionDeniedError, ProgramError
@@ -78,9 +81,9 @@ class Namespaces(Closing):
         if self._is_ready:
             return
         # By descriptor, since a socket of gevent belongs to one thread.
-        readable(self._control.fileno(), seconds=None)
+        unpatched.readable(self._control.fileno(), seconds=None)
         try:
-            answer = read(self._control.fileno(), INT.size)
+            answer = unpatched.read(self._control.fileno(), INT.size)
         except ConnectionResetError:  # the process ended before it read the data
             answer = b""
         code = INT.unpack(answer)[0] if answer else None
@@ -119,18 +122,23 @@ class Namespaces(Closing):
         control = self._control.fileno()
         if control < 0:
             return False
-        readable(control, cancelled, seconds=None)
-        return not readable(cancelled)
+        poll = unpatched.poll()
+        poll.register(control, select.POLLIN)
+        poll.register(cancelled, select.POLLIN)
+        return cancelled not in {fd for fd, _ in poll.poll()}
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether all of their processes have ended and are reaped, after at most ``timeout``."""
-        return self._pidfd < 0 or readable(self._pidfd, seconds=timeout)
+        if self._pidfd < 0:
+            return True
+        return is_ready(self._pidfd, timeout)
 
     def end(self) -> None:
         """Kill all of their processes, without waiting."""
         self._control.close()
         if self._pidfd >= 0:
-            sigkill(self._pidfd)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """Kill all of their processes, and reap those that are children of this one."""
@@ -143,7 +151,8 @@ class Namespaces(Closing):
         # The init process ends after the parents of all others have reaped them.
         while not self.has_ended(0.002) and time.monotonic() < until:
             self._reap(inside)
-        reap(self._pidfd, wait=False)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
         close(self._pidfd)
         self._pidfd = -1
 
@@ -152,3 +161,10 @@ class Namespaces(Closing):
             if pid != self.pid and inside and link(f"/proc/{pid}/ns/pid") == inside:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
+
+
+def is_ready(fd: int, timeout: float) -> bool:
+    """Whether a descriptor is readable, after at most ``timeout`` seconds."""
+    poll = unpatched.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from typing import Any
 
 from .._calls.verbs import restore_child
 from .._support.frozen_dataclass import replace
-from .._support.pidfd import sigkill
 from .._support.unpatched import close
 from .._system.socket_pair import pair
 from .._transport.base import Via
@@ -64,7 +64,8 @@ class RestoredChild(PidfdChild):
         if self.pidfd < 0:
             return True
         if self._status is None:
-            sigkill(self.pidfd)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         self._namespaces.end()
         if wait or self._namespaces.has_ended():
             self._namespaces.close()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import ClassVar, cast
 
 from .._support.closing import Closing
-from .._support.pidfd import sigkill
 from .._support.unpatched import RawThread, close, readable, write
 from .._transport.base import Via
 from .._transport.connection import Connection
@@ -21,7 +22,7 @@ from .._transport.worker import Worker, WorkerConnection, worker_of
 from ..errors import CriuError, Problem
 from .arguments import is_path
 from .forked_workers import ForkedWorkers
-from .namespaces import Namespaces
+from .namespaces import Namespaces, is_ready
 from .timings import Stopwatch
 
 PROCESSES = "cgroup.procs"
@@ -167,10 +168,11 @@ class _Guard:
 
     def _run(self) -> None:
         # A copy may end at once: CRIU then gets the time to say that it was restored.
-        if self._namespaces.wait_for_end(self._cancelled) and not readable(
-            self._cancelled, seconds=PATIENCE
+        if self._namespaces.wait_for_end(self._cancelled) and not is_ready(
+            self._cancelled, PATIENCE
         ):
-            sigkill(self._pidfd)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             readable(self._cancelled, seconds=None)
         if self._retired is not None:
             self._retired.wait(PATIENCE)

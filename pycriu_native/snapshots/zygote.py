@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,6 @@ from .. import guest
 from .._support.closing import Closing
 from .._support.forked_child import forgets
 from .._support.lazy import socket
-from .._support.pidfd import reap, sigkill
 from .._support.unpatched import Lock, close, readable
 from .._system.descriptors import descriptor_info
 from .._system.socket_pair import pair
@@ -58,7 +58,8 @@ class ForkedChild(PidfdChild):
     def end(self) -> None:
         """Kill the process, and store its exit status."""
         if self.pidfd >= 0 and self.status() is None:
-            sigkill(self.pidfd)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             readable(self.pidfd, seconds=None)
             self.status()
 
@@ -93,9 +94,11 @@ class ForkRequest:
                 return False
             self.receive()
         if self._pidfd is not None:
-            sigkill(self._pidfd)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             readable(self._pidfd, seconds=None)
-            reap(self._pidfd)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
             close(self._pidfd)
         self.close()
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..._system.descriptors import link
+from ..._system.process_snapshot import link
 
 _FIRST = {"pid": 4026531836, "user": 4026531837}
 """Inodes of the first namespaces of a system (``PROC_PID_INIT_INO`` and its like)."""

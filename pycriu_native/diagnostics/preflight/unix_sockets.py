@@ -10,8 +10,7 @@ import os
 import socket
 from typing import Any
 
-from ..._system.descriptors import link
-from ..._system.process_snapshot import Descriptor
+from ..._system.process_snapshot import Descriptor, link
 from ..._system.sock_diag import UnixSocket
 from .context import Context, Findings, lost, needs, no_restore, note, stops
 from .open_sockets import Tables, copied_socket
