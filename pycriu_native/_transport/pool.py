@@ -76,15 +76,9 @@ class _Stock:
 
     def take(self) -> WorkerConnection | None:
         """A ready worker that is no different from a fresh one; None if there is none."""
-        if not self.idle:
-            with self.changed:
-                with contextlib.suppress(RuntimeError):
-                    self._run()
-                self.changed.notify_all()
-            return None
-        from .worker_factory import fingerprint  # the pool's thread has loaded it
+        from .worker_factory import fingerprint  # the pool has loaded it
 
-        here = fingerprint(self.worker)
+        here = fingerprint(self.worker) if self.idle else None
         dropped: list[_Idle] = []
         try:
             with self.changed:
