@@ -176,8 +176,12 @@ def by_trust(request: Request) -> Iterator[Problem]:
     via = request.via
     if via.allow_untrusted:
         return
-    for field in ("images_directory", "work_directory"):
-        directory = getattr(request.opts, field)
+    opts = request.opts
+    directories = {name: getattr(opts, name) for name in ("images_directory", "work_directory")}
+    if log := log_path(opts):
+        # CRIU would follow a symbolic link of another user there.
+        directories["log_file"] = os.path.dirname(from_work_directory(opts, log))
+    for field, directory in directories.items():
         try:
             if isinstance(directory, str):
                 if trusted_path.is_plain(directory):
@@ -187,33 +191,17 @@ def by_trust(request: Request) -> Iterator[Problem]:
                 trusted_path.check_descriptor(descriptor_number(directory))
         except trusted_path.UntrustedError as reason:
             rule = f"{reason.strerror}, so other users can change it; {ALLOW_UNTRUSTED}"
-            yield Problem(field, directory, rule)
+            yield Problem(field, getattr(opts, field), rule)
         except OSError:
-            continue  # it does not exist yet, or the call reports the error
-    if via.ours and request.opts.images_dir is not None:
+            continue  # it does not exist yet, or another check or the call reports the error
+    if via.ours and opts.images_dir is not None:
         rule = (
             "it cannot be checked before CRIU opens it: set images_directory instead, which a "
             f"worker can open as well; {ALLOW_UNTRUSTED}"
         )
-        yield Problem("images_dir", request.opts.images_dir, rule)
-    yield from _log_by_trust(request.opts)
-    yield from _parents_by_trust(request.opts)
-    yield from criu_files.problems(request.opts, via)
-
-
-def _log_by_trust(opts: CriuOpts) -> Iterator[Problem]:
-    """The directory of a log elsewhere: CRIU would follow a symbolic link of another user there."""
-    path = log_path(opts)
-    if path is None:
-        return
-    directory = os.path.dirname(from_work_directory(opts, path))
-    try:
-        close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
-    except trusted_path.UntrustedError as reason:
-        rule = f"{reason.strerror}, so other users can change it; {ALLOW_UNTRUSTED}"
-        yield Problem("log_file", opts.log_file, rule)
-    except OSError:
-        return  # other checks report that it is missing
+        yield Problem("images_dir", opts.images_dir, rule)
+    yield from _parents_by_trust(opts)
+    yield from criu_files.problems(opts, via)
 
 
 def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
