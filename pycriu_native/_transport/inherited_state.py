@@ -16,24 +16,9 @@ from collections.abc import Mapping
 from .._native.ffi import ffi, memory, native
 from .._support.light_typing import Any
 
-NAMESPACES = (
-    "cgroup",
-    "ipc",
-    "mnt",
-    "net",
-    "pid_for_children",
-    "time_for_children",
-    "user",
-    "uts",
-)
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
 
-WHOLE_FILES = (
-    "../../coredump_filter",
-    "attr/current",
-    "attr/exec",
-    "cgroup",
-    "oom_score_adj",
-)
+WHOLE_FILES = ("../../coredump_filter", "attr/current", "attr/exec", "cgroup", "oom_score_adj")
 """Files of /proc/PID/task/TID that are compared as a whole."""
 
 STATUS_LINES = (
