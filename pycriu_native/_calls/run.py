@@ -75,9 +75,7 @@ class Run:
         """Take all steps. Errors are raised when everything is undone."""
         request = self._request
         with ExitStack() as owned:
-            directories = Directories(
-                request.opts, request.verb, owned, allow_untrusted=request.via.allow_untrusted
-            )
+            directories = Directories(request, owned)
             _check_outputs(request, directories)
             safeguards = Safeguards(request, directories, owned, self._check_wanted)
             safeguards.mark()

@@ -36,7 +36,7 @@ class Subcommand:
         self._via = via or Worker()
         self._request = Request(verb=verb, opts=opts, via=self._via, deadline=deadline)
         requirements.check(self._request)
-        directories = Directories(opts, verb, owned, allow_untrusted=self._via.allow_untrusted)
+        directories = Directories(self._request, owned)
         assert directories.log is not None
         self.images, self._work = directories.images, directories.work
         self.log = os.path.join(where(directories.log), log_name(self._request))
