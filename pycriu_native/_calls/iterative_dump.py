@@ -156,7 +156,7 @@ def dump_iters(
     # Problems of the final dump are raised now, not after the rounds.
     final_opts = replace(verbs.after_pre_dumps(opts), track_mem=True)
     verbs.dump_request(target, final_opts, via, on_notify, deadline)
-    close(open_directory(base, "images_directory", via, "dump_iters", number, make=True))
+    close(open_directory(base, "images_directory", via, make=True, verb="dump_iters", pid=number))
 
     rounds: list[Round] = []
     phase = "round 1"

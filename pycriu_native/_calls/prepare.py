@@ -8,7 +8,7 @@ import fcntl
 import os
 from contextlib import ExitStack
 
-from .._support.light_typing import TYPE_CHECKING, cast
+from .._support.light_typing import TYPE_CHECKING, Any, cast
 from .._support.no_fork import no_fork
 from .._support.unpatched import close
 from .._system import trusted_path
@@ -66,16 +66,16 @@ class Directories:
     def _open(self, directory: object, field: str) -> int:
         if not isinstance(directory, str):
             return descriptor_number(directory)
-        request, make = self._request, field == self._make
-        fd = open_directory(directory, field, request.via, str(request.verb), request.pid, make)
+        fd = open_directory(directory, field, self._request.via, make=field == self._make)
         self._owned.callback(close, fd)
         return fd
 
 
-def open_directory(
-    directory: str, field: str, via: Via | None, verb: str, pid: int | None, make: bool
-) -> int:
-    """Open a directory of a call; ``make`` makes a missing one. Raises ``ImagesError``."""
+def open_directory(directory: str, field: str, via: Via | None, *, make: bool, **call: Any) -> int:
+    """Open a directory of a call; ``make`` makes a missing one. Raises ``ImagesError``.
+
+    ``call``: the verb and pid for the error, where it is not raised in a call.
+    """
     allow_untrusted = via is not None and via.allow_untrusted
     try:
         return trusted_path.open_directory(directory, make=make, allow_untrusted=allow_untrusted)
@@ -86,7 +86,7 @@ def open_directory(
         is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         why = lack_of(directory) if is_missing else error.strerror
         message = f"{field}={directory!r} cannot be used: {why}"
-        raise ImagesError(message, verb=verb, pid=pid, errno=error.errno or 0) from None
+        raise ImagesError(message, errno=error.errno or 0, **call) from None
 
 
 def fill(handle: Handle, request: Request, directories: Directories, owned: ExitStack) -> list[int]:

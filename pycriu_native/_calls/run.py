@@ -161,10 +161,9 @@ class Run:
         """Raise if the call is cancelled or late before CRIU has the request."""
         request = self._request
         if self._cancelled() is not None:
-            raise CriuError("interrupted", verb=str(request.verb), pid=request.pid)
+            raise CriuError("interrupted")
         if self._deadline is not None and time.monotonic() > self._deadline:
-            message = f"{request.verb}: {request.deadline_passed}"
-            raise DeadlineError(message, verb=str(request.verb), pid=request.pid)
+            raise DeadlineError(f"{request.verb}: {request.deadline_passed}")
 
     def _check_identity(self) -> None:
         """Raise ``ProcessMismatchError`` if the pid is another process's since the call began."""
@@ -305,7 +304,6 @@ def _check_outputs(request: Request, directories: Directories) -> None:
             path = f"{where(directories.log)}/{name}"
             raise ImagesError(
                 f"{path} is {error.strerror}, and CRIU writes to it",
-                verb=str(request.verb),
                 errno=error.errno,
                 cause=f"{path} is {error.strerror}",
                 cure="remove it",
