@@ -128,24 +128,16 @@ def _compiler_accepts(code: str, flags: list[str]) -> bool:
     return run.returncode == 0
 
 
-def enumerators_to_check(include_dirs: list[str]) -> list[str]:
-    """Our constants that the system's criu.h has; older headers lack the newest ones."""
-    names = re.findall(r"\b(CRIU_[A-Z_]+) = ", declaration("libcriu_types.h"))
-    return [
-        name
-        for name in names
-        if compiles(f"#include <criu/criu.h>\nint value = {name};\n", include_dirs)
-    ]
-
-
 def abi_check_macros(include_dirs: list[str]) -> list[tuple[str, str | None]]:
     """The macros that enable native/abi_check.c if the system has criu.h."""
     if not compiles("#include <criu/criu.h>\n", include_dirs):
         return []
-    values = dict(re.findall(r"\b(CRIU_[A-Z_]+) = (\d+)", declaration("libcriu_types.h")))
+    values = re.findall(r"\b(CRIU_[A-Z_]+) = (\d+)", declaration("libcriu_types.h"))
     asserts = " ".join(
-        f'_Static_assert({name} == {values[name]}, "{name}");'
-        for name in enumerators_to_check(include_dirs)
+        f'_Static_assert({name} == {value}, "{name}");'
+        for name, value in values
+        # Older headers lack the newest ones.
+        if compiles(f"#include <criu/criu.h>\nint value = {name};\n", include_dirs)
     )
     return [("PN_HAVE_CRIU_H", "1"), ("PN_CHECK_VALUES", asserts)]
 

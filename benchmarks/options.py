@@ -84,7 +84,7 @@ def _measure(images: int, status: int, times: int) -> list[Row]:
             inside=False,
         )
         with ExitStack() as owned, Handle() as handle:
-            fill(handle, request, Directories(opts, Verb.DUMP, owned), owned)
+            fill(handle, request, Directories(request, owned), owned)
 
     def scratch() -> None:
         opts = made()

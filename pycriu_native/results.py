@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import os
 
-from ._support.exit_status import exit_status
 from ._support.frozen_dataclass import dataclass
+from ._support.pidfd import reap
 from ._support.unpatched import closing, readable
 
 __all__ = [
@@ -138,12 +138,7 @@ class RestoreResult:
         with closing(pidfd):
             if not readable(pidfd, seconds=timeout):
                 raise TimeoutError(f"pid {self.pid} runs on")
-            try:
-                ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-            except ChildProcessError:
-                return None
-        assert ended is not None
-        return exit_status(ended)
+            return reap(pidfd)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol
 from .._support.no_fork import no_fork
+from ..errors import CriuError
 from .own_thread import OwnThread
 from .request import Outcome, Request
 from .run import Run
@@ -46,7 +47,7 @@ class Call(OwnThread):
 
     def __init__(self, request: Request) -> None:
         super().__init__(str(request.verb))
-        self.request = self._request = request
+        self.request = request
         """The request."""
         self._outcome: Outcome | None = None
         self._exchange: Exchange | None = None
@@ -140,7 +141,7 @@ class Call(OwnThread):
         with no_fork:
             from .hook_invocation import HookInvocation  # few calls have a hook
 
-        hook = self._request.on_notify
+        hook = self.request.on_notify
         assert hook is not None
         invocation = self.invocation = HookInvocation(hook, notification)
         self.wake()
@@ -150,14 +151,21 @@ class Call(OwnThread):
             self.invocation = None
 
     def _work(self) -> None:
-        self._outcome = Run(
-            self._request,
+        request = self.request
+        run = Run(
+            request,
             self._connect,
-            hook=None if self._request.on_notify is None else self.ask,
+            hook=None if request.on_notify is None else self.ask,
             turn=self._in_turn,
             cancelled=lambda: self._cancelled,
             on_exchange=self._attach,
-        ).run()
+        )
+        try:
+            self._outcome = run.run()
+        except CriuError as error:  # some are raised by functions that do not know the call
+            error.verb = error.verb or str(request.verb)
+            error.pid = request.pid if error.pid is None else error.pid
+            raise
 
     def _attach(self, exchange: Exchange) -> None:
         """From now on a cancel goes to the exchange; an earlier one is passed to it."""

@@ -16,8 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from .._native.ffi import ffi, memory, native
-from .._support.light_typing import TYPE_CHECKING, cast
+from .._native.ffi import checked, ffi, memory, native
+from .._support.light_typing import TYPE_CHECKING, Any, cast
 from .._support.unpatched import Lock, close, poll, readable
 from .._system.process_tree import process_tree
 from .._transport.connection import Connection
@@ -134,9 +134,9 @@ class Exchange:
             self._acknowledge_in_c()
 
     def _acknowledge_in_c(self) -> None:
-        acknowledged, receiver = _acknowledged(), self._receiver
-        receiver.acknowledged, receiver.reply = acknowledged.array, acknowledged.reply
-        receiver.n_acknowledged = len(acknowledged.array)
+        receiver = self._receiver
+        receiver.acknowledged, receiver.reply, _ = _acknowledged()
+        receiver.n_acknowledged = len(ACKNOWLEDGED)
 
     def close(self) -> None:
         """Close what the exchange owns; it does not own the connection."""
@@ -262,8 +262,7 @@ class Exchange:
                 return ffi.unpack(receiver.buffer, receiver.length), self._fds()
             if result == native.PN_RECEIVED_TRUNCATED:
                 raise self._protocol_error("a message larger than any of CRIU's", self._fds())
-            if result < 0:
-                raise OSError(-result, os.strerror(-result))
+            checked(result)
             if result == native.PN_RECEIVED_EOF or ended:
                 raise self._worker_died()
             if result == native.PN_RECEIVED_TIMEOUT:
@@ -388,20 +387,12 @@ class Exchange:
         return None
 
 
-class _Acknowledged:
-    """The array of notifications that C acknowledges, and the reply."""
-
-    def __init__(self) -> None:
-        self._held = [ffi.new("char[]", _notification(name)) for name in ACKNOWLEDGED] + [
-            ffi.new("char[]", ACCEPT)
-        ]
-        self.array = ffi.new(
-            "struct pn_bytes[]", [(text, len(text) - 1) for text in self._held[:-1]]
-        )
-        self.reply = (self._held[-1], len(ACCEPT))
-
-
-_acknowledged = functools.cache(_Acknowledged)
+@functools.cache
+def _acknowledged() -> tuple[Any, tuple[Any, int], list[Any]]:
+    """The notifications that C acknowledges, the reply, and the bytes of all, which are kept."""
+    held = [ffi.new("char[]", each) for each in (*map(_notification, ACKNOWLEDGED), ACCEPT)]
+    array = ffi.new("struct pn_bytes[]", [(text, len(text) - 1) for text in held[:-1]])
+    return array, (held[-1], len(ACCEPT)), held
 
 
 def _notification(name: Notify) -> bytes:

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from .._checks.arguments import check_types
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.unpatched import close
-from .._system import trusted_path
 from .._system.process_identity import Target, identified, number_of
 from .._system.process_tree import process_tree
 from .._transport.base import Via
 from ..enums import Verb
-from ..errors import ImagesError, MovedMemoryError, OptionError, Problem
+from ..errors import MovedMemoryError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..results import PAGE, DumpResult
 from . import logs, verbs
 from .notification import Hook
+from .prepare import open_directory
 from .progress_state import OnProgress
 
 
@@ -157,12 +157,7 @@ def dump_iters(
     # Problems of the final dump are raised now, not after the rounds.
     final_opts = replace(verbs.after_pre_dumps(opts), track_mem=True)
     verbs.dump_request(target, final_opts, via, on_notify, deadline)
-    allow_untrusted = via is not None and via.allow_untrusted
-    try:
-        close(trusted_path.open_directory(base, make=True, allow_untrusted=allow_untrusted))
-    except OSError as error:
-        message = f"images_directory={base!r} cannot be used: {error.strerror}"
-        raise ImagesError(message, verb="dump_iters", pid=number, errno=error.errno) from None
+    close(open_directory(base, "images_directory", via, make=True, verb="dump_iters", pid=number))
 
     rounds: list[Round] = []
     phase = "round 1"

@@ -8,7 +8,7 @@ import fcntl
 import os
 from contextlib import ExitStack
 
-from .._support.light_typing import cast
+from .._support.light_typing import TYPE_CHECKING, Any, cast
 from .._support.no_fork import no_fork
 from .._support.unpatched import close
 from .._system import trusted_path
@@ -20,6 +20,9 @@ from ..options.table import BY_FIELD, BY_WIRE, VERB_MASK
 from ..options.value_types import Directory, FileDescriptor
 from ..options.values import PageServer, WireValue, descriptor_number
 from .request import Request, log_name, log_path
+
+if TYPE_CHECKING:
+    from .._transport.base import Via
 
 NOTIFYING = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs with notifications, whose responses can make CRIU undo the call. (A page server would send
@@ -38,11 +41,10 @@ LARGEST_REMEMBERED = 64 * 1024
 class Directories:
     """The images and work directory of a call, open while it runs."""
 
-    def __init__(
-        self, opts: CriuOpts, verb: Verb, owned: ExitStack, *, allow_untrusted: bool = False
-    ) -> None:
+    def __init__(self, request: Request, owned: ExitStack) -> None:
         self._owned = owned
-        self._allow_untrusted = allow_untrusted
+        self._request = request
+        opts, verb = request.opts, request.verb
         serves_saved = bool(opts.lazy_pages) and verb in SERVERS
         self._make = "images_directory" if verb in CREATING and not serves_saved else None
         self.opened = {
@@ -64,21 +66,27 @@ class Directories:
     def _open(self, directory: object, field: str) -> int:
         if not isinstance(directory, str):
             return descriptor_number(directory)
-        try:
-            fd = trusted_path.open_directory(
-                directory, make=field == self._make, allow_untrusted=self._allow_untrusted
-            )
-        except OSError as error:
-            with no_fork:
-                from .._system.host import lack_of  # few directories are missing
-
-            raise ImagesError(
-                f"{field}={directory!r} cannot be used: "
-                + (lack_of(directory) if error.errno == errno.ENOENT else str(error.strerror)),
-                errno=error.errno or 0,
-            ) from None
+        fd = open_directory(directory, field, self._request.via, make=field == self._make)
         self._owned.callback(close, fd)
         return fd
+
+
+def open_directory(directory: str, field: str, via: Via | None, *, make: bool, **call: Any) -> int:
+    """Open a directory of a call; ``make`` makes a missing one. Raises ``ImagesError``.
+
+    ``call``: the verb and pid for the error, where it is not raised in a call.
+    """
+    allow_untrusted = via is not None and via.allow_untrusted
+    try:
+        return trusted_path.open_directory(directory, make=make, allow_untrusted=allow_untrusted)
+    except OSError as error:
+        with no_fork:
+            from .._system.host import lack_of  # few directories are missing
+
+        is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        why = lack_of(directory) if is_missing else error.strerror
+        message = f"{field}={directory!r} cannot be used: {why}"
+        raise ImagesError(message, errno=error.errno or 0, **call) from None
 
 
 def fill(handle: Handle, request: Request, directories: Directories, owned: ExitStack) -> list[int]:

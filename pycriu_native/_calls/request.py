@@ -8,7 +8,7 @@ from collections.abc import Callable
 from .._support.cached_property import cached_property
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.light_typing import TYPE_CHECKING, cast
-from .._system.descriptors import link_of
+from .._system.descriptors import link
 from .._system.process_tree import is_above
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from ..enums import Verb
@@ -81,8 +81,8 @@ class Request:
     def pid_namespace(self) -> str:
         """The pid namespace of restored processes, as its link in /proc; empty: the caller's."""
         given = [cast(InheritFd, each).fd for each in self.opts.inherit_fds or ()]
-        links = [link_of("self", descriptor_number(fd)) for fd in given]
-        return next((link for link in links if link.startswith("pid:[")), "")
+        links = [link(f"/proc/self/fd/{descriptor_number(fd)}") for fd in given]
+        return next((each for each in links if each.startswith("pid:[")), "")
 
     @property
     def spawn_options(self) -> SpawnOptions:

@@ -86,8 +86,6 @@ def by_arguments(request: Request) -> Iterator[Problem]:
         yield Problem(
             "reap_timeout", request.reap_timeout, "a number of seconds from 0 is accepted"
         )
-    if request.on_notify is not None and not callable(request.on_notify):
-        yield Problem("on_notify", request.on_notify, "a function is accepted")
 
 
 def by_caller(request: Request) -> Iterator[Problem]:
@@ -178,8 +176,12 @@ def by_trust(request: Request) -> Iterator[Problem]:
     via = request.via
     if via.allow_untrusted:
         return
-    for field in ("images_directory", "work_directory"):
-        directory = getattr(request.opts, field)
+    opts = request.opts
+    directories = {name: getattr(opts, name) for name in ("images_directory", "work_directory")}
+    if log := log_path(opts):
+        # CRIU would follow a symbolic link of another user there.
+        directories["log_file"] = os.path.dirname(from_work_directory(opts, log))
+    for field, directory in directories.items():
         try:
             if isinstance(directory, str):
                 if trusted_path.is_plain(directory):
@@ -189,33 +191,17 @@ def by_trust(request: Request) -> Iterator[Problem]:
                 trusted_path.check_descriptor(descriptor_number(directory))
         except trusted_path.UntrustedError as reason:
             rule = f"{reason.strerror}, so other users can change it; {ALLOW_UNTRUSTED}"
-            yield Problem(field, directory, rule)
+            yield Problem(field, getattr(opts, field), rule)
         except OSError:
-            continue  # it does not exist yet, or the call reports the error
-    if via.ours and request.opts.images_dir is not None:
+            continue  # it does not exist yet, or another check or the call reports the error
+    if via.ours and opts.images_dir is not None:
         rule = (
             "it cannot be checked before CRIU opens it: set images_directory instead, which a "
             f"worker can open as well; {ALLOW_UNTRUSTED}"
         )
-        yield Problem("images_dir", request.opts.images_dir, rule)
-    yield from _log_by_trust(request.opts)
-    yield from _parents_by_trust(request.opts)
-    yield from criu_files.problems(request.opts, via)
-
-
-def _log_by_trust(opts: CriuOpts) -> Iterator[Problem]:
-    """The directory of a log elsewhere: CRIU would follow a symbolic link of another user there."""
-    path = log_path(opts)
-    if path is None:
-        return
-    directory = os.path.dirname(from_work_directory(opts, path))
-    try:
-        close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
-    except trusted_path.UntrustedError as reason:
-        rule = f"{reason.strerror}, so other users can change it; {ALLOW_UNTRUSTED}"
-        yield Problem("log_file", opts.log_file, rule)
-    except OSError:
-        return  # other checks report that it is missing
+        yield Problem("images_dir", opts.images_dir, rule)
+    yield from _parents_by_trust(opts)
+    yield from criu_files.problems(opts, via)
 
 
 def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
@@ -287,16 +273,13 @@ def by_limits(request: Request) -> Iterator[Problem]:
     if not serves or not request.opts.lazy_pages or not request.via.ours:
         return
     from .._system.capabilities import CAP_SYS_RESOURCE, has_capability  # few calls serve pages
+    from .._system.host import number
 
     if has_capability(CAP_SYS_RESOURCE):
         return
-    try:
-        with open(PIPE_MAX_SIZE) as file:
-            most = int(file.read())
-    except (OSError, ValueError):
-        return
+    most = number(PIPE_MAX_SIZE)  # 0: it cannot be read
     needed = _pipe_needed(os.sysconf("SC_PAGE_SIZE"))
-    if most < needed:
+    if 0 < most < needed:
         rule = (
             "without CAP_SYS_RESOURCE, CRIU can serve pages only if fs.pipe-max-size is at least "
             f"{needed}; it is {most}: sysctl -w fs.pipe-max-size={needed}"

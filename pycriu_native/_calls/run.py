@@ -75,9 +75,7 @@ class Run:
         """Take all steps. Errors are raised when everything is undone."""
         request = self._request
         with ExitStack() as owned:
-            directories = Directories(
-                request.opts, request.verb, owned, allow_untrusted=request.via.allow_untrusted
-            )
+            directories = Directories(request, owned)
             _check_outputs(request, directories)
             safeguards = Safeguards(request, directories, owned, self._check_wanted)
             safeguards.mark()
@@ -163,10 +161,9 @@ class Run:
         """Raise if the call is cancelled or late before CRIU has the request."""
         request = self._request
         if self._cancelled() is not None:
-            raise CriuError("interrupted", verb=str(request.verb), pid=request.pid)
+            raise CriuError("interrupted")
         if self._deadline is not None and time.monotonic() > self._deadline:
-            message = f"{request.verb}: {request.deadline_passed}"
-            raise DeadlineError(message, verb=str(request.verb), pid=request.pid)
+            raise DeadlineError(f"{request.verb}: {request.deadline_passed}")
 
     def _check_identity(self) -> None:
         """Raise ``ProcessMismatchError`` if the pid is another process's since the call began."""
@@ -307,7 +304,6 @@ def _check_outputs(request: Request, directories: Directories) -> None:
             path = f"{where(directories.log)}/{name}"
             raise ImagesError(
                 f"{path} is {error.strerror}, and CRIU writes to it",
-                verb=str(request.verb),
                 errno=error.errno,
                 cause=f"{path} is {error.strerror}",
                 cure="remove it",

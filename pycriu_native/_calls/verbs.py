@@ -138,13 +138,13 @@ def dump_request(
     return _checked(
         verb,
         opts,
-        pid,
         via,
-        on_notify,
-        deadline,
-        start=start,
+        files,
+        pid=pid,
+        start_time=start,
+        on_notify=on_notify,
+        deadline=deadline,
         include_caller=include_caller,
-        files=files,
         reap_timeout=reap_timeout,
     )
 
@@ -233,10 +233,7 @@ def restore(
     CRIU starts; if the restore fails, the changes are undone. ``ImagesError`` if one cannot be put
     back, or none were saved; nothing is changed then.
     """
-    request = restore_request(opts, via, on_notify, deadline, files=files)
-    call = Call(request)
-    with _observed(on_progress, call):
-        return restore_result(request, call.wait())
+    return _restored(restore_request(opts, via, on_notify, deadline, files=files), on_progress)
 
 
 def restore_child(
@@ -254,9 +251,7 @@ def restore_child(
     time. Raises as :func:`restore`. Needs CRIU 3.17, and a ``Worker`` or ``WorkerPool``.
     """
     request = restore_request(opts, via, on_notify, deadline, sibling=True, files=files)
-    call = Call(request)
-    with _observed(on_progress, call):
-        return restore_result(request, call.wait())
+    return _restored(request, on_progress)
 
 
 def restore_request(
@@ -270,23 +265,25 @@ def restore_request(
 ) -> Request:
     """The checked request of :func:`restore` or :func:`restore_child`."""
     return _checked(
-        Verb.RESTORE, opts, None, via, on_notify, deadline, sibling=sibling, files=files
+        Verb.RESTORE, opts, via, files, on_notify=on_notify, deadline=deadline, sibling=sibling
     )
 
 
-def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
-    """The result of :func:`restore`."""
-    statistics = outcome.statistics
-    assert statistics is None or isinstance(statistics, RestoreStatistics)
-    result = RestoreResult(
-        pid=outcome.result,
-        images=outcome.images,
-        duration=outcome.duration,
-        log=outcome.log,
-        statistics=statistics,
-        exec_pid=None if request.opts.exec_cmd is None else outcome.connection.pid,
-    )
-    return _finish(request, outcome, result)
+def _restored(request: Request, on_progress: OnProgress | None) -> RestoreResult:
+    call = Call(request)
+    with _observed(on_progress, call):
+        outcome = call.wait()
+        statistics = outcome.statistics
+        assert statistics is None or isinstance(statistics, RestoreStatistics)
+        result = RestoreResult(
+            pid=outcome.result,
+            images=outcome.images,
+            duration=outcome.duration,
+            log=outcome.log,
+            statistics=statistics,
+            exec_pid=None if request.opts.exec_cmd is None else outcome.connection.pid,
+        )
+        return _finish(request, outcome, result)
 
 
 def check(
@@ -311,7 +308,7 @@ def check(
             at = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(close, at)
             chosen = replace(chosen, images_directory=at)
-        request = _checked(Verb.CHECK, chosen, None, via, None, deadline)
+        request = _checked(Verb.CHECK, chosen, via, deadline=deadline)
         outcome = Call(request).wait()
         response = outcome.stderr_text
         if outcome.log is not None:
@@ -334,7 +331,7 @@ def cpuinfo_dump(
     ppc64le only: ``UnsupportedError`` elsewhere. Needs CRIU 3.17.
     """
     _require_cpuinfo()
-    return _cpuinfo(_checked(Verb.CPUINFO_DUMP, opts, None, via, None, deadline))
+    return _cpuinfo(_checked(Verb.CPUINFO_DUMP, opts, via, deadline=deadline))
 
 
 def cpuinfo_check(
@@ -345,7 +342,7 @@ def cpuinfo_check(
     ``cpu_cap`` selects what is compared. Raises ``CriuError`` if one is missing. Needs CRIU 3.17.
     """
     _require_cpuinfo()
-    return _cpuinfo(_checked(Verb.CPUINFO_CHECK, opts, None, via, None, deadline))
+    return _cpuinfo(_checked(Verb.CPUINFO_CHECK, opts, via, deadline=deadline))
 
 
 def _require_cpuinfo() -> None:
@@ -390,32 +387,11 @@ def _observed(
 
 
 def _checked(
-    verb: Verb,
-    opts: CriuOpts,
-    pid: int | None,
-    via: Via | None,
-    on_notify: Hook | None,
-    deadline: float | None,
-    *,
-    sibling: bool = False,
-    start: int | None = None,
-    include_caller: bool | None = None,
-    files: Files = None,
-    reap_timeout: float = REAP_TIMEOUT,
+    verb: Verb, opts: CriuOpts, via: Via | None, files: Files = None, **more: Any
 ) -> Request:
-    request = Request(
-        verb=verb,
-        opts=opts,
-        pid=pid,
-        via=via or Worker(),
-        on_notify=on_notify,
-        deadline=deadline,
-        sibling=sibling,
-        start_time=start,
-        include_caller=include_caller,
-        reap_timeout=reap_timeout,
-        rollback=None if files is None else rollback_of(files, str(verb)),
-    )
+    """A request, whose other fields are in ``more``, after all checks."""
+    rollback = None if files is None else rollback_of(files, str(verb))
+    request = Request(verb=verb, opts=opts, via=via or Worker(), rollback=rollback, **more)
     requirements.check(request)
     return request
 

@@ -10,12 +10,10 @@ from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
 from .._failures.log_excerpt import diagnose, error_lines, stderr_lines
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import close
-from .._system.descriptors import above_stdio, where
+from .._system.descriptors import where
 from .._system.regular_file import LogMark
 from .._transport.process import ChildProcess
 from .._transport.program import find_program
-from .._transport.spawn import spawn
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import CriuError
@@ -38,7 +36,7 @@ class Subcommand:
         self._via = via or Worker()
         self._request = Request(verb=verb, opts=opts, via=self._via, deadline=deadline)
         requirements.check(self._request)
-        directories = Directories(opts, verb, owned, allow_untrusted=self._via.allow_untrusted)
+        directories = Directories(self._request, owned)
         assert directories.log is not None
         self.images, self._work = directories.images, directories.work
         self.log = os.path.join(where(directories.log), log_name(self._request))
@@ -65,19 +63,8 @@ class Subcommand:
             for word in to_flags(named)[0]
         ]
         program = find_program(self._via.program, allow_untrusted=self._via.allow_untrusted)
-        stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
-        try:
-            pid, pidfd = spawn(
-                [program, str(self._request.verb), *words],
-                env=self._via.env,
-                stdin=-1,
-                output=stderr_text,
-                keep=keep,
-            )
-        except BaseException:
-            close(stderr_text)
-            raise
-        return ChildProcess(pid, pidfd, stderr_text)
+        command = [program, str(self._request.verb), *words]
+        return ChildProcess.start(command, self._via.env, keep=keep)
 
     def failure(self, process: ChildProcess, when: str) -> CriuError:
         """The exception for a process that has failed; ``when`` is the point of time, as text."""

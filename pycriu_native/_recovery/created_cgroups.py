@@ -12,10 +12,9 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from .._support.light_typing import cast
 from .._support.unpatched import sleep
 from .._system.mountinfo import cgroup_hierarchies
-from .._wire.fields import message_fields
+from .._wire.fields import byte_fields
 from ..enums import CgroupMode
 from ..options.criu_opts import CriuOpts
 from ..options.values import CgroupRoot
@@ -67,17 +66,14 @@ def _controllers(images: int) -> Iterator[tuple[list[str], list[bytes]]]:
     """Names of the controllers of each hierarchy (empty: v2), and its trees that have a name."""
     with contextlib.suppress(ValueError):
         for entry in messages(images, "cgroup.img"):
-            for field, value in message_fields(entry):
-                if field == 2 and isinstance(value, bytes):
-                    parts = [each for each in message_fields(value) if isinstance(each[1], bytes)]
-                    names = [os.fsdecode(cast(bytes, part)) for f, part in parts if f == 1]
-                    trees = [cast(bytes, part) for f, part in parts if f == 2]
-                    yield names, [tree for tree in trees if _name(tree)]
+            for hierarchy in byte_fields(entry, 2):
+                names = [os.fsdecode(name) for name in byte_fields(hierarchy, 1)]
+                yield names, [tree for tree in byte_fields(hierarchy, 2) if _name(tree)]
 
 
 def _name(tree: bytes) -> str:
-    names = [value for field, value in message_fields(tree) if field == 1]
-    return os.fsdecode(cast(bytes, names[0])).strip("/") if names else ""
+    names = byte_fields(tree, 1)
+    return os.fsdecode(names[0]).strip("/") if names else ""
 
 
 def _new_root(names: list[str], opts: CriuOpts) -> str | None:
@@ -90,5 +86,4 @@ def _paths(trees: Iterable[bytes], root: str | None, above: str = "") -> Iterato
     for tree in trees:
         path = f"{above}/{_name(tree) if root is None else root}".strip("/")
         yield path
-        inner = [value for field, value in message_fields(tree) if field == 2]
-        yield from _paths(cast("list[bytes]", inner), None, path)
+        yield from _paths(byte_fields(tree, 2), None, path)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Container, Iterator, Mapping
 
-from .._support.exit_status import exit_status
-from .._support.lazy import signal
+from .._support.pidfd import reap, sigkill
 from .._support.unpatched import closing, readable
+from .._system.descriptors import link
 from .._system.process import children_of, own_number_of, read_small, stat_of
-from .._wire.fields import message_fields, messages_of
+from .._wire.fields import byte_fields, messages_of
 from .half_restored import pids_in
 
 TASK_CORE, COMM = 3, 6
@@ -48,60 +47,39 @@ def reap_made(
     """
     expected = {pid: _name_in(f"{images}/core-{pid}.img") for pid in pids_in(images)}
     program = os.path.basename(program)[:COMM_LENGTH]
+    first = int(since * os.sysconf("SC_CLK_TCK"))
     until = time.monotonic() + seconds
     tried: dict[int, int | None] = {}
+
+    def is_made(pid: int) -> bool:
+        """Whether a child is younger than the call, and CRIU's or one that CRIU was restoring.
+
+        CRIU's children begin in the process group that the worker leads. Those that have left it
+        have a pid of the images, in their own pid namespace, and the name of CRIU or of the dumped
+        process.
+        """
+        stat = stat_of(pid)
+        if pid == worker or stat is None or stat.parent != os.getpid() or stat.start < first:
+            return False
+        number = own_number_of(pid)
+        known = number in expected and stat.name in (program, expected[number])
+        known = known and (not namespace or link(f"/proc/{pid}/ns/pid") == namespace)
+        return known or stat.group == worker
+
     # The children of a process that ends become those of a subreaper.
-    while made := tuple(_made(expected, worker, program, since, namespace, tried)):
+    while made := [pid for pid in children_of(os.getpid()) if pid not in tried and is_made(pid)]:
         for pid in made:
             tried[pid] = _reap(pid, until, kill=kill)
     return {pid: status for pid, status in tried.items() if status is not None}
-
-
-def _made(
-    expected: Mapping[int, str],
-    worker: int,
-    program: str,
-    since: float,
-    namespace: str,
-    tried: Container[int],
-) -> Iterator[int]:
-    """Other children younger than the call that are CRIU's or that CRIU was restoring.
-
-    CRIU's children begin in the process group that the worker leads. Those that have left it have
-    a pid of the images, in their own pid namespace, and the name of CRIU or of the dumped process.
-    """
-    first = int(since * os.sysconf("SC_CLK_TCK"))
-    for pid in children_of(os.getpid()):
-        stat = stat_of(pid)
-        if (
-            pid == worker
-            or pid in tried
-            or stat is None
-            or stat.parent != os.getpid()
-            or stat.start < first
-        ):
-            continue
-        number = own_number_of(pid)
-        known = number in expected and stat.name in (program, expected[number])
-        known = known and (not namespace or _pid_namespace(pid) == namespace)
-        if known or stat.group == worker:
-            yield pid
-
-
-def _pid_namespace(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    return ""
 
 
 def _name_in(core: str) -> str:
     """The process's name in a core image; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         for message in messages_of(read_small(core)):
-            task = dict(message_fields(message)).get(TASK_CORE)
-            name = dict(message_fields(task)).get(COMM) if isinstance(task, bytes) else None
-            if isinstance(name, bytes):
-                return os.fsdecode(name)
+            for task in byte_fields(message, TASK_CORE):
+                for name in byte_fields(task, COMM):
+                    return os.fsdecode(name)
     return ""
 
 
@@ -113,10 +91,6 @@ def _reap(pid: int, until: float, *, kill: bool) -> int | None:
     with closing(pidfd):
         if kill:
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                sigkill(pidfd)
         readable(pidfd, seconds=until - time.monotonic())
-        with contextlib.suppress(ChildProcessError):
-            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-            if ended is not None:
-                return exit_status(ended)
-    return None
+        return reap(pidfd, wait=False)

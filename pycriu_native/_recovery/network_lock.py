@@ -17,15 +17,12 @@ The lock of a dump that succeeded stays until the restore and is not removed.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Collection, Iterator
 
-from .._support.unpatched import close
 from .._system import nftables
 from .._system.tcp_connections import Ends
 from .._transport.process import ChildProcess
-from .._transport.program import SEARCH_PATH
-from .._transport.spawn import spawn
+from .._transport.program import on_search_path
 from ..errors import ProgramError
 
 LONGEST_TABLE = len("CRIU-") + 21
@@ -36,6 +33,9 @@ MARK = "0xc114"
 
 CHAIN = "-N CRIU"
 """The line of the chain with the rules for a whole namespace."""
+
+LARGEST_OUTPUT = 2**30
+"""Bytes of the rules of iptables that are read."""
 
 PATIENCE = 10.0
 """Time limit for an iptables program, in seconds."""
@@ -110,12 +110,7 @@ def _rule_for(words: list[str]) -> Ends | None:
 
 
 def _families() -> Iterator[str]:
-    for name in ("iptables", "ip6tables"):
-        for directory in SEARCH_PATH.split(":"):
-            path = os.path.join(directory, name)
-            if os.access(path, os.X_OK):
-                yield path
-                break
+    return filter(None, map(on_search_path, ("iptables", "ip6tables")))
 
 
 def _saved(family: str) -> list[str]:
@@ -127,14 +122,10 @@ def _saved(family: str) -> list[str]:
 
 def _run(program: str, *words: str) -> tuple[int | None, str]:
     """Exit status and output of a program, which inherits this thread's network namespace."""
-    stderr_text = os.memfd_create("iptables", os.MFD_CLOEXEC)
-    with open(os.dup(stderr_text), "rb") as output:
-        try:
-            pid, pidfd = spawn([program, *words], env={}, stdin=-1, output=stderr_text, keep=[])
-        except ProgramError:
-            close(stderr_text)
-            return None, ""
-        process = ChildProcess(pid, pidfd, stderr_text)
-        process.wait(PATIENCE)
-        output.seek(0)
-        return process.status, output.read().decode(errors="replace")
+    try:
+        process = ChildProcess.start([program, *words], {})
+    except ProgramError:
+        return None, ""
+    process.largest_stderr = LARGEST_OUTPUT
+    process.wait(PATIENCE)
+    return process.status, process.final_stderr

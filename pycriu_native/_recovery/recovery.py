@@ -62,13 +62,8 @@ class Recovery:
     def __init__(self, pid: int, opts: CriuOpts, before: StateBefore) -> None:
         self._pid = pid
         self._opts = opts
-        self._by_table = False
+        self._by_table = getattr(opts.network_lock, "name", "") == "NFTABLES"
         self._before = before
-        if opts.network_lock is not None:
-            with no_fork:
-                from ..enums import NetworkLock  # few dumps need it
-
-            self._by_table = opts.network_lock == NetworkLock.NFTABLES
         self._links: DumpLinks | None = None
         if opts.link_remap:
             with no_fork:

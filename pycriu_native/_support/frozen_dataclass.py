@@ -65,37 +65,27 @@ else:
 
 def _made(cls: Any, kw_only: bool, repr: bool, eq: bool) -> Any:
     own = {name: how for name, how in cls.__annotations__.items() if not how.startswith("ClassVar")}
-    inherited = getattr(cls, "_fields", {})
-    names = tuple({**inherited, **own})
-    factories = dict(getattr(cls, "_factories", {}))
-    apart = set(getattr(cls, "_apart", ()))
-    unseen = set(getattr(cls, "_unseen", ()))
-    computed = set(getattr(cls, "_computed", ()))
+    fields = {**getattr(cls, "_fields", {}), **own}
+    given = dict(getattr(cls, "_given", {}))
     for name in own:
-        given = cls.__dict__.get(name)
-        if isinstance(given, field):  # type: ignore[arg-type]
-            if not given.compare:
-                apart.add(name)
-            if not given.repr:
-                unseen.add(name)
-            if not given.init:
-                computed.add(name)
-            if given.default_factory is not None:
-                factories[name] = given.default_factory
-            if given.default is ...:
+        value = cls.__dict__.get(name)
+        if isinstance(value, field):  # type: ignore[arg-type]
+            given[name] = value
+            if value.default is ...:
                 delattr(cls, name)
             else:
-                setattr(cls, name, given.default)
-    compared = [name for name in names if name not in apart]
+                setattr(cls, name, value.default)
+    compared = [name for name in fields if name not in given or given[name].compare]
 
-    cls._fields, cls._factories, cls._apart = {**inherited, **own}, factories, apart
-    cls._unseen, cls._computed = unseen, computed
-    taken = tuple(name for name in names if name not in computed)
+    cls._fields, cls._given = fields, given
+    cls._computed = frozenset(name for name, how in given.items() if not how.init)
+    taken = tuple(name for name in fields if name not in cls._computed)
+    factories = {name: how.default_factory for name, how in given.items() if how.default_factory}
     cls._required = frozenset(
         name for name in taken if not hasattr(cls, name) and name not in factories
     )
     cls._compared = staticmethod(attrgetter(*compared) if compared else lambda value: ())
-    cls.__init__ = _init(cls, taken, kw_only)
+    cls.__init__ = _init(cls, taken, factories, kw_only)
     if eq:
         cls.__eq__, cls.__hash__ = _eq, _hash
     cls.__setattr__, cls.__delattr__ = _setattr, _delattr
@@ -109,9 +99,9 @@ def _made(cls: Any, kw_only: bool, repr: bool, eq: bool) -> Any:
     return cls
 
 
-def _init(cls: Any, names: tuple[str, ...], kw_only: bool) -> Any:
+def _init(cls: Any, names: tuple[str, ...], factories: dict[str, Any], kw_only: bool) -> Any:
     known = frozenset(names)
-    required, factories = cls._required, cls._factories
+    required = cls._required
     finish = hasattr(cls, "__post_init__")
     positional = () if kw_only else names
 
@@ -157,8 +147,11 @@ def _getstate(self: Any) -> dict[str, Any]:
 
 
 def _repr(self: Any) -> str:
+    given = self._given
     shown = ", ".join(
-        f"{name}={getattr(self, name)!r}" for name in self._fields if name not in self._unseen
+        f"{name}={getattr(self, name)!r}"
+        for name in self._fields
+        if name not in given or given[name].repr
     )
     return f"{type(self).__qualname__}({shown})"
 
@@ -188,17 +181,13 @@ class _Later:
         import inspect
 
         def described(name: str) -> Any:
-            left_out: Any = {
-                "init": name not in owner._computed,
-                "compare": name not in owner._apart,
-                "repr": name not in owner._unseen,
-            }
-            if name in owner._factories:
-                factory = owner._factories[name]
-                return dataclasses.field(default_factory=factory, **left_out)
-            if name in owner._required or name in owner._computed:
-                return dataclasses.field(**left_out)
-            return dataclasses.field(default=getattr(owner, name), **left_out)
+            how = owner._given.get(name) or field()
+            options: Any = {"init": how.init, "compare": how.compare, "repr": how.repr}
+            if how.default_factory is not None:
+                options["default_factory"] = how.default_factory
+            elif name not in owner._required and how.init:
+                options["default"] = getattr(owner, name)
+            return dataclasses.field(**options)
 
         twin = dataclasses.make_dataclass(
             owner.__name__,

@@ -14,6 +14,9 @@ from .._support.kernel_text import read_lines
 from .._support.unpatched import closing
 from ..options.values import Descriptor, descriptor_number
 
+PATH_TOO_LONG = "/(a path of more than 4095 bytes)"
+"""Instead of a path that is too long for a link of /proc (``do_proc_readlink``)."""
+
 
 def above_stdio(fd: int) -> int:
     """The same file on a descriptor above 2; a descriptor of 0 to 2 is closed.
@@ -64,11 +67,12 @@ def free_numbers(pid: int) -> int | None:
     return None
 
 
-def link_of(pid: int | str, fd: int) -> str:
-    """The link of a descriptor; empty if it is not open or not readable."""
-    with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/{pid}/fd/{fd}")
-    return ""
+def link(path: str) -> str:
+    """The target of a link of /proc; empty if it cannot be read, or ``PATH_TOO_LONG``."""
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        return PATH_TOO_LONG if error.errno == errno.ENAMETOOLONG else ""
 
 
 def files_of(pid: int) -> Iterator[tuple[str, str]]:

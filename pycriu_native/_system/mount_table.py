@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from .._support.cached_property import cached_property
+from .descriptors import link
 from .mountinfo import Mount, mounts_of
-from .process_snapshot import Process, Tree, link
+from .process_snapshot import Process, Tree
 
 
 class MountTable:

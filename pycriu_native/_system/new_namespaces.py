@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from .._native.ffi import checked, native
 from . import mounts
 
@@ -19,8 +21,19 @@ def unshare(flags: int) -> None:
     checked(native.pn_unshare(flags), "unshare")
 
 
-def map_to_root(uid: int, gid: int) -> None:
-    """In a new user namespace: map root to ``uid`` and ``gid`` outside of it."""
+def enter(*, new_user: bool) -> None:
+    """Enter new mount and pid namespaces, in which the next child has pid 1. ``OSError``.
+
+    ``new_user``: in a new user namespace, whose root is the caller's user.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if new_user:
+        unshare(CLONE_NEWUSER)
+        _map_to_root(uid, gid)
+    unshare(CLONE_NEWPID | CLONE_NEWNS)
+
+
+def _map_to_root(uid: int, gid: int) -> None:
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"0 {uid} 1"),

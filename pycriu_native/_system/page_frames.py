@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator
 
 from .._native.ffi import ffi
+from .host import number
 from .mappings import mappings_of
 
 PAGE = mmap.PAGESIZE
@@ -126,8 +127,6 @@ def are_visible() -> bool:
 
 def are_merged() -> bool:
     """Whether the kernel merges equal pages, or did (KSM). It then loses marks of changes."""
-    for name in ("run", "full_scans", "pages_shared"):
-        with contextlib.suppress(OSError), open(f"/sys/kernel/mm/ksm/{name}") as file:
-            if int(file.read()):
-                return True
-    return not os.path.isdir("/sys/kernel/mm")
+    names = ("run", "full_scans", "pages_shared")
+    counts = [number(f"/sys/kernel/mm/ksm/{name}") for name in names]
+    return any(counts) or not os.path.isdir("/sys/kernel/mm")

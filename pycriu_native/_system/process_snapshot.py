@@ -5,31 +5,20 @@ The processes run meanwhile. Readers return an empty value for a process that ha
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .._support.cached_property import cached_property
+from .descriptors import PATH_TOO_LONG as PATH_TOO_LONG
 from .descriptors import descriptor_info
+from .descriptors import link as link
 from .mappings import Mapping, mappings_of
 from .process import ProcessStat, stat_of, status_of, threads_of
 from .process_tree import process_tree
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
-
-
-PATH_TOO_LONG = "/(a path of more than 4095 bytes)"
-"""Instead of a path that is too long for a link of /proc (``do_proc_readlink``)."""
-
-
-def link(path: str) -> str:
-    """The target of a link of /proc; empty if it cannot be read, or ``PATH_TOO_LONG``."""
-    try:
-        return os.readlink(path)
-    except OSError as error:
-        return PATH_TOO_LONG if error.errno == errno.ENAMETOOLONG else ""
 
 
 _FIRST = {"pid": 4026531836, "user": 4026531837}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from .._native.ffi import ffi, native
+from .._native.ffi import checked, ffi, native
 from .._support.lazy import socket
 from .._support.sockets import blocking
 
@@ -17,7 +15,6 @@ def pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
     """
     kind = int(socket.SOCK_STREAM if kind is None else kind)
     fds = ffi.new("int[2]")
-    if status := native.pn_socket_pair(kind, fds):
-        raise OSError(-status, f"socketpair: {os.strerror(-status)}")
+    checked(native.pn_socket_pair(kind, fds), "socketpair")
     ours, theirs = (blocking(socket.socket(fileno=fd)) for fd in fds)
     return ours, theirs

@@ -18,6 +18,7 @@ from .._support.unpatched import close
 from ..errors import CriuError, PermissionDeniedError, Problem, ProgramNotFoundError
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection, widen
+from .program import on_disk
 from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 
 DEFAULT_SERVICE = "/run/criu_service.socket"
@@ -79,13 +80,12 @@ class Service:
     def identity(self) -> tuple[object, ...] | None:
         """Path, device, inode and modification time of its socket."""
         try:
-            result = os.stat(self.path)
+            return on_disk(os.fspath(self.path))
         except OSError as error:
             raise ProgramNotFoundError(
                 f"no criu service listens on {os.fspath(self.path)!r}: {error.strerror}; start one "
                 "with criu service, or leave via out for a worker of your own"
             ) from None
-        return os.fspath(self.path), result.st_dev, result.st_ino, result.st_mtime_ns
 
     def name(self) -> str:
         """The name in messages."""

@@ -16,9 +16,12 @@ import weakref
 from collections.abc import Mapping, Sequence
 
 from .._native.ffi import native
+from .._support.forked_child import forgets, hold_at_fork
 from .._support.lazy import signal, socket
 from .._support.light_typing import Any
+from .._support.pidfd import sigkill
 from .._support.unpatched import Lock, original
+from .._system.elf import is_static
 from ..errors import ProgramError
 from .program import on_disk
 from .spawn import SpawnOptions
@@ -86,7 +89,9 @@ class ForkServer:
             self._connection = start_worker(
                 program, preloading, NO_INPUT, spawn_options=spawn_options
             )
+            self.pid, self.program = self._connection.pid, program
             _servers.add(self)
+            forgets(self)
         self._connection.sock().settimeout(UNTIL_LOADED if patience is None else patience)
         try:
             ready = bool(self._connection.sock().recv(16))  # another program waits for a request
@@ -97,16 +102,6 @@ class ForkServer:
             self.close()
             _unable.add(on_disk(program))
             raise ForkServerUnavailableError(_NOT_LOADED.format(program))
-
-    @property
-    def pid(self) -> int:
-        """The pid of the fork server."""
-        return self._connection.pid
-
-    @property
-    def program(self) -> str:
-        """The path of the program."""
-        return self._connection.program
 
     @property
     def is_open(self) -> bool:
@@ -155,9 +150,8 @@ class ForkServer:
 
         A worker sends its pid, and then closes its copy of the socket.
         """
-        with contextlib.suppress(ProcessLookupError):
-            # Not its process group: a new worker would be killed before it sends its pid.
-            signal.pidfd_send_signal(self._connection.pidfd, signal.SIGKILL)
+        # Not its process group: a new worker would be killed before it sends its pid.
+        sigkill(self._connection.pidfd)
         self._connection.sock().settimeout(PATIENCE)
         with contextlib.suppress(OSError):
             while answer := self._connection.sock().recv(16):
@@ -192,30 +186,14 @@ def _kill_child(pid: int) -> None:
 
 _servers: weakref.WeakSet[ForkServer] = weakref.WeakSet()
 _starting = Lock()
-"""Held until a new fork server is in ``_servers``: a child forked meanwhile would not find it."""
+"""Held until a new fork server is known: a child forked meanwhile would not forget it."""
+hold_at_fork(_starting)
 
 
 def fork_server_pids() -> frozenset[int]:
     """The pids of the running fork servers of this process."""
     return frozenset(server.pid for server in list(_servers) if server.is_open)
 
-
-def _after_fork() -> None:
-    with contextlib.suppress(RuntimeError):  # not acquired: this module was loaded meanwhile
-        _starting.release()
-
-
-def _after_fork_in_child() -> None:
-    for server in list(_servers):
-        server.forget()
-    _after_fork()
-
-
-os.register_at_fork(
-    before=_starting.acquire,
-    after_in_parent=_after_fork,
-    after_in_child=_after_fork_in_child,
-)
 
 _unable: set[tuple[object, ...]] = set()
 """Programs that sent no first message: they are not tried again, which would take UNTIL_LOADED."""
@@ -237,7 +215,7 @@ def _why_not(program: str, env: Mapping[str, str]) -> str:
     ignored = f"and the loader ignores {PRELOAD} for programs with more rights than their user"
     if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
         return f"{program} is setuid or setgid, {ignored}"
-    if _is_static(program) or on_disk(program) in _unable:
+    if is_static(program) or on_disk(program) in _unable:
         return _NOT_LOADED.format(program)
     with contextlib.suppress(OSError):
         os.getxattr(program, "security.capability")
@@ -245,25 +223,6 @@ def _why_not(program: str, env: Mapping[str, str]) -> str:
     if not _same_pids():
         return "processes that are started here have pids of another namespace"
     return ""
-
-
-def _is_static(program: str) -> bool:
-    """Whether a program has no loader: an ELF file without an entry PT_INTERP (elf(5))."""
-    with open(program, "rb") as file:
-        head = file.read(64)
-        if head[:5] != b"\x7fELF\x02":
-            return False  # a script, or a program of 32 bits
-        table, size, count = (
-            int.from_bytes(head[at:end], sys.byteorder)
-            for at, end in ((32, 40), (54, 56), (56, 58))
-        )
-        file.seek(table)
-        entries = file.read(size * count)
-    types = (
-        int.from_bytes(entries[at : at + 4], sys.byteorder)
-        for at in range(0, len(entries), size or 1)
-    )
-    return bool(entries) and 3 not in types
 
 
 def _same_pids() -> bool:

@@ -11,29 +11,14 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from .._native.ffi import ffi, memory, native
 from .._support.light_typing import Any
 
-NAMESPACES = (
-    "cgroup",
-    "ipc",
-    "mnt",
-    "net",
-    "pid_for_children",
-    "time_for_children",
-    "user",
-    "uts",
-)
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
 
-WHOLE_FILES = (
-    "../../coredump_filter",
-    "attr/current",
-    "attr/exec",
-    "cgroup",
-    "oom_score_adj",
-)
+WHOLE_FILES = ("../../coredump_filter", "attr/current", "attr/exec", "cgroup", "oom_score_adj")
 """Files of /proc/PID/task/TID that are compared as a whole."""
 
 STATUS_LINES = (
@@ -64,35 +49,26 @@ INITIAL_SIZE, MAX_SIZE = 2**13, 2**20
 """Sizes in bytes of the buffer for all these files; a process in very many groups needs more."""
 
 
-class _Parts:
-    """The array of ``struct pn_part`` and the memory that it points to."""
-
-    def __init__(self, configuration: Sequence[str]) -> None:
-        self._held: list[Any] = []
-        fields = "".join("x" if n in STAT_FIELDS else "-" for n in range(max(STAT_FIELDS) + 1))
-        parts = [
-            *((native.PN_PART_LINK, f"ns/{name}", b"", False) for name in NAMESPACES),
-            *((native.PN_PART_DIRECTORY, path, b"", True) for path in ("/", ".")),
-            (native.PN_PART_FIELDS, "stat", fields.encode(), True),
-            (native.PN_PART_LINES, "status", b"\0".join(STATUS_LINES) + b"\0", True),
-            *((native.PN_PART_CONTENT, name, b"", False) for name in WHOLE_FILES),
-            (native.PN_PART_THREAD, "", b"", True),
-            *((native.PN_PART_FILE, path, b"", False) for path in configuration),
-        ]
-        self.count = len(parts)
-        self.array = ffi.new("struct pn_part[]", self.count)
-        for part, (kind, path, line_filter, required) in zip(self.array, parts, strict=True):
-            part.kind, part.required = kind, required
-            part.path, part.filter = self._text(os.fsencode(path)), self._text(line_filter)
-
-    def _text(self, text: bytes) -> Any:
-        self._held.append(ffi.new("char[]", text))
-        return self._held[-1]
-
-
 @functools.lru_cache(16)
-def _parts(*configuration: str) -> _Parts:
-    return _Parts(configuration)
+def _parts(*configuration: str) -> tuple[Any, list[Any]]:
+    """An array of ``struct pn_part``, and the texts that it points to, which are kept."""
+    fields = "".join("x" if n in STAT_FIELDS else "-" for n in range(max(STAT_FIELDS) + 1))
+    parts = [
+        *((native.PN_PART_LINK, f"ns/{name}", b"", False) for name in NAMESPACES),
+        *((native.PN_PART_DIRECTORY, path, b"", True) for path in ("/", ".")),
+        (native.PN_PART_FIELDS, "stat", fields.encode(), True),
+        (native.PN_PART_LINES, "status", b"\0".join(STATUS_LINES) + b"\0", True),
+        *((native.PN_PART_CONTENT, name, b"", False) for name in WHOLE_FILES),
+        (native.PN_PART_THREAD, "", b"", True),
+        *((native.PN_PART_FILE, path, b"", False) for path in configuration),
+    ]
+    array, held = ffi.new("struct pn_part[]", len(parts)), list[Any]()
+    for part, (kind, path, line_filter, required) in zip(array, parts, strict=True):
+        texts = [ffi.new("char[]", text) for text in (os.fsencode(path), line_filter)]
+        part.kind, part.required = kind, required
+        part.path, part.filter = texts
+        held += texts
+    return array, held
 
 
 def inherited_state(env: Mapping[str, str]) -> bytes | None:
@@ -101,11 +77,11 @@ def inherited_state(env: Mapping[str, str]) -> bytes | None:
 
     None if it cannot be read from /proc: then no worker that was started ahead can be used.
     """
-    parts = _parts(*_configuration(env))
+    parts, _ = _parts(*_configuration(env))
     size = INITIAL_SIZE
     while size <= MAX_SIZE:
         buffer = memory("char[]", size)
-        length = native.pn_read_inherited_state(parts.array, parts.count, buffer, size)
+        length = native.pn_read_inherited_state(parts, len(parts), buffer, size)
         if length >= 0:
             return bytes(ffi.buffer(buffer, length))
         if length != -errno.ENOBUFS:

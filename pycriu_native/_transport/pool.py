@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .._native.ffi import native
 from .._support.closing import Closing
+from .._support.forked_child import forgets, hold_at_fork
 from .._support.light_typing import TYPE_CHECKING, Any, ClassVar
 from .._support.unpatched import Condition, Thread, get_ident, sleep
 from ..errors import CriuError, Problem
@@ -70,18 +71,14 @@ class _Stock:
         """Monotonic time before which no worker is started, in favour of the call in progress."""
         self.missed: WorkerFingerprint | None = None
         """The fingerprint that the last call needed, if no ready worker had it."""
+        hold_at_fork(self.changed)
+        forgets(self)
 
     def take(self) -> WorkerConnection | None:
         """A ready worker that is no different from a fresh one; None if there is none."""
-        if not self.idle:
-            with self.changed:
-                with contextlib.suppress(RuntimeError):
-                    self._run()
-                self.changed.notify_all()
-            return None
-        from .worker_factory import fingerprint  # the pool's thread has loaded it
+        from .worker_factory import fingerprint  # the pool has loaded it
 
-        here = fingerprint(self.worker)
+        here = fingerprint(self.worker) if self.idle else None
         dropped: list[_Idle] = []
         try:
             with self.changed:
@@ -142,12 +139,9 @@ class _Stock:
 
     def reap_retired(self) -> None:
         """Reap the retired workers; each ends within a moment."""
-        while self.retired:
-            try:
-                process = self.retired.popleft()
-            except IndexError:
-                return  # another thread was faster
-            process.wait(PATIENCE)
+        with contextlib.suppress(IndexError):  # all are reaped, perhaps by another thread
+            while True:
+                self.retired.popleft().wait(PATIENCE)
 
     def close(self) -> None:
         """End the thread and the ready workers."""
@@ -167,7 +161,6 @@ class _Stock:
 
     def forget(self) -> None:
         """In a forked child: drop the workers and the thread, which are the parent's."""
-        self.changed = Condition()
         self.thread = None
         for idle in self.idle:
             idle.connection.detach()  # a copy of the socket here would keep them running
@@ -209,37 +202,6 @@ def _refill(stock: _Stock, thread: list[Any]) -> None:
                     stock.idle.append(_Idle(*made))
                     continue
             made[0].wait()
-
-
-_stocks: weakref.WeakSet[_Stock] = weakref.WeakSet()
-
-_locked: dict[int, list[_Stock]] = {}
-"""What each thread that forks has locked: other threads may create pools meanwhile."""
-
-
-def _before_fork() -> None:
-    locked = _locked[get_ident()] = list[_Stock]()
-    for stock in sorted(_stocks, key=id):  # in one order: threads that fork wait for each other
-        stock.changed.acquire()
-        locked.append(stock)
-
-
-def _after_fork_in_parent() -> None:
-    for stock in _locked.pop(get_ident(), ()):  # none if this module was loaded meanwhile
-        stock.changed.release()
-
-
-def _after_fork_in_child() -> None:
-    _locked.clear()
-    for stock in list(_stocks):
-        stock.forget()
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
 
 
 def _close(*stocks: _Stock) -> None:
@@ -303,7 +265,6 @@ class WorkerPool(Closing):
         self._restoring = _Stock(size, self._worker, RESTORING)
         """Filled from the first restore on."""
         self._finish = weakref.finalize(self, _close, self._stock, self._restoring)
-        _stocks.update((self._stock, self._restoring))
         with self._stock.changed:
             self._stock._run()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Mapping, Sequence
 
 from .._native.ffi import native
-from .._support.exit_status import exit_status
+from .._support.light_typing import Self
+from .._support.pidfd import reap
 from .._support.unpatched import close, readable
-
-LARGEST_STDERR = 256 * 1024
-"""Bytes of a process's standard error that are kept."""
+from .._system.descriptors import above_stdio
+from .spawn import spawn
 
 
 class ChildProcess:
@@ -21,6 +22,9 @@ class ChildProcess:
     could not save that.
     """
 
+    largest_stderr = 256 * 1024
+    """Bytes of its standard output and error that are kept."""
+
     def __init__(self, pid: int, pidfd: int, stderr_fd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
@@ -29,6 +33,26 @@ class ChildProcess:
         self.final_stderr = ""
         """Its standard output and error up to ``close``."""
         self._stderr = stderr_fd
+
+    @classmethod
+    def start(
+        cls,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        keep: Sequence[int] = (),
+        namespaces: int = 0,
+    ) -> Self:
+        """Start a program, see :func:`spawn`, that reads /dev/null. Raises ``ProgramError``."""
+        output = above_stdio(os.memfd_create("stderr", os.MFD_CLOEXEC))
+        try:
+            pid, pidfd = spawn(
+                arguments, env=env, stdin=-1, output=output, keep=keep, namespaces=namespaces
+            )
+        except BaseException:
+            close(output)
+            raise
+        return cls(pid, pidfd, output)
 
     @property
     def closed(self) -> bool:
@@ -71,14 +95,14 @@ class ChildProcess:
             if not self.has_ended(patience):
                 self.kill()
                 self.has_ended(patience)
-            self._collect()
+            self.status = reap(self.pidfd)
         self.close()
 
     def stderr_text(self) -> str:
         """Its standard output and error so far."""
         if self.closed:
             return self.final_stderr
-        size = min(os.fstat(self._stderr).st_size, LARGEST_STDERR)
+        size = min(os.fstat(self._stderr).st_size, self.largest_stderr)
         return os.pread(self._stderr, size, 0).decode(errors="replace")
 
     def close(self) -> None:
@@ -91,10 +115,3 @@ class ChildProcess:
         if self.pidfd >= 0:
             close(self.pidfd)
             self.pidfd = -1
-
-    def _collect(self) -> None:
-        # ECHILD: it is not our child (self-dump), or the embedding program reaps all children.
-        with contextlib.suppress(ChildProcessError):
-            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            if result is not None:
-                self.status = exit_status(result)

@@ -72,7 +72,7 @@ def locate(given: str | os.PathLike[str] | None = None) -> tuple[str, Source]:
         return package.program(), Source.COMPANION
     if os.path.exists(INSTALLED):
         return INSTALLED, Source.INSTALLED
-    if result := _on_search_path("criu"):
+    if result := on_search_path("criu"):
         return result, Source.SEARCH_PATH
     looked = ", ".join([*filter(None, (BUILT_PROGRAM, INSTALLED)), *SEARCH_PATH.split(":")])
     raise ProgramNotFoundError(f"there is no criu program in {looked}; {HOW_TO_INSTALL}")
@@ -96,11 +96,12 @@ def on_disk(path: str) -> tuple[object, ...]:
 
 def _absolute(name: str) -> str:
     """The absolute path; a name without a slash is searched for."""
-    path = name if os.sep in name else _on_search_path(name) or name
+    path = name if os.sep in name else on_search_path(name) or name
     return os.path.abspath(path) if os.sep in path else path
 
 
-def _on_search_path(name: str) -> str | None:
+def on_search_path(name: str) -> str | None:
+    """The path of a program in ``SEARCH_PATH``; None if there is none."""
     for directory in SEARCH_PATH.split(":"):
         path = os.path.join(directory, name)
         if os.path.exists(path):

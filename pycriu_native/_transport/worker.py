@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from .._native.ffi import ffi, native
+from .._native.ffi import checked, ffi, native
 from .._support.frozen_dataclass import dataclass, field
 from .._support.light_typing import Any, ClassVar
 from .._support.unpatched import close
@@ -190,9 +190,7 @@ def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> Wor
     ``start`` receives a ``struct pn_channel``, and returns pid and pidfd.
     """
     channel = ffi.new("struct pn_channel *")
-    status = native.pn_open_channel(channel)
-    if status:
-        raise OSError(-status, os.strerror(-status))
+    checked(native.pn_open_channel(channel))
     try:
         pid, pidfd = start(channel)
     except BaseException:

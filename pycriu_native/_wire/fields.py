@@ -40,3 +40,10 @@ def message_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
                 yield value.field, data[value.start : value.start + value.number]
             else:
                 yield value.field, value.number
+
+
+def byte_fields(data: bytes, number: int) -> list[bytes]:
+    """The values of a length-delimited field. ``ValueError`` as of ``message_fields``."""
+    return [
+        value for field, value in message_fields(data) if field == number and type(value) is bytes
+    ]

@@ -96,7 +96,7 @@ class _Unopened(Directories):
     def __init__(self, request: Request, owned: ExitStack) -> None:
         self.paths: dict[str | None, str] = {}
         """Paths by wire field."""
-        super().__init__(request.opts, request.verb, owned)
+        super().__init__(request, owned)
 
     def _open(self, directory: object, field: str) -> int:
         if not isinstance(directory, str):

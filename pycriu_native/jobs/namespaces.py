@@ -15,16 +15,7 @@ from .._support.held_signals import HeldSignals, ignore, unblock, until_ended
 from .._support.unpatched import readable
 from .._system.id_maps import NO_ID, unmapped_gid
 from .._system.mounts import mount_devpts
-from .._system.new_namespaces import (
-    CLONE_NEWNS,
-    CLONE_NEWPID,
-    CLONE_NEWUSER,
-    IN_CONTAINER,
-    end_with_parent,
-    map_to_root,
-    mount_proc,
-    unshare,
-)
+from .._system.new_namespaces import IN_CONTAINER, end_with_parent, enter, mount_proc
 from .._system.process import stat_of
 from .directory import JobDirectory
 from .job import FAILED, read_spec
@@ -39,11 +30,7 @@ def main(spec: dict[str, Any]) -> int:
     signals.install()  # signals are blocked until one of the two processes below unblocks them
     directory = JobDirectory(spec["directory"])
     try:
-        user, group = os.geteuid(), os.getegid()
-        if spec["user_namespace"]:
-            unshare(CLONE_NEWUSER)
-            map_to_root(user, group)
-        unshare(CLONE_NEWPID | CLONE_NEWNS)
+        enter(new_user=spec["user_namespace"])
     except OSError as error:
         directory.failed(
             f"no namespace can be created for the job: {error.strerror}; {IN_CONTAINER}"

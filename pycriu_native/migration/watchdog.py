@@ -12,11 +12,9 @@ from typing import Any
 
 from .._support.closing import Closing
 from .._support.lazy import socket
-from .._support.unpatched import Lock, close
-from .._system.descriptors import above_stdio
+from .._support.unpatched import Lock
 from .._system.socket_pair import pair
 from .._transport.process import ChildProcess
-from .._transport.spawn import spawn
 from . import watchdog_process
 
 END_TIMEOUT = 10.0
@@ -32,20 +30,12 @@ class Watchdog(Closing):
         self._lock = Lock()
         with theirs:
             program = sys.executable or shutil.which("python3") or "/usr/bin/python3"
-            stderr_text = above_stdio(os.memfd_create("watchdog-stderr", os.MFD_CLOEXEC))
+            words = [program, "-I", "-S", watchdog_process.__file__, str(theirs.fileno())]
             try:
-                pid, pidfd = spawn(
-                    [program, "-I", "-S", watchdog_process.__file__, str(theirs.fileno())],
-                    env=os.environ,
-                    stdin=-1,
-                    output=stderr_text,
-                    keep=[theirs.fileno()],
-                )
+                self._process = ChildProcess.start(words, os.environ, keep=[theirs.fileno()])
             except BaseException:
-                close(stderr_text)
                 self._socket.close()
                 raise
-            self._process = ChildProcess(pid, pidfd, stderr_text)
 
     def set_cleanup(self, fds: Sequence[int] = (), **cleanup: Any) -> None:
         """Set the actions for the death of this process; the watchdog keeps copies of ``fds``.

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 
-from .._support.exit_status import exit_status
+from .._support.pidfd import reap
 from .._support.unpatched import close, readable
 
 
@@ -54,12 +54,9 @@ class PidfdChild:
     def status(self) -> int | None:
         """The exit status, negative for a signal; None if it runs. Reaps the process."""
         if self._status is None:
-            try:
-                ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
-            except ChildProcessError:
+            has_ended = readable(self.pidfd)
+            self._status = reap(self.pidfd, wait=False)
+            if self._status is None and has_ended:
                 # Another part of this program has reaped it; status 0, as in subprocess.
-                self._status = 0 if readable(self.pidfd) else None
-                return self._status
-            if ended is not None:
-                self._status = exit_status(ended)
+                self._status = 0
         return self._status

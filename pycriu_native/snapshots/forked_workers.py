@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from .._support.forked_child import forgets
 from .._support.unpatched import Lock
 from .._transport.connection import Connection
 from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
@@ -12,7 +13,6 @@ from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
 from ..errors import ProgramError
-from .forked_child import forgets
 from .through import Through
 from .uninterrupted import uninterrupted
 

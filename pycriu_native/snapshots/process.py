@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
+from .._support.forked_child import forgets
 from .._support.unpatched import RLock, readable
 from .copy_request import CopyRequest
-from .forked_child import forgets
 from .guest_socket import GuestSocket
 from .record import Record
 from .streams import ParentEnds, rest_of

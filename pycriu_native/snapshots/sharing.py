@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from .._support.closing import Closing
+from .._support.forked_child import forgets
 from .._support.unpatched import UNTIL_SIGNALS, Lock, close
 from .._system import trusted_path
 from .._system.memory_room import memory_room
@@ -19,7 +20,6 @@ from .._transport.base import Via
 from .._transport.forkserver import ForkServer
 from .._transport.worker import Worker
 from ..errors import ImagesError, Problem, ProgramError
-from .forked_child import forgets
 from .forked_workers import ForkedWorkers
 from .shared_template import SharedTemplate, check_files
 from .template import Template, prepare

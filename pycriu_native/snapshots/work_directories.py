@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from .._native.ffi import native
 from .._support.closing import Closing
+from .._support.forked_child import forgets
 from .._support.unpatched import Lock, close, closing
 from .._system.descriptors import opened_directory
-from .forked_child import forgets
 
 
 class WorkDirectories(Closing):

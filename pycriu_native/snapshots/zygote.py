@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._support.closing import Closing
+from .._support.forked_child import forgets
 from .._support.lazy import socket
 from .._support.unpatched import Lock, close, readable
 from .._system.descriptors import descriptor_info
@@ -23,7 +24,6 @@ from ..errors import CriuError, DeadlineError, Problem
 from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
-from .forked_child import forgets
 from .process import Child, SnapshotProcess, end, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root

@@ -26,6 +26,7 @@ from pycriu_native import (
     version,
 )
 from pycriu_native._recovery.temporary_files import remove_temporary
+from pycriu_native._system import elf
 from pycriu_native._transport import forkserver as module
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.forkserver import ForkServer, ForkServerUnavailableError
@@ -239,7 +240,7 @@ def test_a_static_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """A program without a loader cannot preload a library: it is not started."""
     program = tmp_path / "criu"
     data = bytearray(Path(find_program()).read_bytes())
-    assert not module._is_static(find_program())
+    assert not elf.is_static(find_program())
     (table,) = struct.unpack_from("Q", data, 32)
     size, count = struct.unpack_from("HH", data, 54)
     for at in range(table, table + size * count, size):

@@ -40,3 +40,18 @@ def test_sockets_where_standard_descriptors_are_closed() -> None:
     """Sockets have other numbers: libcriu prints to 2, and a worker inherits no number below 3."""
     lowest = subprocess.run([sys.executable, "-c", CLOSED], check=False).returncode
     assert lowest > 2
+
+
+OUTPUT_WHERE_CLOSED = """
+import os
+for fd in range(3):
+    os.close(fd)
+from pycriu_native._recovery import network_lock
+os._exit(network_lock._run("/bin/sh", "-c", "echo a rule") != (0, "a rule\\n"))
+"""
+
+
+def test_output_where_standard_descriptors_are_closed() -> None:
+    """The rules of iptables are read, so that those of a killed CRIU are found."""
+    program = [sys.executable, "-c", OUTPUT_WHERE_CLOSED]
+    assert subprocess.run(program, check=False).returncode == 0

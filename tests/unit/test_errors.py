@@ -5,6 +5,7 @@ An exception of a job in another process or on another machine is raised unchang
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import pickle
@@ -41,6 +42,8 @@ from pycriu_native import (
     errors,
     restore,
 )
+from pycriu_native._integrity.dump_marker import DumpMarker
+from pycriu_native._system.descriptors import opened_directory
 from pycriu_native.testing import Failure, ScriptedCriu
 from tests.unit.support.bystander import PID
 
@@ -190,3 +193,15 @@ def test_which_process_ended(ended: int, kind: type[CriuError], tmp_path: Path) 
         dump(PID, CriuOpts(images_directory=tmp_path), via=criu)
     assert type(caught.value) is kind
     assert ("freeze_cgroup" in caught.value.options) is bool(ended)
+
+
+def test_the_call_of_an_error(tmp_path: Path) -> None:
+    """Also an error of a function that does not know the call has its verb and process."""
+    opts = CriuOpts(images_directory=tmp_path)
+    with (
+        opened_directory(tmp_path) as directory,
+        contextlib.closing(DumpMarker(directory)),
+        pytest.raises(ImagesError, match="another dump") as caught,
+    ):
+        dump(PID, opts, via=ScriptedCriu())
+    assert (caught.value.verb, caught.value.pid) == ("dump", PID)

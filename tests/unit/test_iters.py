@@ -6,14 +6,24 @@ With a scripted CRIU, since the rounds need soft-dirty tracking, which not every
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError, Progress
+from pycriu_native import (
+    CriuOpts,
+    DumpResult,
+    DumpStatistics,
+    ImagesError,
+    OptionError,
+    Progress,
+    dump,
+)
 from pycriu_native._calls import progress
 from pycriu_native._calls.iterative_dump import Round, ShrinkingRounds, dump_iters
 from pycriu_native.testing import ScriptedCriu
@@ -48,6 +58,18 @@ def test_the_chain(tmp_path: Path) -> None:
     sent = [request for request in peer.sent if "track_mem" in request.opts]
     assert [request.verb for request in sent] == ["pre-dump", "pre-dump", "pre-dump", "dump"]
     assert [request.opts.get("parent_img") for request in sent] == [None, "../1", "../2", "../3"]
+
+
+@pytest.mark.parametrize("verb", [dump, dump_iters])
+@pytest.mark.parametrize("lack", ["none does not exist", "file is no directory"])
+def test_a_missing_directory(tmp_path: Path, verb: Callable[..., object], lack: str) -> None:
+    """The error names the part that is missing, the verb and the process."""
+    (tmp_path / "file").touch()
+    opts = CriuOpts(images_directory=tmp_path / lack[:4] / "images")
+    lack = f"{tmp_path}/{lack}"
+    with pytest.raises(ImagesError, match=f"cannot be used: {re.escape(lack)}$") as caught:
+        verb(bystander.PID, opts, via=ScriptedCriu())
+    assert (caught.value.verb, caught.value.pid) == (verb.__name__, bystander.PID)
 
 
 def test_its_progress(tmp_path: Path) -> None:

@@ -345,10 +345,9 @@ def test_a_pre_dump_that_cannot_be_recorded(tmp_path: Path) -> None:
 
 def _pre_dump(owned: ExitStack, opts: CriuOpts) -> Safeguards:
     """The safeguards of a pre-dump that begins."""
-    verb = Verb.PRE_DUMP
-    directories = Directories(opts, verb, owned, allow_untrusted=True)
-    request = Request(verb=verb, opts=opts, pid=bystander.PID, via=Worker())
-    safeguards = Safeguards(request, directories, owned, lambda: None)
+    via = Worker(allow_untrusted=True)
+    request = Request(verb=Verb.PRE_DUMP, opts=opts, pid=bystander.PID, via=via)
+    safeguards = Safeguards(request, Directories(request, owned), owned, lambda: None)
     safeguards.mark()
     safeguards.start()
     safeguards.begin()

@@ -260,10 +260,12 @@ def test_the_call_itself_looks_again(tmp_path: Path) -> None:
     """A directory that has become a link since the check is an ImagesError."""
     (tmp_path / "images").symlink_to(".")
     opts = CriuOpts(images_directory=tmp_path / "images")
+    request = Request(verb=Verb.DUMP, opts=opts, via=Worker())
     with pytest.raises(ImagesError, match="is a symbolic link"), ExitStack() as owned:
-        Directories(opts, Verb.DUMP, owned)
+        Directories(request, owned)
+    request = Request(verb=Verb.DUMP, opts=opts, via=Worker(allow_untrusted=True))
     with ExitStack() as owned:
-        Directories(opts, Verb.DUMP, owned, allow_untrusted=True)
+        Directories(request, owned)
 
 
 def test_explain_shows_it(tmp_path: Path) -> None:

@@ -13,14 +13,11 @@ from functools import partial
 
 from ..._calls import requirements
 from ..._checks.criu_files import KERNEL_CACHE as CACHE
-from ..._support.unpatched import close
 from ..._system.capabilities import capability_name, has_capability, is_root_of_host
-from ..._system.descriptors import above_stdio
 from ..._system.new_namespaces import CLONE_NEWNS
 from ..._system.processor import can_track_memory
 from ..._transport.base import Via
 from ..._transport.process import ChildProcess
-from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
 from ...findings import Finding, Severity
@@ -257,20 +254,14 @@ def tested(via: Worker, name: str, *, unprivileged: bool, cached: bool) -> bool 
 
     ``cached=False`` keeps CRIU from reading the result of an earlier test in its cache.
     """
-    stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:
         mode = ["--unprivileged"] if unprivileged else []
         words = [via.name(), "check", *mode, "--feature", name]
         if not cached:
             words = ["/bin/sh", "-c", WITHOUT_CACHE, "sh", *words]
-        spaces = 0 if cached else CLONE_NEWNS
-        pid, pidfd = spawn(
-            words, env=via.env, stdin=-1, output=stderr_text, keep=(), namespaces=spaces
-        )
+        process = ChildProcess.start(words, via.env, namespaces=0 if cached else CLONE_NEWNS)
     except CriuError:
-        close(stderr_text)
         return None
-    process = ChildProcess(pid, pidfd, stderr_text)
     process.wait(PATIENCE)
     if UNKNOWN in process.final_stderr:
         return None

@@ -12,15 +12,7 @@ import subprocess
 import sys
 
 from ..._support.unpatched import close
-from ..._system.new_namespaces import (
-    CLONE_NEWNS,
-    CLONE_NEWPID,
-    CLONE_NEWUSER,
-    IN_CONTAINER,
-    map_to_root,
-    mount_proc,
-    unshare,
-)
+from ..._system.new_namespaces import IN_CONTAINER, enter, mount_proc
 from ..._transport.worker import Worker
 from ...findings import Finding, Severity
 from . import program
@@ -74,11 +66,8 @@ def look(worker: Worker) -> Finding:
 
 def _refusal(words: list[str]) -> str | None:
     """Create the namespaces, and check CRIU there; returns why it does not work, or None."""
-    user, group = os.geteuid(), os.getegid()
     try:
-        unshare(CLONE_NEWUSER)
-        map_to_root(user, group)
-        unshare(CLONE_NEWPID | CLONE_NEWNS)
+        enter(new_user=True)
     except OSError as error:
         return f"it cannot be created: {error.strerror}"
     read, write = os.pipe()

@@ -70,7 +70,7 @@ def filled(
         filled(opts, verb, pid, sibling)
     with ExitStack() as owned:
         request = Request(verb=verb, opts=ordered, pid=pid, via=ScriptedCriu(), sibling=sibling)
-        directories = Directories(opts, verb, owned)
+        directories = Directories(request, owned)
         handle = owned.enter_context(Handle())
         keep = fill(handle, request, directories, owned)
         call = LibcriuCall(verb, handle) if verb in LIBCRIU_VERBS else DirectCall(verb, handle)
