@@ -69,8 +69,9 @@ def filled(
     for _ in range(turns - 1):
         filled(opts, verb, pid, sibling)
     with ExitStack() as owned:
-        request = Request(verb=verb, opts=ordered, pid=pid, via=ScriptedCriu(), sibling=sibling)
-        directories = Directories(request, owned)
+        request = Request(verb=verb, opts=opts, pid=pid, via=ScriptedCriu(), sibling=sibling)
+        directories = Directories(request, owned)  # the order decides which descriptor each gets
+        request = replace(request, opts=ordered)
         handle = owned.enter_context(Handle())
         keep = fill(handle, request, directories, owned)
         call = LibcriuCall(verb, handle) if verb in LIBCRIU_VERBS else DirectCall(verb, handle)
