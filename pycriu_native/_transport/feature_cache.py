@@ -59,7 +59,7 @@ class CacheState(StrEnum):
     BLOCKED = "blocked"
     """A temporary file left by a ``criu`` prevents all others from writing the cache."""
     STALE = "stale"
-    """It is older than the running kernel and may be wrong."""
+    """It is older than the running kernel and may be wrong, or is no cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,9 +107,11 @@ def feature_cache() -> FeatureCache:
     except OSError as error:
         return result(CacheState.IMPOSSIBLE, error.strerror or "it cannot be read", "run as root")
     if magic != MAGIC:
-        return result(CacheState.STALE, "this is no cache of CRIU's", f"remove {path}")
+        why = "this is no cache of CRIU's, which removes it and probes the kernel again"
+        return result(CacheState.STALE, why, f"remove {path}")
     if made.st_mtime < boot_time():
-        return result(CacheState.STALE, "it is older than the running kernel", f"remove {path}")
+        why = "it is older than the running kernel: CRIU fails in various ways if that has changed"
+        return result(CacheState.STALE, why, f"remove {path}")
     where = os.path.realpath(path)
     return result(CacheState.KEPT, "it is kept" + (f", in {where}" if where != path else ""))
 

@@ -83,7 +83,8 @@ _ARGUMENTS = {
 }
 """Expressions of the library's messages other than fields, and what replaces them."""
 
-_PATH = r"[\w.~-]*/[^\s'\",;:()\[\]]*"
+_PATH = r"(?<![\w.~-])[\w.~-]*/[^\s'\",;:()\[\]]*"
+"""It starts at a word, since a long word without a slash would be read from each letter on."""
 _ITEM = r"(?:\([^()]*\)|\"[^\"]*\")"
 _LISTED = rf"\b(?P<list>[a-z_]+)=\[(?P<items>{_ITEM}(?:, {_ITEM})*)\]"
 _ASSIGNED = r"\b(?P<field>[a-z_]+)=(?P<value>True|False|\w+|'[^']*'|\"[^\"]*\")"

@@ -49,7 +49,8 @@ def problems_of(values: dict[str, Any]) -> list[Problem]:
         if not is_valid(values[name])
     ]
     for name in SET_BY_JOB:
-        if (value := getattr(values["options"], name, None)) is not None:
+        value = getattr(values["options"], name, None)
+        if value is not None and value is not False:  # False is what CRIU does without the option
             problems.append(Problem("options", {name: value}, "a job sets this option itself"))
     return problems
 

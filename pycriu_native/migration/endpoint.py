@@ -227,7 +227,16 @@ def _listener(place: Place) -> socket.socket:
     try:
         # A name with addresses of both kinds means the one of IPv4.
         family, _, _, _, address = min(_addresses(host, port), key=lambda each: each[0])
-        return blocking(socket.create_server(address, family=family, backlog=4))
+        # Not create_server: its socket is of gevent, with an event loop that remains.
+        with contextlib.ExitStack() as owned:
+            listener = owned.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(4)
+            owned.pop_all()
+            return listener
     except OSError as error:
         why = f"the destination cannot listen on {host}:{port}: {error}"
         raise MigrationError(why, phase="listen") from None

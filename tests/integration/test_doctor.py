@@ -300,9 +300,11 @@ def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(feature_cache, "filesystem_of", lambda path: "tmpfs")
     path, temporary = tmp_path / "criu.kdat", tmp_path / "criu.kdat.tmp"
 
-    def severity_and_cure() -> tuple[Severity, str]:
+    def severity_and_cure(says: str = "") -> tuple[Severity, str]:
         result = program._cache()
         assert str(path) in result.message
+        assert says in str(result)
+        assert ("fails" in str(result)) == ("fails" in says)
         return result.severity, result.cure
 
     assert severity_and_cure() == (Severity.NOTE, "")
@@ -312,9 +314,9 @@ def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     path.write_bytes(struct.pack("=I", feature_cache.MAGIC) + bytes(400))
     assert severity_and_cure() == (Severity.GOOD, "")
     os.utime(path, (1, 1))
-    assert severity_and_cure() == (Severity.WARNING, f"remove {path}")
+    assert severity_and_cure("CRIU fails") == (Severity.WARNING, f"remove {path}")
     path.write_bytes(b"something else")
-    assert severity_and_cure() == (Severity.WARNING, f"remove {path}")
+    assert severity_and_cure("removes it") == (Severity.WARNING, f"remove {path}")
 
 
 def test_where_the_cache_is_kept(tmp_path: Path) -> None:

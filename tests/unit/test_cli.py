@@ -528,7 +528,7 @@ def test_all_errors_are_printed_at_once(tmp_path: Path) -> None:
         (["-D", "d", "dump", "1"], "pycriu-native dump -D"),
         (["migrate", "--listen", "h:1", "in"], "pycriu-native migrate in --listen"),
         (["run", "--dir", "d", "true", "--epochs", "5"], "program itself follow '--'"),
-        (["restore", "--pid", "5", "-D", "d"], "option '--pid'. (Did you mean"),
+        (["restore", "--pid", "5", "-D", "d"], "--libdir"),
         (["start", "d", "--port", "1"], "program itself follow '--'"),
         (["dump", "-D", "d"], "Missing argument 'PID'"),
         (["dump", "-D", "d"], "help    pycriu-native dump --help"),

@@ -76,7 +76,7 @@ def test_values_that_are_accepted() -> None:
         (word for word in ("true", "")),  # type: ignore[arg-type]
         also="/x",
         cwd=Path("/"),
-        options=CriuOpts(link_remap=True),
+        options=CriuOpts(link_remap=True, lazy_pages=False, auto_dedup=False),
         storage=Path("/storage"),
         encrypt_to=iter(["a"]),
     )

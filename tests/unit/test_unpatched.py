@@ -22,7 +22,7 @@ REPLACED = {
     "threading": {"Condition", "Event", "Lock", "RLock", "Semaphore", "Thread"},
     "queue": {"Queue", "SimpleQueue"},
     "os": {"close"},
-    "socket": {"socketpair"},
+    "socket": {"create_connection", "create_server", "socketpair"},
     "selectors": {"DefaultSelector"},
 }
 """What a patcher replaces, or removes (``select.poll`` under eventlet)."""

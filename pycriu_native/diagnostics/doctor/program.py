@@ -173,12 +173,10 @@ def checked(via: Via, *, unprivileged: bool) -> Finding:
 def _cache() -> Finding:
     """CRIU's cache of the kernel's features."""
     cache = feature_cache()
-    is_stale = cache.state is CacheState.STALE
-    severity = Severity.WARNING if is_stale else Severity.NOTE
+    severities = {CacheState.KEPT: Severity.GOOD, CacheState.STALE: Severity.WARNING}
     return Subject("cache", "criu", "cache of the kernel's features").finding(
-        Severity.GOOD if cache.state is CacheState.KEPT else severity,
+        severities.get(cache.state, Severity.NOTE),
         f"{cache.path}: {cache.reason}",
-        costs="CRIU fails in various ways with features of another kernel" if is_stale else "",
         cure=cache.cure or "",
     )
 
