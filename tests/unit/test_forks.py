@@ -158,6 +158,39 @@ def test_a_cached_property_that_another_thread_computes() -> None:
     assert vars(slow)["value"] == 7
 
 
+FORKING = """
+import os, sys, threading
+from pycriu_native import CriuOpts
+from pycriu_native.archive.streaming import SERVE, _place
+
+inside, over = threading.Event(), threading.Event()
+
+def stream():
+    with _place(CriuOpts(), SERVE) as (directory, _, _):
+        places.append(directory)
+        inside.set()
+        over.wait()
+    assert not os.path.exists(directory)
+
+places = []
+thread = threading.Thread(target=stream, daemon=True)
+thread.start()
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    sys.exit()
+assert os.waitpid(pid, 0)[1] == 0
+assert os.path.exists(places[0]), "the child has removed it"
+over.set()
+thread.join()
+"""
+
+
+def test_the_directory_of_a_stream() -> None:
+    """A child that another thread forks, and that ends, does not remove it."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], check=True)
+
+
 WORKING = (
     *(f"_calls/{name}" for name in ("run", "prepare", "safeguards", "conversation", "exchange")),
     *(f"_calls/{name}" for name in ("completion", "failure", "interrupt", "logs")),
