@@ -191,6 +191,46 @@ def test_the_directory_of_a_stream() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], check=True)
 
 
+LATE = """
+import os, signal, sys, threading
+
+def late():
+    if during:
+        threading.Thread(target=other, daemon=True).start()
+        held.wait()
+
+os.register_at_fork(before=late)  # called last: after the functions that are registered below
+from pycriu_native import WorkerPool
+from pycriu_native._support.forked_child import hold_at_fork
+from pycriu_native._support.unpatched import Lock
+
+def other():
+    pools.append(WorkerPool(1))
+    hold_at_fork(lock)
+    with pools[0]._stock.changed, lock:
+        held.set()
+        over.wait()
+
+during, held, over, lock, pools = False, threading.Event(), threading.Event(), Lock(), []
+WorkerPool(1).close()
+during = True
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)
+    with lock:
+        sys.exit()
+status = os.waitpid(pid, 0)[1]
+over.set()
+pools[0].close()
+assert status == 0, "the child has waited"
+"""
+
+
+def test_a_pool_that_is_made_during_a_fork() -> None:
+    """The child waits neither for its lock nor for a lock that forks are to wait for."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LATE], check=True)
+
+
 WORKING = (
     *(f"_calls/{name}" for name in ("run", "prepare", "safeguards", "conversation", "exchange")),
     *(f"_calls/{name}" for name in ("completion", "failure", "interrupt", "logs")),
