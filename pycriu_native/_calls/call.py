@@ -163,8 +163,8 @@ class Call(OwnThread):
         try:
             self._outcome = run.run()
         except CriuError as error:  # some are raised by functions that do not know the call
-            error.verb = error.verb or str(request.verb)
-            error.pid = request.pid if error.pid is None else error.pid
+            if error.verb is None:  # else the pid is that of another call, which a hook has made
+                error.verb, error.pid = str(request.verb), request.pid
             raise
 
     def _attach(self, exchange: Exchange) -> None:

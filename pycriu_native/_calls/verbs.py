@@ -294,16 +294,14 @@ def check(
     ``opts`` are needed for ``unprivileged`` and for the options of the log only; without an
     images directory, CRIU gets a temporary one.
     """
-    import tempfile  # slow to import; the other verbs do not need it
-
     from .._failures.log_excerpt import is_benign
+    from .._support.scratch import scratch_directory  # slow to import; only this verb needs it
 
     chosen = CriuOpts() if opts is None else opts
     check_types(chosen, via, "check")
     with contextlib.ExitStack() as stack:
         if chosen.images_directory is None and chosen.images_dir is None:
-            prefix = "pycriu-native-check-"
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix))
+            scratch = stack.enter_context(scratch_directory("pycriu-native-check-"))
             # A descriptor: the directories above are those of the system or the caller.
             at = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(close, at)

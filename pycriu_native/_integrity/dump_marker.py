@@ -170,7 +170,16 @@ def with_parents(path: str) -> Iterator[str]:
         if not os.path.lexists(path):
             return
         yield path
-        path = os.path.realpath(path) + "/parent"
+        path = _without_links(path) + "/parent"
+
+
+def _without_links(path: str) -> str:
+    """The same directory by a path without links; there is none in another mount namespace."""
+    real = os.path.realpath(path)
+    with contextlib.suppress(OSError):
+        if os.path.samefile(real, path):
+            return real
+    return path
 
 
 def _of_dump(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 
@@ -32,7 +33,10 @@ def forgets(owner: Forgetting) -> None:
 
 
 def hold_at_fork(lock: Any) -> None:
-    """Let forks wait for a lock, whose thread changes what an object forgets; free in the child."""
+    """Let forks wait for a lock, whose thread changes what an object forgets; free in the child.
+
+    An RLock is free unless it was added while another thread forked: ``forget`` replaces it.
+    """
     _locks[id(lock)] = lock
 
 
@@ -50,8 +54,13 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    held = set(map(id, _locked.get(get_ident(), ())))
     _after_fork()
     _locked.clear()
+    for number, lock in list(_locks.items()):
+        if number not in held:  # added meanwhile, and perhaps locked by a thread of the parent
+            with contextlib.suppress(RuntimeError):  # it is free, or only its thread can release it
+                lock.release()
     for each in list(_objects):
         each.forget()
 

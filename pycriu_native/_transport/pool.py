@@ -62,7 +62,7 @@ class _Stock:
         self.worker = worker
         self.spawn_options = spawn_options
         self.idle: deque[_Idle] = deque()
-        self.changed = Condition()
+        self._make_lock()
         self.closed = False
         self.thread: Any = None
         self.retired: deque[ChildProcess] = deque()
@@ -71,8 +71,11 @@ class _Stock:
         """Monotonic time before which no worker is started, in favour of the call in progress."""
         self.missed: WorkerFingerprint | None = None
         """The fingerprint that the last call needed, if no ready worker had it."""
-        hold_at_fork(self.changed)
         forgets(self)
+
+    def _make_lock(self) -> None:
+        self.changed = Condition()
+        hold_at_fork(self.changed)
 
     def take(self) -> WorkerConnection | None:
         """A ready worker that is no different from a fresh one; None if there is none."""
@@ -161,6 +164,7 @@ class _Stock:
 
     def forget(self) -> None:
         """In a forked child: drop the workers and the thread, which are the parent's."""
+        self._make_lock()
         self.thread = None
         for idle in self.idle:
             idle.connection.detach()  # a copy of the socket here would keep them running

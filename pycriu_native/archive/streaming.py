@@ -24,7 +24,6 @@ import os
 import re
 import select
 import struct
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO, Self
@@ -34,6 +33,7 @@ from .._calls.call import Call
 from .._calls.notification import Hook, Notification
 from .._support.closing import Closing
 from .._support.lazy import socket
+from .._support.scratch import scratch_directory
 from .._support.sockets import blocking
 from .._support.unpatched import Condition, Thread, close, poll
 from .._system.process_identity import Target, identified, number_of
@@ -150,9 +150,8 @@ def _place(opts: CriuOpts, name: str) -> Iterator[tuple[str, CriuOpts, socket.so
     ]
     if problems:
         raise OptionError(problems)
-    prefix = "pycriu-native-stream-"
     with (
-        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as directory,
+        scratch_directory("pycriu-native-stream-") as directory,
         blocking(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener,
     ):
         listener.bind(os.path.join(directory, name))

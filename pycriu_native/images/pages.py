@@ -89,6 +89,10 @@ class _Part(NamedTuple):
     """None: the parent of ``owner`` should have the pages, and lacks them."""
 
 
+MOST_OPEN = 64
+"""Pages files that are open at the same time: a chain of parents can have more."""
+
+
 class OpenPages:
     """Descriptors of pages files, each opened on first use."""
 
@@ -103,9 +107,11 @@ class OpenPages:
             close(fd)
 
     def of(self, page_map: PageMap) -> int:
-        """The descriptor of the file that has these pages."""
+        """The descriptor of the file that has these pages, valid until the next call."""
         path = page_map.pages
         if path not in self._fds:
+            if len(self._fds) >= MOST_OPEN:
+                close(self._fds.pop(next(iter(self._fds))))
             self._fds[path] = open_file(path)[0]
         return self._fds[path]
 

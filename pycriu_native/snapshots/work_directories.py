@@ -6,12 +6,12 @@ import contextlib
 import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 from .._native.ffi import native
 from .._support.closing import Closing
 from .._support.forked_child import forgets
+from .._support.scratch import scratch_directory
 from .._support.unpatched import Lock, close, closing
 from .._system.descriptors import opened_directory
 
@@ -43,8 +43,8 @@ class WorkDirectories(Closing):
             # A start may go on after close() and in a forked child.
             root = os.dup(self._root) if self._root >= 0 else -1
         if root < 0:  # before Linux 5.2, or without the right to mount
-            temporary = tempfile.TemporaryDirectory(prefix="pycriu-native-start-")
-            with temporary as scratch, opened_directory(scratch) as fd:
+            scratch = scratch_directory("pycriu-native-start-")
+            with scratch as path, opened_directory(path) as fd:
                 yield fd
             return
         with closing(root):

@@ -205,3 +205,15 @@ def test_the_call_of_an_error(tmp_path: Path) -> None:
     ):
         dump(PID, opts, via=ScriptedCriu())
     assert (caught.value.verb, caught.value.pid) == ("dump", PID)
+
+
+def test_the_error_of_a_call_in_a_hook(tmp_path: Path) -> None:
+    """It remains that of the other call, which has no process."""
+
+    def hook(_: object) -> None:
+        restore(CriuOpts(images_directory=tmp_path / "none"))
+
+    criu = ScriptedCriu(notify={"dump": ["pre-dump"]})
+    with pytest.raises(OptionError) as caught:
+        dump(PID, CriuOpts(images_directory=tmp_path), via=criu, on_notify=hook)
+    assert (caught.value.verb, caught.value.pid) == ("restore", None)

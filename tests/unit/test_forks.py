@@ -158,6 +158,79 @@ def test_a_cached_property_that_another_thread_computes() -> None:
     assert vars(slow)["value"] == 7
 
 
+FORKING = """
+import os, sys, threading
+from pycriu_native import CriuOpts
+from pycriu_native.archive.streaming import SERVE, _place
+
+inside, over = threading.Event(), threading.Event()
+
+def stream():
+    with _place(CriuOpts(), SERVE) as (directory, _, _):
+        places.append(directory)
+        inside.set()
+        over.wait()
+    assert not os.path.exists(directory)
+
+places = []
+thread = threading.Thread(target=stream, daemon=True)
+thread.start()
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    sys.exit()
+assert os.waitpid(pid, 0)[1] == 0
+assert os.path.exists(places[0]), "the child has removed it"
+over.set()
+thread.join()
+"""
+
+
+def test_the_directory_of_a_stream() -> None:
+    """A child that another thread forks, and that ends, does not remove it."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], check=True)
+
+
+LATE = """
+import os, signal, sys, threading
+
+def late():
+    if during:
+        threading.Thread(target=other, daemon=True).start()
+        held.wait()
+
+os.register_at_fork(before=late)  # called last: after the functions that are registered below
+from pycriu_native import WorkerPool
+from pycriu_native._support.forked_child import hold_at_fork
+from pycriu_native._support.unpatched import Lock
+
+def other():
+    pools.append(WorkerPool(1))
+    hold_at_fork(lock)
+    with pools[0]._stock.changed, lock:
+        held.set()
+        over.wait()
+
+during, held, over, lock, pools = False, threading.Event(), threading.Event(), Lock(), []
+WorkerPool(1).close()
+during = True
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)
+    with lock:
+        sys.exit()
+status = os.waitpid(pid, 0)[1]
+over.set()
+pools[0].close()
+assert status == 0, "the child has waited"
+"""
+
+
+def test_a_pool_that_is_made_during_a_fork() -> None:
+    """The child waits neither for its lock nor for a lock that forks are to wait for."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LATE], check=True)
+
+
 WORKING = (
     *(f"_calls/{name}" for name in ("run", "prepare", "safeguards", "conversation", "exchange")),
     *(f"_calls/{name}" for name in ("completion", "failure", "interrupt", "logs")),

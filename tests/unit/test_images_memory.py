@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_a_long_chain(tmp_path: Path) -> None:
     ((start, end, stored_in, offset),) = layers.stored()
     assert (start, end, offset) == (START, START + PAGE, 0)
     assert stored_in.directory == str(tmp_path / str(count - 1))
+
+
+def test_a_long_chain_with_pages_in_each(tmp_path: Path) -> None:
+    """Few files are open at the same time."""
+    count = 300
+    for number in range(count):
+        runs = [(0, count - number - 1, PARENT), (count - number - 1, 1, PRESENT)]
+        image_set(tmp_path / str(number), [run for run in runs if run[1]], page("a"))
+    layers = Layers(
+        [str(tmp_path / str(number)) for number in range(count)], "pagemap-10.img", PAGE
+    )
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        found = list(layers.pieces(START, START + count * PAGE))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [data for _, data, _ in found] == [page("a")] * count
 
 
 def test_a_parent_that_lacks_pages(chain: Path) -> None:

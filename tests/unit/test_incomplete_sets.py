@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 
 from pycriu_native import CriuOpts, ImagesError, restore
 from pycriu_native._integrity import set_check
-from pycriu_native._integrity.dump_marker import EARLIER, MOVING, UNFINISHED, DumpMarker
+from pycriu_native._integrity.dump_marker import EARLIER, MOVING, UNFINISHED, DumpMarker, unfinished
 from pycriu_native._pages.page_server import page_server
+from pycriu_native._support.unpatched import closing
 from pycriu_native._wire.image_kinds import PATTERNS
 from pycriu_native._wire.protobuf import image_of, message
 from pycriu_native.errors import OptionError
@@ -340,16 +342,35 @@ def _names(directory: Path) -> set[str]:
 def test_the_mark_of_a_dump(tmp_path: Path) -> None:
     """The marker exists while images are written, and is removed when they are complete."""
     with _opened(tmp_path) as fd:
-        unfinished = DumpMarker(fd)
+        marker = DumpMarker(fd)
         _write(tmp_path)
         with pytest.raises(ImagesError, match="is under way"):
             _check(tmp_path)
         with pytest.raises(ImagesError, match="is under way"):
             DumpMarker(fd)
-        unfinished.finish()
+        marker.finish()
         _check(tmp_path)
-        unfinished.close()
+        marker.close()
     assert _names(tmp_path) == SET.keys()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+def test_the_mark_of_a_parent_without_a_path(tmp_path: Path) -> None:
+    """The marker is found where no path leads to: by the descriptor of the images."""
+    place = tmp_path / "mount"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    try:
+        (place / "1").mkdir()
+        (place / "1" / UNFINISHED).touch()
+        for number in (2, 3):
+            (place / str(number)).mkdir()
+            (place / str(number) / "parent").symlink_to(f"../{number - 1}")
+        fd = os.open(place / "3", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+    with closing(fd):
+        assert unfinished(f"/proc/self/fd/{fd}") == f"/proc/self/fd/{fd}/parent/parent"
 
 
 def test_a_dump_that_does_not_finish(tmp_path: Path) -> None:
@@ -436,7 +457,7 @@ def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
     """A forked child has a copy of the descriptor; the lock is released when the dump ends."""
     reader, writer = os.pipe()
     with _opened(tmp_path) as fd, ExitStack() as held:
-        unfinished = DumpMarker(fd)
+        marker = DumpMarker(fd)
         _write(tmp_path)
         pid = os.fork()
         if pid == 0:
@@ -446,7 +467,7 @@ def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
         held.callback(os.waitpid, pid, 0)
         held.callback(os.close, reader)
         held.callback(os.close, writer)
-        unfinished.close()
+        marker.close()
         with pytest.raises(ImagesError, match="did not finish"):
             _check(tmp_path)
 

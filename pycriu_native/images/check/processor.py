@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 
 from ..._integrity.page_size import HOST_PAGE
+from ..._support.scratch import scratch_directory
 from ..._system.processor import authenticates_pointers, cpu_flags
 from ...errors import CriuError
 from ...options.criu_opts import CriuOpts
@@ -81,7 +81,7 @@ def _cpuinfo(context: Context) -> Findings:
     from ..._calls.verbs import cpuinfo_check  # few image sets have a cpuinfo.img
 
     # The log, the only file that is written, must not be in the images directory.
-    with tempfile.TemporaryDirectory(prefix="pycriu-native-") as work:
+    with scratch_directory("pycriu-native-") as work:
         opts = CriuOpts(
             images_directory=context.images.directory,
             work_directory=work,
