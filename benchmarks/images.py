@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pycriu_native import CriuOpts, dump
-from pycriu_native._wire.image_kinds import RAW
+from pycriu_native._wire.image_kinds import is_raw
 from pycriu_native.images import decode, inspect
 
 from .common import HERE, Row, main, note, row, scratch
@@ -87,7 +87,7 @@ def measure(quick: bool) -> list[Row]:
 
 def side_by_side(name: str, images: Path, times: int) -> list[Row]:
     """Read a set in each way."""
-    paths = [path for path in sorted(images.glob("*.img")) if not RAW.fullmatch(path.name)]
+    paths = [path for path in sorted(images.glob("*.img")) if not is_raw(path.name)]
     ours = {
         "decode every image, ours": lambda: [decode(path) for path in paths],
         "inspect, ours": lambda: inspect(images),

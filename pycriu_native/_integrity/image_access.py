@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable
 
 from .._support.unpatched import closing
-from .._wire.image_kinds import RAW
+from .._wire.image_kinds import is_raw
 from .image_files import DamagedError, ImageFiles, Row, kind_of
 
 _OPENED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -33,7 +33,7 @@ class ImageAccess:
         if root is None or root == (os.geteuid(), os.getegid()):
             return
         for directory in (f"/proc/self/fd/{images}", *parents):
-            names = [name for name in os.listdir(directory) if kind_of(name) or RAW.fullmatch(name)]
+            names = [name for name in os.listdir(directory) if kind_of(name) or is_raw(name)]
             for name in (".", *names):
                 with contextlib.suppress(OSError):
                     self._grant(f"{directory}/{name}", *root)

@@ -5,8 +5,6 @@ The numbers and names are CRIU's ``magic.h``, ``image-desc.c`` and ``protobuf-de
 
 from __future__ import annotations
 
-import re
-
 COMMON = 0x54564319
 """The first word of an image, since CRIU 1.6; the kind's own magic number is the second."""
 SERVICE = 0x55105940
@@ -108,8 +106,14 @@ PATTERNS = {file: kind for file, kind, *_ in _KINDS if file} | {
 }
 """Kind of image by file name, as in ``_KINDS``."""
 
-RAW = re.compile(
+_RAW = (
     r"(pages-(shmem-)?\d+|(ifaddr|route6?|rule|ip6?tables|nftables|netns-ct|netns-exp)-\d+"
     r"|tmpfs-(dev-)?\d+\.tar\.gz)\.img"
 )
-"""Files without a magic number: of other tools, or with memory."""
+
+
+def is_raw(name: str) -> bool:
+    """Whether a file of a set has no magic number: it is of another tool, or has memory."""
+    import re  # a first dump does not need it
+
+    return re.fullmatch(_RAW, name) is not None

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from .._support.unpatched import close
 from .._system.regular_file import open_regular
-from .._wire.image_kinds import COMMON, RAW, SERVICE
+from .._wire.image_kinds import COMMON, SERVICE, is_raw
 from ..errors import ImagesError
 from .formats import BY_MAGIC, Format
 from .schema import message
@@ -86,7 +86,7 @@ class ImageFile:
         result = BY_MAGIC.get(magic)
         if result is None:
             name = os.path.basename(self.path)
-            raw = " (memory, or another program's format)" if RAW.fullmatch(name) else ""
+            raw = " (memory, or another program's format)" if is_raw(name) else ""
             raise damaged(self.path, at, f"{magic:#x} is the magic number of no image{raw}")
         return result, at + 4
 

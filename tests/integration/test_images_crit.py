@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuOpts, ProgramError, Worker, dump
-from pycriu_native._wire.image_kinds import RAW
+from pycriu_native._wire.image_kinds import is_raw
 from pycriu_native.images import decode, diff, encode, inspect
 
 from .conftest import Spawn
@@ -33,7 +33,7 @@ def _images(directory: Path) -> list[Path]:
     return sorted(
         path
         for path in directory.iterdir()
-        if (path.suffix == ".img" or path.name == "stats-dump") and not RAW.fullmatch(path.name)
+        if (path.suffix == ".img" or path.name == "stats-dump") and not is_raw(path.name)
     )
 
 
