@@ -10,7 +10,6 @@ gets the pid of the first process in ``Notification.pid``, before the container 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, Notification, Notify, OptionError, dump, restore
 
 from .support.containers import Container, container
+from .support.leftovers import RUN
 from .support.processes import eventually
 
 PORT = 7071
@@ -40,7 +40,7 @@ SERVER = f"""
     threading.Thread(target=answer, daemon=True).start()
     serve()
 """
-NUMBER = os.getpid() % 65536
+NUMBER = int(RUN, 16) % 65536
 OUTER = f"out{NUMBER}"
 NETWORK = f"198.18.{NUMBER % 256}"
 HOST, INNER = f"{NETWORK}.1", f"{NETWORK}.2"

@@ -39,6 +39,7 @@ from .support.cgroups import find
 from .support.containers import container
 from .support.failing_calls import OLDER
 from .support.features import needs_cpuinfo
+from .support.leftovers import RUN
 from .support.processes import Target, eventually, reap_all
 
 Undo = Callable[[], object]
@@ -327,7 +328,7 @@ def test_modes_of_cgroups(spawn: Spawn, images: Path) -> None:
     """One mode refuses existing directories, the others refuse missing ones."""
     hierarchy = find("")
     assert hierarchy is not None
-    group = hierarchy.mount / f"pycriu-native-modes-{os.getpid()}"
+    group = hierarchy.mount / f"pycriu-native-modes-{RUN}"
     group.mkdir()
     try:
         target = spawn()

@@ -41,6 +41,7 @@ from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .support import releases
+from .support.leftovers import RUN
 from .support.processes import PATIENCE, Target, reap_all
 
 SENDER = """
@@ -72,7 +73,7 @@ def a_daemon(kind: socket.SocketKind, address: str) -> socket.socket:
 @pytest.fixture(params=["path", "abstract"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The name of the daemon's socket."""
-    return str(tmp_path / "log") if request.param == "path" else f"\0log of {os.getpid()}"
+    return str(tmp_path / "log") if request.param == "path" else f"\0log of {RUN}"
 
 
 @pytest.fixture

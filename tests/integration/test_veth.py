@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, restore
 
 from .support.containers import Container, container
+from .support.leftovers import RUN
 from .support.processes import eventually, is_alive
 
 PORT = 7070
@@ -44,7 +44,7 @@ SERVER = f"""
     threading.Thread(target=answer, daemon=True).start()
     serve()
 """
-NUMBER = os.getpid() % 65536
+NUMBER = int(RUN, 16) % 65536
 OUTER, OTHER, BRIDGE = f"out{NUMBER}", f"new{NUMBER}", f"br{NUMBER}"
 NETWORK = f"198.18.{NUMBER % 256}"
 HOST, INNER = f"{NETWORK}.1", f"{NETWORK}.2"

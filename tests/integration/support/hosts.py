@@ -98,7 +98,7 @@ def host() -> Iterator[Host]:
 @contextlib.contextmanager
 def cable(one: Host, other: Host) -> Iterator[tuple[str, str]]:
     """Join two hosts by a veth pair; returns the addresses of its ends, in a new network."""
-    number = (os.getpid() * 8 + next(_numbers)) % 2**15
+    number = (int(RUN, 16) * 8 + next(_numbers)) % 2**15
     base = f"198.{18 + number // 2**14}.{number // 64 % 256}."
     ends = [
         (host, f"pn{RUN}{end}{number % 1000}", f"{base}{number % 64 * 4 + place}")

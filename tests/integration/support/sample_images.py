@@ -76,7 +76,7 @@ SCENARIO = """
     dgrams = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     dgrams[0].send(b"first"); dgrams[0].send(b"second datagram")
     named = socket.socket(socket.AF_UNIX); named.bind(str(HERE / "named")); named.listen(3)
-    abstract = socket.socket(socket.AF_UNIX); abstract.bind("\\0sample-" + str(os.getpid()))
+    abstract = socket.socket(socket.AF_UNIX); abstract.bind("\\0sample-" + os.urandom(4).hex())
     abstract.listen()
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); netlink.bind((0, 0))
     packet = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
