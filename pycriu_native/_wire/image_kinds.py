@@ -5,6 +5,8 @@ The numbers and names are CRIU's ``magic.h``, ``image-desc.c`` and ``protobuf-de
 
 from __future__ import annotations
 
+from .._support.no_fork import no_fork
+
 COMMON = 0x54564319
 """The first word of an image, since CRIU 1.6; the kind's own magic number is the second."""
 SERVICE = 0x55105940
@@ -114,6 +116,7 @@ _RAW = (
 
 def is_raw(name: str) -> bool:
     """Whether a file of a set has no magic number: it is of another tool, or has memory."""
-    import re  # a first dump does not need it
+    with no_fork:
+        import re  # few calls need it
 
     return re.fullmatch(_RAW, name) is not None

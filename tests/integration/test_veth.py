@@ -63,7 +63,8 @@ def _link(name: str) -> dict[str, Any]:
 def _served() -> int:
     """The response of the server in the container, over the pair."""
     with socket.create_connection((INNER, PORT), timeout=10) as connection:
-        return int(connection.recv(100))
+        # Until its end: an open connection could not be dumped.
+        return int(b"".join(iter(lambda: connection.recv(100), b"")))
 
 
 def _network(box: Container) -> dict[str, object]:
