@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 
-from .._support.pidfd import reap
+from .._support.pidfd import reap, sigkill
 from .._support.unpatched import close, readable
 
 
@@ -39,15 +37,10 @@ class PidfdChild:
         self.pidfd = pidfd
         self._status: int | None = None
 
-    def kill(self) -> None:
-        """Send SIGKILL; ignored if it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
     def end(self) -> None:
         """Kill the process, and store its exit status."""
         if self.pidfd >= 0 and self.status() is None:
-            self.kill()
+            sigkill(self.pidfd)
             readable(self.pidfd, seconds=None)
             self.status()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import struct
 import time
 from errno import EPERM
 from pathlib import Path
 
 from .._support.closing import Closing
+from .._support.pidfd import reap, sigkill
 from .._support.unpatched import close, read, readable
 from .._system.descriptors import above_stdio
 from .._system.process import children_of
@@ -131,8 +131,7 @@ class Namespaces(Closing):
         """Kill all of their processes, without waiting."""
         self._control.close()
         if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            sigkill(self._pidfd)
 
     def close(self) -> None:
         """Kill all of their processes, and reap those that are children of this one."""
@@ -145,8 +144,7 @@ class Namespaces(Closing):
         # The init process ends after the parents of all others have reaped them.
         while not self.has_ended(0.002) and time.monotonic() < until:
             self._reap(inside)
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        reap(self._pidfd, wait=False)
         close(self._pidfd)
         self._pidfd = -1
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._calls.verbs import restore_child
 from .._support.frozen_dataclass import replace
+from .._support.pidfd import sigkill
 from .._support.unpatched import close
 from .._system.socket_pair import pair
 from .._transport.base import Via
@@ -63,7 +64,7 @@ class RestoredChild(PidfdChild):
         if self.pidfd < 0:
             return True
         if self._status is None:
-            self.kill()
+            sigkill(self.pidfd)
         self._namespaces.end()
         if wait or self._namespaces.has_ended():
             self._namespaces.close()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import cast
 
+from .._support.pidfd import sigkill
 from .._support.unpatched import RawThread, close, readable, write
 from .._transport.base import Via
 from .._transport.connection import Connection
@@ -147,8 +146,7 @@ class _Guard:
         if self._namespaces.wait_for_end(self._cancelled) and not readable(
             self._cancelled, seconds=PATIENCE
         ):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            sigkill(self._pidfd)
             readable(self._cancelled, seconds=None)
         if self._retired is not None:
             self._retired.wait(PATIENCE)
