@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .._support.cached_property import cached_property
-from .descriptors import PATH_TOO_LONG as PATH_TOO_LONG
-from .descriptors import descriptor_info
-from .descriptors import link as link
+from .descriptors import descriptor_info, link
 from .mappings import Mapping, mappings_of
 from .process import ProcessStat, stat_of, status_of, threads_of
 from .process_tree import process_tree

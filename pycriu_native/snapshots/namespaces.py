@@ -12,9 +12,8 @@ from pathlib import Path
 from .._support.closing import Closing
 from .._support.pidfd import reap, sigkill
 from .._support.unpatched import close, read, readable
-from .._system.descriptors import above_stdio
+from .._system.descriptors import above_stdio, link
 from .._system.process import children_of
-from .._system.process_snapshot import link
 from .._system.socket_pair import pair
 from .._transport.spawn import spawn
 from ..errors import CriuError, PermissionDeniedError, ProgramError

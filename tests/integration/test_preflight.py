@@ -42,7 +42,7 @@ from pycriu_native import (
 )
 from pycriu_native._calls import requirements
 from pycriu_native._failures.log_excerpt import failures
-from pycriu_native._system import process_snapshot
+from pycriu_native._system import descriptors, process_snapshot
 from pycriu_native._system.huge_pages import setting_of
 from pycriu_native._system.inet_sockets import address_of
 from pycriu_native._system.mountinfo import parse
@@ -1009,7 +1009,7 @@ def test_namespaces_that_cannot_be_read(spawn: Spawn, monkeypatch: pytest.Monkey
     """Without the right to read its namespaces, they are not reported as separate."""
     target = spawn("serve()")
     hidden = f"/proc/{target.pid}/ns/"
-    read = process_snapshot.link
+    read = descriptors.link
     monkeypatch.setattr(
         process_snapshot, "link", lambda path: "" if path.startswith(hidden) else read(path)
     )

@@ -6,9 +6,10 @@ import os
 import resource
 
 from ..._system.capabilities import CAP_SYS_ADMIN, CAP_SYS_RESOURCE, has_capability
+from ..._system.descriptors import link
 from ..._system.host import read
 from ..._system.mountinfo import mounts_of
-from ..._system.process_snapshot import in_first, link
+from ..._system.process_snapshot import in_first
 from ..._transport.base import Via
 from ..._transport.helper_programs import FAMILIES, HelperPrograms, cure
 from ...findings import Finding, Severity

@@ -20,9 +20,9 @@ from functools import cache
 from typing import Any
 
 from ..._support.unpatched import closing
-from ..._system.descriptors import copied, descriptor_info, links_of
+from ..._system.descriptors import PATH_TOO_LONG, copied, descriptor_info, link, links_of
 from ..._system.process import all_pids
-from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
+from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import file_system_type
 from ...findings import Finding
 from .context import Context, Findings, lost, no_restore, note, on, stops

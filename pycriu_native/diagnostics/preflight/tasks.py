@@ -16,10 +16,10 @@ from ..._failures.explain import DESCRIPTORS_OF_CRIU
 from ..._support.unpatched import closing, sleep
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
-from ..._system.descriptors import free_numbers
+from ..._system.descriptors import free_numbers, link
 from ..._system.host import lines, read
 from ..._system.process import children_of, stat_of, status_of
-from ..._system.process_snapshot import Process, in_first, link
+from ..._system.process_snapshot import Process, in_first
 from ..._system.system_calls import (
     KCMP_FILES,
     KCMP_FS,

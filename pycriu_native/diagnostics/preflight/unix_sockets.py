@@ -10,7 +10,8 @@ import os
 import socket
 from typing import Any
 
-from ..._system.process_snapshot import Descriptor, link
+from ..._system.descriptors import link
+from ..._system.process_snapshot import Descriptor
 from ..._system.sock_diag import UnixSocket
 from .context import Context, Findings, lost, no_restore, note, stops
 from .open_sockets import Tables, copied_socket
