@@ -15,14 +15,19 @@ LARGEST = 2**31
 """Bytes of an image that are read; a longer one is refused as invalid."""
 
 
-def change_image(directory: int, name: str, change: Callable[[bytes], bytes]) -> bool:
-    """Change each message of an image; returns whether one differs now.
+def change_image(
+    directory: int, name: str, change: Callable[[bytes], bytes], *, beginning: bytes = b""
+) -> bool:
+    """Change each message of an image with this beginning; returns whether one differs now.
 
     Raises ``OSError``, and what ``change`` raises: then the image is as before. ``ValueError`` if
     it is truncated.
     """
     data = read_regular(name, LARGEST, dir_fd=directory)
-    changed = image(*map(change, messages_of(data)), magic=data[:8])
+    if beginning not in data:
+        return False  # processes can be frozen meanwhile: messages are read only if needed
+    messages = (change(each) if each.startswith(beginning) else each for each in messages_of(data))
+    changed = image(*messages, magic=data[:8])
     if changed != data:
         replace_file(directory, name, changed)
     return changed != data

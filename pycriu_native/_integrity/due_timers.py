@@ -30,15 +30,16 @@ def rearm(directory: int) -> None:
     An image of an unexpected form is not changed. Without files CRIU writes none.
     """
     with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
-        change_image(directory, "files.img", _rearmed)
+        change_image(
+            directory,
+            "files.img",
+            lambda entry: replaced(entry, _ENTRY, _rearmed),
+            beginning=_IS_TIMERFD,
+        )
 
 
-def _rearmed(entry: bytes) -> bytes:
-    """The entry of a file, with its timer rearmed if that was due."""
-    return replaced(entry, _ENTRY, _of_timer) if entry.startswith(_IS_TIMERFD) else entry
-
-
-def _of_timer(timer: Value) -> Value:
+def _rearmed(timer: Value) -> Value:
+    """A timer, rearmed if it was due."""
     fields = fields_of(timer)
     numbers = dict(fields)
     if not numbers[_TICKS] or any(map(numbers.get, _VALUE)) or not any(map(numbers.get, _INTERVAL)):
