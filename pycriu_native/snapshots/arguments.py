@@ -50,9 +50,9 @@ def text_mode(
     if text is not None and not isinstance(text, bool):
         problems.append(Problem("text", text, "True, False or None is accepted"))
     open_as = functools.partial(io.TextIOWrapper, io.BytesIO())
-    if encoding is not None and not _knows(open_as, encoding):
+    if encoding is not None and not _is_known(open_as, encoding):
         problems.append(Problem("encoding", encoding, "the name of a text encoding is accepted"))
-    if errors is not None and not _knows(codecs.lookup_error, errors):
+    if errors is not None and not _is_known(codecs.lookup_error, errors):
         rule = "the name of an error handler of codecs is accepted"
         problems.append(Problem("errors", errors, rule))
     if isinstance(bufsize, bool) or not isinstance(bufsize, int) or bufsize > LARGEST_BUFFER:
@@ -62,7 +62,7 @@ def text_mode(
     return TextMode.chosen(text, encoding, errors, bufsize)
 
 
-def _knows(look_up: Callable[[str], object], name: str) -> bool:
+def _is_known(look_up: Callable[[str], object], name: str) -> bool:
     try:
         look_up(name)
     except (LookupError, TypeError, ValueError):

@@ -13,14 +13,14 @@ from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
 from ..errors import ProgramError
-from .through import Through
+from .forwarding_via import ForwardingVia
 from .uninterrupted import uninterrupted
 
 PATIENCE = 30.0
 """Default time limit for the loading of CRIU, in seconds."""
 
 
-class ForkedWorkers(Through):
+class ForkedWorkers(ForwardingVia):
     """Workers for restores, each forked from a CRIU that has been loaded once. Owned.
 
     The fork server is started again if it has ended, or if the state that a worker inherits from

@@ -20,8 +20,8 @@ from .._transport.worker import Worker, WorkerConnection
 from ..errors import CriuError, Problem
 from .arguments import is_path
 from .forked_workers import ForkedWorkers
+from .forwarding_via import ForwardingVia
 from .namespaces import Namespaces
-from .through import Through
 from .timings import Stopwatch
 
 PROCESSES = "cgroup.procs"
@@ -40,7 +40,7 @@ def problem(cgroup: object) -> Problem | None:
     return None
 
 
-class StartWorker(Through):
+class StartWorker(ForwardingVia):
     """The worker of ``via``, moved to a cgroup before it receives its request.
 
     CRIU waits for ever if the process that it restores is killed at some instants (4.2.1, after

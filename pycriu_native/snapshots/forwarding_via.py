@@ -1,4 +1,4 @@
-"""Ways to reach the CRIU of another way."""
+"""A ``Via`` that forwards to another one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .._transport.worker import Worker, worker_of
 from ..errors import Problem
 
 
-class Through(Closing):
-    """A way that connects to the CRIU of ``via``, and answers questions about it as that does."""
+class ForwardingVia(Closing):
+    """A base of classes that connect to the CRIU of ``via``, and have its properties."""
 
     ours: ClassVar[bool] = True
 
