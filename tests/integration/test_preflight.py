@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -46,7 +47,8 @@ from pycriu_native._system import descriptors, process_snapshot
 from pycriu_native._system.huge_pages import setting_of
 from pycriu_native._system.inet_sockets import address_of
 from pycriu_native._system.mountinfo import parse
-from pycriu_native.diagnostics.preflight.context import stops
+from pycriu_native._system.process_tree import is_above
+from pycriu_native.diagnostics.preflight.context import Context, stops
 
 from .conftest import Spawn
 from .support import huge_pages, releases
@@ -924,6 +926,22 @@ def test_equal_random_numbers(
     opts = CriuOpts(page_server=server)
     found = {finding.id for finding in preflight(target.pid, opts).findings}
     assert ("random-numbers" in found) is (release == "4.1.1" and server is not None)
+
+
+def test_a_process_that_ends_while_it_is_read_is_not_outside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its parents cannot be read any more, so it seems to belong to no tree."""
+    tree = SimpleNamespace(pids=(os.getpid(),), root=SimpleNamespace(pid=os.getpid()))
+    with subprocess.Popen(["sleep", "100"]) as child:
+
+        def ends(above: int, below: int) -> bool:
+            child.kill()
+            child.wait()
+            return is_above(above, below)
+
+        monkeypatch.setattr(f"{Context.__module__}.is_above", ends)
+        assert not Context.is_outside(cast(Context, SimpleNamespace(tree=tree)), child.pid)
 
 
 def test_a_tree_that_changes_all_the_time(spawn: Spawn) -> None:

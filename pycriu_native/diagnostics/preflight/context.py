@@ -82,8 +82,8 @@ class Context:
         """Whether a process exists outside of the tree: the tree can have started more since."""
         return (
             pid not in self.tree.pids
-            and os.path.exists(f"/proc/{pid}")
             and not is_above(self.tree.root.pid, pid)
+            and os.path.exists(f"/proc/{pid}")  # last: it can end meanwhile
         )
 
     def is_older_than(self, release: str) -> bool:
