@@ -26,6 +26,7 @@ from .request import Request
 if TYPE_CHECKING:
     from .._integrity.image_access import ImageAccess
     from .._integrity.moved_memory import MemoryCheck
+    from .._integrity.unchanged import SetState
     from .._recovery.failed_restore import RestoreUndo
     from .._recovery.link_remaps import KeptLink
     from .._recovery.recovery import Recovery, RecoveryResult
@@ -55,6 +56,7 @@ class Safeguards:
         self._owned = owned
         self._check = check
         self._marker: DumpMarker | None = None
+        self._state: SetState | None = None
         self._memory: MemoryCheck | None = None
         self._before: StateBefore | None = None
         self._recovery: Recovery | None = None
@@ -74,8 +76,10 @@ class Safeguards:
         if request.verb is Verb.RESTORE:
             with no_fork:
                 from .._integrity.set_check import check  # only restores need it
+                from .._integrity.unchanged import SetState
 
-            check(self._images, request.opts)
+            self._state = SetState(self._images)
+            check(self._state, request.opts)
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and not request.inside:
             try:
                 self._marker = DumpMarker(self._images)
@@ -117,11 +121,14 @@ class Safeguards:
             self._files = RollBack(self._images, self._work)
             self._owned.callback(self._files.close)
             self._files.put_back(self._check)
-        if request.via.ours and not request.opts.stream:  # a service may have another file system
-            with no_fork:
-                from .._checks import replaced_files  # only restores need it
+        with no_fork:  # only restores need them
+            from .._checks import replaced_files
+            from .._integrity.unchanged import SetState
+            from .._recovery.file_entries import FileEntries
 
-            replaced_files.check(self._images, request.opts)
+        state, entries = self._state or SetState(self._images), FileEntries(self._images)
+        if request.via.ours and not request.opts.stream:  # a service may have another file system
+            replaced_files.check(state, entries, request.opts)
         self._access = _access_to(self._images, request.opts)
         if self._access is not None:
             self._owned.callback(self._access.close)
@@ -133,9 +140,11 @@ class Safeguards:
         if self._work is not None:
             with contextlib.suppress(ImportError, OSError):  # as above
                 with no_fork:
+                    from .._recovery.created_names import names_of_restore
                     from .._recovery.failed_restore import RestoreUndo  # only restores need it
 
-                self._restore = RestoreUndo(self._images, self._work, request.opts)
+                names = names_of_restore(state, entries, request.opts)
+                self._restore = RestoreUndo(self._images, self._work, request.opts, names)
                 self._owned.callback(self._restore.close)
 
     def begin(self) -> None:

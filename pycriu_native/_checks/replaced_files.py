@@ -9,18 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from .._integrity.unchanged import Unchanged
-from .._recovery.created_names import (
-    LINKED,
-    NO_MOUNT,
-    REG,
-    Places,
-    fields_of,
-    messages,
-    number_in,
-)
+from .._integrity.unchanged import SetState, Unchanged
+from .._recovery.created_names import LINKED, NO_MOUNT, Places
+from .._recovery.file_entries import FileEntries, number_in
 from .._system.descriptors import where
 from .._system.host import type_of
 from ..enums import Verb
@@ -36,10 +29,14 @@ OpenedFile = tuple[str, int]
 _opened = Unchanged[tuple[OpenedFile, ...]]()
 
 
-def check(images: int, opts: CriuOpts) -> None:
+def check(state: SetState, entries: FileEntries, opts: CriuOpts) -> None:
     """Raise ``CriuError`` if one of the files is a FIFO or a device now, and was something else."""
-    key = (str(opts.root), str(opts.external), str(opts.inherit_fds), str(opts.join_ns))
-    for path, mode in _opened.result(images, key, lambda: tuple(opened_files(images, opts))):
+    if any(str(getattr(each, "kind", "")) == "mnt" for each in opts.join_ns or ()):
+        return
+    given = frozenset(str(getattr(each, "key", "")).lstrip("/") for each in opts.inherit_fds or ())
+    key = (str(opts.root), str(opts.external), given)
+    opened = _opened.result(state, key, lambda: tuple(opened_files(entries, opts, given)))
+    for path, mode in opened:
         try:
             now = os.stat(path).st_mode
         except (OSError, ValueError):
@@ -48,25 +45,18 @@ def check(images: int, opts: CriuOpts) -> None:
         if acts and stat.S_IFMT(now) != stat.S_IFMT(mode):
             cause = f"{path} is {type_of(now)}, and was {type_of(mode)} at the dump"
             cure = "put back what it was"
-            message = f"restore from {where(images)} failed: {cause}; {cure}"
+            message = f"restore from {where(state.directory)} failed: {cause}; {cure}"
             raise CriuError(message, verb=str(Verb.RESTORE), cause=cause, cure=cure)
 
 
-def opened_files(images: int, opts: CriuOpts) -> Iterator[OpenedFile]:
-    """The files that a restore opens by their names."""
-    regular = [
-        fields_of(entry)
-        for file in map(fields_of, messages(images, "files.img"))
-        if isinstance(entry := file.get(REG), bytes)
-    ]
-    if not regular or any(str(getattr(each, "kind", "")) == "mnt" for each in opts.join_ns or ()):
-        return
-    remaps = [fields_of(entry) for entry in messages(images, "remap-fpath.img")]
-    deleted = {number_in(each, 1) for each in remaps}
-    deleted |= {number_in(each, 2) for each in remaps if number_in(each, 3) == LINKED}
-    given = {str(getattr(each, "key", "")).lstrip("/") for each in opts.inherit_fds or ()}
-    places = Places(images, opts)
-    for file in regular:
+def opened_files(
+    entries: FileEntries, opts: CriuOpts, given: Collection[str]
+) -> Iterator[OpenedFile]:
+    """The files that a restore opens by their names. ``given``: the names of the others."""
+    deleted = {number_in(each, 1) for each in entries.remaps}
+    deleted |= {number_in(each, 2) for each in entries.remaps if number_in(each, 3) == LINKED}
+    places = Places(entries.images, opts)
+    for file in entries.regular.values():
         mode = number_in(file, _MODE)
         name = file.get(_NAME, b"")
         if (

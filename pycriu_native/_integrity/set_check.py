@@ -21,7 +21,7 @@ from . import completeness, dump_record
 from .completeness import is_pre_dump
 from .dump_marker import DEEPEST, EARLIER, UNFINISHED
 from .image_files import ImageFiles, Problem
-from .unchanged import Unchanged
+from .unchanged import SetState, Unchanged
 
 _checked = Unchanged[None]()
 
@@ -30,9 +30,9 @@ _PRE_DUMP = Problem(
 )
 
 
-def check(directory: int, opts: CriuOpts) -> None:
+def check(state: SetState, opts: CriuOpts) -> None:
     """Raise ``ImagesError`` if the images of a dump are incomplete. Fast: no page is read."""
-    _checked.result(directory, bool(opts.lazy_pages), lambda: _check(directory, opts))
+    _checked.result(state, bool(opts.lazy_pages), lambda: _check(state.directory, opts))
 
 
 def _check(directory: int, opts: CriuOpts) -> None:

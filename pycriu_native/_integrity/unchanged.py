@@ -28,20 +28,34 @@ File = tuple[str, int, int, int, int]
 Result = TypeVar("Result")
 
 
+class SetState:
+    """The files of a set, as one call finds them: they are listed once for all of its results."""
+
+    def __init__(self, directory: int) -> None:
+        """``directory`` is the caller's, and is open while this object is used."""
+        self.directory = directory
+        self.files: list[File] | None = None
+        """None: they cannot be listed."""
+        self.place: tuple[int, int] | None = None
+        """Device and inode of the directory."""
+        with contextlib.suppress(OSError):
+            status = os.fstat(directory)
+            self.place = status.st_dev, status.st_ino
+            self.files = files_of(directory)
+
+
 class Unchanged(Generic[Result]):
     """Results by set. May be used on any thread."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[list[File], Result]] = {}
 
-    def result(self, directory: int, key: Hashable, make: Callable[[], Result]) -> Result:
+    def result(self, state: SetState, key: Hashable, make: Callable[[], Result]) -> Result:
         """The result of ``make()``, of this call or of an earlier one with the same ``key``."""
-        try:
-            files = files_of(directory)
-            place = os.fstat(directory)
-        except OSError:
+        files = state.files
+        if files is None:
             return make()
-        key = (place.st_dev, place.st_ino, key)
+        key = (state.place, key)
         kept = self._kept.get(key)
         if kept is not None and kept[0] == files:
             return kept[1]

@@ -18,7 +18,7 @@ from .._wire.fields import byte_fields
 from ..enums import CgroupMode
 from ..options.criu_opts import CriuOpts
 from ..options.values import CgroupRoot
-from .created_names import messages
+from .file_entries import messages
 
 EMPTYING = 2.0
 """Seconds to wait until killed processes have left a cgroup."""

@@ -14,23 +14,15 @@ when it comes to its end:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterator
 
+from .._integrity.unchanged import SetState, Unchanged
 from .._support.frozen_dataclass import dataclass
-from .._system.regular_file import read_regular
-from .._wire.fields import HEAD, message_fields, messages_of
+from .._wire.fields import HEAD
 from ..options.criu_opts import CriuOpts
+from .file_entries import Fields, FileEntries, fields_of, messages, number_in, read_image
 
-LARGEST = 16 * 2**20
-"""Bytes of an image that are read."""
-
-REG, UNIX = 3, 16
-"""Fields of ``fdinfo.proto``, ``file_entry``."""
-UNIX_TAG = b"\x82\x01"
-"""The tag of field ``UNIX``."""
 LINKED, GHOST = 0, 1
 """``remap_type`` of ``remap-file-path.proto``."""
 OLD_GHOST = 1 << 31
@@ -101,50 +93,47 @@ class MadeNames:
         return bool(self.ghosts or self.links or self.sockets)
 
 
-def made_names(images: int, where: CriuOpts | str) -> MadeNames:
+_names = Unchanged[MadeNames]()
+
+
+def made_names(entries: FileEntries, where: CriuOpts | str) -> MadeNames:
     """The names for a restore of images with these options, or below the root of a process.
 
     Images that cannot be read are left out: CRIU, or a check, reports them.
     """
-    remaps = messages(images, "remap-fpath.img")
-    data = _read(images, "files.img")
-    if not remaps and UNIX_TAG not in data:
+    if not entries.remaps and not entries.sockets:
         return MadeNames()
-    files: dict[int, dict[int, int | bytes]] = {}
-    sockets: list[dict[int, int | bytes]] = []
-    for entry in _split(data):
-        if not remaps and UNIX_TAG not in entry:
-            continue  # most entries of most sets: reading their fields takes long
-        fields = fields_of(entry)
-        regular, unix = fields.get(REG), fields.get(UNIX)
-        if isinstance(regular, bytes):
-            files[number_in(fields, 2)] = fields_of(regular)
-        elif isinstance(unix, bytes):
-            sockets.append(fields_of(unix))
-    places = Places(images, where)
+    places = Places(entries.images, where)
     ghosts, links = [], []
-    for remap in map(fields_of, remaps):
+    for remap in entries.remaps:
         number = number_in(remap, 2)
         kind = number_in(remap, 3, GHOST if number & OLD_GHOST else LINKED)
         number &= ~OLD_GHOST
-        file = files.get(number_in(remap, 1), {})
+        file = entries.regular.get(number_in(remap, 1), {})
         mount = number_in(file, 7, NO_MOUNT)
         path = places.of_file(file, mount)
         if path is None:
             continue
         if kind == GHOST:
-            head = fields_of(next(iter(messages(images, f"ghost-file-{number:x}.img")), b""))
+            image = messages(entries.images, f"ghost-file-{number:x}.img")
+            head = fields_of(image[0]) if image else {}
             if 3 in head:
                 mtime = head.get(8)
                 seconds = number_in(fields_of(mtime), 1) if isinstance(mtime, bytes) else None
                 mode, uid, gid = (number_in(head, field) for field in (3, 1, 2))
                 ghosts.append(Ghost(path, number, mode, uid, gid, seconds))
         elif kind == LINKED:
-            link = places.of_file(files.get(number, {}), mount)  # its own mount is not saved
+            link = places.of_file(entries.regular.get(number, {}), mount)  # its mount is not saved
             if link is not None:
                 links.append(LinkRemap(path, link, number))
-    bound = filter(None, map(places.of_socket, sockets))
+    bound = filter(None, map(places.of_socket, entries.sockets))
     return MadeNames(tuple(ghosts), tuple(links), tuple(bound), places.root)
+
+
+def names_of_restore(state: SetState, entries: FileEntries, opts: CriuOpts) -> MadeNames:
+    """As :func:`made_names`; images that have not changed are not read again."""
+    key = (str(opts.root), str(opts.external))
+    return _names.result(state, key, lambda: made_names(entries, opts))
 
 
 def taken_names(names: MadeNames) -> tuple[str, ...]:
@@ -167,8 +156,8 @@ def identity(images: int) -> str:
     return run_of_dump(images) or str(_inventory(images).get(8, 0))
 
 
-def _inventory(images: int) -> dict[int, int | bytes]:
-    data = _read(images, "inventory.img")
+def _inventory(images: int) -> Fields:
+    data = read_image(images, "inventory.img")
     return fields_of(data[HEAD : HEAD + int.from_bytes(data[4:8], "little")])
 
 
@@ -188,11 +177,11 @@ class Places:
         if self._mounts is None:
             self.root = "/"
 
-    def of_file(self, fields: dict[int, int | bytes], mount: int) -> str | None:
+    def of_file(self, fields: Fields, mount: int) -> str | None:
         name = fields.get(6)
         return self._place(os.fsdecode(name), _signed(mount)) if isinstance(name, bytes) else None
 
-    def of_socket(self, fields: dict[int, int | bytes]) -> BoundSocket | None:
+    def of_socket(self, fields: Fields) -> BoundSocket | None:
         name, directory = fields.get(11), fields.get(14)
         if not isinstance(name, bytes) or not name.strip(b"\0") or name.startswith(b"\0"):
             return None
@@ -245,36 +234,7 @@ class Places:
         return places
 
 
-def messages(images: int, name: str) -> list[bytes]:
-    """The messages of an image."""
-    return list(_split(_read(images, name)))
-
-
-def _read(images: int, name: str) -> bytes:
-    with contextlib.suppress(OSError):
-        data = read_regular(name, LARGEST, dir_fd=images)
-        return data if len(data) > HEAD else b""
-    return b""
-
-
-def _split(data: bytes) -> Iterator[bytes]:
-    with contextlib.suppress(ValueError):  # it is truncated, or has the contents of a ghost file
-        yield from messages_of(data)
-
-
-def fields_of(message: bytes) -> dict[int, int | bytes]:
-    result: dict[int, int | bytes] = {}
-    with contextlib.suppress(ValueError):
-        result.update(message_fields(message))
-    return result
-
-
-def number_in(fields: dict[int, int | bytes], field: int, default: int = 0) -> int:
-    value = fields.get(field, default)
-    return value if isinstance(value, int) else default
-
-
-def _text(fields: dict[int, int | bytes], field: int) -> str:
+def _text(fields: Fields, field: int) -> str:
     value = fields.get(field, b"")
     return os.fsdecode(value) if isinstance(value, bytes) else ""
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from .._system.tcp_connections import Ends
 from .._wire.fields import message_fields
 from . import network_lock
-from .created_names import fields_of, messages, number_in, run_of_dump
+from .created_names import run_of_dump
+from .file_entries import fields_of, messages, number_in
 
 
 def lock_of_dump(images: int) -> Iterator[str]:

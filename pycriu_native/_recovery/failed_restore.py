@@ -24,7 +24,7 @@ from .._system.file_lock import lock, unlock_and_close
 from .._system.paths_below import Name, Tree
 from ..options.criu_opts import CriuOpts
 from .created_cgroups import missing_cgroups, remove_cgroups
-from .created_names import BoundSocket, Ghost, LinkRemap, MadeNames, made_names, taken_names
+from .created_names import BoundSocket, Ghost, LinkRemap, MadeNames, taken_names
 from .link_remaps import KeptLink
 from .temporary_files import remove_temporary
 
@@ -42,8 +42,11 @@ class _Made:
 class RestoreUndo:
     """The state of the file system before a restore, and the undo of its changes."""
 
-    def __init__(self, images: int, work: int, opts: CriuOpts) -> None:
-        """``images`` and ``work`` (CRIU's directory) are the caller's, open until :meth:`close`."""
+    def __init__(self, images: int, work: int, opts: CriuOpts, names: MadeNames) -> None:
+        """``images`` and ``work`` (CRIU's directory) are the caller's, open until :meth:`close`.
+
+        ``names`` are those of the images.
+        """
         self._images = images
         self._work = work
         self._opts = opts
@@ -52,7 +55,6 @@ class RestoreUndo:
         self._alone = True
         self._in_the_way: tuple[str, ...] = ()
         self._cgroups = missing_cgroups(images, opts)
-        names = made_names(images, opts)
         self._tree = Tree(names.root)
         self._made: list[_Made] = []
         self._links: list[KeptLink] = []

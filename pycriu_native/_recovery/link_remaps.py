@@ -18,6 +18,7 @@ from .._integrity.dump_marker import LINKS
 from .._system.descriptors import files_of
 from .._system.paths_below import Name, Tree
 from .created_names import LinkRemap, identity, made_names
+from .file_entries import FileEntries
 
 KEPT = ".kept"
 """Suffix of a second link to the same file, which exists during a restore."""
@@ -114,7 +115,7 @@ def keep_links(images: int, root: str) -> list[KeptLink]:
     """Keep the links of a dump that leaves its process running; ``root``: a path of its root."""
     with contextlib.closing(Tree(root)) as tree:
         kept = []
-        for link in made_names(images, root).links:
+        for link in made_names(FileEntries(images), root).links:
             if name := next(tree.names(link.link, None), None):
                 kept.append(KeptLink(name, link, images))
                 kept[-1].detach()

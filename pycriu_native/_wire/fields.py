@@ -31,8 +31,9 @@ def message_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """
     values = ffi.new("struct pn_value[]", AT_ONCE)
     at = ffi.new("size_t *")
-    given = ffi.from_buffer(data)
-    while count := native.pn_read_fields(given, len(data), at, values, AT_ONCE):
+    given, size = ffi.from_buffer(data), len(data)
+    while at[0] < size:
+        count = native.pn_read_fields(given, size, at, values, AT_ONCE)
         if count < 0:
             raise ValueError("these bytes are no message")
         for value in values[0:count]:

@@ -23,6 +23,7 @@ from pycriu_native._failures import log_excerpt
 from pycriu_native._integrity import set_check
 from pycriu_native._integrity import statistics as statistics_module
 from pycriu_native._integrity.manifest import MANIFEST, seal, verify
+from pycriu_native._integrity.unchanged import SetState
 from pycriu_native._wire.messages import REQUEST_TYPES, decode_response, encode
 from pycriu_native.archive import pack, unpack
 from pycriu_native.enums import Verb
@@ -200,7 +201,7 @@ def sets(data: bytes) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(ImagesError):
-            set_check.check(fd, CriuOpts(images_directory=directory))
+            set_check.check(SetState(fd), CriuOpts(images_directory=directory))
     finally:
         os.close(fd)
     try:

@@ -19,6 +19,7 @@ import pytest
 from pycriu_native import CriuOpts, ImagesError, Severity, dump, restore, seal, verify
 from pycriu_native._integrity import set_check
 from pycriu_native._integrity.dump_marker import RECORD
+from pycriu_native._integrity.unchanged import SetState
 from pycriu_native._system.process import name_of
 from pycriu_native.images import check_images, decode, encode, inspect, render_summary, render_tree
 
@@ -94,7 +95,7 @@ def recorded(request: pytest.FixtureRequest, images: Path) -> bool:
 def _restorable(images: Path) -> bool:
     fd = os.open(images, os.O_RDONLY)
     try:
-        set_check.check(fd, CriuOpts())
+        set_check.check(SetState(fd), CriuOpts())
     except ImagesError:
         return False
     finally:

