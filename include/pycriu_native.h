@@ -311,7 +311,7 @@ enum pn_trailer {
 	PN_RUNS        /* the entries of a page map, behind its head */
 };
 
-enum pn_scan_problem { PN_CUT_SHORT = -10000, PN_OTHER_KIND };
+enum pn_scan_problem { PN_CUT_SHORT = -10000, PN_OTHER_KIND, PN_NO_MESSAGE };
 
 /*
  * Read a regular file of messages with this magic. Returns how many numbers its rows have, also if

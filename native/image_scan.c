@@ -129,14 +129,16 @@ static bool starts_with(const uint8_t *path, size_t depth, const uint8_t *start,
 	return length <= depth && !memcmp(path, start, length);
 }
 
-/* Writes the fields of the message at `path` into the row. */
-static void read_columns(struct scan *scan, uint64_t *row, struct bytes in, uint8_t *path, size_t depth)
+/* Writes the fields of the message at `path` into the row; false: it is no message. */
+static bool read_columns(struct scan *scan, uint64_t *row, struct bytes in, uint8_t *path, size_t depth)
 {
 	struct field field;
 
-	while (in.at < in.end && read_field(&in, &field)) {
+	while (in.at < in.end) {
 		bool deeper = false;
 
+		if (!read_field(&in, &field))
+			return false;
 		if ((field.kind != VARINT && field.kind != BYTES) || field.number > UINT8_MAX)
 			continue;
 		path[depth] = field.number;
@@ -150,9 +152,11 @@ static void read_columns(struct scan *scan, uint64_t *row, struct bytes in, uint
 			else
 				deeper = true;
 		}
-		if (deeper && field.kind == BYTES && depth + 1 < MAX_DEPTH)
-			read_columns(scan, row, field.inner, path, depth + 1);
+		if (deeper && field.kind == BYTES && depth + 1 < MAX_DEPTH &&
+		    !read_columns(scan, row, field.inner, path, depth + 1))
+			return false;
 	}
+	return true;
 }
 
 /* Writes a row for each message or number at the scan's path. Returns their number. */
@@ -188,15 +192,17 @@ static size_t read_each(struct scan *scan, struct bytes in, uint8_t *path, size_
 	return count;
 }
 
-static void read_message(struct scan *scan, struct bytes message)
+static bool read_message(struct scan *scan, struct bytes message)
 {
 	uint8_t path[MAX_DEPTH];
 
 	for (size_t i = 0; i < scan->n_columns; i++)
 		scan->row[1 + i] = scan->columns[i].unset;
-	read_columns(scan, scan->row, message, path, 0);
+	if (!read_columns(scan, scan->row, message, path, 0))
+		return false;
 	if (!scan->each_depth || !read_each(scan, message, path, 0))
 		emit(scan, scan->row);
+	return true;
 }
 
 /* The value of a numeric field, for the size of a trailer; 0 if it is unset. */
@@ -253,7 +259,7 @@ static bool skip_trailer(struct scan *scan, int trailer, struct bytes message, b
 		uint64_t count = number_of(message, 3);
 
 		while (count--)
-			if (!next_message(scan, &queued) ||
+			if (!next_message(scan, &queued) || queued.at == queued.end ||
 			    !skip_data(scan, round_up(number_of(queued, 2), 8)))
 				return false;
 		break;
@@ -275,7 +281,10 @@ static int scan_messages(struct scan *scan, int trailer, struct pn_runs *runs)
 				return 0; /* runs->problem */
 			continue;
 		}
-		read_message(scan, message); /* the first number of its row, the size of the trailer, is set below */
+		/* An empty message is read from zeros, of a hole or behind the end of what was written. The
+		 * first number of the row, the size of the trailer, is set below. */
+		if ((!first && message.at == message.end) || !read_message(scan, message))
+			return PN_NO_MESSAGE;
 		size_t row = scan->n_out;
 
 		if (trailer == PN_NO_TRAILER || trailer == PN_RUNS)

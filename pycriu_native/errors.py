@@ -114,6 +114,10 @@ def _rebuild(kind: type[CriuError], message: str, attributes: dict[str, object])
     return error
 
 
+_LONGEST = 5000
+"""Characters of a value in a message: more than those of any path."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An option or argument that is not accepted."""
@@ -126,7 +130,12 @@ class Problem:
     """What is accepted, or why the value is refused."""
 
     def __str__(self) -> str:
-        return f"{self.field}={self.value!r}: {self.rule}"
+        from ._support.kernel_text import escaped  # as in CriuError
+
+        value = repr(self.value)
+        if len(value) > _LONGEST:
+            value = f"{value[:_LONGEST]}… ({len(value)} characters)"
+        return f"{escaped(self.field)}={value}: {self.rule}"
 
 
 class OptionError(CriuError, ValueError):

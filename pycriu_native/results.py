@@ -214,7 +214,7 @@ class Version:
     @classmethod
     def parse(cls, text: str) -> Version:
         """Parse text such as ``"4.2.1"``. Raises ``ValueError``."""
-        numbers = text.split(".")
+        numbers = text.split(".") if isinstance(text, str) else []
         if len(numbers) not in (2, 3) or not all(
             each.isascii() and each.isdecimal() for each in numbers
         ):

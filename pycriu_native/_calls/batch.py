@@ -65,6 +65,8 @@ class DumpJob:
 
     def __post_init__(self) -> None:
         pid = number_of(self.pid)
+        if self.process is not None and not isinstance(self.process, ProcessIdentity):
+            raise ValueError(f"process={self.process!r}: a ProcessIdentity or None is accepted")
         process = self.process or _look_up(self.pid)
         if process is not None and process.pid != pid:
             raise ValueError(f"pid={pid!r}: process has the pid {process.pid}")

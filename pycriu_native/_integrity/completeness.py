@@ -168,11 +168,14 @@ class _Set:
         first = next(pieces, b"")
         if kind := kind_at(first):
             raise DamagedError(Problem(f"{name} is damaged: it is an image of {kind}"))
-        if magic := _SAVED_BY_IP.get(name.partition("-")[0]):
-            _check_netlink(name, magic, first + b"".join(pieces))
-        elif name.endswith(".tar.gz.img"):
+        stem = name.partition("-")[0]
+        if name.endswith(".tar.gz.img"):
             _check_gzip(name, chain((first,), pieces))
-        elif end := _LAST_LINE.get(name.partition("-")[0]):
+        elif (size := self.files.size(name)) > _LARGEST_RAW:
+            raise DamagedError(replaced(name, f"{size} bytes are too many"))
+        elif magic := _SAVED_BY_IP.get(stem):
+            _check_netlink(name, magic, first + b"".join(pieces))
+        elif end := _LAST_LINE.get(stem):
             _check_rules(name, first + b"".join(pieces), end)
 
     def _dump(self) -> Iterator[Problem]:
@@ -392,6 +395,8 @@ class _Set:
 _SAVED_BY_IP = {"ifaddr": 0x47361222, "route": 0x45311224, "route6": 0x45311224, "rule": 0x71706986}
 """The magic numbers of ``ip save``, by image."""
 _NLMSG_HDRLEN = 16
+_LARGEST_RAW = 2**28
+"""Bytes of the largest image of another program that is read: millions of routes or rules."""
 
 
 def _check_netlink(name: str, magic: int, data: bytes) -> None:
@@ -401,7 +406,9 @@ def _check_netlink(name: str, magic: int, data: bytes) -> None:
     at = 4
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "little")
-        at += max(-(-length // 4) * 4, _NLMSG_HDRLEN)
+        if length < _NLMSG_HDRLEN:
+            raise short(name)
+        at += -(-length // 4) * 4
     if at != len(data):
         raise short(name)
 
@@ -428,6 +435,8 @@ def _check_gzip(name: str, pieces: Iterator[bytes]) -> None:
             while piece and not inflate.eof:
                 inflate.decompress(piece, WINDOW)
                 piece = inflate.unconsumed_tail
+            if inflate.eof:
+                break  # tar reads no further
     except zlib.error as error:
         raise DamagedError(Problem(f"{name} is damaged: {error}")) from None
     if not inflate.eof:

@@ -262,6 +262,8 @@ class ImageFiles:
         return list(zip(*[flat] * format.width, strict=True))
 
     def _damaged(self, name: str, kind: str, why: int) -> DamagedError:
+        if why == native.PN_NO_MESSAGE:
+            return DamagedError(replaced(name, "a part of it is no message of CRIU's"))
         if why != native.PN_OTHER_KIND:
             with self._opened(name):
                 return short(name)

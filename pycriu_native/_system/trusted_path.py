@@ -115,7 +115,8 @@ def trusted_uid() -> int:
     """The trusted user besides root: the caller, or under sudo the user who ran it."""
     own = os.geteuid()
     by = os.environ.get("SUDO_UID", "") if own == 0 else ""
-    return int(by) if by.isdecimal() else own
+    number = by.isascii() and by.isdecimal() and len(by) <= len(str(NO_USER))
+    return int(by) if number and int(by) < NO_USER else own
 
 
 def _trusted() -> int:

@@ -261,9 +261,8 @@ class WorkerPool(Closing):
         # during the import could never import it, and would wait forever when it closes the pool.
         from . import worker_factory  # noqa: F401
 
-        self._worker = Worker(
-            program=program, env={} if env is None else dict(env), allow_untrusted=allow_untrusted
-        )
+        own = dict(env) if isinstance(env, Mapping) else {} if env is None else env
+        self._worker = Worker(program=program, env=own, allow_untrusted=allow_untrusted)
         self._worker.identity()  # raises if there is no such program
         self._stock = _Stock(size, self._worker, SAVING)
         self._restoring = _Stock(size, self._worker, RESTORING)

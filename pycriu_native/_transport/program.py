@@ -63,7 +63,7 @@ def locate(given: str | os.PathLike[str] | None = None) -> tuple[str, Source]:
     Raises ``ProgramNotFoundError`` if nothing names a program.
     """
     if given is not None:
-        return _absolute(os.fspath(given)), Source.ARGUMENT
+        return _absolute(os.fsdecode(given)), Source.ARGUMENT
     if named := os.environ.get(VARIABLE):
         return _absolute(named), Source.VARIABLE
     if BUILT_PROGRAM and os.path.exists(BUILT_PROGRAM):

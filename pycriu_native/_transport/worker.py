@@ -149,7 +149,10 @@ class Worker:
 
 def is_text(value: object) -> bool:
     """Whether a value is a string that is not empty and that C can have."""
-    return isinstance(value, str) and bool(value) and "\0" not in value
+    try:
+        return isinstance(value, str) and bool(value) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 def worker_of(via: object) -> Worker | None:

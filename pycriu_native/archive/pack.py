@@ -25,6 +25,7 @@ from typing import BinaryIO, cast
 from .._integrity.dump_marker import FRAMES, LINKS
 from .._system.regular_file import create_regular
 from ..errors import CriuError, ImagesError
+from ..options.value_types import path_argument
 from .codecs import Compression, Peek, bad_argument, compressed, decompressed, decrypted, encrypted
 from .tar import BLOCK, CHUNK, Content, begins, members
 
@@ -129,9 +130,11 @@ def unpack(
         ImagesError: it is no archive, is damaged, cannot be decrypted with these keys, has a path
             outside of the directory, or is larger than ``limit``.
     """
-    if limit is not None and limit < 0:
+    whole = isinstance(limit, int) and not isinstance(limit, bool)
+    if limit is not None and not (whole and limit >= 0):
         raise bad_argument("limit", limit, "a number of bytes is accepted")
-    with new_directory(Path(directory)) as partial, opened_archive(source, decrypt_with) as stream:
+    place = Path(path_argument("directory", directory))
+    with new_directory(place) as partial, opened_archive(source, decrypt_with) as stream:
         return _extract(stream, partial, PurePosixPath(inside), limit)
 
 
@@ -140,7 +143,7 @@ def unpack(
 
 def members_of(directory: StrPath) -> list[Path]:
     """The files of the set, in a fixed order; raises if one cannot be packed."""
-    return list(_members(Path(directory)))
+    return list(_members(Path(path_argument("directory", directory))))
 
 
 def _members(source: Path) -> Iterator[Path]:
@@ -315,7 +318,9 @@ def _written(to: Place) -> AbstractContextManager[BinaryIO]:
 
 
 def _read(source: Place) -> AbstractContextManager[BinaryIO]:
-    return open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source)
+    if isinstance(source, str | os.PathLike) or not hasattr(source, "read"):
+        return open(path_argument("source", source), "rb")
+    return nullcontext(source)
 
 
 @contextlib.contextmanager

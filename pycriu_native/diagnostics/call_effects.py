@@ -17,6 +17,7 @@ from .._calls.verbs import for_pre_dump
 from .._checks import option_rules
 from .._native.ffi import LIBCRIU_VERSION
 from .._support.frozen_dataclass import replace
+from .._system.process_identity import is_pid
 from .._transport.base import Via
 from .._transport.worker import Worker
 from .._wire.messages import REQUEST_TYPES, Handle, setter_for
@@ -40,8 +41,9 @@ def effects_of(opts: CriuOpts, verb: Verb, pid: int | None, via: Via | None) -> 
     if verb is Verb.PRE_DUMP:
         opts = for_pre_dump(opts)
     via = via or Worker()
-    request = Request(verb=verb, opts=opts, pid=pid, via=via)
-    problems = list(_broken_rules(request))
+    number = pid if pid is None or is_pid(pid) else None  # another value is a broken rule
+    request = Request(verb=verb, opts=opts, pid=number, via=via)
+    problems = list(_broken_rules(request, pid))
     lacking = list(_lacking(request))
     wire = _on_the_wire(request, {problem.field for problem in lacking}, problems)
     command, not_expressed = _command(request)
@@ -68,9 +70,9 @@ def _name(via: Via) -> str:
         return f"no criu ({error})"
 
 
-def _broken_rules(request: Request) -> Iterator[Problem]:
+def _broken_rules(request: Request, pid: int | None) -> Iterator[Problem]:
     try:
-        option_rules.check(request.opts, request.verb, request.pid)
+        option_rules.check(request.opts, request.verb, pid)
     except OptionError as refused:
         yield from refused.problems
     yield from requirements.by_trust(request)

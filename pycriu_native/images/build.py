@@ -12,6 +12,7 @@ from .._system.descriptors import opened_directory
 from .._system.regular_file import open_regular
 from ..enums import NetworkLock
 from ..errors import ImagesError
+from ..options.value_types import path_argument
 from . import namespaces
 from .files import Files
 from .image_directory import ImageDirectory
@@ -40,7 +41,7 @@ def inspect(directory: str | os.PathLike[str]) -> ImageSet:
     Raises ``ImagesError``, naming file and offset, for a directory without an ``inventory.img``,
     for invalid images, for symbolic links instead of images, and for a cycle of parents.
     """
-    images = ImageDirectory(os.path.abspath(os.fsdecode(directory)))
+    images = ImageDirectory(os.path.abspath(path_argument("directory", directory)))
     inventory = _inventory(images)
     tree = images.entries("pstree.img")
     files = Files(images, {each.pid for each in tree if each.sid == each.pid})

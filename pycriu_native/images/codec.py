@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ImagesError
+from ..options.value_types import path_argument
 from .formats import BY_NAME, Format
 from .json_messages import Style, from_dict, from_text, to_dict
 from .reader import ImageFile
@@ -30,7 +31,7 @@ def decode(
     truncated or damaged, and for a payload of more than 1 GiB. ``pages-*.img`` contain memory, not
     messages: use ``inspect``.
     """
-    with ImageFile(os.path.abspath(os.fsdecode(file))) as image:
+    with ImageFile(os.path.abspath(path_argument("file", file))) as image:
         style = Style.PRETTY if pretty else Style.PLAIN
         return {"magic": image.format.name, "entries": _entries(image, payload, style)}
 
@@ -60,6 +61,8 @@ def encode(image: Mapping[str, Any]) -> bytes:
 
     Raises ``ImagesError`` naming the entry and the field that cannot be converted.
     """
+    if not isinstance(image, Mapping):
+        raise ImagesError(f"image={image!r:.60}: a result of decode is needed")
     name = image.get("magic")
     kind = BY_NAME.get(name) if isinstance(name, str) else None
     if kind is None:

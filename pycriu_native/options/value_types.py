@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from .. import enums
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING, Any, ClassVar
+from ..errors import OptionError, Problem
 from .values import HasFileno, StructuredValue, WireValue, checked_text, descriptor_number
 
 if TYPE_CHECKING:
@@ -132,6 +133,14 @@ class FilePath(Kind):
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         return checked_text(value, self.what, empty=self.empty)
+
+
+def path_argument(name: str, value: object) -> str:
+    """The path in an argument of a function. Raises ``OptionError`` that names it."""
+    try:
+        return FilePath().parse(value)
+    except (TypeError, ValueError) as error:
+        raise OptionError([Problem(name, value, str(error))]) from None
 
 
 class FileDescriptor(Kind):

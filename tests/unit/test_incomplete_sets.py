@@ -280,6 +280,36 @@ def test_messages_that_are_garbage(tmp_path: Path) -> None:
                 _check(tmp_path)
 
 
+@pytest.mark.parametrize("name", FRAMED)
+@pytest.mark.parametrize("size", [8, 2**40], ids=["tail", "hole"])
+def test_zeros_behind_the_messages(tmp_path: Path, name: str, size: int) -> None:
+    """Zeros, as a file system leaves them for what was not written, are no messages; a hole of a
+    terabyte is not read.
+    """
+    path = _write(tmp_path) / name
+    os.truncate(path, path.stat().st_size + size)
+    with pytest.raises(ImagesError, match=rf"{name} is damaged"):
+        _check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [f"core-{PID}.img", f"mm-{PID}.img", f"ids-{PID}.img"])
+def test_zeros_in_a_message(tmp_path: Path, name: str) -> None:
+    """A message whose second half was not written has the field number 0."""
+    kind = PATTERNS[name.partition("-")[0] + "-"]
+    data = image_of(kind, message((1, 1), (2, 1)) + bytes(50))
+    with pytest.raises(ImagesError, match=rf"{name} is damaged: a part of it is no message"):
+        _check(_write(tmp_path, {**SET, name: data}))
+
+
+@pytest.mark.parametrize("name", ["rule-9.img", "nftables-9.img"])
+def test_a_hole_of_a_terabyte_in_rules(tmp_path: Path, name: str) -> None:
+    """It is not read into memory."""
+    path = _write(tmp_path, {**SET, name: b""}) / name
+    os.truncate(path, 2**40)
+    with pytest.raises(ImagesError, match=rf"{name} is damaged: 1099511627776 bytes"):
+        _check(tmp_path)
+
+
 def test_images_of_another_age(tmp_path: Path) -> None:
     """Images of older formats are accepted: CRIU checks them."""
     inventory = image_of("INVENTORY", message((1, 1)))

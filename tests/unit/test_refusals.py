@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import os
 import re
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from pycriu_native import (
 )
 from pycriu_native._checks import criu_files, option_rules
 from pycriu_native._integrity.dump_marker import FRAMES, UNFINISHED
+from pycriu_native.archive import pack, unpack
 from pycriu_native.diagnostics.preflight import means, restore_needs
 from pycriu_native.enums import Verb
 from pycriu_native.options.fields import foreign_options
@@ -428,6 +430,7 @@ migrate_in = functools.partial(pycriu_native.migrate_in, CriuOpts(), listen="loc
         ("struct", lambda: CriuOpts.from_runc(WRONG)),
         ("via", lambda: pycriu_native.doctor(WRONG)),
         ("given", lambda: restore_needs.filled(OPTS, (), WRONG)),
+        ("limit", lambda: unpack("x", "y", limit="1")),  # type: ignore[arg-type]
     ],
 )
 def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> None:
@@ -437,6 +440,40 @@ def test_an_argument_of_another_type(field: str, call: Callable[[], object]) -> 
         call()
     assert [problem.field for problem in raised.value.problems] == [field]
     assert "is accepted" in str(raised.value)
+
+
+@pytest.mark.parametrize("path", [None, True, 3, "", "a\0b", "\ud800", ["a"]])
+def test_an_argument_that_is_no_path(path: Any) -> None:
+    """It is refused by name."""
+    calls: dict[str, list[Callable[[], object]]] = {
+        "directory": [
+            lambda: pycriu_native.images.inspect(path),
+            lambda: pack(path, io.BytesIO()),
+            lambda: unpack(io.BytesIO(), path),
+        ],
+        "file": [lambda: pycriu_native.images.decode(path)],
+        "source": [lambda: unpack(path, "x")],
+    }
+    for name, each in ((name, call) for name, every in calls.items() for call in every):
+        with pytest.raises(OptionError, match=rf"^{name}=.* is accepted"):
+            each()
+
+
+@pytest.mark.parametrize("pid", [2**31, 2**64, "a\0b", "\ud800", 0, True])
+def test_an_explanation_for_no_pid(pid: Any) -> None:
+    """It has the reason for which the call would be refused."""
+    result = pycriu_native.explain(OPTS, "dump", pid)
+    assert "pid" in [problem.field for problem in result.problems]
+
+
+def test_an_odd_name_and_a_long_value() -> None:
+    """Control characters of a name are escaped, and a long value is cut in the message only."""
+    with pytest.raises(OptionError, match=r"^[ -~]*--a\\x1b"):
+        CriuOpts.from_config("a\x1b[31m 1")
+    with pytest.raises(OptionError) as raised:
+        CriuOpts(leave_running="x" * 10**6)  # type: ignore[arg-type]
+    assert len(str(raised.value)) < 10**4
+    assert raised.value.problems[0].value == "x" * 10**6
 
 
 def test_a_deadline_that_is_a_fraction(tmp_path: Path) -> None:
@@ -450,16 +487,27 @@ def test_a_deadline_that_is_a_fraction(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("program", each) for each in (b"criu", "", "cr\0iu", 3)),
-        *(("env", each) for each in (None, ["A=1"], {1: "2"}, {"A": b"1"}, {"A": "1\0"})),
+        *(("program", each) for each in (b"criu", "", "cr\0iu", "\ud800", 3)),
+        *(("env", each) for each in (False, ["A=1"], {1: "2"}, {"A": b"1"}, {"A": "1\0"})),
         *(("env", each) for each in ({"A=B": "1"}, {"": "1"})),
     ],
 )
 def test_a_worker_of_other_types(field: str, value: Any) -> None:
     """They are refused when the worker is created; variables may be empty."""
-    with pytest.raises(ValueError, match=f"{field}="):
-        Worker(**{field: value})
+    for kind in (Worker, pycriu_native.WorkerPool):
+        with pytest.raises(ValueError, match=f"{field}="):
+            kind(**{field: value})
     assert Worker(program=Path("criu"), env={"A": ""}).env == {"A": ""}
+    with pytest.raises(ValueError, match="env="):
+        Worker(env=None)  # type: ignore[arg-type]
+
+
+def test_values_of_other_types() -> None:
+    """The process of a job, and the text of a release."""
+    with pytest.raises(ValueError, match="process=True: a ProcessIdentity"):
+        pycriu_native.DumpJob(pid=PID, opts=OPTS, process=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="None is not a release"):
+        pycriu_native.Version.parse(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stdin", [-1, 4000, "x", True])

@@ -176,6 +176,14 @@ def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
         assert trusted_path.trusted_uid() == trusted
 
 
+@pytest.mark.parametrize("by", ["", "x", "-1", "4294967295", "9" * 20, "9" * 5000, "\u0663"])
+def test_a_variable_that_is_no_uid(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """It is not used, and not a defect: only the caller is trusted."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("SUDO_UID", by)
+    assert trusted_path.trusted_uid() == 0
+
+
 # ---- a call ----
 
 
