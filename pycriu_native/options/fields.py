@@ -140,8 +140,8 @@ class Fields:
     """Use any path to a device if its own path is not accessible."""
     timeout: int | None = None
     """Time limit for freezing the tree, in seconds; the default is 10, or a shorter ``deadline``
-    (each verb has this argument, for the whole call). libcriu's setter does not send it up to 4.3; this
-    library does. CRIU 2.4."""
+    (each verb has this argument, for the whole call). libcriu's setter does not send it up to 4.3;
+    this library does. CRIU 2.4."""
     freeze_cgroup: StrPath | None = None
     """A freezer cgroup with which the tree is frozen, instead of each thread being stopped;
     required for a process that is frozen already. CRIU 2.4."""
