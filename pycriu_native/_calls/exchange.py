@@ -83,7 +83,7 @@ class Exchange:
         pid: int | None = None,
         when_sent: Callable[[], Recovery | None] | None = None,
         when_written: Callable[[list[int]], object] | None = None,
-        break_off: Callable[[list[int]], object] | None = None,
+        break_off: Callable[[list[int], bool], object] | None = None,
         *,
         when_frozen: Callable[[list[int]], object] | None = None,
         awaits_stop: Callable[[], bool] | None = None,
@@ -92,11 +92,11 @@ class Exchange:
         """``when_sent`` is called once CRIU has the request; the notifications go to what it
         returns. ``when_written`` is called with ``tree`` after a dump has written all images,
         before the hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
-        ``break_off`` is called with ``tree`` when the call is cancelled: it makes CRIU fail at
-        once. ``when_frozen`` is called with ``tree`` when that is frozen for a dump, before CRIU
-        reads its memory, with the same effect of an error (CRIU 3.19). ``awaits_stop`` is called
-        repeatedly, before CRIU's first message, until it returns True. ``watched``: ``when_sent``
-        returns something.
+        ``break_off`` is called with ``tree`` when the call is cancelled, and with whether CRIU can
+        no longer undo the call: it makes CRIU fail at once. ``when_frozen`` is called with ``tree``
+        when that is frozen for a dump, before CRIU reads its memory, with the same effect of an
+        error (CRIU 3.19). ``awaits_stop`` is called repeatedly, before CRIU's first message, until
+        it returns True. ``watched``: ``when_sent`` returns something.
         """
         self.connection = connection
         self.verb = verb
@@ -215,8 +215,8 @@ class Exchange:
             self._deadline = time.monotonic() + GRACE
             self._receiver.n_acknowledged = 0
             try:
-                if self._break_off is not None and not (self._final or self._reply_pending):
-                    self._break_off(self.tree)
+                if self._break_off is not None and not self._reply_pending:
+                    self._break_off(self.tree, self._final)
                 self._continue_criu()
             except Exception as error:  # the next notification is refused nevertheless
                 reason.add_note(f"CRIU was not interrupted: {error!r}")

@@ -5,7 +5,8 @@ between. But it checks the result of each write, so its writes are made to fail:
 a file size limit that is set from outside (a worker ignores SIGXFSZ, and write(2) returns EFBIG),
 those of pages to another host by a shutdown of their connection (CRIU ignores SIGPIPE). Both are
 safe: while CRIU's code runs in a process, it does not write. A restore writes little; its
-half-restored processes are killed instead, and CRIU receives SIGCHLD.
+half-restored processes are killed instead, and CRIU receives SIGCHLD. CRIU waits for the end of an
+action script, which is killed too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from .._recovery.half_restored import half_restored
 from .._support.lazy import socket
 from .._support.sockets import of_another
 from .._system.descriptors import descriptors_of, sockets_of
-from .._system.process import status_of
+from .._system.process import read_small, status_of
 from .._system.process_tree import process_tree
+
+SCRIPT = b"CRTOOLS_SCRIPT_ACTION="
+"""The variable in the environment of CRIU's action scripts."""
 
 XFSZ = 1 << (signal.SIGXFSZ - 1)
 """SIGXFSZ in a set of signals, as /proc/PID/status prints them."""
@@ -55,6 +59,22 @@ def end_restored(worker: int, images: str, since: float, known: list[int]) -> li
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return result
+
+
+def end_scripts(worker: int) -> None:
+    """Kill the action scripts that a worker waits for, and the processes below them.
+
+    CRIU sets a variable in their environment. A script that undoes a network lock is not killed.
+    """
+    for pid in process_tree(worker)[1:]:
+        with contextlib.suppress(OSError):
+            variables = read_small(f"/proc/{pid}/environ").split(b"\0")
+            if any(map(_of_script, variables)):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _of_script(variable: bytes) -> bool:
+    return variable.startswith(SCRIPT) and variable != SCRIPT + b"network-unlock"
 
 
 def _limit(pid: int) -> None:

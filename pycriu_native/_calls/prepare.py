@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 from contextlib import ExitStack
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 NOTIFYING = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs with notifications, whose responses can make CRIU undo the call. (A page server would send
 one after its response or before, to a socket that may be closed.)"""
+
+FREEZING = 10
+"""CRIU's default of ``timeout``, in seconds."""
 
 SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
 
@@ -145,7 +149,7 @@ def _inheritable(value: WireValue, ours: bool, owned: ExitStack, keep: list[int]
 
 
 def _set_by_call(handle: Handle, request: Request) -> None:
-    """Set the fields that are not options: the default log, notifications, sibling and pid."""
+    """Set the fields that are not options, such as the pid, and defaults that a call knows."""
     if request.opts.log_file is None and not request.opts.log_to_stderr:
         handle.set(BY_WIRE["log_file"], log_name(request))
     if not request.inside and request.verb in NOTIFYING:  # a frozen caller could not respond
@@ -154,6 +158,11 @@ def _set_by_call(handle: Handle, request: Request) -> None:
         handle.set_wire("rst_sibling", True)
     if request.pid is not None:
         handle.set(BY_WIRE["pid"], request.pid)
+    deadline = FREEZING if request.deadline is None else request.deadline
+    saves = request.verb in (Verb.DUMP, Verb.PRE_DUMP)
+    if saves and deadline < FREEZING and request.opts.timeout is None:
+        # An interruption does not end CRIU's wait for a process that does not stop.
+        handle.set(BY_WIRE["timeout"], max(1, math.ceil(deadline)))
 
 
 def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | None:

@@ -20,6 +20,7 @@ from .._support.light_typing import TYPE_CHECKING, Any, cast
 from .._support.unpatched import close
 from .._system import trusted_path
 from .._system.cgroups import frozen_cgroup, is_in_cgroup
+from .._system.process import leader_of
 from .._system.process_tree import process_tree
 from .._wire.messages import knows
 from ..enums import Verb
@@ -89,7 +90,7 @@ def by_arguments(request: Request) -> Iterator[Problem]:
 
 
 def by_caller(request: Request) -> Iterator[Problem]:
-    """A tree that contains the caller, which would be killed with it."""
+    """A tree that contains the caller, which would be killed with it, and a pid of no process."""
     pid = request.pid
     if request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
         return
@@ -102,6 +103,10 @@ def by_caller(request: Request) -> Iterator[Problem]:
             "/proc shows another pid namespace than the caller's, so that a pid is another "
             "process there: mount a proc file system of this namespace on /proc"
         )
+        yield Problem("pid", pid, rule)
+    elif request.via.ours and (leader := leader_of(pid) or pid) != pid:
+        # CRIU stops with a BUG, and leaves its code in the process.
+        rule = f"it is the number of a thread of process {leader}: dump pid {leader}"
         yield Problem("pid", pid, rule)
     elif request.inside and (why := caller_inside(pid, request.verb, request.include_caller)):
         yield Problem("pid", pid, why)

@@ -213,12 +213,18 @@ class Run:
             watched=safeguards.can_recover,
         )
 
-    def _break_off(self, connection: Connection, directories: Directories, tree: list[int]) -> None:
-        """Make CRIU's work fail before its next notification."""
+    def _break_off(
+        self, connection: Connection, directories: Directories, tree: list[int], final: bool
+    ) -> None:
+        """Make CRIU's work fail before its next notification; if ``final``, only its scripts."""
         with no_fork:
-            from .interrupt import end_restored, fail_writes  # few calls are interrupted
+            from .interrupt import end_restored, end_scripts, fail_writes  # few are interrupted
 
         request = self._request
+        if connection.pid:
+            end_scripts(connection.pid)
+        if final:
+            return
         if connection.pid and request.verb is Verb.RESTORE:
             images, _ = _paths(directories, request, None)
             images = request.with_pids_here(images)

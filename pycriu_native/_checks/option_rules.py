@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from .._integrity.dump_marker import FRAMES, unfinished, with_parents
+from .._integrity.dump_marker import FRAMES, is_of_set, unfinished, with_parents
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._support.sockets import of_another
@@ -342,6 +342,9 @@ def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         yield Problem("log_file", opts.log_file, rule)
     elif len(os.fsencode(name)) > 255:
         yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted as a name")
+    elif is_of_set(name) or name.startswith("stats-"):
+        rule = "a name that no image or file of statistics has is accepted: CRIU would overwrite it"
+        yield Problem("log_file", opts.log_file, rule)
     elif directory and not os.path.isdir(from_work_directory(opts, directory)):
         yield Problem("log_file", opts.log_file, "a path in an existing directory is accepted")
     yield from _together(opts, "log_to_stderr", "log_file", "CRIU logs to the file only")

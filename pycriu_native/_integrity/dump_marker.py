@@ -68,7 +68,10 @@ class DumpMarker:
     """
 
     def __init__(self, directory: int) -> None:
-        """``ImagesError`` if another dump to the directory is running; ``OSError``."""
+        """``ImagesError`` if another dump to the directory is running, or CRIU would open a link, a
+        FIFO or a directory as an image; ``OSError``.
+        """
+        _check_regular(directory)
         self._directory = directory
         self._finished = False
         self._fd, anew = self._mark()
@@ -192,6 +195,15 @@ def _of_dump(name: str) -> bool:
 def _made_by_dump(directory: int) -> set[str]:
     """The files of a dump in a directory, with CRIU's link to the parent images."""
     return {name for name in os.listdir(directory) if _of_dump(name) or name == "parent"}
+
+
+def _check_regular(directory: int) -> None:
+    """CRIU would write through a link, or wait for a FIFO's reader while processes are frozen."""
+    with os.scandir(directory) as entries:
+        for each in entries:
+            if _of_dump(each.name) and not each.is_file(follow_symlinks=False):
+                path = f"{where(directory)}/{each.name}"
+                raise ImagesError(f"{path} is not a regular file, as images are; remove it")
 
 
 def _clear(directory: int) -> None:

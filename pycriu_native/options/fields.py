@@ -139,9 +139,9 @@ class Fields:
     evasive_devices: bool | None = None
     """Use any path to a device if its own path is not accessible."""
     timeout: int | None = None
-    """Time limit for freezing the tree, in seconds; CRIU's default is 10. (Each verb has an
-    argument ``deadline`` for the whole call.) libcriu's setter does not send it up to 4.3; this
-    library does. CRIU 2.4."""
+    """Time limit for freezing the tree, in seconds; the default is 10, or a shorter ``deadline``
+    (each verb has this argument, for the whole call). libcriu's setter does not send it up to 4.3;
+    this library does. CRIU 2.4."""
     freeze_cgroup: StrPath | None = None
     """A freezer cgroup with which the tree is frozen, instead of each thread being stopped;
     required for a process that is frozen already. CRIU 2.4."""

@@ -191,6 +191,33 @@ def test_a_missing_work_directory(spawn: Spawn, images: Path, tmp_path: Path) ->
     assert target.runs_on()
 
 
+@pytest.mark.parametrize("name", ["pages-1.img", RECORD])
+@pytest.mark.parametrize("kind", ["link", "FIFO", "directory"])
+def test_what_is_in_the_place_of_an_image(
+    spawn: Spawn, images: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    """It is refused before anything is touched: CRIU would write through a link, and wait for the
+    reader of a FIFO. When it is removed the dump works.
+    """
+    target = spawn()
+    images.mkdir(mode=0o700)
+    place = images / name
+    if kind == "link":
+        place.symlink_to(tmp_path / "victim")
+    elif kind == "FIFO":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    with pytest.raises(ImagesError, match=f"{name} is not a regular file"):
+        dump(target.pid, CriuOpts(images_directory=images), deadline=60)
+    assert [each.name for each in images.iterdir()] == [name]
+    assert not (tmp_path / "victim").exists()
+    assert target.runs_on()
+    place.rmdir() if kind == "directory" else place.unlink()
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    assert target.runs_on()
+
+
 @pytest.mark.parametrize("field", ["images_directory", "work_directory"])
 def test_what_is_no_directory(spawn: Spawn, images: Path, tmp_path: Path, field: str) -> None:
     """A file and a closed descriptor are refused by name."""

@@ -456,17 +456,6 @@ def main_thread_that_ended(at: Site) -> Target:
     return target
 
 
-@dump_fails("is the number of a thread of process", "dump pid", error=WorkerDiedError)
-def number_of_a_thread(at: Site) -> int:
-    target = at.spawn("""
-        import threading
-        threading.Thread(target=threading.Event().wait, daemon=True).start()
-        serve()
-    """)
-    at.survives = False
-    return max(map(int, os.listdir(f"/proc/{target.pid}/task")))
-
-
 @dump_fails("is a thread of the kernel", "check the pid", error=PermissionDeniedError)
 def thread_of_the_kernel(at: Site) -> int:
     comm = Path("/proc/2/comm")

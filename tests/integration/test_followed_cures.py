@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ import pytest
 from pycriu_native import (
     CriuError,
     Finding,
+    Notification,
+    Notify,
     Severity,
     Verdict,
     Worker,
@@ -31,9 +34,10 @@ from pycriu_native._failures.log_excerpt import known
 from pycriu_native.images import check_images
 from pycriu_native.results import Version
 
+from .support import releases
 from .support.failing_calls import Site, older, wrapped
 from .support.ordinary_user import BEGIN, as_user, python
-from .support.processes import Target, reap_all
+from .support.processes import Target, eventually, reap_all, state
 
 pytestmark = pytest.mark.usefixtures("orphans")
 
@@ -284,6 +288,52 @@ def test_a_script_that_fails(site: Site) -> None:
     assert "a script in CRIU's configuration, failed" in str(caught.value.cause)
     assert target.runs_on()
     script.write_text("#!/bin/sh\nexit 0\n")
+    works(site, target)
+
+
+CHILD = """
+    import os, signal
+    child = os.fork()
+    if child == 0:
+        while True: signal.pause()
+    serve(child=lambda: child, reap=os.wait)
+"""
+
+
+def signal_during_a_dump(site: Site, pid: int, number: int, root: int) -> str:
+    """The cause of a dump in which a process gets a signal while it is frozen."""
+    releases.required("3.19", "the notification query-ext-files")
+
+    def send(notification: Notification) -> None:
+        if notification.action is Notify.QUERY_EXT_FILES:
+            os.kill(pid, number)
+
+    with pytest.raises(CriuError) as caught:
+        dump(root, site.opts, on_notify=send)
+    return str(caught.value.cause)
+
+
+@pytest.mark.cures("stop-signal-in-dump")
+def test_a_signal_that_stops_a_process_during_a_dump(site: Site) -> None:
+    """The process runs, without the signal. When the signal is sent again it stops."""
+    target = site.spawn()
+    cause = signal_during_a_dump(site, target.pid, signal.SIGSTOP, target.pid)
+    assert "SIGSTOP" in cause
+    assert target.runs_on()
+    os.kill(target.pid, signal.SIGSTOP)
+    eventually(lambda: state(target.pid) == "T", "the stop")
+    dump(target.pid, replace(site.opts, leave_running=True))
+    os.kill(target.pid, signal.SIGCONT)
+    assert target.runs_on()
+
+
+@pytest.mark.cures("ended-in-dump")
+def test_a_process_that_is_killed_during_a_dump(site: Site) -> None:
+    """The other processes of the tree run, and can be dumped."""
+    target = site.spawn(CHILD)
+    cause = signal_during_a_dump(site, target.ask("child"), signal.SIGKILL, target.pid)
+    assert "was killed" in cause
+    target.ask("reap")
     works(site, target)
 
 

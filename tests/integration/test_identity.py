@@ -27,6 +27,7 @@ from pycriu_native import (
     ProcessMismatchError,
     dump,
     dump_many,
+    pre_dump,
     preflight,
     restore,
 )
@@ -162,6 +163,21 @@ def test_a_pidfd(spawn: Spawn, images: Path) -> None:
         ] == [target.pid]
     finally:
         os.close(fd)
+
+
+def test_the_number_of_a_thread(spawn: Spawn, images: Path) -> None:
+    """It is refused before anything is touched: CRIU would leave its code in the process."""
+    target = spawn("""
+        import threading
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        serve()
+    """)
+    number = max(map(int, os.listdir(f"/proc/{target.pid}/task")))
+    for verb in (dump, pre_dump):
+        with pytest.raises(OptionError, match=f"pid={number}: .*: dump pid {target.pid}"):
+            verb(number, CriuOpts(images_directory=images))
+    assert not images.exists()
+    assert target.runs_on()
 
 
 @pytest.mark.parametrize(

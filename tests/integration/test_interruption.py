@@ -238,6 +238,51 @@ def test_many_signals(orphans: None, spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
 
 
+@pytest.mark.parametrize("moment", [Notify.PRE_DUMP, Notify.POST_DUMP, *RESTORE])
+def test_a_script_that_does_not_end(
+    orphans: None, spawn: Spawn, images: Path, tmp_path: Path, moment: Notify
+) -> None:
+    """An interruption ends the action script that CRIU waits for, and CRIU undoes the call or
+    completes it.
+    """
+    releases.required("3.19", "action_scripts")
+    target = spawn()
+    script, fifo = tmp_path / "script", tmp_path / "fifo"
+    os.mkfifo(fifo)
+    script.write_text(
+        f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = {moment.value} ] || exit 0\n'
+        f"kill -USR1 {os.getpid()}; read line < '{fifo}'\n"
+    )
+    script.chmod(0o755)
+    opts = CriuOpts(images_directory=images)
+    scripted = CriuOpts(images_directory=images, action_scripts=[script])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if moment in RESTORE:
+        target.dump(opts)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            restore(scripted) if moment in RESTORE else dump(target.pid, scripted)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    if moment in TOO_LATE:
+        assert isinstance(caught.value.result, RestoreResult)  # type: ignore[attr-defined]
+        assert target.runs_on()
+        return
+    assert not any("in time" in note for note in caught.value.__notes__)
+    if moment in RESTORE:
+        target.end()
+        restore(opts)
+    else:
+        assert _runs_untraced(target.pid)
+        assert not [*images.glob("*.img")]
+        dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    assert target.runs_on()
+
+
 INTERRUPTED = """
 import json, os, signal, sys, threading, time
 from pathlib import Path

@@ -53,6 +53,7 @@ pytestmark = pytest.mark.skipif(
 TAKEN: list[tuple[str, str, str]] = [
     ("images_dir", "not together with images_directory", "ignores it beside a descriptor"),
     ("log_file", "standard output", "logs '-' there"),
+    ("log_file", "a name that no image", "logs into the image"),
     ("log_to_stderr", "not together with log_file", "ignores it"),
     ("status_fd", "runc's rule", "never writes to it"),
     ("parent_image", "runc's rule", "keeps an absolute path, which fits this host only"),

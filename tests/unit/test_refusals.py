@@ -99,6 +99,9 @@ REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
     (DUMP, {"log_file": "-"}, "log_file", "a file's name"),
     (DUMP, {"log_file": ".."}, "log_file", "name or path of a file"),
     (DUMP, {"log_file": "x" * 256}, "log_file", "at most 255 bytes"),
+    (DUMP, {"log_file": "pages-1.img"}, "log_file", "a name that no image"),
+    (RESTORE, {"log_file": "stats-dump"}, "log_file", "a name that no image"),
+    (RESTORE, {"log_file": "pycriu-native.images"}, "log_file", "a name that no image"),
     (DUMP, {"log_file": "ä" * 128}, "log_file", "at most 255 bytes"),
     (DUMP, {"log_file": "x", "log_to_stderr": True}, "log_to_stderr", "log_file"),
     # forms

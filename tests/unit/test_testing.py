@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from pycriu_native import (
     CriuError,
     CriuOpts,
+    DeadlineError,
     NoSuchProcessError,
     Notification,
     PageServer,
@@ -51,6 +53,22 @@ def test_scripted_calls_succeed(opts: CriuOpts, tmp_path: Path) -> None:
     assert [sent.verb for sent in criu.sent] == ["check", "dump", "restore"]
     assert criu.sent[1].opts["pid"] == bystander.PID
     assert criu.sent[2].directories == {"images_dir_fd": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("deadline", "timeout", "expected"),
+    [(None, None, None), (2.5, None, 3), (0, None, 1), (2.5, 7, 7), (60, None, None)],
+)
+def test_a_dump_waits_no_longer_for_processes_than_its_deadline(
+    opts: CriuOpts, deadline: float | None, timeout: int | None, expected: int | None
+) -> None:
+    """CRIU cannot be interrupted while it waits for a process to stop."""
+    criu = ScriptedCriu()
+    opts = replace(opts, timeout=timeout)
+    with contextlib.suppress(DeadlineError):
+        dump(bystander.PID, opts, via=criu, deadline=deadline)
+    if criu.sent or deadline != 0:  # a deadline that has passed can end the call before
+        assert criu.sent[-1].opts.get("timeout") == expected
 
 
 def test_its_release_and_its_kernel(opts: CriuOpts) -> None:
