@@ -542,6 +542,7 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("hostname", "x" * 65),
         ("network", "/nowhere"),
         ("network", "/proc/self/status"),
+        ("network", "/proc/self/ns/uts"),
         ("stdout", 2**40),
         ("bufsize", 2**70),
         ("cgroup", "/tmp"),
