@@ -782,12 +782,19 @@ def test_bad_programs(tmp_path: Path) -> None:
         ),
         ("import os; os.write(int(os.environ['PYCRIU_NATIVE_GUEST_FD']), b'no')", "wrote b'no'"),
         ("import os; os.close(int(os.environ['PYCRIU_NATIVE_GUEST_FD'])); input()", "has closed"),
+        (
+            "import os; from pycriu_native import guest; parent = os.getpid()\n"
+            "if os.fork(): os._exit(0)\n"
+            "while os.getppid() == parent: pass\n"
+            "guest.wait()",
+            "has ended; a process that it has started calls",
+        ),
     ],
 )
 def test_a_program_that_does_not_park(tmp_path: Path, code: str, message: str) -> None:
     """The error for a program without a call of wait() has its exit status and its output."""
     with pytest.raises(CriuError, match=message):
-        Snapshot.take([sys.executable, "-c", code], tmp_path / "snapshot")
+        Snapshot.take([sys.executable, "-c", code], tmp_path / "snapshot", env=ENVIRONMENT)
     with pytest.raises(DeadlineError, match="has not called"):
         Snapshot.take(["sleep", "1000"], tmp_path / "snapshot", deadline=0.2)
     assert not (tmp_path / "snapshot").exists()
