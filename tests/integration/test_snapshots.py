@@ -840,6 +840,36 @@ def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
         kept.start(stdin=PIPE)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (["unshare", "--pid", "--fork", "--kill-child", "setsid"], "first process of a pid"),
+        (["unshare", "--user", "--map-root-user"], "another user namespace"),
+    ],
+)
+def test_a_process_in_other_namespaces(tmp_path: Path, prefix: list[str], message: str) -> None:
+    """A process is refused, and continues, if CRIU could not restore it as a copy."""
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip(f"{prefix[1]} is not available")
+
+    def sleeper(pid: int) -> int | None:
+        """The process that executes ``sleep``, or its descendant."""
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if Path(f"/proc/{pid}/comm").read_text() == "sleep\n":
+            return pid
+        return sleeper(int(below[0])) if below else None
+
+    with subprocess.Popen([*prefix, "sleep", "1000"], stdin=DEVNULL) as process:
+        try:
+            pid = eventually(lambda: sleeper(process.pid), "sleep runs")
+            with pytest.raises(OptionError, match=f"program={pid}: .*{message}"):
+                Snapshot.take(pid, tmp_path / "snapshot", without_guest=True)
+            assert is_alive(pid)
+            assert not (tmp_path / "snapshot").exists()
+        finally:
+            process.kill()
+
+
 def test_a_tree_of_processes(tmp_path: Path) -> None:
     """All processes of a snapshot are started, and end with the first one."""
     code = (
