@@ -32,7 +32,7 @@ from .._system.process_snapshot import Tree
 from .._system.regular_file import replace_file
 from .._transport.base import Via
 from ..enums import Notify
-from ..errors import CriuError, NoSuchProcessError, OptionError, Problem
+from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
 from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
 from . import host_check, processor_level
@@ -243,9 +243,13 @@ class Saving:
         def complete(notification: Notification) -> None:
             # While the process is frozen: it continues if something fails here.
             if notification.action is Notify.POST_DUMP:
-                keys = _accept_any_file(place, record.pid, ends)
-                changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
-                changed.write(place)
+                try:
+                    keys = _accept_any_file(place, record.pid, ends)
+                    changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
+                    changed.write(place)
+                except OSError as error:
+                    why = f"{self.directory} cannot be written: {error.strerror}"
+                    raise ImagesError(why, errno=error.errno) from error
 
         opts = replace(
             self.opts,

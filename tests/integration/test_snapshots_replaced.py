@@ -1,4 +1,4 @@
-"""A directory whose snapshot is replaced, or in which no counter of starts can be written."""
+"""A directory whose snapshot is replaced, or that is on a full disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 
 from pycriu_native import ImagesError
 from pycriu_native.snapshots import Snapshot
+from pycriu_native.snapshots.record import Record
 
+from .conftest import Spawn
 from .support.processes import PATIENCE, children
 from .test_snapshots import ENVIRONMENT
 
@@ -99,3 +101,20 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str)
         assert min(numbers) >= RANDOM
         assert len(set(numbers)) == 2
         assert printed(snapshot.start) == ("old", 1)
+
+
+def test_a_disk_that_becomes_full(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error for the last file of a snapshot has the directory, and the process continues."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = spawn(start_new_session=True)
+    monkeypatch.setattr(Record, "write", full)
+    with pytest.raises(ImagesError, match="app cannot be written: No space left on device") as no:
+        Snapshot.take(target.pid, tmp_path / "app", without_guest=True)
+    assert no.value.errno == errno.ENOSPC
+    assert target.runs_on()
+    assert not (tmp_path / "app").exists()
