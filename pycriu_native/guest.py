@@ -18,6 +18,7 @@ A program in another language does the same with one descriptor, a stream socket
 in the variable ``PYCRIU_NATIVE_GUEST_FD``: it writes the line ``ready``, then reads one line. That
 is a JSON object with the members of :class:`Start`; a null member means no change. End of file
 instead of the line means that no snapshot was taken, and the program has to end.
+The program has to reseed its random number generators with ``seed``.
 
 Some state is the same in all copies: the seed of ``hash()``, stack canaries, the layout of the
 address space, the pid inside the copy's pid namespace, the names that ``tempfile.mktemp()`` returns
