@@ -290,8 +290,8 @@ class Snapshot(Closing):
 
         Raises:
             OptionError: an argument is not accepted, or the snapshot does not fit the machine.
-            ImagesError: the snapshot was removed; the memory to share was changed; or, with
-                ``share_memory=True``, no memory can be shared.
+            ImagesError: the snapshot was removed or replaced; the memory to share was changed; or,
+                with ``share_memory=True``, no memory can be shared.
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
@@ -461,7 +461,8 @@ class Snapshot(Closing):
     def remove(self) -> None:
         """Remove the snapshot with its directory; running copies continue.
 
-        ``CriuError`` while a copy is being started.
+        ``CriuError`` while a copy is being started; ``ImagesError`` if another snapshot has taken
+        its place.
         """
         with self._in_use(exclusively=True):
             self.close()
