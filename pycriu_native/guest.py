@@ -18,6 +18,7 @@ A program in another language does the same with one descriptor, a stream socket
 in the variable ``PYCRIU_NATIVE_GUEST_FD``: it writes the line ``ready``, then reads one line. That
 is a JSON object with the members of :class:`Start`; a null member means no change. End of file
 instead of the line means that no snapshot was taken, and the program has to end.
+The program has to reseed its random number generators with ``seed``.
 
 Some state is the same in all copies: the seed of ``hash()``, stack canaries, the layout of the
 address space, the pid inside the copy's pid namespace, the names that ``tempfile.mktemp()`` returns
@@ -60,8 +61,8 @@ class Start(NamedTuple):
 
     number: int
     """The number of the start, from 1, different for all copies of a snapshot. A random number of
-    2**52 or more if the snapshot's directory is not writable. 0 in the original program, if it
-    continues after the snapshot (``leave_running``)."""
+    2**52 or more if the snapshot's directory is not writable or full, or has another snapshot. 0 in
+    the original program, if it continues after the snapshot (``leave_running``)."""
     arguments: list[str] | None
     """The arguments, without the program's name; ``sys.argv`` has them too. None: unchanged."""
     environment: dict[str, str] | None

@@ -141,6 +141,8 @@ class ParkedProgram(Closing):
             raise self._failed(str(error), type(error)) from None
         if not line:
             self._ended()
+        if self.process.poll() is not None:
+            raise self._failed("has ended; a process that it has started calls guest.wait()")
         self.forks = line == guest.READY_TO_FORK
 
     def _ended(self) -> None:

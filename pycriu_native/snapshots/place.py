@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .._support.unpatched import closing
 from ..errors import Problem
 from . import start_worker
 from .arguments import is_path, is_text
-from .namespaces import Namespaces
+from .namespaces import CLONE_NEWNET, Namespaces
 
 HOSTNAME_LENGTH = 64
+
+NS_GET_NSTYPE = 0xB703
+"""Number of an ioctl (ioctl_ns(2))."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class Place:
             rule = f"text of 1 to {HOSTNAME_LENGTH} bytes is accepted"
             yield Problem("hostname", self.hostname, rule)
         if not isinstance(self.network, bool | None) and not (
-            is_path(self.network) and _is_namespace(self.network)
+            is_path(self.network) and _is_network(self.network)
         ):
             rule = "True, False, None or the path of a network namespace is accepted"
             yield Problem("network", self.network, rule)
@@ -50,9 +55,12 @@ class Place:
             yield "net", os.path.abspath(self.network)  # CRIU has another working directory
 
 
-def _is_namespace(path: str | os.PathLike[str]) -> bool:
-    """Whether this is a file of the file system of namespaces (namespaces(7))."""
+def _is_network(path: str | os.PathLike[str]) -> bool:
+    """Whether this is the file of a network namespace (namespaces(7))."""
     try:
-        return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+        if os.stat(path).st_dev != os.stat("/proc/self/ns/net").st_dev:
+            return False
+        with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
     except OSError:
         return False

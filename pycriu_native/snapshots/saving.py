@@ -24,7 +24,7 @@ from .._integrity.dump_record import record_again
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close, closing, readable, sleep
 from .._system.capabilities import is_root_of_host
-from .._system.descriptors import opened_directory
+from .._system.descriptors import link, opened_directory
 from .._system.file_lock import lock, unlock_and_close
 from .._system.process import is_running, leader_of
 from .._system.process_snapshot import Process as SeenProcess
@@ -32,7 +32,7 @@ from .._system.process_snapshot import Tree
 from .._system.regular_file import replace_file
 from .._transport.base import Via
 from ..enums import Notify
-from ..errors import CriuError, NoSuchProcessError, OptionError, Problem
+from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
 from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
 from . import host_check, processor_level
@@ -45,6 +45,7 @@ from .parked import ParkedProgram
 from .process import SnapshotProcess
 from .record import UNPUBLISHED, Record, publish
 from .restore import PID_NAMESPACE
+from .streams import refuse
 from .uninterrupted import check_interrupted
 
 NEW = "a new or empty directory is accepted"
@@ -124,6 +125,16 @@ def copy_problems(copy: SnapshotProcess[Any], without_guest: bool) -> Iterator[P
             yield Problem("program", copy, rule)
 
 
+def _namespace_problems(process: SeenProcess) -> Iterator[Problem]:
+    """Why CRIU could not restore a process in the namespaces of a copy."""
+    if process.inner("NSpid") == 1:
+        rule = "the first process of a pid namespace cannot be started as a copy, which is not that"
+        yield Problem("program", process.pid, rule)
+    if process.namespace("user") not in ("", link("/proc/self/ns/user")):
+        rule = "a process of another user namespace than that of this process cannot be started"
+        yield Problem("program", process.pid, rule)
+
+
 @dataclass(kw_only=True)
 class Saving:
     """The arguments of one ``Snapshot.take``, and its steps."""
@@ -176,6 +187,7 @@ class Saving:
         self, pid: int, ends: Ends, *, copy: SnapshotProcess[Any] | None = None, processor: str = ""
     ) -> None:
         with closing(_opened(pid)) as pidfd:
+            refuse(list(_namespace_problems(SeenProcess(pid))), "take")
             if not self.leave_running:
                 unlink_counters(Tree(pid))
             record = self._record(pid, ends, processor)
@@ -231,9 +243,13 @@ class Saving:
         def complete(notification: Notification) -> None:
             # While the process is frozen: it continues if something fails here.
             if notification.action is Notify.POST_DUMP:
-                keys = _accept_any_file(place, record.pid, ends)
-                changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
-                changed.write(place)
+                try:
+                    keys = _accept_any_file(place, record.pid, ends)
+                    changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
+                    changed.write(place)
+                except OSError as error:
+                    why = f"{self.directory} cannot be written: {error.strerror}"
+                    raise ImagesError(why, errno=error.errno) from error
 
         opts = replace(
             self.opts,

@@ -79,6 +79,11 @@ COUNTER = "starts"
 
 COUNTER_CURE = "remove it: the next start creates it"
 
+REOPEN = "open it again with Snapshot(directory)"
+
+UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a counter for which a start has a random number."""
+
 
 class Snapshot(Closing):
     """A snapshot in a directory with mode 0700, since its images contain the program's secrets.
@@ -93,6 +98,7 @@ class Snapshot(Closing):
     def __init__(self, directory: StrPath) -> None:
         """Open a snapshot. ``ImagesError`` if the directory has no complete one."""
         self.directory = Path(directory).absolute()
+        self._opened = _file_of(self.directory)
         self.record = Record.read(self.directory)
         self._sharing = Sharing(self.directory)
         self._work_directories = WorkDirectories()
@@ -284,8 +290,8 @@ class Snapshot(Closing):
 
         Raises:
             OptionError: an argument is not accepted, or the snapshot does not fit the machine.
-            ImagesError: the snapshot was removed; the memory to share was changed; or, with
-                ``share_memory=True``, no memory can be shared.
+            ImagesError: the snapshot was removed or replaced; the memory to share was changed; or,
+                with ``share_memory=True``, no memory can be shared.
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
@@ -305,7 +311,7 @@ class Snapshot(Closing):
                 wrong.append(Problem("savable", savable, "the program was saved without_guest"))
             until = self._check(wrong, chosen, check, opts, deadline, "start")
             watch.ends("check")
-            with _in_use(self.directory), _without_result(), ExitStack() as turn:
+            with self._in_use(), _without_result(), ExitStack() as turn:
                 workers = self._sharing.chosen(share_memory, chosen, until)
                 reason = workers.unshared_reason
                 images = self.directory if reason else self.directory / SHARED
@@ -366,7 +372,7 @@ class Snapshot(Closing):
 
         def zygote() -> Zygote:
             with (
-                _in_use(self.directory),
+                self._in_use(),
                 _without_result(),
                 WorkDirectories() as work_directories,
                 one_at_a_time(self.directory, until),
@@ -421,7 +427,7 @@ class Snapshot(Closing):
         chosen = Worker() if worker is None else worker
 
         def share() -> SharedTemplate:
-            with _in_use(self.directory):
+            with self._in_use():
                 directory = prepared(self.directory, allow_untrusted=chosen.allow_untrusted)
                 return SharedTemplate(directory, worker=chosen)
 
@@ -455,9 +461,10 @@ class Snapshot(Closing):
     def remove(self) -> None:
         """Remove the snapshot with its directory; running copies continue.
 
-        ``CriuError`` while a copy is being started.
+        ``CriuError`` while a copy is being started; ``ImagesError`` if another snapshot has taken
+        its place.
         """
-        with _in_use(self.directory, exclusively=True):
+        with self._in_use(exclusively=True):
             self.close()
             directory = self.directory.resolve()  # rmtree removes nothing through a link
             os.unlink(directory / NAME)
@@ -487,18 +494,56 @@ class Snapshot(Closing):
         for status, ours in found.values():
             yield status.st_size, status.st_nlink > len(ours), all(ours)
 
+    @contextmanager
+    def _in_use(self, *, exclusively: bool = False) -> Iterator[None]:
+        """Hold a lock in this context: shared for starts, exclusive for a removal."""
+        try:
+            fd = open_regular(self.directory / NAME)
+        except OSError as error:
+            why = f"{self.directory} no longer has a snapshot: {error.strerror}"
+            raise ImagesError(why) from None
+        try:
+            kind = fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH
+            try:
+                fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                what = "a copy is being started" if exclusively else "it is being removed"
+                raise CriuError(f"the snapshot {self.directory} is in use: {what}") from None
+            if not self._is_same():
+                why = f"{self.directory} has another snapshot than when it was opened; {REOPEN}"
+                raise ImagesError(why, cure=REOPEN)
+            yield
+        finally:
+            unlock_and_close(fd)
+
+    def _is_same(self) -> bool:
+        """Whether the directory still has the snapshot that was opened."""
+        present = _file_of(self.directory)
+        if present != self._opened:  # it can be a copy, or its owner was changed
+            try:
+                if Record.read(self.directory) != self.record:
+                    return False
+            except ImagesError:
+                return False
+            self._opened = present
+        return True
+
     def _next_number(self, until: float | None) -> int:
         """The number for the next start, different for each start of this snapshot.
 
-        A random number of 2**52 or more if the directory is not writable.
+        A random number of 2**52 or more if no counter can be written, or if the directory does not
+        have this snapshot any more, of which a zygote still starts copies.
         """
+        drawn = 2**52 + secrets.randbits(52)
+        if not self._is_same():
+            return drawn
         path = self.directory / COUNTER
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             fd = os.open(path, flags, 0o600)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EROFS):
-                return 2**52 + secrets.randbits(52)
+            if error.errno in UNWRITABLE:
+                return drawn
             raise ImagesError(
                 f"{path} cannot be opened: {error.strerror}; {COUNTER_CURE}",
                 errno=error.errno,
@@ -511,10 +556,24 @@ class Snapshot(Closing):
                 why = f"{path} has no number of a start; {COUNTER_CURE}"
                 raise ImagesError(why, cure=COUNTER_CURE)
             number = int(found or b"0") + 1
-            os.pwrite(fd, b"%d" % number, 0)
+            try:
+                os.pwrite(fd, b"%d" % number, 0)
+            except OSError as error:
+                if error.errno in UNWRITABLE:
+                    return drawn
+                raise
             return number
         finally:
             unlock_and_close(fd)
+
+
+def _file_of(directory: Path) -> tuple[int, int, int] | None:
+    """The identity of the record of a snapshot; None if there is none."""
+    try:
+        status = os.stat(directory / NAME)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _close(*owned: Closing) -> None:
@@ -667,22 +726,3 @@ def _without_result() -> Iterator[None]:
     except BaseException as stop:
         remove_result(stop)
         raise
-
-
-@contextmanager
-def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
-    """Hold a lock in this context: shared for starts, exclusive for a removal."""
-    try:
-        fd = open_regular(directory / NAME)
-    except OSError as error:
-        raise ImagesError(f"{directory} no longer has a snapshot: {error.strerror}") from None
-    try:
-        kind = fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH
-        try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            what = "a copy is being started" if exclusively else "it is being removed"
-            raise CriuError(f"the snapshot {directory} is in use: {what}") from None
-        yield
-    finally:
-        unlock_and_close(fd)

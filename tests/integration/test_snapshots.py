@@ -542,6 +542,7 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("hostname", "x" * 65),
         ("network", "/nowhere"),
         ("network", "/proc/self/status"),
+        ("network", "/proc/self/ns/uts"),
         ("stdout", 2**40),
         ("bufsize", 2**70),
         ("cgroup", "/tmp"),
@@ -781,12 +782,19 @@ def test_bad_programs(tmp_path: Path) -> None:
         ),
         ("import os; os.write(int(os.environ['PYCRIU_NATIVE_GUEST_FD']), b'no')", "wrote b'no'"),
         ("import os; os.close(int(os.environ['PYCRIU_NATIVE_GUEST_FD'])); input()", "has closed"),
+        (
+            "import os; from pycriu_native import guest; parent = os.getpid()\n"
+            "if os.fork(): os._exit(0)\n"
+            "while os.getppid() == parent: pass\n"
+            "guest.wait()",
+            "has ended; a process that it has started calls",
+        ),
     ],
 )
 def test_a_program_that_does_not_park(tmp_path: Path, code: str, message: str) -> None:
     """The error for a program without a call of wait() has its exit status and its output."""
     with pytest.raises(CriuError, match=message):
-        Snapshot.take([sys.executable, "-c", code], tmp_path / "snapshot")
+        Snapshot.take([sys.executable, "-c", code], tmp_path / "snapshot", env=ENVIRONMENT)
     with pytest.raises(DeadlineError, match="has not called"):
         Snapshot.take(["sleep", "1000"], tmp_path / "snapshot", deadline=0.2)
     assert not (tmp_path / "snapshot").exists()
@@ -830,6 +838,36 @@ def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
     assert len(caught.value.problems) == 3
     with pytest.raises(OptionError, match="was not a pipe"):
         kept.start(stdin=PIPE)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (["unshare", "--pid", "--fork", "--kill-child", "setsid"], "first process of a pid"),
+        (["unshare", "--user", "--map-root-user"], "another user namespace"),
+    ],
+)
+def test_a_process_in_other_namespaces(tmp_path: Path, prefix: list[str], message: str) -> None:
+    """A process is refused, and continues, if CRIU could not restore it as a copy."""
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip(f"{prefix[1]} is not available")
+
+    def sleeper(pid: int) -> int | None:
+        """The process that executes ``sleep``, or its descendant."""
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if Path(f"/proc/{pid}/comm").read_text() == "sleep\n":
+            return pid
+        return sleeper(int(below[0])) if below else None
+
+    with subprocess.Popen([*prefix, "sleep", "1000"], stdin=DEVNULL) as process:
+        try:
+            pid = eventually(lambda: sleeper(process.pid), "sleep runs")
+            with pytest.raises(OptionError, match=f"program={pid}: .*{message}"):
+                Snapshot.take(pid, tmp_path / "snapshot", without_guest=True)
+            assert is_alive(pid)
+            assert not (tmp_path / "snapshot").exists()
+        finally:
+            process.kill()
 
 
 def test_a_tree_of_processes(tmp_path: Path) -> None:
