@@ -61,7 +61,8 @@ class Start(NamedTuple):
 
     number: int
     """The number of the start, from 1, different for all copies of a snapshot. A random number of
-    2**52 or more if the snapshot's directory is not writable or full, or has another snapshot. 0 in
+    2**52 or more if the snapshot's directory is not writable or full, or no longer has this
+    snapshot. 0 in
     the original program, if it continues after the snapshot (``leave_running``)."""
     arguments: list[str] | None
     """The arguments, without the program's name; ``sys.argv`` has them too. None: unchanged."""

@@ -255,6 +255,8 @@ class Exchange:
             if self._deadline is not None:
                 seconds = max(0.0, self._deadline - time.monotonic())
                 remaining = int(min(seconds * 1000, MAX_WAIT - 1)) + 1
+                if self.stopped_by is not None:
+                    remaining = min(remaining, 100)  # CRIU may begin another script
             result = native.pn_receive(receiver, 0 if ended else remaining)
             while self._cancels:
                 self._stop(self._cancels.popleft())
@@ -268,6 +270,9 @@ class Exchange:
             if result == native.PN_RECEIVED_TIMEOUT:
                 if self._is_late():
                     self._deadline_passed()
+                elif self.stopped_by is not None and self._break_off is not None:
+                    with contextlib.suppress(Exception):
+                        self._break_off(self.tree, True)
             else:
                 # If CRIU has ended meanwhile, its response is in the socket.
                 ended = self.connection.has_ended()

@@ -61,12 +61,17 @@ def end_restored(worker: int, images: str, since: float, known: list[int]) -> li
     return result
 
 
-def end_scripts(worker: int) -> None:
+def end_scripts(worker: int, restored: list[int]) -> None:
     """Kill the action scripts that a worker waits for, and the processes below them.
 
-    CRIU sets a variable in their environment. A script that undoes a network lock is not killed.
+    CRIU sets a variable in their environment, which those below them inherit. A script that undoes
+    a network lock is not killed, and neither is a process that was restored: its program could have
+    been started by an action script.
     """
+    spared = set(process_tree(restored[0])) if restored else set()
     for pid in process_tree(worker)[1:]:
+        if pid in spared:
+            continue
         with contextlib.suppress(OSError):
             variables = read_small(f"/proc/{pid}/environ").split(b"\0")
             if any(map(_of_script, variables)):

@@ -222,7 +222,7 @@ class Run:
 
         request = self._request
         if connection.pid:
-            end_scripts(connection.pid)
+            end_scripts(connection.pid, tree if request.verb is Verb.RESTORE else [])
         if final:
             return
         if connection.pid and request.verb is Verb.RESTORE:

@@ -342,8 +342,8 @@ def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         yield Problem("log_file", opts.log_file, rule)
     elif len(os.fsencode(name)) > 255:
         yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted as a name")
-    elif is_of_set(name) or name.startswith("stats-"):
-        rule = "a name that no image or file of statistics has is accepted: CRIU would overwrite it"
+    elif is_of_set(name) or name in ("stats-dump", "stats-restore"):
+        rule = "a name that no image and no other file of an image set has is accepted"
         yield Problem("log_file", opts.log_file, rule)
     elif directory and not os.path.isdir(from_work_directory(opts, directory)):
         yield Problem("log_file", opts.log_file, "a path in an existing directory is accepted")

@@ -38,6 +38,7 @@ class SetState:
         """None: they cannot be listed."""
         self.place: tuple[int, int] | None = None
         """Device and inode of the directory."""
+        self.listed = time.time_ns()
         with contextlib.suppress(OSError):
             status = os.fstat(directory)
             self.place = status.st_dev, status.st_ino
@@ -61,7 +62,7 @@ class Unchanged(Generic[Result]):
             return kept[1]
         result = make()
         newest = max((max(file[3:]) for file in files), default=0)
-        if newest + TICK_NS < time.time_ns():
+        if newest + TICK_NS < state.listed:
             while len(self._kept) >= MOST:
                 # Another thread may do the same.
                 with contextlib.suppress(StopIteration, KeyError, RuntimeError):

@@ -142,7 +142,9 @@ class ParkedProgram(Closing):
         if not line:
             self._ended()
         if self.process.poll() is not None:
-            raise self._failed("has ended; a process that it has started calls guest.wait()")
+            raise self._failed(
+                "has ended; a process that it has started may have called guest.wait()"
+            )
         self.forks = line == guest.READY_TO_FORK
 
     def _ended(self) -> None:

@@ -28,7 +28,7 @@ from .._system.descriptors import link, opened_directory
 from .._system.file_lock import lock, unlock_and_close
 from .._system.process import is_running, leader_of
 from .._system.process_snapshot import Process as SeenProcess
-from .._system.process_snapshot import Tree
+from .._system.process_snapshot import Tree, first_namespace
 from .._system.regular_file import replace_file
 from .._transport.base import Via
 from ..enums import Notify
@@ -130,6 +130,9 @@ def _namespace_problems(process: SeenProcess) -> Iterator[Problem]:
     if process.inner("NSpid") == 1:
         rule = "the first process of a pid namespace cannot be started as a copy, which is not that"
         yield Problem("program", process.pid, rule)
+    if process.namespace("time") not in ("", link("/proc/self/ns/time"), first_namespace("time")):
+        rule = "a process of another time namespace than that of this process cannot be started"
+        yield Problem("program", process.pid, rule)
     if process.namespace("user") not in ("", link("/proc/self/ns/user")):
         rule = "a process of another user namespace than that of this process cannot be started"
         yield Problem("program", process.pid, rule)
@@ -214,7 +217,7 @@ class Saving:
         seen, tree = SeenProcess(pid), Tree(pid)
         stdin, stdout, stderr, guest_key = ends.keys
         return Record(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="microseconds"),
             command=_command_of(pid),
             pid=seen.inner("NSpid"),
             processes=len(tree.alive),
@@ -247,6 +250,8 @@ class Saving:
                     keys = _accept_any_file(place, record.pid, ends)
                     changed = dataclasses.replace(record, stream_keys=(keys[0], keys[1], keys[2]))
                     changed.write(place)
+                except CriuError:  # some are an OSError too
+                    raise
                 except OSError as error:
                     why = f"{self.directory} cannot be written: {error.strerror}"
                     raise ImagesError(why, errno=error.errno) from error

@@ -510,6 +510,8 @@ class Snapshot(Closing):
                 what = "a copy is being started" if exclusively else "it is being removed"
                 raise CriuError(f"the snapshot {self.directory} is in use: {what}") from None
             if not self._is_same():
+                if _file_of(self.directory) is None:
+                    raise ImagesError(f"{self.directory} no longer has a snapshot")
                 why = f"{self.directory} has another snapshot than when it was opened; {REOPEN}"
                 raise ImagesError(why, cure=REOPEN)
             yield

@@ -240,22 +240,29 @@ def test_many_signals(orphans: None, spawn: Spawn, images: Path) -> None:
 
 @pytest.mark.parametrize("moment", [Notify.PRE_DUMP, Notify.POST_DUMP, *RESTORE])
 def test_a_script_that_does_not_end(
-    orphans: None, spawn: Spawn, images: Path, tmp_path: Path, moment: Notify
+    orphans: None,
+    spawn: Spawn,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: Notify,
 ) -> None:
-    """An interruption ends the action script that CRIU waits for, and CRIU undoes the call or
-    completes it.
+    """An interruption ends the action scripts that CRIU waits for, and CRIU undoes the call or
+    completes it. A program that was started by an action script is not ended.
     """
     releases.required("3.19", "action_scripts")
+    monkeypatch.setenv("CRTOOLS_SCRIPT_ACTION", "post-restore")
     target = spawn()
-    script, fifo = tmp_path / "script", tmp_path / "fifo"
+    script, begun, fifo = (tmp_path / name for name in ("script", "begun", "fifo"))
     os.mkfifo(fifo)
     script.write_text(
         f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = {moment.value} ] || exit 0\n'
-        f"kill -USR1 {os.getpid()}; read line < '{fifo}'\n"
+        f"[ -e '{begun}' ] || {{ : > '{begun}'; kill -USR1 {os.getpid()}; }}\n"
+        f"read line < '{fifo}'\n"
     )
     script.chmod(0o755)
     opts = CriuOpts(images_directory=images)
-    scripted = CriuOpts(images_directory=images, action_scripts=[script])
+    scripted = CriuOpts(images_directory=images, action_scripts=[script] * 2)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

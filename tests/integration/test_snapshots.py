@@ -787,7 +787,7 @@ def test_bad_programs(tmp_path: Path) -> None:
             "if os.fork(): os._exit(0)\n"
             "while os.getppid() == parent: pass\n"
             "guest.wait()",
-            "has ended; a process that it has started calls",
+            "has ended; a process that it has started may have called",
         ),
     ],
 )
@@ -844,6 +844,7 @@ def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
     ("prefix", "message"),
     [
         (["unshare", "--pid", "--fork", "--kill-child", "setsid"], "first process of a pid"),
+        (["unshare", "--time", "--fork", "--kill-child", "setsid"], "another time namespace"),
         (["unshare", "--user", "--map-root-user"], "another user namespace"),
     ],
 )
