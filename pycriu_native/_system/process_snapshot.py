@@ -19,18 +19,13 @@ from .process_tree import process_tree
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
-_FIRST = {"pid": 4026531836, "time": 4026531834, "user": 4026531837}
+_FIRST = {"pid": 4026531836, "user": 4026531837}
 """Inodes of the first namespaces of a system (``PROC_PID_INIT_INO`` and its like)."""
-
-
-def first_namespace(kind: str) -> str:
-    """The first namespace of a kind, as the links in /proc name it."""
-    return f"{kind}:[{_FIRST[kind]}]"
 
 
 def in_first(kind: str) -> bool:
     """Whether the caller's namespace of a kind is the first one of the system."""
-    return link(f"/proc/self/ns/{kind}") == first_namespace(kind)
+    return link(f"/proc/self/ns/{kind}") == f"{kind}:[{_FIRST[kind]}]"
 
 
 def _info(pid: int, number: int) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ from .._system.descriptors import link, opened_directory
 from .._system.file_lock import lock, unlock_and_close
 from .._system.process import is_running, leader_of
 from .._system.process_snapshot import Process as SeenProcess
-from .._system.process_snapshot import Tree, first_namespace
+from .._system.process_snapshot import Tree
 from .._system.regular_file import replace_file
 from .._transport.base import Via
 from ..enums import Notify
@@ -129,9 +129,6 @@ def _namespace_problems(process: SeenProcess) -> Iterator[Problem]:
     """Why CRIU could not restore a process in the namespaces of a copy."""
     if process.inner("NSpid") == 1:
         rule = "the first process of a pid namespace cannot be started as a copy, which is not that"
-        yield Problem("program", process.pid, rule)
-    if process.namespace("time") not in ("", link("/proc/self/ns/time"), first_namespace("time")):
-        rule = "a process of another time namespace than that of this process cannot be started"
         yield Problem("program", process.pid, rule)
     if process.namespace("user") not in ("", link("/proc/self/ns/user")):
         rule = "a process of another user namespace than that of this process cannot be started"

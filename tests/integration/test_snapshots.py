@@ -844,7 +844,6 @@ def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
     ("prefix", "message"),
     [
         (["unshare", "--pid", "--fork", "--kill-child", "setsid"], "first process of a pid"),
-        (["unshare", "--time", "--fork", "--kill-child", "setsid"], "another time namespace"),
         (["unshare", "--user", "--map-root-user"], "another user namespace"),
     ],
 )
