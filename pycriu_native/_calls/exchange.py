@@ -41,6 +41,9 @@ MAX_WAIT = 2**31 - 1
 GRACE = 10.0
 """Seconds for CRIU to undo its work after a cancel, before its worker is killed."""
 
+BETWEEN_SCRIPTS = 100
+"""Milliseconds between two looks for action scripts while CRIU undoes its work."""
+
 POLL, SLOW_POLL = 0.001, 0.01
 """Seconds between two checks whether CRIU has stopped the processes of a pre-dump, at first and
 later. A tracer in a pid namespace that is not visible here is not seen."""
@@ -92,11 +95,13 @@ class Exchange:
         """``when_sent`` is called once CRIU has the request; the notifications go to what it
         returns. ``when_written`` is called with ``tree`` after a dump has written all images,
         before the hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
-        ``break_off`` is called with ``tree`` when the call is cancelled, and with whether CRIU can
-        no longer undo the call: it makes CRIU fail at once. ``when_frozen`` is called with ``tree``
-        when that is frozen for a dump, before CRIU reads its memory, with the same effect of an
-        error (CRIU 3.19). ``awaits_stop`` is called repeatedly, before CRIU's first message, until
-        it returns True. ``watched``: ``when_sent`` returns something.
+        ``break_off`` is called with ``tree`` when the call is cancelled: it makes CRIU fail at
+        once. With True as second argument it ends action scripts only: if CRIU can no longer undo
+        the call, and repeatedly after the first time, for the scripts that CRIU runs next.
+        ``when_frozen`` is called with ``tree`` when that is frozen for a dump, before CRIU reads
+        its memory, with the same effect of an error (CRIU 3.19). ``awaits_stop`` is called
+        repeatedly, before CRIU's first message, until it returns True. ``watched``: ``when_sent``
+        returns something.
         """
         self.connection = connection
         self.verb = verb
@@ -256,7 +261,7 @@ class Exchange:
                 seconds = max(0.0, self._deadline - time.monotonic())
                 remaining = int(min(seconds * 1000, MAX_WAIT - 1)) + 1
                 if self.stopped_by is not None:
-                    remaining = min(remaining, 100)  # CRIU may begin another script
+                    remaining = min(remaining, BETWEEN_SCRIPTS)
             result = native.pn_receive(receiver, 0 if ended else remaining)
             while self._cancels:
                 self._stop(self._cancels.popleft())

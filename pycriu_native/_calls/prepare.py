@@ -29,9 +29,6 @@ NOTIFYING = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs with notifications, whose responses can make CRIU undo the call. (A page server would send
 one after its response or before, to a socket that may be closed.)"""
 
-FREEZING = 10
-"""CRIU's default of ``timeout``, in seconds."""
-
 SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
 
 CREATING = (Verb.DUMP, Verb.PRE_DUMP, *SERVERS, Verb.CPUINFO_DUMP)
@@ -158,11 +155,15 @@ def _set_by_call(handle: Handle, request: Request) -> None:
         handle.set_wire("rst_sibling", True)
     if request.pid is not None:
         handle.set(BY_WIRE["pid"], request.pid)
-    deadline = FREEZING if request.deadline is None else request.deadline
-    saves = request.verb in (Verb.DUMP, Verb.PRE_DUMP)
-    if saves and deadline < FREEZING and request.opts.timeout is None:
+    deadline, timeout = request.deadline, BY_WIRE["timeout"]
+    if (
+        request.verb in (Verb.DUMP, Verb.PRE_DUMP)
+        and request.opts.timeout is None
+        and deadline is not None
+        and deadline < cast(int, timeout.default)
+    ):
         # An interruption does not end CRIU's wait for a process that does not stop.
-        handle.set(BY_WIRE["timeout"], max(1, math.ceil(deadline)))
+        handle.set(timeout, max(1, math.ceil(deadline)))
 
 
 def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | None:

@@ -90,7 +90,7 @@ def by_arguments(request: Request) -> Iterator[Problem]:
 
 
 def by_caller(request: Request) -> Iterator[Problem]:
-    """A tree that contains the caller, which would be killed with it, and a pid of no process."""
+    """A tree that contains the caller, which would be killed with it; the number of a thread."""
     pid = request.pid
     if request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
         return

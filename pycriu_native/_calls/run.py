@@ -214,16 +214,16 @@ class Run:
         )
 
     def _break_off(
-        self, connection: Connection, directories: Directories, tree: list[int], final: bool
+        self, connection: Connection, directories: Directories, tree: list[int], only_scripts: bool
     ) -> None:
-        """Make CRIU's work fail before its next notification; if ``final``, only its scripts."""
+        """Make CRIU's work fail before its next notification, or end only its action scripts."""
         with no_fork:
             from .interrupt import end_restored, end_scripts, fail_writes  # few are interrupted
 
         request = self._request
         if connection.pid:
             end_scripts(connection.pid, tree if request.verb is Verb.RESTORE else [])
-        if final:
+        if only_scripts:
             return
         if connection.pid and request.verb is Verb.RESTORE:
             images, _ = _paths(directories, request, None)

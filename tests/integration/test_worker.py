@@ -44,11 +44,13 @@ from pycriu_native import (
     version,
 )
 from pycriu_native._calls.request import Request
+from pycriu_native._support.pidfd import reap
+from pycriu_native._transport.process import ChildProcess
 
 from .conftest import Spawn
 from .support import releases
 from .support.leftovers import Snapshot
-from .support.processes import PATIENCE, Target, free_pid
+from .support.processes import PATIENCE, Target, eventually, free_pid
 
 
 def _program(path: Path, text: str, mode: int = 0o755) -> Path:
@@ -367,7 +369,8 @@ def _reaping_in_a_handler() -> Iterator[list[int]]:
 
     before = signal.signal(signal.SIGCHLD, reap)
     try:
-        yield reaped
+        with _is_reaped_by(reaped):
+            yield reaped
     finally:
         signal.signal(signal.SIGCHLD, before)
 
@@ -388,29 +391,55 @@ def _reaping_in_a_thread() -> Iterator[list[int]]:
     thread = threading.Thread(target=reap)
     thread.start()
     try:
-        yield reaped
+        with _is_reaped_by(reaped):
+            yield reaped
     finally:
         over.set()
         thread.join()
 
 
-@pytest.mark.parametrize("reaping", [_reaping_in_a_handler, _reaping_in_a_thread])
+@contextlib.contextmanager
+def _is_reaped_by(reaped: list[int]) -> Iterator[None]:
+    """Another child, which shows that all are reaped: a busy machine can reap no worker so."""
+    pid = os.posix_spawnp("true", ["true"], os.environ)
+    yield
+    eventually(lambda: pid in reaped, "the other child is reaped")
+
+
+@contextlib.contextmanager
+def _reaping_first() -> Iterator[list[int]]:
+    """Something that reaps each worker before the call does."""
+    reaped: list[int] = []
+
+    def late(pidfd: int) -> int | None:
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        assert ended is not None
+        reaped.append(ended.si_pid)
+        return reap(pidfd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{ChildProcess.__module__}.reap", late)
+        yield reaped
+
+
+@pytest.mark.parametrize("reaping", [_reaping_in_a_handler, _reaping_in_a_thread, _reaping_first])
 def test_another_thread_reaps_the_worker(
     spawn: Spawn,
     images: Path,
     reaping: Callable[[], contextlib.AbstractContextManager[list[int]]],
 ) -> None:
     """Dumps succeed and failures are reported, although the worker's exit status is
-    sometimes lost: on a busy machine the call mostly reaps its worker first.
+    sometimes lost.
     """
     target = spawn()
     opts = CriuOpts(images_directory=images, leave_running=True)
-    with reaping():
+    with reaping() as reaped:
         for _ in range(20):
             dump(target.pid, opts)
             with pytest.raises(WorkerDiedError, match="ended before it responded") as caught:
                 dump(target.pid, opts, via=Worker(program="/bin/false"))
             assert caught.value.status in (1, None)
+    assert reaped
     assert target.runs_on()
 
 
