@@ -118,3 +118,28 @@ def test_a_disk_that_becomes_full(
     assert no.value.errno == errno.ENOSPC
     assert target.runs_on()
     assert not (tmp_path / "app").exists()
+
+
+def test_an_error_of_the_images_keeps_its_message(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of this library is not that of a disk, though it is an ``OSError`` as well."""
+
+    def damaged(*_: object) -> None:
+        raise ImagesError("files.img is damaged")
+
+    target = spawn(start_new_session=True)
+    monkeypatch.setattr(Record, "write", damaged)
+    with pytest.raises(ImagesError, match=r"files\.img is damaged"):
+        Snapshot.take(target.pid, tmp_path / "app", without_guest=True)
+    assert target.runs_on()
+
+
+def test_two_snapshots_of_one_process(spawn: Spawn, tmp_path: Path) -> None:
+    """They differ, also if they were taken within one second."""
+    pid = spawn(start_new_session=True).pid
+    records = [
+        Snapshot.take(pid, tmp_path / name, without_guest=True, leave_running=True).record
+        for name in ("one", "two")
+    ]
+    assert records[0] != records[1]
