@@ -63,7 +63,7 @@ def test_from_podman_to_here_and_back(engine: Podman, tmp_path: Path) -> None:
     """
     name = engine.run()
     engine.counts(name)
-    engine("container", "checkpoint", f"--export={tmp_path / 'theirs.tar.gz'}", name)
+    engine.checkpoint(name, tmp_path / "theirs.tar.gz")
     first = engine.numbers(name)
     engine("rm", name)
 

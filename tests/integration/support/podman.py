@@ -123,10 +123,15 @@ class Podman:
             pytest.skip(f"podman runs no container here: {done.stderr.strip()}")
         return name
 
+    def checkpoint(self, name: str, archive: Path, *options: str) -> None:
+        """Checkpoint a container into an archive."""
+        arguments = ("container", "checkpoint", f"--export={archive}", *options, name)
+        files = self.directory / "storage" / "vfs-containers" / self.id(name) / "userdata"
+        repeated(lambda: self(*arguments), files / "dump.log")
+
     def export(self, name: str, archive: Path, *options: str) -> None:
         """Checkpoint a container into an archive, and remove it."""
-        arguments = ("container", "checkpoint", f"--export={archive}", *options, name)
-        repeated(lambda: self(*arguments))
+        self.checkpoint(name, archive, *options)
         self("rm", "--force", name)
 
     def restored(self, archive: Path, name: str) -> None:
