@@ -153,8 +153,9 @@ SANITIZED := build/sanitized
 test-sanitized: test-libraries build ## run the unit tests of the C code and of messages under sanitizers
 	@rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
-	cp -r build_ffi.py setup.py pycriu_native_main.py pyproject.toml README.md LICENSE include native pycriu_native tests docs tools $(SANITIZED)
-	rm -f $(SANITIZED)/pycriu_native/_native/*.so
+	# Without caches of Python, which programs beside this one write.
+	tar -c --exclude=__pycache__ --exclude='*.so' build_ffi.py setup.py pycriu_native_main.py pyproject.toml README.md \
+		LICENSE include native pycriu_native tests docs tools | tar -x -C $(SANITIZED)
 	set -a
 	. ./.criu
 	python=$$PWD/$(VENV)/bin/python
