@@ -365,21 +365,24 @@ docs-serve: docs ## build the site, and serve it on http://127.0.0.1:8000/ until
 .PHONY: build
 build: $(VENV)/.installed $(VENV)/.extra-test ## create the virtual environment with the library and the test packages
 
-# build/fresh has the complete output; printed are the steps, skipped tests with reasons, and failures.
+# Three runs at a time, because most tests wait most of the time. build/fresh has the complete output;
+# printed are the steps, skipped tests with reasons, and failures.
 FRESH := build/fresh
 .PHONY: test-fresh
-test-fresh: ## run demo and tests in new Debian 12, 13 and forky roots, as root and by sudo (an hour)
+test-fresh: ## run demo and tests in new Debian 12, 13 and forky roots, as root and by sudo (two hours)
 	@mkdir -p $(FRESH)
-	failed=()
-	for run in 'bookworm demo test demo' 'bookworm --user demo test-unit' \
-		'trixie demo test demo' 'trixie --user demo test demo' \
-		'forky demo test demo' 'forky --user demo test-unit'; do
-		read -r -a words <<<"$$run"
-		log=$(FRESH)/$${run// /-}.log
-		tools/fresh-root "$${words[@]}" &>"$$log" || failed+=("$$run: $$log")
+	run() {
+		local name="$$*" status=0
+		local log=$(FRESH)/$${name// /-}.log
+		tools/fresh-root "$$@" &>"$$log" || status=$$?
 		grep -E '^(fresh-root: |skipped [0-9]+: |FAILED |ERROR )|^=+ .* in [0-9.]+s' "$$log" || true
-	done
-	(($${#failed[@]} == 0)) || { printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; }
+		((status == 0)) || echo "failed: $$name: $$log" >&2
+		return "$$status"
+	}
+	export -f run
+	printf '%s\n' 'bookworm demo test demo' 'trixie --user demo test demo' 'forky demo test demo' \
+		'trixie demo test demo' 'bookworm --user demo test-unit' 'forky --user demo test-unit' |
+		xargs --max-procs=3 --replace bash -c 'run {}'
 
 # The libraries and programs that CRIU's tests are compiled with.
 ZDTM_PACKAGES := gcc curl xz-utils protobuf-compiler protobuf-c-compiler libprotobuf-c-dev \
