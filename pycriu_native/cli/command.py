@@ -297,8 +297,3 @@ class Command(click.Command):
 
 def _is_criu(param: click.Parameter) -> bool:
     return isinstance(param, option_parameters.FieldOption | option_parameters.ServerOption)
-
-
-def by_name(*commands: click.Command) -> dict[str, click.Command]:
-    """The commands of a module, by their names."""
-    return {command.name or "": command for command in commands}

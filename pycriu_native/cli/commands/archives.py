@@ -12,7 +12,7 @@ from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
 from ...errors import CriuError, OptionError, Problem
 from .. import parameters, streams
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..errors import extra
 from ..exit_codes import Exit
 from ..text import safe, size
@@ -159,6 +159,3 @@ def _verify(call: Call, directory: str, digest: str | None) -> Exit:
     verify(directory, digest)
     body = {"directory": directory, "sha256": digest}
     return call.out.result(body, safe(f"{directory} matches its manifest"))
-
-
-COMMANDS = by_name(_pack, _unpack, _seal, _verify)

@@ -14,7 +14,7 @@ from ...enums import Verb
 from ...findings import lines
 from ...options.flags import to_flags
 from .. import json_form, parameters
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..errors import CONFIG, in_flags
 from ..exit_codes import Exit
 from ..option_parameters import CLEAR_TEXT
@@ -130,6 +130,3 @@ def command_line(pid: int, opts: CriuOpts) -> list[str] | None:
     if isinstance(opts.page_server, PageServer) and opts.page_server.clear_text:
         words.append(CLEAR_TEXT)
     return None if problems else words
-
-
-COMMANDS = by_name(_doctor, _preflight)

@@ -16,7 +16,7 @@ from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
 from .. import image_summary, json_form, parameters, progress, streams
 from ..action_scripts import ACTION_SCRIPT
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, count, details, micro, pids, safe, size, time
 
@@ -253,6 +253,3 @@ def _hint(call: Call, result: DumpResult) -> None:
             "before that fails"
         )
     call.hint_at_feature_cache()
-
-
-COMMANDS = by_name(_dump, _pre_dump)

@@ -17,7 +17,7 @@ from ...enums import Verb
 from ...results import PAGE
 from .. import image_summary, json_form, parameters, progress, streams
 from ..action_scripts import ACTION_SCRIPT
-from ..command import Call, Command, Interrupted, by_name
+from ..command import Call, Command, Interrupted
 from ..exit_codes import CALL_EXITS, Exit
 from ..output import complete
 from ..text import details, micro, pids, safe, size, time
@@ -203,6 +203,3 @@ def _text(result: RestoreResult, where: str, processes: str | None = None) -> st
         ("log", safe(result.log) if result.log else None),
     ]
     return details(f"restored pid {result.pid} from {where}", rows)
-
-
-COMMANDS = by_name(_restore)

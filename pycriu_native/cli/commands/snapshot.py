@@ -18,7 +18,7 @@ from ...snapshots import Record, Snapshot, SnapshotProcess, list_snapshots
 from ...snapshots.parked import LAST_OUTPUT
 from ...snapshots.processor_level import LEVELS
 from .. import progress
-from ..command import Call, Command, Group, Interrupted, by_name
+from ..command import Call, Command, Group, Interrupted
 from ..exit_codes import CALL_EXITS, Exit
 from ..parameters import directory_argument, flag, option
 from ..shared_options import DEADLINE
@@ -312,5 +312,3 @@ SNAPSHOTS = Group(
     help="List, inspect and remove snapshots.",
     commands=[_list, _inspect, _remove],
 )
-
-COMMANDS = by_name(_snapshot, _start, SNAPSHOTS)
