@@ -11,10 +11,11 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import IO, Any, AnyStr, Protocol, Self, cast
+from typing import IO, Any, AnyStr, Self, cast
 
 from .._support.forked_child import forgets
 from .._support.unpatched import RLock, readable
+from .child import Child
 from .copy_request import CopyRequest
 from .guest_socket import GuestSocket
 from .record import Record
@@ -24,20 +25,6 @@ from .timings import StartTimings
 CHUNK = 65536
 PIPE_PART = select.PIPE_BUF
 """Bytes that can be written to a pipe without blocking when it is writable."""
-
-
-class Child(Protocol):
-    """A process whose exit status this process can read."""
-
-    pid: int
-    pidfd: int
-    """A descriptor that is readable after the process has ended."""
-
-    def status(self) -> int | None:
-        """Its exit status, negative for a signal; None while it runs. Reaps it."""
-
-    def close(self, *, wait: bool) -> bool:
-        """End the remaining processes; with ``wait`` reap them. Returns whether all ended."""
 
 
 class SnapshotProcess(subprocess.Popen[AnyStr]):
@@ -234,7 +221,9 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
                 if remaining is not None and remaining <= 0:
                     assert timeout is not None
                     raise subprocess.TimeoutExpired(
-                        self.args, timeout, *(self._so_far(each) or None for each in self._both())
+                        self.args,
+                        timeout,
+                        *(self._so_far(each) or None for each in (self.stdout, self.stderr)),
                     )
                 for key, _ in selector.select(remaining):
                     if key.fileobj is self.stdin:
@@ -243,9 +232,6 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
                         self._output[key.fileobj].append(data)
                     else:
                         selector.unregister(key.fileobj)
-
-    def _both(self) -> tuple[Any, Any]:
-        return self.stdout, self.stderr
 
     def _so_far(self, stream: object) -> bytes | None:
         return None if stream is None or self._output is None else b"".join(self._output[stream])

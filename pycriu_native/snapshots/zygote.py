@@ -17,14 +17,14 @@ from .. import guest
 from .._support.closing import Closing
 from .._support.forked_child import forgets
 from .._support.lazy import socket
-from .._support.unpatched import Lock, close, readable
+from .._support.unpatched import Lock, readable
 from .._system.descriptors import descriptor_info
 from .._system.socket_pair import pair
 from ..errors import CriuError, DeadlineError, Problem
 from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
-from .child import PidfdChild
+from .child import Child
 from .copy_request import CopyRequest, send_line
-from .process import Child, SnapshotProcess, end, reap_unowned
+from .process import SnapshotProcess, end, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root
 from .streams import Stream, Streams, refuse
@@ -46,21 +46,13 @@ PATIENCE = 5.0
 """Seconds to wait for its end after it has closed its socket."""
 
 
-class ForkedChild(PidfdChild):
+class ForkedChild(Child):
     """A copy that a zygote has forked; a child of this process."""
 
     def __init__(self, pidfd: int, zygote: Zygote) -> None:
         super().__init__(int(descriptor_info("self", pidfd)["Pid"][0]), pidfd)
         self._zygote = zygote
         """A reference that keeps the zygote alive: its end would end the copy."""
-
-    def close(self, *, wait: bool) -> bool:
-        """End the process, and close its pidfd."""
-        if self.pidfd >= 0:
-            self.end()
-            close(self.pidfd)
-            self.pidfd = -1
-        return True
 
 
 class ForkRequest:
@@ -85,14 +77,9 @@ class ForkRequest:
                 return False
             self.receive()
         if self._pidfd is not None:
-            PidfdChild(0, self._pidfd).end()
-            close(self._pidfd)
-        self.close()
-        return True
-
-    def close(self) -> None:
-        """Close the socket."""
+            Child(0, self._pidfd).close(wait=True)
         self.answers.close()
+        return True
 
 
 class Zygote(Closing):
@@ -213,7 +200,7 @@ class Zygote(Closing):
             send_line(ours, given.line(number), given.descriptors)
             self._copies.add(child)
             kept.pop_all()
-            request.close()
+            request.answers.close()
         timings = watch.timings(number, "zygote")
         return SnapshotProcess(given, child, streams.parent, timings, self._record, self._snapshot)
 
@@ -295,4 +282,4 @@ def _end(owned: ExitStack, copies: Iterable[ForkedChild], late: Iterable[ForkReq
         copy.end()  # otherwise its exit status would be lost
     owned.close()
     for request in late:
-        request.close()
+        request.answers.close()
