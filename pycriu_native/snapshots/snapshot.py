@@ -51,7 +51,7 @@ from .arguments import (
     text_mode,
 )
 from .copy_request import CopyRequest, is_open
-from .deleted_files import one_at_a_time
+from .locks import one_at_a_time, wait_for_lock
 from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
@@ -65,7 +65,6 @@ from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, refuse
 from .timings import Stopwatch
 from .uninterrupted import uninterrupted
-from .waiting_lock import wait_for_lock
 from .work_directories import WorkDirectories
 from .zygote import Zygote, zygote_problems
 
