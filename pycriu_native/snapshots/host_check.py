@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .._calls.verbs import version
-from .._support.kernel_text import read_text
+from .._system.host import read
 from .._system.process_snapshot import Tree
 from .._system.processor import cpu_flags
 from .._transport.base import Via
@@ -35,15 +35,10 @@ def criu_version(via: Via) -> Version:
 
 def this_host() -> Host:
     """The description of this machine."""
-    try:
-        machine_id = read_text("/etc/machine-id").strip()
-    except OSError:
-        machine_id = ""
-    system = os.uname()
     return Host(
-        machine_id=machine_id,
+        machine_id=read("/etc/machine-id").strip(),
         architecture=platform.machine(),
-        kernel=system.release,
+        kernel=os.uname().release,
         cpu_flags=tuple(sorted(cpu_flags())),
     )
 

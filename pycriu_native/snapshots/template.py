@@ -33,6 +33,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -355,7 +356,7 @@ class _Preparation:
 
     def _add(self, vma: Any, runs: Sequence[Stored], files: dict[str, int]) -> None:
         """Add a mapping as a region of the template."""
-        begin = bisect.bisect_right(runs, vma.start, key=_end)
+        begin = bisect.bisect_right(runs, vma.start, key=itemgetter(1))
         for start, end, page_map, offset in itertools.islice(runs, begin, None):
             if start >= vma.end:
                 break
@@ -452,10 +453,6 @@ def outside(runs: Iterable[Stored], ranges: Iterable[tuple[int, int]]) -> Iterat
                 at = until
             else:
                 at = min(last, end)
-
-
-def _end(run: Stored) -> int:
-    return run[1]
 
 
 def checksum(fd: int, size: int) -> int:
