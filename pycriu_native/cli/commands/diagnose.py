@@ -114,7 +114,7 @@ def _preflight(
     text = in_flags("\n".join(map(safe, str(result).splitlines())))
     if words is not None:
         text += f"\ntry: {shlex.join(words)}"
-    body = json_form.fields(result) | {"command": words}
+    body = json_form.plain(result) | {"command": words}
     return call.out.answer(body, text, code=Exit.DONE if works else Exit.NO)
 
 

@@ -124,7 +124,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
         *_numbers(result.statistics),
         ("whole call", time(result.duration)),
     ]
-    body = json_form.fields(result) | {"stream": stream, "stream_bytes": written}
+    body = json_form.plain(result) | {"stream": stream, "stream_bytes": written}
     headline = f"{what} into {safe(stream)}"
     return call.out.result(body, details(headline, rows))
 
@@ -195,7 +195,8 @@ def _table(result: DumpItersResult) -> str:
 def shape(result: DumpResult) -> dict[str, Any]:
     """The result for ``--json``."""
     images = image_summary.size_of(result.images)
-    return json_form.fields(result) | {
+    return {
+        **json_form.plain(result),
         "pids": image_summary.pids_in(result.images),
         "image_bytes": images.bytes,
         "image_files": images.files,

@@ -107,7 +107,7 @@ def _arguments(call: Call, peer_timeout: float | None, **more: Any) -> dict[str,
 
 
 def _shape(result: MigrationResult) -> dict[str, Any]:
-    return json_form.fields(result) | {"bytes": result.bytes}
+    return {**json_form.plain(result), "bytes": result.bytes}
 
 
 def _text(result: MigrationResult, headline: str) -> str:

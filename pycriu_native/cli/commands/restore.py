@@ -116,7 +116,7 @@ def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
         result = restore_stream(call.opts, source, **call.arguments)
     parameters.write_pidfile(pidfile, result.pid)
     where = "standard input" if stream == streams.STANDARD else safe(stream)
-    return call.out.result(json_form.fields(result) | {"stream": stream}, _text(result, where))
+    return call.out.result(json_form.plain(result) | {"stream": stream}, _text(result, where))
 
 
 def _in_foreground(pid: int) -> None:
@@ -178,7 +178,7 @@ def _until_end(call: Call, pid: int, *, is_job: bool = False) -> int:
 
 def shape(result: RestoreResult) -> dict[str, Any]:
     """The result for ``--json``."""
-    return json_form.fields(result) | {"pids": image_summary.pids_in(result.images)}
+    return {**json_form.plain(result), "pids": image_summary.pids_in(result.images)}
 
 
 def text(result: RestoreResult) -> str:
