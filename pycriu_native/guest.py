@@ -237,10 +237,7 @@ def _channels() -> list[int]:
 def _answer(descriptor: int, line: bytes, fds: list[int]) -> None:
     import socket
 
-    with (
-        socket.socket(fileno=os.dup(descriptor)) as answer,
-        contextlib.suppress(OSError),  # the peer has closed the socket
-    ):
+    with _socket(descriptor) as answer, contextlib.suppress(OSError):  # the peer has closed it
         socket.send_fds(answer, [line], fds)
 
 

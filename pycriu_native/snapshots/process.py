@@ -10,6 +10,7 @@ import selectors
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, AnyStr, Self, cast
 
@@ -19,7 +20,7 @@ from .child import Child
 from .copy_request import CopyRequest
 from .guest_socket import GuestSocket
 from .record import Record
-from .streams import ParentEnds, rest_of
+from .streams import rest_of
 from .timings import StartTimings
 
 CHUNK = 65536
@@ -44,7 +45,7 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         self,
         given: CopyRequest,
         child: Child,
-        ends: ParentEnds,
+        ends: Mapping[str, int],
         timings: StartTimings,
         record: Record,
         snapshot: Path,
@@ -81,9 +82,9 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         self._output: dict[Any, list[bytes]] | None = None
         self._results: dict[Any, Any] = {}
         """The whole outputs of the streams that :meth:`communicate` has read."""
-        self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.stdin, "w"))
-        self.stdout = cast("IO[AnyStr] | None", mode.opened(ends.stdout, "r"))
-        self.stderr = cast("IO[AnyStr] | None", mode.opened(ends.stderr, "r"))
+        self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.get("stdin"), "w"))
+        self.stdout = cast("IO[AnyStr] | None", mode.opened(ends.get("stdout"), "r"))
+        self.stderr = cast("IO[AnyStr] | None", mode.opened(ends.get("stderr"), "r"))
         forgets(self)
 
     def forget(self) -> None:

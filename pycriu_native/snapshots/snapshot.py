@@ -442,9 +442,9 @@ class Snapshot(Closing):
         ends the copy, and so does an exception in the block, such as that of a timeout. ``limit``
         is the limit of the readers of its output, as for ``asyncio.create_subprocess_exec``.
         """
-        from .aio_process import starting  # asyncio takes long to load
+        from .aio_process import Starting  # asyncio takes long to load
 
-        return starting(self.start, args, limit, options)
+        return Starting(self.start, args, limit, options)
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """The reasons why the snapshot cannot start on this machine.

@@ -119,7 +119,7 @@ class Zygote(Closing):
             passed.enter_context(theirs)
             # CRIU accepts pipes as replacements of sockets, pipes and files.
             streams = Streams.made((PIPE, PIPE, PIPE), kept, passed)
-            self._errors = streams.parent.stderr
+            self._errors = streams.parent["stderr"]
             inodes = [os.fstat(each).st_ino for each in streams.child]
             send_line(self._control, json.dumps({"zygote": inodes}).encode() + b"\n")
             self._child = restore_root(record, streams.child, theirs.fileno(), where, Stopwatch())
@@ -208,9 +208,9 @@ class Zygote(Closing):
         self, args: Sequence[Text] | None = None, *, limit: int = 2**16, **options: Any
     ) -> Starting:
         """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""
-        from .aio_process import starting  # asyncio takes long to load
+        from .aio_process import Starting  # asyncio takes long to load
 
-        return starting(self.start, args, limit, options)
+        return Starting(self.start, args, limit, options)
 
     def _forked(self, request: ForkRequest, until: float | None) -> int:
         """Receive the pidfd of a copy over its socket."""
@@ -236,7 +236,6 @@ class Zygote(Closing):
     def _ended(self) -> CriuError:
         """The exception for a zygote that has ended, with its exit status."""
         readable(self._child.pidfd, seconds=PATIENCE)
-        assert self._errors is not None
         output = os.read(self._errors, LINE) if readable(self._errors) else b""
         shown = output.decode(errors="replace").strip()
         message = f"the zygote ended with status {self._child.status()}"
