@@ -27,16 +27,7 @@ from .action_scripts import run_scripts
 from .errors import in_flags
 from .exit_codes import CALL_EXITS, Exit, exit_of
 from .output import Output
-from .parameters import one_pid
-from .shared_options import (
-    CONFIG_FILE,
-    DEADLINE,
-    HELP,
-    HELP_ALL,
-    OUTPUT,
-    REACH,
-    help_option,
-)
+from .parameters import CONFIG_FILE, DEADLINE, HELP, HELP_ALL, OUTPUT, REACH, help_option, one_pid
 
 HELP_WIDTH = 100
 SETTINGS = {"help_option_names": HELP, "max_content_width": HELP_WIDTH}

@@ -20,8 +20,7 @@ from ...snapshots.processor_level import LEVELS
 from .. import progress
 from ..command import Call, Command, Group, Interrupted
 from ..exit_codes import CALL_EXITS, Exit
-from ..parameters import directory_argument, flag, option
-from ..shared_options import DEADLINE
+from ..parameters import DEADLINE, directory_argument, flag, option
 from ..text import columns, details, safe, size
 
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
