@@ -45,7 +45,7 @@ class RestoreRequest:
     place: Place
     opts: CriuOpts
     via: Via
-    fork_server: ForkServer | None
+    fork_server: ForkServer | None = None
     """That of ``via``, if a worker of it is as it must be."""
     work_directories: WorkDirectories
     deadline: float | None

@@ -382,7 +382,6 @@ class Snapshot(Closing):
                     place=place,
                     opts=_for_start(opts),
                     via=chosen,
-                    fork_server=None,
                     work_directories=work_directories,
                     deadline=deadline,
                 )

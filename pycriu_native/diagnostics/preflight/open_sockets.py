@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 
+from ..._support.cached_property import cached_property
 from ..._support.sockets import of_another
 from ..._system.descriptors import copied
 from ..._system.inet_sockets import InetSocket, inet_sockets
@@ -67,14 +68,11 @@ class Tables:
     def __init__(self, process: Process) -> None:
         self.process = process
         self._read: dict[str, dict[int, InetSocket]] = {}
-        self._unix: dict[int, UnixSocket] | None = None
 
-    @property
+    @cached_property
     def unix(self) -> dict[int, UnixSocket]:
         """Unix sockets by inode."""
-        if self._unix is None:
-            self._unix = unix_sockets(self.process)
-        return self._unix
+        return unix_sockets(self.process)
 
     def inet(self, table: str, inode: int) -> InetSocket | None:
         """An internet socket, by the name of its table in /proc/PID/net."""
