@@ -93,7 +93,6 @@ class Group(click.Group):
                 command.title = f"{name} {command.name}"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line."""
         try:
             return super().parse_args(ctx, args or ["--help"])
         except click.NoSuchOption as error:
@@ -172,7 +171,6 @@ class Command(click.Command):
         return made
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line."""
         if self.has_fields:
             shared = (CONFIG_FILE, *REACH, DEADLINE)
             options = [each for each in (*self._own, *shared) if isinstance(each, click.Option)]

@@ -36,7 +36,6 @@ def file_option(*names: str, metavar: str = "FILE", **attributes: Any) -> click.
 
 
 def _pid(value: str) -> int:
-    """The number of a process."""
     if not value.isascii() or not value.isdigit() or not is_pid(int(value[:20])):
         raise click.BadParameter(f"{value!r} is not a pid: the number of a process is accepted")
     return int(value)

@@ -71,7 +71,6 @@ class _Bar:
         )
 
     def stop(self) -> None:
-        """Remove the bar."""
         if self._task is not None:
             self._progress.stop()
 

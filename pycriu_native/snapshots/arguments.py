@@ -133,7 +133,6 @@ def absolute(directory: Text) -> str:
 
 
 def directory_problems(cwd: object) -> Iterator[Problem]:
-    """Problems of the argument ``cwd``."""
     try:
         if is_text(cwd) and cwd and os.path.isdir(absolute(cwd)):  # type: ignore[arg-type]
             return

@@ -92,10 +92,7 @@ def _refuse_of_others(path: Path) -> None:
 
 
 def _compared(directory: Path, parents: list[str], name: str, until: float | None) -> list[Part]:
-    """The parts of a process's memory, with None for those that a parent has.
-
-    Raises ``TimeoutError`` at ``until``.
-    """
+    """The parts of a process's memory; None: a parent has it. ``TimeoutError`` at ``until``."""
     parent = Layers(parents, name, HOST_PAGE)
     with OpenPages() as opened:
         result: list[Part] = []
@@ -108,7 +105,6 @@ def _compared(directory: Path, parents: list[str], name: str, until: float | Non
 
 
 def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
-    """The parts of one run of pages."""
     begin, end, _, offset = stored
     at = begin
     for start, theirs, size in parent.pieces(begin, end):
@@ -131,7 +127,6 @@ def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
 
 
 def _rewrite(directory: Path, name: str, parts: list[Part]) -> None:
-    """Replace a page map and its pages."""
     page_map = Layers([str(directory)], name, HOST_PAGE).level(0)
     assert page_map is not None
     image, pages = directory / name, Path(page_map.pages)

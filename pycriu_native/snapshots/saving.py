@@ -105,7 +105,6 @@ def _ends_of_copy(pid: int, socket: GuestSocket, *, forks: bool) -> Ends:
 
 
 def copy_problems(copy: SnapshotProcess[Any], without_guest: bool) -> Iterator[Problem]:
-    """Why a copy cannot be saved."""
     if copy.poll() is not None:
         yield Problem("program", copy, "it has ended")
         return
@@ -233,7 +232,6 @@ class Saving:
     def _write(
         self, pid: int, record: Record, ends: Ends, copy: SnapshotProcess[Any] | None, claim: int
     ) -> None:
-        """Write images and record."""
         self.directory.chmod(0o700)
         # Among the mounts of a copy, its path can lead to another directory.
         place = self.directory if copy is None else Path(f"/proc/self/fd/{claim}")

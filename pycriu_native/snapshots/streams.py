@@ -59,7 +59,6 @@ class OutputPipe(io.FileIO):
         self._returned = data
 
     def readall(self) -> bytes:
-        """Read to the end."""
         data, self._returned = self._returned, b""
         return data + super().readall()
 

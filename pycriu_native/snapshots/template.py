@@ -159,7 +159,6 @@ class Template:
             last = place + length
 
     def write(self, directory: Path) -> None:
-        """Write the description into a set."""
         data = {each.name: getattr(self, each.name) for each in fields(self)}
         data |= {"version": VERSION, "files": [asdict(each) for each in self.files]}
         with open(create_regular(directory / NAME), "w") as file:

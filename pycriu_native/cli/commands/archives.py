@@ -114,10 +114,7 @@ def _stream(
 
 
 def keys_of(path: str) -> list[str]:
-    """The private keys in a file: an age file has one per line, an ssh file is one key.
-
-    Raises ``OptionError`` if it has none.
-    """
+    """The private keys in a file: one a line of age, or one of ssh. ``OptionError`` without any."""
     with open(path, errors="replace") as file:
         text = file.read()
     if "PRIVATE KEY" in text:

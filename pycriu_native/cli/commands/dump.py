@@ -204,7 +204,6 @@ def shape(result: DumpResult) -> dict[str, Any]:
 
 
 def text(result: DumpResult, name: str, done: str) -> str:
-    """The result as text."""
     images = image_summary.size_of(result.images)
     saved = image_summary.pids_in(result.images)
     what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")

@@ -184,7 +184,6 @@ def _sockets_and_mounts(
     processes: Sequence[Process],
     views: Mapping[str, bool],
 ) -> Exit:
-    """Print only the sockets or mounts."""
     body: dict[str, list[Any]] = {}
     parts = []
     if views["sockets"]:

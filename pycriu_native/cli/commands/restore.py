@@ -182,7 +182,6 @@ def shape(result: RestoreResult) -> dict[str, Any]:
 
 
 def text(result: RestoreResult) -> str:
-    """The result as text."""
     saved = image_summary.pids_in(result.images)
     return _text(result, safe(result.images), f"{len(saved)}: {pids(saved)}" if saved else None)
 

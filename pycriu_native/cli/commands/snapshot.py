@@ -286,7 +286,6 @@ def shape(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def text(snapshot: Snapshot) -> str:
-    """The snapshot as text."""
     record = snapshot.record
     rows = [
         ("processes", str(record.processes)),

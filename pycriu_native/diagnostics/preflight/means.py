@@ -44,7 +44,6 @@ def check_options(opts: CriuOpts, pid: int) -> None:
 
 
 def look(context: Context) -> Findings:
-    """Findings on the program, the options and the directories."""
     yield from _program(context)
     yield from _freezer(context.opts)
     yield from _server(context.opts)

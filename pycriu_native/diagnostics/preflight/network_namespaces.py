@@ -1,7 +1,4 @@
-"""Network namespaces that CRIU saves: their devices, and the programs that save them.
-
-``criu/net.c``.
-"""
+"""Network namespaces that CRIU saves: their devices, and the programs for that (``criu/net.c``)."""
 
 from __future__ import annotations
 

@@ -51,7 +51,6 @@ def kind_of(fd: Descriptor) -> str:
 
 
 def kinds(context: Context) -> set[str]:
-    """The kinds of all sockets in the tree."""
     return {kind for _, kind in sockets_of(context)}
 
 

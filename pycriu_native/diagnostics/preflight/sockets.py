@@ -29,7 +29,6 @@ SIOCGSKNS = 0x894C
 
 
 def look(context: Context) -> Findings:
-    """Findings on the sockets of the tree."""
     result = list(sockets_of(context))
     tables = tables_of(context)
     ours = {fd.stat.st_ino for fd, _ in result}

@@ -44,7 +44,6 @@ EVEN_NESTED = ("mnt", "net")
 
 
 def look(context: Context) -> Findings:
-    """Findings on the processes themselves."""
     root = context.tree.root
     exited = list(_nothing_to_dump(root))
     yield from exited
@@ -129,7 +128,6 @@ def _frozen(context: Context) -> Findings:
 
 
 def _stoppable(process: Process) -> Findings:
-    """Findings that prevent CRIU from stopping a process."""
     threads = (status_of(process.pid, thread) for thread in process.threads)
     for tracer in sorted({each.get("TracerPid", "0") for each in threads} - {"", "0"}):
         yield stops(
