@@ -8,29 +8,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .._calls.verbs import version
 from .._system.host import read
 from .._system.process_snapshot import Tree
 from .._system.processor import cpu_flags
-from .._transport.base import Via
 from ..errors import Problem
 from ..results import Version
 from . import processor_level
 from .java_counters import CURE, is_counters
 from .record import Host, MappedFile, Record
-
-_versions: dict[tuple[object, ...], Version] = {}
-"""The release of each program, after the first request."""
-
-
-def criu_version(via: Via) -> Version:
-    """The release of the CRIU of ``via``, requested once for each program."""
-    identity = via.identity()
-    if identity is None:
-        return version(via=via)
-    if identity not in _versions:
-        _versions[identity] = version(via=via)
-    return _versions[identity]
 
 
 def this_host() -> Host:

@@ -18,6 +18,7 @@ from typing import Any
 from .. import guest
 from .._calls.notification import Notification
 from .._calls.progress_state import OnProgress
+from .._calls.requirements import program_version
 from .._calls.verbs import dump
 from .._integrity.dump_marker import UNFINISHED
 from .._integrity.dump_record import record_again
@@ -220,7 +221,7 @@ class Saving:
             guest_key=guest_key,
             guest_fd=ends.guest_fd,
             stream_keys=(stdin, stdout, stderr),
-            criu=str(host_check.criu_version(self.via)),
+            criu=str(program_version(self.via)),
             host=host_check.needed_host(processor),
             files=host_check.mapped_files(tree),
             threads=len(seen.threads),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
-from .._calls.requirements import caller_inside
+from .._calls.requirements import caller_inside, program_version
 from .._calls.verbs import remove_result
 from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
@@ -453,7 +453,7 @@ class Snapshot(Closing):
         snapshot also the time of the last change).
         """
         check_types(CriuOpts(), via, "problems")
-        criu = host_check.criu_version(Worker() if via is None else via)
+        criu = program_version(Worker() if via is None else via)
         return list(host_check.problems(self.record, criu))
 
     def remove(self) -> None:
