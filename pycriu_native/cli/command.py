@@ -127,11 +127,9 @@ class Command(click.Command):
         self.examples = examples
         self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.OUTPUT, Exit.INTERRUPTED, *exits})
         self.verb = verb
-        mask = fields or (VERB_MASK[verb] if verb else None)
-        self.has_fields = mask is not None
         self.also = also
         self._own = params
-        self._mask = mask
+        self._mask = fields or (VERB_MASK[verb] if verb else None)
         self._reaches = reaches
         self._without = without
         super().__init__(
@@ -171,7 +169,7 @@ class Command(click.Command):
         return made
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if self.has_fields:
+        if self._mask:
             shared = (CONFIG_FILE, *REACH, DEADLINE)
             options = [each for each in (*self._own, *shared) if isinstance(each, click.Option)]
             valued = {name for each in options if not each.is_flag for name in each.opts}
@@ -181,7 +179,7 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            runs = not self.has_fields and any(param.nargs == -1 for param in self._own)
+            runs = not self._mask and any(param.nargs == -1 for param in self._own)
             if runs and "--" not in args:
                 text = f"{error.message} Options of the program itself follow '--'."
                 like = error.possibilities
@@ -238,7 +236,7 @@ class Command(click.Command):
         self, ctx: click.Context, out: Output, shared: dict[str, Any], own: dict[str, Any]
     ) -> Call:
         opts = CriuOpts()
-        if self.has_fields:
+        if self._mask:
             command = own.get("command", ())
             verb = self.verb or Verb(own["verb"])
             opts = option_parameters.read(
