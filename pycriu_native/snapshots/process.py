@@ -122,10 +122,9 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         if self.guest is not None:
             self.guest.close()
         if self._child.close(wait=wait):
-            with contextlib.suppress(ValueError):
-                _unowned.remove(self._child)
-        elif self._child not in _unowned:
-            _unowned.append(self._child)
+            _unowned.discard(self._child)
+        else:
+            _unowned.add(self._child)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until the copy ends; return its exit status.
@@ -310,7 +309,7 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
             self.guest.close()
         if child.status() is not None and child.close(wait=False):
             return
-        _unowned.append(child)
+        _unowned.add(child)
         if child.status() is None:
             import warnings
 
@@ -323,7 +322,7 @@ def end(process: SnapshotProcess[Any]) -> None:
         process.kill()
 
 
-_unowned: list[Child] = []
+_unowned: set[Child] = set()
 """Copies whose :class:`SnapshotProcess` was deleted, or whose namespaces have not ended yet."""
 
 
@@ -331,5 +330,4 @@ def reap_unowned() -> None:
     """Reap the copies in ``_unowned`` that have ended."""
     for child in list(_unowned):
         if child.status() is not None and child.close(wait=False):
-            with contextlib.suppress(ValueError):  # another thread has reaped it
-                _unowned.remove(child)
+            _unowned.discard(child)
