@@ -44,7 +44,7 @@ def sockets_of(context: Context) -> Iterator[tuple[Descriptor, str]]:
 
 
 def kind_of(fd: Descriptor) -> str:
-    """The kernel's name of the protocol; empty if the descriptor is closed."""
+    """The kernel's name of the protocol."""
     with contextlib.suppress(OSError):
         return os.getxattr(fd.path, "system.sockprotoname").rstrip(b"\0").decode()
     return "UNIX"  # closed meanwhile: no finding
