@@ -22,7 +22,7 @@ from ..errors import ImagesError
 from ..images.image_directory import parents_of
 from ..images.pages import Layers, OpenPages, Stored
 from .page_files import Part, write_page_map
-from .uninterrupted import is_interrupted
+from .uninterrupted import interruption
 
 PARENT = "parent"
 """CRIU's name for the directory of the parent images."""
@@ -98,7 +98,7 @@ def _compared(directory: Path, parents: list[str], name: str, until: float | Non
         result: list[Part] = []
         for stored in Layers([str(directory)], name, HOST_PAGE).stored():
             for part in _parts(stored, parent, opened):
-                if is_interrupted() or (until is not None and time.monotonic() > until):
+                if interruption() or (until is not None and time.monotonic() > until):
                     raise TimeoutError
                 result.append(part)
         return result

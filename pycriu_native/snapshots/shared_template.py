@@ -14,8 +14,9 @@ from .._transport.connection import Connection
 from .._transport.forkserver import ForkServer
 from .._transport.spawn import SpawnOptions
 from .._transport.worker import Worker
-from ..errors import OptionError, Problem, ProgramError
+from ..errors import Problem, ProgramError
 from .forked_workers import ForkedWorkers
+from .streams import refuse
 from .template import PagesFile, Template, checksum, damaged, prepare_again
 
 
@@ -76,8 +77,7 @@ class SharedTemplate(ForkedWorkers):
         if patience is not None and not (is_seconds(patience) and 0 < patience <= LONGEST_POLL):
             rule = f"a number of seconds above 0, up to {LONGEST_POLL}, is accepted"
             problems.append(Problem("patience", patience, rule))
-        if problems:
-            raise OptionError(problems, verb="share")
+        refuse(problems, "share")
         self.directory = Path(directory).absolute()
         super().__init__(Worker() if worker is None else worker, patience=patience)
 

@@ -52,19 +52,15 @@ def uninterrupted(
         raise
 
 
-def _interruption() -> BaseException | None:
+def interruption() -> BaseException | None:
+    """The exception that interrupts the caller of the present function, if any."""
     work = CALL_RUNNER.get()
     return work.reason if isinstance(work, Work) else None
 
 
-def is_interrupted() -> bool:
-    """Whether the caller of the present function is interrupted."""
-    return _interruption() is not None
-
-
 def check_interrupted() -> None:
-    """Raise the exception that interrupts the caller of the present function, if any."""
-    if (reason := _interruption()) is not None:
+    """Raise :func:`interruption`, if any."""
+    if (reason := interruption()) is not None:
         raise reason
 
 

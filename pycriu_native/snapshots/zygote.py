@@ -125,7 +125,10 @@ class Zygote(Closing):
             self._child = restore_root(record, streams.child, theirs.fileno(), where, Stopwatch())
             kept.callback(self._child.close, wait=True)
             passed.close()
-            self._wait_until_ready(until)
+            if not _wait(self._control, self._child, until):
+                raise DeadlineError("the zygote was not ready in time")
+            if self._control.recv(len(guest.READY)) != guest.READY:
+                raise self._ended()
             self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies, self._late)
             forgets(self)
 
@@ -133,12 +136,6 @@ class Zygote(Closing):
     def pid(self) -> int:
         """The pid in the namespace of this process."""
         return self._child.pid
-
-    def _wait_until_ready(self, until: float | None) -> None:
-        if not _wait(self._control, self._child, until):
-            raise DeadlineError("the zygote was not ready in time")
-        if self._control.recv(len(guest.READY)) != guest.READY:
-            raise self._ended()
 
     def start(
         self,
@@ -255,19 +252,18 @@ class Zygote(Closing):
 
 def zygote_problems(record: Record) -> Iterator[Problem]:
     """Why the program of a snapshot cannot fork copies of itself."""
-    command = " ".join(record.command)
     if not record.forks:
         rule = "a Python program that calls pycriu_native.guest.wait() is accepted"
-        yield Problem("program", command, rule)
     elif record.processes != 1:
         rule = f"it had {record.processes} processes when it was saved; one is accepted"
-        yield Problem("program", command, rule)
     elif record.threads != 1:
         rule = (
             f"it had {record.threads} threads when it was saved, of which a fork has one; start "
             "them after guest.wait() (OPENBLAS_NUM_THREADS=1 disables those of numpy)"
         )
-        yield Problem("program", command, rule)
+    else:
+        return
+    yield Problem("program", " ".join(record.command), rule)
 
 
 def _wait(sock: socket.socket, child: Child, until: float | None) -> bool:
