@@ -13,7 +13,6 @@ from ...archive.pack import pack, unpack
 from ...errors import CriuError, OptionError, Problem
 from .. import parameters, streams
 from ..command import Call, Command
-from ..errors import extra
 from ..exit_codes import Exit
 from ..text import safe, size
 
@@ -56,7 +55,7 @@ def _pack(call: Call, directory: str, archive: str, overwrite: bool, **settings:
     if archive != streams.STANDARD:
         parameters.check_new(archive, overwrite)
     try:
-        with extra("archive"), _stream(archive, "wb") as target:
+        with _stream(archive, "wb") as target:
             total = pack(directory, target, **settings)
     except OSError as error:
         if archive != streams.STANDARD or error.filename is not None:
@@ -99,7 +98,7 @@ def _unpack(
     call: Call, archive: str, directory: str, identity: tuple[str, ...], **settings: Any
 ) -> Exit:
     """Extract an archive. ``settings`` are the other arguments of ``unpack``."""
-    with extra("archive"), _stream(archive, "rb") as source:
+    with _stream(archive, "rb") as source:
         keys = [key for path in identity for key in keys_of(path)]
         total = unpack(source, directory, decrypt_with=keys, **settings)
     body = {"archive": archive, "directory": directory, "bytes": total}
