@@ -60,7 +60,7 @@ from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, start_copy
 from .saving import NEW, Saving, StrPath, copy_problems
-from .shared_template import SharedTemplate
+from .shared_template import SharedTemplate, worker_problems
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, refuse
 from .timings import Stopwatch
@@ -420,8 +420,7 @@ class Snapshot(Closing):
         the memory, which runs until the result is closed. See :class:`SharedTemplate` for memory
         limits and exceptions.
         """
-        if worker is not None and not isinstance(worker, Worker):
-            refuse([Problem("worker", worker, "a Worker is accepted")], "share")
+        refuse([*worker_problems(worker)], "share")
         chosen = Worker() if worker is None else worker
 
         def share() -> SharedTemplate:
