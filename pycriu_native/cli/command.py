@@ -191,10 +191,7 @@ class Command(click.Command):
         return self._show_help
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the parameters, with only those options of CRIU that the command line names.
-
-        Making all of them would double the start-up time of a command.
-        """
+        """Return the parameters; CRIU's only if named, since all would double the start-up time."""
         made = ctx.meta.get(NAMED)
         return super().get_params(ctx) if made is None else [*made, self.get_help_option(ctx)]
 

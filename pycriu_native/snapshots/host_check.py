@@ -37,10 +37,7 @@ def needed_host(processor: str) -> Host:
 
 
 def mapped_files(tree: Tree) -> tuple[MappedFile, ...]:
-    """The files that the processes of a tree have mapped, with size and time.
-
-    Deleted files are left out: CRIU saves them, or the dump fails.
-    """
+    """The mapped files of a tree, except deleted ones: CRIU saves these, or the dump fails."""
     result = {}
     for process in tree.alive:
         for mapping in process.mappings:

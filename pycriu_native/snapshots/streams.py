@@ -94,8 +94,7 @@ class Streams:
     def made(cls, given: Sequence[Stream], ours: ExitStack, theirs: ExitStack) -> Streams:
         """Create the streams from the arguments stdin, stdout and stderr.
 
-        ``theirs`` closes the copy's descriptors, ``ours`` this process's ends. Raises
-        ``OptionError`` for a value that is not a stream.
+        ``theirs`` closes the copy's descriptors, ``ours`` this process's ends.
         """
         parent: dict[str, int] = {}
         child: list[int] = []

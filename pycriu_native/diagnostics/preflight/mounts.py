@@ -124,8 +124,7 @@ class _Mounts:
     def of_user_namespace(self) -> Findings:
         """Mounts from outside, of file systems that the user namespace of the tree may not mount.
 
-        Those that the tree uses must be external; the others are omitted, with all mounts below
-        them.
+        Those that the tree uses must be external; others are omitted, with all mounts below them.
         """
         tree = self.context.tree
         if not (tree.has_own("user") and tree.has_own("mnt")):
