@@ -337,7 +337,9 @@ class _Preparation:
         """Link a file with pages; returns its number in the template."""
         name = f"template-{len(self.files) + 1}.pages"
         link_or_copy(Path(path), self.target / name)
-        self.files.append(_describe(self.target / name))
+        with closing(open_regular(self.target / name)) as fd:
+            size = os.fstat(fd).st_size
+            self.files.append(PagesFile(name=name, size=size, crc32=checksum(fd, size)))
         return len(self.files) - 1
 
     def _choose(self, vmas: Iterable[Any], page_map: PageMap) -> list[Any]:
@@ -466,10 +468,3 @@ def checksum(fd: int, size: int) -> int:
         result = zlib.crc32(buffer[:done], result)
         at += done
     return result
-
-
-def _describe(path: Path) -> PagesFile:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with closing(fd):
-        size = os.fstat(fd).st_size
-        return PagesFile(name=path.name, size=size, crc32=checksum(fd, size))
