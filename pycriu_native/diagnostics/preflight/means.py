@@ -27,7 +27,7 @@ from ..doctor.features import tested
 from ..doctor.program import kernel
 from . import inet_sockets, sockets
 from .context import Context, Findings, no_restore, note, stops
-from .open_sockets import INTERNET, kinds
+from .open_sockets import INTERNET, sockets_of
 from .values import in_units
 
 LOCK = "network_lock_nftables"
@@ -81,7 +81,7 @@ def _program(context: Context) -> Findings:
             cure="install CRIU 4.2 or later (pycriu-native install-criu)",
         )
     if result < Version(major=4, minor=2) and kernel() >= (6, 16):
-        internet = sorted(kinds(context) & set(INTERNET))
+        internet = sorted({kind for _, kind in sockets_of(context)} & set(INTERNET))
         if internet:
             message = f"CRIU {result} is too old for sockets ({', '.join(internet)}) on this kernel"
             yield stops("old-program", message, failure="sock-passcred-kernel")

@@ -50,10 +50,6 @@ def kind_of(fd: Descriptor) -> str:
     return "UNIX"  # closed meanwhile: no finding
 
 
-def kinds(context: Context) -> set[str]:
-    return {kind for _, kind in sockets_of(context)}
-
-
 @contextlib.contextmanager
 def copied_socket(fd: Descriptor) -> Iterator[socket.socket]:
     """A copy of another process's socket. Raises ``OSError``."""
