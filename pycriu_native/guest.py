@@ -337,8 +337,8 @@ def _socket(descriptor: int) -> Iterator[socket.socket]:
 def _read_start(peer: socket.socket, given_up: str | int = _GIVEN_UP) -> Any:
     """Read one line of JSON; the peer sends nothing more before the next :func:`wait`.
 
-    ``given_up``: the message or code of the exit if there is no line. Its member ``descriptors``
-    has the numbers for the descriptors that come with it.
+    ``given_up``: the message or code of the exit if there is no line. The member ``descriptors``
+    of the object has the numbers for the descriptors that come with the line.
     """
     import socket
 

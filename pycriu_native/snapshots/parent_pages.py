@@ -98,7 +98,8 @@ def _compared(directory: Path, parents: list[str], name: str, until: float | Non
         result: list[Part] = []
         for stored in Layers([str(directory)], name, HOST_PAGE).stored():
             for part in _parts(stored, parent, opened):
-                if interruption() or (until is not None and time.monotonic() > until):
+                is_late = until is not None and time.monotonic() > until
+                if is_late or interruption() is not None:
                     raise TimeoutError
                 result.append(part)
         return result
