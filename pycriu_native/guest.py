@@ -237,10 +237,7 @@ def _channels() -> list[int]:
 def _answer(descriptor: int, line: bytes, fds: list[int]) -> None:
     import socket
 
-    with (
-        socket.socket(fileno=os.dup(descriptor)) as answer,
-        contextlib.suppress(OSError),  # the peer has closed the socket
-    ):
+    with _socket(descriptor) as answer, contextlib.suppress(OSError):  # the peer has closed it
         socket.send_fds(answer, [line], fds)
 
 
@@ -340,9 +337,8 @@ def _socket(descriptor: int) -> Iterator[socket.socket]:
 def _read_start(peer: socket.socket, given_up: str | int = _GIVEN_UP) -> Any:
     """Read one line of JSON; the peer sends nothing more before the next :func:`wait`.
 
-    ``given_up``: the message or code of the exit if there is no line.
-
-    The member ``descriptors`` has the numbers for the descriptors that come with the line.
+    ``given_up``: the message or code of the exit if there is no line. The member ``descriptors``
+    of the object has the numbers for the descriptors that come with the line.
     """
     import socket
 

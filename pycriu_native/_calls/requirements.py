@@ -358,8 +358,10 @@ def _memory_tracking() -> str:
 
 
 def program_version(via: Via) -> Version:
-    """The release of the program, requested once for each file."""
+    """The release of the program, requested once for each file; from a socket each time."""
     identity = via.identity()
+    if identity is None:
+        return ask_version(via)
     if identity not in _versions:
         _versions[identity] = ask_version(via)
     return _versions[identity]

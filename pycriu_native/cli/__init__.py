@@ -5,10 +5,9 @@ imported only to draw one. ``import pycriu_native`` imports no module of this pa
 
 ``run`` runs a command line and returns its exit code (``exit_codes``). ``app`` lists the commands;
 their modules are in ``commands``, imported on use. ``command`` is the base class of all commands.
-``option_parameters`` makes CRIU's options from the option table; ``shared_options`` and
-``parameters`` are the other options of several commands. ``output`` and ``errors`` print results
-and failures, as text or as JSON. ``standard_streams`` lets a command continue if its output
-cannot be written.
+``option_parameters`` makes CRIU's options from the option table; ``parameters`` has the other
+options of several commands. ``output`` and ``errors`` print results and failures, as text or as
+JSON. ``standard_streams`` lets a command continue if its output cannot be written.
 """
 
 from __future__ import annotations

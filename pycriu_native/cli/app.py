@@ -65,8 +65,8 @@ class App(Group):
             if "pip install" not in str(error):
                 raise
             raise UnsupportedError([Problem("installation", None, str(error))]) from None
-        command: click.Command = module.COMMANDS[cmd_name]
-        return command
+        commands = (each for each in vars(module).values() if isinstance(each, click.Command))
+        return next(each for each in commands if each.name == cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing their modules."""

@@ -27,16 +27,7 @@ from .action_scripts import run_scripts
 from .errors import in_flags
 from .exit_codes import CALL_EXITS, Exit, exit_of
 from .output import Output
-from .parameters import one_pid
-from .shared_options import (
-    CONFIG_FILE,
-    DEADLINE,
-    HELP,
-    HELP_ALL,
-    OUTPUT,
-    REACH,
-    help_option,
-)
+from .parameters import CONFIG_FILE, DEADLINE, HELP, HELP_ALL, OUTPUT, REACH, help_option, one_pid
 
 HELP_WIDTH = 100
 SETTINGS = {"help_option_names": HELP, "max_content_width": HELP_WIDTH}
@@ -102,7 +93,6 @@ class Group(click.Group):
                 command.title = f"{name} {command.name}"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line."""
         try:
             return super().parse_args(ctx, args or ["--help"])
         except click.NoSuchOption as error:
@@ -137,11 +127,9 @@ class Command(click.Command):
         self.examples = examples
         self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.OUTPUT, Exit.INTERRUPTED, *exits})
         self.verb = verb
-        mask = fields or (VERB_MASK[verb] if verb else None)
-        self.has_fields = mask is not None
         self.also = also
         self._own = params
-        self._mask = mask
+        self._mask = fields or (VERB_MASK[verb] if verb else None)
         self._reaches = reaches
         self._without = without
         super().__init__(
@@ -181,8 +169,7 @@ class Command(click.Command):
         return made
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line."""
-        if self.has_fields:
+        if self._mask:
             shared = (CONFIG_FILE, *REACH, DEADLINE)
             options = [each for each in (*self._own, *shared) if isinstance(each, click.Option)]
             valued = {name for each in options if not each.is_flag for name in each.opts}
@@ -192,7 +179,7 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            runs = not self.has_fields and any(param.nargs == -1 for param in self._own)
+            runs = not self._mask and any(param.nargs == -1 for param in self._own)
             if runs and "--" not in args:
                 text = f"{error.message} Options of the program itself follow '--'."
                 like = error.possibilities
@@ -204,10 +191,7 @@ class Command(click.Command):
         return self._show_help
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the parameters, with only those options of CRIU that the command line names.
-
-        Making all of them would double the start-up time of a command.
-        """
+        """Return the parameters; CRIU's only if named, since all would double the start-up time."""
         made = ctx.meta.get(NAMED)
         return super().get_params(ctx) if made is None else [*made, self.get_help_option(ctx)]
 
@@ -249,7 +233,7 @@ class Command(click.Command):
         self, ctx: click.Context, out: Output, shared: dict[str, Any], own: dict[str, Any]
     ) -> Call:
         opts = CriuOpts()
-        if self.has_fields:
+        if self._mask:
             command = own.get("command", ())
             verb = self.verb or Verb(own["verb"])
             opts = option_parameters.read(
@@ -297,8 +281,3 @@ class Command(click.Command):
 
 def _is_criu(param: click.Parameter) -> bool:
     return isinstance(param, option_parameters.FieldOption | option_parameters.ServerOption)
-
-
-def by_name(*commands: click.Command) -> dict[str, click.Command]:
-    """The commands of a module, by their names."""
-    return {command.name or "": command for command in commands}

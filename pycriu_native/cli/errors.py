@@ -5,7 +5,6 @@ Messages of the library name fields of ``CriuOpts``; here these names become com
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -223,14 +222,3 @@ def _failure(error: errors.CriuError, command: str) -> Iterator[tuple[str, str]]
         yield "CRIU", f"… and {len(error.lines) - MOST_LINES} more lines in the log"
     if error.log and os.path.exists(error.log):
         yield "log", safe(error.log)
-
-
-@contextlib.contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Report an import error as the missing extra ``name``, with the command that installs it."""
-    try:
-        yield
-    except ImportError as error:
-        cure = f"pip install 'pycriu-native[{name}]'"
-        rule = str(error) if cure in str(error) else f"{error}: {cure}"
-        raise errors.UnsupportedError([errors.Problem("installation", None, rule)]) from None

@@ -35,10 +35,7 @@ def address_range(value: str) -> tuple[int, int]:
 def read_memory(
     call: Call, processes: Sequence[Process], where: tuple[int, int] | None, output: str | None
 ) -> Exit:
-    """Write memory to a file, or print it as hexadecimal digits and text.
-
-    Without ``where``, all memory in the images is written to ``output``.
-    """
+    """Write memory (without ``where`` all of it) to a file, or print it as hex digits and text."""
     with_memory = [each for each in processes if each.pagemap is not None]
     if len(with_memory) != 1:
         raise click.UsageError("--read and --output need --pid: the images have several processes.")

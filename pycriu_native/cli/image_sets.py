@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..errors import ImagesError
-from .errors import extra
+from ..errors import ImagesError, Problem, UnsupportedError
 from .text import columns, safe, size
 
 if TYPE_CHECKING:
@@ -19,8 +18,10 @@ if TYPE_CHECKING:
 
 def images_package() -> ModuleType:
     """The package ``images``, or an error that names its extra."""
-    with extra("images"):
+    try:
         from .. import images
+    except ImportError as error:
+        raise UnsupportedError([Problem("installation", None, str(error))]) from None
     return images
 
 
@@ -37,7 +38,7 @@ def set_in(place: str, *, whole: bool = False) -> Iterator[tuple[str, ArchiveCon
     from ..archive.container_checkpoint import archive_contents  # few sets are archives
     from ..archive.pack import unpack
 
-    with extra("archive"), tempfile.TemporaryDirectory(prefix="pycriu-native-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="pycriu-native-") as scratch:
         archive = archive_contents(place)
         top = f"{scratch}/set"
         with named_as(f"{place}: ", f"{top}/"):

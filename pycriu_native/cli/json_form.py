@@ -45,9 +45,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(each) for each in value]
     return str(value)
-
-
-def fields(value: Any) -> dict[str, Any]:
-    """Convert a dataclass to a dict."""
-    result: dict[str, Any] = plain(value)
-    return result

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._support.cached_property import cached_property
 from ..enums import Verb
 from ..errors import OptionError, Problem
 from ..options import value_types as kinds
@@ -67,15 +68,12 @@ class FieldOption(click.Option):
         if self.takes is not Takes.NOTHING:
             more = {"multiple": True, "metavar": _metavar(rows, self.takes)}
         super().__init__([*short, name + negated], **more)
+        del self.help  # set by click
 
-    @property
-    def help(self) -> str:
+    @cached_property
+    def help(self) -> str:  # type: ignore[override]
         """The meaning of the first row's field; computed on use, since it parses the source."""
         return _help(self.rows)
-
-    @help.setter
-    def help(self, text: str | None) -> None:
-        """Ignore the value that click sets."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Write an option that can be negated as ``--[no-]NAME``."""
@@ -176,10 +174,7 @@ def field_options(
 ) -> list[click.Parameter]:
     """The options that affect a verb, in the order of the table.
 
-    Args:
-        without: fields to leave out.
-        also: fields to add although they do not affect the verb.
-        only: if given, the flags to which the result is limited.
+    ``without`` are fields to leave out, ``also`` fields to add, ``only`` the flags to choose from.
     """
     made: dict[str, click.Parameter] = {}
     for row in TABLE:

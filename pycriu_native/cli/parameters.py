@@ -1,8 +1,9 @@
-"""Options and arguments that several commands have, and the checks of their values."""
+"""Options and arguments that all or several commands have, and the checks of their values."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,9 @@ import click
 from .._rollback.option import Files, Rollback
 from .._system.process import all_pids, comm_of
 from .._system.process_identity import is_pid
+from .._transport.base import DEFAULT_SERVICE
 from ..errors import CriuError, OptionError, Problem
+from .errors import CONFIG
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -33,7 +36,6 @@ def file_option(*names: str, metavar: str = "FILE", **attributes: Any) -> click.
 
 
 def _pid(value: str) -> int:
-    """The number of a process."""
     if not value.isascii() or not value.isdigit() or not is_pid(int(value[:20])):
         raise click.BadParameter(f"{value!r} is not a pid: the number of a process is accepted")
     return int(value)
@@ -180,3 +182,53 @@ def write_pidfile(path: str | None, pid: int) -> None:
                 f"pid {pid} runs, but the pidfile {path!r} cannot be written: {error.strerror}",
                 pid=pid,
             ) from None
+
+
+HELP = ["-h", "--help"]
+HELP_ALL = "--help-all"
+
+
+def help_option(names: Sequence[str], help: str, *, with_all: bool = False) -> click.Option:
+    """An option that prints the help and exits; ``with_all``: with all options of CRIU."""
+
+    def show(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value and not ctx.resilient_parsing:
+            if with_all:
+                ctx.meta[HELP_ALL] = True
+            click.echo(ctx.get_help())
+            ctx.exit()
+
+    return click.Option(
+        names, is_flag=True, is_eager=True, expose_value=False, callback=show, help=help
+    )
+
+
+OUTPUT = (
+    flag("--json", "as_json", help="Print JSON (docs/cli.md has the shapes)."),
+    flag("-q", "--quiet", help="Print errors only."),
+    flag("--verbose", help="Print hints and progress even without a terminal."),
+)
+CONFIG_FILE = file_option(
+    "--config",
+    help="TOML file of options by the names of CriuOpts; options of the command line replace "
+    f"them. CRIU's own configuration files: {CONFIG}.",
+)
+REACH = (
+    file_option("--criu", metavar="PROGRAM", help="The criu to run."),
+    file_option(
+        "--service",
+        metavar="SOCKET",
+        help=f"Use a running criu service (usually {DEFAULT_SERVICE}) instead.",
+    ),
+    flag(
+        "--allow-untrusted",
+        help="Accept a program, directories and files that other users can change or replace.",
+    ),
+)
+"""The options that set the ``criu`` of a call."""
+DEADLINE = option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Time limit of the call; then CRIU undoes its work. (--timeout limits freezing.)",
+)

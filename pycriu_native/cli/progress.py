@@ -31,10 +31,15 @@ def shown(out: Output) -> Iterator[OnProgress | None]:
 
 def line(state: State) -> str:
     """The state as one line of text."""
-    text = f"{state.phase}: {amount(state)}"
-    if state.rate:
-        text += f", {size(state.rate)}/s"
-    return text + (f", {remaining(state.left)} left" if state.left else "")
+    return f"{state.phase}: {', '.join(filter(None, _parts(state).values()))}"
+
+
+def _parts(state: State) -> dict[str, str]:
+    return {
+        "amount": amount(state),
+        "rate": f"{size(state.rate)}/s" if state.rate else "",
+        "left": f"{remaining(state.left)} left" if state.left else "",
+    }
 
 
 def amount(state: State) -> str:
@@ -57,11 +62,7 @@ class _Bar:
         if self._calls < 2 or state.left == 0:
             return
         total = None if state.total is None else max(state.total, state.done, 1)
-        fields: dict[str, Any] = {
-            "amount": amount(state),
-            "rate": f"{size(state.rate)}/s" if state.rate else "",
-            "left": f"{remaining(state.left)} left" if state.left else "",
-        }
+        fields = _parts(state)
         if self._task is None:
             self._progress = _columns()
             self._progress.start()
@@ -71,7 +72,6 @@ class _Bar:
         )
 
     def stop(self) -> None:
-        """Remove the bar."""
         if self._task is not None:
             self._progress.stop()
 

@@ -50,7 +50,6 @@ def written(call: Call, name: str) -> Iterator[BinaryIO]:
 
 
 def read(name: str) -> BinaryIO:
-    """Open a stream for reading."""
     return standard("rb") if name == STANDARD else open(name, "rb")
 
 

@@ -12,9 +12,10 @@ from signal import SIGKILL, SIGTERM
 from typing import IO, Any
 
 from .._support.unpatched import Thread, close
-from ..errors import OptionError, Problem
+from ..errors import Problem
 from .arguments import Text
 from .process import SnapshotProcess, end
+from .streams import refuse
 from .uninterrupted import Work
 
 
@@ -150,27 +151,23 @@ class AsyncProcess:
         await self.wait()
 
 
-def starting(
-    start: Callable[..., SnapshotProcess[bytes]],
-    args: Sequence[Text] | None,
-    limit: int,
-    options: dict[str, Any],
-) -> Starting:
-    """Prepare a start with these arguments. ``OptionError`` for those of text mode."""
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:
-        raise OptionError([Problem("limit", limit, "a number of bytes is accepted")], verb="start")
-    for name in ("text", "encoding", "errors", "bufsize"):
-        if options.get(name) not in (None, False, -1):
-            rule = "streams of asyncio are binary"
-            raise OptionError([Problem(name, options[name], rule)], verb="start")
-    return Starting(functools.partial(start, args, **options), limit)
-
-
 class Starting:
     """The result of ``Snapshot.start_async``: an awaitable and an asynchronous context manager."""
 
-    def __init__(self, start: Callable[[], SnapshotProcess[bytes]], limit: int) -> None:
-        self._start = start
+    def __init__(
+        self,
+        start: Callable[..., SnapshotProcess[bytes]],
+        args: Sequence[Text] | None,
+        limit: int,
+        options: dict[str, Any],
+    ) -> None:
+        """Raises ``OptionError`` for the arguments of text mode."""
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:
+            refuse([Problem("limit", limit, "a number of bytes is accepted")], "start")
+        for name in ("text", "encoding", "errors", "bufsize"):
+            if options.get(name) not in (None, False, -1):
+                refuse([Problem(name, options[name], "streams of asyncio are binary")], "start")
+        self._start = functools.partial(start, args, **options)
         self._limit = limit
         self._process: AsyncProcess | None = None
 

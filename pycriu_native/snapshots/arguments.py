@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import functools
 import io
+import locale
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
@@ -45,7 +47,7 @@ def check_call(
 def text_mode(
     text: bool | None, encoding: str | None, errors: str | None, bufsize: int
 ) -> TextMode:
-    """The mode of the pipes. Raises ``OptionError``."""
+    """The mode of the pipes, as ``subprocess.Popen`` would choose it. Raises ``OptionError``."""
     problems = []
     if text is not None and not isinstance(text, bool):
         problems.append(Problem("text", text, "True, False or None is accepted"))
@@ -59,7 +61,10 @@ def text_mode(
         rule = f"a number of bytes up to {LARGEST_BUFFER}, or -1, is accepted"
         problems.append(Problem("bufsize", bufsize, rule))
     refuse(problems, "start")
-    return TextMode.chosen(text, encoding, errors, bufsize)
+    is_text = bool(text or encoding or errors)
+    if is_text and encoding is None:
+        encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
+    return TextMode(text=is_text, encoding=encoding, errors=errors, bufsize=bufsize)
 
 
 def _is_known(look_up: Callable[[str], object], name: str) -> bool:
@@ -128,7 +133,6 @@ def absolute(directory: Text) -> str:
 
 
 def directory_problems(cwd: object) -> Iterator[Problem]:
-    """Problems of the argument ``cwd``."""
     try:
         if is_text(cwd) and cwd and os.path.isdir(absolute(cwd)):  # type: ignore[arg-type]
             return

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 from .._support.pidfd import reap, sigkill
 from .._support.unpatched import close, readable
 
 
-class EndedChild:
-    """A child process that has ended and is reaped."""
-
-    def __init__(self, pid: int, status: int) -> None:
-        self.pid = pid
-        self.pidfd = os.eventfd(1, os.EFD_CLOEXEC)
-        """In place of a pidfd: it is readable."""
-        self._status = status
-
-    def status(self) -> int | None:
-        """The exit status, negative for a signal."""
-        return self._status
-
-    def close(self, *, wait: bool) -> bool:
-        """Close the descriptor."""
-        if self.pidfd >= 0:
-            close(self.pidfd)
-            self.pidfd = -1
-        return True
-
-
-class PidfdChild:
+class Child:
     """A child process, and its pidfd, which this object owns."""
 
-    def __init__(self, pid: int, pidfd: int) -> None:
+    def __init__(self, pid: int, pidfd: int, status: int | None = None) -> None:
+        """``status``: its exit status if it has ended and is reaped."""
         self.pid = pid
         self.pidfd = pidfd
-        self._status: int | None = None
+        """A descriptor that is readable after the process has ended; -1 after :meth:`close`."""
+        self._status = status
 
     def end(self) -> None:
         """Kill the process, and store its exit status."""
@@ -53,3 +32,11 @@ class PidfdChild:
                 # Another part of this program has reaped it; status 0, as in subprocess.
                 self._status = 0
         return self._status
+
+    def close(self, *, wait: bool) -> bool:
+        """End the remaining processes; with ``wait`` reap them. Returns whether all ended."""
+        if self.pidfd >= 0:
+            self.end()
+            close(self.pidfd)
+            self.pidfd = -1
+        return True

@@ -96,7 +96,6 @@ class CopyRequest:
         return sorted({fd for fd in self.pass_fds if fd > LAST_STREAM})
 
     def command(self, record: Record) -> list[str]:
-        """The command line of the copy."""
         args = record.command[1:] if self.args is None else map(os.fsdecode, self.args)
         return [*record.command[:1], *args]
 
@@ -117,10 +116,7 @@ class CopyRequest:
 
 
 def send_line(guest_socket: socket.socket, line: bytes, fds: Sequence[int] = ()) -> None:
-    """Write a line, with descriptors, that is read later.
-
-    ``OptionError`` if it exceeds the socket's buffer.
-    """
+    """Write a line, with descriptors. ``OptionError`` if it exceeds the socket's buffer."""
     if len(line) > 65536:
         for option in (socket.SO_SNDBUF, 32):  # SO_SNDBUFFORCE, beyond net.core.wmem_max
             with contextlib.suppress(OSError):

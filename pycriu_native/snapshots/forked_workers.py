@@ -61,10 +61,7 @@ class ForkedWorkers(ForwardingVia):
         spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
         ready: ForkServer | None = None,
     ) -> Connection:
-        """Connect to a worker. ``ready`` is a fork server that :meth:`ready` has returned.
-
-        Raises as :meth:`Worker.connect`.
-        """
+        """Connect to a worker of ``ready``, if given. Raises as :meth:`Worker.connect`."""
         if spawn_options != RESTORING:
             return self._worker.connect(keep, spawn_options)
         if len(keep) > MAX_INHERITED:

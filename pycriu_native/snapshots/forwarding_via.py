@@ -26,17 +26,13 @@ class ForwardingVia(Closing):
 
     @property
     def allow_untrusted(self) -> bool:
-        """That of ``via``."""
         return self.via.allow_untrusted
 
     def identity(self) -> tuple[object, ...] | None:
-        """That of ``via``."""
         return self.via.identity()
 
     def name(self) -> str:
-        """That of ``via``."""
         return self.via.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """The problems of ``via``."""
         return self.via.refuses(inherits=inherits, sibling=sibling)

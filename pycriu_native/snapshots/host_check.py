@@ -8,42 +8,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .._calls.verbs import version
-from .._support.kernel_text import read_text
+from .._system.host import read
 from .._system.process_snapshot import Tree
 from .._system.processor import cpu_flags
-from .._transport.base import Via
 from ..errors import Problem
 from ..results import Version
 from . import processor_level
 from .java_counters import CURE, is_counters
 from .record import Host, MappedFile, Record
 
-_versions: dict[tuple[object, ...], Version] = {}
-"""The release of each program, after the first request."""
-
-
-def criu_version(via: Via) -> Version:
-    """The release of the CRIU of ``via``, requested once for each program."""
-    identity = via.identity()
-    if identity is None:
-        return version(via=via)
-    if identity not in _versions:
-        _versions[identity] = version(via=via)
-    return _versions[identity]
-
 
 def this_host() -> Host:
     """The description of this machine."""
-    try:
-        machine_id = read_text("/etc/machine-id").strip()
-    except OSError:
-        machine_id = ""
-    system = os.uname()
     return Host(
-        machine_id=machine_id,
+        machine_id=read("/etc/machine-id").strip(),
         architecture=platform.machine(),
-        kernel=system.release,
+        kernel=os.uname().release,
         cpu_flags=tuple(sorted(cpu_flags())),
     )
 
@@ -57,10 +37,7 @@ def needed_host(processor: str) -> Host:
 
 
 def mapped_files(tree: Tree) -> tuple[MappedFile, ...]:
-    """The files that the processes of a tree have mapped, with size and time.
-
-    Deleted files are left out: CRIU saves them, or the dump fails.
-    """
+    """The mapped files of a tree, except deleted ones: CRIU saves these, or the dump fails."""
     result = {}
     for process in tree.alive:
         for mapping in process.mappings:

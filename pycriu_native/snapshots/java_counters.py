@@ -20,7 +20,6 @@ CURE = "take the snapshot without leave_running, or start java with -XX:-UsePerf
 
 
 def is_counters(path: str) -> bool:
-    """Whether a path is that of such a file."""
     return _PATH.fullmatch(path) is not None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._integrity.page_size import HOST_PAGE
 from .._integrity.pagemap import IN_PARENT, PRESENT
-from .._system.regular_file import open_regular
+from .._system.regular_file import create_regular, open_regular
 from .._wire.protobuf import image_of
 from ..errors import ImagesError
 from ..images.pages import OpenPages, Stored
@@ -24,14 +24,14 @@ CHUNK = 2**20
 
 def write_image(path: Path, kind: str, entries: Iterable[Any]) -> None:
     """Write the messages of an image into a new file, of mode 0600."""
-    with open(path, "xb", opener=_private) as file:
+    with open(create_regular(path), "wb") as file:
         file.write(image_of(kind, *(entry.SerializeToString() for entry in entries)))
 
 
 def write_page_map(path: Path, pages: Path, pages_id: int, parts: Iterable[Part]) -> None:
     """Write a page map and its pages into two new files."""
     entries = [message("pagemap_head")(pages_id=pages_id)]
-    with open(pages, "xb", buffering=0, opener=_private) as target:
+    with open(create_regular(pages), "wb", buffering=0) as target:
         for start, end, stored in _joined(parts, target.fileno()):
             count = (end - start) // HOST_PAGE
             entries.append(
@@ -78,9 +78,5 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
-        with open(open_regular(source), "rb") as old, open(target, "xb", opener=_private) as new:
+        with open(open_regular(source), "rb") as old, open(create_regular(target), "wb") as new:
             shutil.copyfileobj(old, new, CHUNK)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

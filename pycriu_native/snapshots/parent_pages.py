@@ -22,7 +22,7 @@ from ..errors import ImagesError
 from ..images.image_directory import parents_of
 from ..images.pages import Layers, OpenPages, Stored
 from .page_files import Part, write_page_map
-from .uninterrupted import is_interrupted
+from .uninterrupted import interruption
 
 PARENT = "parent"
 """CRIU's name for the directory of the parent images."""
@@ -92,23 +92,20 @@ def _refuse_of_others(path: Path) -> None:
 
 
 def _compared(directory: Path, parents: list[str], name: str, until: float | None) -> list[Part]:
-    """The parts of a process's memory, with None for those that a parent has.
-
-    Raises ``TimeoutError`` at ``until``.
-    """
+    """The parts of a process's memory; None: a parent has it. ``TimeoutError`` at ``until``."""
     parent = Layers(parents, name, HOST_PAGE)
     with OpenPages() as opened:
         result: list[Part] = []
         for stored in Layers([str(directory)], name, HOST_PAGE).stored():
             for part in _parts(stored, parent, opened):
-                if is_interrupted() or (until is not None and time.monotonic() > until):
+                is_late = until is not None and time.monotonic() > until
+                if is_late or interruption() is not None:
                     raise TimeoutError
                 result.append(part)
         return result
 
 
 def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
-    """The parts of one run of pages."""
     begin, end, _, offset = stored
     at = begin
     for start, theirs, size in parent.pieces(begin, end):
@@ -131,7 +128,6 @@ def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
 
 
 def _rewrite(directory: Path, name: str, parts: list[Part]) -> None:
-    """Replace a page map and its pages."""
     page_map = Layers([str(directory)], name, HOST_PAGE).level(0)
     assert page_map is not None
     image, pages = directory / name, Path(page_map.pages)

@@ -178,10 +178,7 @@ class ParkedProgram(Closing):
 
 
 def default_output() -> int:
-    """The default descriptor for the output of a program before it is saved: standard error.
-
-    -1 if it is closed.
-    """
+    """Standard error, the default for the output of a program before it is saved; -1 if closed."""
     try:
         fd = sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):  # None, closed, or without a descriptor

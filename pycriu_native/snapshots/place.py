@@ -28,7 +28,6 @@ class Place:
     cgroup: str | os.PathLike[str] | None
 
     def problems(self) -> Iterator[Problem]:
-        """Problems of the arguments."""
         if self.hostname is not None and not (
             isinstance(self.hostname, str)
             and is_text(self.hostname)

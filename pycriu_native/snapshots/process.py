@@ -10,34 +10,22 @@ import selectors
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, AnyStr, Protocol, Self, cast
+from typing import IO, Any, AnyStr, Self, cast
 
 from .._support.forked_child import forgets
 from .._support.unpatched import RLock, readable
+from .child import Child
 from .copy_request import CopyRequest
 from .guest_socket import GuestSocket
 from .record import Record
-from .streams import ParentEnds, rest_of
+from .streams import rest_of
 from .timings import StartTimings
 
 CHUNK = 65536
 PIPE_PART = select.PIPE_BUF
 """Bytes that can be written to a pipe without blocking when it is writable."""
-
-
-class Child(Protocol):
-    """A process whose exit status this process can read."""
-
-    pid: int
-    pidfd: int
-    """A descriptor that is readable after the process has ended."""
-
-    def status(self) -> int | None:
-        """Its exit status, negative for a signal; None while it runs. Reaps it."""
-
-    def close(self, *, wait: bool) -> bool:
-        """End the remaining processes; with ``wait`` reap them. Returns whether all ended."""
 
 
 class SnapshotProcess(subprocess.Popen[AnyStr]):
@@ -57,7 +45,7 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         self,
         given: CopyRequest,
         child: Child,
-        ends: ParentEnds,
+        ends: Mapping[str, int],
         timings: StartTimings,
         record: Record,
         snapshot: Path,
@@ -94,9 +82,9 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         self._output: dict[Any, list[bytes]] | None = None
         self._results: dict[Any, Any] = {}
         """The whole outputs of the streams that :meth:`communicate` has read."""
-        self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.stdin, "w"))
-        self.stdout = cast("IO[AnyStr] | None", mode.opened(ends.stdout, "r"))
-        self.stderr = cast("IO[AnyStr] | None", mode.opened(ends.stderr, "r"))
+        self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.get("stdin"), "w"))
+        self.stdout = cast("IO[AnyStr] | None", mode.opened(ends.get("stdout"), "r"))
+        self.stderr = cast("IO[AnyStr] | None", mode.opened(ends.get("stderr"), "r"))
         forgets(self)
 
     def forget(self) -> None:
@@ -134,10 +122,9 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
         if self.guest is not None:
             self.guest.close()
         if self._child.close(wait=wait):
-            with contextlib.suppress(ValueError):
-                _unowned.remove(self._child)
-        elif self._child not in _unowned:
-            _unowned.append(self._child)
+            _unowned.discard(self._child)
+        else:
+            _unowned.add(self._child)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until the copy ends; return its exit status.
@@ -234,7 +221,9 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
                 if remaining is not None and remaining <= 0:
                     assert timeout is not None
                     raise subprocess.TimeoutExpired(
-                        self.args, timeout, *(self._so_far(each) or None for each in self._both())
+                        self.args,
+                        timeout,
+                        *(self._so_far(each) or None for each in (self.stdout, self.stderr)),
                     )
                 for key, _ in selector.select(remaining):
                     if key.fileobj is self.stdin:
@@ -243,9 +232,6 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
                         self._output[key.fileobj].append(data)
                     else:
                         selector.unregister(key.fileobj)
-
-    def _both(self) -> tuple[Any, Any]:
-        return self.stdout, self.stderr
 
     def _so_far(self, stream: object) -> bytes | None:
         return None if stream is None or self._output is None else b"".join(self._output[stream])
@@ -323,7 +309,7 @@ class SnapshotProcess(subprocess.Popen[AnyStr]):
             self.guest.close()
         if child.status() is not None and child.close(wait=False):
             return
-        _unowned.append(child)
+        _unowned.add(child)
         if child.status() is None:
             import warnings
 
@@ -336,7 +322,7 @@ def end(process: SnapshotProcess[Any]) -> None:
         process.kill()
 
 
-_unowned: list[Child] = []
+_unowned: set[Child] = set()
 """Copies whose :class:`SnapshotProcess` was deleted, or whose namespaces have not ended yet."""
 
 
@@ -344,5 +330,4 @@ def reap_unowned() -> None:
     """Reap the copies in ``_unowned`` that have ended."""
     for child in list(_unowned):
         if child.status() is not None and child.close(wait=False):
-            with contextlib.suppress(ValueError):  # another thread has reaped it
-                _unowned.remove(child)
+            _unowned.discard(child)

@@ -19,12 +19,12 @@ from .._transport.base import Via
 from .._transport.forkserver import ForkServer
 from ..errors import ResumedError
 from ..options.criu_opts import CriuOpts
-from .child import EndedChild, PidfdChild
+from .child import Child
 from .copy_request import CopyRequest, send_line
 from .guest_socket import GuestSocket
 from .namespaces import Namespaces
 from .place import Place
-from .process import Child, SnapshotProcess
+from .process import SnapshotProcess
 from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
@@ -45,13 +45,13 @@ class RestoreRequest:
     place: Place
     opts: CriuOpts
     via: Via
-    fork_server: ForkServer | None
+    fork_server: ForkServer | None = None
     """That of ``via``, if a worker of it is as it must be."""
     work_directories: WorkDirectories
     deadline: float | None
 
 
-class RestoredChild(PidfdChild):
+class RestoredChild(Child):
     """The root process of a copy, a child of this process, and the copy's namespaces."""
 
     def __init__(self, pid: int, namespaces: Namespaces, worker: StartWorker) -> None:
@@ -162,7 +162,8 @@ def restore_root(
             # It has ended by itself, unless SIGKILL, which can be CRIU's, has ended it.
             if pid is None or status in (None, -signal.SIGKILL) or record.processes > 1:
                 raise
-            return EndedChild(pid, status)
+            readable_at_once = os.eventfd(1, os.EFD_CLOEXEC)  # in place of a pidfd
+            return Child(pid, readable_at_once, status)
         spent = 0 if result.statistics is None else result.statistics.restore_time
         watch.ends_after("restore", spent / 1e6, before="prepare")
         worker.end()

@@ -18,6 +18,7 @@ from typing import Any
 from .. import guest
 from .._calls.notification import Notification
 from .._calls.progress_state import OnProgress
+from .._calls.requirements import program_version
 from .._calls.verbs import dump
 from .._integrity.dump_marker import UNFINISHED
 from .._integrity.dump_record import record_again
@@ -105,7 +106,6 @@ def _ends_of_copy(pid: int, socket: GuestSocket, *, forks: bool) -> Ends:
 
 
 def copy_problems(copy: SnapshotProcess[Any], without_guest: bool) -> Iterator[Problem]:
-    """Why a copy cannot be saved."""
     if copy.poll() is not None:
         yield Problem("program", copy, "it has ended")
         return
@@ -221,7 +221,7 @@ class Saving:
             guest_key=guest_key,
             guest_fd=ends.guest_fd,
             stream_keys=(stdin, stdout, stderr),
-            criu=str(host_check.criu_version(self.via)),
+            criu=str(program_version(self.via)),
             host=host_check.needed_host(processor),
             files=host_check.mapped_files(tree),
             threads=len(seen.threads),
@@ -233,7 +233,6 @@ class Saving:
     def _write(
         self, pid: int, record: Record, ends: Ends, copy: SnapshotProcess[Any] | None, claim: int
     ) -> None:
-        """Write images and record."""
         self.directory.chmod(0o700)
         # Among the mounts of a copy, its path can lead to another directory.
         place = self.directory if copy is None else Path(f"/proc/self/fd/{claim}")

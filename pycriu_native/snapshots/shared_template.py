@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .._checks.arguments import is_seconds
@@ -14,8 +14,9 @@ from .._transport.connection import Connection
 from .._transport.forkserver import ForkServer
 from .._transport.spawn import SpawnOptions
 from .._transport.worker import Worker
-from ..errors import OptionError, Problem, ProgramError
+from ..errors import Problem, ProgramError
 from .forked_workers import ForkedWorkers
+from .streams import refuse
 from .template import PagesFile, Template, checksum, damaged, prepare_again
 
 
@@ -70,14 +71,11 @@ class SharedTemplate(ForkedWorkers):
             ImagesError: the template is missing, truncated or changed; nothing was started.
             ProgramError: CRIU cannot be started or preloaded.
         """
-        problems = []
-        if worker is not None and not (isinstance(worker, Worker) and worker.stdin is None):
-            problems.append(Problem("worker", worker, "a Worker without stdin is accepted"))
+        problems = [*worker_problems(worker)]
         if patience is not None and not (is_seconds(patience) and 0 < patience <= LONGEST_POLL):
             rule = f"a number of seconds above 0, up to {LONGEST_POLL}, is accepted"
             problems.append(Problem("patience", patience, rule))
-        if problems:
-            raise OptionError(problems, verb="share")
+        refuse(problems, "share")
         self.directory = Path(directory).absolute()
         super().__init__(Worker() if worker is None else worker, patience=patience)
 
@@ -93,6 +91,12 @@ class SharedTemplate(ForkedWorkers):
 
     def _prepare(self, server: ForkServer) -> None:
         load(self.directory, server)
+
+
+def worker_problems(worker: object) -> Iterator[Problem]:
+    """Why a template cannot be loaded for a worker; None is the default."""
+    if worker is not None and not (isinstance(worker, Worker) and worker.stdin is None):
+        yield Problem("worker", worker, "a Worker without stdin is accepted")
 
 
 AGAIN = (

@@ -185,8 +185,7 @@ class _Forking:
         """The workers for one start. The fork server is loaded if necessary.
 
         The returned fork server is None if it was not compared with the present inherited state.
-        Raises ``UnavailableError`` if forked workers are not ``required``, and as
-        ``Sharing.chosen``.
+        Raises ``UnavailableError`` if they are not ``required``, and as ``Sharing.chosen``.
         """
         while not self._lock.acquire(timeout=_part_of_wait(until)):
             check_interrupted()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
-from .._calls.requirements import caller_inside
+from .._calls.requirements import caller_inside, program_version
 from .._calls.verbs import remove_result
 from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
@@ -51,7 +51,7 @@ from .arguments import (
     text_mode,
 )
 from .copy_request import CopyRequest, is_open
-from .deleted_files import one_at_a_time
+from .locks import one_at_a_time, wait_for_lock
 from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
@@ -60,12 +60,11 @@ from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, start_copy
 from .saving import NEW, Saving, StrPath, copy_problems
-from .shared_template import SharedTemplate
+from .shared_template import SharedTemplate, worker_problems
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, refuse
 from .timings import Stopwatch
 from .uninterrupted import uninterrupted
-from .waiting_lock import wait_for_lock
 from .work_directories import WorkDirectories
 from .zygote import Zygote, zygote_problems
 
@@ -383,7 +382,6 @@ class Snapshot(Closing):
                     place=place,
                     opts=_for_start(opts),
                     via=chosen,
-                    fork_server=None,
                     work_directories=work_directories,
                     deadline=deadline,
                 )
@@ -422,8 +420,7 @@ class Snapshot(Closing):
         the memory, which runs until the result is closed. See :class:`SharedTemplate` for memory
         limits and exceptions.
         """
-        if worker is not None and not isinstance(worker, Worker):
-            refuse([Problem("worker", worker, "a Worker is accepted")], "share")
+        refuse([*worker_problems(worker)], "share")
         chosen = Worker() if worker is None else worker
 
         def share() -> SharedTemplate:
@@ -443,9 +440,9 @@ class Snapshot(Closing):
         ends the copy, and so does an exception in the block, such as that of a timeout. ``limit``
         is the limit of the readers of its output, as for ``asyncio.create_subprocess_exec``.
         """
-        from .aio_process import starting  # asyncio takes long to load
+        from .aio_process import Starting  # asyncio takes long to load
 
-        return starting(self.start, args, limit, options)
+        return Starting(self.start, args, limit, options)
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """The reasons why the snapshot cannot start on this machine.
@@ -455,7 +452,7 @@ class Snapshot(Closing):
         snapshot also the time of the last change).
         """
         check_types(CriuOpts(), via, "problems")
-        criu = host_check.criu_version(Worker() if via is None else via)
+        criu = program_version(Worker() if via is None else via)
         return list(host_check.problems(self.record, criu))
 
     def remove(self) -> None:

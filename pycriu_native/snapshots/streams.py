@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import locale
 import os
 import stat
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,16 +31,6 @@ class TextMode:
     encoding: str | None = None
     errors: str | None = None
     bufsize: int = -1
-
-    @classmethod
-    def chosen(
-        cls, text: bool | None, encoding: str | None, errors: str | None, bufsize: int
-    ) -> TextMode:
-        """The mode that ``subprocess.Popen`` would use."""
-        is_text = bool(text or encoding or errors)
-        if is_text and encoding is None:
-            encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
-        return cls(text=is_text, encoding=encoding, errors=errors, bufsize=bufsize)
 
     def opened(self, fd: int | None, mode: str) -> IO[Any] | None:
         """A file object that owns the descriptor."""
@@ -71,7 +59,6 @@ class OutputPipe(io.FileIO):
         self._returned = data
 
     def readall(self) -> bytes:
-        """Read to the end."""
         data, self._returned = self._returned, b""
         return data + super().readall()
 
@@ -94,31 +81,22 @@ def rest_of(stream: Any, data: bytes) -> Any:
     return stream.read()
 
 
-@dataclass(kw_only=True)
-class ParentEnds:
-    """This process's ends of the pipes; None for a stream without a pipe."""
-
-    stdin: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Streams:
     """The descriptors for a copy, and this process's ends."""
 
     child: tuple[int, int, int]
     """Three different descriptors, since CRIU accepts each for one key only."""
-    parent: ParentEnds
+    parent: dict[str, int]
+    """This process's ends of the pipes, by the names of the streams."""
 
     @classmethod
     def made(cls, given: Sequence[Stream], ours: ExitStack, theirs: ExitStack) -> Streams:
         """Create the streams from the arguments stdin, stdout and stderr.
 
-        ``theirs`` closes the copy's descriptors, ``ours`` this process's ends. Raises
-        ``OptionError`` for a value that is not a stream.
+        ``theirs`` closes the copy's descriptors, ``ours`` this process's ends.
         """
-        parent = ParentEnds()
+        parent: dict[str, int] = {}
         child: list[int] = []
         for index, (name, value) in enumerate(zip(NAMES, given, strict=True)):
             if value == subprocess.PIPE:
@@ -126,7 +104,7 @@ class Streams:
                 kept, passed = (writer, reader) if index == 0 else (reader, writer)
                 ours.callback(close, kept)
                 theirs.callback(close, passed)
-                setattr(parent, name, kept)
+                parent[name] = kept
                 child.append(passed)
             else:
                 fd = child[1] if value == subprocess.STDOUT else _descriptor(index, value, theirs)

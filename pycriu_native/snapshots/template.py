@@ -33,6 +33,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -158,7 +159,6 @@ class Template:
             last = place + length
 
     def write(self, directory: Path) -> None:
-        """Write the description into a set."""
         data = {each.name: getattr(self, each.name) for each in fields(self)}
         data |= {"version": VERSION, "files": [asdict(each) for each in self.files]}
         with open(create_regular(directory / NAME), "w") as file:
@@ -337,7 +337,9 @@ class _Preparation:
         """Link a file with pages; returns its number in the template."""
         name = f"template-{len(self.files) + 1}.pages"
         link_or_copy(Path(path), self.target / name)
-        self.files.append(_describe(self.target / name))
+        with closing(open_regular(self.target / name)) as fd:
+            size = os.fstat(fd).st_size
+            self.files.append(PagesFile(name=name, size=size, crc32=checksum(fd, size)))
         return len(self.files) - 1
 
     def _choose(self, vmas: Iterable[Any], page_map: PageMap) -> list[Any]:
@@ -355,7 +357,7 @@ class _Preparation:
 
     def _add(self, vma: Any, runs: Sequence[Stored], files: dict[str, int]) -> None:
         """Add a mapping as a region of the template."""
-        begin = bisect.bisect_right(runs, vma.start, key=_end)
+        begin = bisect.bisect_right(runs, vma.start, key=itemgetter(1))
         for start, end, page_map, offset in itertools.islice(runs, begin, None):
             if start >= vma.end:
                 break
@@ -454,10 +456,6 @@ def outside(runs: Iterable[Stored], ranges: Iterable[tuple[int, int]]) -> Iterat
                 at = min(last, end)
 
 
-def _end(run: Stored) -> int:
-    return run[1]
-
-
 def checksum(fd: int, size: int) -> int:
     """The CRC-32 of a file's first bytes; -1 if it is shorter."""
     result, at = 0, 0
@@ -470,10 +468,3 @@ def checksum(fd: int, size: int) -> int:
         result = zlib.crc32(buffer[:done], result)
         at += done
     return result
-
-
-def _describe(path: Path) -> PagesFile:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with closing(fd):
-        size = os.fstat(fd).st_size
-        return PagesFile(name=path.name, size=size, crc32=checksum(fd, size))

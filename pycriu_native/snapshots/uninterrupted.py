@@ -52,27 +52,20 @@ def uninterrupted(
         raise
 
 
-def _interruption() -> BaseException | None:
+def interruption() -> BaseException | None:
+    """The exception that interrupts the caller of the present function, if any."""
     work = CALL_RUNNER.get()
     return work.reason if isinstance(work, Work) else None
 
 
-def is_interrupted() -> bool:
-    """Whether the caller of the present function is interrupted."""
-    return _interruption() is not None
-
-
 def check_interrupted() -> None:
-    """Raise the exception that interrupts the caller of the present function, if any."""
-    if (reason := _interruption()) is not None:
+    """Raise :func:`interruption`, if any."""
+    if (reason := interruption()) is not None:
         raise reason
 
 
 def readable_or_interrupted(*fds: int, seconds: float | None) -> bool:
-    """Whether one of these descriptors can be read, or is at its end, within ``seconds``.
-
-    Raises as :func:`check_interrupted`.
-    """
+    """Whether one of these is readable or at its end in time. Raises as ``check_interrupted``."""
     until = None if seconds is None else time.monotonic() + seconds
     while True:
         remaining = UNTIL_SIGNALS if until is None else until - time.monotonic()

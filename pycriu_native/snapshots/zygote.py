@@ -17,14 +17,14 @@ from .. import guest
 from .._support.closing import Closing
 from .._support.forked_child import forgets
 from .._support.lazy import socket
-from .._support.unpatched import Lock, close, readable
+from .._support.unpatched import Lock, readable
 from .._system.descriptors import descriptor_info
 from .._system.socket_pair import pair
 from ..errors import CriuError, DeadlineError, Problem
 from .arguments import Environment, Text, check_call, descriptor_numbers, text_mode
-from .child import PidfdChild
+from .child import Child
 from .copy_request import CopyRequest, send_line
-from .process import Child, SnapshotProcess, end, reap_unowned
+from .process import SnapshotProcess, end, reap_unowned
 from .record import Record
 from .restore import RestoreRequest, restore_root
 from .streams import Stream, Streams, refuse
@@ -46,21 +46,13 @@ PATIENCE = 5.0
 """Seconds to wait for its end after it has closed its socket."""
 
 
-class ForkedChild(PidfdChild):
+class ForkedChild(Child):
     """A copy that a zygote has forked; a child of this process."""
 
     def __init__(self, pidfd: int, zygote: Zygote) -> None:
         super().__init__(int(descriptor_info("self", pidfd)["Pid"][0]), pidfd)
         self._zygote = zygote
         """A reference that keeps the zygote alive: its end would end the copy."""
-
-    def close(self, *, wait: bool) -> bool:
-        """End the process, and close its pidfd."""
-        if self.pidfd >= 0:
-            self.end()
-            close(self.pidfd)
-            self.pidfd = -1
-        return True
 
 
 class ForkRequest:
@@ -85,14 +77,9 @@ class ForkRequest:
                 return False
             self.receive()
         if self._pidfd is not None:
-            PidfdChild(0, self._pidfd).end()
-            close(self._pidfd)
-        self.close()
-        return True
-
-    def close(self) -> None:
-        """Close the socket."""
+            Child(0, self._pidfd).close(wait=True)
         self.answers.close()
+        return True
 
 
 class Zygote(Closing):
@@ -132,13 +119,16 @@ class Zygote(Closing):
             passed.enter_context(theirs)
             # CRIU accepts pipes as replacements of sockets, pipes and files.
             streams = Streams.made((PIPE, PIPE, PIPE), kept, passed)
-            self._errors = streams.parent.stderr
+            self._errors = streams.parent["stderr"]
             inodes = [os.fstat(each).st_ino for each in streams.child]
             send_line(self._control, json.dumps({"zygote": inodes}).encode() + b"\n")
             self._child = restore_root(record, streams.child, theirs.fileno(), where, Stopwatch())
             kept.callback(self._child.close, wait=True)
             passed.close()
-            self._wait_until_ready(until)
+            if not _wait(self._control, self._child, until):
+                raise DeadlineError("the zygote was not ready in time")
+            if self._control.recv(len(guest.READY)) != guest.READY:
+                raise self._ended()
             self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies, self._late)
             forgets(self)
 
@@ -146,12 +136,6 @@ class Zygote(Closing):
     def pid(self) -> int:
         """The pid in the namespace of this process."""
         return self._child.pid
-
-    def _wait_until_ready(self, until: float | None) -> None:
-        if not _wait(self._control, self._child, until):
-            raise DeadlineError("the zygote was not ready in time")
-        if self._control.recv(len(guest.READY)) != guest.READY:
-            raise self._ended()
 
     def start(
         self,
@@ -213,7 +197,7 @@ class Zygote(Closing):
             send_line(ours, given.line(number), given.descriptors)
             self._copies.add(child)
             kept.pop_all()
-            request.close()
+            request.answers.close()
         timings = watch.timings(number, "zygote")
         return SnapshotProcess(given, child, streams.parent, timings, self._record, self._snapshot)
 
@@ -221,9 +205,9 @@ class Zygote(Closing):
         self, args: Sequence[Text] | None = None, *, limit: int = 2**16, **options: Any
     ) -> Starting:
         """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""
-        from .aio_process import starting  # asyncio takes long to load
+        from .aio_process import Starting  # asyncio takes long to load
 
-        return starting(self.start, args, limit, options)
+        return Starting(self.start, args, limit, options)
 
     def _forked(self, request: ForkRequest, until: float | None) -> int:
         """Receive the pidfd of a copy over its socket."""
@@ -249,7 +233,6 @@ class Zygote(Closing):
     def _ended(self) -> CriuError:
         """The exception for a zygote that has ended, with its exit status."""
         readable(self._child.pidfd, seconds=PATIENCE)
-        assert self._errors is not None
         output = os.read(self._errors, LINE) if readable(self._errors) else b""
         shown = output.decode(errors="replace").strip()
         message = f"the zygote ended with status {self._child.status()}"
@@ -269,19 +252,18 @@ class Zygote(Closing):
 
 def zygote_problems(record: Record) -> Iterator[Problem]:
     """Why the program of a snapshot cannot fork copies of itself."""
-    command = " ".join(record.command)
     if not record.forks:
         rule = "a Python program that calls pycriu_native.guest.wait() is accepted"
-        yield Problem("program", command, rule)
     elif record.processes != 1:
         rule = f"it had {record.processes} processes when it was saved; one is accepted"
-        yield Problem("program", command, rule)
     elif record.threads != 1:
         rule = (
             f"it had {record.threads} threads when it was saved, of which a fork has one; start "
             "them after guest.wait() (OPENBLAS_NUM_THREADS=1 disables those of numpy)"
         )
-        yield Problem("program", command, rule)
+    else:
+        return
+    yield Problem("program", " ".join(record.command), rule)
 
 
 def _wait(sock: socket.socket, child: Child, until: float | None) -> bool:
@@ -295,4 +277,4 @@ def _end(owned: ExitStack, copies: Iterable[ForkedChild], late: Iterable[ForkReq
         copy.end()  # otherwise its exit status would be lost
     owned.close()
     for request in late:
-        request.close()
+        request.answers.close()

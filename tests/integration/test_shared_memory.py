@@ -27,7 +27,7 @@ from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import RESTORING
 from pycriu_native.images import decode, encode
 from pycriu_native.snapshots import SharedTemplate, Snapshot, prepare
-from pycriu_native.snapshots.sharing import CHANGED, FIRST
+from pycriu_native.snapshots.sharing import CHANGED, FIRST, SHARED
 from pycriu_native.snapshots.template import MARK, NAME
 
 from .support.copies import NO_RSEQ, Saved, copy, mappings_of, memory_of, save
@@ -546,6 +546,14 @@ def test_sharing_is_chosen(snapshot: Snapshot) -> None:
         snapshot.start(share_memory=False, via=template)
     with pytest.raises(OptionError, match="None, True or False"):
         snapshot.start(share_memory=1)  # type: ignore[arg-type]
+
+
+def test_a_worker_that_cannot_share(snapshot: Snapshot) -> None:
+    """It is refused before the images with the template are written."""
+    shutil.rmtree(snapshot.directory / SHARED, ignore_errors=True)
+    with open(os.devnull) as null, pytest.raises(OptionError, match="without stdin"):
+        snapshot.share(worker=Worker(stdin=null))
+    assert not (snapshot.directory / SHARED).exists()
 
 
 def test_plain_starts_are_forked(snapshot: Snapshot) -> None:

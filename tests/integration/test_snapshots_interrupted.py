@@ -190,7 +190,7 @@ def test_a_result_after_an_interruption(snapshot: Snapshot) -> None:
 
     def succeed() -> str:
         signal.pthread_kill(main, signal.SIGINT)
-        eventually(uninterrupted.is_interrupted, "the interruption")
+        eventually(uninterrupted.interruption, "the interruption")
         return "result"
 
     def fail() -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from pycriu_native import DeadlineError, OptionError
 from pycriu_native.snapshots import Snapshot
-from pycriu_native.snapshots.deleted_files import one_at_a_time
+from pycriu_native.snapshots.locks import one_at_a_time
 
 from .support.processes import PATIENCE
 from .test_snapshots import ENVIRONMENT

@@ -12,8 +12,7 @@ from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
 from ...errors import CriuError, OptionError, Problem
 from .. import parameters, streams
-from ..command import Call, Command, by_name
-from ..errors import extra
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..text import safe, size
 
@@ -56,7 +55,7 @@ def _pack(call: Call, directory: str, archive: str, overwrite: bool, **settings:
     if archive != streams.STANDARD:
         parameters.check_new(archive, overwrite)
     try:
-        with extra("archive"), _stream(archive, "wb") as target:
+        with _stream(archive, "wb") as target:
             total = pack(directory, target, **settings)
     except OSError as error:
         if archive != streams.STANDARD or error.filename is not None:
@@ -99,7 +98,7 @@ def _unpack(
     call: Call, archive: str, directory: str, identity: tuple[str, ...], **settings: Any
 ) -> Exit:
     """Extract an archive. ``settings`` are the other arguments of ``unpack``."""
-    with extra("archive"), _stream(archive, "rb") as source:
+    with _stream(archive, "rb") as source:
         keys = [key for path in identity for key in keys_of(path)]
         total = unpack(source, directory, decrypt_with=keys, **settings)
     body = {"archive": archive, "directory": directory, "bytes": total}
@@ -114,10 +113,7 @@ def _stream(
 
 
 def keys_of(path: str) -> list[str]:
-    """The private keys in a file: an age file has one per line, an ssh file is one key.
-
-    Raises ``OptionError`` if it has none.
-    """
+    """The private keys in a file: one a line of age, or one of ssh. ``OptionError`` without any."""
     with open(path, errors="replace") as file:
         text = file.read()
     if "PRIVATE KEY" in text:
@@ -159,6 +155,3 @@ def _verify(call: Call, directory: str, digest: str | None) -> Exit:
     verify(directory, digest)
     body = {"directory": directory, "sha256": digest}
     return call.out.result(body, safe(f"{directory} matches its manifest"))
-
-
-COMMANDS = by_name(_pack, _unpack, _seal, _verify)

@@ -10,7 +10,7 @@ import click
 
 from ...enums import CgroupMode, Verb
 from ...findings import Severity, lines
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..errors import in_flags
 from ..exit_codes import Exit
 from ..image_sets import archive_text, images_package, set_in
@@ -79,6 +79,3 @@ def _container_opts(found: ImageSet, opts: CriuOpts, unpacked: str) -> CriuOpts:
     if opts.manage_cgroups_mode is None:
         more["manage_cgroups_mode"] = CgroupMode.SOFT
     return dataclasses.replace(opts, **more)
-
-
-COMMANDS = by_name(_check_images)

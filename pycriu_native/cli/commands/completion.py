@@ -6,7 +6,7 @@ import click
 from click.shell_completion import ShellComplete, get_completion_class
 
 from .. import app
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 
 SHELLS = ("bash", "zsh", "fish")
@@ -30,6 +30,3 @@ def _completion(call: Call, shell: str) -> Exit:
     # The method of the class for bash would also run bash to check its version.
     script = ShellComplete.source(kind(app.app, {}, "pycriu-native", VARIABLE))
     return call.out.answer({"shell": shell, "script": script}, script)
-
-
-COMMANDS = by_name(_completion)

@@ -14,7 +14,7 @@ from ...enums import Verb
 from ...findings import lines
 from ...options.flags import to_flags
 from .. import json_form, parameters
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..errors import CONFIG, in_flags
 from ..exit_codes import Exit
 from ..option_parameters import CLEAR_TEXT
@@ -114,7 +114,7 @@ def _preflight(
     text = in_flags("\n".join(map(safe, str(result).splitlines())))
     if words is not None:
         text += f"\ntry: {shlex.join(words)}"
-    body = json_form.fields(result) | {"command": words}
+    body = json_form.plain(result) | {"command": words}
     return call.out.answer(body, text, code=Exit.DONE if works else Exit.NO)
 
 
@@ -130,6 +130,3 @@ def command_line(pid: int, opts: CriuOpts) -> list[str] | None:
     if isinstance(opts.page_server, PageServer) and opts.page_server.clear_text:
         words.append(CLEAR_TEXT)
     return None if problems else words
-
-
-COMMANDS = by_name(_doctor, _preflight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..image_sets import images_package
 from ..parameters import directory_argument, flag
@@ -28,6 +28,3 @@ def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
     result = images.diff(before, after, memory=not no_memory)
     code = Exit.NO if result else Exit.DONE
     return call.out.answer(result, images.render_diff(result), code=code)
-
-
-COMMANDS = by_name(_diff)

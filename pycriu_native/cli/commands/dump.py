@@ -16,7 +16,7 @@ from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
 from .. import image_summary, json_form, parameters, progress, streams
 from ..action_scripts import ACTION_SCRIPT
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, count, details, micro, pids, safe, size, time
 
@@ -124,7 +124,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
         *_numbers(result.statistics),
         ("whole call", time(result.duration)),
     ]
-    body = json_form.fields(result) | {"stream": stream, "stream_bytes": written}
+    body = json_form.plain(result) | {"stream": stream, "stream_bytes": written}
     headline = f"{what} into {safe(stream)}"
     return call.out.result(body, details(headline, rows))
 
@@ -195,7 +195,8 @@ def _table(result: DumpItersResult) -> str:
 def shape(result: DumpResult) -> dict[str, Any]:
     """The result for ``--json``."""
     images = image_summary.size_of(result.images)
-    return json_form.fields(result) | {
+    return {
+        **json_form.plain(result),
         "pids": image_summary.pids_in(result.images),
         "image_bytes": images.bytes,
         "image_files": images.files,
@@ -203,7 +204,6 @@ def shape(result: DumpResult) -> dict[str, Any]:
 
 
 def text(result: DumpResult, name: str, done: str) -> str:
-    """The result as text."""
     images = image_summary.size_of(result.images)
     saved = image_summary.pids_in(result.images)
     what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")
@@ -253,6 +253,3 @@ def _hint(call: Call, result: DumpResult) -> None:
             "before that fails"
         )
     call.hint_at_feature_cache()
-
-
-COMMANDS = by_name(_dump, _pre_dump)

@@ -10,7 +10,7 @@ from ...diagnostics.explain import explain
 from ...enums import Verb
 from ...options.table import VERB_MASK, On
 from .. import json_form
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..parameters import PID
 
@@ -44,6 +44,3 @@ def _explain(call: Call, verb: str, pid: int | None) -> Exit:
         str(result),
         code=Exit.NO if refused else Exit.DONE,
     )
-
-
-COMMANDS = by_name(_explain)

@@ -14,7 +14,7 @@ import click
 
 from ...errors import ImagesError
 from .. import json_form, parameters
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..image_sets import images_package, named_as
 from ..text import safe, size
@@ -122,6 +122,3 @@ def _encode(call: Call, described: str, image: str) -> Exit:
         record_again(directory, Path(image).name)
     body = {"image": image, "bytes": len(data)}
     return call.out.result(body, safe(f"wrote {size(len(data))} to {image}"))
-
-
-COMMANDS = by_name(_decode, _encode)

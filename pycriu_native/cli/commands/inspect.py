@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import parameters
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..image_memory import address_range, pattern_of, read_memory, search_memory
 from ..image_sets import archive_text, images_package, set_in
@@ -184,7 +184,6 @@ def _sockets_and_mounts(
     processes: Sequence[Process],
     views: Mapping[str, bool],
 ) -> Exit:
-    """Print only the sockets or mounts."""
     body: dict[str, list[Any]] = {}
     parts = []
     if views["sockets"]:
@@ -226,6 +225,3 @@ def _overview(call: Call, images: ModuleType, found: ImageSet, tree: bool, pid: 
         ("threads", ", ".join(f"{each.tid} {each.name}" for each in process.threads)),
     ]
     return "\n".join(columns((name, safe(value)) for name, value in rows if value))
-
-
-COMMANDS = by_name(_inspect)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ...errors import CriuError, OptionError, Problem, UnsupportedError
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..parameters import flag, option
 
@@ -100,6 +100,3 @@ def _read(record: str) -> dict[str, str | None]:
             if (name := key.removeprefix("CRIU_").lower()) in values:
                 values[name] = value
     return values
-
-
-COMMANDS = by_name(_install)

@@ -22,7 +22,7 @@ from ...jobs.arguments import MOST
 from ...jobs.control import request_checkpoint, request_stop
 from ...jobs.directory import META, CheckpointProgress, JobDirectory
 from ...jobs.slurm import SlurmJob, run_in_slurm
-from ..command import Call, Command, Group, by_name
+from ..command import Call, Command, Group
 from ..errors import in_flags
 from ..exit_codes import Exit
 from ..parameters import compress_option, encrypt_to_option, flag, identity_option, option
@@ -399,5 +399,3 @@ JOB = Group(
     "DIRECTORY is the argument of 'run --dir'.",
     commands=[_status, _list, _checkpoint, _stop, _log],
 )
-
-COMMANDS = by_name(JOB, _run)

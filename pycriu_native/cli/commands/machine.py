@@ -13,7 +13,7 @@ from ... import (
 )
 from ...enums import Verb
 from .. import json_form
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..text import details, safe, time
 
@@ -96,6 +96,3 @@ def _cpuinfo_dump(call: Call) -> Exit:
 def _cpuinfo_check(call: Call) -> Exit:
     result = cpuinfo_check(call.opts, via=call.via, deadline=call.deadline)
     return call.out.result(result, f"this processor has the features in {safe(result.images)}")
-
-
-COMMANDS = by_name(_check, _keep_cache, _cpuinfo_dump, _cpuinfo_check)

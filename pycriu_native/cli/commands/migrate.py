@@ -12,7 +12,7 @@ from ...migration.common import SET_BY_US
 from ...migration.endpoint import TLS_FIELDS
 from .. import json_form, parameters, progress
 from ..action_scripts import ACTION_SCRIPT
-from ..command import Call, Command, Group, by_name
+from ..command import Call, Command, Group
 from ..exit_codes import CALL_EXITS, Exit
 from ..text import details, micro, safe, size, time
 
@@ -107,7 +107,7 @@ def _arguments(call: Call, peer_timeout: float | None, **more: Any) -> dict[str,
 
 
 def _shape(result: MigrationResult) -> dict[str, Any]:
-    return json_form.fields(result) | {"bytes": result.bytes}
+    return {**json_form.plain(result), "bytes": result.bytes}
 
 
 def _text(result: MigrationResult, headline: str) -> str:
@@ -132,5 +132,3 @@ MIGRATE = Group(
     "confirmed that it runs there. Two copies never run at the same time.",
     commands=[_out, _in],
 )
-
-COMMANDS = by_name(MIGRATE)

@@ -8,7 +8,7 @@ import click
 
 from ...options.flag_values import spelling
 from ...options.table import TABLE, VERB_MASK, Row
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..field_docs import field_docs
 from ..parameters import option
@@ -101,6 +101,3 @@ def _details(row: Row) -> str:
     ]
     shown = columns([pair for pair in rows if pair[1]])
     return "\n".join([*shown, "", field_docs().get(row.name, "")])
-
-
-COMMANDS = by_name(_options)

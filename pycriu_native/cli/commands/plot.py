@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ... import plots
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..parameters import OVERWRITE, check_new
 from ..text import safe
@@ -44,6 +44,3 @@ def _plot(call: Call, what: str, source: str, picture: str, overwrite: bool) -> 
     KINDS[what](source, picture)
     body = {"what": what, "source": source, "picture": picture}
     return call.out.result(body, safe(f"drew {picture}"))
-
-
-COMMANDS = by_name(_plot)

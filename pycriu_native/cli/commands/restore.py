@@ -17,7 +17,7 @@ from ...enums import Verb
 from ...results import PAGE
 from .. import image_summary, json_form, parameters, progress, streams
 from ..action_scripts import ACTION_SCRIPT
-from ..command import Call, Command, Interrupted, by_name
+from ..command import Call, Command, Interrupted
 from ..exit_codes import CALL_EXITS, Exit
 from ..output import complete
 from ..text import details, micro, pids, safe, size, time
@@ -116,7 +116,7 @@ def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
         result = restore_stream(call.opts, source, **call.arguments)
     parameters.write_pidfile(pidfile, result.pid)
     where = "standard input" if stream == streams.STANDARD else safe(stream)
-    return call.out.result(json_form.fields(result) | {"stream": stream}, _text(result, where))
+    return call.out.result(json_form.plain(result) | {"stream": stream}, _text(result, where))
 
 
 def _in_foreground(pid: int) -> None:
@@ -178,11 +178,10 @@ def _until_end(call: Call, pid: int, *, is_job: bool = False) -> int:
 
 def shape(result: RestoreResult) -> dict[str, Any]:
     """The result for ``--json``."""
-    return json_form.fields(result) | {"pids": image_summary.pids_in(result.images)}
+    return {**json_form.plain(result), "pids": image_summary.pids_in(result.images)}
 
 
 def text(result: RestoreResult) -> str:
-    """The result as text."""
     saved = image_summary.pids_in(result.images)
     return _text(result, safe(result.images), f"{len(saved)}: {pids(saved)}" if saved else None)
 
@@ -203,6 +202,3 @@ def _text(result: RestoreResult, where: str, processes: str | None = None) -> st
         ("log", safe(result.log) if result.log else None),
     ]
     return details(f"restored pid {result.pid} from {where}", rows)
-
-
-COMMANDS = by_name(_restore)

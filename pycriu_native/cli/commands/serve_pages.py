@@ -6,7 +6,7 @@ from ... import LazyPages, dedup, page_server, page_server_child
 from ...enums import Verb
 from ...errors import CriuError
 from .. import image_summary, json_form, parameters, progress
-from ..command import Call, Command, by_name
+from ..command import Call, Command
 from ..exit_codes import Exit
 from ..text import count, safe, size
 
@@ -111,6 +111,3 @@ def _dedup(call: Call) -> Exit:
     return call.out.result(
         result, f"removed replaced pages from the parents of {safe(result.images)}"
     )
-
-
-COMMANDS = by_name(_page_server, _lazy_pages, _dedup)

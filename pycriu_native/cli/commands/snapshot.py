@@ -18,10 +18,9 @@ from ...snapshots import Record, Snapshot, SnapshotProcess, list_snapshots
 from ...snapshots.parked import LAST_OUTPUT
 from ...snapshots.processor_level import LEVELS
 from .. import progress
-from ..command import Call, Command, Group, Interrupted, by_name
+from ..command import Call, Command, Group, Interrupted
 from ..exit_codes import CALL_EXITS, Exit
-from ..parameters import directory_argument, flag, option
-from ..shared_options import DEADLINE
+from ..parameters import DEADLINE, directory_argument, flag, option
 from ..text import columns, details, safe, size
 
 EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
@@ -287,7 +286,6 @@ def shape(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def text(snapshot: Snapshot) -> str:
-    """The snapshot as text."""
     record = snapshot.record
     rows = [
         ("processes", str(record.processes)),
@@ -312,5 +310,3 @@ SNAPSHOTS = Group(
     help="List, inspect and remove snapshots.",
     commands=[_list, _inspect, _remove],
 )
-
-COMMANDS = by_name(_snapshot, _start, SNAPSHOTS)

@@ -38,7 +38,7 @@ class Feature:
     title: str
     costs: str
     """What does not work without the feature."""
-    cure: str
+    cure: str = "a newer kernel"
     """What provides it: usually a release of Linux or a build option."""
     severity: Severity = Severity.WARNING
     """Severity of a missing feature."""
@@ -115,25 +115,23 @@ FEATURES = {
         INFO,
     ),
     "tcp_half_closed": Feature(
-        "half-closed TCP connections", "half-closed connections cannot be saved", "a newer kernel"
+        "half-closed TCP connections", "half-closed connections cannot be saved"
     ),
     "can_map_vdso": Feature(
         "mapping the vdso", "32-bit processes cannot be restored", "Linux 4.8", INFO
     ),
     "sk_ns": Feature("namespaces of sockets", "nested network namespaces fail", "Linux 4.10"),
-    "sk_unix_file": Feature(
-        "files of unix sockets", "unix sockets on overmounted paths fail", "a newer kernel"
-    ),
+    "sk_unix_file": Feature("files of unix sockets", "unix sockets on overmounted paths fail"),
     "net_diag_raw": Feature("raw sockets in sock_diag", "raw sockets are lost", "module raw_diag"),
-    "nsid": Feature("numbers of namespaces", "nested network namespaces fail", "a newer kernel"),
-    "link_nsid": Feature("namespaces of links", "veth pairs inside fail", "a newer kernel"),
+    "nsid": Feature("numbers of namespaces", "nested network namespaces fail"),
+    "link_nsid": Feature("namespaces of links", "veth pairs inside fail"),
     "kcmp_epoll": Feature(
         "epoll in kcmp", "epolls with copied descriptors fail", "Linux 4.13 with CONFIG_KCMP"
     ),
     "external_net_ns": Feature(
-        "network namespaces from outside", 'external="net[...]" does not work', "a newer kernel"
+        "network namespaces from outside", 'external="net[...]" does not work'
     ),
-    "newifindex": Feature("numbers of links", "the numbers of links may change", "a newer kernel"),
+    "newifindex": Feature("numbers of links", "the numbers of links may change"),
     "has_ipt_legacy": Feature(
         "the old iptables", "old iptables rules are not saved", "module ip_tables", INFO
     ),
@@ -147,10 +145,9 @@ FEATURES = {
     "sockopt_buf_lock": Feature(
         "fixed buffers of sockets",
         "sizes of buffers that a program has set may grow again",
-        "a newer kernel",
-        INFO,
+        severity=INFO,
     ),
-    "memfd_hugetlb": Feature("memfds of huge pages", "shared huge pages fail", "a newer kernel"),
+    "memfd_hugetlb": Feature("memfds of huge pages", "shared huge pages fail"),
     "move_mount_set_group": Feature(
         "sharing groups of mounts",
         "containers with shared mounts are restored less exactly",
@@ -160,24 +157,15 @@ FEATURES = {
     "get_rseq_conf": Feature(
         "restartable sequences", "programs with glibc 2.35 or later fail", "Linux 5.13"
     ),
-    "ipv6_freebind": Feature(
-        "IPV6_FREEBIND", "that option of a socket is lost", "a newer kernel", INFO
-    ),
+    "ipv6_freebind": Feature("IPV6_FREEBIND", "that option of a socket is lost", severity=INFO),
     "pagemap_scan": Feature("PAGEMAP_SCAN", "memory is scanned more slowly", "Linux 6.7", INFO),
-    "timer_cr_ids": Feature(
-        "numbers of timers", "a restore of many timers is slow", "a newer kernel", INFO
-    ),
-    "overlayfs_maps": Feature(
-        "files mapped from overlayfs", "files mapped from overlayfs fail", "a newer kernel"
-    ),
+    "timer_cr_ids": Feature("numbers of timers", "a restore of many timers is slow", severity=INFO),
+    "overlayfs_maps": Feature("files mapped from overlayfs", "files mapped from overlayfs fail"),
     "breakpoints": Feature(
         "hardware breakpoints", "a restore takes a little longer", "a CPU that provides them", INFO
     ),
     "pagemap_scan_guard_pages": Feature(
-        "guard pages in PAGEMAP_SCAN",
-        "guard pages (MADV_GUARD_INSTALL) are lost",
-        "a newer kernel",
-        INFO,
+        "guard pages in PAGEMAP_SCAN", "guard pages (MADV_GUARD_INSTALL) are lost", severity=INFO
     ),
 }
 """The features that CRIU 4.2 can test."""

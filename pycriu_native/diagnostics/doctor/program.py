@@ -26,7 +26,6 @@ INSTALL = "pip install 'pycriu-native[criu]', apt-get install criu, or pycriu-na
 
 
 def look(via: Via) -> Findings:
-    """Findings on CRIU, libcriu and the kernel."""
     yield Subject("libcriu", "criu", "libcriu").good(LIBCRIU_VERSION)
     try:
         result = requirements.ask_version(via)
@@ -132,9 +131,7 @@ first one, and calls do not need all features that it tests (``criu/cr-check.c``
 
 
 def _check(via: Via) -> Finding:
-    """CRIU's check; for a caller without rights, CRIU's unprivileged check if its result is
-    better.
-    """
+    """CRIU's check, or its unprivileged one if that is better for a caller without rights."""
     result = checked(via, unprivileged=False)
     if result.severity in (Severity.STOPS, Severity.WARNING) and worker_of(via) is not None:
         limited = checked(via, unprivileged=True)
@@ -145,7 +142,6 @@ def _check(via: Via) -> Finding:
 
 
 def checked(via: Via, *, unprivileged: bool) -> Finding:
-    """The finding of CRIU's check."""
     options = ("unprivileged",) if unprivileged else ()
     about = Subject("check", "criu", "CRIU's own check", options)
     try:
@@ -171,7 +167,6 @@ def checked(via: Via, *, unprivileged: bool) -> Finding:
 
 
 def _cache() -> Finding:
-    """CRIU's cache of the kernel's features."""
     cache = feature_cache()
     severities = {CacheState.KEPT: Severity.GOOD, CacheState.STALE: Severity.WARNING}
     return Subject("cache", "criu", "cache of the kernel's features").finding(
@@ -182,7 +177,6 @@ def _cache() -> Finding:
 
 
 def _configuration(via: Via) -> Findings:
-    """Configuration files that affect every call."""
     about = Subject("configuration", "criu", "configuration files")
     result = [file for file in configuration_files(CriuOpts(), via) if file.settings]
     if not result:

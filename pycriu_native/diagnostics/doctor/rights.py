@@ -54,7 +54,6 @@ NAMESPACE = (
 
 
 def look() -> Findings:
-    """Findings on capabilities, security modules and seccomp."""
     status = status_of(os.getpid())
     held = int(status.get("CapEff", "0"), 16)
     has = {capability_name(bit) for bit in range(len(NAMES)) if held >> bit & 1}

@@ -22,7 +22,6 @@ class Subject:
     options: tuple[str, ...] = ()
 
     def finding(self, severity: Severity, message: str, **more: Any) -> Finding:
-        """A finding of any severity."""
         more |= {"id": self.id, "group": self.group, "subject": self.name, "options": self.options}
         return Finding(severity=severity, message=message, **more)
 

@@ -67,7 +67,6 @@ class Used:
 
 
 def look(context: Context) -> Findings:
-    """Findings on the files of the tree."""
     seen: set[tuple[object, ...]] = set()
     for used in all_used(context):
         key = (used.identity, used.path, used.mount)

@@ -100,7 +100,7 @@ def look_at(
         given=opts,
         opts=for_dump,
         restore_opts=options_of(for_dump),
-        restore_needs=needs_of(context, for_dump, result),
+        restore_needs=tuple(dict.fromkeys(needs_of(context, for_dump, result))),
         size=expected,
     )
 

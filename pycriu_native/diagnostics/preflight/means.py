@@ -27,7 +27,7 @@ from ..doctor.features import tested
 from ..doctor.program import kernel
 from . import inet_sockets, sockets
 from .context import Context, Findings, no_restore, note, stops
-from .open_sockets import INTERNET, kinds
+from .open_sockets import INTERNET, sockets_of
 from .values import in_units
 
 LOCK = "network_lock_nftables"
@@ -44,7 +44,6 @@ def check_options(opts: CriuOpts, pid: int) -> None:
 
 
 def look(context: Context) -> Findings:
-    """Findings on the program, the options and the directories."""
     yield from _program(context)
     yield from _freezer(context.opts)
     yield from _server(context.opts)
@@ -82,7 +81,7 @@ def _program(context: Context) -> Findings:
             cure="install CRIU 4.2 or later (pycriu-native install-criu)",
         )
     if result < Version(major=4, minor=2) and kernel() >= (6, 16):
-        internet = sorted(kinds(context) & set(INTERNET))
+        internet = sorted({kind for _, kind in sockets_of(context)} & set(INTERNET))
         if internet:
             message = f"CRIU {result} is too old for sockets ({', '.join(internet)}) on this kernel"
             yield stops("old-program", message, failure="sock-passcred-kernel")
@@ -221,10 +220,7 @@ _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]
 
 
 def _cgroup_yard(context: Context) -> Findings:
-    """Whether ``cg_yard`` has a directory for each hierarchy (``criu/cgroup.c``).
-
-    CRIU saves no cgroups if all processes are in its own.
-    """
+    """Whether ``cg_yard`` has a directory for each hierarchy (``criu/cgroup.c``)."""
     opts = context.opts
     are_ignored = opts.manage_cgroups_mode == CgroupMode.IGNORE or opts.manage_cgroups is False
     if opts.cg_yard is None or are_ignored:

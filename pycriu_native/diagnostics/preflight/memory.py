@@ -19,7 +19,6 @@ ZERO = os.makedev(1, 5)
 
 
 def look(context: Context) -> Findings:
-    """Findings on the memory."""
     old = context.is_older_than("4.2")
     # The library does not change these images: see ``_integrity.droppable_memory``.
     keeps = os.getpid() in context.tree.pids or context.in_force("page_server") is not None

@@ -42,7 +42,6 @@ _MOUNTED_WITH = {
 
 
 def look(context: Context) -> Findings:
-    """Findings on mounts that CRIU cannot save without options."""
     if not context.mounts.checked:
         return
     if without_root := _without_root(context):
@@ -115,7 +114,6 @@ class _Mounts:
             self.given |= {m for m in table.all if m.place != "/" and _is_found(context, m, ours)}
 
     def checked(self) -> Iterator[Mount]:
-        """The mounts that CRIU checks."""
         skipped = {str(place) for place in self.context.in_force("skip_mnts") or ()}
         tree = self.context.tree
         foreign = tree.ours.namespaces["mnt"] if tree.has_own("mnt") else None
@@ -126,8 +124,7 @@ class _Mounts:
     def of_user_namespace(self) -> Findings:
         """Mounts from outside, of file systems that the user namespace of the tree may not mount.
 
-        Those that the tree uses must be external; the others are omitted, with all mounts below
-        them.
+        Those that the tree uses must be external; others are omitted, with all mounts below them.
         """
         tree = self.context.tree
         if not (tree.has_own("user") and tree.has_own("mnt")):

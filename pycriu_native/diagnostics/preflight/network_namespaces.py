@@ -1,7 +1,4 @@
-"""Network namespaces that CRIU saves: their devices, and the programs that save them.
-
-``criu/net.c``.
-"""
+"""Network namespaces that CRIU saves: their devices, and the programs for that (``criu/net.c``)."""
 
 from __future__ import annotations
 
@@ -51,5 +48,5 @@ def _saved_namespaces(context: Context) -> list[Process]:
         process
         for which, process in context.tree.in_namespaces("net").items()
         if which != context.tree.ours.namespaces["net"]
-        and not context.external(f"net[{which.partition('[')[2].rstrip(']')}]")
+        and not context.external(which.replace(":", ""))
     ]

@@ -39,7 +39,6 @@ NOT_FOUND_ON = ("tmpfs", "devtmpfs")
 
 
 def look(context: Context) -> Findings:
-    """Findings on open objects that CRIU cannot save."""
     for fd in context.tree.descriptors():
         mode = fd.stat.st_mode
         if stat.S_ISCHR(mode) and fd.device == TUN and not context.tree.has_own("net"):

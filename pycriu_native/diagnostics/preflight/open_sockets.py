@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 
+from ..._support.cached_property import cached_property
 from ..._support.sockets import of_another
 from ..._system.descriptors import copied
 from ..._system.inet_sockets import InetSocket, inet_sockets
@@ -43,15 +44,10 @@ def sockets_of(context: Context) -> Iterator[tuple[Descriptor, str]]:
 
 
 def kind_of(fd: Descriptor) -> str:
-    """The kernel's name of the protocol; empty if the descriptor is closed."""
+    """The kernel's name of the protocol."""
     with contextlib.suppress(OSError):
         return os.getxattr(fd.path, "system.sockprotoname").rstrip(b"\0").decode()
     return "UNIX"  # closed meanwhile: no finding
-
-
-def kinds(context: Context) -> set[str]:
-    """The kinds of all sockets in the tree."""
-    return {kind for _, kind in sockets_of(context)}
 
 
 @contextlib.contextmanager
@@ -67,14 +63,11 @@ class Tables:
     def __init__(self, process: Process) -> None:
         self.process = process
         self._read: dict[str, dict[int, InetSocket]] = {}
-        self._unix: dict[int, UnixSocket] | None = None
 
-    @property
+    @cached_property
     def unix(self) -> dict[int, UnixSocket]:
         """Unix sockets by inode."""
-        if self._unix is None:
-            self._unix = unix_sockets(self.process)
-        return self._unix
+        return unix_sockets(self.process)
 
     def inet(self, table: str, inode: int) -> InetSocket | None:
         """An internet socket, by the name of its table in /proc/PID/net."""

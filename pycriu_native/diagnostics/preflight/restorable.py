@@ -17,11 +17,10 @@ from ..._system.capabilities import (
     lacking_for_restore,
     not_permitted,
 )
-from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
 from ..._system.scheduling import is_restored
 from .context import Context, Findings, no_restore
-from .tasks import owner_of
+from .tasks import bits, owner_of
 from .values import in_units
 
 CRIU_ITSELF = 16 << 20
@@ -93,14 +92,14 @@ def _rights(context: Context) -> Findings:
             "rights", f"the caller lacks {name}, which a restore needs", failure=failure
         )
     for process in () if has_capability(CAP_SETPCAP) else context.tree.alive:
-        if _set(process, "CapBnd") != ALL and process.status.get("NoNewPrivs") != "1":
+        if bits(process, "CapBnd") != ALL and process.status.get("NoNewPrivs") != "1":
             message = (
                 "its bounding set lacks capabilities, and the caller lacks CAP_SETPCAP, with which "
                 "a restore takes them away"
             )
             yield no_restore("bounding-set", message, pid=process.pid, failure="bounding-set")
     for process in context.tree.alive:
-        lacking = not_permitted(_set(process, "CapPrm"))
+        lacking = not_permitted(bits(process, "CapPrm"))
         if lacking:
             message = f"it has capabilities that the caller lacks: {', '.join(lacking)}"
             yield no_restore("capabilities", message, pid=process.pid, failure="capabilities")
@@ -120,10 +119,6 @@ def _proc(context: Context) -> Findings:
                 failure="proc-of-user-namespace",
             )
             return
-
-
-def _set(process: Process, name: str) -> int:
-    return int(process.status.get(name, "0"), 16)
 
 
 def _numbers(context: Context) -> Findings:

@@ -72,14 +72,8 @@ def options_of(opts: CriuOpts) -> CriuOpts:
 
 def needs_of(
     context: Context, opts: CriuOpts, findings: tuple[Finding, ...]
-) -> tuple[RestoreNeed, ...]:
-    """The needs of a restore of a dump with these options."""
-    return tuple(dict.fromkeys(_needs(context, opts, findings)))
-
-
-def _needs(
-    context: Context, opts: CriuOpts, findings: tuple[Finding, ...]
 ) -> Iterator[RestoreNeed]:
+    """The needs of a restore of a dump with these options; some can be equal."""
     if context.tree.has_own("mnt") and opts.root is None:
         yield RestoreNeed(
             option="root",

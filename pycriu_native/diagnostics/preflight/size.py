@@ -21,7 +21,6 @@ EACH_PROCESS, EACH_THREAD, EACH_DESCRIPTOR, EACH_MAPPING = 4000, 1500, 60, 60
 
 
 def expected(context: Context) -> ImageSize:
-    """The expected size of all images."""
     shared: dict[tuple[int, int], int] = {}
     memory = rest = 0
     for process in context.tree.alive:

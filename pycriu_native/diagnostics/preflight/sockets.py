@@ -29,7 +29,6 @@ SIOCGSKNS = 0x894C
 
 
 def look(context: Context) -> Findings:
-    """Findings on the sockets of the tree."""
     result = list(sockets_of(context))
     tables = tables_of(context)
     ours = {fd.stat.st_ino for fd, _ in result}
@@ -87,8 +86,7 @@ def _netlink(fd: Descriptor) -> Findings:
     with contextlib.suppress(OSError), copied_socket(fd) as sock:
         port = sock.getsockname()[0]
         groups = sock.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 1024)
-        is_readable = readable(sock.fileno())
-        if is_readable:
+        if readable(sock.fileno()):
             message = "a netlink socket has messages that the program has not read"
             yield stops("netlink-unread", message, failure="netlink-unread", **about)
         words = -(-len(groups) // 8) * 2  # the kernel reports whole longs; CRIU drops a last 0

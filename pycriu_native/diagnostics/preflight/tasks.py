@@ -44,7 +44,6 @@ EVEN_NESTED = ("mnt", "net")
 
 
 def look(context: Context) -> Findings:
-    """Findings on the processes themselves."""
     root = context.tree.root
     exited = list(_nothing_to_dump(root))
     yield from exited
@@ -129,7 +128,6 @@ def _frozen(context: Context) -> Findings:
 
 
 def _stoppable(process: Process) -> Findings:
-    """Findings that prevent CRIU from stopping a process."""
     threads = (status_of(process.pid, thread) for thread in process.threads)
     for tracer in sorted({each.get("TracerPid", "0") for each in threads} - {"", "0"}):
         yield stops(
@@ -146,12 +144,14 @@ def _stoppable(process: Process) -> Findings:
         message = "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen"
         yield note("stopped", message, pid=process.pid, failure="stop-signal")
     yield from _hangs(process)
-    pending = int(process.status.get("SigPnd", "0"), 16) | int(
-        process.status.get("ShdPnd", "0"), 16
-    )
-    if pending & 1 << 4:
+    if (bits(process, "SigPnd") | bits(process, "ShdPnd")) & 1 << 4:
         message = "a SIGTRAP is pending, with which CRIU cannot work in it"
         yield stops("sigtrap", message, pid=process.pid, failure="sigtrap-pending")
+
+
+def bits(process: Process, name: str) -> int:
+    """A set of signals or capabilities of /proc/PID/status."""
+    return int(process.status.get(name, "0"), 16)
 
 
 def _hangs(process: Process) -> Findings:
@@ -337,8 +337,7 @@ def _pid_namespace(context: Context) -> Findings:
     root = context.tree.root
     if not context.tree.has_own("pid") or root.inner("NSpid") == 1:
         return
-    number = root.namespaces["pid"].partition("[")[2].rstrip("]")
-    if context.external(f"pid[{number}]"):
+    if context.external(root.namespaces["pid"].replace(":", "")):
         return
     message = "it is inside of a pid namespace, and is not its first process"
     yield stops("not-the-first", message, pid=root.pid, failure="pidns-no-init")

@@ -77,10 +77,7 @@ def look(context: Context) -> Findings:
 
 
 def _not_mapped(terminals: list[Descriptor]) -> Findings:
-    """Terminals whose owner or group CRIU cannot set in this user namespace.
-
-    ``criu/tty.c``: ``restore_tty_params``.
-    """
+    """Terminals whose owner or group CRIU cannot set (``criu/tty.c``: ``restore_tty_params``)."""
     uid, gid = unmapped_uid(), unmapped_gid()
     for fd in terminals:
         if fd.stat.st_uid == uid or fd.stat.st_gid == gid:
@@ -90,10 +87,7 @@ def _not_mapped(terminals: list[Descriptor]) -> Findings:
 
 
 def _current(context: Context) -> Findings:
-    """/dev/tty: the first terminal of its session must be saved with the same process.
-
-    ``criu/tty.c``: ``tty_verify_ctty``.
-    """
+    """/dev/tty: its session's first terminal must be of the same process (``tty_verify_ctty``)."""
     opened: list[tuple[Process, Descriptor]] = []
     pairs: list[tuple[Process, tuple[int, int]]] = []
     for process in context.in_order_of_dump():

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import os
 import socket
-from dataclasses import dataclass
 
 from ..._support.unpatched import closing
 from ..._system.descriptors import where
@@ -22,77 +21,46 @@ SIOCUNIXFILE = 0x89E0
 DELETED = " (deleted)"
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A socket that is bound to a file."""
-
-    name: str
-    """As given to bind(2)."""
-    path: str
-    """The path of the file now; the last one if it has none."""
-    is_deleted: bool
-    links: int
-    """Number of names of the file."""
-    is_found: bool
-    """Whether the name leads to the file."""
-    accepts: bool
-    """Whether others connect or send to that name."""
-
-    @property
-    def is_relative(self) -> bool:
-        return not self.name.startswith("/")
-
-
 def look(context: Context) -> Findings:
     """Findings on unix sockets whose file name differs from the name that they were bound to."""
     for fd, kind in sockets_of(context):
-        if kind not in UNIX:
-            continue
-        bound = _bound(fd)
-        if bound is None:
-            continue
-        about = {"pid": fd.pid, "fd": fd.number, "path": bound.name}
-        if bound.is_relative and not bound.path.endswith("/" + bound.name.removeprefix("./")):
-            message = f"a unix socket is bound to a relative name, and its file is {bound.path}"
-            yield stops("unix-relative", message, failure="unix-relative", **about)
-        elif not bound.accepts or bound.is_relative or bound.is_found:
-            continue
-        elif bound.is_deleted and bound.links:
-            yield lost(
-                "unix-renamed",
-                "its file has lost this name and has another, which leads nowhere after a restore",
-                cure="make the program bind the name that its clients use",
-                **about,
-            )
-        elif not bound.is_deleted:
-            yield lost(
-                "unix-renamed",
-                f"its file was renamed to {bound.path}, which leads nowhere after a restore",
-                cure="rename the file again after the restore, as the program did, or have the "
-                "program bind the name that its clients use",
-                **about,
-            )
+        if kind in UNIX:
+            with contextlib.suppress(OSError), copied_socket(fd) as sock:
+                yield from _name(fd, sock)
 
 
-def _bound(fd: Descriptor) -> Bound | None:
-    """The file to which a socket is bound; None without a name, or for an abstract one."""
-    with contextlib.suppress(OSError), copied_socket(fd) as sock:
-        name = sock.getsockname()
-        if not name or isinstance(name, bytes):
-            return None
-        with closing(fcntl.ioctl(sock.fileno(), SIOCUNIXFILE)) as file:
-            path, of_file = where(file), os.fstat(file)
-        is_found = False
-        with contextlib.suppress(OSError):
-            is_found = os.path.samestat(os.stat(f"/proc/{fd.pid}/root/{name}"), of_file)
-        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        is_datagram = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_DGRAM
-        return Bound(
-            name=name,
-            path=path.removesuffix(DELETED),
-            is_deleted=path.endswith(DELETED),
-            links=of_file.st_nlink,
-            is_found=is_found,
-            accepts=bool(listens) or is_datagram,
+def _name(fd: Descriptor, sock: socket.socket) -> Findings:
+    name = sock.getsockname()
+    if not name or isinstance(name, bytes):
+        return  # it has no name, or an abstract one
+    with closing(fcntl.ioctl(sock.fileno(), SIOCUNIXFILE)) as file:
+        link, of_file = where(file), os.fstat(file)
+    path = link.removesuffix(DELETED)  # the last one if the file has none
+    is_deleted = link != path
+    is_found = False
+    with contextlib.suppress(OSError):
+        is_found = os.path.samestat(os.stat(f"/proc/{fd.pid}/root/{name}"), of_file)
+    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    is_datagram = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_DGRAM
+    is_relative = not name.startswith("/")
+    about = {"pid": fd.pid, "fd": fd.number, "path": name}
+    if is_relative and not path.endswith("/" + name.removeprefix("./")):
+        message = f"a unix socket is bound to a relative name, and its file is {path}"
+        yield stops("unix-relative", message, failure="unix-relative", **about)
+    elif is_relative or is_found or not (listens or is_datagram):
+        return  # the name leads to the file, or others do not use it
+    elif is_deleted and of_file.st_nlink:
+        yield lost(
+            "unix-renamed",
+            "its file has lost this name and has another, which leads nowhere after a restore",
+            cure="make the program bind the name that its clients use",
+            **about,
         )
-    return None
+    elif not is_deleted:
+        yield lost(
+            "unix-renamed",
+            f"its file was renamed to {path}, which leads nowhere after a restore",
+            cure="rename the file again after the restore, as the program did, or have the "
+            "program bind the name that its clients use",
+            **about,
+        )

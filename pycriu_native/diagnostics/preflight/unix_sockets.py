@@ -1,7 +1,4 @@
-"""Unix sockets: connections that leave the tree, and messages that CRIU does not save.
-
-``criu/sk-unix.c``.
-"""
+"""Unix sockets: connections out of the tree, and messages that CRIU loses (``criu/sk-unix.c``)."""
 
 from __future__ import annotations
 
