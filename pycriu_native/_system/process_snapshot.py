@@ -98,39 +98,14 @@ class Process:
         return status_of(self.pid)
 
     @cached_property
-    def stat(self) -> ProcessStat | None:
-        """/proc/PID/stat."""
-        return stat_of(self.pid)
+    def stat(self) -> ProcessStat:
+        """/proc/PID/stat; an empty state and zeros where there is no such process."""
+        return stat_of(self.pid) or ProcessStat("", "", 0, 0, 0, 0, 0, 0)
 
     @property
     def state(self) -> str:
         """The state's letter; empty where there is no such process."""
-        return "" if self.stat is None else self.stat.state
-
-    @property
-    def group(self) -> int:
-        """The process group; 0 if there is no such process."""
-        return 0 if self.stat is None else self.stat.group
-
-    @property
-    def session(self) -> int:
-        """The session; 0 if there is no such process."""
-        return 0 if self.stat is None else self.stat.session
-
-    @property
-    def terminal(self) -> int:
-        """The device number of the controlling terminal, as the kernel packs it; 0 for none."""
-        return 0 if self.stat is None else self.stat.terminal
-
-    @property
-    def foreground(self) -> int:
-        """The foreground process group of that terminal; 0 for none."""
-        return 0 if self.stat is None else max(self.stat.foreground, 0)
-
-    @property
-    def parent(self) -> int:
-        """The pid of its parent; 0 if there is no such process."""
-        return 0 if self.stat is None else self.stat.parent
+        return self.stat.state
 
     @cached_property
     def threads(self) -> list[int]:

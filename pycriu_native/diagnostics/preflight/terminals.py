@@ -105,7 +105,7 @@ def _current(context: Context) -> Findings:
             elif fd.device == CURRENT and not any(is_same_file(fd, o) for _, o in opened):
                 opened.append((process, fd))
     for process, fd in opened:
-        session = process.session if process.terminal else 0
+        session = process.stat.session if process.stat.terminal else 0
         first = next((holder for holder, ids in pairs if ids == (session, session)), None)
         if first is not process:
             yield context.needs(
@@ -127,8 +127,8 @@ def _current(context: Context) -> Findings:
 def _session_and_group(process: Process, fd: Descriptor) -> tuple[int, int]:
     """Session and foreground process group of a terminal, as its holder reads them; 0 for none."""
     if fd.device != MASTER:
-        is_its_own = _is(process.terminal, fd.stat.st_rdev)
-        return (process.session, process.foreground) if is_its_own else (0, 0)
+        own = process.stat
+        return (own.session, own.foreground) if _is(own.terminal, fd.stat.st_rdev) else (0, 0)
     result = [0, 0]
     with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
         for nth, request in enumerate((TIOCGSID, termios.TIOCGPGRP)):
@@ -170,9 +170,9 @@ def _dangling(context: Context, fd: Descriptor) -> Findings:
         leaders = _sessions_on(device)
     else:
         leaders = {
-            process.session
+            process.stat.session
             for process in context.tree.alive
-            if process.pid == fd.pid and _is(process.terminal, fd.stat.st_rdev)
+            if process.pid == fd.pid and _is(process.stat.terminal, fd.stat.st_rdev)
         }
     for leader in leaders - context.tree.pids:
         yield context.needs(
