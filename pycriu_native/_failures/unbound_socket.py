@@ -55,6 +55,6 @@ def look_closer(diagnosis: Diagnosis, images: str, number: int, why: str) -> Dia
 def _bound(images: str, number: int) -> Binding | None:
     try:
         with opened_directory(images) as directory:
-            return ImageFiles(directory).inet_socket(number)
+            return ImageFiles(directory).bindings().get(number)
     except (OSError, DamagedError):
         return None
