@@ -27,6 +27,7 @@ from .created_names import Ghost, LinkRemap, MadeNames, taken_names
 from .link_remaps import KeptLink
 from .temporary_files import remove_temporary
 
+
 class RestoreUndo:
     """The state of the file system before a restore, and the undo of its changes."""
 

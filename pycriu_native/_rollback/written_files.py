@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from .._support.kernel_text import escaped
 from .._support.unpatched import close, closing
 from .._system.descriptors import descriptor_info
-from .._system.mappings import details_of
+from .._system.mappings import ranges_with
 from .._system.mountinfo import Mount, mounts_of
 from .._system.process_snapshot import Process
 from ..errors import OptionError, Problem
@@ -231,19 +231,8 @@ def _mapped(process: Process) -> Iterator[tuple[str, str]]:
     shared = [each for each in process.mappings if each.shared and each.inode]
     sure = [each for each in shared if "w" in each.rights]
     if len(sure) < len(shared):
-        writable = _may_write(process.pid)
+        writable = ranges_with(process.pid, "mw")  # they may become writable
         sure += [each for each in shared if each not in sure and each.range in writable]
     for each in sure:
         if each.name.startswith("/"):
             yield each.name, each.link
-
-
-def _may_write(pid: int) -> set[str]:
-    """The ranges of the mappings that may become writable (``mw``, proc_pid_smaps(5))."""
-    with contextlib.suppress(OSError):
-        return {
-            range
-            for range, field, value in details_of(pid)
-            if field == "VmFlags" and "mw" in value.split()
-        }
-    return set()

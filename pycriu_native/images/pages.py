@@ -53,10 +53,7 @@ def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def load_map(directory: str, name: str, page: int) -> PageMap:
-    """Read a pagemap of pages of ``page`` bytes.
-
-    Raises ``ImagesError`` if it is missing or invalid.
-    """
+    """Read a pagemap of pages of ``page`` bytes. ``ImagesError``: it is missing or invalid."""
     path = f"{directory}/{name}"
     with expect(path, "PAGEMAP") as file:
         if file.start == file.size:

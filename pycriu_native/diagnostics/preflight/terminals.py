@@ -14,7 +14,7 @@ import sys
 import termios
 
 from ..._system.descriptors import copied
-from ..._system.id_maps import unmapped_gid, unmapped_uid
+from ..._system.id_maps import unmapped
 from ..._system.process import all_pids, stat_of
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file
@@ -81,7 +81,7 @@ def _not_mapped(terminals: list[Descriptor]) -> Findings:
 
     ``criu/tty.c``: ``restore_tty_params``.
     """
-    uid, gid = unmapped_uid(), unmapped_gid()
+    uid, gid = unmapped("uid"), unmapped("gid")
     for fd in terminals:
         if fd.stat.st_uid == uid or fd.stat.st_gid == gid:
             message = "the owner or the group of its terminal is not mapped in this user namespace"
