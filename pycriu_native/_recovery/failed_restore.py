@@ -102,8 +102,6 @@ class RestoreUndo:
             self._made.append((name, None))
             self._made += [(above, None) for above in self._tree.directories(path)]
 
-    # ---- afterwards ----
-
     def succeeded(self) -> None:
         """Keep the links that the next restore needs, after a success."""
         for link in self._links:

@@ -41,9 +41,6 @@ PATIENCE = 10.0
 """Time limit for an iptables program, in seconds."""
 
 
-# ---- nftables ----
-
-
 def delete_table(run: str) -> bool:
     """Remove the table of a run in the current namespace; False if there is none."""
     name = f"CRIU-{run}"
@@ -53,9 +50,6 @@ def delete_table(run: str) -> bool:
 def has_table(run: str) -> bool:
     """Whether the current namespace has the table of a run."""
     return nftables.has_table(f"CRIU-{run}")
-
-
-# ---- iptables ----
 
 
 def has_chain() -> bool:
