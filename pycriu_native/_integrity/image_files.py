@@ -267,7 +267,7 @@ class ImageFiles:
         if why != native.PN_OTHER_KIND:
             with self._opened(name):
                 return short(name)
-        other = kind_at(self.head(name))
+        other = kind_at(next(self.pieces(name), b""))
         what = f"it is an image of {other}" if other else "it does not begin as an image of CRIU's"
         return DamagedError(Problem(f"{name} is damaged: {what}, not of {kind}"))
 
@@ -275,11 +275,6 @@ class ImageFiles:
         """Bytes of a regular file."""
         with self._opened(name) as fd:
             return os.fstat(fd).st_size
-
-    def head(self, name: str) -> bytes:
-        """The first bytes of a file."""
-        with self._opened(name) as fd:
-            return os.pread(fd, 8, 0)
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """A file from its beginning, in pieces."""
