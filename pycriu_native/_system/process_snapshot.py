@@ -5,6 +5,7 @@ The processes run meanwhile. Readers return an empty value for a process that ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -128,19 +129,13 @@ class Process:
     @cached_property
     def descriptors(self) -> list[Descriptor]:
         """Its open descriptors."""
-        try:
-            numbers = sorted(map(int, os.listdir(f"/proc/{self.pid}/fd")))
-        except OSError:
-            return []
         result = []
-        for number in numbers:
-            path = f"/proc/{self.pid}/fd/{number}"
-            try:
-                seen = os.stat(path)
-            except OSError:
-                continue
-            info = _info(self.pid, number)
-            result.append(Descriptor(self.pid, number, link(path), seen, info))
+        with contextlib.suppress(OSError):
+            for number in sorted(map(int, os.listdir(f"/proc/{self.pid}/fd"))):
+                path = f"/proc/{self.pid}/fd/{number}"
+                with contextlib.suppress(OSError):  # it is closed now
+                    seen, info = os.stat(path), _info(self.pid, number)
+                    result.append(Descriptor(self.pid, number, link(path), seen, info))
         return result
 
     @cached_property
