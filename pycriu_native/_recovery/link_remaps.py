@@ -128,8 +128,7 @@ class DumpLinks:
     def __init__(self) -> None:
         self._trees: list[Tree] = []
         self._links: dict[int, tuple[str, set[str], set[tuple[int, int]]]] = {}
-        """By directory: its path, the links before, and device and inode of the files that get one.
-        """
+        """By directory: its path, its links before, and device and inode of files that get one."""
 
     def close(self) -> None:
         """Close the descriptors."""
