@@ -413,10 +413,9 @@ def _join_ns(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 def _contradictions(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     yield from _together(opts, "leave_running", "leave_stopped", "the process cannot do both")
     yield from _together(opts, "tcp_established", "tcp_close", "connections are kept or dropped")
-    yield from _together(opts, "manage_cgroups", "manage_cgroups_mode", "the mode wins")
-    if opts.manage_cgroups is False and opts.manage_cgroups_mode is not None:
+    if opts.manage_cgroups is not None and opts.manage_cgroups_mode is not None:
         rule = "not together with manage_cgroups_mode: the mode wins"
-        yield Problem("manage_cgroups", False, rule)
+        yield Problem("manage_cgroups", opts.manage_cgroups, rule)
     yield from _needs(opts, "unix_sks", "external_unix_connections", "CRIU reads them only then")
     if not any(str(each).startswith("mnt[]") for each in opts.external or ()):
         why = 'it does nothing by itself; external=["mnt[]"] finds mounts as well'

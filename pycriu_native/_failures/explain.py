@@ -187,11 +187,10 @@ def _without_cause(opts: CriuOpts, diagnosis: Diagnosis, lines: list[str]) -> Di
 
 def _is_full(path: str) -> bool:
     """Whether the file system of a file or directory has no space for a log."""
-    try:
+    with contextlib.suppress(OSError):
         system = os.statvfs(path)
-    except OSError:
-        return False
-    return system.f_bavail * system.f_frsize < SMALL
+        return system.f_bavail * system.f_frsize < SMALL
+    return False
 
 
 def _refined(diagnosis: Diagnosis, pid: int | None, images: str) -> Diagnosis:

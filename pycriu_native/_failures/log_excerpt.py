@@ -97,14 +97,8 @@ class Failure:
         with no_fork:
             import re  # slow to import; a call that succeeds does not need it
 
-        error = entry.get("error")
-        return cls(
-            **{
-                **entry,
-                "pattern": re.compile(entry["pattern"]),
-                "error": None if error is None else getattr(errors, error),
-            }
-        )
+        error = entry.get("error") and getattr(errors, entry["error"])
+        return cls(**{**entry, "pattern": re.compile(entry["pattern"]), "error": error})
 
 
 @functools.cache

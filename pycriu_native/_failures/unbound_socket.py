@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
 from .._integrity.image_files import DamagedError, ImageFiles
 from .._support.frozen_dataclass import replace
 from .._system.descriptors import opened_directory
-from .._system.port_conflicts import Binding, conflict_of, cure_of_ended
+from .._system.port_conflicts import conflict_of, cure_of_ended
 from .._system.process import name_of
 from ..errors import Diagnosis
 
@@ -20,7 +21,9 @@ def look_closer(diagnosis: Diagnosis, images: str, number: int, why: str) -> Dia
 
     ``number`` is the socket's id in the images, and ``why`` the system's message.
     """
-    bound = _bound(images, number)
+    bound = None
+    with contextlib.suppress(OSError, DamagedError), opened_directory(images) as directory:
+        bound = ImageFiles(directory).bindings().get(number)
     if bound is None:
         return diagnosis
     if why == os.strerror(errno.EADDRNOTAVAIL) and not bound.is_here():
@@ -50,11 +53,3 @@ def look_closer(diagnosis: Diagnosis, images: str, number: int, why: str) -> Dia
         cause=f"pid {conflict.pid} ({name_of(conflict.pid)}) has {what}",
         cure=f"end pid {conflict.pid}, or restore in another network namespace",
     )
-
-
-def _bound(images: str, number: int) -> Binding | None:
-    try:
-        with opened_directory(images) as directory:
-            return ImageFiles(directory).inet_socket(number)
-    except (OSError, DamagedError):
-        return None

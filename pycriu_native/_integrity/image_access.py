@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from .._support.unpatched import closing
 from .._wire.image_kinds import is_raw
-from .image_files import DamagedError, ImageFiles, Row, kind_of
+from .image_files import DamagedError, ImageFiles, kind_of
 
 _OPENED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -67,11 +67,9 @@ def root_of_namespace(directory: int) -> tuple[int, int] | None:
     for name in files.names:
         if kind_of(name) == "USERNS":
             with contextlib.suppress(DamagedError, KeyError):
-                uids, gids = (files.rows(name, f"USERNS {each}") for each in ("uids", "gids"))
-                return _outside(uids)[0], _outside(gids)[0]
+                extents = (files.rows(name, f"USERNS {each}") for each in ("uids", "gids"))
+                uids, gids = (
+                    {inner: outer for _, inner, outer, count in rows if count} for rows in extents
+                )
+                return uids[0], gids[0]
     return None
-
-
-def _outside(extents: list[Row]) -> dict[int, int]:
-    """The first number of each range outside of the namespace, by that in it."""
-    return {inner: outer for _, inner, outer, count in extents if count}

@@ -58,7 +58,8 @@ _COLUMNS = {
     "INVENTORY": "1 3.6 3.7 3.8 3.9 3.10 3.12 5 10 13 8",
     "PSTREE": "5* 1 5",
     "FILES": "1 2 3.2 3.8 4.2 4.5 4.8 17.2 17.3 18.2 18.3 19.2 19.6 20.5",
-    "FILES sockets": "4.11* 4.1 4.3 4.5 4.7 4.11 4.15",
+    "FILES local": "4.11* 4.1 4.3 4.5 4.7 4.15 4.11",
+    "FILES remote": "4.12* 4.1 4.3 4.5 4.8 4.15 4.12",
     "CORE": "3.1 3.9 5.11 5.12 5.16 4.2 4.6 4.7 4.8 4.9 4.10 4.12 4.1",
     "IDS": "2 6 7 8 9 10 12 1",
     "FDINFO": "1",
@@ -183,24 +184,23 @@ class ImageFiles:
                 return page_size([row[1] for row in self._scan(name, ffi.NULL, "MM auxv")])
         return HOST_PAGE
 
-    def inet_socket(self, id: int) -> Binding | None:
-        """What the socket of IPv4 or IPv6 with this id is bound to; None without one."""
+    def bindings(self, end: str = "local") -> dict[int, Binding]:
+        """The address and port of each socket of IPv4 or IPv6, or of its ``remote`` end, by id."""
         with no_fork:
             from .._system.port_conflicts import Binding  # few restores fail
 
-        if "files.img" not in self.names:
-            return None
-        rows = self._scan("files.img", ffi.NULL, "FILES sockets")
-        words = [row[1:] for row in rows if row[1] == id and row[2]]
-        if not words:
-            return None
-        _, family, protocol, port, _, only_ipv6 = words[0]
-        address = b"".join(word[4].to_bytes(4, sys.byteorder) for word in words)
-        if (family, len(address)) not in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
-            return None
-        return Binding(
-            family, protocol, socket.inet_ntop(family, address), port, only_ipv6=bool(only_ipv6)
-        )
+        addresses: dict[tuple[int, ...], bytes] = {}
+        for row in (each for each in self.rows("files.img", f"FILES {end}") if each[2]):
+            word = row[-1] & 0xFFFFFFFF
+            data = addresses.get(row[1:-1], b"") + word.to_bytes(4, sys.byteorder)
+            addresses[row[1:-1]] = data
+        return {
+            id: Binding(
+                family, protocol, socket.inet_ntop(family, data), port & 0xFFFF, bool(only_ipv6)
+            )
+            for (id, family, protocol, port, only_ipv6), data in addresses.items()
+            if (family, len(data)) in ((socket.AF_INET, 4), (socket.AF_INET6, 16))
+        }
 
     def first(self, name: str) -> Row | None:
         """The columns of an image's first message; None without one."""
@@ -267,7 +267,7 @@ class ImageFiles:
         if why != native.PN_OTHER_KIND:
             with self._opened(name):
                 return short(name)
-        other = kind_at(self.head(name))
+        other = kind_at(next(self.pieces(name), b""))
         what = f"it is an image of {other}" if other else "it does not begin as an image of CRIU's"
         return DamagedError(Problem(f"{name} is damaged: {what}, not of {kind}"))
 
@@ -275,11 +275,6 @@ class ImageFiles:
         """Bytes of a regular file."""
         with self._opened(name) as fd:
             return os.fstat(fd).st_size
-
-    def head(self, name: str) -> bytes:
-        """The first bytes of a file."""
-        with self._opened(name) as fd:
-            return os.pread(fd, 8, 0)
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """A file from its beginning, in pieces."""

@@ -127,15 +127,11 @@ def _names(at: int) -> Iterator[str]:
     Not what this package or a restore adds.
     """
     for name in os.listdir(at):
-        ours = name.startswith((MANIFEST, CLAIM, BEFORE_RESTORE)) or name in (
-            EARLIER,
-            FRAMES,
-            LINKS,
-        )
-        if ours or name.endswith(".log") or name.startswith("stats-"):
+        if name.startswith((MANIFEST, CLAIM, BEFORE_RESTORE, "stats-")) or name.endswith(".log"):
             continue
-        yield name
-        yield from _below(at, name)
+        if name not in (EARLIER, FRAMES, LINKS):
+            yield name
+            yield from _below(at, name)
 
 
 def _below(at: int, directory: str, depth: int = 0) -> Iterator[str]:

@@ -118,10 +118,7 @@ class MemoryCheck:
         return True
 
     def frozen(self, tree: Iterable[int]) -> None:
-        """Check a dump whose processes are frozen, and whose memory CRIU has not read.
-
-        Raises ``MovedMemoryError``.
-        """
+        """Check a dump of frozen processes, before CRIU reads the memory. ``MovedMemoryError``."""
         self._record = self._read(tree)
         self._before = None
 

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from .._system.descriptors import opened_directory, where
@@ -71,13 +72,9 @@ def _take(at: int, name: str) -> None:
         raise _taken(at, name, place) from None
     except OSError as error:
         raise _unusable(place, error) from None
-    us = ProcessIdentity.of(os.getpid())
     owner = {
         "host": os.uname().nodename,
-        "pid": us.pid,
-        "start_time": us.start_time,
-        "pid_namespace": us.pid_namespace,
-        "boot_id": us.boot_id,
+        **asdict(ProcessIdentity.of(os.getpid())),
         "time": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
     }
     try:

@@ -20,10 +20,7 @@ _COLUMN = 2
 
 
 def leave_out_lone_vvar(files: ImageFiles) -> None:
-    """Remove [vvar] from the images of processes that have no vDSO.
-
-    An image of an unexpected form is not changed.
-    """
+    """Remove [vvar] of processes without a vDSO. An image of an unexpected form is not changed."""
     for name in sorted(files.names):
         try:
             bits = 0

@@ -72,20 +72,13 @@ class LinkRemap:
 
 
 @dataclass(frozen=True, slots=True)
-class BoundSocket:
-    """A unix socket with a name in the file system."""
-
-    path: str
-    deleted: bool
-
-
-@dataclass(frozen=True, slots=True)
 class MadeNames:
     """All names that CRIU makes; paths are those of this host."""
 
     ghosts: tuple[Ghost, ...] = ()
     links: tuple[LinkRemap, ...] = ()
-    sockets: tuple[BoundSocket, ...] = ()
+    sockets: tuple[str, ...] = ()
+    """The paths to which unix sockets are bound."""
     root: str = "/"
     """Below which symbolic links are followed."""
 
@@ -181,7 +174,7 @@ class Places:
         name = fields.get(6)
         return self._place(os.fsdecode(name), _signed(mount)) if isinstance(name, bytes) else None
 
-    def of_socket(self, fields: Fields) -> BoundSocket | None:
+    def of_socket(self, fields: Fields) -> str | None:
         name, directory = fields.get(11), fields.get(14)
         if not isinstance(name, bytes) or not name.strip(b"\0") or name.startswith(b"\0"):
             return None
@@ -192,8 +185,7 @@ class Places:
             text = os.path.join(os.fsdecode(directory), text)
         elif not text.startswith("/"):
             return None
-        path = self._place(text, _signed(number_in(fields, 17, NO_MOUNT)))
-        return None if path is None else BoundSocket(path, bool(number_in(fields, 15)))
+        return self._place(text, _signed(number_in(fields, 17, NO_MOUNT)))
 
     def _place(self, name: str, mount: int) -> str | None:
         """None if it is on a file system that exists only in the mount namespace."""

@@ -17,26 +17,15 @@ import stat
 import time
 from collections.abc import Iterator
 
-from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .._support.no_fork import no_fork
 from .._system.file_lock import lock, unlock_and_close
 from .._system.paths_below import Name, Tree
 from ..options.criu_opts import CriuOpts
 from .created_cgroups import missing_cgroups, remove_cgroups
-from .created_names import BoundSocket, Ghost, LinkRemap, MadeNames, taken_names
+from .created_names import Ghost, LinkRemap, MadeNames, taken_names
 from .link_remaps import KeptLink
 from .temporary_files import remove_temporary
-
-RESTORING = "another restore of the same images may be using it"
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """A name that CRIU may make, and what the images say of its file."""
-
-    name: Name
-    file: Ghost | LinkRemap | None = None
 
 
 class RestoreUndo:
@@ -56,7 +45,8 @@ class RestoreUndo:
         self._in_the_way: tuple[str, ...] = ()
         self._cgroups = missing_cgroups(images, opts)
         self._tree = Tree(names.root)
-        self._made: list[_Made] = []
+        self._made: list[tuple[Name, Ghost | LinkRemap | None]] = []
+        """The names that CRIU may make, and what the images say of their files."""
         self._links: list[KeptLink] = []
         self._sockets: list[tuple[Name, Name]] = []
         try:
@@ -97,22 +87,20 @@ class RestoreUndo:
             self._add(link.path, None, link)
             self._add(f"{link.path}.cr_link", None, link)
         self._in_the_way = taken_names(names)
-        for each in names.sockets:
-            self._add_socket(each)
+        for path in names.sockets:
+            self._add_socket(path)
 
     def _add(self, path: str, kind: int | None, file: Ghost | LinkRemap | None = None) -> None:
-        self._made += [_Made(name, file) for name in self._tree.names(path, kind)]
-        self._made += [_Made(name) for name in self._tree.directories(path)]
+        self._made += [(name, file) for name in self._tree.names(path, kind)]
+        self._made += [(name, None) for name in self._tree.directories(path)]
 
-    def _add_socket(self, each: BoundSocket) -> None:
-        name = next(self._tree.names(each.path, stat.S_IFSOCK), None)
+    def _add_socket(self, path: str) -> None:
+        name = next(self._tree.names(path, stat.S_IFSOCK), None)
         if name is not None:
-            parked = next(self._tree.names(f"{each.path}.criu-sk-ghost", None))
+            parked = next(self._tree.names(f"{path}.criu-sk-ghost", None))
             self._sockets.append((name, parked))
-            self._made.append(_Made(name))
-            self._made += [_Made(above) for above in self._tree.directories(each.path)]
-
-    # ---- afterwards ----
+            self._made.append((name, None))
+            self._made += [(above, None) for above in self._tree.directories(path)]
 
     def succeeded(self) -> None:
         """Keep the links that the next restore needs, after a success."""
@@ -132,9 +120,9 @@ class RestoreUndo:
         for name, parked in self._sockets:
             _unpark(name, parked)
         # Files first, and each directory before the one that it is in.
-        deepest_first = sorted(self._made, key=lambda made: -made.name.path.count("/"))
-        for made in sorted(deepest_first, key=lambda made: made.name.kind == stat.S_IFDIR):
-            remaining += self._remove(made)
+        deepest_first = sorted(self._made, key=lambda made: -made[0].path.count("/"))
+        for name, file in sorted(deepest_first, key=lambda made: made[0].kind == stat.S_IFDIR):
+            remaining += self._remove(name, file)
         for name, _ in self._sockets:
             if name.before is not None and stat.S_ISSOCK(name.before.st_mode):
                 _bind_again(name, name.before)
@@ -153,25 +141,25 @@ class RestoreUndo:
             remaining += lock_of_dump(self._images)
         return tuple(dict.fromkeys(remaining))
 
-    def _remove(self, made: _Made) -> Iterator[str]:
-        result = made.name.made()
-        if result is None or not self._is_ours(made, result):
+    def _remove(self, name: Name, file: Ghost | LinkRemap | None) -> Iterator[str]:
+        result = name.made()
+        if result is None or not self._is_ours(file, result):
             return
         if not self._alone:
-            yield f"{made.name.path} ({RESTORING})"
+            yield f"{name.path} (another restore of the same images may be using it)"
             return
         try:
-            made.name.remove()
+            name.remove()
         except OSError as error:
-            yield f"{made.name.path} ({error.strerror})"
+            yield f"{name.path} ({error.strerror})"
 
-    def _is_ours(self, made: _Made, status: os.stat_result) -> bool:
-        if made.file is None:
+    def _is_ours(self, file: Ghost | LinkRemap | None, status: os.stat_result) -> bool:
+        if file is None:
             return True
-        if isinstance(made.file, Ghost):
-            return made.file.is_like(status)
-        files = [each.file for each in self._links if each.path == made.file.link]
-        return any(file is not None and os.path.samestat(file, status) for file in files)
+        if isinstance(file, Ghost):
+            return file.is_like(status)
+        linked = [each.file for each in self._links if each.path == file.link]
+        return any(each is not None and os.path.samestat(each, status) for each in linked)
 
 
 def _unpark(name: Name, parked: Name) -> None:

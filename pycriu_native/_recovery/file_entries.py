@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 from .._support.cached_property import cached_property
 from .._system.regular_file import read_regular
@@ -20,10 +19,7 @@ Fields = dict[int, "int | bytes"]
 
 
 class FileEntries:
-    """The files and sockets of a set, read when they are needed.
-
-    Images that cannot be read count as empty.
-    """
+    """The files and sockets of a set, read on first use. Unreadable images count as empty."""
 
     def __init__(self, images: int) -> None:
         """``images`` is the caller's, and is open while this object is used."""
@@ -59,7 +55,10 @@ class FileEntries:
 
 def messages(images: int, name: str) -> list[bytes]:
     """The messages of an image."""
-    return list(_split(read_image(images, name)))
+    result: list[bytes] = []
+    with contextlib.suppress(ValueError):  # it is truncated, or has the contents of a ghost file
+        result.extend(messages_of(read_image(images, name)))
+    return result
 
 
 def read_image(images: int, name: str) -> bytes:
@@ -68,11 +67,6 @@ def read_image(images: int, name: str) -> bytes:
         data = read_regular(name, LARGEST, dir_fd=images)
         return data if len(data) > HEAD else b""
     return b""
-
-
-def _split(data: bytes) -> Iterator[bytes]:
-    with contextlib.suppress(ValueError):  # it is truncated, or has the contents of a ghost file
-        yield from messages_of(data)
 
 
 def fields_of(message: bytes) -> Fields:

@@ -127,10 +127,8 @@ class DumpLinks:
 
     def __init__(self) -> None:
         self._trees: list[Tree] = []
-        self._files: dict[int, set[tuple[int, int]]] = {}
-        """Device and inode of each file that gets a link, by the directory of the link."""
-        self._paths: dict[int, str] = {}
-        self._before: dict[int, set[str]] = {}
+        self._links: dict[int, tuple[str, set[str], set[tuple[int, int]]]] = {}
+        """By directory: its path, its links before, and device and inode of files that get one."""
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -145,21 +143,18 @@ class DumpLinks:
             for file, path in _nameless(pid):
                 directory, base, _ = tree.nearest(f"/proc/{pid}/root{path}")
                 if directory is not None:
-                    self._files.setdefault(directory, set()).add((file.st_dev, file.st_ino))
-                    self._paths[directory] = base.removeprefix(f"/proc/{pid}/root") or "/"
-                    self._before.setdefault(directory, set(self._links_in(directory)))
+                    at = base.removeprefix(f"/proc/{pid}/root")
+                    new = at, set(self._links_in(directory)), set[tuple[int, int]]()
+                    self._links.setdefault(directory, new)[2].add((file.st_dev, file.st_ino))
 
     def remove(self, *, needed: bool) -> Iterator[str]:
         """Remove the new links unless the images need them; yields those that stay."""
-        for directory, files in self._files.items():
+        for directory, (place, before, files) in self._links.items():
             for name in self._links_in(directory):
-                path = f"{self._paths[directory].rstrip('/')}/{name}"
+                path = f"{place}/{name}"
                 try:
                     result = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                    if (
-                        name in self._before[directory]
-                        or (result.st_dev, result.st_ino) not in files
-                    ):
+                    if name in before or (result.st_dev, result.st_ino) not in files:
                         continue
                     if needed:
                         yield f"{path}, which a restore of the images needs"

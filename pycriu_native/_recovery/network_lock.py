@@ -16,6 +16,7 @@ The lock of a dump that succeeded stays until the restore and is not removed.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Collection, Iterator
 
@@ -41,9 +42,6 @@ PATIENCE = 10.0
 """Time limit for an iptables program, in seconds."""
 
 
-# ---- nftables ----
-
-
 def delete_table(run: str) -> bool:
     """Remove the table of a run in the current namespace; False if there is none."""
     name = f"CRIU-{run}"
@@ -53,9 +51,6 @@ def delete_table(run: str) -> bool:
 def has_table(run: str) -> bool:
     """Whether the current namespace has the table of a run."""
     return nftables.has_table(f"CRIU-{run}")
-
-
-# ---- iptables ----
 
 
 def has_chain() -> bool:
@@ -99,14 +94,11 @@ def delete_chain() -> None:
 def _rule_for(words: list[str]) -> Ends | None:
     """The connection of a rule; None for a rule that is not CRIU's."""
     given = dict(itertools.pairwise(words))
-    is_criu = f"-m mark ! --mark {MARK}" in " ".join(words).lower() and given.get("-j") == "DROP"
-    try:
-        if not is_criu:
-            return None
-        hosts = [given[flag].partition("/")[0] for flag in ("-s", "-d")]
-        return Ends(hosts[0], int(given["--sport"]), hosts[1], int(given["--dport"]))
-    except (KeyError, ValueError):
-        return None
+    if f"-m mark ! --mark {MARK}" in " ".join(words).lower() and given.get("-j") == "DROP":
+        with contextlib.suppress(KeyError, ValueError):
+            hosts = [given[flag].partition("/")[0] for flag in ("-s", "-d")]
+            return Ends(hosts[0], int(given["--sport"]), hosts[1], int(given["--dport"]))
+    return None
 
 
 def _families() -> Iterator[str]:

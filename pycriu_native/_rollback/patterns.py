@@ -20,9 +20,7 @@ def real_paths() -> Callable[[str], str]:
 
 
 def _image_sets() -> Callable[[str], bool]:
-    """A function that returns whether a path is part of an image set. It looks once at each
-    directory.
-    """
+    """A function: whether a path is part of an image set. It looks once at each directory."""
     holds_dump = functools.cache(lambda directory: os.path.lexists(f"{directory}/inventory.img"))
 
     @functools.cache

@@ -66,7 +66,8 @@ class RestoredFile:
         """Check that it can be put back, and save its content. ``OSError``, ``CriuError``."""
         with contextlib.suppress(FileNotFoundError):
             self._seen = os.stat(self.path, follow_symlinks=False)
-        self._remove_leftovers()
+        remove(self._before)  # of a restore that was killed, as the next one
+        remove(BEFORE_RESTORE + _digest(self.path), self.spare)
         entry, seen = self.entry, self._seen
         if entry is None:
             self._moved = True
@@ -112,11 +113,6 @@ class RestoredFile:
                 self._save(fd, check)
             except OSError:
                 raise error from None
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a restore that was killed has saved."""
-        remove(self._before)
-        remove(BEFORE_RESTORE + _digest(self.path), self.spare)
 
     def _save(self, fd: int, check: Callable[[], object]) -> None:
         """Save the content after the part that is equal to that of the dump."""

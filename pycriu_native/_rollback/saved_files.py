@@ -68,12 +68,10 @@ def _save(images: int, file: WrittenFile, copies: Copies, rollback: Rollback) ->
             large = (file.appended or file.read_only) and seen.st_size > COPIED_APPENDS
             if is_by_length(file, rollback.complete):
                 names = copies.reflink(source)
+            elif large:
+                names = copies.appended(source, read_only=file.read_only)
             else:
-                names = (
-                    copies.appended(source, read_only=file.read_only)
-                    if large
-                    else copies.copy(source)
-                )
+                names = copies.copy(source)
             # Another process can have appended to it since.
             size = seen.st_size
             if names:

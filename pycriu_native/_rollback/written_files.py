@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from .._support.kernel_text import escaped
 from .._support.unpatched import close, closing
 from .._system.descriptors import descriptor_info
-from .._system.mappings import details_of
-from .._system.mountinfo import Mount, mounts_of
+from .._system.mappings import ranges_with
+from .._system.mountinfo import mounts_of
 from .._system.process_snapshot import Process
 from ..errors import OptionError, Problem
 from .index import SavedName, saved_name
@@ -76,7 +76,7 @@ def written_files(
     are the open named pipes and, of what matches ``also``, symbolic links, directories and other
     names of the files. Raises ``OptionError`` that names every file that cannot be saved.
     """
-    mounts = {mount.number: mount for mount in mounts_of("self")}
+    kinds = {mount.number: mount.kind for mount in mounts_of("self")}
     files: dict[tuple[int, int], WrittenFile] = {}
     names: dict[str, SavedName] = {}
     problems: list[Problem] = []
@@ -84,7 +84,7 @@ def written_files(
     for process in map(Process, pids):
         is_here = process.namespace("mnt") == ours
         names |= _named_pipes(process) if is_here else {}
-        for use in _uses(process, mounts, rollback.changed_since):
+        for use in _uses(process, kinds, rollback.changed_since):
             known = files.get(use.identity)
             if known is not None and (use.read_only or not known.read_only):
                 if known.appended and not (use.appended or use.read_only):
@@ -170,7 +170,7 @@ def _has_changed(use: WrittenFile) -> bool:
 
 
 def _uses(
-    process: Process, mounts: dict[int, Mount], changed_since: float | None
+    process: Process, kinds: dict[int, str], changed_since: float | None
 ) -> Iterator[WrittenFile]:
     for fd in process.descriptors:
         if fd.flags & os.O_PATH:
@@ -182,7 +182,7 @@ def _uses(
             or fd.stat.st_size > LARGEST_READ
         ):
             continue
-        kind = _kind(mounts, fd.mount)
+        kind = kinds.get(fd.mount, "")
         if _is_kept(fd.stat, kind):
             yield WrittenFile(
                 path=fd.link,
@@ -196,18 +196,13 @@ def _uses(
     for name, link in _mapped(process):
         with contextlib.suppress(OSError):
             with _looked_at(link, name) as number:
-                kind = _kind(mounts, int(descriptor_info("self", number)["mnt_id"][0]))
+                kind = kinds.get(int(descriptor_info("self", number)["mnt_id"][0]), "")
                 seen = os.fstat(number)
             usable = link if os.access(link, os.R_OK) else name
             if _is_kept(seen, kind):
                 yield WrittenFile(
                     path=name, opened=usable, stat=seen, appended=False, pid=process.pid, kind=kind
                 )
-
-
-def _kind(mounts: dict[int, Mount], number: int) -> str:
-    """The type of the file system of a mount; empty if unknown."""
-    return mounts[number].kind if number in mounts else ""
 
 
 def _is_kept(seen: os.stat_result, kind: str) -> bool:
@@ -231,19 +226,8 @@ def _mapped(process: Process) -> Iterator[tuple[str, str]]:
     shared = [each for each in process.mappings if each.shared and each.inode]
     sure = [each for each in shared if "w" in each.rights]
     if len(sure) < len(shared):
-        writable = _may_write(process.pid)
+        writable = ranges_with(process.pid, "mw")  # they may become writable
         sure += [each for each in shared if each not in sure and each.range in writable]
     for each in sure:
         if each.name.startswith("/"):
             yield each.name, each.link
-
-
-def _may_write(pid: int) -> set[str]:
-    """The ranges of the mappings that may become writable (``mw``, proc_pid_smaps(5))."""
-    with contextlib.suppress(OSError):
-        return {
-            range
-            for range, field, value in details_of(pid)
-            if field == "VmFlags" and "mw" in value.split()
-        }
-    return set()

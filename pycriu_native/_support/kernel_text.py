@@ -13,10 +13,7 @@ _FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file; bytes that are not UTF-8 are decoded as by ``os.fsdecode``.
-
-    Raises ``OSError``.
-    """
+    """The text of a file; bytes that are not UTF-8 as from ``os.fsdecode``. ``OSError``."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return file.read()
 

@@ -13,10 +13,7 @@ def _lines(path: str) -> list[str]:
 
 
 def cgroups_of(pid: int | str) -> dict[str, str]:
-    """The path of a process's cgroup for each controller; the key is empty for v2.
-
-    Raises ``OSError``.
-    """
+    """The path of a process's cgroup for each controller; the key is empty for v2. ``OSError``."""
     result: dict[str, str] = {}
     for line in _lines(f"/proc/{pid}/cgroup"):
         _, controllers, path = line.split(":", 2)

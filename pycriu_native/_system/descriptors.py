@@ -105,10 +105,7 @@ def where(fd: int) -> str:
 
 
 def descriptor_info(pid: int | str, fd: int) -> dict[str, list[str]]:
-    """The lines of a descriptor's fdinfo by their first word, which several lines can share.
-
-    Raises ``OSError``.
-    """
+    """The lines of fdinfo by their first word, which several lines can share. ``OSError``."""
     result: dict[str, list[str]] = {}
     for line in read_lines(f"/proc/{pid}/fdinfo/{fd}"):
         word, *rest = line.split(None, 1)

@@ -8,26 +8,20 @@ NO_ID = 2**32 - 1
 """No user and no group has this number (``INVALID_UID`` of the kernel)."""
 
 
-def unmapped_uid() -> int:
-    """The uid of all files whose owner is not mapped; ``NO_ID`` if all are, or it is mapped."""
-    return _unmapped("uid")
+def unmapped(kind: str) -> int:
+    """The ``uid`` or ``gid`` (``kind``) of all files whose owner or group is not mapped.
 
-
-def unmapped_gid() -> int:
-    """The gid of all files whose group is not mapped; ``NO_ID`` if all are, or it is mapped."""
-    return _unmapped("gid")
+    ``NO_ID`` if all are, or it is mapped.
+    """
+    number, ranges = _overflow(kind)
+    is_mapped = any(first <= number < first + count for first, _, count in ranges)
+    return NO_ID if is_mapped else number
 
 
 def is_overflow_uid(uid: int) -> bool:
     """Whether files of unmapped users have this uid. It can be the uid of a mapped one, too."""
     number, ranges = _overflow("uid")
     return uid == number and [0, 0, NO_ID] not in ranges
-
-
-def _unmapped(kind: str) -> int:
-    number, ranges = _overflow(kind)
-    is_mapped = any(first <= number < first + count for first, _, count in ranges)
-    return NO_ID if is_mapped else number
 
 
 def _overflow(kind: str) -> tuple[int, list[list[int]]]:

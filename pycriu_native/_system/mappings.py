@@ -28,18 +28,24 @@ class Mapping:
     @property
     def size(self) -> int:
         """Bytes of address space."""
-        start, _, end = self.range.partition("-")
-        return int(end, 16) - int(start, 16)
+        start, end = bounds(self.range)
+        return end - start
 
     @property
     def link(self) -> str:
         """A path in /proc by which the mapped file can be opened."""
-        start, _, end = self.range.partition("-")
-        return f"/proc/{self.pid}/map_files/{start.lstrip('0') or '0'}-{end.lstrip('0') or '0'}"
+        start, end = bounds(self.range)
+        return f"/proc/{self.pid}/map_files/{start:x}-{end:x}"
 
     @property
     def shared(self) -> bool:
         return self.rights[3] == "s"
+
+
+def bounds(range: str) -> tuple[int, int]:
+    """Start and end of a range of addresses, from the kernel's notation."""
+    start, _, end = range.partition("-")
+    return int(start, 16), int(end, 16)
 
 
 _GUARD = 1 << 58
@@ -53,7 +59,7 @@ def has_guard_pages(mapping: Mapping) -> bool:
     glibc from 2.42 on has one in the first page of the stack of each thread. False before Linux
     6.15. Raises ``OSError``.
     """
-    first = int(mapping.range.partition("-")[0], 16) // mmap.PAGESIZE
+    first = bounds(mapping.range)[0] // mmap.PAGESIZE
     count = min(mapping.size // mmap.PAGESIZE, _ENTRIES)
     with closing(os.open(f"/proc/{mapping.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as file:
         entries = array("Q", os.pread(file, count * 8, first * 8))
@@ -66,13 +72,7 @@ def droppable_of(pid: int) -> list[tuple[int, int]]:
     glibc from 2.41 on has some for getrandom(), once it was called. Slow, as :func:`details_of`.
     None are found if they cannot be read.
     """
-    result = []
-    with contextlib.suppress(OSError):
-        for place, field, value in details_of(pid):
-            if field == "VmFlags" and "dp" in value.split():
-                start, _, end = place.partition("-")
-                result.append((int(start, 16), int(end, 16)))
-    return result
+    return [bounds(each) for each in ranges_with(pid, "dp")]
 
 
 def is_kernel_memory(mapping: Mapping) -> bool:
@@ -80,11 +80,21 @@ def is_kernel_memory(mapping: Mapping) -> bool:
 
     Slow, as :func:`details_of`. False if that cannot be read.
     """
+    return mapping.range in ranges_with(mapping.pid, "io", "pf")
+
+
+def ranges_with(pid: int, *flags: str) -> list[str]:
+    """The ranges of mappings with one of these ``VmFlags`` (proc_pid_smaps(5)); none if unreadable.
+
+    Slow, as :func:`details_of`.
+    """
     with contextlib.suppress(OSError):
-        for place, field, value in details_of(mapping.pid):
-            if place == mapping.range and field == "VmFlags":
-                return not {"io", "pf"}.isdisjoint(value.split())
-    return False
+        return [
+            range
+            for range, field, value in details_of(pid)
+            if field == "VmFlags" and not set(flags).isdisjoint(value.split())
+        ]
+    return []
 
 
 def mappings_of(pid: int) -> Iterator[Mapping]:
@@ -108,15 +118,11 @@ def data_of(pid: int, program: str) -> Iterator[tuple[int, int]]:
         if was_own and not is_own:
             return
         if is_own and "w" in access:
-            start, _, end = where.partition("-")
-            yield int(start, 16), int(end, 16)
+            yield bounds(where)
 
 
 def details_of(pid: int) -> Iterator[tuple[str, str, str]]:
-    """Range, field and value of each line of ``smaps``. Slow: the kernel walks the page tables.
-
-    Raises ``OSError``.
-    """
+    """Range, field and value of each line of ``smaps``. Slow: it walks page tables. ``OSError``."""
     current = ""
     for line in read_lines(f"/proc/{pid}/smaps"):
         word, _, value = line.partition(" ")
@@ -127,10 +133,7 @@ def details_of(pid: int) -> Iterator[tuple[str, str, str]]:
 
 
 def memory_of(pid: int) -> dict[str, int]:
-    """Bytes of a process's memory by kind, such as ``Anonymous`` (``smaps_rollup``).
-
-    Raises ``OSError``.
-    """
+    """Bytes of memory by kind, such as ``Anonymous`` (``smaps_rollup``). ``OSError``."""
     lines = (line.split() for line in read_lines(f"/proc/{pid}/smaps_rollup")[1:])
     return {words[0][:-1]: kib(words[1]) for words in lines}
 

@@ -29,18 +29,11 @@ def enter(*, new_user: bool) -> None:
     uid, gid = os.geteuid(), os.getegid()
     if new_user:
         unshare(CLONE_NEWUSER)
-        _map_to_root(uid, gid)
+        maps = {"setgroups": "deny", "uid_map": f"0 {uid} 1", "gid_map": f"0 {gid} 1"}
+        for name, text in maps.items():
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
     unshare(CLONE_NEWPID | CLONE_NEWNS)
-
-
-def _map_to_root(uid: int, gid: int) -> None:
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"0 {uid} 1"),
-        ("gid_map", f"0 {gid} 1"),
-    ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
 
 
 def mount_proc() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from .._native.ffi import ffi
 from .host import number
-from .mappings import mappings_of
+from .mappings import bounds, mappings_of
 
 PAGE = mmap.PAGESIZE
 ENTRY = 8
@@ -61,7 +61,7 @@ def _parts(pid: int, check: Callable[[], object]) -> Iterator[tuple[int, bytes]]
         for mapping in mappings:
             if mapping.name.startswith("[v"):
                 continue  # [vdso] and others are pages of the kernel
-            start, end = (int(each, 16) for each in mapping.range.split("-"))
+            start, end = bounds(mapping.range)
             for table in _tables(pagemap.fileno(), start, end):
                 check()
                 first, last = max(start, table), min(end, table + TABLE)

@@ -120,10 +120,11 @@ def conflict_of(binding: Binding) -> Conflict | None:
     if binding.protocol not in _TABLES or not binding.is_taken():
         return None
     table = _TABLES[binding.protocol]
-    on_port = (
-        each for each in inet_sockets("self", table, table + "6") if each.local[1] == binding.port
-    )
-    others = [each for each in on_port if binding.collides(_of(each))]
+    others = [
+        each
+        for each in inet_sockets("self", table, table + "6")
+        if each.local[1] == binding.port and binding.collides(_of(each))
+    ]
     owners = owners_of(others)
     unknown = False
     for each in others:

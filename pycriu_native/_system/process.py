@@ -9,6 +9,7 @@ from io import FileIO
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import escaped, read_text
+from .host import read
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,7 @@ def leader_of(number: int) -> int | None:
 
 def comm_of(pid: int) -> str:
     """The name of a process, for a message; empty where there is none."""
-    try:
-        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
-    except OSError:
-        return ""
+    return escaped(read(f"/proc/{pid}/comm").removesuffix("\n"))
 
 
 def name_of(pid: int) -> str:

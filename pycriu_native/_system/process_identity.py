@@ -38,31 +38,23 @@ class ProcessIdentity:
         """The process that has this pid now, in the caller's pid namespace."""
         pid = operator.index(pid)
         result = stat_of(pid)
-        return cls(
-            pid,
-            None if result is None else result.start,
-            os.stat("/proc/self/ns/pid").st_ino,
-            boot_id(),
-        )
+        start = None if result is None else result.start
+        return cls(pid, start, os.stat("/proc/self/ns/pid").st_ino, boot_id())
 
     def check(self, verb: str = "dump") -> None:
         """Raise ``ProcessMismatchError`` if the pid is not that of this process here."""
         here = ProcessIdentity.of(self.pid)
+        cause = f"the identity was read in pid:[{self.pid_namespace}] of boot {self.boot_id}, and "
         if here.boot_id != self.boot_id:
-            result = f"another host, or another boot of it (boot id {here.boot_id})"
+            cause += f"this is another host, or another boot of it (boot id {here.boot_id})"
         elif here.pid_namespace != self.pid_namespace:
-            result = f"another pid namespace (pid:[{here.pid_namespace}])"
+            cause += f"this is another pid namespace (pid:[{here.pid_namespace}])"
         elif self.start_time is None:
-            raise _mismatch(verb, self.pid, "no process had this pid when the identity was read")
+            cause = "no process had this pid when the identity was read"
         else:
             check_start(self.pid, self.start_time, verb)
             return
-        raise _mismatch(
-            verb,
-            self.pid,
-            f"the identity was read in pid:[{self.pid_namespace}] of boot {self.boot_id}, "
-            f"and this is {result}",
-        )
+        raise _mismatch(verb, self.pid, cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +156,8 @@ def check_start(pid: int, start_time: int, verb: str) -> None:
     if result is None:
         raise _mismatch(verb, pid, "the process has ended")
     if result.start != start_time:
-        raise _mismatch(
-            verb,
-            pid,
-            f"another process has the pid now (start time {result.start}, not {start_time})",
-        )
+        cause = f"another process has the pid now (start time {result.start}, not {start_time})"
+        raise _mismatch(verb, pid, cause)
 
 
 def _mismatch(verb: str, pid: int, cause: str) -> ProcessMismatchError:

@@ -5,6 +5,7 @@ The processes run meanwhile. Readers return an empty value for a process that ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -98,39 +99,14 @@ class Process:
         return status_of(self.pid)
 
     @cached_property
-    def stat(self) -> ProcessStat | None:
-        """/proc/PID/stat."""
-        return stat_of(self.pid)
+    def stat(self) -> ProcessStat:
+        """/proc/PID/stat; an empty state and zeros where there is no such process."""
+        return stat_of(self.pid) or ProcessStat("", "", 0, 0, 0, 0, 0, 0)
 
     @property
     def state(self) -> str:
         """The state's letter; empty where there is no such process."""
-        return "" if self.stat is None else self.stat.state
-
-    @property
-    def group(self) -> int:
-        """The process group; 0 if there is no such process."""
-        return 0 if self.stat is None else self.stat.group
-
-    @property
-    def session(self) -> int:
-        """The session; 0 if there is no such process."""
-        return 0 if self.stat is None else self.stat.session
-
-    @property
-    def terminal(self) -> int:
-        """The device number of the controlling terminal, as the kernel packs it; 0 for none."""
-        return 0 if self.stat is None else self.stat.terminal
-
-    @property
-    def foreground(self) -> int:
-        """The foreground process group of that terminal; 0 for none."""
-        return 0 if self.stat is None else max(self.stat.foreground, 0)
-
-    @property
-    def parent(self) -> int:
-        """The pid of its parent; 0 if there is no such process."""
-        return 0 if self.stat is None else self.stat.parent
+        return self.stat.state
 
     @cached_property
     def threads(self) -> list[int]:
@@ -153,19 +129,13 @@ class Process:
     @cached_property
     def descriptors(self) -> list[Descriptor]:
         """Its open descriptors."""
-        try:
-            numbers = sorted(map(int, os.listdir(f"/proc/{self.pid}/fd")))
-        except OSError:
-            return []
         result = []
-        for number in numbers:
-            path = f"/proc/{self.pid}/fd/{number}"
-            try:
-                seen = os.stat(path)
-            except OSError:
-                continue
-            info = _info(self.pid, number)
-            result.append(Descriptor(self.pid, number, link(path), seen, info))
+        with contextlib.suppress(OSError):
+            for number in sorted(map(int, os.listdir(f"/proc/{self.pid}/fd"))):
+                path = f"/proc/{self.pid}/fd/{number}"
+                with contextlib.suppress(OSError):  # it is closed now
+                    seen, info = os.stat(path), _info(self.pid, number)
+                    result.append(Descriptor(self.pid, number, link(path), seen, info))
         return result
 
     @cached_property

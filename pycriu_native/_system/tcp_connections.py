@@ -69,9 +69,6 @@ def _table(pid: int) -> Iterator[tuple[int, Ends]]:
             yield sock.inode, Ends(unmapped(host), port, unmapped(far_host), far_port)
 
 
-# ---- repair mode ----
-
-
 def reusing(pids: Iterable[int]) -> set[int]:
     """The inodes of those connections that have SO_REUSEADDR."""
     return {

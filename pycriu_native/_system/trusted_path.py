@@ -29,9 +29,7 @@ from .._native.ffi import ffi, native
 from .._support.light_typing import Any
 from .._support.unpatched import close, closing
 from .._system.descriptors import above_stdio
-from .._system.id_maps import NO_ID, is_overflow_uid, unmapped_uid
-
-NO_USER = NO_ID
+from .._system.id_maps import NO_ID, is_overflow_uid, unmapped
 
 
 class UntrustedError(PermissionError):
@@ -115,8 +113,8 @@ def trusted_uid() -> int:
     """The trusted user besides root: the caller, or under sudo the user who ran it."""
     own = os.geteuid()
     by = os.environ.get("SUDO_UID", "") if own == 0 else ""
-    number = by.isascii() and by.isdecimal() and len(by) <= len(str(NO_USER))
-    return int(by) if number and int(by) < NO_USER else own
+    number = by.isascii() and by.isdecimal() and len(by) <= len(str(NO_ID))
+    return int(by) if number and int(by) < NO_ID else own
 
 
 def _trusted() -> int:
@@ -126,13 +124,13 @@ def _trusted() -> int:
 
 
 def unmapped_root() -> int:
-    """The uid of root's files in a user namespace in which root is not mapped; else ``NO_USER``.
+    """The uid of root's files in a user namespace in which root is not mapped; else ``NO_ID``.
 
     All unmapped users have that uid (user_namespaces(7)), so that root cannot be distinguished
     from them. The owner of ``/`` is assumed to be root.
     """
     owner = os.stat("/").st_uid
-    return owner if owner and owner == unmapped_uid() else NO_USER
+    return owner if owner and owner == unmapped("uid") else NO_ID
 
 
 def _error(status: int, refusal: Any) -> OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 from .._integrity import statistics
 from .._system.descriptors import opened_directory
-from .._system.regular_file import open_regular
+from .._system.regular_file import read_regular
 from ..enums import NetworkLock
 from ..errors import ImagesError
 from ..options.value_types import path_argument
@@ -107,14 +108,10 @@ def _inventory(images: ImageDirectory) -> Any:
 def _from_log(images: ImageDirectory) -> tuple[str | None, str | None]:
     """The releases of CRIU and the kernel, from the first lines of the dump's log."""
     for name in ("dump.log", "pre-dump.log"):
-        try:
-            fd = open_regular(images.path(name))
-        except OSError:
-            continue
-        with open(fd, "rb") as file:
-            head = file.read(8192).decode(errors="replace")
-        version, kernel = _VERSION.search(head), _KERNEL.search(head)
-        return version and version[1], kernel and kernel[1]
+        with contextlib.suppress(OSError):
+            head = read_regular(images.path(name), 8192).decode(errors="replace")
+            version, kernel = _VERSION.search(head), _KERNEL.search(head)
+            return version and version[1], kernel and kernel[1]
     return None, None
 
 

@@ -14,6 +14,9 @@ from .json_messages import Style, from_dict, from_text, to_dict
 from .reader import ImageFile
 from .trailers import load, load_ghost, store
 
+_LATER = {"pagemap": "pagemap_entry", "ghost": "ghost_chunk_entry"}
+"""The message of entries after the first one, by trailer, where it is another one."""
+
 
 def decode(
     file: str | os.PathLike[str], *, payload: bool = True, pretty: bool = False
@@ -41,7 +44,7 @@ def _entries(file: ImageFile, payload: bool, style: Style) -> list[dict[str, Any
     if kind.trailer == "ghost":
         return load_ghost(file, payload, style)
     if not kind.trailer or kind.trailer == "pagemap":
-        name, others = kind.message, "pagemap_entry" if kind.trailer else kind.message
+        name, others = kind.message, _LATER.get(kind.trailer, kind.message)
         entries = []
         for begin, data in file.frames(file.start):
             entries.append(to_dict(file.read(begin, data, name), name, style))
@@ -80,11 +83,7 @@ def encode(image: Mapping[str, Any]) -> bytes:
 
 def _encoded(kind: Format, number: int, entry: dict[str, Any]) -> list[bytes]:
     where = f"{kind.name} entries[{number}]"
-    name = kind.message
-    if number and kind.trailer == "pagemap":
-        name = "pagemap_entry"
-    if number and kind.trailer == "ghost":
-        name = "ghost_chunk_entry"
+    name = _LATER.get(kind.trailer, kind.message) if number else kind.message
     has_extra = "extra" in entry
     extra = entry.pop("extra", None)
     try:

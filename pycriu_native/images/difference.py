@@ -218,9 +218,6 @@ def _changes(before: Any, after: Any, names: Iterable[str]) -> tuple[Change, ...
     )
 
 
-# --- Files --------------------------------------------------------------------------
-
-
 def _descriptors(
     old: ImageSet, before: Process, new: ImageSet, after: Process
 ) -> Iterator[DescriptorChange]:
@@ -255,9 +252,6 @@ def _file_changes(was: File, now: File) -> Iterator[Change]:
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             yield Change(name=name, before=ours.get(name), after=theirs.get(name))
-
-
-# --- Memory -------------------------------------------------------------------------
 
 
 def _mappings(

@@ -57,18 +57,14 @@ class Files:
         for each in read("sk-queues.img"):
             self._queued[each.id_for] = self._queued.get(each.id_for, 0) + each.length
         self.by_id: dict[int, File] = {}
-        later = []
-        for entry in read("files.img"):
-            type_ = enum_name("fd_types", entry.type)
+        entries = [(enum_name("fd_types", each.type), each) for each in read("files.img")]
+        # Named pipes and terminals refer to regular files.
+        for type_, entry in sorted(entries, key=lambda each: each[0] in ("FIFO", "TTY")):
             member = _MEMBERS.get(type_)
             if member is None or not entry.HasField(member):
                 self.by_id[entry.id] = OtherFile(id=entry.id, type=type_, details={})
-            elif type_ in ("FIFO", "TTY"):
-                later.append((type_, getattr(entry, member)))  # it refers to a regular file
             else:
                 self.by_id[entry.id] = self._one(type_, getattr(entry, member))
-        for type_, result in later:
-            self.by_id[result.id] = self._one(type_, result)
 
     def _one(self, type_: str, entry: Any) -> File:
         match type_:

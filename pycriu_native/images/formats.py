@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 from .._support.frozen_dataclass import dataclass
@@ -45,17 +44,10 @@ CATEGORIES = (
 )
 """Category of a file by pattern; the first match counts."""
 
-_NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
 _CATEGORY = re.compile("|".join(f"({names})" for _, names in CATEGORIES), re.S)
 
 
 def category(name: str) -> str:
     """The category of a file of an image set."""
-    # No pattern contains a number, and many names differ only in their numbers.
-    return _category(name.translate(_NO_DIGITS))
-
-
-@functools.lru_cache(256)
-def _category(name: str) -> str:
     result = _CATEGORY.fullmatch(name)
     return CATEGORIES[result.lastindex - 1 if result and result.lastindex else -1][0]

@@ -6,8 +6,6 @@ CRIU's ``image.h``.
 
 from __future__ import annotations
 
-import functools
-
 from .._system.capabilities import CAPABILITIES
 
 # fmt: off
@@ -28,7 +26,6 @@ LOCKS = {1: "posix", 2: "flock", 4: "ofd", 8: "lease"}
 NAMESPACES = ("pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time")
 
 
-@functools.lru_cache(256)
 def capabilities(words: tuple[int, ...]) -> tuple[str, ...]:
     """The capabilities of a set, which is stored as 32-bit words."""
     bits = sum(word << 32 * index for index, word in enumerate(words[:4]))

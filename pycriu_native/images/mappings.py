@@ -72,12 +72,20 @@ class Mappings:
             yield self._split(self._text(layers, mm.mm_env_start, end))
 
     def _text(self, layers: Layers, start: int, end: int) -> bytes | None:
+        """The bytes of a range; None if they are not all in the images."""
+        if not 0 < end - start <= LONGEST_COMMAND:
+            return b"" if start == end else None
+        data = b""
         try:
-            return _text(layers, start, end)
+            for begin, piece, _ in layers.pieces(start, end):
+                if begin != start + len(data) or piece is None:
+                    return None
+                data += piece
         except ImagesError:
             if not self.images.problems:
                 raise
             return None  # already reported as missing
+        return data if len(data) == end - start else None
 
     def _split(self, text: bytes | None) -> tuple[str, ...] | None:
         """Strings that end with NUL, as execve(2) stores them; equal texts share one value."""
@@ -164,16 +172,3 @@ def _kind(status: int, flags: int) -> VmaKind:
     if status & _STACK or flags & _GROWS_DOWN:
         return VmaKind.STACK
     return VmaKind.ANONYMOUS if status & _ANON_PRIVATE else VmaKind.OTHER
-
-
-def _text(layers: Layers, start: int, end: int) -> bytes | None:
-    """The bytes of a range; None if they are not all in the images."""
-    if not 0 < end - start <= LONGEST_COMMAND:
-        return b"" if start == end else None
-    data, at = b"", start
-    for begin, piece, _ in layers.pieces(start, end):
-        if begin != at or piece is None:
-            return None
-        data += piece
-        at += len(piece)
-    return data if at == end else None

@@ -112,17 +112,12 @@ class Memory:
             raise TypeError(f"pattern={pattern!r}: bytes are needed, or an expression of bytes")
         elif not pattern:
             raise ValueError("pattern=b'': at least one byte is needed")
-        return self._search(pattern, names)
-
-    def _search(
-        self, pattern: bytes | re.Pattern[bytes], kinds: Collection[str]
-    ) -> Iterator[Match]:
-        mapping: MemoryMapping
-        for mapping in self.mappings:
-            if kinds and str(mapping.kind) not in kinds:
-                continue
-            for address, data in _matches(pattern, self._windows(mapping, pattern)):
-                yield Match(address=address, data=data, mapping=mapping)
+        return (
+            Match(address=address, data=data, mapping=mapping)
+            for mapping in self.mappings
+            if not names or str(mapping.kind) in names
+            for address, data in _matches(pattern, self._windows(mapping, pattern))
+        )
 
     def find(self, pattern: bytes | re.Pattern[bytes]) -> Iterator[int]:
         """The addresses of all matches; see ``search``."""

@@ -20,15 +20,14 @@ CHUNK = 2**20
 """Bytes of one read."""
 
 
-class PageMap:
+class PageMap(NamedTuple):
     """One pagemap, and the name of its ``pages`` file."""
 
-    def __init__(self, name: str, directory: str, pages_id: int, page: int) -> None:
-        self.name = name
-        """``pagemap-4242.img``."""
-        self.directory = directory
-        self.pages_id = pages_id
-        self.runs = Runs(page)
+    name: str
+    """``pagemap-4242.img``."""
+    directory: str
+    pages_id: int
+    runs: Runs
 
     @property
     def pages(self) -> str:
@@ -53,16 +52,13 @@ def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def load_map(directory: str, name: str, page: int) -> PageMap:
-    """Read a pagemap of pages of ``page`` bytes.
-
-    Raises ``ImagesError`` if it is missing or invalid.
-    """
+    """Read a pagemap of pages of ``page`` bytes. ``ImagesError``: it is missing or invalid."""
     path = f"{directory}/{name}"
     with expect(path, "PAGEMAP") as file:
         if file.start == file.size:
             raise damaged(path, file.start, "there is no pagemap_head")
         head, at = file.parse(file.start, "pagemap_head")
-        result = PageMap(name, directory, head.pages_id, page)
+        result = PageMap(name, directory, head.pages_id, Runs(page))
         while at < file.size:
             window = file.window(at, "pagemap_entry")
             taken, why = result.runs.take(window)

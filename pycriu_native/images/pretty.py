@@ -80,16 +80,14 @@ _FLAGS: dict[str, dict[str, int]] = {
 }
 
 _NAMES: dict[str, dict[str, int]] = {
-    "task_state": {"Alive": 1, "Dead": 2, "Stopped": 3},
+    # crit up to 4.2 has the name Zombie for a stopped process. Zombies are saved as dead.
+    "task_state": {"Alive": 1, "Dead": 2, "Zombie": 3, "Stopped": 3},
     "family": {"UNIX": 1, "INET": 2, "INET6": 10, "NETLINK": 16, "PACKET": 17},
     "type": {name: number for number, name in SOCKET_KINDS.items()},
     "state": {name: number for number, name in SOCKET_STATES.items() if name != "CLOSING"},
     "proto": {"IP": 0, "TCP": 6, "UDP": 17, "UDPLITE": 136},
 }
-"""The names of numbers, by field."""
-
-_OLD_NAMES = {("task_state", "Zombie"): 3}
-"""crit up to 4.2 has the wrong name for a stopped process. Zombies are saved as dead."""
+"""The names of numbers, by field; the last one of a number is shown."""
 
 _SHOWN = {
     field: {number: name for name, number in names.items()} for field, names in _NAMES.items()
@@ -129,7 +127,7 @@ def read(text: str, field: str, mark: str | None) -> int:
         return int(major) << _MINOR_BITS | int(minor)
     if kind == "flags":
         return sum(_flag(word.strip(), _FLAGS[which]) for word in text.split("|") if word.strip())
-    known = {**_NAMES.get(field, {}), **{n: v for (f, n), v in _OLD_NAMES.items() if f == field}}
+    known = _NAMES.get(field, {})
     if kind == "dict" and text in known:
         return known[text]
     names = f", or one of {', '.join(known)}," if kind == "dict" else ""

@@ -60,7 +60,8 @@ class Processes:
             architecture=enum_name("core_entry.march", core.mtype) if core is not None else "",
             # For a zombie, CRIU saves thread ids that it has not initialized.
             threads=tuple(self._threads(entry, core, task)) if known else (),
-            pointer_authentication=core is not None and _has_keys(core.ti_aarch64.pac_keys),
+            # Without PAC, CRIU writes the message without any key (CRIU 4.2).
+            pointer_authentication=core is not None and bool(core.ti_aarch64.pac_keys.ListFields()),
             credentials=self._credentials(thread),
             cgroups=self.sets.get(cgroup, {}) if cgroup is not None else {},
             limits=self._limits(task.rlimits) if task else {},
@@ -229,8 +230,3 @@ def _timer(
     """A timer, with each time in seconds and parts of a second, ``unit`` of which are one."""
     seconds, of_interval = (whole + part / unit for whole, part in (value, interval))
     return Timer(kind=kind, clock=clock, value=seconds, interval=of_interval)
-
-
-def _has_keys(keys: Any) -> bool:
-    """Whether CRIU saved keys: without PAC it writes the message without any (CRIU 4.2)."""
-    return bool(keys.HasField("pac_address_keys") or keys.HasField("pac_generic_keys"))

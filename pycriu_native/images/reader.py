@@ -29,7 +29,6 @@ WINDOW = 2**18
 """Bytes that are read at once."""
 
 _WORD = struct.Struct("<I")
-_TWO_WORDS = struct.Struct("<2I")
 
 
 def open_file(path: str) -> tuple[int, int]:
@@ -75,14 +74,9 @@ class ImageFile:
         close(self.fd)
 
     def _header(self) -> tuple[Format, int]:
-        at = 0
-        if self.size < _TWO_WORDS.size:
-            magic = self.word(at, "the magic number")
-        else:
-            begin = self.take(at, _TWO_WORDS.size, "the magic number")
-            magic, second = _TWO_WORDS.unpack(begin)
-            if magic in (COMMON, SERVICE):
-                at, magic = 4, second
+        at, magic = 0, self.word(0, "the magic number")
+        if magic in (COMMON, SERVICE) and self.size >= 8:
+            at, magic = 4, self.word(4, "the magic number")
         result = BY_MAGIC.get(magic)
         if result is None:
             name = os.path.basename(self.path)
@@ -92,12 +86,7 @@ class ImageFile:
 
     def word(self, at: int, what: str) -> int:
         """Four bytes as a number."""
-        begin = at - self._from
-        if not 0 <= begin <= len(self._window) - 4:
-            self.take(at, 4, what)
-            begin = at - self._from
-        value: int = _WORD.unpack_from(self._window, begin)[0]
-        return value
+        return int.from_bytes(self.take(at, 4, what), "little")
 
     def take(self, at: int, size: int, what: str) -> bytes:
         """Bytes at an offset."""

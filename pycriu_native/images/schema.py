@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -63,8 +62,13 @@ def table() -> tuple[dict[str, tuple[Row, ...]], dict[str, dict[str, int]]]:
     enums: dict[str, dict[str, int]] = {}
     fields: list[Row] = []
     values: dict[str, int] | None = None
-    for words in _lines():
+    path = os.path.join(os.path.dirname(__file__), "messages.txt")
+    with open(path, encoding="utf-8") as text:
+        lines = [line.split() for line in text]
+    for words in lines:
         match words:
+            case [] | ["#", *_]:
+                pass
             case ["message", name]:
                 fields, values = messages.setdefault(name, []), None
             case ["enum", name]:
@@ -85,14 +89,6 @@ def enum_name(enum: str, number: int) -> str:
     """The name of a value of an enum; a number without a name as text."""
     values = table()[1][enum].items()
     return next((name for name, value in values if value == number), str(number))
-
-
-def _lines() -> Iterator[list[str]]:
-    with open(os.path.join(os.path.dirname(__file__), "messages.txt"), encoding="utf-8") as text:
-        for line in text:
-            words = line.split()
-            if words and words[0] != "#":
-                yield words
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from .._integrity.manifest import linked_entries, seal_with, verify
 from .._recovery.half_restored import pids_in
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals
-from .._system.id_maps import NO_ID, unmapped_uid
+from .._system.id_maps import NO_ID, unmapped
 from .._system.process import all_pids, is_running, name_of
 from .._system.process_tree import is_above
 from ..diagnostics.preflight import PreflightError, preflight
@@ -141,7 +141,7 @@ def for_criu(path: os.PathLike[str]) -> str:
     In a user namespace it is a relative one: above the directory, whose path was checked outside
     of the namespace, root and other users that are not mapped cannot be distinguished.
     """
-    return os.fspath(path) if unmapped_uid() == NO_ID else os.path.relpath(path)
+    return os.fspath(path) if unmapped("uid") == NO_ID else os.path.relpath(path)
 
 
 def _restore_options(opts: CriuOpts) -> dict[str, object]:

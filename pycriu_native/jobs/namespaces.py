@@ -13,7 +13,7 @@ from typing import Any
 
 from .._support.held_signals import HeldSignals, ignore, unblock, until_ended
 from .._support.unpatched import readable
-from .._system.id_maps import NO_ID, unmapped_gid
+from .._system.id_maps import NO_ID, unmapped
 from .._system.mounts import mount_devpts
 from .._system.new_namespaces import IN_CONTAINER, end_with_parent, enter, mount_proc
 from .._system.process import stat_of
@@ -61,7 +61,7 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) 
     except OSError as error:
         directory.failed(f"no /proc can be mounted for the job: {error.strerror}; {IN_CONTAINER}")
         return FAILED
-    if unmapped_gid() != NO_ID:
+    if unmapped("gid") != NO_ID:
         with contextlib.suppress(OSError):  # checkpoints of jobs with terminals then fail
             mount_devpts()
     try:

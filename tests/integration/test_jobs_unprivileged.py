@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 import pycriu_native
-from pycriu_native._system.trusted_path import NO_USER, unmapped_root
+from pycriu_native._system.id_maps import NO_ID
+from pycriu_native._system.trusted_path import unmapped_root
 from pycriu_native.jobs.directory import JobDirectory, State
 
 from .support import ordinary_user
@@ -241,7 +242,7 @@ def test_a_program_on_an_overlay(place: Path, layers: str) -> None:
 
 def test_no_other_user_is_trusted_here() -> None:
     """If root is mapped, only uid 0 stands for it."""
-    assert unmapped_root() == NO_USER
+    assert unmapped_root() == NO_ID
 
 
 JOB = """

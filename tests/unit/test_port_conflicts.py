@@ -6,10 +6,17 @@ import errno
 import itertools
 import os
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
+from pycriu_native._failures.unbound_socket import look_closer
+from pycriu_native._integrity.image_files import ImageFiles
 from pycriu_native._system.port_conflicts import Binding, conflict_of
+from pycriu_native.errors import CriuError, Diagnosis
+
+from .support.image_sets import write
 
 KINDS = {
     "TCP": (socket.SOCK_STREAM, 6),
@@ -119,3 +126,55 @@ def test_only_what_is_in_the_way_is_named(kind: tuple[int, int], port: int) -> N
     with opened(Binding(socket.AF_INET6, kind[1], "::", port, only_ipv6=True), kind[0]):
         assert conflict_of(Binding(socket.AF_INET, kind[1], "0.0.0.0", port)) is None
         assert conflict_of(dual) is not None
+
+
+def inet_entry(number: int, family: int, *addresses: str, port: int) -> dict[str, object]:
+    """An entry of ``files.img``: a TCP socket with a local and a remote address."""
+    packed = [socket.inet_pton(family, each) for each in addresses]
+    words = [
+        [int.from_bytes(each[at : at + 4], sys.byteorder) for at in range(0, len(each), 4)]
+        for each in packed
+    ]
+    entry = {
+        "id": number, "ino": number, "family": int(family), "type": 1, "proto": 6, "state": 1,
+        "src_port": port, "dst_port": 80, "flags": "0x0", "backlog": 0, "src_addr": words[0],
+        "dst_addr": words[1], "opts": {"so_sndbuf": 1, "so_rcvbuf": 1, "so_snd_tmo_sec": 0,
+        "so_snd_tmo_usec": 0, "so_rcv_tmo_sec": 0, "so_rcv_tmo_usec": 0},
+        "fown": {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0},
+    }  # fmt: skip
+    return {"type": "INETSK", "id": number, "isk": entry}
+
+
+def test_addresses_in_images(tmp_path: Path) -> None:
+    """Both ends of each socket are read; other files are left out."""
+    owner = {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0}
+    event = {"id": 1, "flags": 0, "fown": owner, "counter": 0}
+    others = {"type": "EVENTFD", "id": 1, "efd": event}
+    four = inet_entry(2, socket.AF_INET, "127.0.0.1", "10.0.0.1", port=7000)
+    six = inet_entry(3, socket.AF_INET6, "::1", "fe80::2", port=7001)
+    write(tmp_path, "files.img", "FILES", others, four, six)
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files = ImageFiles(directory)
+        local, remote = files.bindings(), files.bindings("remote")
+    finally:
+        os.close(directory)
+    assert local == {
+        2: Binding(socket.AF_INET, 6, "127.0.0.1", 7000),
+        3: Binding(socket.AF_INET6, 6, "::1", 7001),
+    }
+    assert [(each.address, each.port) for each in remote.values()] == [
+        ("10.0.0.1", 80),
+        ("fe80::2", 80),
+    ]
+
+
+def test_a_port_of_more_than_16_bits(tmp_path: Path) -> None:
+    """CRIU uses 16 bits of a port in the images, and so does the explanation of its failure."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        entry = inet_entry(2, socket.AF_INET, "127.0.0.1", "10.0.0.1", port=port | 1 << 16)
+        write(tmp_path, "files.img", "FILES", entry)
+        found = look_closer(Diagnosis(CriuError), str(tmp_path), 2, os.strerror(errno.EADDRINUSE))
+    assert found.cause is not None
+    assert f"has TCP port {port} of a socket in the images" in found.cause

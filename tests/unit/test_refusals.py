@@ -130,6 +130,7 @@ REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
     (DUMP, {"tcp_established": True, "tcp_close": True}, "tcp_established", "kept or dropped"),
     (DUMP, {"manage_cgroups": True, "manage_cgroups_mode": "soft"}, "manage_cgroups", "mode wins"),
     (DUMP, {"manage_cgroups": False, "manage_cgroups_mode": "soft"}, "manage_cgroups", "mode wins"),
+    (DUMP, {"manage_cgroups": True, "manage_cgroups_mode": "ignore"}, "manage_cgroups", "wins"),
     (DUMP, {"unix_sks": [1]}, "unix_sks", "needs external_unix_connections"),
     (DUMP, {"unix_sks": [1], "external_unix_connections": False}, "unix_sks", "needs external_"),
     (DUMP, {"ext_sharing": True}, "ext_sharing", "needs auto_ext_mnt"),

@@ -51,7 +51,7 @@ class Context:
         """The processes, depth first. CRIU saves shared resources with the first of them."""
         below: dict[int, list[Process]] = {}
         for process in self.tree.alive:
-            below.setdefault(process.parent, []).append(process)
+            below.setdefault(process.stat.parent, []).append(process)
         rest, result = [self.tree.root], []
         while rest:
             result.append(rest.pop())

@@ -127,9 +127,10 @@ def _numbers(context: Context) -> Findings:
         return
     held = holders(context.tree.pids)
     root = context.tree.root
-    kept = {root.group, root.session} - {root.pid}  # shell_job has others
+    kept = {root.stat.group, root.stat.session} - {root.pid}  # shell_job has others
     for process in context.tree.processes:
-        numbers = {process.pid, *process.threads, process.group, process.session} - kept - {0}
+        stat = process.stat
+        numbers = {process.pid, *process.threads, stat.group, stat.session} - kept - {0}
         for number in sorted(numbers & held.keys()):
             holder, kind = held[number]
             if not context.is_outside(holder):

@@ -288,7 +288,7 @@ def _session(context: Context, process: Process) -> Findings:
 
 
 def _shares(context: Context, process: Process) -> Findings:
-    parent = process.parent
+    parent = process.stat.parent
     if process is context.tree.root or parent not in context.tree.pids:
         return
     for kind, words in KCMP.items():

@@ -14,7 +14,7 @@ import sys
 import termios
 
 from ..._system.descriptors import copied
-from ..._system.id_maps import unmapped_gid, unmapped_uid
+from ..._system.id_maps import unmapped
 from ..._system.process import all_pids, stat_of
 from ..._system.process_snapshot import Descriptor, Process
 from ..._system.system_calls import is_same_file
@@ -78,7 +78,7 @@ def look(context: Context) -> Findings:
 
 def _not_mapped(terminals: list[Descriptor]) -> Findings:
     """Terminals whose owner or group CRIU cannot set (``criu/tty.c``: ``restore_tty_params``)."""
-    uid, gid = unmapped_uid(), unmapped_gid()
+    uid, gid = unmapped("uid"), unmapped("gid")
     for fd in terminals:
         if fd.stat.st_uid == uid or fd.stat.st_gid == gid:
             message = "the owner or the group of its terminal is not mapped in this user namespace"
@@ -99,7 +99,7 @@ def _current(context: Context) -> Findings:
             elif fd.device == CURRENT and not any(is_same_file(fd, o) for _, o in opened):
                 opened.append((process, fd))
     for process, fd in opened:
-        session = process.session if process.terminal else 0
+        session = process.stat.session if process.stat.terminal else 0
         first = next((holder for holder, ids in pairs if ids == (session, session)), None)
         if first is not process:
             yield context.needs(
@@ -121,8 +121,8 @@ def _current(context: Context) -> Findings:
 def _session_and_group(process: Process, fd: Descriptor) -> tuple[int, int]:
     """Session and foreground process group of a terminal, as its holder reads them; 0 for none."""
     if fd.device != MASTER:
-        is_its_own = _is(process.terminal, fd.stat.st_rdev)
-        return (process.session, process.foreground) if is_its_own else (0, 0)
+        own = process.stat
+        return (own.session, own.foreground) if _is(own.terminal, fd.stat.st_rdev) else (0, 0)
     result = [0, 0]
     with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
         for nth, request in enumerate((TIOCGSID, termios.TIOCGPGRP)):
@@ -164,9 +164,9 @@ def _dangling(context: Context, fd: Descriptor) -> Findings:
         leaders = _sessions_on(device)
     else:
         leaders = {
-            process.session
+            process.stat.session
             for process in context.tree.alive
-            if process.pid == fd.pid and _is(process.terminal, fd.stat.st_rdev)
+            if process.pid == fd.pid and _is(process.stat.terminal, fd.stat.st_rdev)
         }
     for leader in leaders - context.tree.pids:
         yield context.needs(

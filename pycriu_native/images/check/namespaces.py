@@ -49,19 +49,16 @@ def mounts(context: Context) -> Findings:
 
 
 def _given(context: Context, mount: Mount) -> bool:
+    external = context.opts.external or ()
     if mount.external in ("", _AUTODETECTED):
-        automatic = any(each.startswith("mnt[]") for each in _external(context))
+        automatic = any(each.startswith("mnt[]") for each in external)
         return bool(context.opts.auto_ext_mnt) or automatic
     if mount.external == _EXTERNAL_DEVICE or any(
         getattr(each, "key", None) == mount.external for each in context.opts.ext_mounts or ()
     ):
         return True
     expected = f"mnt[{mount.external}]"
-    return any(each == expected or each.startswith(f"{expected}:") for each in _external(context))
-
-
-def _external(context: Context) -> tuple[str, ...]:
-    return tuple(context.opts.external or ())
+    return any(each == expected or each.startswith(f"{expected}:") for each in external)
 
 
 def network(context: Context) -> Findings:
@@ -69,7 +66,7 @@ def network(context: Context) -> Findings:
     for device in context.images.devices:
         if device.type not in _HOST_DEVICES or device.name in pairs:
             continue
-        if not any(f"[{device.name}]" in each for each in _external(context)):
+        if not any(f"[{device.name}]" in each for each in context.opts.external or ()):
             yield warning(
                 f"device {device.name}",
                 f"a {device.type.lower()} device, whose other end was outside",

@@ -65,11 +65,8 @@ def processor(context: Context) -> Findings:
             "protect is not protected",
             "another host, if the program uses them (pkeys(7))",
         )
-    if (
-        flags
-        and any(each.pointer_authentication for each in context.images.processes)
-        and not authenticates_pointers()
-    ):
+    have_keys = any(each.pointer_authentication for each in context.images.processes)
+    if flags and have_keys and not authenticates_pointers():
         yield stops(
             "processor",
             "it lacks pointer authentication (PAC), whose keys the images have",

@@ -104,18 +104,13 @@ def unix_sockets(context: Context) -> Findings:
     for each in sockets:
         if not each.name:
             continue
+        above = os.path.dirname(each.name)
         if each.external and each.name.startswith("/") and not os.path.exists(each.name):
             yield stops(each.label, f"{each.name} does not exist", "start the process that has it")
         elif not each.external and each.name in taken:
             yield stops(each.label, "another process has this name", "end that process")
-        elif (
-            each.name.startswith("/")
-            and not each.deleted
-            and not os.path.isdir(os.path.dirname(each.name))
-        ):
-            yield stops(
-                each.label, f"{os.path.dirname(each.name)} does not exist", "make that directory"
-            )
+        elif above.startswith("/") and not each.deleted and not os.path.isdir(above):
+            yield stops(each.label, f"{above} does not exist", "make that directory")
 
 
 def _binding(sock: InetSocket) -> Binding:
