@@ -59,8 +59,7 @@ def take(
     check_strays(pid)
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     new = directory.new
-    opts = with_defaults(options, new)
-    opts = replace(opts, leave_running=None if last else True)
+    opts = replace(with_defaults(options, new), leave_running=None if last else True)
     if increments.tracks:
         opts = replace(opts, track_mem=True)
     known: dict[str, dict[str, Any]] = {}
@@ -76,10 +75,9 @@ def take(
         if looked.stops or looked.no_restore:
             raise PreflightError(looked)
 
+        opts = looked.opts
         left = None if deadline is None else deadline - (time.monotonic() - began)
-        return looked.opts, dump(
-            pid, looked.opts, files=files, deadline=left, on_progress=on_progress
-        )
+        return opts, dump(pid, opts, files=files, deadline=left, on_progress=on_progress)
 
     try:
         with_parent = f"../{directory.linked.name}" if known else None
@@ -106,7 +104,7 @@ def take(
         frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
         bytes=sum(each.stat().st_size for each in os.scandir(new) if each.stat().st_nlink == 1),
         parents=1 + parent.parents if known and parent is not None else 0,
-        options=_restore_options(opts),
+        options=replace(opts, images_directory=None).only_for("restore").to_dict(),
         last_pid=max(pids_in(str(new)), default=pid),
         token=token,
         stopped_by=None if stopped is None else signal.Signals(stopped).name,
@@ -142,12 +140,6 @@ def for_criu(path: os.PathLike[str]) -> str:
     of the namespace, root and other users that are not mapped cannot be distinguished.
     """
     return os.fspath(path) if unmapped_uid() == NO_ID else os.path.relpath(path)
-
-
-def _restore_options(opts: CriuOpts) -> dict[str, object]:
-    kept = opts.only_for("restore").to_dict()
-    kept.pop("images_directory", None)
-    return kept
 
 
 def check_strays(pid: int) -> None:

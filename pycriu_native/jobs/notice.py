@@ -108,7 +108,6 @@ class NoticeWatch(Closing):
         return self
 
     def close(self) -> None:
-        """End the thread."""
         self._over.set()
 
     def _watch(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .directory import Checkpoint, JobDirectory
 from .lease import Lease, LeaseLost
-from .remote_checkpoints import Commit, commits, identity, prune, upload
+from .remote_checkpoints import NONE, Commit, commits, identity, prune, upload
 from .storage import Storage
 
 LOOK = 0.5
@@ -52,7 +52,6 @@ class Uploads:
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def finish(self, until: float, is_silent: Callable[[], bool] = lambda: False) -> bool:
@@ -106,7 +105,7 @@ class Uploads:
         try:
             if self._done is None:
                 there = commits(self.storage)[:1]
-                self._done = there[0].identity if there else (-1, -1)
+                self._done = identity(there[0].checkpoint) if there else NONE
                 if self._done == identity(due):
                     return True
             with self.directory.pinned(due):
@@ -130,7 +129,8 @@ class Uploads:
             if due.number not in {each.number for each in self.directory.all_checkpoints()}:
                 return False  # a newer one has replaced it
             what = "upload" if self._done != identity(due) else "removal of older checkpoints"
-            message = f"{what} of checkpoint {due.number} failed: {_text(error)}"
+            why = f"{type(error).__name__}: {error}" if str(error) else repr(error)
+            message = f"{what} of checkpoint {due.number} failed: {why}"
             self.report("upload failed", message, failures=1)
             return False
         return True
@@ -149,7 +149,3 @@ class Uploads:
     def _check(self) -> None:
         if self._cancelled:
             raise Cancelled
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else repr(error)
