@@ -30,8 +30,6 @@ from . import pending_signals
 from .directory import META, Checkpoint, JobDirectory, sync
 from .increments import PARENT, Increments, link
 
-HELPER = "criu"
-
 
 def take(
     directory: JobDirectory,
@@ -161,7 +159,7 @@ def check_strays(pid: int) -> None:
 def is_helper(pid: int) -> bool:
     """Whether a process belongs to the supervisor: it is in its session, or a CRIU worker."""
     try:
-        return os.getsid(pid) == os.getsid(0) or name_of(pid) == HELPER
+        return os.getsid(pid) == os.getsid(0) or name_of(pid) == "criu"
     except ProcessLookupError:
         return True
 

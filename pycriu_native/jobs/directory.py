@@ -201,11 +201,9 @@ class JobStatus:
 
     def doubts(self, checkpoint: Checkpoint) -> bool:
         """Whether the job is not resumed from a checkpoint, because of ``doubted``."""
-        return (
-            self.doubted is not None
-            and checkpoint.number >= self.doubted
-            and checkpoint.token <= self.doubted_token
-        )
+        if self.doubted is None or checkpoint.number < self.doubted:
+            return False
+        return checkpoint.token <= self.doubted_token
 
 
 class JobDirectory:

@@ -22,9 +22,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 PATIENCE = 10.0
 """Seconds to wait for a cancelled upload, which removes its files."""
 
-Report = Callable[..., None]
-"""``report(event, message, counts)``: report an event, and change the status by ``counts``."""
-
 
 class Cancelled(Exception):
     """The upload was cancelled."""
@@ -38,13 +35,14 @@ class Uploads:
     lease: Lease
     directory: JobDirectory
     spec: dict[str, Any]
-    report: Report
+    report: Callable[..., None]
+    """``report(event, message, counts)``: report an event, and change the status by ``counts``."""
     lost: Callable[[str], None]
     """Called if another holder has the lease."""
 
     def __post_init__(self) -> None:
         self._changed = threading.Event()
-        self._until: float | None = None
+        self._until = math.inf
         """Set at the end of the job: time after which no upload is started."""
         self._cancelled = False
         self._done: tuple[int, int] | None = None
@@ -81,8 +79,7 @@ class Uploads:
         pause = LOOK
         while not self._cancelled:
             due, until = self._next(), self._until
-            is_late = until is not None and time.monotonic() >= until
-            if until is not None and (due is None or (self._failed and is_late)):
+            if until < math.inf and (due is None or (self._failed and time.monotonic() >= until)):
                 return
             if due is not None and self._try(due):
                 pause, self._failed = LOOK, 0
@@ -90,9 +87,7 @@ class Uploads:
             if due is not None:
                 pause = min(FIRST_PAUSE * 2**self._failed, LONGEST_PAUSE)
                 self._failed += 1
-            if self._until is not None:
-                pause = min(pause, max(0.0, self._until - time.monotonic()))
-            self._changed.wait(pause)
+            self._changed.wait(min(pause, max(0.0, self._until - time.monotonic())))
             self._changed.clear()
 
     def _next(self) -> Checkpoint | None:
