@@ -42,7 +42,7 @@ class Uploads:
 
     def __post_init__(self) -> None:
         self._changed = threading.Event()
-        self._until = math.inf
+        self._until: float | None = None
         """Set at the end of the job: time after which no upload is started."""
         self._cancelled = False
         self._done: tuple[int, int] | None = None
@@ -79,7 +79,8 @@ class Uploads:
         pause = LOOK
         while not self._cancelled:
             due, until = self._next(), self._until
-            if until < math.inf and (due is None or (self._failed and time.monotonic() >= until)):
+            is_late = until is not None and time.monotonic() >= until
+            if until is not None and (due is None or (self._failed and is_late)):
                 return
             if due is not None and self._try(due):
                 pause, self._failed = LOOK, 0
@@ -87,7 +88,9 @@ class Uploads:
             if due is not None:
                 pause = min(FIRST_PAUSE * 2**self._failed, LONGEST_PAUSE)
                 self._failed += 1
-            self._changed.wait(min(pause, max(0.0, self._until - time.monotonic())))
+            if self._until is not None:
+                pause = min(pause, max(0.0, self._until - time.monotonic()))
+            self._changed.wait(pause)
             self._changed.clear()
 
     def _next(self) -> Checkpoint | None:
