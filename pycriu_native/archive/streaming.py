@@ -262,7 +262,6 @@ class _Capture(_Streamer):
     def __init__(self, listener: socket.socket, to: BinaryIO) -> None:
         super().__init__(listener)
         self._to = to
-        self._files = 0
         self._names: list[str] = []
         self._by_size: dict[int, bytes] = {}
         self._aborted = False
@@ -274,11 +273,11 @@ class _Capture(_Streamer):
     def _open(self, criu: socket.socket, name: str) -> None:
         encoded = os.fsencode(name)
         self._to.write(FRAME.pack(0, len(encoded)) + encoded)
-        self._files += 1
         self._names.append(name)
+        number = len(self._names)
         if name.startswith(BY_SIZE):
-            self._by_size[self._files] = b""
-        self._add(criu, select.POLLIN, self._files)
+            self._by_size[number] = b""
+        self._add(criu, select.POLLIN, number)
 
     def abort(self) -> None:
         """Stop reading: CRIU's next write to a pipe fails. May be called from any thread."""

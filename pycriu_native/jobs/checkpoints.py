@@ -48,9 +48,8 @@ def take(
 
     ``increments`` determines whether it is incremental; it is full if that is not possible.
     ``signals`` are those of the supervisor; ``token`` is that of the lease, or 0. ``on_progress``
-    is as for ``dump``, and is also called at the beginning of the phases around it. Raises
-    ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last checkpoint
-    was complete.
+    is as for ``dump``, and also called when the phases around it begin. Raises ``CriuError`` and
+    ``OSError``; the command then continues, unless the dump of a last checkpoint was complete.
     """
     began, now = time.monotonic(), time.time()
     on_progress(_begun("preflight"))

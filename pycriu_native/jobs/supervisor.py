@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import math
 import os
 import shutil
 import signal
@@ -37,8 +38,7 @@ from .notice import NoticeWatch
 from .schedule import Schedule
 
 FIRST_PID = 1000
-"""The supervisor's own processes have pids below this, so that they do not use one that a restore
-needs."""
+"""Pids of the supervisor's own processes are lower, so that they use none that a restore needs."""
 
 DEATHS = (*STOPPING, CHECKPOINTING, signal.SIGKILL)
 """Signals that count as an interruption if they end the command."""
@@ -116,9 +116,7 @@ class Supervisor:
         """Latest end of the job, on the monotonic clock; None: no end was requested."""
 
     def run(self) -> int:
-        """Run the job. Returns 0 or ``AGAIN``, and the status has the outcome; or 1 if the job did
-        not start.
-        """
+        """Run the job. Returns 0 or ``AGAIN``, with the outcome in the status; 1: not started."""
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -277,7 +275,7 @@ class Supervisor:
             self._keep()
             self._check_notice(notice)
             if self._stop_by is None and notice.left is not None:
-                left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
+                left = float(self._spec["grace"]) if notice.left == math.inf else notice.left
                 self._stop_by = time.monotonic() + left
                 self._change(stopped_by="notice")
                 self._report("notice", f"a notice of interruption in {left:.0f} s: {notice.text}")
