@@ -169,7 +169,7 @@ class ScriptedCriu:
         _write_log(sent, failure.log)
         named: dict[str, WireValue] = {"cr_errno": failure.errno, "cr_errmsg": failure.message}
         response = {name: value for name, value in named.items() if value}
-        return encode("response", {"type": _answer_type(sent.verb), "success": False, **response})
+        return answer_of(sent.verb, success=False, **response)
 
     def _agreed(self, sock: socket.socket, sent: Sent) -> bool:
         """Send the notifications. Returns whether all were accepted."""
@@ -201,7 +201,7 @@ class ScriptedCriu:
                 body["restore"] = {"pid": self.restored_pid}
             case "page-server" | "page-server-child":
                 body["ps"] = {"pid": _SERVER, "port": 27}
-        return encode("response", {"type": _answer_type(verb), "success": True, **body})
+        return answer_of(verb, **body)
 
 
 def write_images(directory: str | os.PathLike[str], pid: int = 1234) -> None:
@@ -228,8 +228,12 @@ def _of_verb(script: Mapping[str | Verb, _T], verb: str) -> _T | None:
 
 
 def answer_of(kind: str, **body: WireValue) -> bytes:
-    """A ``CriuResp`` with ``success``; ``kind`` is a name of ``criu_req_type``."""
-    return encode("response", {"type": REQUEST_TYPES[kind], "success": True, **body})
+    """A ``CriuResp`` with ``success``; ``kind`` is a name of ``criu_req_type``.
+
+    CRIU uses the same type for both kinds of page server.
+    """
+    number = REQUEST_TYPES["page-server" if kind == "page-server-child" else kind]
+    return encode("response", {"type": number, "success": True, **body})
 
 
 def directories_of(opts: Mapping[str, Any]) -> dict[str, str]:
@@ -245,11 +249,6 @@ def directories_of(opts: Mapping[str, Any]) -> dict[str, str]:
         with contextlib.suppress(OSError), open(opts["config_file"], "rb") as file:
             result["config_file"] = os.fsdecode(file.read())
     return result
-
-
-def _answer_type(verb: str) -> int:
-    """The type of a response; CRIU uses the same one for both kinds of page server."""
-    return REQUEST_TYPES["page-server" if verb == "page-server-child" else verb]
 
 
 def _write_log(sent: Sent, text: str) -> None:

@@ -185,5 +185,4 @@ def _extra(name: str) -> Any:
 
 
 def bad_argument(field: str, value: object, rule: str) -> OptionError:
-    """The error for an invalid argument."""
     return OptionError([Problem(field, value, rule)])

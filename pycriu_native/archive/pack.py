@@ -143,15 +143,13 @@ def unpack(
 
 def members_of(directory: StrPath) -> list[Path]:
     """The files of the set, in a fixed order; raises if one cannot be packed."""
-    return list(_members(Path(path_argument("directory", directory))))
-
-
-def _members(source: Path) -> Iterator[Path]:
+    source = Path(path_argument("directory", directory))
     if not source.is_dir():
         raise bad_argument("directory", os.fspath(source), "an existing directory is accepted")
     root = source.resolve()
     if not any(source.rglob("inventory.img")):
         raise ImagesError(f"{source} holds no image set: it has no inventory.img")
+    result = []
     for path in sorted(source.rglob("*")):
         if LINKS in path.relative_to(source).parts:
             continue  # a copy would be another file
@@ -168,7 +166,8 @@ def _members(source: Path) -> Iterator[Path]:
             if path.suffix == ".img":
                 raise ImagesError(f"{path} is not a regular file: the set is incomplete")
             continue  # a socket of a daemon, for example
-        yield path
+        result.append(path)
+    return result
 
 
 def _portable(info: tarfile.TarInfo, *, source: Path | None = None) -> tarfile.TarInfo:
@@ -329,25 +328,19 @@ def opened_archive(source: Place, decrypt_with: Sequence[str] = ()) -> Iterator[
 
     Raises ``ImagesError`` for a damaged one.
     """
-    with ExitStack() as owned, _named_failures():
-        stream = owned.enter_context(_read(source))
-        stream = owned.enter_context(decrypted(Peek(stream), decrypt_with))
-        stream = owned.enter_context(decompressed(Peek(stream)))
-        stream = cast(BinaryIO, beginning := Peek(stream))
-        if not begins(beginning.peek(BLOCK)):
-            name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the stream"
-            raise ImagesError(f"{name} is no tar archive, or its first block is damaged")
-        yield stream
-        while stream.read(CHUNK):  # a checksum after the archive can show that it is damaged
-            pass
-
-
-@contextlib.contextmanager
-def _named_failures() -> Iterator[None]:
-    """Convert the errors of the standard library for damaged archives."""
-    try:
-        yield
-    except CriuError:
-        raise
-    except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise ImagesError(f"the archive is damaged: {error}") from error
+    with ExitStack() as owned:
+        try:
+            stream = owned.enter_context(_read(source))
+            stream = owned.enter_context(decrypted(Peek(stream), decrypt_with))
+            stream = owned.enter_context(decompressed(Peek(stream)))
+            stream = cast(BinaryIO, beginning := Peek(stream))
+            if not begins(beginning.peek(BLOCK)):
+                name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the stream"
+                raise ImagesError(f"{name} is no tar archive, or its first block is damaged")
+            yield stream
+            while stream.read(CHUNK):  # a checksum after the archive can show that it is damaged
+                pass
+        except CriuError:
+            raise
+        except (tarfile.TarError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+            raise ImagesError(f"the archive is damaged: {error}") from error

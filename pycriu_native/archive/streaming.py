@@ -16,7 +16,6 @@ socket's protocol is that of CRIU's ``criu/img-streamer.c``; over RPC it works s
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import fcntl
@@ -46,6 +45,8 @@ from ..results import DumpResult, RestoreResult
 
 MAGIC = b"pycriu_native images 1\n"
 """The first bytes of a stream."""
+
+NO_STREAM = "this is not a stream of images"
 
 CAPTURE, SERVE = "streamer-capture.sock", "streamer-serve.sock"
 """The names of the socket that CRIU connects to."""
@@ -261,7 +262,6 @@ class _Capture(_Streamer):
     def __init__(self, listener: socket.socket, to: BinaryIO) -> None:
         super().__init__(listener)
         self._to = to
-        self._files = 0
         self._names: list[str] = []
         self._by_size: dict[int, bytes] = {}
         self._aborted = False
@@ -273,11 +273,11 @@ class _Capture(_Streamer):
     def _open(self, criu: socket.socket, name: str) -> None:
         encoded = os.fsencode(name)
         self._to.write(FRAME.pack(0, len(encoded)) + encoded)
-        self._files += 1
         self._names.append(name)
+        number = len(self._names)
         if name.startswith(BY_SIZE):
-            self._by_size[self._files] = b""
-        self._add(criu, select.POLLIN, self._files)
+            self._by_size[number] = b""
+        self._add(criu, select.POLLIN, number)
 
     def abort(self) -> None:
         """Stop reading: CRIU's next write to a pipe fails. May be called from any thread."""
@@ -336,8 +336,8 @@ class Images(Closing):
         return b"".join(os.pread(self.fd, size, offset) for offset, size in self.files[name])
 
     def _read(self, source: BinaryIO) -> None:
-        if source.read(len(MAGIC)) != MAGIC:
-            raise ImagesError("this is not a stream of images")
+        if _exactly(source, len(MAGIC), NO_STREAM) != MAGIC:
+            raise ImagesError(NO_STREAM)
         numbers: list[list[tuple[int, int]]] = []
         end = 0
         while True:
@@ -431,20 +431,19 @@ def _request(criu: socket.socket) -> str | None:
 def _descriptor(criu: socket.socket) -> int:
     """The pipe that arrives with one byte."""
     with _with_criu():
-        byte, ancillary, _, _ = criu.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        byte, fds, _, _ = socket.recv_fds(criu, 1, 1, socket.MSG_CMSG_CLOEXEC)
     if not byte:
         raise _CriuEnded
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            return array.array("i", data[:4])[0]
-    raise OSError(errno.EPROTO, "CRIU sent no pipe")
+    if not fds:
+        raise OSError(errno.EPROTO, "CRIU sent no pipe")
+    return fds[0]
 
 
-def _exactly(source: BinaryIO, size: int) -> bytes:
+def _exactly(source: BinaryIO, size: int, lack: str = "the stream is cut short") -> bytes:
     data = b""
     while len(data) < size:
         more = source.read(size - len(data))
         if not more:
-            raise ImagesError("the stream is cut short")
+            raise ImagesError(lack)
         data += more
     return data

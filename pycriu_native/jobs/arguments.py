@@ -72,12 +72,6 @@ def _is_path(value: object) -> bool:
     return _is_word(value) and value != ""
 
 
-def _is_command(value: object) -> bool:
-    if not isinstance(value, tuple) or not value:
-        return False
-    return _is_path(value[0]) and all(map(_is_word, value))
-
-
 def _all(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, tuple) and all(map(check, value))
 
@@ -104,10 +98,10 @@ def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
-RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "directory": (_is_path, "a path is accepted"),
     "command": (
-        _is_command,
+        lambda value: _all(_is_word)(value) and value != () and _is_path(value[0]),
         "a sequence of the program and its arguments is accepted, without null characters",
     ),
     "every": _number(0.1, MOST),

@@ -30,8 +30,6 @@ from . import pending_signals
 from .directory import META, Checkpoint, JobDirectory, sync
 from .increments import PARENT, Increments, link
 
-HELPER = "criu"
-
 
 def take(
     directory: JobDirectory,
@@ -50,17 +48,15 @@ def take(
 
     ``increments`` determines whether it is incremental; it is full if that is not possible.
     ``signals`` are those of the supervisor; ``token`` is that of the lease, or 0. ``on_progress``
-    is as for ``dump``, and is also called at the beginning of the phases around it. Raises
-    ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last checkpoint
-    was complete.
+    is as for ``dump``, and also called when the phases around it begin. Raises ``CriuError`` and
+    ``OSError``; the command then continues, unless the dump of a last checkpoint was complete.
     """
     began, now = time.monotonic(), time.time()
     on_progress(_begun("preflight"))
     check_strays(pid)
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     new = directory.new
-    opts = with_defaults(options, new)
-    opts = replace(opts, leave_running=None if last else True)
+    opts = replace(with_defaults(options, new), leave_running=None if last else True)
     if increments.tracks:
         opts = replace(opts, track_mem=True)
     known: dict[str, dict[str, Any]] = {}
@@ -76,10 +72,9 @@ def take(
         if looked.stops or looked.no_restore:
             raise PreflightError(looked)
 
+        opts = looked.opts
         left = None if deadline is None else deadline - (time.monotonic() - began)
-        return looked.opts, dump(
-            pid, looked.opts, files=files, deadline=left, on_progress=on_progress
-        )
+        return opts, dump(pid, opts, files=files, deadline=left, on_progress=on_progress)
 
     try:
         with_parent = f"../{directory.linked.name}" if known else None
@@ -106,7 +101,7 @@ def take(
         frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
         bytes=sum(each.stat().st_size for each in os.scandir(new) if each.stat().st_nlink == 1),
         parents=1 + parent.parents if known and parent is not None else 0,
-        options=_restore_options(opts),
+        options=replace(opts, images_directory=None).only_for("restore").to_dict(),
         last_pid=max(pids_in(str(new)), default=pid),
         token=token,
         stopped_by=None if stopped is None else signal.Signals(stopped).name,
@@ -144,12 +139,6 @@ def for_criu(path: os.PathLike[str]) -> str:
     return os.fspath(path) if unmapped("uid") == NO_ID else os.path.relpath(path)
 
 
-def _restore_options(opts: CriuOpts) -> dict[str, object]:
-    kept = opts.only_for("restore").to_dict()
-    kept.pop("images_directory", None)
-    return kept
-
-
 def check_strays(pid: int) -> None:
     """Raise ``CriuError`` if processes that the command started are not its descendants."""
     strays = [
@@ -169,7 +158,7 @@ def check_strays(pid: int) -> None:
 def is_helper(pid: int) -> bool:
     """Whether a process belongs to the supervisor: it is in its session, or a CRIU worker."""
     try:
-        return os.getsid(pid) == os.getsid(0) or name_of(pid) == HELPER
+        return os.getsid(pid) == os.getsid(0) or name_of(pid) == "criu"
     except ProcessLookupError:
         return True
 

@@ -66,7 +66,6 @@ class CheckpointPlugin(WorkerPlugin):
     """The name of the plugin for Dask."""
 
     async def teardown(self, worker: object) -> None:
-        """Stop the jobs of this worker."""
         await asyncio.gather(*(self._stop(each) for each in list(_running)))
 
     async def _stop(self, directory: JobDirectory) -> None:

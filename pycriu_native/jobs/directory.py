@@ -201,11 +201,9 @@ class JobStatus:
 
     def doubts(self, checkpoint: Checkpoint) -> bool:
         """Whether the job is not resumed from a checkpoint, because of ``doubted``."""
-        return (
-            self.doubted is not None
-            and checkpoint.number >= self.doubted
-            and checkpoint.token <= self.doubted_token
-        )
+        if self.doubted is None or checkpoint.number < self.doubted:
+            return False
+        return checkpoint.token <= self.doubted_token
 
 
 class JobDirectory:
@@ -424,10 +422,10 @@ class JobDirectory:
         self.write("storage.json", json.dumps(asdict(status), indent=1) + "\n")
         self.write("storage.prom", storage_metrics(self.path, status))
 
-    def failed(self, message: str) -> None:
-        """Record why a run failed to start."""
-        self.keep(replace(self.status(), message=message))
-        self.event("failed", message=message)
+    def record(self, event: str, message: str, **changes: Any) -> None:
+        """Change the status, and add an event with the same message."""
+        self.keep(replace(self.status(), message=message, **changes))
+        self.event(event, message=message)
 
     def not_begun(self, number: int, why: str = "") -> None:
         """Record a signal that was received before the command was started or resumed.
@@ -436,9 +434,7 @@ class JobDirectory:
         """
         name = signal.Signals(number).name
         message = f"{name} {NOT_BEGUN}{why}"
-        status = replace(self.status(), state=State.INTERRUPTED, stopped_by=name, message=message)
-        self.event("interrupted", message=message)
-        self.keep(status)
+        self.record("interrupted", message, state=State.INTERRUPTED, stopped_by=name)
 
     def write(self, name: str, text: str, *, synced: bool = True) -> None:
         """Replace a file atomically; if ``synced``, it is on disk when this returns."""
@@ -460,7 +456,6 @@ class JobDirectory:
             sync(self.path)
 
     def event(self, event: str, **more: object) -> None:
-        """Add an event."""
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         line = f"{json.dumps({'time': now, 'event': event, **more})}\n".encode()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -503,7 +498,6 @@ class JobDirectory:
             self.remove(old)
 
     def remove(self, old: Checkpoint) -> None:
-        """Remove a checkpoint."""
         # Renamed first, since a partly removed checkpoint must not look complete.
         going = self.checkpoints / f"old-{old.number}"
         os.rename(old.path, going)

@@ -68,14 +68,9 @@ class Increments:
     def parent(self) -> Checkpoint | None:
         """The parent of the next checkpoint; None for a full one."""
         last = self._last
-        if (
-            last is None
-            or self._left
-            or last.parents >= (self._most or 0)
-            or self._sum >= self._full
-        ):
+        if last is None or self._left or self._sum >= self._full:
             return None
-        return last
+        return last if last.parents < (self._most or 0) else None
 
     def begin(self) -> None:
         """A dump begins. Until ``made``, the next checkpoint is full."""

@@ -16,9 +16,10 @@ from typing import Any
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.signal_names import signal_name
-from .._support.unpatched import close, sleep
+from .._support.unpatched import close, readable, sleep
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability, is_root_of_host
 from .._system.descriptors import above_stdio, is_inherited
+from .._system.new_namespaces import end_with_parent
 from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
@@ -200,13 +201,11 @@ class Job:
         if code == FAILED:
             raise CriuError(f"{directory.path}: {status.message}", verb="run")
         if code and status.state is not State.ENDED:
-            how = f"by {signal_name(-code)}" if code < 0 else f"with {code}"
-            message = f"the supervisor was ended {how}; the job can be run again"
+            message = f"the supervisor was ended {how_ended(code)}; the job can be run again"
             if self.storage is not None:
                 message += f"; storage {self.storage}: {directory.storage_message()}"
-            return JobResult(
-                state=State.INTERRUPTED, exit_code=self.interrupted_code, message=message
-            )
+            code = self.interrupted_code
+            return JobResult(state=State.INTERRUPTED, exit_code=code, message=message)
         return _result(directory, self.interrupted_code)
 
     def _supervised(self, directory: JobDirectory, lock: int, signals: HeldSignals) -> int:
@@ -284,6 +283,11 @@ def _result(directory: JobDirectory, interrupted: int) -> JobResult:
     return JobResult(state=status.state, exit_code=code, message=status.message)
 
 
+def how_ended(code: int) -> str:
+    """How a process has ended, as text; a negative code is a signal."""
+    return f"by {signal_name(-code)}" if code < 0 else f"with {code}"
+
+
 def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start a process of the job, which reads ``spec`` from standard input, since it can have keys.
 
@@ -307,11 +311,17 @@ def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
 
 
 def read_spec() -> dict[str, Any]:
-    """Read the argument of ``start_with``, and replace standard input by /dev/null."""
+    """Read the argument of ``start_with``, and replace standard input by /dev/null.
+
+    This process ends with its parent, and now if the process that runs the job has ended.
+    """
     spec: dict[str, Any] = json.load(sys.stdin.buffer)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     close(nothing)
+    end_with_parent()
+    if readable(spec["alive"]):
+        sys.exit(FAILED)
     return spec
 
 

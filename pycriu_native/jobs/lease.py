@@ -204,9 +204,7 @@ def acquire(
         content = again
         wait(length / 4)
         began = now()
-    if storage.read(name) != content:
-        return None
-    if _newest(storage) != token:
+    if storage.read(name) != content or _newest(storage) != token:
         return None
     return Lease(storage, token, content, began + held, exclusive=exclusive)
 

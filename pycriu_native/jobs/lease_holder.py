@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from .._support.held_signals import HeldSignals, ignore, unblock
 from .._support.unpatched import close, readable
 from .._system.host import boot_id
-from .._system.new_namespaces import end_with_parent
 from .._system.system_calls import kill_at
 from ..errors import CriuError, ImagesError, OptionError
 from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
@@ -90,10 +89,11 @@ class LeaseHolder:
                 text = "; ".join(each.rule for each in error.problems)
             message = f"storage {self._spec['storage']}: {text}"
             if isinstance(error, CriuError) or not self._status.seen:
-                self._directory.failed(message)
+                self._directory.record("failed", message)
                 return FAILED
             # It was available before, and can be available to the next run.
-            self._change_state(State.INTERRUPTED, "interrupted", message, stopped_by=STORAGE)
+            interrupted = {"state": State.INTERRUPTED, "stopped_by": STORAGE}
+            self._directory.record("interrupted", message, **interrupted)
             return 0
 
     def _on_thread(self, function: Callable[[], Result]) -> Result:
@@ -182,13 +182,8 @@ class LeaseHolder:
             self._report("busy", message, seen=last.token)
             return storage, None
         kill_at(lease.until)
-        self._report(
-            "lease",
-            f"has the lease {lease.token}",
-            token=lease.token,
-            seen=lease.token,
-            exclusive=lease.exclusive,
-        )
+        ours = {"token": lease.token, "seen": lease.token, "exclusive": lease.exclusive}
+        self._report("lease", f"has the lease {lease.token}", **ours)
         return storage, lease
 
     def _check_same(self, last: Last, about: dict[str, Any]) -> None:
@@ -267,7 +262,8 @@ class LeaseHolder:
             # What can be read with another key, for example, is not lost.
             if self._spec["or_start_over"] and not isinstance(error, UnreadableError):
                 return True
-            self._change_state(State.CANNOT_RESTORE, "cannot be restored", str(error))
+            state = State.CANNOT_RESTORE
+            self._directory.record("cannot be restored", str(error), state=state)
             return False
         if made is not None:
             self._report("fetched", f"checkpoint {made.checkpoint.number} was fetched")
@@ -339,11 +335,6 @@ class LeaseHolder:
 
     # ---- status and events ----
 
-    def _change_state(self, state: State, event: str, message: str, **more: Any) -> None:
-        status = replace(self._directory.status(), state=state, message=message, **more)
-        self._directory.keep(status)
-        self._directory.event(event, message=message)
-
     def _report(
         self, event: str, message: str, *, uploads: int = 0, failures: int = 0, **more: Any
     ) -> None:
@@ -364,16 +355,8 @@ class _Ended(Exception):
     """The job has already ended."""
 
 
-def main(spec: dict[str, Any]) -> int:
-    """Hold the lease and run the job."""
-    end_with_parent()
-    if readable(spec["alive"]):  # the process that runs the job has ended
-        return FAILED
-    return LeaseHolder(spec).run()
-
-
 if __name__ == "__main__":
-    code = main(read_spec())
+    code = LeaseHolder(read_spec()).run()
     ignore()
     sys.stdout.flush()
     os._exit(code)  # threads of a file system may be blocked

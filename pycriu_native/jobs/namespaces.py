@@ -23,18 +23,14 @@ from .job import FAILED, read_spec
 
 def main(spec: dict[str, Any]) -> int:
     """Create the namespaces, and run the supervisor in them."""
-    end_with_parent()
-    if readable(spec["alive"]):  # the process that runs the job has ended
-        return FAILED
     signals = HeldSignals()
     signals.install()  # signals are blocked until one of the two processes below unblocks them
     directory = JobDirectory(spec["directory"])
     try:
         enter(new_user=spec["user_namespace"])
     except OSError as error:
-        directory.failed(
-            f"no namespace can be created for the job: {error.strerror}; {IN_CONTAINER}"
-        )
+        what = "no namespace can be created for the job"
+        directory.record("failed", f"{what}: {error.strerror}; {IN_CONTAINER}")
         return FAILED
     pid = os.fork()
     if pid == 0:
@@ -59,7 +55,8 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) 
     try:
         mount_proc()
     except OSError as error:
-        directory.failed(f"no /proc can be mounted for the job: {error.strerror}; {IN_CONTAINER}")
+        what = "no /proc can be mounted for the job"
+        directory.record("failed", f"{what}: {error.strerror}; {IN_CONTAINER}")
         return FAILED
     if unmapped("gid") != NO_ID:
         with contextlib.suppress(OSError):  # checkpoints of jobs with terminals then fail
@@ -70,10 +67,11 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) 
         if not spec["user_namespace"]:
             raise
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        directory.failed(
+        directory.record(
+            "failed",
             f"root of a user namespace cannot read the files of another user in {package} "
             f"({error}): install pycriu_native and Python where all users can read them, or run "
-            "the job without a user namespace (--unprivileged)"
+            "the job without a user namespace (--unprivileged)",
         )
         return FAILED
 

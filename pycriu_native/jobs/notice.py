@@ -92,14 +92,12 @@ class NoticeWatch(Closing):
         self._over = Event()
         self.text = ""
         self.until: float | None = None
-        self.vague = True
-        """Whether there is a notice without a time."""
         self.failure = ""
         """Why the last attempt has failed; empty if it has not."""
 
     @property
     def left(self) -> float | None:
-        """Remaining seconds; None without a notice."""
+        """Remaining seconds; infinite for a notice without a time, None without a notice."""
         return None if self.until is None else max(0.0, self.until - time.monotonic())
 
     def __enter__(self) -> Self:
@@ -108,7 +106,6 @@ class NoticeWatch(Closing):
         return self
 
     def close(self) -> None:
-        """End the thread."""
         self._over.set()
 
     def _watch(self) -> None:
@@ -123,7 +120,6 @@ class NoticeWatch(Closing):
             before, self.failure = self.failure, failure
             if text is not None:
                 left = seconds_left(text)
-                self.vague = left is None
                 self.text = " ".join(text.split())[:200]
                 self.until = time.monotonic() + (float("inf") if left is None else left)
                 self._wake()

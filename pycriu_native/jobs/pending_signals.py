@@ -19,8 +19,7 @@ from .._system.descriptors import opened_directory
 from .._wire.protobuf import message
 
 _QUEUES = {3: 10, 5: 9}
-"""``core.proto``: the field of the entry of a process and of a thread, and in it that of the
-pending signals."""
+"""``core.proto``: the fields of process and thread, and in each that of the pending signals."""
 _INFO = struct.Struct("iiiii")
 """The beginning of ``siginfo_t`` in <asm-generic/siginfo.h>: number, error, code, padding and, with
 one of the codes below, the sender's pid."""

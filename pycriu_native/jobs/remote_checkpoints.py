@@ -51,14 +51,9 @@ class Commit:
     uploaded: int = 0
     """Bytes of the objects that the upload has written; not in the record."""
 
-    @property
-    def identity(self) -> tuple[int, int]:
-        """Token and number, which order checkpoints by time."""
-        return identity(self.checkpoint)
-
 
 def identity(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Token and number of a checkpoint."""
+    """Token and number of a checkpoint, which order checkpoints by time."""
     return checkpoint.token, checkpoint.number
 
 
@@ -184,11 +179,11 @@ def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
     known = commits(storage)
     needed = retained([each.checkpoint for each in known], keep)
     kept = [each for each in known if each.checkpoint in needed]
-    if made.name not in {each.name for each in kept}:
+    names = {each.name for each in kept}
+    if made.name not in names:
         return  # the file system does not yet list new files
     # The record is removed first: objects without one are ignored. Files of a later holder remain,
     # since this process may no longer have the lease.
-    names = {each.name for each in kept}
     for name in storage.names("commits"):
         if name not in names and token_of(name) <= lease.token:
             storage.remove(f"commits/{name}")
@@ -240,8 +235,8 @@ def fetch(
     known = [each for each in records.known if not skip(each.checkpoint)]
     newest = ""
     for each in known:
-        _check_form(storage, records.other_form, max(each.identity, local))
-        if each.identity <= local:
+        _check_form(storage, records.other_form, max(identity(each.checkpoint), local))
+        if identity(each.checkpoint) <= local:
             return None
         try:
             place = _fetched(storage, directory, each, decrypt_with, check)
@@ -254,7 +249,7 @@ def fetch(
             newest = newest or f"; the newest: {error}"
             damaged(each, error)
             continue
-        earlier = {other.identity for other in known}
+        earlier = {identity(other.checkpoint) for other in known}
         for old in directory.all_checkpoints():
             if identity(old) not in earlier or old.number >= each.checkpoint.number:
                 directory.remove(old)

@@ -14,9 +14,8 @@ LEAST = 10
 class Schedule:
     """When the next checkpoint is due.
 
-    After the start of a command, the pauses between checkpoints are short and grow to ``every``:
-    files that a command opens after a checkpoint are not part of it, and it opens most of them
-    soon after its start.
+    After the start of a command, the pauses are short and grow to ``every``: files that it opens
+    after a checkpoint are not part of it, and it opens most of them soon after its start.
     """
 
     def __init__(self, every: float, first: float | None = None) -> None:

@@ -31,9 +31,7 @@ NO_PLACE = "it names no directory or bucket; one for this job alone is accepted"
 
 
 class UnreadableError(ImagesError):
-    """A storage has a checkpoint that is not damaged, but cannot be read here; its key is another
-    one, for example.
-    """
+    """A checkpoint is not damaged, but cannot be read here, for example without its key."""
 
 
 def check_url(url: str) -> None:
@@ -136,9 +134,7 @@ class Storage:
 
     @contextlib.contextmanager
     def _file_system(self) -> Iterator[Any]:
-        """The file system. After a failure the next use makes another one: that of SSH does not
-        connect again.
-        """
+        """The file system; another one after a failure, since that of SSH does not reconnect."""
         fs = self._fs
         if fs is None:
             fs = self._fs = _opened(self.url)[0]

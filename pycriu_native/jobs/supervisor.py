@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import math
 import os
 import shutil
 import signal
@@ -31,14 +32,13 @@ from ..options.criu_opts import CriuOpts
 from .checkpoints import criu_failure, is_helper, resume, take
 from .directory import NOT_BEGUN, Checkpoint, CheckpointProgress, JobDirectory, State, sync
 from .increments import Increments
-from .job import AGAIN, FAILED, print_message
+from .job import AGAIN, FAILED, how_ended, print_message
 from .metrics import BEAT
 from .notice import NoticeWatch
 from .schedule import Schedule
 
 FIRST_PID = 1000
-"""The supervisor's own processes have pids below this, so that they do not use one that a restore
-needs."""
+"""Pids of the supervisor's own processes are lower, so that they use none that a restore needs."""
 
 DEATHS = (*STOPPING, CHECKPOINTING, signal.SIGKILL)
 """Signals that count as an interruption if they end the command."""
@@ -78,9 +78,8 @@ class Supervisor:
         """``outside`` is this process's pid in the outer namespace, ``start`` its start time."""
         self._spec = spec
         self._directory = directory
-        self._options = CriuOpts.from_dict(spec["options"])
-        if spec["unprivileged"]:
-            self._options = CriuOpts.from_dict({**spec["options"], "unprivileged": True})
+        rights = {"unprivileged": True} if spec["unprivileged"] else {}
+        self._options = CriuOpts.from_dict({**spec["options"], **rights})
         self._also: tuple[str, ...] = tuple(spec["also"])
         self._alive: int = spec["alive"]
         self._signals = signals
@@ -117,9 +116,7 @@ class Supervisor:
         """Latest end of the job, on the monotonic clock; None: no end was requested."""
 
     def run(self) -> int:
-        """Run the job. Returns 0 or ``AGAIN``, and the status has the outcome; or 1 if the job did
-        not start.
-        """
+        """Run the job. Returns 0 or ``AGAIN``, with the outcome in the status; 1: not started."""
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -161,25 +158,21 @@ class Supervisor:
             self._change(state=State.INTERRUPTED)
             self._report("interrupted", f"{self._status.stopped_by} {NOT_BEGUN}")
             return False
+        failure = self._status.message
         if self._lacks_resources:
             self._change(state=State.INTERRUPTED)
-            failure = self._status.message
             self._report("interrupted", f"{failure}; nothing was started, and it can be resumed")
             return False
         # If the first checkpoint is doubted, so are all: there was none before the signal.
         restorable = checkpoints or (known and self._status.doubted != 1)
         fails = criu_failure() if restorable and self._spec["or_start_over"] else ""
         if restorable and (fails or not self._spec["or_start_over"]):
-            failure = self._status.message
             # With another CRIU, or on another host, they can be restored.
             why = f"CRIU does not work here: {fails}" if fails else f"the oldest: {failure}"
             hint = "" if fails else " (--or-start-over starts from the beginning)"
             self._change(state=State.CANNOT_RESTORE)
-            self._report(
-                "cannot be restored",
-                f"none of {len(known)} checkpoints can be restored here; {why}; nothing was "
-                f"started{hint}",
-            )
+            none = f"none of {len(known)} checkpoints can be restored here"
+            self._report("cannot be restored", f"{none}; {why}; nothing was started{hint}")
             return False
         self._start(lost=len(known))
         return True
@@ -220,13 +213,10 @@ class Supervisor:
         except OSError as error:
             if not again:  # the job was never started
                 shutil.rmtree(self._directory.start, ignore_errors=True)
-            message = f"the command {known['command'][0]!r} cannot be started: {error.strerror}"
+            what = f"the command {known['command'][0]!r} cannot be started"
             if error.filename == known["directory"]:
-                message = (
-                    f"the working directory of the command, {error.filename}, cannot be entered: "
-                    f"{error.strerror}"
-                )
-            raise CriuError(message, verb="run") from None
+                what = f"the working directory of the command, {error.filename}, cannot be entered"
+            raise CriuError(f"{what}: {error.strerror}", verb="run") from None
         finally:
             for file in files:
                 file.close()
@@ -285,7 +275,7 @@ class Supervisor:
             self._keep()
             self._check_notice(notice)
             if self._stop_by is None and notice.left is not None:
-                left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
+                left = float(self._spec["grace"]) if notice.left == math.inf else notice.left
                 self._stop_by = time.monotonic() + left
                 self._change(stopped_by="notice")
                 self._report("notice", f"a notice of interruption in {left:.0f} s: {notice.text}")
@@ -293,12 +283,13 @@ class Supervisor:
                 self._last_checkpoint()
                 return
             requested = CHECKPOINTING in self._take_signals()
-            if self._stop_by is None and (requested or schedule.left <= 0):
+            if self._stop_by is not None:
+                continue
+            if requested or schedule.left <= 0:
                 began = time.monotonic()
                 self._checkpoint()
                 schedule.attempted(time.monotonic() - began)
-                continue
-            if self._stop_by is None:
+            else:
                 self._wait(min(schedule.left, 5.0))
 
     def _check_notice(self, notice: NoticeWatch) -> None:
@@ -332,15 +323,8 @@ class Supervisor:
         began, moment = time.monotonic(), time.time()
 
         def on_progress(state: Progress) -> None:
-            self._directory.keep_progress(
-                CheckpointProgress(
-                    started=moment,
-                    phase=state.phase,
-                    done=state.done,
-                    total=state.total,
-                    left=state.left,
-                )
-            )
+            values = {name: getattr(state, name) for name in ("phase", "done", "total", "left")}
+            self._directory.keep_progress(CheckpointProgress(started=moment, **values))
 
         self._report("checkpoint begun", f"a {'last ' if last else ''}checkpoint is being taken")
         try:
@@ -403,13 +387,12 @@ class Supervisor:
 
     def _rollback(self) -> Rollback:
         """How the files are saved: with their contents, but appended data only once."""
-        newest = next(iter(self._directory.all_checkpoints()), None)
-        link_from = None if newest is None else newest.path
+        newest = self._directory.all_checkpoints()[:1]
         return Rollback(
             also=self._also,
             ignore=self._ignored(),
             complete=True,
-            link_from=link_from,
+            link_from=newest[0].path if newest else None,
             changed_since=self._changed_since,
         )
 
@@ -425,11 +408,8 @@ class Supervisor:
         if expected <= left and left > 0:
             self._checkpoint(last=True, deadline=left)
         else:
-            self._report(
-                "no time",
-                f"no last checkpoint: it would take about {expected:.1f} s, and "
-                f"{max(left, 0.0):.1f} s are left",
-            )
+            why = f"it would take about {expected:.1f} s, and {max(left, 0.0):.1f} s are left"
+            self._report("no time", f"no last checkpoint: {why}")
         ended = self._reap()
         if ended is not None and ended >= 0:
             self._ended(ended)  # before the checkpoint
@@ -463,7 +443,7 @@ class Supervisor:
             self._change(state=State.INTERRUPTED, doubted=doubted.number, doubted_token=token)
             self._report(
                 "checkpoint doubted",
-                f"the command was ended {_how(code)} after the resumption from checkpoint "
+                f"the command was ended {how_ended(code)} after the resumption from checkpoint "
                 f"{doubted.number}, before which it may have received {doubted.stopped_by}; it is "
                 "resumed from an earlier one",
                 number=doubted.number,
@@ -472,13 +452,12 @@ class Supervisor:
         if interrupted:
             after = f" after {self._status.stopped_by}" if self._stop_by is not None else ""
             self._change(state=State.INTERRUPTED)
-            self._report(
-                "interrupted", f"the command was ended {_how(code)}{after}; it can be resumed"
-            )
+            message = f"the command was ended {how_ended(code)}{after}; it can be resumed"
+            self._report("interrupted", message)
             return
         self._change(state=State.ENDED, exit_code=code)
         how = "was ended" if code < 0 else "has ended"
-        self._report("ended", f"the command {how} {_how(code)}", exit_code=code)
+        self._report("ended", f"the command {how} {how_ended(code)}", exit_code=code)
 
     def _was_interrupted(self, code: int) -> bool:
         """Whether the command ended because of a signal, which it may have handled."""
@@ -544,10 +523,6 @@ def _was_killed(pid: int) -> bool:
     except ChildProcessError:
         return False
     return result is not None and result.si_code != os.CLD_EXITED
-
-
-def _how(code: int) -> str:
-    return f"by {signal_name(-code)}" if code < 0 else f"with {code}"
 
 
 def _text(made: Checkpoint, took: float) -> str:

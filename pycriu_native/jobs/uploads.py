@@ -11,7 +11,7 @@ from typing import Any
 
 from .directory import Checkpoint, JobDirectory
 from .lease import Lease, LeaseLost
-from .remote_checkpoints import Commit, commits, identity, prune, upload
+from .remote_checkpoints import NONE, Commit, commits, identity, prune, upload
 from .storage import Storage
 
 LOOK = 0.5
@@ -21,9 +21,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 
 PATIENCE = 10.0
 """Seconds to wait for a cancelled upload, which removes its files."""
-
-Report = Callable[..., None]
-"""``report(event, message, counts)``: report an event, and change the status by ``counts``."""
 
 
 class Cancelled(Exception):
@@ -38,7 +35,8 @@ class Uploads:
     lease: Lease
     directory: JobDirectory
     spec: dict[str, Any]
-    report: Report
+    report: Callable[..., None]
+    """``report(event, message, counts)``: report an event, and change the status by ``counts``."""
     lost: Callable[[str], None]
     """Called if another holder has the lease."""
 
@@ -52,7 +50,6 @@ class Uploads:
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def finish(self, until: float, is_silent: Callable[[], bool] = lambda: False) -> bool:
@@ -106,7 +103,7 @@ class Uploads:
         try:
             if self._done is None:
                 there = commits(self.storage)[:1]
-                self._done = there[0].identity if there else (-1, -1)
+                self._done = identity(there[0].checkpoint) if there else NONE
                 if self._done == identity(due):
                     return True
             with self.directory.pinned(due):
@@ -130,7 +127,8 @@ class Uploads:
             if due.number not in {each.number for each in self.directory.all_checkpoints()}:
                 return False  # a newer one has replaced it
             what = "upload" if self._done != identity(due) else "removal of older checkpoints"
-            message = f"{what} of checkpoint {due.number} failed: {_text(error)}"
+            why = f"{type(error).__name__}: {error}" if str(error) else repr(error)
+            message = f"{what} of checkpoint {due.number} failed: {why}"
             self.report("upload failed", message, failures=1)
             return False
         return True
@@ -149,7 +147,3 @@ class Uploads:
     def _check(self) -> None:
         if self._cancelled:
             raise Cancelled
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else repr(error)

@@ -42,7 +42,7 @@ class Phases:
     def __init__(self) -> None:
         self.name = ""
         self.seconds: dict[str, float] = {}
-        self.began = self._since = time.monotonic()
+        self._began = self._since = time.monotonic()
 
     def enter(self, name: str) -> None:
         """End the current phase, and begin another."""
@@ -52,14 +52,10 @@ class Phases:
         self._since = now
         self.name = name
 
-    def finish(self) -> None:
-        """End the last phase."""
+    def finish(self) -> float:
+        """End the last phase; returns the seconds since the beginning of the first."""
         self.enter("done")
-
-    @property
-    def total(self) -> float:
-        """Seconds since the beginning."""
-        return time.monotonic() - self.began
+        return self._since - self._began
 
 
 class Workspace:
@@ -86,7 +82,6 @@ class Workspace:
         return "" if self.temporary else self.path
 
     def remove_temporary(self) -> None:
-        """Remove a temporary directory."""
         if self.temporary:
             self.remove()
 

@@ -23,6 +23,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from enum import IntEnum
 from typing import Any
 
@@ -66,7 +67,8 @@ LARGEST = {
 }
 
 Message = dict[str, Any]
-Frame = tuple[Kind, bytes | bytearray | Message]
+Frame = bytes | bytearray | Message
+"""A piece of a file, or a message."""
 
 
 class Channel(Closing):
@@ -82,7 +84,6 @@ class Channel(Closing):
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._sock = sock
-        self._tls = isinstance(sock, ssl.SSLSocket)
         self._peer_timeout = peer_timeout
         self._until = until
         self._on_pages = on_pages
@@ -94,7 +95,8 @@ class Channel(Closing):
         self._frames: deque[Frame] = deque()
         self._frames_changed = Condition()
         self._sending = Lock()
-        self._touching = Lock()  # an SSL object may be used by one thread at a time
+        # An SSL object may be used by one thread at a time.
+        self._touching: Any = Lock() if isinstance(sock, ssl.SSLSocket) else nullcontext()
         self._losing = Lock()
         self._over = Event()
         self._received_at = time.monotonic()
@@ -136,7 +138,7 @@ class Channel(Closing):
             if self.lost is not None:
                 raise self.lost
             try:
-                with self._exclusive():
+                with self._touching:
                     remaining = remaining[self._sock.send(remaining) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self._poll(select.POLLOUT, 0.2)
@@ -154,27 +156,22 @@ class Channel(Closing):
     def expect(self, *words: str, within: float = math.inf) -> Message:
         """Wait for one of these messages, for at most ``within`` seconds.
 
-        The peer's ``failed`` raises ``MigrationError`` unless it is among them, any other frame
-        ``PeerLostError``. A lost channel raises its reason.
+        The peer's ``failed`` raises ``MigrationError``, any other frame ``PeerLostError``. A lost
+        channel raises its reason.
         """
-        kind, body = self._take(time.monotonic() + within)
-        if kind is not Kind.MESSAGE or not isinstance(body, dict):
-            raise self.lose(PeerLostError(f"the peer sent {kind.name} in place of {words}"))
-        if body["word"] in words:
-            return body
-        if body["word"] == "failed":
-            raise _refusal(body)
-        raise self.lose(PeerLostError(f"the peer sent {body['word']!r} in place of {words}"))
+        frame = self._take(time.monotonic() + within)
+        if isinstance(frame, dict) and frame["word"] in words:
+            return frame
+        sent = repr(frame["word"]) if isinstance(frame, dict) else "a piece of a file"
+        raise self.lose(PeerLostError(f"the peer sent {sent} in place of {words}"))
 
     def expect_piece(self) -> bytes | bytearray:
-        """Wait for a piece of a file."""
-        kind, body = self._take()
-        if kind is Kind.PIECE:
-            assert isinstance(body, (bytes, bytearray))
-            return body
-        if isinstance(body, dict) and body["word"] == "failed":
-            raise _refusal(body)
-        raise self.lose(PeerLostError(f"the peer sent {kind.name} in place of a piece of a file"))
+        """Wait for a piece of a file. Raises as ``expect``."""
+        frame = self._take()
+        if not isinstance(frame, dict):
+            return frame
+        what = f"{frame['word']!r} in place of a piece of a file"
+        raise self.lose(PeerLostError(f"the peer sent {what}"))
 
     def check_deadline(self) -> None:
         """Raise ``DeadlineError`` if the deadline has passed; the channel stays usable."""
@@ -187,7 +184,10 @@ class Channel(Closing):
                     self._frames_changed.wait(LOOK)
                 if self._frames:
                     self._frames_changed.notify_all()
-                    return self._frames.popleft()
+                    frame = self._frames.popleft()
+                    if isinstance(frame, dict) and frame["word"] == "failed":
+                        raise _refusal(frame)
+                    return frame
                 if self.lost is not None:
                     raise self.lost
             self.check_deadline()
@@ -261,13 +261,13 @@ class Channel(Closing):
                 if kind is Kind.PAGES:
                     self._on_pages(body)
                 elif kind is Kind.PIECE:
-                    self._keep((kind, body))
+                    self._keep(body)
                 elif kind is Kind.MESSAGE:
                     message = _message(body)
                     if message["word"] == "failed":
                         self.refused = _refusal(message)
                         self._on_end()
-                    self._keep((kind, message))
+                    self._keep(message)
                 self._received_at = time.monotonic()
                 self._reading = True
         except CriuError as error:
@@ -291,7 +291,7 @@ class Channel(Closing):
             if self.lost is not None:
                 raise self.lost
             try:
-                with self._exclusive():
+                with self._touching:
                     count = self._sock.recv_into(view)
             except (BlockingIOError, ssl.SSLWantReadError):
                 self._poll(select.POLLIN, 1.0)
@@ -304,9 +304,6 @@ class Channel(Closing):
             self._received_at = time.monotonic()
             view = view[count:]
         return data
-
-    def _exclusive(self) -> contextlib.AbstractContextManager[Any]:
-        return self._touching if self._tls else contextlib.nullcontext()
 
     def _poll(self, what: int, seconds: float) -> None:
         poll = unpatched.poll()

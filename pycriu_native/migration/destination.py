@@ -39,8 +39,6 @@ from .watchdog import Watchdog, identity_of
 LOOK = 0.05
 """Seconds between two checks of the connection, during a wait for the daemon."""
 
-USERFAULT = "anon_inode:[userfaultfd]"
-
 
 @dataclass(eq=False, kw_only=True)
 class Destination:
@@ -121,7 +119,6 @@ class Destination:
             self._undo(error)
         self._copy.own()
         self._report(restored.statistics)
-        self.phases.finish()
         return MigrationResult(
             pid=restored.pid,
             mode=self.mode,
@@ -129,7 +126,7 @@ class Destination:
             image_bytes=self.image_bytes,
             page_bytes=0 if self.relay is None else self.relay.moved,
             downtime=self._downtime,
-            duration=self.phases.total,
+            duration=self.phases.finish(),
             phases=self.phases.seconds,
             restore=restored.statistics,
         )
@@ -204,7 +201,7 @@ class Destination:
         ended = MigrationError("the lazy-pages daemon ended before the process ran")
         if self._daemon is not None:
             try:
-                for fd in descriptors_of(self._daemon.pid, USERFAULT):
+                for fd in descriptors_of(self._daemon.pid, "anon_inode:[userfaultfd]"):
                     self._held.append(os.dup(fd))
             except ProcessLookupError:
                 self._has_all(MARGIN)  # raises the reason, such as a lost source

@@ -2,8 +2,7 @@
 
 Images and pages contain the memory of a process, which the destination runs as root. For network
 addresses TLS is therefore required, with certificates on both sides, unless the caller sets
-``insecure=True``. On loopback, where every user can connect, the other end must belong to root or
-to the caller.
+``insecure=True``. On loopback every user can connect: the peer must belong to root or the caller.
 
 gevent and eventlet replace functions of the ``socket`` module, so connections are made with the
 original class only. TLS sockets of gevent and eventlet are used unchanged.

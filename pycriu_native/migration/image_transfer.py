@@ -57,14 +57,9 @@ def send(channel: Channel, directory: str, number: int, count: Count) -> None:
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:
     with os.scandir(directory) as entries:
-        return sorted(
-            (
-                entry
-                for entry in entries
-                if entry.is_file(follow_symlinks=False) and not _STAYS.fullmatch(entry.name)
-            ),
-            key=lambda entry: entry.name,
-        )
+        files = [each for each in entries if each.is_file(follow_symlinks=False)]
+    sent = (each for each in files if not _STAYS.fullmatch(each.name))
+    return sorted(sent, key=lambda each: each.name)
 
 
 def receive(

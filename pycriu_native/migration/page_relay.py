@@ -49,14 +49,12 @@ class PageRelay(Closing):
         """Set when the peer has sent something."""
         self.moved = 0
         """Bytes of the pages and their headers, in the direction of the pages."""
-        self._channel: Channel | None = None
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread: Any = None
 
     def start(self, channel: Channel) -> None:
         """Start to forward the data of the CRIU at this end."""
-        self._channel = channel
-        self._thread = Thread(target=self._pump, name="migration pages", daemon=True)
+        self._thread = Thread(target=self._pump, args=(channel,), name="page relay", daemon=True)
         self._thread.start()
 
     def put(self, data: bytes | bytearray) -> None:
@@ -77,12 +75,11 @@ class PageRelay(Closing):
         with contextlib.suppress(OSError):
             self.ours.shutdown(socket.SHUT_WR)
 
-    def _pump(self) -> None:
+    def _pump(self, channel: Channel) -> None:
         poll = unpatched.poll()
         poll.register(self.ours, select.POLLIN)
         poll.register(self._closing, select.POLLIN)
         buffer = bytearray(LARGEST_PIECE)
-        assert self._channel is not None
         while True:
             poll.poll()
             try:
@@ -96,11 +93,10 @@ class PageRelay(Closing):
                 self.moved += size
             else:
                 data = self._without_end(data)
-            # Data is read even if it cannot be sent: a CRIU that is blocked in a write reads no
-            # commands.
+            # Read even if it cannot be sent: a CRIU that is blocked in a write reads no commands.
             with contextlib.suppress(CriuError):
                 if data:
-                    self._channel.send(Kind.PAGES, data)
+                    channel.send(Kind.PAGES, data)
 
     def _without_end(self, data: memoryview) -> memoryview:
         """Remove and answer the "close" command at the end of a daemon's data."""

@@ -42,41 +42,31 @@ class Rounds:
         self.number = 0
         self.sent = 0
         """Bytes sent, of all directories."""
-        self._sent_before = 0
-        self.size = 0
-        """Bytes of the directory that was sent last or is being sent."""
+        self.done = self.size = 0
+        """Bytes of the directory that was sent last or is being sent: sent ones, and all."""
 
     @property
     def directory(self) -> str:
-        """The current directory."""
         return f"{self._path}/{self.number}"
-
-    @property
-    def sent_of_this(self) -> int:
-        """Bytes sent of the current directory."""
-        return self.sent - self._sent_before
 
     def next(self, **changes: Any) -> CriuOpts:
         """Options for the next dump or pre-dump."""
         self.number += 1
-        return self._options(**changes)
+        return self.options(**changes)
 
-    def again(self, **changes: Any) -> CriuOpts:
-        """Options for a dump of all memory instead of the current one, which was refused."""
-        return self._options(parent_image=None, **changes)
-
-    def _options(self, **changes: Any) -> CriuOpts:
+    def options(self, **changes: Any) -> CriuOpts:
+        """Options for a dump or pre-dump into the current directory."""
         return for_criu(
             round_opts(self._opts, self._path, self.number, track=self._track), **changes
         )
 
     def send(self, channel: Channel) -> None:
-        """Send the current directory."""
-        self._sent_before, self.size = self.sent, image_transfer.size_of(self.directory)
+        self.done, self.size = 0, image_transfer.size_of(self.directory)
         image_transfer.send(channel, self.directory, self.number, self._count)
 
     def _count(self, size: int) -> None:
         self.sent += size
+        self.done += size
 
 
 @dataclass(eq=False, kw_only=True)
@@ -117,13 +107,12 @@ class Source:
             done = size_of_pages(rounds.directory, parents=False)
             return phase, done, None if self.mode.lazy and phase == "dump" else self._memory
         if phase in ("images", "images of rounds"):
-            return phase, rounds.sent_of_this, rounds.size
+            return phase, rounds.done, rounds.size
         if phase == "pages" and self.relay is not None:
             return phase, self.relay.moved, max(self.relay.moved, self._memory - rounds.size)
         return phase, 0, None
 
     def run(self) -> MigrationResult:
-        """Migrate."""
         self.phases.enter("hello")
         self._memory = memory_of(process_tree(number_of(self.target)))
         version = requirements.program_version(self.via)
@@ -162,7 +151,7 @@ class Source:
                 return self._held(self._rounds.next(**changes))
         except MovedMemoryError as moved:
             self._refusal = saves_all(moved)
-        return self._held(self._rounds.again(**changes))
+        return self._held(self._rounds.options(parent_image=None, **changes))
 
     def _held(self, opts: CriuOpts) -> DumpResult:
         request = verbs.dump_request(self.target, opts, self.via, self._hook, None)
@@ -198,7 +187,6 @@ class Source:
         restored = None
         with contextlib.suppress(CriuError, TypeError, ValueError):
             restored = _statistics(self.channel.expect("report", within=REPORT_TIMEOUT))
-        self.phases.finish()
         return MigrationResult(
             pid=self._handover.pid,
             mode=self.mode,
@@ -206,7 +194,7 @@ class Source:
             image_bytes=self._rounds.sent,
             page_bytes=0 if self.relay is None else self.relay.moved,
             downtime=self._handover.downtime,
-            duration=self.phases.total,
+            duration=self.phases.finish(),
             phases=self.phases.seconds,
             dump=dumped.statistics,
             restore=restored,
@@ -218,6 +206,5 @@ def _statistics(report: Message) -> RestoreStatistics | None:
     message = report.get("restore")
     if not isinstance(message, dict):
         return None
-    return RestoreStatistics(
-        **{one.name: int(message[one.name]) for one in fields(RestoreStatistics)}
-    )
+    values = {one.name: int(message[one.name]) for one in fields(RestoreStatistics)}
+    return RestoreStatistics(**values)

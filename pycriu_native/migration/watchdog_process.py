@@ -6,8 +6,7 @@ daemon, removes the images, and makes the CRIU of a dump resume or end its proce
 copies of the userfaultfds: without them the kernel would fill missing pages with zeros at the
 daemon's end, and the process would continue with wrong memory.
 
-It runs as a program by its path, with few imports of the standard library only, and therefore does
-not use ``_system`` to read ``/proc``.
+It runs as a program by its path, with few imports of the standard library only, not ``_system``.
 """
 
 from __future__ import annotations

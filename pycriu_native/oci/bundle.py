@@ -32,7 +32,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from .._integrity.saved_mounts import CGROUP_V1, SavedMount, saved_mounts
 from .._support.unpatched import close
@@ -92,12 +92,10 @@ class Bundle:
 
         Symbolic links in a destination are resolved in the container's root.
         """
-        result = {}
-        for mount in self.config.get("mounts", ()):
-            if is_bind(mount):
-                place = inside(self.root, mount["destination"])
-                result[place] = os.path.join(self.path, mount["source"])
-        return result
+        return {
+            inside(self.root, mount["destination"]): os.path.join(self.path, mount["source"])
+            for mount in filter(is_bind, self.config.get("mounts", ()))
+        }
 
     @property
     def masked(self) -> list[str]:
@@ -107,9 +105,8 @@ class Bundle:
     @property
     def namespaces(self) -> dict[str, str | None]:
         """The types of the container's namespaces; with a path if it joins an existing one."""
-        return {
-            item["type"]: item.get("path") or None for item in self._linux.get("namespaces", ())
-        }
+        namespaces = self._linux.get("namespaces", ())
+        return {each["type"]: each.get("path") or None for each in namespaces}
 
     @property
     def _linux(self) -> Mapping[str, Any]:
@@ -143,24 +140,20 @@ class Bundle:
         does not have, and ``OSError`` if a mount or file cannot be created.
         """
         directory = os.path.abspath(images)
-        extra = {_pair(item)[0] for item in more.get("ext_mounts") or ()}
-        outside: dict[str, str] = {}
+        given: Any = CriuOpts(ext_mounts=more.get("ext_mounts")).ext_mounts
+        extra = {mount.key for mount in given or ()}
         saved = saved_mounts(directory)
-        for mount in saved:
-            if mount.key and mount.key not in extra:
-                outside[mount.key] = self._source(mount)
+        external = (mount for mount in saved if mount.key and mount.key not in extra)
+        outside = {mount.key: self._source(mount) for mount in external}
         self._make_places(saved, outside)
+        joined = [(kind, path) for kind, path in self.namespaces.items() if kind in _JOINED]
         with contextlib.ExitStack() as owned:
             options: dict[str, Any] = {
                 "images_directory": directory,
                 "root": owned.enter_context(mount_point(self.root)),
                 "ext_mounts": list(outside.items()),
                 "inherit_fds": self._inherited(directory, stdio, owned),
-                "join_ns": [
-                    (kind, path)
-                    for kind, path in self.namespaces.items()
-                    if path and kind in _JOINED
-                ],
+                "join_ns": [(kind, path) for kind, path in joined if path],
                 "manage_cgroups_mode": CgroupMode.SOFT,
                 # The option requires a hook, which receives the master of the new terminal.
                 "orphan_pts_master": self.config["process"].get("terminal") or None,
@@ -173,10 +166,8 @@ class Bundle:
         if mount.kind == CGROUP_V1:
             mounted = hierarchy("cgroup", mount.options)
             if mounted is None:
-                raise ImagesError(
-                    f"the images need the cgroup v1 hierarchy {mount.options!r}, which is not "
-                    "mounted here"
-                )
+                what = f"the cgroup v1 hierarchy {mount.options!r}"
+                raise ImagesError(f"the images need {what}, which is not mounted here")
             return mounted + mount.root.rstrip("/")
         source = self.binds.get(mount.place)
         if source is not None:
@@ -278,22 +269,21 @@ class Container:
         state_root = os.path.realpath(root or f"/run/{runtime}")
         name, read = _STATES[runtime]
         try:
-            state = read(json.loads(Path(state_root, id, name).read_bytes()))
+            state = json.loads(Path(state_root, id, name).read_bytes())
         except FileNotFoundError:
             raise NoSuchProcessError(f"{runtime} has no container {id!r} in {state_root}") from None
-        stat = stat_of(state.pid)
-        if stat is None or stat.has_ended or stat.start != state.started:
-            raise NoSuchProcessError(
-                f"the container {id!r} of {runtime} does not run: process {state.pid} has ended",
-                pid=state.pid,
-            )
+        pid, started, bundle, descriptors = read(state)
+        stat = stat_of(pid)
+        if stat is None or stat.has_ended or stat.start != started:
+            why = f"the container {id!r} of {runtime} does not run: process {pid} has ended"
+            raise NoSuchProcessError(why, pid=pid)
         return cls(
             id=id,
             runtime=runtime,
             state_root=state_root,
-            pid=state.pid,
-            bundle=Bundle.load(state.bundle),
-            descriptors=tuple(state.descriptors),
+            pid=pid,
+            bundle=Bundle.load(bundle),
+            descriptors=tuple(descriptors),
         )
 
     def dump_opts(self, images: StrPath, **more: Any) -> CriuOpts:
@@ -354,22 +344,19 @@ class Container:
 # ---- the state files of the runtimes ----
 
 
-class _State(NamedTuple):
-    pid: int
-    started: int
-    bundle: str
-    descriptors: list[str]
+_State = tuple[int, int, str, list[str]]
+"""Pid and start time of the first process, the bundle, and the targets of the standard streams."""
 
 
 def _runc_state(state: Mapping[str, Any]) -> _State:
     labels = dict(label.partition("=")[::2] for label in state["config"]["labels"])
     pid, started = state["init_process_pid"], state["init_process_start"]
-    return _State(pid, started, labels["bundle"], state["external_descriptors"])
+    return pid, started, labels["bundle"], state["external_descriptors"]
 
 
 def _crun_state(state: Mapping[str, Any]) -> _State:
     descriptors = json.loads(state["external_descriptors"])
-    return _State(state["pid"], state["process-start-time"], state["bundle"], descriptors)
+    return state["pid"], state["process-start-time"], state["bundle"], descriptors
 
 
 _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}
@@ -379,10 +366,10 @@ _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}
 def _read_descriptors(images: str) -> list[str]:
     try:
         result = json.loads(Path(images, DESCRIPTORS).read_bytes())
+        if not isinstance(result, list):
+            raise ValueError("it is not a JSON list")
     except (OSError, ValueError, RecursionError) as error:
         raise ImagesError(f"{images} has no usable {DESCRIPTORS}: {error}") from None
-    if not isinstance(result, list):
-        raise ImagesError(f"{images} has no usable {DESCRIPTORS}: it is not a JSON list")
     return [str(name) for name in result]
 
 
@@ -401,13 +388,6 @@ def _freezer(pid: int) -> str | None:
 
 
 # ---- options ----
-
-
-def _pair(item: Any) -> tuple[str, str]:
-    wire = CriuOpts(ext_mounts=[item]).ext_mounts
-    assert wire is not None
-    (mount,) = wire
-    return mount.key, mount.value  # type: ignore[union-attr]
 
 
 def _options(options: Mapping[str, Any], more: Mapping[str, Any]) -> CriuOpts:

@@ -293,8 +293,8 @@ class _Unpacked:
             self._extract(Path(image), root)
         elif os.path.isfile(os.path.join(image, "oci-layout")):
             for layer in layers_of(image):
-                with layer as file, opened_archive(file) as stream:
-                    self._limited(stream, root, is_layer=True)
+                with layer as file:
+                    self._extract(file, root, is_layer=True)
         else:
             root_file_system.copy(os.fspath(image), os.fspath(root))
         if (self._directory / CHANGES).exists():
@@ -307,12 +307,9 @@ class _Unpacked:
             except ValueError as error:  # a character that no path has
                 raise ImagesError(f"{DELETED} of the archive: {error}") from None
 
-    def _extract(self, archive: Path, to: Path) -> None:
+    def _extract(self, archive: Place, to: Path, *, is_layer: bool = False) -> None:
         with opened_archive(archive) as stream:
-            self._limited(stream, to)
-
-    def _limited(self, stream: Any, to: Path, *, is_layer: bool = False) -> None:
-        root_file_system.extract(stream, os.fspath(to), limit=self._limit, is_layer=is_layer)
+            root_file_system.extract(stream, os.fspath(to), limit=self._limit, is_layer=is_layer)
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -471,8 +468,8 @@ def _base_of(container: Container, base: StrPath | None) -> Iterator[str]:
     root = container.bundle.root
     lower = _lower_directories(root)
     if not lower:
-        rule = f"the root file system of the image is needed: {root} is not an overlay of known "
-        raise bad_argument("base", None, f"{rule}directories")
+        why = f"{root} is not an overlay of known directories"
+        raise bad_argument("base", None, f"the root file system of the image is needed: {why}")
     with overlay_of(lower) as place:
         yield place
 

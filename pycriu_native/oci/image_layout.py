@@ -102,7 +102,7 @@ def pack_image(
     index = Path(layout) / "index.json"
     entry = {**manifest, "annotations": {_NAME: name}}
     with locked_directory(layout):
-        others = [one for one in _images(index) if _name_of(one) != name]
+        others = [one for one in _images(index) if _annotations(one).get(_NAME) != name]
         _write(index, {"schemaVersion": 2, "manifests": [*others, entry]})
     return str(manifest["digest"])
 
@@ -132,8 +132,7 @@ def unpack_image(
         raise ImagesError(f"{layout}: the image has {len(layers)} layers; a checkpoint has one")
     with _blob(Path(layout), layers[0]) as file:
         unpack(file, directory, inside=inside, limit=limit)
-    annotations = manifest.get("annotations")
-    return dict(annotations) if isinstance(annotations, dict) else {}
+    return _annotations(manifest)
 
 
 def layers_of(layout: str | os.PathLike[str]) -> Iterator[AbstractContextManager[BufferedReader]]:
@@ -149,15 +148,14 @@ def layers_of(layout: str | os.PathLike[str]) -> Iterator[AbstractContextManager
 def _manifest(layout: Path, name: str) -> dict[str, Any]:
     """The manifest of the image with this name, or of the only image."""
     images = _images(layout / "index.json")
-    result = [one for one in images if _name_of(one) == name]
+    result = [one for one in images if _annotations(one).get(_NAME) == name]
     if not result and len(images) == 1:
         result = images
     if not result:
-        names = sorted(map(str, map(_name_of, images)))
+        names = sorted(str(_annotations(one).get(_NAME)) for one in images)
         raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
     with _blob(layout, result[0]) as file:
-        manifest: dict[str, Any] = json_member(file.name, file)
-        return manifest
+        return cast(dict[str, Any], json_member(file.name, file))
 
 
 def _put(blobs: Path, kind: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -173,9 +171,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         file.write(json.dumps(content).encode())
 
 
-def _name_of(image: dict[str, Any]) -> object:
-    annotations = image.get("annotations")
-    return annotations.get(_NAME) if isinstance(annotations, dict) else None
+def _annotations(image: dict[str, Any]) -> dict[str, Any]:
+    result = image.get("annotations")
+    return result if isinstance(result, dict) else {}
 
 
 def _images(index: Path) -> list[dict[str, Any]]:

@@ -224,12 +224,8 @@ def _draw_durations(timing: Timeline, to: Place) -> None:
     scale, unit = _unit(max(rows.values()) / 1e6)
     figure = _figure(8, 2.9)
     axes = figure.subplots()
-    bars = axes.barh(
-        list(rows),
-        [value / 1e6 * scale for value in rows.values()],
-        color=[SKY, RED, ORANGE, GREEN],
-        height=0.62,
-    )
+    values = [value / 1e6 * scale for value in rows.values()]
+    bars = axes.barh(list(rows), values, color=[SKY, RED, ORANGE, GREEN], height=0.62)
     axes.bar_label(bars, [_time(value / 1e6) for value in rows.values()], padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.12)
@@ -290,11 +286,8 @@ def _draw_memory(images: ImageSet, to: Place) -> None:
     above, below = figure.subplots(2, 1, height_ratios=[len(kinds) + 1, lanes + 1])
     _by_kind(above, dict(sorted(kinds.items(), key=lambda each: -each[1]["stored"])))
     _by_process(below, shown, rest)
-    _save(
-        figure,
-        to,
-        f"Memory in the images: {size_text(total)} of {_processes(len(images.processes))}",
-    )
+    whose = _processes(len(images.processes))
+    _save(figure, to, f"Memory in the images: {size_text(total)} of {whose}")
 
 
 def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
@@ -386,14 +379,8 @@ def _figure(width: float, height: float) -> Figure:
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        list(once.values()),
-        list(once),
-        loc="outside lower center",
-        ncols=min(len(once), 5),
-        frameon=False,
-        fontsize=8,
-    )
+    style: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+    figure.legend(list(once.values()), list(once), ncols=min(len(once), 5), **style)
 
 
 def _save(figure: Figure, to: Place, title: str, legend: Axes | None = None) -> None:

@@ -65,7 +65,7 @@ def read_timeline(
     be read.
     """
     directory = os.fspath(directory)
-    statistics = _statistics(directory)
+    statistics = statistics_of(directory)
     reader = _Reader()
     usual = (os.path.join(directory, name) for name in LOGS)
     path = next(filter(os.path.exists, usual), None) if log is None else os.fspath(log)
@@ -84,7 +84,8 @@ def read_timeline(
     return reader.timeline(statistics)
 
 
-def _statistics(directory: str) -> DumpStatistics | None:
+def statistics_of(directory: str) -> DumpStatistics | None:
+    """The statistics of a dump in a directory; None if it has none. Raises ``ImagesError``."""
     try:
         with opened_directory(directory) as fd:
             return read_dump(fd)
@@ -104,7 +105,6 @@ class _Reader:
         self._memory: list[Span] = []
 
     def take(self, line: str) -> None:
-        """Read one line of the log."""
         result = _LINE.match(line)
         if result is None:
             return
@@ -125,7 +125,6 @@ class _Reader:
                     self.marks.setdefault(name, at)
 
     def timeline(self, statistics: DumpStatistics | None) -> Timeline:
-        """The timeline from all lines."""
         if "seized" not in self.marks:
             return Timeline(
                 phases=(), processes=(), memory=(), frozen=None, end=0.0, statistics=statistics

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from .._integrity.statistics import read_dump
-from .._system.descriptors import opened_directory
+from .._calls.progress import size_of_pages
 from ..errors import ImagesError
 from ..results import PAGE
+from .dump_timeline import statistics_of
 
 _LONGEST = 1000
 """Limit of the parents that are followed, for links that form a cycle."""
@@ -34,7 +34,7 @@ def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
     cannot be read or has no images, and for a cyclic chain.
     """
     result: list[ImageRound] = []
-    here = os.path.abspath(os.fspath(directory))
+    here = os.path.abspath(directory)
     while True:
         result.append(_round(here))
         parent = os.path.join(here, "parent")
@@ -46,21 +46,14 @@ def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
 
 
 def _round(directory: str) -> ImageRound:
-    try:
-        with opened_directory(directory) as fd:
-            statistics = read_dump(fd)
-            names = os.listdir(fd)
-            sizes = [
-                os.stat(name, dir_fd=fd).st_size
-                for name in names
-                if name.startswith("pages-") and name.endswith(".img")
-            ]
-    except OSError as error:
-        raise ImagesError(f"{directory}: {error.strerror}") from None
-    if statistics is None and not sizes and "inventory.img" not in names:
-        raise ImagesError(f"{directory} has neither pages of images nor the statistics of a dump")
+    statistics = statistics_of(directory)
     if statistics is None:
-        return ImageRound(directory=directory, written=sum(sizes), in_parent=None, frozen=None)
+        written = size_of_pages(directory, parents=False)
+        if not written and not os.path.exists(os.path.join(directory, "inventory.img")):
+            raise ImagesError(
+                f"{directory} has neither pages of images nor the statistics of a dump"
+            )
+        return ImageRound(directory=directory, written=written, in_parent=None, frozen=None)
     skipped = statistics.pages_skipped_parent + statistics.shpages_skipped_parent
     return ImageRound(
         directory=directory,

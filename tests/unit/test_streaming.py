@@ -33,6 +33,21 @@ def test_a_whole_one() -> None:
     assert result == {"a.img": b"1" * 3000, "b.img": b"222", "c": b""}
 
 
+class InPieces(io.BytesIO):
+    """A source with short reads, as a socket has."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(7 if size is None or size < 0 else min(size, 7))
+
+
+def test_short_reads() -> None:
+    """The pieces of a source can end anywhere, also in its first bytes."""
+    with Images(InPieces(WHOLE)) as images:
+        assert os.pread(images.fd, 4000, 0) == b"22" + b"1" * 3000 + b"2"
+    with pytest.raises(ImagesError, match="not a stream"):
+        Images(InPieces(b"short"))
+
+
 def test_cut_short() -> None:
     """A stream that is truncated at any byte is refused."""
     for size in range(len(WHOLE)):
