@@ -1,6 +1,6 @@
 """One request over CRIU's socket, and all messages up to its final response.
 
-libcriu only builds the request and reads the final response (``_wire/libcriu_request.py``). This
+libcriu only builds the request and reads the final response (``_wire/requests.py``). This
 module receives the messages in between. It keeps what libcriu discards (CRIU's error message and
 errno), calls the hook, continues to receive while CRIU undoes a refused dump, and detects the death
 of a worker whose child still has the socket open.
