@@ -36,7 +36,7 @@ def on_threads(todo: Sequence[Job[R]], parallel: int, *, are_calls: bool) -> Run
         threads += min(parallel, len(os.sched_getaffinity(0)))  # they prepare the next ones
     with (
         _Here(parallel) as here,
-        ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin) as ours,
+        ThreadPoolExecutor(min(threads, len(todo)), "criu batch", CALL_RUNNER.set, (here,)) as ours,
     ):
         yield from on_executor(ours, todo)
 
@@ -67,10 +67,6 @@ class _Here(ForkServerCache):
     def __init__(self, turns: int) -> None:
         super().__init__()
         self._turn = _Turn(turns)
-
-    def begin(self) -> None:
-        """One of the threads begins."""
-        CALL_RUNNER.set(self)
 
     def run_to_end(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""

@@ -41,7 +41,8 @@ def fail_writes(worker: int, dumped: int | None) -> None:
     for pid in tree[1:]:
         _limit(pid)
     # CRIU has copies of the connections of the dumped processes, which must not be shut down.
-    spared = set() if dumped is None else _sockets(process_tree(dumped))
+    spared_tree = [] if dumped is None else process_tree(dumped)
+    spared = {inode for pid in spared_tree for inode in sockets_of(pid)}
     for pid in tree:
         with contextlib.suppress(OSError):
             _disconnect(pid, spared)
@@ -74,12 +75,9 @@ def end_scripts(worker: int, restored: list[int]) -> None:
             continue
         with contextlib.suppress(OSError):
             variables = read_small(f"/proc/{pid}/environ").split(b"\0")
-            if any(map(_of_script, variables)):
+            actions = {each for each in variables if each.startswith(SCRIPT)}
+            if actions - {SCRIPT + b"network-unlock"}:
                 os.kill(pid, signal.SIGKILL)
-
-
-def _of_script(variable: bytes) -> bool:
-    return variable.startswith(SCRIPT) and variable != SCRIPT + b"network-unlock"
 
 
 def _limit(pid: int) -> None:
@@ -88,11 +86,6 @@ def _limit(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
-
-
-def _sockets(pids: list[int]) -> set[int]:
-    """The inodes of the sockets that processes hold."""
-    return {inode for pid in pids for inode in sockets_of(pid)}
 
 
 def _disconnect(pid: int, spared: set[int]) -> None:

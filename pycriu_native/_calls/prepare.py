@@ -148,7 +148,7 @@ def _inheritable(value: WireValue, ours: bool, owned: ExitStack, keep: list[int]
 def _set_by_call(handle: Handle, request: Request) -> None:
     """Set the fields that are not options, such as the pid, and defaults that a call knows."""
     if request.opts.log_file is None and not request.opts.log_to_stderr:
-        handle.set(BY_WIRE["log_file"], log_name(request))
+        handle.set(BY_WIRE["log_file"], log_name(request.opts, request.verb))
     if not request.inside and request.verb in NOTIFYING:  # a frozen caller could not respond
         handle.set_wire("notify_scripts", True)
     if request.sibling:

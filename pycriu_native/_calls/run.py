@@ -81,7 +81,7 @@ class Run:
             handle = owned.enter_context(Handle())
             keep = fill(handle, request, directories, owned)
             log = directories.log
-            mark = None if log is None else LogMark(log, log_name(request))
+            mark = None if log is None else LogMark(log, log_name(request.opts, request.verb))
             if request.opts.shell_job or request.opts.exec_cmd is not None:
                 keep.append(STDIN)  # restored processes, or a program of exec_cmd, read from it
 
@@ -125,8 +125,7 @@ class Run:
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
-            if logs.logs_criu():
-                logs.pass_on((mark.text() if mark else "") + outcome.stderr_text)
+            logs.pass_on(mark, outcome.stderr_text)
             if succeeded:
                 safeguards.succeeded()
                 self._log(outcome)

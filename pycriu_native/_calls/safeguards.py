@@ -100,7 +100,7 @@ class Safeguards:
             self._before = StateBefore(request.pid, request.opts.freeze_cgroup)
             opts = request.opts
             # The images in a stream cannot be a parent, and have none.
-            tracks = request.tracks and not opts.stream
+            tracks = (request.verb is Verb.PRE_DUMP or opts.track_mem) and not opts.stream
             if tracks and self._images is not None and not request.inside:
                 with no_fork:
                     from .._integrity.moved_memory import MemoryCheck  # few dumps need it

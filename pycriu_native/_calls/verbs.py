@@ -328,8 +328,7 @@ def cpuinfo_dump(
     For :func:`cpuinfo_check` on another host, before anything is moved there. x86-64, s390x and
     ppc64le only: ``UnsupportedError`` elsewhere. Needs CRIU 3.17.
     """
-    _require_cpuinfo()
-    return _cpuinfo(_checked(Verb.CPUINFO_DUMP, opts, via, deadline=deadline))
+    return _cpuinfo(Verb.CPUINFO_DUMP, opts, via, deadline)
 
 
 def cpuinfo_check(
@@ -339,18 +338,15 @@ def cpuinfo_check(
 
     ``cpu_cap`` selects what is compared. Raises ``CriuError`` if one is missing. Needs CRIU 3.17.
     """
-    _require_cpuinfo()
-    return _cpuinfo(_checked(Verb.CPUINFO_CHECK, opts, via, deadline=deadline))
+    return _cpuinfo(Verb.CPUINFO_CHECK, opts, via, deadline)
 
 
-def _require_cpuinfo() -> None:
+def _cpuinfo(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) -> CpuinfoResult:
     machine = os.uname().machine
     if machine not in _CPUINFO_ON:
         rule = f"CRIU describes processors on {', '.join(_CPUINFO_ON)} only (criu/arch/*/cpu.c)"
         raise UnsupportedError([Problem("machine", machine, rule)])
-
-
-def _cpuinfo(request: Request) -> CpuinfoResult:
+    request = _checked(verb, opts, via, deadline=deadline)
     outcome = Call(request).wait()
     result = CpuinfoResult(images=outcome.images, duration=outcome.duration, log=outcome.log)
     return _finish(request, outcome, result)

@@ -39,8 +39,9 @@ class Subcommand:
         directories = Directories(self._request, owned)
         assert directories.log is not None
         self.images, self._work = directories.images, directories.work
-        self.log = os.path.join(where(directories.log), log_name(self._request))
-        self._mark = LogMark(directories.log, log_name(self._request))
+        self._log_name = log_name(opts, verb)
+        self.log = os.path.join(where(directories.log), self._log_name)
+        self._mark = LogMark(directories.log, self._log_name)
 
     def start(self, *, status_fd: int | None = None) -> ChildProcess:
         """Start ``criu`` with the verb as its command; ``status_fd`` gets CRIU's zero byte."""
@@ -55,7 +56,7 @@ class Subcommand:
             opts,
             images_directory=_by_descriptor(self.images),
             work_directory=_by_descriptor(self._work),
-            log_file=log_name(self._request),
+            log_file=self._log_name,
             status_fd=status_fd,
         )
         words = [
