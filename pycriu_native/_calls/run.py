@@ -180,8 +180,7 @@ class Run:
     def _exchange(
         self, connection: Connection, directories: Directories, safeguards: Safeguards
     ) -> Exchange:
-        with no_fork:
-            from .exchange import Exchange  # loaded while CRIU starts
+        from .exchange import Exchange  # loaded in ``run``
 
         request = self._request
         return Exchange(

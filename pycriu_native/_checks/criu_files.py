@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .._support.light_typing import TYPE_CHECKING
 from .._system import trusted_path
-from .._transport.spawn import FIXED_ENVIRONMENT
+from .._transport.spawn import GLOBAL_CONFIGURATION, configuration_files
 from .._transport.worker import worker_of
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts, StrPath
@@ -22,9 +22,8 @@ from .work_directory import from_work_directory
 if TYPE_CHECKING:
     from .._transport.base import Via
 
-GLOBAL_FILE = "/etc/criu/default.conf"
-USER_FILE = ".criu/default.conf"
-ENVIRONMENT = "CRIU_CONFIG_FILE"
+READERS = ("every CRIU on this system", "HOME of the worker", "CRIU_CONFIG_FILE of the worker")
+"""The reasons why CRIU reads its configuration files."""
 
 PLUGINS = ("/usr/lib/criu", "/usr/local/lib/criu", "/var/lib/criu")
 """Plugin directories of usual builds; ``CRIU_LIBS_DIR`` in the environment overrides them."""
@@ -42,14 +41,10 @@ ALLOW_UNTRUSTED = "Worker(allow_untrusted=True) accepts it"
 
 def configuration(via: Via) -> Iterator[tuple[str, str]]:
     """The configuration files that CRIU reads before the request, each with the reason."""
-    yield GLOBAL_FILE, "every CRIU on this system"
     worker = worker_of(via)
-    if worker is None:
-        return  # the environment of a service is not known
-    environment = {**FIXED_ENVIRONMENT, **worker.env}
-    yield os.path.join(environment["HOME"], USER_FILE), "HOME of the worker"
-    if ENVIRONMENT in environment:
-        yield environment[ENVIRONMENT], f"{ENVIRONMENT} of the worker"
+    # The environment of a service is not known.
+    files = [GLOBAL_CONFIGURATION] if worker is None else configuration_files(worker.env)
+    return zip(files, READERS, strict=False)
 
 
 def text_of(path: StrPath) -> bytes | None:
