@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .._support.light_typing import TYPE_CHECKING
 from .._system import trusted_path
-from .._transport.spawn import GLOBAL_CONFIGURATION, configuration_files
+from .._transport.spawn import configuration_files
 from .._transport.worker import worker_of
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts, StrPath
@@ -43,7 +43,7 @@ def configuration(via: Via) -> Iterator[tuple[str, str]]:
     """The configuration files that CRIU reads before the request, each with the reason."""
     worker = worker_of(via)
     # The environment of a service is not known.
-    files = [GLOBAL_CONFIGURATION] if worker is None else configuration_files(worker.env)
+    files = configuration_files({})[:1] if worker is None else configuration_files(worker.env)
     return zip(files, READERS, strict=False)
 
 
