@@ -217,9 +217,7 @@ def test_workers_of_another_namespace(pool: WorkerPool) -> None:
         assert not taken(pool)
         assert not taken(pool)
         assert taken(pool)
-        link = (
-            os.readlink(f"/proc/{pool._stock.idle[0][0].pid}/ns/net") if pool.idle else None
-        )
+        link = os.readlink(f"/proc/{pool._stock.idle[0][0].pid}/ns/net") if pool.idle else None
         assert link in (None, os.readlink("/proc/thread-self/ns/net"))
     assert not taken(pool)
 
