@@ -135,7 +135,7 @@ def dump_request(
         opts = for_pre_dump(opts)
     elif include_caller and pid == os.getpid():
         pid = start = None
-    return _checked(
+    return checked_request(
         verb,
         opts,
         via,
@@ -264,7 +264,7 @@ def restore_request(
     files: Files = None,
 ) -> Request:
     """The checked request of :func:`restore` or :func:`restore_child`."""
-    return _checked(
+    return checked_request(
         Verb.RESTORE, opts, via, files, on_notify=on_notify, deadline=deadline, sibling=sibling
     )
 
@@ -306,7 +306,7 @@ def check(
             at = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(close, at)
             chosen = replace(chosen, images_directory=at)
-        request = _checked(Verb.CHECK, chosen, via, deadline=deadline)
+        request = checked_request(Verb.CHECK, chosen, via, deadline=deadline)
         outcome = Call(request).wait()
         response = outcome.stderr_text
         if outcome.log is not None:
@@ -346,7 +346,7 @@ def _cpuinfo(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None
     if machine not in _CPUINFO_ON:
         rule = f"CRIU describes processors on {', '.join(_CPUINFO_ON)} only (criu/arch/*/cpu.c)"
         raise UnsupportedError([Problem("machine", machine, rule)])
-    request = _checked(verb, opts, via, deadline=deadline)
+    request = checked_request(verb, opts, via, deadline=deadline)
     outcome = Call(request).wait()
     result = CpuinfoResult(images=outcome.images, duration=outcome.duration, log=outcome.log)
     return _finish(request, outcome, result)
@@ -380,7 +380,7 @@ def _observed(
     return observing(on_progress, call)
 
 
-def _checked(
+def checked_request(
     verb: Verb, opts: CriuOpts, via: Via | None, files: Files = None, **more: Any
 ) -> Request:
     """A request, whose other fields are in ``more``, after all checks."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .._calls import requirements
 from .._calls.prepare import Directories
-from .._calls.request import Request, log_name
+from .._calls.request import log_name
+from .._calls.verbs import checked_request
 from .._failures.log_excerpt import diagnose, error_lines, stderr_lines
 from .._support.frozen_dataclass import replace
 from .._system.descriptors import where
@@ -34,8 +34,7 @@ class Subcommand:
     ) -> None:
         """``deadline`` is only checked; ``owned`` closes the directories."""
         self._via = via or Worker()
-        self._request = Request(verb=verb, opts=opts, via=self._via, deadline=deadline)
-        requirements.check(self._request)
+        self._request = checked_request(verb, opts, self._via, deadline=deadline)
         directories = Directories(self._request, owned)
         assert directories.log is not None
         self.images, self._work = directories.images, directories.work
