@@ -66,9 +66,7 @@ def failure_of(
             with no_fork:  # imported here: only failed calls need it
                 from .._failures.explain import explain_failure
 
-            return explain_failure(
-                request.verb, request.pid, request.opts, outcome, mark, exchange.connection, lost
-            )
+            return explain_failure(request.verb, request.pid, request.opts, outcome, mark, lost)
         except (ImportError, OSError):
             # The caller has changed its root or its user since: see preload().
             return _unexplained(request, outcome, mark, lost)
@@ -90,7 +88,7 @@ def _unexplained(
     request: Request, outcome: Outcome, mark: LogMark | None, lost: CriuError | None
 ) -> CriuError:
     """The error for a failure whose explanation cannot be loaded: CRIU's error lines only."""
-    response = (mark.text() if mark is not None else "") + outcome.stderr_text
+    response = (mark.text() if mark is not None else "") + outcome.connection.final_stderr
     lines = [line.strip() for line in response.splitlines() if "Error" in line]
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     why = str(lost) if lost is not None else lines[0] if lines else os.strerror(errno)

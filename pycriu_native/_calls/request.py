@@ -108,8 +108,6 @@ class Outcome:
     """Path of the log that this call has written."""
     statistics: DumpStatistics | RestoreStatistics | None
     """CRIU's statistics."""
-    stderr_text: str
-    """CRIU's standard output and error."""
     connection: Connection
     """The connection to CRIU: still open with ``keep_connection``, else closed."""
     tree: list[int]

@@ -120,12 +120,11 @@ class Run:
                 images=images,
                 log=log_path,
                 statistics=completion.statistics_of(request, log) if succeeded else None,
-                stderr_text=connection.final_stderr,
                 connection=connection,
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
-            logs.pass_on(mark, outcome.stderr_text)
+            logs.pass_on(mark, connection.final_stderr)
             if succeeded:
                 safeguards.succeeded()
                 self._log(outcome)

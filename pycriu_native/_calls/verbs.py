@@ -308,7 +308,7 @@ def check(
             chosen = replace(chosen, images_directory=at)
         request = checked_request(Verb.CHECK, chosen, via, deadline=deadline)
         outcome = Call(request).wait()
-        response = outcome.stderr_text
+        response = outcome.connection.final_stderr
         if outcome.log is not None:
             with open(outcome.log, errors="replace") as log:
                 response += log.read()
