@@ -1,15 +1,8 @@
-"""WorkerPool: workers that are started before the calls that use them.
+"""WorkerPool: workers that are started before the calls that use them::
 
-Starting ``criu`` takes some milliseconds, most of them in the loader. ``WorkerPool`` loads it
-once (``forkserver.py``), keeps a few workers that wait for a request, and forks the next ones in
-the background::
-
-    with WorkerPool(2) as pool:
-        for pid, opts in jobs:
-            dump(pid, opts, via=pool)
-
-A call uses a ready worker only if a fresh one would be no different (``WorkerPool.connect``). A
-worker ends when its socket is closed: at the latest when the caller ends, for whatever reason.
+with WorkerPool(2) as pool:
+    for pid, opts in jobs:
+        dump(pid, opts, via=pool)
 """
 
 from __future__ import annotations
