@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from .._transport.forkserver_cache import ForkServerCache
+from .._transport.worker_factory import ForkServerCache
 from .call import CALL_RUNNER, Call
 from .notification import Hook
 from .request import Outcome
