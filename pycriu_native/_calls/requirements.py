@@ -213,14 +213,10 @@ def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
     """The parents of these images: memory of the process is read from them."""
     field = "images_directory" if opts.parent_image is None else "parent_image"
     for parent in option_rules.parents(opts):
-        try:
-            trusted_path.check(parent)
-        except trusted_path.UntrustedError as reason:
-            rule = f"its parent {parent} is not trusted: {reason.strerror}; {ALLOW_UNTRUSTED}"
+        if (why := criu_files.why_untrusted(parent)) is not None:
+            rule = f"its parent {parent} is not trusted: {why}; {ALLOW_UNTRUSTED}"
             yield Problem(field, getattr(opts, field), rule)
             return
-        except OSError:
-            return  # other checks report that it is missing
 
 
 def by_images(request: Request) -> Iterator[Problem]:

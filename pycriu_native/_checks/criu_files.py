@@ -101,7 +101,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     if via.allow_untrusted:
         return
     for field, path, use in _named_files(opts):
-        if (why := _why_not(path)) is not None:
+        if (why := why_untrusted(path)) is not None:
             yield Problem(field, path, f"{why}, and {use}; {ALLOW_UNTRUSTED}")
     worker = worker_of(via)
     if worker is None:
@@ -115,7 +115,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     uses |= {path: f"loads plugins from {path}" for path in _plugins(directories)}
     uses |= {path: f"trusts the cache {path}" for path in caches}
     for path, use in uses.items():
-        if (why := _why_not(path)) is not None:
+        if (why := why_untrusted(path)) is not None:
             yield Problem("via", via, f"CRIU {use}, but {why}; {ALLOW_UNTRUSTED}")
 
 
@@ -130,7 +130,7 @@ def _named_files(opts: CriuOpts) -> Iterator[tuple[str, str, str]]:
             yield "libdir", path, "CRIU runs it"
 
 
-def _why_not(path: str) -> str | None:
+def why_untrusted(path: str) -> str | None:
     """Why a path is not trusted; None if it is, or if it cannot be read."""
     try:
         trusted_path.check(path)
