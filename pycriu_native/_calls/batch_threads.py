@@ -59,7 +59,7 @@ def on_executor(executor: Executor, todo: Sequence[Job[R]]) -> Running[R]:
 
 
 class _Here(ForkServerCache):
-    """Runs a call on the thread that waits for it. In ``turns`` calls CRIU works at one time."""
+    """Runs a call on the thread that waits for it; CRIU works in ``turns`` calls at a time."""
 
     def __init__(self, turns: int) -> None:
         super().__init__()
