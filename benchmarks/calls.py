@@ -16,7 +16,7 @@ from pycriu_native import CriuOpts, Worker, WorkerPool, dump, version
 from pycriu_native._calls import completion, exchange, requirements, run, verbs
 from pycriu_native._transport import worker
 from pycriu_native._transport.program import find_program
-from pycriu_native._wire import libcriu_request
+from pycriu_native._wire import requests
 from pycriu_native._wire.messages import NOTIFY, REQUEST_TYPES, decode_response, encode
 
 from .call_limit import measure_reduced
@@ -214,7 +214,7 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("libcriu's options are filled", run, "fill"),
     ("a worker is got", worker.Worker, "connect"),
     ("the conversation", exchange.Exchange, "run"),
-    ("libcriu reads the response", libcriu_request.LibcriuCall, "finish"),
+    ("libcriu reads the response", requests.LibcriuCall, "finish"),
     ("the worker ends and is reaped", worker.WorkerConnection, "wait"),
     ("statistics are read", completion, "statistics_of"),
 )

@@ -118,29 +118,18 @@ def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(dict.fromkeys(findings), key=rank))
 
 
-def sections(
-    findings: Iterable[Finding], headings: Mapping[str, str], field: str = "severity"
-) -> Iterator[tuple[str, list[Finding]]]:
-    """Group findings under headings by the value of a field; empty groups are left out."""
-    for value, heading in headings.items():
-        if result := [each for each in findings if getattr(each, field) == value]:
-            yield heading, result
-
-
-def details(finding: Finding, indent: str = "        ") -> Iterator[str]:
-    """The lines below the summary: the costs of the finding, and its cure."""
-    for label, text in (("costs", finding.costs), ("cure", finding.cure)):
-        if text:
-            yield encodable(f"{indent}{label}: {text}")
-
-
 def lines(
     findings: Iterable[Finding], headings: Mapping[str, str], field: str = "severity"
 ) -> Iterator[str]:
-    """The findings as text, in sections."""
-    for heading, members in sections(list(findings), headings, field):
-        yield f"{heading}:"
+    """The findings as text, under headings by the value of a field; empty sections are left out."""
+    given = list(findings)
+    for value, heading in headings.items():
+        members = [each for each in given if getattr(each, field) == value]
+        if members:
+            yield f"{heading}:"
         for each in members:
             mark = "" if field == "severity" else f"{each.severity:8} "
             yield f"    {mark}{each.summary}"
-            yield from details(each)
+            for label, text in (("costs", each.costs), ("cure", each.cure)):
+                if text:
+                    yield encodable(f"        {label}: {text}")

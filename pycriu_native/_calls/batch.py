@@ -108,12 +108,6 @@ def _look_up(target: Target) -> ProcessIdentity | None:
     return ProcessIdentity.of(target)
 
 
-def _new_token() -> str:
-    import uuid  # slow to import
-
-    return uuid.uuid4().hex
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreJob:
     """A restore as a job. It can be pickled if ``via`` can: ``None`` and a ``Worker`` can.
@@ -134,7 +128,7 @@ class RestoreJob:
     """As for :func:`pycriu_native.restore`."""
     fence: bool = True
     """Create the claim file; the images directory must be writable, and the same for all runs."""
-    token: str = field(default_factory=_new_token)
+    token: str = field(default_factory=lambda: os.urandom(16).hex())
     """The name of the job in the claim: letters, digits and ``-``."""
 
     def __post_init__(self) -> None:

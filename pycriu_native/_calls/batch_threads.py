@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from .._transport.forkserver_cache import ForkServerCache
+from .._transport.worker_factory import ForkServerCache
 from .call import CALL_RUNNER, Call
 from .notification import Hook
 from .request import Outcome
@@ -36,7 +36,7 @@ def on_threads(todo: Sequence[Job[R]], parallel: int, *, are_calls: bool) -> Run
         threads += min(parallel, len(os.sched_getaffinity(0)))  # they prepare the next ones
     with (
         _Here(parallel) as here,
-        ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin) as ours,
+        ThreadPoolExecutor(min(threads, len(todo)), "criu batch", CALL_RUNNER.set, (here,)) as ours,
     ):
         yield from on_executor(ours, todo)
 
@@ -59,18 +59,11 @@ def on_executor(executor: Executor, todo: Sequence[Job[R]]) -> Running[R]:
 
 
 class _Here(ForkServerCache):
-    """Runs a call on the thread that waits for it, instead of on another one.
-
-    ``turns`` calls have CRIU working at the same time.
-    """
+    """Runs a call on the thread that waits for it; CRIU works in ``turns`` calls at a time."""
 
     def __init__(self, turns: int) -> None:
         super().__init__()
         self._turn = _Turn(turns)
-
-    def begin(self) -> None:
-        """One of the threads begins."""
-        CALL_RUNNER.set(self)
 
     def run_to_end(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""

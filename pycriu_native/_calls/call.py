@@ -43,8 +43,6 @@ CALL_RUNNER: ContextVar[CallRunner | None] = ContextVar("CALL_RUNNER", default=N
 
 
 class Call(OwnThread):
-    """A call on its own thread, and its synchronization with the thread that waits for it."""
-
     def __init__(self, request: Request) -> None:
         super().__init__(str(request.verb))
         self.request = request
@@ -70,8 +68,7 @@ class Call(OwnThread):
         return self.conclude()
 
     def take_turn(self) -> None:
-        """Run the hook if it is to run."""
-        invocation = self.invocation
+        invocation = self.invocation  # the call's thread can remove it meanwhile
         if invocation is not None:
             invocation.run()
 
@@ -94,7 +91,6 @@ class Call(OwnThread):
         return -1 if self._exchange is None else self._exchange.connection.fd
 
     def is_over(self) -> bool:
-        """Whether there is an outcome, or an error."""
         return self._outcome is not None or self._error is not None
 
     def run_here(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from .._support.light_typing import TYPE_CHECKING, cast
-from .._support.no_fork import no_fork
-from .._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
+from .._support.light_typing import cast
 from .._wire.messages import Handle
+from .._wire.requests import LIBCRIU_VERBS, DirectCall, LibcriuCall
 from ..errors import CriuError, ProtocolError, WorkerDiedError
 from ..options.values import WireValue
 from .exchange import Exchange
 from .request import Request
-
-if TYPE_CHECKING:
-    from .._wire.direct_request import DirectCall
 
 
 def converse(
@@ -24,9 +20,6 @@ def converse(
     if verb in LIBCRIU_VERBS:
         call = LibcriuCall(verb, handle)
     else:
-        with no_fork:
-            from .._wire.direct_request import DirectCall  # few verbs need it
-
         call = DirectCall(verb, handle, keep_open=request.keep_connection)
     try:
         answer, data = exchange.run(call.request())

@@ -1,6 +1,6 @@
 """One request over CRIU's socket, and all messages up to its final response.
 
-libcriu only builds the request and reads the final response (``_wire/libcriu_request.py``). This
+libcriu only builds the request and reads the final response (``_wire/requests.py``). This
 module receives the messages in between. It keeps what libcriu discards (CRIU's error message and
 errno), calls the hook, continues to receive while CRIU undoes a refused dump, and detects the death
 of a worker whose child still has the socket open.
@@ -30,6 +30,7 @@ from .notification import Hook, Notification
 
 if TYPE_CHECKING:
     from .._recovery.recovery import Recovery
+    from .safeguards import Safeguards
 
 MAX_RESPONSE = 2**16
 """Bytes. CRIU's responses are below 2 KiB; a larger message is not from CRIU. (The allocator would
@@ -84,24 +85,15 @@ class Exchange:
         hook: Hook | None = None,
         deadline: float | None = None,
         pid: int | None = None,
+        safeguards: Safeguards | None = None,
         when_sent: Callable[[], Recovery | None] | None = None,
-        when_written: Callable[[list[int]], object] | None = None,
         break_off: Callable[[list[int], bool], object] | None = None,
-        *,
-        when_frozen: Callable[[list[int]], object] | None = None,
-        awaits_stop: Callable[[], bool] | None = None,
-        watched: bool = False,
     ) -> None:
         """``when_sent`` is called once CRIU has the request; the notifications go to what it
-        returns. ``when_written`` is called with ``tree`` after a dump has written all images,
-        before the hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
-        ``break_off`` is called with ``tree`` when the call is cancelled: it makes CRIU fail at
-        once. With True as second argument it ends action scripts only: if CRIU can no longer undo
-        the call, and repeatedly after the first time, for the scripts that CRIU runs next.
-        ``when_frozen`` is called with ``tree`` when that is frozen for a dump, before CRIU reads
-        its memory, with the same effect of an error (CRIU 3.19). ``awaits_stop`` is called
-        repeatedly, before CRIU's first message, until it returns True. ``watched``: ``when_sent``
-        returns something.
+        returns. An error of it or of ``safeguards`` makes CRIU undo the call. ``break_off`` is
+        called with ``tree`` when the call is cancelled: it makes CRIU fail at once. With True as
+        second argument it ends action scripts only: if CRIU can no longer undo the call, and
+        repeatedly after the first time, for the scripts that CRIU runs next.
         """
         self.connection = connection
         self.verb = verb
@@ -115,9 +107,7 @@ class Exchange:
         self._when_sent = when_sent
         self._recovery: Recovery | None = None
         self._hook = hook
-        self._when_written = when_written
-        self._when_frozen = when_frozen
-        self._awaits_stop = awaits_stop
+        self._safeguards = safeguards
         self._break_off = break_off
         self._final = False  # whether CRIU can no longer undo the call
         self._reply_pending = False  # whether CRIU waits for a reply: a refusal is enough then
@@ -134,7 +124,8 @@ class Exchange:
             self._wake,
         )
         receiver.buffer, receiver.capacity = self._buffer, MAX_RESPONSE
-        self._in_c = hook is None and not watched  # notifications are acknowledged in C
+        recovers = safeguards is not None and safeguards.can_recover
+        self._in_c = hook is None and not recovers  # notifications are acknowledged in C
         if self._in_c and connection.on_begin is None:
             self._acknowledge_in_c()
 
@@ -166,9 +157,9 @@ class Exchange:
         with self._undone_if_raised():
             if self._when_sent is not None:
                 self._recovery = self._when_sent()
-            if self._awaits_stop is not None:
+            if self._safeguards is not None and (is_stopped := self._safeguards.awaits_stop):
                 often = time.monotonic() + OFTEN
-                while not self._awaits_stop():
+                while not is_stopped():
                     if self._has_event(POLL if time.monotonic() < often else SLOW_POLL):
                         break
         while True:
@@ -231,10 +222,8 @@ class Exchange:
             self.stopped_by.add_note(f"while it was undone: {reason!r}")
 
     def _continue_criu(self) -> None:
-        """Send SIGCONT to CRIU, in case another process has stopped it.
-
-        Not to its children: during a restore they stop themselves, and CRIU waits for that. A
-        pre-dump is an exception, because a child makes it.
+        """Send SIGCONT to CRIU, in case another process has stopped it, and to the child that
+        makes a pre-dump.
         """
         self.connection.wake()
         if self.verb is Verb.PRE_DUMP and self.connection.pid:
@@ -366,21 +355,20 @@ class Exchange:
                 self._acknowledge_in_c()
         if self._recovery is not None:
             self._recovery.look(action, self.connection.pid)
-        if action is Notify.QUERY_EXT_FILES:
-            self._call_when_frozen(self._when_frozen)
-        elif action is Notify.POST_DUMP:
-            self._call_when_frozen(self._when_written)
+        if action in (Notify.QUERY_EXT_FILES, Notify.POST_DUMP):
+            self._call_when_frozen(written=action is Notify.POST_DUMP)
         elif self.verb is Verb.RESTORE and pid is not None:
             # At setup-namespaces only the root process exists.
             self.tree = process_tree(pid) if action is Notify.POST_RESTORE else [pid]
 
-    def _call_when_frozen(self, function: Callable[[list[int]], object] | None) -> None:
-        """Call a function with the dumped processes, which are frozen."""
+    def _call_when_frozen(self, *, written: bool) -> None:
+        """Call the safeguards with the dumped processes, which are frozen."""
         if self.pid is not None:
             frozen = None if self._recovery is None else self._recovery.frozen
             self.tree = process_tree(self.pid) if frozen is None else list(frozen)
-        if function is not None and self.stopped_by is None:
-            function(self.tree)
+        if self._safeguards is not None and self.stopped_by is None:
+            call = self._safeguards.written if written else self._safeguards.frozen
+            call(self.tree)
 
     def _call_hook(self, hook: Hook, notification: Notification) -> Iterable[str] | None:
         """Call the hook. Returns the names that it adds to ``external`` at ``query-ext-files``."""

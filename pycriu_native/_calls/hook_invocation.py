@@ -9,8 +9,6 @@ from .notification import Hook, Notification
 
 
 class HookInvocation:
-    """A notification that waits for the hook on the caller's thread."""
-
     def __init__(self, hook: Hook, notification: Notification) -> None:
         self._hook = hook
         self._notification = notification

@@ -41,7 +41,8 @@ def fail_writes(worker: int, dumped: int | None) -> None:
     for pid in tree[1:]:
         _limit(pid)
     # CRIU has copies of the connections of the dumped processes, which must not be shut down.
-    spared = set() if dumped is None else _sockets(process_tree(dumped))
+    spared_tree = [] if dumped is None else process_tree(dumped)
+    spared = {inode for pid in spared_tree for inode in sockets_of(pid)}
     for pid in tree:
         with contextlib.suppress(OSError):
             _disconnect(pid, spared)
@@ -64,9 +65,8 @@ def end_restored(worker: int, images: str, since: float, known: list[int]) -> li
 def end_scripts(worker: int, restored: list[int]) -> None:
     """Kill the action scripts that a worker waits for, and the processes below them.
 
-    CRIU sets a variable in their environment, which those below them inherit. A script that undoes
-    a network lock is not killed, and neither is a process that was restored: its program could have
-    been started by an action script.
+    Those below them inherit the variable. A script that undoes a network lock is not killed, and
+    neither is a process that was restored: an action script could have started its program.
     """
     spared = set(process_tree(restored[0])) if restored else set()
     for pid in process_tree(worker)[1:]:
@@ -74,12 +74,9 @@ def end_scripts(worker: int, restored: list[int]) -> None:
             continue
         with contextlib.suppress(OSError):
             variables = read_small(f"/proc/{pid}/environ").split(b"\0")
-            if any(map(_of_script, variables)):
+            actions = {each for each in variables if each.startswith(SCRIPT)}
+            if actions - {SCRIPT + b"network-unlock"}:
                 os.kill(pid, signal.SIGKILL)
-
-
-def _of_script(variable: bytes) -> bool:
-    return variable.startswith(SCRIPT) and variable != SCRIPT + b"network-unlock"
 
 
 def _limit(pid: int) -> None:
@@ -88,11 +85,6 @@ def _limit(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
-
-
-def _sockets(pids: list[int]) -> set[int]:
-    """The inodes of the sockets that processes hold."""
-    return {inode for pid in pids for inode in sockets_of(pid)}
 
 
 def _disconnect(pid: int, spared: set[int]) -> None:

@@ -23,6 +23,8 @@ from ..enums import Verb
 if TYPE_CHECKING:
     from logging import Logger, LogRecord
 
+    from .._system.regular_file import LogMark
+
 NAME = "pycriu_native"
 
 
@@ -89,23 +91,13 @@ def advise() -> None:
         logger.info("CRIU's feature cache %s", result)
 
 
-def logs_criu() -> bool:
-    """Whether the lines of CRIU's log are to be logged."""
+def pass_on(mark: LogMark | None, output: str) -> None:
+    """Log CRIU's log and its output, line by line, if ``pycriu_native.criu`` has a level."""
     criu = _logger(NAME + ".criu")
-    return criu is not None and criu.level != 0
-
-
-def pass_on(text: str) -> None:
-    """Log text of CRIU, line by line."""
-    import logging  # loaded for the logger
-
-    def level(line: str) -> int:
-        if "Error (" in line:
-            return logging.ERROR
-        return logging.WARNING if "Warn  (" in line else logging.DEBUG
-
-    criu = _logger(NAME + ".criu")
-    assert criu is not None
-    for line in text.splitlines():
+    if criu is None or criu.level == 0:
+        return
+    for line in ((mark.text() if mark else "") + output).splitlines():
         if line.strip():
-            criu.log(level(line), "%s", line)
+            # ERROR, WARNING or DEBUG
+            level = 40 if "Error (" in line else 30 if "Warn  (" in line else 10
+            criu.log(level, "%s", line)

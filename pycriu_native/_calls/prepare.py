@@ -148,7 +148,7 @@ def _inheritable(value: WireValue, ours: bool, owned: ExitStack, keep: list[int]
 def _set_by_call(handle: Handle, request: Request) -> None:
     """Set the fields that are not options, such as the pid, and defaults that a call knows."""
     if request.opts.log_file is None and not request.opts.log_to_stderr:
-        handle.set(BY_WIRE["log_file"], log_name(request))
+        handle.set(BY_WIRE["log_file"], log_name(request.opts, request.verb))
     if not request.inside and request.verb in NOTIFYING:  # a frozen caller could not respond
         handle.set_wire("notify_scripts", True)
     if request.sibling:
@@ -171,26 +171,23 @@ def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | N
 
     A file of the caller is copied to its beginning.
     """
-    text = config_of(request.opts) + _lazy_address(request, owned, keep)
+    opts = request.opts
+    filed = {row.name: value for row, value in opts.items() if row.in_config}
+    if log_path(opts):
+        filed["log_file"] = opts.log_file  # a request takes no path (criu/cr-service.c)
+    text = CriuOpts(**filed).to_config() if filed else ""
+    text += _lazy_address(request, owned, keep)
     if not text:
         return None
     before = ""
-    if request.opts.config_file is not None:
+    if opts.config_file is not None:
         # CRIU would skip a missing one; the option rules refuse that.
-        with contextlib.suppress(OSError), open(request.opts.config_file, "rb") as file:
+        with contextlib.suppress(OSError), open(opts.config_file, "rb") as file:
             before = os.fsdecode(file.read().rstrip(b"\n") + b"\n")
     fd = os.memfd_create("criu-config", os.MFD_CLOEXEC)
     owned.callback(close, fd)
     os.write(fd, os.fsencode(before + text))
     return f"/proc/{os.getpid()}/fd/{fd}"
-
-
-def config_of(opts: CriuOpts) -> str:
-    """The lines for the options without a field in requests."""
-    filed = {row.name: value for row, value in opts.items() if row.in_config}
-    if log_path(opts):
-        filed["log_file"] = opts.log_file  # a request takes no path (criu/cr-service.c)
-    return CriuOpts(**filed).to_config() if filed else ""
 
 
 def _lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str:

@@ -21,6 +21,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
+from .._checks.work_directory import path_of
 from .._integrity.dump_marker import with_parents
 from .._support.lazy import socket
 from .._support.sockets import of_another
@@ -31,12 +32,9 @@ from .._system.process import bytes_read
 from .._system.process_tree import process_tree
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
-from ..options.values import descriptor_number
 from . import logs
 from .call import Call
 from .progress_state import OnProgress, Progress
-
-__all__ = ["OnProgress", "Progress"]
 
 INTERVAL = 0.25
 """Seconds between two measurements."""
@@ -84,11 +82,8 @@ def reporting(on_progress: OnProgress | None, measure: Measure) -> Iterator[Oper
 
 
 @contextlib.contextmanager
-def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
+def observing(on_progress: OnProgress, call: Call) -> Iterator[None]:
     """Report the progress of a dump, a pre-dump or a restore."""
-    if on_progress is None:
-        yield
-        return
     directory = directory_of(call.request.opts)
     phase = str(call.request.verb)
     if call.request.verb is Verb.RESTORE:
@@ -116,9 +111,7 @@ def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
 def directory_of(opts: CriuOpts) -> str:
     """The images directory."""
     given = opts.images_directory
-    if given is None:
-        return str(opts.images_dir or "")
-    return given if isinstance(given, str) else f"/proc/self/fd/{descriptor_number(given)}"
+    return path_of(opts.images_dir or "" if given is None else given)
 
 
 class Feeding:

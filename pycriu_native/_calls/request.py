@@ -65,11 +65,6 @@ class Request:
         """The text for a deadline that passed."""
         return f"the deadline of {float(self.deadline or 0):g} s passed"  # it can be a Fraction
 
-    @property
-    def tracks(self) -> bool:
-        """Whether the kernel tracks changes of memory from this dump on."""
-        return self.verb is Verb.PRE_DUMP or bool(self.verb is Verb.DUMP and self.opts.track_mem)
-
     def with_pids_here(self, images: str) -> str:
         """The images whose pids are of this pid namespace; empty for another one (``inherit_fds``).
 
@@ -113,8 +108,6 @@ class Outcome:
     """Path of the log that this call has written."""
     statistics: DumpStatistics | RestoreStatistics | None
     """CRIU's statistics."""
-    stderr_text: str
-    """CRIU's standard output and error."""
     connection: Connection
     """The connection to CRIU: still open with ``keep_connection``, else closed."""
     tree: list[int]
@@ -132,12 +125,8 @@ def log_path(opts: CriuOpts) -> str | None:
     return opts.log_file if opts.log_file is not None and "/" in opts.log_file else None
 
 
-def log_name(request: Request) -> str:
+def log_name(opts: CriuOpts, verb: Verb) -> str:
     """The log's name in the work directory."""
-    return _log_name(request.opts, request.verb)
-
-
-def _log_name(opts: CriuOpts, verb: Verb) -> str:
     return opts.log_file or f"{verb}.log"
 
 
@@ -150,5 +139,5 @@ _STATISTICS = {
 
 def output_names(opts: CriuOpts, verb: Verb) -> tuple[str, ...]:
     """The files that CRIU writes to in the work directory."""
-    log = () if log_path(opts) else (_log_name(opts, verb),)
+    log = () if log_path(opts) else (log_name(opts, verb),)
     return (*log, *_STATISTICS.get(verb, ("stats-dump", "stats-restore")))

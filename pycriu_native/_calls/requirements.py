@@ -213,14 +213,10 @@ def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
     """The parents of these images: memory of the process is read from them."""
     field = "images_directory" if opts.parent_image is None else "parent_image"
     for parent in option_rules.parents(opts):
-        try:
-            trusted_path.check(parent)
-        except trusted_path.UntrustedError as reason:
-            rule = f"its parent {parent} is not trusted: {reason.strerror}; {ALLOW_UNTRUSTED}"
+        if (why := criu_files.why_untrusted(parent)) is not None:
+            rule = f"its parent {parent} is not trusted: {why}; {ALLOW_UNTRUSTED}"
             yield Problem(field, getattr(opts, field), rule)
             return
-        except OSError:
-            return  # other checks report that it is missing
 
 
 def by_images(request: Request) -> Iterator[Problem]:
@@ -283,19 +279,15 @@ def by_limits(request: Request) -> Iterator[Problem]:
     if has_capability(CAP_SYS_RESOURCE):
         return
     most = number(PIPE_MAX_SIZE)  # 0: it cannot be read
-    needed = _pipe_needed(os.sysconf("SC_PAGE_SIZE"))
+    page = os.sysconf("SC_PAGE_SIZE")
+    pages = (page << 3) // 40  # PIPE_MAX_SIZE in criu/include/page-pipe.h
+    needed = 1 << (pages * page - 1).bit_length()  # rounded as in the kernel
     if 0 < most < needed:
         rule = (
             "without CAP_SYS_RESOURCE, CRIU can serve pages only if fs.pipe-max-size is at least "
             f"{needed}; it is {most}: sysctl -w fs.pipe-max-size={needed}"
         )
         yield Problem("lazy_pages", True, rule)
-
-
-def _pipe_needed(page: int) -> int:
-    """The size in bytes of CRIU's pipe, rounded as in the kernel."""
-    pages = (page << 3) // 40  # PIPE_MAX_SIZE in criu/include/page-pipe.h
-    return 1 << (pages * page - 1).bit_length()
 
 
 def _young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:

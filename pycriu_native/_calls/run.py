@@ -15,7 +15,6 @@ from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING
 from .._support.no_fork import no_fork
 from .._system.descriptors import where
-from .._system.process_identity import check_start
 from .._system.process_tree import wait_until_gone, wait_until_stopped
 from .._system.regular_file import LogMark, check_writable
 from .._wire.messages import Handle
@@ -82,7 +81,7 @@ class Run:
             handle = owned.enter_context(Handle())
             keep = fill(handle, request, directories, owned)
             log = directories.log
-            mark = None if log is None else LogMark(log, log_name(request))
+            mark = None if log is None else LogMark(log, log_name(request.opts, request.verb))
             if request.opts.shell_job or request.opts.exec_cmd is not None:
                 keep.append(STDIN)  # restored processes, or a program of exec_cmd, read from it
 
@@ -98,7 +97,6 @@ class Run:
                 exchange = self._exchange(connection, directories, safeguards)
                 owned.callback(exchange.close)
                 self._on_exchange(exchange)
-                self._check_identity()
                 safeguards.begin()
                 result, answer, lost = conversation.converse(request, handle, exchange)
             with no_fork:
@@ -107,7 +105,6 @@ class Run:
             succeeded = result >= 0
             if succeeded:
                 if request.verb is Verb.PRE_DUMP:
-                    self._check_identity()  # its notifications come before the tree is frozen
                     safeguards.pre_dumped()
                 safeguards.finish()
             if succeeded and request.keep_connection:
@@ -123,13 +120,11 @@ class Run:
                 images=images,
                 log=log_path,
                 statistics=completion.statistics_of(request, log) if succeeded else None,
-                stderr_text=connection.final_stderr,
                 connection=connection,
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
-            if logs.logs_criu():
-                logs.pass_on((mark.text() if mark else "") + outcome.stderr_text)
+            logs.pass_on(mark, connection.final_stderr)
             if succeeded:
                 safeguards.succeeded()
                 self._log(outcome)
@@ -165,12 +160,6 @@ class Run:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise DeadlineError(f"{request.verb}: {request.deadline_passed}")
 
-    def _check_identity(self) -> None:
-        """Raise ``ProcessMismatchError`` if the pid is another process's since the call began."""
-        request = self._request
-        if request.pid is not None and request.start_time is not None:
-            check_start(request.pid, request.start_time, str(request.verb))
-
     @contextmanager
     def _its_turn(self) -> Iterator[None]:
         """Hold the turn, if the call has one. Waiting for it does not count as time of the call."""
@@ -190,27 +179,18 @@ class Run:
     def _exchange(
         self, connection: Connection, directories: Directories, safeguards: Safeguards
     ) -> Exchange:
-        with no_fork:
-            from .exchange import Exchange  # loaded while CRIU starts
+        from .exchange import Exchange  # loaded in ``run``
 
         request = self._request
-
-        def when_written(tree: list[int]) -> None:
-            self._check_identity()  # the tree is frozen: no other process can get the pid now
-            safeguards.written(tree)
-
         return Exchange(
             connection,
             request.verb,
             self._hook,
             self._deadline,
             request.pid,
+            safeguards,
             partial(_requested, safeguards),
-            when_written,
             partial(self._break_off, connection, directories),
-            when_frozen=safeguards.frozen,
-            awaits_stop=safeguards.awaits_stop,
-            watched=safeguards.can_recover,
         )
 
     def _break_off(

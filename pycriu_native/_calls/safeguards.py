@@ -17,6 +17,7 @@ from .._support.lazy import signal, socket
 from .._support.light_typing import TYPE_CHECKING, cast
 from .._support.no_fork import no_fork
 from .._system.descriptors import where
+from .._system.process_identity import check_start
 from ..enums import Verb
 from ..errors import CriuError
 from ..options.criu_opts import CriuOpts
@@ -99,7 +100,7 @@ class Safeguards:
             self._before = StateBefore(request.pid, request.opts.freeze_cgroup)
             opts = request.opts
             # The images in a stream cannot be a parent, and have none.
-            tracks = request.tracks and not opts.stream
+            tracks = (request.verb is Verb.PRE_DUMP or opts.track_mem) and not opts.stream
             if tracks and self._images is not None and not request.inside:
                 with no_fork:
                     from .._integrity.moved_memory import MemoryCheck  # few dumps need it
@@ -147,8 +148,15 @@ class Safeguards:
                 self._restore = RestoreUndo(self._images, self._work, request.opts, names)
                 self._owned.callback(self._restore.close)
 
+    def _check_identity(self) -> None:
+        """Raise ``ProcessMismatchError`` if the pid is another process's since the call began."""
+        request = self._request
+        if request.pid is not None and request.start_time is not None:
+            check_start(request.pid, request.start_time, str(request.verb))
+
     def begin(self) -> None:
         """Read the memory's record of the parent, and check a pre-dump, which begins now."""
+        self._check_identity()
         if self._memory is not None:
             self._memory.begin()
 
@@ -191,12 +199,13 @@ class Safeguards:
         return self._recovery
 
     def frozen(self, tree: Sequence[int]) -> None:
-        """Check a dump whose processes are frozen, before CRIU reads their memory."""
+        """Check a dump whose processes are frozen, before CRIU reads their memory (CRIU 3.19)."""
         if self._memory is not None:
             self._memory.frozen(tree)
 
     def written(self, tree: Sequence[int]) -> None:
         """Complete the images of a dump, while its processes are frozen and CRIU can undo it."""
+        self._check_identity()  # the tree is frozen: no other process can get the pid now
         request, images = self._request, self._images
         if request.verb is Verb.DUMP and not request.opts.stream and images is not None:
             from .._integrity.droppable_memory import drop  # loaded since ``requested``
@@ -229,6 +238,7 @@ class Safeguards:
 
     def pre_dumped(self) -> None:
         """Complete the images of a pre-dump; they are removed if that fails."""
+        self._check_identity()  # its notifications come before the tree is frozen
         if self._memory is None or self._images is None or self._request.pid is None:
             return
         from .._integrity.droppable_memory import drop_of_pre_dump  # loaded since ``requested``

@@ -135,7 +135,7 @@ def dump_request(
         opts = for_pre_dump(opts)
     elif include_caller and pid == os.getpid():
         pid = start = None
-    return _checked(
+    return checked_request(
         verb,
         opts,
         via,
@@ -264,7 +264,7 @@ def restore_request(
     files: Files = None,
 ) -> Request:
     """The checked request of :func:`restore` or :func:`restore_child`."""
-    return _checked(
+    return checked_request(
         Verb.RESTORE, opts, via, files, on_notify=on_notify, deadline=deadline, sibling=sibling
     )
 
@@ -306,9 +306,9 @@ def check(
             at = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(close, at)
             chosen = replace(chosen, images_directory=at)
-        request = _checked(Verb.CHECK, chosen, via, deadline=deadline)
+        request = checked_request(Verb.CHECK, chosen, via, deadline=deadline)
         outcome = Call(request).wait()
-        response = outcome.stderr_text
+        response = outcome.connection.final_stderr
         if outcome.log is not None:
             with open(outcome.log, errors="replace") as log:
                 response += log.read()
@@ -328,8 +328,7 @@ def cpuinfo_dump(
     For :func:`cpuinfo_check` on another host, before anything is moved there. x86-64, s390x and
     ppc64le only: ``UnsupportedError`` elsewhere. Needs CRIU 3.17.
     """
-    _require_cpuinfo()
-    return _cpuinfo(_checked(Verb.CPUINFO_DUMP, opts, via, deadline=deadline))
+    return _cpuinfo(Verb.CPUINFO_DUMP, opts, via, deadline)
 
 
 def cpuinfo_check(
@@ -339,18 +338,15 @@ def cpuinfo_check(
 
     ``cpu_cap`` selects what is compared. Raises ``CriuError`` if one is missing. Needs CRIU 3.17.
     """
-    _require_cpuinfo()
-    return _cpuinfo(_checked(Verb.CPUINFO_CHECK, opts, via, deadline=deadline))
+    return _cpuinfo(Verb.CPUINFO_CHECK, opts, via, deadline)
 
 
-def _require_cpuinfo() -> None:
+def _cpuinfo(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) -> CpuinfoResult:
     machine = os.uname().machine
     if machine not in _CPUINFO_ON:
         rule = f"CRIU describes processors on {', '.join(_CPUINFO_ON)} only (criu/arch/*/cpu.c)"
         raise UnsupportedError([Problem("machine", machine, rule)])
-
-
-def _cpuinfo(request: Request) -> CpuinfoResult:
+    request = checked_request(verb, opts, via, deadline=deadline)
     outcome = Call(request).wait()
     result = CpuinfoResult(images=outcome.images, duration=outcome.duration, log=outcome.log)
     return _finish(request, outcome, result)
@@ -384,7 +380,7 @@ def _observed(
     return observing(on_progress, call)
 
 
-def _checked(
+def checked_request(
     verb: Verb, opts: CriuOpts, via: Via | None, files: Files = None, **more: Any
 ) -> Request:
     """A request, whose other fields are in ``more``, after all checks."""

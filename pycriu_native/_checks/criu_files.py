@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .._support.light_typing import TYPE_CHECKING
 from .._system import trusted_path
-from .._transport.spawn import FIXED_ENVIRONMENT
+from .._transport.spawn import configuration_files
 from .._transport.worker import worker_of
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts, StrPath
@@ -22,9 +22,8 @@ from .work_directory import from_work_directory
 if TYPE_CHECKING:
     from .._transport.base import Via
 
-GLOBAL_FILE = "/etc/criu/default.conf"
-USER_FILE = ".criu/default.conf"
-ENVIRONMENT = "CRIU_CONFIG_FILE"
+READERS = ("every CRIU on this system", "HOME of the worker", "CRIU_CONFIG_FILE of the worker")
+"""The reasons why CRIU reads its configuration files."""
 
 PLUGINS = ("/usr/lib/criu", "/usr/local/lib/criu", "/var/lib/criu")
 """Plugin directories of usual builds; ``CRIU_LIBS_DIR`` in the environment overrides them."""
@@ -42,14 +41,10 @@ ALLOW_UNTRUSTED = "Worker(allow_untrusted=True) accepts it"
 
 def configuration(via: Via) -> Iterator[tuple[str, str]]:
     """The configuration files that CRIU reads before the request, each with the reason."""
-    yield GLOBAL_FILE, "every CRIU on this system"
     worker = worker_of(via)
-    if worker is None:
-        return  # the environment of a service is not known
-    environment = {**FIXED_ENVIRONMENT, **worker.env}
-    yield os.path.join(environment["HOME"], USER_FILE), "HOME of the worker"
-    if ENVIRONMENT in environment:
-        yield environment[ENVIRONMENT], f"{ENVIRONMENT} of the worker"
+    # The environment of a service is not known.
+    files = configuration_files({})[:1] if worker is None else configuration_files(worker.env)
+    return zip(files, READERS, strict=False)
 
 
 def text_of(path: StrPath) -> bytes | None:
@@ -106,7 +101,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     if via.allow_untrusted:
         return
     for field, path, use in _named_files(opts):
-        if (why := _why_not(path)) is not None:
+        if (why := why_untrusted(path)) is not None:
             yield Problem(field, path, f"{why}, and {use}; {ALLOW_UNTRUSTED}")
     worker = worker_of(via)
     if worker is None:
@@ -120,7 +115,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     uses |= {path: f"loads plugins from {path}" for path in _plugins(directories)}
     uses |= {path: f"trusts the cache {path}" for path in caches}
     for path, use in uses.items():
-        if (why := _why_not(path)) is not None:
+        if (why := why_untrusted(path)) is not None:
             yield Problem("via", via, f"CRIU {use}, but {why}; {ALLOW_UNTRUSTED}")
 
 
@@ -135,7 +130,7 @@ def _named_files(opts: CriuOpts) -> Iterator[tuple[str, str, str]]:
             yield "libdir", path, "CRIU runs it"
 
 
-def _why_not(path: str) -> str | None:
+def why_untrusted(path: str) -> str | None:
     """Why a path is not trusted; None if it is, or if it cannot be read."""
     try:
         trusted_path.check(path)

@@ -58,7 +58,7 @@ class FailedCall(Protocol):
     @property
     def log(self) -> str | None: ...
     @property
-    def stderr_text(self) -> str: ...
+    def connection(self) -> Connection: ...
 
 
 def explain_failure(
@@ -67,7 +67,6 @@ def explain_failure(
     opts: CriuOpts,
     outcome: FailedCall,
     mark: LogMark | None,
-    line: Connection,
     lost: CriuError | None = None,
 ) -> CriuError:
     """The error for a negative response, or for a missing one (``lost``)."""
@@ -90,7 +89,7 @@ def explain_failure(
     proof = result.line or next(iter(lines), "")
     cause = result.cause
     if lost is not None:
-        ending = str(lost) + _how_it_ended(line)
+        ending = str(lost) + _how_it_ended(outcome.connection)
         cause = ending if cause is None else f"{ending}: {cause}"
     elif cause is None:
         cause = _reported_cause(proof, errno)
@@ -119,14 +118,14 @@ def explain_failure(
         options=result.options,
     )
     if isinstance(error, WorkerDiedError):
-        error.status = line.status
+        error.status = outcome.connection.status
     return error
 
 
 def _evidence(verb: Verb, pid: int | None, outcome: FailedCall, mark: LogMark | None) -> list[str]:
     """The lines that report the failure: of the log, else of standard error; of the response."""
     text = mark.text() if mark is not None else ""
-    lines = error_lines(text, pid) or stderr_lines(outcome.stderr_text)
+    lines = error_lines(text, pid) or stderr_lines(outcome.connection.final_stderr)
     message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
     if message and not any(message in line for line in lines):
         lines += stderr_lines(message)

@@ -11,17 +11,16 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .._calls import requirements
 from .._calls.call import Call
 from .._calls.progress_state import OnProgress
-from .._calls.request import Outcome, Request
+from .._calls.request import Outcome
+from .._calls.verbs import checked_request
 from .._support.closing import Closing
 from .._support.lazy import signal, socket
 from .._support.light_typing import cast
 from .._support.unpatched import readable
 from .._transport.base import Via
 from .._transport.connection import Connection
-from .._transport.worker import Worker
 from .._wire.messages import REQUEST_TYPES, decode_response, encode
 from ..enums import Verb
 from ..errors import CriuError, ProtocolError, WorkerDiedError
@@ -58,14 +57,8 @@ def page_server_child(
 
 
 def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) -> Outcome:
-    request = Request(
-        verb=verb,
-        opts=opts,
-        via=via or Worker(),
-        deadline=deadline,
-        keep_connection=verb is Verb.PAGE_SERVER_CHILD,
-    )
-    requirements.check(request)
+    keep = verb is Verb.PAGE_SERVER_CHILD
+    request = checked_request(verb, opts, via, deadline=deadline, keep_connection=keep)
     outcome = Call(request).wait()
     if outcome.interrupted_by is not None:
         # Too late for CRIU to undo it: the started server is ended.

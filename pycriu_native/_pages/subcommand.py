@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .._calls import requirements
 from .._calls.prepare import Directories
-from .._calls.request import Request, log_name
+from .._calls.request import log_name
+from .._calls.verbs import checked_request
 from .._failures.log_excerpt import diagnose, error_lines, stderr_lines
 from .._support.frozen_dataclass import replace
 from .._system.descriptors import where
@@ -34,13 +34,13 @@ class Subcommand:
     ) -> None:
         """``deadline`` is only checked; ``owned`` closes the directories."""
         self._via = via or Worker()
-        self._request = Request(verb=verb, opts=opts, via=self._via, deadline=deadline)
-        requirements.check(self._request)
+        self._request = checked_request(verb, opts, self._via, deadline=deadline)
         directories = Directories(self._request, owned)
         assert directories.log is not None
         self.images, self._work = directories.images, directories.work
-        self.log = os.path.join(where(directories.log), log_name(self._request))
-        self._mark = LogMark(directories.log, log_name(self._request))
+        self._log_name = log_name(opts, verb)
+        self.log = os.path.join(where(directories.log), self._log_name)
+        self._mark = LogMark(directories.log, self._log_name)
 
     def start(self, *, status_fd: int | None = None) -> ChildProcess:
         """Start ``criu`` with the verb as its command; ``status_fd`` gets CRIU's zero byte."""
@@ -55,7 +55,7 @@ class Subcommand:
             opts,
             images_directory=_by_descriptor(self.images),
             work_directory=_by_descriptor(self._work),
-            log_file=log_name(self._request),
+            log_file=self._log_name,
             status_fd=status_fd,
         )
         words = [

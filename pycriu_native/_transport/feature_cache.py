@@ -2,10 +2,8 @@
 
 CRIU probes the kernel at the start of its work, which takes some twenty milliseconds, and stores
 the result in ``/run/criu.kdat``, but only on a tmpfs, which does not outlive the running kernel. It
-reads that file through a link too: if ``/run`` is not a tmpfs, as in many containers,
-``keep_feature_cache`` makes it a link to a cache on a tmpfs. The workers of a pool need neither:
-they share a cache in memory (``native/feature_cache.c``). Facts: CRIU's ``criu/kerndat.c`` (4.2)
-and what 4.2.1 does.
+reads that file through a link too. The workers of a pool share a cache in memory instead
+(``native/feature_cache.c``). Facts: CRIU's ``criu/kerndat.c`` (4.2) and what 4.2.1 does.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from .._native.ffi import ffi, memory, native
 from .._support.light_typing import Any
+from .spawn import configuration_files
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
 
@@ -42,8 +43,6 @@ STATUS_LINES = (
 STAT_FIELDS = (3, 4, 15, 16, 37, 38)
 """Fields of /proc/PID/stat behind the name: session, terminal, priority, nice, real-time priority
 and policy. (Field 3 of proc_pid_stat(5) is the first one behind the name, 0 here.)"""
-
-GLOBAL_CONFIGURATION = "/etc/criu/default.conf"
 
 INITIAL_SIZE, MAX_SIZE = 2**13, 2**20
 """Sizes in bytes of the buffer for all these files; a process in very many groups needs more."""
@@ -77,7 +76,7 @@ def inherited_state(env: Mapping[str, str]) -> bytes | None:
 
     None if it cannot be read from /proc: then no worker that was started ahead can be used.
     """
-    parts, _ = _parts(*_configuration(env))
+    parts, _ = _parts(*configuration_files(env))
     size = INITIAL_SIZE
     while size <= MAX_SIZE:
         buffer = memory("char[]", size)
@@ -88,14 +87,3 @@ def inherited_state(env: Mapping[str, str]) -> bytes | None:
             return None
         size *= 2
     return None
-
-
-def _configuration(env: Mapping[str, str]) -> list[str]:
-    """The configuration files that CRIU reads at its start (``criu/config.c``)."""
-    home = env.get("HOME", "/")
-    named = env.get("CRIU_CONFIG_FILE")
-    return [
-        GLOBAL_CONFIGURATION,
-        os.path.join(home, ".criu/default.conf"),
-        *([] if named is None else [named]),
-    ]

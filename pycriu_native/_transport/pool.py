@@ -1,15 +1,8 @@
-"""WorkerPool: workers that are started before the calls that use them.
+"""WorkerPool: workers that are started before the calls that use them::
 
-Starting ``criu`` takes some milliseconds, most of them in the loader. ``WorkerPool`` loads it
-once (``forkserver.py``), keeps a few workers that wait for a request, and forks the next ones in
-the background::
-
-    with WorkerPool(2) as pool:
-        for pid, opts in jobs:
-            dump(pid, opts, via=pool)
-
-A call uses a ready worker only if a fresh one would be no different (``WorkerPool.connect``). A
-worker ends when its socket is closed: at the latest when the caller ends, for whatever reason.
+with WorkerPool(2) as pool:
+    for pid, opts in jobs:
+        dump(pid, opts, via=pool)
 """
 
 from __future__ import annotations
@@ -19,15 +12,15 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from .._native.ffi import native
-from .._support.closing import Closing
 from .._support.forked_child import forgets, hold_at_fork
-from .._support.light_typing import TYPE_CHECKING, Any, ClassVar
+from .._support.light_typing import TYPE_CHECKING, Any
 from .._support.unpatched import Condition, Thread, get_ident, sleep
-from ..errors import CriuError, Problem
+from ..errors import CriuError
 from .connection import Connection
+from .forwarding_via import ForwardingVia
 from .process import ChildProcess
 from .spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from .worker import PATIENCE, Worker, WorkerConnection
@@ -46,14 +39,6 @@ PAUSE = 1.0
 """Seconds between attempts while workers cannot be started."""
 
 
-class _Idle:
-    """A ready worker and its fingerprint."""
-
-    def __init__(self, connection: WorkerConnection, fingerprint: WorkerFingerprint) -> None:
-        self.connection = connection
-        self.fingerprint = fingerprint
-
-
 class _Stock:
     """The ready workers of one kind, and the thread that starts them. Owned by a ``WorkerPool``."""
 
@@ -61,7 +46,7 @@ class _Stock:
         self.size = size
         self.worker = worker
         self.spawn_options = spawn_options
-        self.idle: deque[_Idle] = deque()
+        self.idle: deque[tuple[WorkerConnection, WorkerFingerprint]] = deque()
         self._make_lock()
         self.closed = False
         self.thread: Any = None
@@ -82,33 +67,33 @@ class _Stock:
         from .worker_factory import fingerprint  # the pool has loaded it
 
         here = fingerprint(self.worker) if self.idle else None
-        dropped: list[_Idle] = []
+        dropped: list[WorkerConnection] = []
         try:
             with self.changed:
                 with contextlib.suppress(RuntimeError):  # no thread can be started just now
                     self._run()
                 while self.idle:
-                    result = self.idle[0]
-                    if result.fingerprint != here:
+                    connection, inherited = self.idle[0]
+                    if inherited != here:
                         self._miss(here, dropped)
                         return None
                     self.idle.popleft()
                     self.missed = None
-                    if not result.connection.has_ended():
+                    if not connection.has_ended():
                         self.not_before = time.monotonic() + DURING_A_CALL
-                        result.connection.retire = self.retire
-                        return result.connection
-                    dropped.append(result)
+                        connection.retire = self.retire
+                        return connection
+                    dropped.append(connection)
                 self.changed.notify_all()
                 return None
         finally:
             for exited in dropped:
-                exited.connection.wait()
+                exited.wait()
 
-    def _miss(self, here: WorkerFingerprint | None, dropped: list[_Idle]) -> None:
+    def _miss(self, here: WorkerFingerprint | None, dropped: list[WorkerConnection]) -> None:
         """Restart the thread from here, if the last two calls needed this same fingerprint."""
         if here is not None and here == self.missed:
-            dropped.extend(self.idle)
+            dropped.extend(connection for connection, _ in self.idle)
             self.idle.clear()
             # Workers inherit the state of the thread that starts them, and that of its creator.
             self.thread = None
@@ -151,13 +136,13 @@ class _Stock:
         with self.changed:
             self.closed = True
             thread, self.thread = self.thread, None
-            remaining = list(self.idle)
+            remaining = [connection for connection, _ in self.idle]
             self.idle.clear()
             self.changed.notify_all()
-        for idle in remaining:
-            idle.connection.close()  # all of them end at the same time
-        for idle in remaining:
-            idle.connection.wait()
+        for connection in remaining:
+            connection.close()  # all of them end at the same time
+        for connection in remaining:
+            connection.wait()
         if thread is not None and thread.ident != get_ident():
             thread.join()
         self.reap_retired()
@@ -166,8 +151,8 @@ class _Stock:
         """In a forked child: drop the workers and the thread, which are the parent's."""
         self._make_lock()
         self.thread = None
-        for idle in self.idle:
-            idle.connection.detach()  # a copy of the socket here would keep them running
+        for connection, _ in self.idle:
+            connection.detach()  # a copy of the socket here would keep them running
         self.idle.clear()
         while self.retired:
             self.retired.popleft().close()
@@ -203,7 +188,7 @@ def _refill(stock: _Stock, thread: list[Any]) -> None:
                 continue
             with stock.changed:
                 if stock.thread is me:
-                    stock.idle.append(_Idle(*made))
+                    stock.idle.append(made)
                     continue
             made[0].wait()
 
@@ -213,7 +198,7 @@ def _close(*stocks: _Stock) -> None:
         stock.close()
 
 
-class WorkerPool(Closing):
+class WorkerPool(ForwardingVia):
     """``size`` workers kept ready, each for one call; passed as ``via``, like a :class:`Worker`.
 
     From the first restore on, it also keeps ``size`` workers for restores: files that a dump
@@ -245,8 +230,6 @@ class WorkerPool(Closing):
     its own.
     """
 
-    ours: ClassVar[bool] = True
-
     def __init__(
         self,
         size: int = 2,
@@ -263,7 +246,8 @@ class WorkerPool(Closing):
 
         own = dict(env) if isinstance(env, Mapping) else {} if env is None else env
         self._worker = Worker(program=program, env=own, allow_untrusted=allow_untrusted)
-        self._worker.identity()  # raises if there is no such program
+        super().__init__(self._worker)
+        self.identity()  # raises if there is no such program
         self._stock = _Stock(size, self._worker, SAVING)
         self._restoring = _Stock(size, self._worker, RESTORING)
         """Filled from the first restore on."""
@@ -275,11 +259,6 @@ class WorkerPool(Closing):
     def worker(self) -> Worker:
         """The :class:`Worker` that the pool starts."""
         return self._worker
-
-    @property
-    def allow_untrusted(self) -> bool:
-        """Whether files that other users could change are accepted: see :class:`Worker`."""
-        return self._worker.allow_untrusted
 
     @property
     def env(self) -> Mapping[str, str]:
@@ -303,18 +282,6 @@ class WorkerPool(Closing):
                 return False
             sleep(0.001)
         return not self._stock.closed
-
-    def identity(self) -> tuple[object, ...]:
-        """The program's path, device, inode and modification time."""
-        return self._worker.identity()
-
-    def name(self) -> str:
-        """The name in messages: the program's path."""
-        return self._worker.name()
-
-    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """No problems: a worker supports every request."""
-        return self._worker.refuses(inherits=inherits, sibling=sibling)
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS

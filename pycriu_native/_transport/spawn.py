@@ -15,6 +15,8 @@ FIXED_ENVIRONMENT = {"PATH": SEARCH_PATH, "HOME": "/"}
 """The environment of each worker, to which the caller can add. CRIU reads a configuration file in
 HOME, which is therefore a directory that only root can write."""
 
+GLOBAL_CONFIGURATION = "/etc/criu/default.conf"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpawnOptions:
@@ -28,6 +30,16 @@ class SpawnOptions:
     """SIGTERM, SIGHUP, SIGINT and SIGQUIT are blocked."""
     ignore_sigxfsz: bool = False
     """SIGXFSZ is ignored: a write beyond the file size limit fails with EFBIG."""
+
+
+def configuration_files(env: Mapping[str, str]) -> list[str]:
+    """The files that a worker with this environment reads at its start (``criu/config.c``): the
+    system's, that in HOME, and that of CRIU_CONFIG_FILE, if it is set.
+    """
+    environment = {**FIXED_ENVIRONMENT, **env}
+    named = environment.get("CRIU_CONFIG_FILE")
+    files = [GLOBAL_CONFIGURATION, os.path.join(environment["HOME"], ".criu/default.conf")]
+    return files if named is None else [*files, named]
 
 
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()

@@ -11,7 +11,7 @@ from .._support.light_typing import Any, ClassVar
 from .._support.unpatched import close
 from .._system.descriptors import is_inherited
 from ..errors import OptionError, Problem
-from ..options.values import Descriptor, descriptor_number
+from ..options.values import Descriptor, descriptor_number, is_text
 from .connection import Connection
 from .process import ChildProcess
 from .program import find_program, on_disk
@@ -99,12 +99,13 @@ class Worker:
     def __post_init__(self) -> None:
         program, env = self.program, self.env
         if program is not None and not (
-            isinstance(program, str | os.PathLike) and is_text(os.fsdecode(program))
+            isinstance(program, str | os.PathLike) and is_text(program) and os.fspath(program)
         ):
             raise ValueError(f"program={program!r}: a path or None is accepted")
         if not isinstance(env, Mapping) or not all(
-            is_text(name) and "=" not in name and (value == "" or is_text(value))
+            isinstance(text, str) and is_text(text) and name and "=" not in name
             for name, value in env.items()
+            for text in (name, value)
         ):
             raise ValueError(f"env={env!r}: names of variables with their values, all str")
 
@@ -145,14 +146,6 @@ class Worker:
                 ) from None
             return fd
         return 0 if is_inherited(0) else -1
-
-
-def is_text(value: object) -> bool:
-    """Whether a value is a string that is not empty and that C can have."""
-    try:
-        return isinstance(value, str) and bool(value) and b"\0" not in os.fsencode(value)
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
 
 
 def worker_of(via: object) -> Worker | None:

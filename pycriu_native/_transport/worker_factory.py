@@ -1,15 +1,21 @@
-"""WorkerFactory: starts the workers of a pool, with a fingerprint of the state they inherited.
+"""The workers of pools and batches, with a fingerprint of the state they inherited.
 
-It uses a fork server where the program supports that (``forkserver.py``); else it starts each
-worker on its own.
+They are forked from a fork server where the program supports that (``forkserver.py``); else each is
+started on its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Sequence
 
 from .._support.closing import Closing
-from .forkserver import NO_INPUT, ForkServer, ForkServerUnavailableError
+from .._support.unpatched import Lock
+from ..errors import CriuError
+from .base import Via
+from .connection import Connection
+from .forkserver import MAX_INHERITED, NO_INPUT, ForkServer, ForkServerUnavailableError
 from .inherited_state import inherited_state
 from .program import find_program, on_disk
 from .spawn import SpawnOptions
@@ -47,7 +53,7 @@ def start_fork_server(
 
 
 class WorkerFactory(Closing):
-    """Starts workers, all on the same thread. Owned."""
+    """Starts the workers of a pool, all on the same thread. Owned."""
 
     def __init__(self, worker: Worker, spawn_options: SpawnOptions) -> None:
         self._worker = worker
@@ -100,3 +106,48 @@ class WorkerFactory(Closing):
         """End the fork server; the workers stay."""
         if self._fork_server is not None:
             self._fork_server.close()
+
+
+class ForkServerCache(Closing):
+    """A fork server for each kind of worker of a batch of calls. Owned.
+
+    Calls whose workers would have the same fingerprint share one, from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._servers: dict[object, ForkServer | None] = {}
+
+    def connect(self, via: Via, keep: Sequence[int], spawn_options: SpawnOptions) -> Connection:
+        """Connect as ``via.connect`` does, with a forked worker where that makes no difference."""
+        # Other classes, subclasses included, may do more than to start a worker.
+        if (
+            type(via) is Worker
+            and via.stdin is None
+            and not spawn_options.detached
+            and len(keep) <= MAX_INHERITED
+        ):
+            server = self._fork_server(via, spawn_options)
+            if server is not None:
+                with contextlib.suppress(ForkServerUnavailableError):
+                    return connect_worker(via.name(), lambda ends: server.fork_worker(ends, keep))
+        return via.connect(keep, spawn_options)
+
+    def _fork_server(self, worker: Worker, spawn_options: SpawnOptions) -> ForkServer | None:
+        like = fingerprint(worker)
+        if like is None:
+            return None
+        kind = (like, tuple(worker.env.items()), spawn_options)
+        with self._lock:
+            if kind not in self._servers:
+                self._servers[kind] = None
+                # via.connect raises the error.
+                with contextlib.suppress(ForkServerUnavailableError, CriuError, OSError):
+                    self._servers[kind] = start_fork_server(worker, spawn_options, like)
+            return self._servers[kind]
+
+    def close(self) -> None:
+        """End the fork servers; the workers stay."""
+        for server in self._servers.values():
+            if server is not None:
+                server.close()

@@ -15,6 +15,7 @@ from .._support.closing import Closing
 from .._support.light_typing import Any, cast
 from ..errors import CriuError, Problem, UnsupportedError
 from ..options.table import Row
+from ..options.value_types import Command
 from ..options.values import StructuredValue, WireValue
 
 REQUEST_TYPES = {
@@ -146,7 +147,7 @@ def _call_setter(opts: Any, setter: str, row: Row, value: WireValue) -> None:
     calls: Iterable[tuple[Any, ...]]
     if isinstance(value, int):
         calls = ((value,),)
-    elif row.kind.argv:
+    elif isinstance(row.kind, Command):
         words = [ffi.new("char[]", os.fsencode(word)) for word in cast(list[str], value)]
         calls = ((len(words), [*words]),)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 from .._integrity.dump_marker import DEEPEST
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts
+from ..options.values import is_text
 
 MOST = 1e9
 """Largest number of seconds, which the kernel's timers can represent."""
@@ -56,10 +57,7 @@ def problems_of(values: dict[str, Any]) -> list[Problem]:
 
 
 def _is_text(value: object) -> bool:
-    try:
-        return isinstance(value, str) and b"\0" not in os.fsencode(value)
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
-        return False
+    return isinstance(value, str) and is_text(value)
 
 
 def _is_word(value: object) -> bool:

@@ -8,7 +8,6 @@ man page and ``criu/cr-service.c`` unless stated otherwise.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -17,7 +16,7 @@ from .._support.cached_property import cached_property
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.light_typing import Any, Self
 from ..errors import OptionError, Problem
-from .table import BY_FIELD, TABLE, VERB_MASK, Row
+from .table import BY_FIELD, VERB_MASK, Row
 from .values import (
     CgroupRoot,
     Descriptor,
@@ -385,18 +384,11 @@ def verb_of(verb: enums.Verb | str) -> enums.Verb:
     return result
 
 
-@functools.cache
-def _foreign(verb: enums.Verb) -> frozenset[str]:
-    """The options that have no meaning for a verb."""
-    mask = VERB_MASK[verb]
-    return frozenset(row.name for row in TABLE if not row.on & mask)
-
-
 def foreign_options(opts: Fields, verb: enums.Verb) -> Iterator[Problem]:
     """One problem for each option that is set and has no meaning for ``verb``."""
-    foreign = _foreign(verb)
+    mask = VERB_MASK[verb]
     for row, value in opts.items():
-        if row.field in foreign:
+        if not row.on & mask:
             known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
             where = " and ".join(known) or "other requests"
             rule = (

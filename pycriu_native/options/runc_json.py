@@ -16,7 +16,7 @@ from ..errors import OptionError, Problem
 from . import value_types as kinds
 from .fields import Fields
 from .flags import Opts
-from .table import TABLE, Row
+from .table import BY_FIELD, TABLE, Row
 from .values import PageServer
 
 ROWS = {row.runc: row for row in TABLE if row.runc}
@@ -126,12 +126,8 @@ def from_runc(cls: type[Opts], struct: Mapping[str, Any]) -> Opts:
     try:
         opts = cls(**fields)
     except OptionError as refused:
-        problems += [
-            Problem(str(row.runc), p.value, p.rule)
-            for p in refused.problems
-            for row in TABLE
-            if row.field == p.field
-        ]
+        for p in refused.problems:
+            problems.append(Problem(str(BY_FIELD[p.field].runc), p.value, p.rule))
         raise OptionError(problems) from None
     if problems:
         raise OptionError(problems)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from .. import enums
 from .._support.frozen_dataclass import dataclass
-from .._support.light_typing import TYPE_CHECKING, Any, ClassVar
+from .._support.light_typing import TYPE_CHECKING, Any
 from ..errors import OptionError, Problem
 from .values import HasFileno, StructuredValue, WireValue, checked_text, descriptor_number
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 class Kind:
     """A kind of value. In the usual case it is one value, the same on the wire and in JSON."""
-
-    argv: ClassVar[bool] = False
-    """Whether libcriu's setter takes it at once, as a count and an array of strings."""
 
     def parse(self, value: Any) -> object:
         raise NotImplementedError
@@ -223,11 +220,12 @@ class Argument(FilePath):
 
 @dataclass(frozen=True)
 class Command(ListOf):
-    """A command and its arguments."""
+    """A command and its arguments.
+
+    libcriu's setter takes all at once, as a count and an array of strings.
+    """
 
     item: Kind = Argument()
-
-    argv: ClassVar[bool] = True
 
     def parse(self, value: object) -> tuple[object, ...]:
         if isinstance(value, str | bytes):

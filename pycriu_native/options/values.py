@@ -12,7 +12,7 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 
 from .._support.frozen_dataclass import dataclass, field
-from .._support.light_typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from .._support.light_typing import TYPE_CHECKING, ClassVar, Protocol, Self, cast
 
 WireValue = bool | int | str | dict[str, "WireValue"] | list["WireValue"]
 """The value of a message field, as it is written and read."""
@@ -51,6 +51,14 @@ def descriptor_number(value: object) -> int:
     return value
 
 
+def is_text(value: object) -> bool:
+    """Whether a value is a str, bytes or a path, without NUL characters, that can be encoded."""
+    try:
+        return b"\0" not in os.fsencode(cast("str", value))
+    except (TypeError, UnicodeEncodeError):  # a lone surrogate
+        return False
+
+
 def checked_text(value: object, what: str = "text", *, empty: bool = False) -> str:
     """A string without NUL, as C needs it, and not empty unless that is allowed."""
     if isinstance(value, bytes):
@@ -61,10 +69,8 @@ def checked_text(value: object, what: str = "text", *, empty: bool = False) -> s
         raise ValueError(f"{what} without a NUL character is accepted")
     if not value and not empty:
         raise ValueError(f"{what} that is not empty is accepted")
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:
-        raise ValueError(f"{what} that can be encoded is accepted (no lone surrogates)") from None
+    if not is_text(value):
+        raise ValueError(f"{what} that can be encoded is accepted (no lone surrogates)")
     return value
 
 

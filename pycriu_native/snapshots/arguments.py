@@ -9,11 +9,11 @@ import locale
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import cast
 
 from .._checks.arguments import type_problems
 from ..errors import OptionError, Problem
 from ..options.criu_opts import CriuOpts
+from ..options.values import is_text
 from .streams import TextMode, refuse
 
 Text = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -88,14 +88,6 @@ def is_path(value: object) -> bool:
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         return False
     return is_text(value)
-
-
-def is_text(value: object) -> bool:
-    """Whether a value is a str, bytes or a path, without NUL characters, that can be encoded."""
-    try:
-        return b"\0" not in os.fsencode(cast(Text, value))
-    except (TypeError, UnicodeEncodeError):  # a surrogate that stands for no byte
-        return False
 
 
 def are_texts(values: object) -> bool:

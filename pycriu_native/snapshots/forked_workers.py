@@ -9,11 +9,11 @@ from .._support.forked_child import forgets
 from .._support.unpatched import Lock
 from .._transport.connection import Connection
 from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
+from .._transport.forwarding_via import ForwardingVia
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
 from ..errors import ProgramError
-from .forwarding_via import ForwardingVia
 from .uninterrupted import uninterrupted
 
 PATIENCE = 30.0

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from .._support.unpatched import closing
 from ..errors import Problem
+from ..options.values import is_text
 from . import start_worker
-from .arguments import is_path, is_text
+from .arguments import is_path
 from .namespaces import CLONE_NEWNET, Namespaces
 
 HOSTNAME_LENGTH = 64

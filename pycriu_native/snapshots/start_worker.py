@@ -13,6 +13,7 @@ from .._support.unpatched import RawThread, close, readable, write
 from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.forkserver import ForkServer
+from .._transport.forwarding_via import ForwardingVia
 from .._transport.lifetime_sockets import LifetimeSockets
 from .._transport.process import ChildProcess
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
@@ -20,7 +21,6 @@ from .._transport.worker import Worker, WorkerConnection
 from ..errors import CriuError, Problem
 from .arguments import is_path
 from .forked_workers import ForkedWorkers
-from .forwarding_via import ForwardingVia
 from .namespaces import Namespaces
 from .timings import Stopwatch
 

@@ -30,10 +30,10 @@ from pycriu_native._system import elf
 from pycriu_native._transport import forkserver as module
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.forkserver import ForkServer, ForkServerUnavailableError
-from pycriu_native._transport.forkserver_cache import ForkServerCache
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import SAVING, SpawnOptions
 from pycriu_native._transport.worker import WorkerConnection, connect_worker
+from pycriu_native._transport.worker_factory import ForkServerCache
 
 from .conftest import Spawn
 from .support.hosts import host

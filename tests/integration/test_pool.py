@@ -46,7 +46,7 @@ REPO = Path(__file__).parents[2]
 def taken(pool: WorkerPool) -> bool:
     """Whether a call would use a worker of the pool; the worker is then ended."""
     assert pool.wait_until_ready(20)
-    ready = {idle.connection.pid for idle in pool._stock.idle}
+    ready = {worker.pid for worker, _ in pool._stock.idle}
     line = pool.connect(spawn_options=SAVING)
     assert isinstance(line, WorkerConnection)
     try:
@@ -70,13 +70,13 @@ def test_dumps_and_restores(spawn: Spawn, images: Path) -> None:
     opts = CriuOpts(images_directory=images)
     with WorkerPool(2) as pool:
         assert pool.wait_until_ready(20)
-        first = {idle.connection.pid for idle in pool._stock.idle}
+        first = {worker.pid for worker, _ in pool._stock.idle}
         target.dump(opts, via=pool)
         restored = restore_child(opts, via=pool)
         assert restored.pid == target.pid
         assert target.runs_on()
         assert pool.wait_until_ready(20)
-        second = {idle.connection.pid for idle in pool._stock.idle}
+        second = {worker.pid for worker, _ in pool._stock.idle}
         assert len(first & second) == 1  # the dump has taken one, the restore one of its own
     assert children() <= before  # the target and its copy have the same pid
     os.kill(restored.pid, signal.SIGKILL)
@@ -91,7 +91,7 @@ def test_a_call_gets_one(pool: WorkerPool) -> None:
 
 def test_what_goes_past_it(pool: WorkerPool) -> None:
     """Calls that pass descriptors or standard input, and self-dumps, use a new worker."""
-    ready = {idle.connection.pid for idle in pool._stock.idle}
+    ready = {worker.pid for worker, _ in pool._stock.idle}
     with open(os.devnull) as null:
         outside = replace(SAVING, detached=True)
         for keep, spawn_options in (([null.fileno()], SAVING), ([0], SAVING), ([], outside)):
@@ -99,7 +99,7 @@ def test_what_goes_past_it(pool: WorkerPool) -> None:
             assert isinstance(line, WorkerConnection)
             assert line.pid not in ready
             line.wait()
-    assert {idle.connection.pid for idle in pool._stock.idle} == ready
+    assert {worker.pid for worker, _ in pool._stock.idle} == ready
 
 
 def _in_thread(body: Callable[[], None]) -> None:
@@ -217,9 +217,7 @@ def test_workers_of_another_namespace(pool: WorkerPool) -> None:
         assert not taken(pool)
         assert not taken(pool)
         assert taken(pool)
-        link = (
-            os.readlink(f"/proc/{pool._stock.idle[0].connection.pid}/ns/net") if pool.idle else None
-        )
+        link = os.readlink(f"/proc/{pool._stock.idle[0][0].pid}/ns/net") if pool.idle else None
         assert link in (None, os.readlink("/proc/thread-self/ns/net"))
     assert not taken(pool)
 
@@ -298,7 +296,7 @@ def test_another_program(tmp_path: Path) -> None:
 
 def test_a_waiting_worker_that_died(pool: WorkerPool) -> None:
     """Such a worker is not used."""
-    pid = pool._stock.idle[0].connection.pid
+    pid = pool._stock.idle[0][0].pid
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid), "the worker's end")
     assert version(via=pool) == version()
@@ -337,7 +335,7 @@ def test_a_fork(pool: WorkerPool) -> None:
     """A forked child has a separate pool; the workers end with the parent although the child
     continues.
     """
-    ours = pool._stock.idle[0].connection.pid
+    ours = pool._stock.idle[0][0].pid
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -345,7 +343,7 @@ def test_a_fork(pool: WorkerPool) -> None:
             assert pool.idle == 0
             assert version(via=pool).major >= 3
             assert pool.wait_until_ready(20)
-            assert ours not in {idle.connection.pid for idle in pool._stock.idle}
+            assert ours not in {worker.pid for worker, _ in pool._stock.idle}
             assert version(via=pool).major >= 3
             pool.close()
             status = 0
@@ -394,7 +392,7 @@ assert pool.wait_until_ready(20)
 [server] = _servers
 if not os.fork():
     time.sleep(600)  # it holds no socket of the workers
-print(server.pid, *[idle.connection.pid for idle in pool._stock.idle], flush=True)
+print(server.pid, *[worker.pid for worker, _ in pool._stock.idle], flush=True)
 time.sleep(600)
 """
 
@@ -430,7 +428,7 @@ def fork_server_of(pool: WorkerPool) -> ForkServer:
 def test_workers_are_forked_from_a_server(pool: WorkerPool) -> None:
     """Workers are children of this process, in separate process groups."""
     server = fork_server_of(pool)
-    line = pool._stock.idle[0].connection
+    line = pool._stock.idle[0][0]
     stat = Path(f"/proc/{line.pid}/stat").read_text().rpartition(")")[2].split()
     assert int(stat[1]) == os.getpid()
     eventually(lambda: os.getpgid(line.pid) == line.pid, "a process group of its own")
@@ -532,7 +530,7 @@ def test_idle_workers_cost_nothing(pool: WorkerPool) -> None:
     """Idle workers do not run: they have no context switch for some time."""
 
     def switches() -> str:
-        status = Path(f"/proc/{pool._stock.idle[0].connection.pid}/status").read_text()
+        status = Path(f"/proc/{pool._stock.idle[0][0].pid}/status").read_text()
         return status[status.index("voluntary_ctxt_switches") :]
 
     def asleep() -> bool:

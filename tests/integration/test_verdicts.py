@@ -27,8 +27,8 @@ from pycriu_native import CriuOpts, OptionError, Version, Worker, WorkerDiedErro
 from pycriu_native._calls.exchange import Exchange
 from pycriu_native._checks import option_rules
 from pycriu_native._failures.explain import EBADRQC
-from pycriu_native._wire.libcriu_request import LibcriuCall
 from pycriu_native._wire.messages import Handle, knows
+from pycriu_native._wire.requests import LibcriuCall
 from pycriu_native.enums import Verb
 from pycriu_native.errors import Problem
 from pycriu_native.options.table import BY_FIELD, release

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pycriu_native._calls.progress import Progress
+from pycriu_native._calls.progress_state import Progress
 from pycriu_native.cli import progress
 from pycriu_native.cli.output import Output
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -448,9 +449,8 @@ def test_a_tracer_that_is_not_seen(
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection = Connection(ours.detach(), program="criu")
-    exchange = exchange_module.Exchange(
-        connection, Verb.RESTORE, awaits_stop=lambda: len(waits) == 2
-    )
+    safeguards: Any = SimpleNamespace(can_recover=False, awaits_stop=lambda: len(waits) == 2)
+    exchange = exchange_module.Exchange(connection, Verb.RESTORE, safeguards=safeguards)
     with theirs:
         theirs.send(RESTORED)
         exchange.run(b"a request")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pycriu_native import CriuOpts, OptionError, PageServer, Worker, lib
 from pycriu_native._calls.requirements import _versions
 from pycriu_native._calls.verbs import for_pre_dump
-from pycriu_native._checks import criu_files
+from pycriu_native._transport import spawn
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from pycriu_native.diagnostics.explain import Explanation, Setting, explain
@@ -65,7 +65,7 @@ class UnusableVia:
 @pytest.fixture(autouse=True)
 def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Configuration files of this machine must not affect the tests."""
-    monkeypatch.setattr(criu_files, "GLOBAL_FILE", str(tmp_path / "global.conf"))
+    monkeypatch.setattr(spawn, "GLOBAL_CONFIGURATION", str(tmp_path / "global.conf"))
 
 
 # ---- the wire ----

@@ -233,7 +233,7 @@ def test_a_pool_that_is_made_during_a_fork() -> None:
 
 WORKING = (
     *(f"_calls/{name}" for name in ("run", "prepare", "safeguards", "conversation", "exchange")),
-    *(f"_calls/{name}" for name in ("completion", "failure", "interrupt", "logs")),
+    *(f"_calls/{name}" for name in ("completion", "interrupt", "logs")),
     *("_failures/*", "_integrity/*", "_recovery/*", "_rollback/*", "_system/*", "_wire/*"),
 )
 """The modules whose functions run on the threads of calls."""

@@ -25,6 +25,7 @@ from pycriu_native._checks import criu_files
 from pycriu_native._integrity.dump_marker import FRAMES
 from pycriu_native._system import trusted_path
 from pycriu_native._system.trusted_path import UntrustedError
+from pycriu_native._transport import spawn
 from pycriu_native._transport.program import find_program
 from pycriu_native.diagnostics.explain import explain
 from pycriu_native.enums import Verb
@@ -38,7 +39,7 @@ NOBODY = 2**22 + 1
 @pytest.fixture(autouse=True)
 def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The setup of this machine must not affect the tests."""
-    monkeypatch.setattr(criu_files, "GLOBAL_FILE", str(tmp_path / "etc" / "default.conf"))
+    monkeypatch.setattr(spawn, "GLOBAL_CONFIGURATION", str(tmp_path / "etc" / "default.conf"))
     monkeypatch.setattr(criu_files, "PLUGINS", (str(tmp_path / "plugins"),))
     monkeypatch.setattr(criu_files, "KERNEL_CACHE", str(tmp_path / "criu.kdat"))
 

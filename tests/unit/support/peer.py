@@ -26,9 +26,8 @@ from pycriu_native._calls.call import Call
 from pycriu_native._calls.prepare import SERVERS, Directories, fill
 from pycriu_native._calls.request import Request
 from pycriu_native._native.ffi import functions, native
-from pycriu_native._wire.direct_request import DirectCall
-from pycriu_native._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
 from pycriu_native._wire.messages import Handle, read
+from pycriu_native._wire.requests import LIBCRIU_VERBS, DirectCall, LibcriuCall
 from pycriu_native.enums import Verb
 from pycriu_native.options.values import WireValue
 from pycriu_native.testing import ScriptedCriu, directories_of, write_images

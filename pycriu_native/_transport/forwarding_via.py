@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 from .._support.closing import Closing
-from .._transport.base import Via
-from .._transport.worker import Worker, worker_of
+from .._support.light_typing import ClassVar
 from ..errors import Problem
+from .base import Via
+from .worker import Worker, worker_of
 
 
 class ForwardingVia(Closing):

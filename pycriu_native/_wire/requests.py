@@ -1,10 +1,13 @@
-"""libcriu's part of a call: it builds the request and converts the final response into a result.
+"""The two steps of a request: its bytes, and the result for CRIU's final response.
 
-A verb of libcriu does both: it sends the request, waits, and reads the response. Here it is called
-twice, each time on a socket that already holds a response, so that it never waits: first with a
-refusal, to obtain its request; then with CRIU's final response (``_calls/exchange.py``), to obtain
-the result. libcriu prints an error if it receives no response or that of another verb, so it is
-called with neither.
+A verb of libcriu does both: it sends the request, waits, and reads the response. ``LibcriuCall``
+calls it twice, each time on a socket that already holds a response, so that it never waits: first
+with a refusal, to obtain its request; then with CRIU's final response (``_calls/exchange.py``), to
+obtain the result. libcriu prints an error if it receives no response or that of another verb, so it
+is called with neither.
+
+``DirectCall`` encodes requests without a function of libcriu with the codec that it exports.
+``check`` is among them: libcriu sends it without options, and CRIU up to 4.1.1 crashes on that.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import errno
 
 from .._native.ffi import checked, ffi, memory, native
 from .._support.light_typing import Any
+from .._support.no_fork import no_fork
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from .messages import REQUEST_TYPES, Handle, encode
+from ..options.values import WireValue
+from .messages import EMPTY, REQUEST_TYPES, Handle, decode_response, encode
 
 LIBCRIU_VERBS: dict[Verb, Any] = {
     verb: ffi.addressof(native, name)
@@ -28,7 +33,7 @@ LIBCRIU_VERBS: dict[Verb, Any] = {
     )
 }
 
-_REFUSAL = encode("response", {"type": REQUEST_TYPES["empty"], "success": False})
+_REFUSAL = encode("response", {"type": EMPTY, "success": False})
 
 _OTHER_FIELDS = 256
 """Largest size in bytes of the fields of a request other than its options."""
@@ -67,3 +72,29 @@ class LibcriuCall:
             raise OptionError([problem], verb=str(self._verb))
         checked(status)
         return exchange.result, bytes(ffi.buffer(request, exchange.n_request))
+
+
+class DirectCall:
+    """A request with the options of a handle."""
+
+    def __init__(self, verb: Verb, handle: Handle, *, keep_open: bool = False) -> None:
+        head: dict[str, WireValue] = {"type": REQUEST_TYPES[str(verb)]}
+        if keep_open:
+            head["keep_open"] = True
+        self._head = encode("request", head)
+        self._opts = handle.packed()
+
+    def request(self) -> bytes:
+        """The encoded request: a message is the sequence of its fields."""
+        with no_fork:
+            from .protobuf import message  # few verbs need it
+
+        return self._head + message((2, self._opts))  # ``opts`` of a ``CriuReq``
+
+    def finish(self, response: bytes) -> int:
+        """0 for a positive response, else the value that libcriu's verbs return."""
+        answer = decode_response(response) or {}
+        if answer.get("success"):
+            return 0
+        # Not supported by CRIU, or a negative response.
+        return -errno.EINVAL if answer.get("type") == EMPTY else -errno.EBADE
