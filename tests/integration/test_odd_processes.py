@@ -278,5 +278,5 @@ def test_a_program_in_memory(spawn: Spawn, images: Path) -> None:
     assert "its program is a memfd" in finding.message
     target.dump(opts)
     assert any("is a memfd" in each.message for each in check_images(images))
-    with pytest.raises(CriuError, match="the program of process .* is a memfd"):
+    with pytest.raises(CriuError, match=r"the program of process .* is a memfd"):
         restore(opts)
