@@ -197,6 +197,11 @@ class ImagesError(CriuError, OSError):
     """A directory or file of the images cannot be used: missing, read-only, full, incomplete."""
 
 
+def images_error(what: str, error: OSError) -> ImagesError:
+    """The error for a file or directory of the images that cannot be used."""
+    return ImagesError(f"{what}: {error.strerror}", errno=error.errno or 0)
+
+
 class MovedMemoryError(CriuError):
     """Memory was moved since the parent images were made, or that cannot be excluded.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
 from .._support.cached_property import cached_property
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
 
 REAP_TIMEOUT = 0.5
 """Default of ``dump``: a parent that waits for its children reaps them within milliseconds."""
+
+
+class Remaining(float):
+    """Seconds that remain of a deadline for one call of several."""
+
+    whole: float
+    """The deadline as the caller gave it, for messages."""
+
+
+def remaining(until: float | None, whole: float | None) -> Remaining | None:
+    """The seconds until a time (time.monotonic()), at least 0; None without a deadline."""
+    if until is None or whole is None:
+        return None
+    result = Remaining(max(0.0, until - time.monotonic()))
+    result.whole = whole
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +80,8 @@ class Request:
     @property
     def deadline_passed(self) -> str:
         """The text for a deadline that passed."""
-        return f"the deadline of {float(self.deadline or 0):g} s passed"  # it can be a Fraction
+        seconds = getattr(self.deadline, "whole", self.deadline or 0)
+        return f"the deadline of {float(seconds):g} s passed"  # it can be a Fraction
 
     def with_pids_here(self, images: str) -> str:
         """The images whose pids are of this pid namespace; empty for another one (``inherit_fds``).

@@ -20,7 +20,9 @@ from .._support.light_typing import TYPE_CHECKING, Any, cast
 from .._support.unpatched import close
 from .._system import trusted_path
 from .._system.cgroups import frozen_cgroup, is_in_cgroup
+from .._system.descriptors import link
 from .._system.process import leader_of
+from .._system.process_identity import foreign_proc
 from .._system.process_tree import process_tree
 from .._wire.messages import knows
 from ..enums import Verb
@@ -92,19 +94,16 @@ def by_arguments(request: Request) -> Iterator[Problem]:
 def by_caller(request: Request) -> Iterator[Problem]:
     """A tree that contains the caller, which would be killed with it; the number of a thread."""
     pid = request.pid
+    if request.via.ours and (why := foreign_proc()):
+        yield Problem("/proc", link("/proc/self"), why)
+        return
     if request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
         return
     if why := caller_frozen(request.opts):
         yield Problem("freeze_cgroup", request.opts.freeze_cgroup, why)
     if pid is None:
         return
-    if request.via.ours and os.readlink("/proc/self") != str(os.getpid()):
-        rule = (
-            "/proc shows another pid namespace than the caller's, so that a pid is another "
-            "process there: mount a proc file system of this namespace on /proc"
-        )
-        yield Problem("pid", pid, rule)
-    elif request.via.ours and (leader := leader_of(pid) or pid) != pid:
+    if request.via.ours and (leader := leader_of(pid) or pid) != pid:
         # CRIU stops with a BUG, and leaves its code in the process.
         rule = f"it is the number of a thread of process {leader}: dump pid {leader}"
         yield Problem("pid", pid, rule)

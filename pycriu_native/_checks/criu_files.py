@@ -17,6 +17,7 @@ from .._transport.spawn import configuration_files
 from .._transport.worker import worker_of
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts, StrPath
+from .option_rules import LARGEST_CONFIGURATION
 from .work_directory import from_work_directory
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ PLUGINS = ("/usr/lib/criu", "/usr/local/lib/criu", "/var/lib/criu")
 """Plugin directories of usual builds; ``CRIU_LIBS_DIR`` in the environment overrides them."""
 
 PLUGIN = ".so"
-
-LARGEST_CONFIGURATION = 2**20
-"""Maximum bytes that are read of a configuration file."""
 
 KERNEL_CACHE = "/run/criu.kdat"
 """CRIU's cache of kernel features; an unprivileged CRIU has it in ``XDG_RUNTIME_DIR``."""
@@ -50,7 +48,9 @@ def configuration(via: Via) -> Iterator[tuple[str, str]]:
 def text_of(path: StrPath) -> bytes | None:
     """The text of a configuration file; None if CRIU would ignore it without a message."""
     try:
-        with open(path, "rb") as file:
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as file:
             return file.read(LARGEST_CONFIGURATION)
     except OSError:
         return None

@@ -29,6 +29,9 @@ from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
 from .work_directory import from_work_directory, path_of
 
+LARGEST_CONFIGURATION = 2**20
+"""Bytes of a configuration file that are read. CRIU reads a longer line into memory."""
+
 if TYPE_CHECKING:
     import re
     from ipaddress import IPv4Address, IPv6Address
@@ -305,8 +308,10 @@ def _files(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     # CRIU silently ignores a configuration file that does not exist.
     for field in ("config_file", "cg_props_file"):
         path = getattr(opts, field)
-        if path is not None and not os.path.isfile(path):
-            yield Problem(field, path, "an existing file is accepted")
+        if path is None:
+            continue
+        if not os.path.isfile(path) or os.path.getsize(path) > LARGEST_CONFIGURATION:
+            yield Problem(field, path, "an existing file is accepted, of at most 1 MiB")
     for path in opts.irmap_paths or ():
         if not os.path.isabs(os.fspath(path)):
             rule = "an absolute path is accepted: CRIU drops the first character"

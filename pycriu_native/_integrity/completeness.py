@@ -250,7 +250,11 @@ class _Set:
                 "put the images of both directories into one, and use that as images_directory",
                 ("page_server", "images_directory"),
             )
-        for _, _, status, shared in self.files.rows(f"mm-{pid}.img"):
+        rows = self.files.rows(f"mm-{pid}.img")
+        if rows and (program := self.by_id.get(rows[0][1])) and program[_KIND] == _MEMFD:
+            cause = f"the program of process {pid} is a memfd, which CRIU cannot restore"
+            yield Problem(cause, "start the program from a file, and dump that process")
+        for _, _, status, shared in rows:
             if status & _SYSVIPC:
                 yield from self.files.missing(f"ipcns-shm-{namespaces[_IPC]}.img")
             elif status & _ANON_SHARED:

@@ -27,7 +27,7 @@ from .._support.light_typing import Any
 from .._support.unpatched import closing
 from .._system.descriptors import opened_directory, where
 from .._system.regular_file import open_regular, read_regular, replace_file
-from ..errors import ImagesError
+from ..errors import ImagesError, images_error
 from ..options.values import Descriptor
 from .dump_marker import BEFORE_RESTORE, CLAIM, DEEPEST, EARLIER, FRAMES, LINKS, UNFINISHED
 
@@ -49,8 +49,8 @@ def seal(directory: StrPath | Descriptor) -> str:
     chain. Subdirectories are listed with their contents. Files that a restore writes (``*.log``,
     ``stats-*``) are left out.
 
-    Raises ``ImagesError`` if a dump is running or did not finish, ``OSError`` if a file cannot be
-    read or the manifest cannot be written. Needs no CRIU.
+    Raises ``ImagesError`` if there is no such directory, or if a dump is running or did not finish;
+    ``OSError`` if a file cannot be read or the manifest cannot be written. Needs no CRIU.
     """
     return seal_with(directory, {})
 
@@ -63,7 +63,7 @@ def seal_with(directory: StrPath | Descriptor, known: Mapping[str, dict[str, Any
     import hashlib  # slow to import
     import json
 
-    with opened_directory(directory) as at:
+    with _opened(directory) as at:
         if UNFINISHED in os.listdir(at):
             raise ImagesError(f"{where(at)} holds a dump that is under way or did not finish")
         entries = {name: known.get(name) or _entry(at, name, sync=True) for name in _names(at)}
@@ -77,10 +77,10 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
     """Compare an image set with its manifest, and the manifest with ``seal``'s digest.
 
     Raises ``ImagesError`` that names every added, missing, truncated, longer or changed file; also
-    if there is no manifest, or if its digest differs. Without a digest, accidental changes are
-    found, but not those of a user who changes the manifest as well.
+    if there is no directory or manifest, or if its digest differs. Without a digest, accidental
+    changes are found, but not those of a user who changes the manifest as well.
     """
-    with opened_directory(directory) as at:
+    with _opened(directory) as at:
         expected = _manifest(at, digest)
         result = set(_names(at))
         flaws = [f"{name} was added" for name in result - expected.keys()]
@@ -96,7 +96,7 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
 
 def entries_of(directory: StrPath | Descriptor) -> dict[str, dict[str, Any]]:
     """The entry of each file in the manifest, by name. ``ImagesError``; ``OSError``."""
-    with opened_directory(directory) as at:
+    with _opened(directory) as at:
         return _manifest(at, None)
 
 
@@ -119,6 +119,13 @@ def linked_entries(directory: StrPath, sealed: StrPath) -> dict[str, dict[str, A
         if stat.S_ISREG(seen.st_mode) and seen.st_nlink > 1 and seen.st_ino in known:
             result[name] = known[seen.st_ino]
     return result
+
+
+def _opened(directory: StrPath | Descriptor) -> closing:
+    try:
+        return opened_directory(directory)
+    except OSError as error:
+        raise images_error(f"{directory} cannot be opened", error) from None
 
 
 def _names(at: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ from .._support.frozen_dataclass import dataclass
 from .._support.unpatched import readable
 from ..errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
 from ..options.values import Descriptor, descriptor_number
-from .descriptors import descriptor_info
+from .descriptors import descriptor_info, link
 from .host import boot_id
 from .process import stat_of
 
@@ -148,6 +148,16 @@ def located(target: Target, verb: str) -> tuple[int, int | None]:
     pid = number_of(target)
     result = stat_of(pid) if is_pid(pid) else None
     return pid, None if result is None else result.start
+
+
+def foreign_proc() -> str | None:
+    """Why pids are not those of /proc; None if /proc is that of the caller's pid namespace."""
+    if link("/proc/self") == str(os.getpid()):
+        return None
+    return (
+        "/proc shows another pid namespace than the caller's, so that a pid is another process "
+        "there, or nothing: mount a proc file system of this namespace on /proc"
+    )
 
 
 def check_start(pid: int, start_time: int, verb: str) -> None:

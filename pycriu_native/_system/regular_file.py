@@ -27,6 +27,15 @@ def open_regular(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> 
     return fd
 
 
+def identity_of(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
+    """Device, inode and last change of a file; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
 def read_regular(path: str | os.PathLike[str], most: int, *, dir_fd: int | None = None) -> bytes:
     """At most so many bytes of a regular file. Raises ``OSError`` as :func:`open_regular`."""
     with closing(open_regular(path, dir_fd=dir_fd)) as fd:

@@ -35,6 +35,9 @@ cat /run/criu.kdat
 """
 """Runs CRIU's probe in a separate mount namespace, and prints the cache."""
 
+COSTS = ": each call probes the kernel, some 20 ms"
+"""End of the reason of a state in which CRIU does not store the cache."""
+
 UNTIL_PROBED = 60.0
 """Timeout of the probe in seconds."""
 
@@ -98,14 +101,15 @@ def feature_cache() -> FeatureCache:
         return result(
             CacheState.IMPOSSIBLE,
             f"{RUN} is {'no directory' if kind is None else 'on ' + kind}, and CRIU keeps the "
-            "cache on a tmpfs only: each call probes the kernel, some 20 ms",
+            f"cache on a tmpfs only{COSTS}",
             f"keep_feature_cache(), or mount a tmpfs on {RUN} before the first call (a container: "
             f"--tmpfs {RUN})",
         )
     except OSError as error:
-        return result(CacheState.IMPOSSIBLE, error.strerror or "it cannot be read", "run as root")
+        why = error.strerror or "it cannot be read"
+        return result(CacheState.IMPOSSIBLE, why + COSTS, "run as root")
     if magic != MAGIC:
-        why = "this is no cache of CRIU's, which removes it and probes the kernel again"
+        why = "this is no cache of CRIU's: the next call removes it and probes the kernel again"
         return result(CacheState.STALE, why, f"remove {path}")
     if made.st_mtime < boot_time():
         why = "it is older than the running kernel: CRIU fails in various ways if that has changed"
@@ -195,7 +199,7 @@ def _probed(program: str) -> bytes:
         raise ProgramError(f"{program} could not be started in a namespace: {error}") from None
     if int.from_bytes(done.stdout[:4], "little") != MAGIC:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        why = lines[-1] if lines else "no message"
+        why = next((each for each in lines if "Error" in each), (lines or ["no message"])[-1])
         raise ProgramError(f"{program} wrote no feature cache in a separate namespace: {why}")
     return done.stdout
 
@@ -227,10 +231,10 @@ def _without_file(result: Callable[..., FeatureCache]) -> FeatureCache:
     if age > STILL_WRITING:
         return result(
             CacheState.BLOCKED,
-            f"a criu that ended early has left {temporary}, and no other one overwrites it: each "
-            "call probes the kernel, some 20 ms",
+            f"a criu that ended early has left {temporary}, and no other one overwrites it{COSTS}",
             f"remove {temporary}",
         )
     if not os.access(RUN, os.W_OK):
-        return result(CacheState.IMPOSSIBLE, f"{RUN} is not writable", "run as root, or remount it")
+        why = f"{RUN} is not writable{COSTS}"
+        return result(CacheState.IMPOSSIBLE, why, "run as root, or remount it")
     return result(CacheState.ABSENT, "the next call writes it")

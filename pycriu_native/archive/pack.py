@@ -23,8 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from .._integrity.dump_marker import FRAMES, LINKS
+from .._support.unpatched import closing
+from .._system.descriptors import where
 from .._system.regular_file import create_regular
-from ..errors import CriuError, ImagesError
+from ..errors import CriuError, ImagesError, images_error
 from ..options.value_types import path_argument
 from .codecs import Compression, Peek, bad_argument, compressed, decompressed, decrypted, encrypted
 from .tar import BLOCK, CHUNK, Content, begins, members
@@ -127,8 +129,8 @@ def unpack(
 
     Raises:
         OptionError: an argument is invalid.
-        ImagesError: it is no archive, is damaged, cannot be decrypted with these keys, has a path
-            outside of the directory, or is larger than ``limit``.
+        ImagesError: it cannot be opened, is no archive, is damaged, cannot be decrypted with these
+            keys, has a path outside of the directory, or is larger than ``limit``.
     """
     whole = isinstance(limit, int) and not isinstance(limit, bool)
     if limit is not None and not (whole and limit >= 0):
@@ -224,6 +226,8 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
 def _name_below(inside: PurePosixPath, info: tarfile.TarInfo) -> PurePosixPath | None:
     """The path of a member relative to ``inside``; None for one that is not below it."""
     name = PurePosixPath(info.name)
+    if not info.name:
+        raise ImagesError("the archive is damaged: it has a member without a name")
     if name.parts and not _is_plain(name):
         raise ImagesError(f"the archive has a path outside of its directory: {info.name!r}")
     return name.relative_to(inside) if inside in name.parents else None
@@ -317,9 +321,23 @@ def _written(to: Place) -> AbstractContextManager[BinaryIO]:
 
 
 def _read(source: Place) -> AbstractContextManager[BinaryIO]:
-    if isinstance(source, str | os.PathLike) or not hasattr(source, "read"):
-        return open(path_argument("source", source), "rb")
-    return nullcontext(source)
+    if not isinstance(source, str | os.PathLike) and hasattr(source, "read"):
+        return nullcontext(source)
+    path = path_argument("source", source)
+    try:
+        return open(path, "rb", opener=_without_waiting)
+    except OSError as error:
+        raise images_error(f"{path} cannot be opened", error) from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a regular file, or a pipe without a name, such as that of ``<(command)`` in a shell."""
+    with closing(os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)) as fd:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or where(fd).startswith("pipe:"):
+            os.set_blocking(fd, True)
+            return os.dup(fd)  # of a directory, open() raises the error
+    raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 @contextlib.contextmanager

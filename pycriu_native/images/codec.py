@@ -91,6 +91,8 @@ def _encoded(kind: Format, number: int, entry: dict[str, Any]) -> list[bytes]:
     except RecursionError:
         raise ImagesError(f"{where}: it is nested too deeply") from None
     data = result.SerializeToString()
+    if number and not data:
+        raise ImagesError(f"{where}: only the first entry of an image can be empty")
     parts = [struct.pack("<I", len(data)), data]
     if kind.trailer == "ghost":
         if has_extra:

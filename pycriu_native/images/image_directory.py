@@ -12,7 +12,7 @@ from .._integrity import set_check
 from .._integrity.completeness import is_pre_dump
 from .._integrity.image_files import ImageFiles, kind_of
 from .._system.descriptors import opened_directory
-from ..errors import ImagesError
+from ..errors import ImagesError, images_error
 from .formats import category
 from .model import Image, Parent
 from .reader import ImageFile, expect
@@ -44,9 +44,7 @@ class ImageDirectory:
                     if stat.S_ISREG((status := entry.stat(follow_symlinks=False)).st_mode)
                 ]
         except OSError as error:
-            raise ImagesError(
-                f"{self.directory} cannot be read: {error.strerror}", errno=error.errno
-            ) from None
+            raise images_error(f"{self.directory} cannot be read", error) from None
 
     def _problems(self) -> list[str]:
         """Why a restore would refuse the set. Lazy pages do not count as missing."""
@@ -117,7 +115,5 @@ def _identity(directory: str) -> tuple[int, int]:
     try:
         result = os.stat(directory)
     except OSError as error:
-        raise ImagesError(
-            f"{directory} cannot be opened: {error.strerror}", errno=error.errno
-        ) from None
+        raise images_error(f"{directory} cannot be opened", error) from None
     return result.st_dev, result.st_ino

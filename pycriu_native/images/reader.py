@@ -139,6 +139,8 @@ class ImageFile:
 
     def read(self, at: int, data: bytes, kind: str) -> Any:
         """Parse the bytes of a message. The offset is for errors."""
+        if not data and at > self.start + 4:
+            raise damaged(self.path, at - 4, f"zeros in place of a {kind}")
         try:
             result = message(kind).FromString(data)
         except DecodeError as error:

@@ -51,7 +51,9 @@ def problems_of(values: dict[str, Any]) -> list[Problem]:
     ]
     for name in SET_BY_JOB:
         value = getattr(values["options"], name, None)
-        if value is not None and value is not False:  # False is what CRIU does without the option
+        # What CRIU does without the option, and what from_argv sets without it.
+        unset = value is None or value is False or (name, value) == ("images_directory", ".")
+        if not unset:
             problems.append(Problem("options", {name: value}, "a job sets this option itself"))
     return problems
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._calls.progress_state import OnProgress, Progress
+from .._calls.request import remaining
 from .._calls.verbs import dump, feature_check, restore_child
 from .._integrity.manifest import linked_entries, seal_with, verify
 from .._recovery.half_restored import pids_in
@@ -73,7 +74,7 @@ def take(
             raise PreflightError(looked)
 
         opts = looked.opts
-        left = None if deadline is None else deadline - (time.monotonic() - began)
+        left = remaining(None if deadline is None else began + deadline, deadline)
         return opts, dump(pid, opts, files=files, deadline=left, on_progress=on_progress)
 
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import ImagesError, PeerLostError, Problem
+from ..errors import PeerLostError, Problem, images_error
 from ..options.criu_opts import CriuOpts
 from ..results import Version
 from .endpoint import TLS_FIELDS
@@ -73,8 +73,7 @@ class Workspace:
                 if self._made:
                     os.mkdir(self.path, 0o700)
             except OSError as error:
-                why = f"{self.path} cannot be made: {error.strerror}"
-                raise ImagesError(why, errno=error.errno) from None
+                raise images_error(f"{self.path} cannot be made", error) from None
 
     @property
     def kept_path(self) -> str:

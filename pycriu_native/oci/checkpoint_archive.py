@@ -37,7 +37,7 @@ from ..archive.codecs import Compression, bad_argument, compressed
 from ..archive.container_checkpoint import described, json_file
 from ..archive.pack import Place, new_directory, opened_archive, pack, unpack, written_beside
 from ..enums import Notify
-from ..errors import ImagesError
+from ..errors import CriuError, ImagesError
 from ..options.criu_opts import CriuOpts
 from ..options.values import Descriptor
 from ..results import DumpResult
@@ -323,7 +323,9 @@ def _form_of(name: str, what: str) -> Iterator[None]:
     """Raise ``ImagesError`` if the file ``name`` has another form than expected."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError, UnicodeError) as error:
+    except CriuError:  # one of an argument is a ValueError
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ImagesError(f"{name} is not the {what} of a container: {error!r}") from None
 
 

@@ -155,7 +155,10 @@ def _remove(path: str) -> None:
 def _white_out(path: str, made: set[str]) -> None:
     directory, name = posixpath.split(path)
     if name != _OPAQUE:
-        _remove(posixpath.join(directory, name.removeprefix(_WHITEOUT)))
+        hidden = name.removeprefix(_WHITEOUT)
+        if hidden in ("", ".", ".."):
+            raise ImagesError(f"the archive has a whiteout of no file: {name!r}")
+        _remove(posixpath.join(directory, hidden))
         return
     for each in _entries(directory):
         if posixpath.join(directory, each) not in made:

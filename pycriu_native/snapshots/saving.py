@@ -18,6 +18,7 @@ from typing import Any
 from .. import guest
 from .._calls.notification import Notification
 from .._calls.progress_state import OnProgress
+from .._calls.request import remaining
 from .._calls.requirements import program_version
 from .._calls.verbs import dump
 from .._integrity.dump_marker import UNFINISHED
@@ -33,7 +34,7 @@ from .._system.process_snapshot import Tree
 from .._system.regular_file import replace_file
 from .._transport.base import Via
 from ..enums import Notify
-from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
+from ..errors import CriuError, NoSuchProcessError, OptionError, Problem, images_error
 from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
 from . import host_check, processor_level
@@ -63,10 +64,6 @@ UNTIL_OTHERS_ARE_SAVED = 10.0
 
 DIRECTORY_EXISTS = "Can't create a directory (-17)"
 """Of CRIU, about proc.crtools in the working directory."""
-
-
-def _remaining(until: float | None) -> float | None:
-    return None if until is None else max(0.0, until - time.monotonic())
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class Saving:
     """Whether the program is started for the snapshot, and so killed in any case."""
     opts: CriuOpts
     via: Via
-    until: float | None
+    deadline: float | None
     leave_running: bool
     incremental: bool
     on_progress: OnProgress | None
@@ -154,6 +151,7 @@ class Saving:
     def __post_init__(self) -> None:
         self.directory = self.directory.resolve()  # rmtree removes nothing through a link
         self._created = True
+        self.until = None if self.deadline is None else time.monotonic() + self.deadline
 
     def save_command(
         self,
@@ -249,8 +247,7 @@ class Saving:
                 except CriuError:  # some are an OSError too
                     raise
                 except OSError as error:
-                    why = f"{self.directory} cannot be written: {error.strerror}"
-                    raise ImagesError(why, errno=error.errno) from error
+                    raise images_error(f"{self.directory} cannot be written", error) from error
 
         opts = replace(
             self.opts,
@@ -262,7 +259,7 @@ class Saving:
             dump, pid, opts, via=self.via, on_notify=complete, on_progress=self.on_progress
         )
         if copy is None:
-            save(deadline=_remaining(self.until))
+            save(deadline=remaining(self.until, self.deadline))
         else:
             self._save_copy(pid, save)
 
@@ -274,7 +271,9 @@ class Saving:
         attempts_end = time.monotonic() + UNTIL_OTHERS_ARE_SAVED
         while True:
             try:
-                in_mounts_of(pid, functools.partial(save, deadline=_remaining(self.until)))
+                in_mounts_of(
+                    pid, functools.partial(save, deadline=remaining(self.until, self.deadline))
+                )
                 return
             except CriuError as error:
                 if DIRECTORY_EXISTS not in str(error) or time.monotonic() > attempts_end:

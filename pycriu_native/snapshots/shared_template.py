@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .._checks.arguments import is_seconds
 from .._support.unpatched import LONGEST_POLL, Thread, close
-from .._system.regular_file import open_regular
+from .._system.regular_file import identity_of, open_regular
 from .._transport.connection import Connection
 from .._transport.forkserver import ForkServer
 from .._transport.spawn import SpawnOptions
@@ -17,7 +17,7 @@ from .._transport.worker import Worker
 from ..errors import Problem, ProgramError
 from .forked_workers import ForkedWorkers
 from .streams import refuse
-from .template import PagesFile, Template, checksum, damaged, prepare_again
+from .template import NAME, PagesFile, Template, checksum, damaged, prepare_again
 
 
 class SharedTemplate(ForkedWorkers):
@@ -77,6 +77,8 @@ class SharedTemplate(ForkedWorkers):
             problems.append(Problem("patience", patience, rule))
         refuse(problems, "share")
         self.directory = Path(directory).absolute()
+        self._loaded: object = None
+        """The identity of the template in the fork server."""
         super().__init__(Worker() if worker is None else worker, patience=patience)
 
     def _connect_unforked(
@@ -89,7 +91,12 @@ class SharedTemplate(ForkedWorkers):
             return ValueError("the SharedTemplate is closed")
         return ProgramError(f"memory cannot be shared: {why}")
 
+    def _ready(self, like: object) -> ForkServer | None:
+        """The images of another template, made after these were removed, do not fit its memory."""
+        return super()._ready(like) if self._loaded == identity_of(self.directory / NAME) else None
+
     def _prepare(self, server: ForkServer) -> None:
+        self._loaded = identity_of(self.directory / NAME)
         load(self.directory, server)
 
 

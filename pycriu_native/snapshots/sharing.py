@@ -19,7 +19,7 @@ from .._system.memory_room import memory_room
 from .._transport.base import Via
 from .._transport.forkserver import ForkServer
 from .._transport.worker import Worker
-from ..errors import ImagesError, Problem, ProgramError
+from ..errors import ImagesError, Problem, ProgramError, images_error
 from .forked_workers import ForkedWorkers
 from .shared_template import SharedTemplate, check_files
 from .template import Template, prepare
@@ -40,7 +40,7 @@ PATIENCE = 5.0
 
 FIRST = "the first start with this Snapshot is not shared; share_memory=True shares it"
 NO_WORKER = "via is not a Worker without stdin"
-CHANGED = "the process that holds the template was killed, or what CRIU inherits has changed"
+CHANGED = "the process with the template was killed, or its files or CRIU's environment changed"
 
 
 class UnavailableError(Exception):
@@ -54,9 +54,7 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
             str(directory), make=False, allow_untrusted=allow_untrusted
         )
     except OSError as error:
-        raise ImagesError(
-            f"{directory} cannot be used: {error.strerror}", errno=error.errno or 0
-        ) from None
+        raise images_error(f"{directory} cannot be used", error) from None
     close(fd)
     target = directory / SHARED
     if not target.exists():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
+from .._calls.request import remaining
 from .._calls.requirements import caller_inside, program_version
 from .._calls.verbs import remove_result
 from .._checks.arguments import check_types
@@ -30,7 +31,7 @@ from .._system.capabilities import is_root_of_host
 from .._system.file_lock import unlock_and_close
 from .._system.process_tree import is_above
 from .._system.processor import cpu_flags
-from .._system.regular_file import open_regular
+from .._system.regular_file import identity_of, open_regular
 from .._transport.base import Via
 from .._transport.worker import Worker
 from ..enums import CgroupMode, Verb
@@ -97,7 +98,7 @@ class Snapshot(Closing):
     def __init__(self, directory: StrPath) -> None:
         """Open a snapshot. ``ImagesError`` if the directory has no complete one."""
         self.directory = Path(directory).absolute()
-        self._opened = _file_of(self.directory)
+        self._opened = identity_of(self.directory / NAME)
         self.record = Record.read(self.directory)
         self._sharing = Sharing(self.directory)
         self._work_directories = WorkDirectories()
@@ -185,13 +186,12 @@ class Snapshot(Closing):
             rule = "accepted with a running process or copy only: start the command, and pass that"
             wrong.append(Problem("leave_running", leave_running, rule))
         refuse(wrong, "take")
-        until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
             directory=Path(directory).absolute(),
             is_own=is_own,
             opts=base,
             via=Worker() if via is None else via,
-            until=until,
+            deadline=deadline,
             leave_running=leave_running,
             incremental=incremental,
             on_progress=on_progress,
@@ -324,7 +324,7 @@ class Snapshot(Closing):
                     via=workers.via,
                     fork_server=workers.fork_server,
                     work_directories=self._work_directories,
-                    deadline=None if until is None else max(0.0, until - time.monotonic()),
+                    deadline=remaining(until, deadline),
                 )
                 return start_copy(
                     self.record,
@@ -383,7 +383,7 @@ class Snapshot(Closing):
                     opts=_for_start(opts),
                     via=chosen,
                     work_directories=work_directories,
-                    deadline=deadline,
+                    deadline=remaining(until, deadline),
                 )
                 return Zygote(self.record, where, self._next_number, until)
 
@@ -507,7 +507,7 @@ class Snapshot(Closing):
                 what = "a copy is being started" if exclusively else "it is being removed"
                 raise CriuError(f"the snapshot {self.directory} is in use: {what}") from None
             if not self._is_same():
-                if _file_of(self.directory) is None:
+                if identity_of(self.directory / NAME) is None:
                     raise ImagesError(f"{self.directory} no longer has a snapshot")
                 why = f"{self.directory} has another snapshot than when it was opened; {REOPEN}"
                 raise ImagesError(why, cure=REOPEN)
@@ -517,7 +517,7 @@ class Snapshot(Closing):
 
     def _is_same(self) -> bool:
         """Whether the directory still has the snapshot that was opened."""
-        present = _file_of(self.directory)
+        present = identity_of(self.directory / NAME)
         if present != self._opened:  # it can be a copy, or its owner was changed
             try:
                 if Record.read(self.directory) != self.record:
@@ -564,15 +564,6 @@ class Snapshot(Closing):
             return number
         finally:
             unlock_and_close(fd)
-
-
-def _file_of(directory: Path) -> tuple[int, int, int] | None:
-    """The identity of the record of a snapshot; None if there is none."""
-    try:
-        status = os.stat(directory / NAME)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _close(*owned: Closing) -> None:

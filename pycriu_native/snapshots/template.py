@@ -42,7 +42,7 @@ from .._integrity.page_size import HOST_PAGE, page_size
 from .._native.ffi import native
 from .._support.unpatched import closing
 from .._system.regular_file import create_regular, open_regular
-from ..errors import ImagesError
+from ..errors import ImagesError, images_error
 from ..images.image_directory import parents_of
 from ..images.pages import Layers, PageMap, Stored
 from ..images.reader import expect
@@ -222,17 +222,13 @@ def _prepared(source: Path, target: Path, smallest: int, created: bool) -> Templ
             raise FileExistsError(17, "it is not empty", str(target))
         target.chmod(0o700)
     except OSError as error:
-        raise ImagesError(
-            f"{target} cannot be made: {error.strerror}", errno=error.errno or 0
-        ) from None
+        raise images_error(f"{target} cannot be made", error) from None
     try:
         return _Preparation(source, target, smallest).run()
     except BaseException as error:
         _remove(target, created)
         if isinstance(error, OSError) and not isinstance(error, ImagesError):
-            raise ImagesError(
-                f"{target} cannot be written: {error.strerror}", errno=error.errno or 0
-            ) from None
+            raise images_error(f"{target} cannot be written", error) from None
         raise
 
 

@@ -303,6 +303,8 @@ def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     def severity_and_cure(says: str = "") -> tuple[Severity, str]:
         result = program._cache()
         assert str(path) in result.message
+        worst = result.severity is not Severity.GOOD and bool(result.cure)
+        assert bool(result.costs) == worst, result
         assert says in str(result)
         assert ("fails" in str(result)) == ("fails" in says)
         return result.severity, result.cure
@@ -386,6 +388,36 @@ def test_the_proc_of_another_pid_namespace() -> None:
     cured = doctor_in(*own, setup=finding["cure"])
     assert cured["proc"]["severity"] == "good"
     assert cured[""]["severity"] != "stops"
+
+
+@pytest.mark.parametrize(
+    "call", ["check()", "preflight(os.getpid())", "restore(CriuOpts(images_directory='/'))"]
+)
+def test_calls_with_the_proc_of_another_pid_namespace(call: str) -> None:
+    """The error has the cause, not what CRIU or the reading of another process results in."""
+    code = f"""
+        import os
+        from pycriu_native import CriuOpts, OptionError, check, preflight, restore
+        try:
+            print({call})
+        except OptionError as error:
+            print(error)
+        """
+    words = ["unshare", "--pid", "--fork", sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert ": /proc shows another pid namespace than the caller's" in result.stdout
+
+
+def test_a_tmp_that_is_read_only() -> None:
+    """CRIU's check fails, and no rights are lacking."""
+    own = ("unshare", "--mount", "--propagation=private")
+    setup = "mount -t tmpfs none /run; mount --bind /tmp /tmp; mount -o remount,bind,ro /tmp"
+    result = doctor_in(*own, setup=setup)
+    assert "/tmp is read-only" in result["check"]["message"]
+    assert result["features"]["message"].startswith("unknown")
+    cure = result["check"]["cure"].partition(": ")[2].partition(", or")[0]
+    cured = doctor_in(*own, setup=f"{setup}; {cure}")
+    assert cured["check"]["severity"] in ("good", "note")
 
 
 def test_cgroups_that_are_not_mounted() -> None:

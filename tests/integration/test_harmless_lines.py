@@ -93,3 +93,32 @@ def test_loopback_is_down(images: Path) -> None:
     assert "loopback interface is down" in message.stdout, message.stderr
     assert "ip link set lo up" in message.stdout
     assert message.stdout.endswith("\ndumped\n")
+
+
+@pytest.mark.cures("kerndat-tmp")
+def test_tmp_is_read_only() -> None:
+    """CRIU tests the kernel with a mount in /tmp, unless it has a cache; the cure names /tmp."""
+    code = """
+        import subprocess, pycriu_native as criu
+        own = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        target = subprocess.Popen(["sleep", "1000"], start_new_session=True, **own)
+        opts = criu.CriuOpts(images_directory="/run/images")
+        try:
+            criu.dump(target.pid, opts)
+        except criu.ProgramError as error:
+            print(error.cause)
+            cure = error.cure.partition(": ")[2].partition(", or")[0]
+            subprocess.run(["sh", "-c", cure], check=True)
+            criu.dump(target.pid, opts)
+            print("dumped")
+        finally:
+            target.kill()
+        """
+    message = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-ec",
+         'mount -t tmpfs none /run; mount --bind /tmp /tmp; mount -o remount,bind,ro /tmp; "$@"',
+         "sh", sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+    assert message.stdout.startswith("CRIU cannot make a directory in /tmp"), message.stderr
+    assert message.stdout.endswith("\ndumped\n"), message.stderr

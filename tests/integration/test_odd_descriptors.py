@@ -355,3 +355,26 @@ def test_a_watch_in_a_file_system_without_handles(path: str, spawn: Spawn, image
     target.dump(result.opts)
     restore(result.restore_opts)
     assert target.runs_on()
+
+
+@pytest.mark.cures("too-many-pipes")
+@pytest.mark.parametrize("count", [1024, 1025])
+def test_many_pipes(count: int, spawn: Spawn, images: Path) -> None:
+    """CRIU's table of pipes holds 1024 that can be read."""
+    target = spawn(f"""
+        import os, resource
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        pipes = [os.pipe() for _ in range({count})]
+        serve(close=lambda: os.close(pipes.pop()[0]))
+    """)
+    opts = CriuOpts(images_directory=images)
+    if count > 1024:
+        (finding,) = preflight(target.pid, opts).stops
+        with pytest.raises(CriuError) as caught:
+            dump(target.pid, opts)
+        assert finding.failure == "too-many-pipes"
+        assert caught.value.cause == known(finding.failure).cause, caught.value.lines
+        assert target.runs_on()
+        target.ask("close")
+    check_continues(target, opts)

@@ -255,3 +255,28 @@ def test_no_deleted_file_at_all(spawn: Spawn, images: Path) -> None:
     with pytest.raises(CriuError):
         dump(target.pid, opts)
     check_continues(target, result.opts)
+
+
+def test_a_program_in_memory(spawn: Spawn, images: Path) -> None:
+    """CRIU saves a program that is a memfd, and cannot restore it: the error has that cause."""
+    target = spawn("""
+        import os, shutil, sys
+        child = os.fork()
+        if not child:
+            program = os.memfd_create("program", 0)
+            with open("/bin/sleep", "rb") as source, open(program, "wb", closefd=False) as copy:
+                shutil.copyfileobj(source, copy)
+            os.execve(program, ["sleep", "1000"], {})
+        while "memfd" not in os.readlink(f"/proc/{child}/exe"):
+            os.sched_yield()
+        serve()
+    """)
+    opts = CriuOpts(images_directory=images)
+    result = preflight(target.pid, opts)
+    assert result.verdict is Verdict.NO_RESTORE, str(result)
+    (finding,) = result.no_restore
+    assert "its program is a memfd" in finding.message
+    target.dump(opts)
+    assert any("is a memfd" in each.message for each in check_images(images))
+    with pytest.raises(CriuError, match=r"the program of process .* is a memfd"):
+        restore(opts)

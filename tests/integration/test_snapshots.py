@@ -671,7 +671,7 @@ def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
     """CRIU refuses: no process, namespace or descriptor remains, and the snapshot is unchanged."""
     with pytest.raises(CriuError):
         snapshot.start(opts=CriuOpts(lsm_profile="apparmor:none-such"))
-    with pytest.raises(DeadlineError):
+    with pytest.raises(DeadlineError, match=r"the deadline of 0\.001 s passed"):
         snapshot.start(deadline=0.001)
     with started(snapshot) as process:
         identity(process)
@@ -798,6 +798,14 @@ def test_a_program_that_does_not_park(tmp_path: Path, code: str, message: str) -
     with pytest.raises(DeadlineError, match="has not called"):
         Snapshot.take(["sleep", "1000"], tmp_path / "snapshot", deadline=0.2)
     assert not (tmp_path / "snapshot").exists()
+
+
+def test_the_deadline_in_a_message(spawn: Spawn, tmp_path: Path) -> None:
+    """It is that of the call, not what remained for the dump."""
+    target = spawn(start_new_session=True)
+    with pytest.raises(DeadlineError, match=r"the deadline of 0\.002 s passed"):
+        Snapshot.take(target.pid, tmp_path / "snapshot", without_guest=True, deadline=0.002)
+    assert target.runs_on()
 
 
 def test_a_dump_that_fails(tmp_path: Path) -> None:

@@ -84,6 +84,19 @@ def test_the_same_snapshot(tmp_path: Path) -> None:
         assert printed(snapshot.start) == ("old", 2)
 
 
+def test_the_same_snapshot_without_its_template(tmp_path: Path) -> None:
+    """The memory in a fork server does not fit the images of the template that is made anew."""
+    with take(tmp_path / "app", "old") as snapshot:
+        assert printed(snapshot.start, share_memory=True) == ("old", 1)
+        shutil.copytree(
+            snapshot.directory, tmp_path / "copy", ignore=shutil.ignore_patterns("shared")
+        )
+        replace(snapshot, tmp_path / "copy")
+        assert printed(snapshot.start) == ("old", 2)
+        assert printed(snapshot.start, share_memory=True) == ("old", 3)
+        assert (snapshot.directory / "shared").is_dir()
+
+
 @pytest.mark.parametrize("name", ["open", "pwrite"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A copy has a random number if the counter can neither be created nor written."""

@@ -250,6 +250,7 @@ def test_a_file_with_two_names(tmp_path: Path) -> None:
         (_archive(GOOD, ("a/b", b"x"), ("a", b"x")), "exists"),
         (_archive(("a", b"x"), ("a/b", b"x")), "exists|Not a directory"),
         (_archive(("x" * 300, b"x")), "too long"),
+        (_archive(GOOD, ("", b"x")), "damaged.*without a name"),
         (_archive(("nul", b"x"), path="a\0b"), "damaged"),
         # A size below zero would make room for others under the limit.
         (_archive(("less", b"x"), size="-5"), "damaged"),
@@ -534,3 +535,28 @@ def test_a_place_that_does_not_exist(chain: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         unpack(tmp_path / "x.tar.gz", place)
     assert caught.value.filename == str(place)
+
+
+def test_a_source_that_is_no_file(chain: Path, tmp_path: Path) -> None:
+    """A named pipe is not waited for; a pipe of a shell (``<(command)``) is read."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for place, why in (
+        (pipe, "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        (chain, "Is a directory"),
+        (tmp_path / "none", "No such file"),
+    ):
+        with pytest.raises(ImagesError, match=rf"{place} cannot be opened: .*{why}"):
+            unpack(place, tmp_path / "again")
+    pack(chain, tmp_path / "x.tar.gz", compress="gzip")
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with open(writing, "wb") as target:
+            target.write((tmp_path / "x.tar.gz").read_bytes())
+
+    with open(reading, "rb"), ThreadPoolExecutor(1) as thread:
+        written = thread.submit(write)
+        unpack(f"/dev/fd/{reading}", tmp_path / "again")
+        written.result()
+    assert content(tmp_path / "again") == content(chain)

@@ -114,6 +114,14 @@ def test_mounts_of_another_form(tmp_path: Path, mounts: object) -> None:
         host_mounts(tmp_path / "unpacked")
 
 
+@pytest.mark.parametrize("part", ["linux", "root"])
+def test_parts_of_another_form(tmp_path: Path, part: str) -> None:
+    """The same for text in place of an object."""
+    archive = container(tmp_path, {**GOOD, part: "x"})
+    with pytest.raises(ImagesError, match=r"spec\.dump is not the specification"):
+        from_archive(archive, tmp_path / "box", rootfs=tmp_path / "rootfs")
+
+
 @pytest.mark.parametrize("named", [5, ["x"], [{}], [{"volumeName": 5, "dest": "/d"}]])
 def test_volumes_of_another_form(tmp_path: Path, named: object) -> None:
     """The same for the volumes in ``config.dump``."""

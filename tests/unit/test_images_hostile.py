@@ -85,6 +85,7 @@ def test_what_is_encoded_decodes_to_itself(
 ) -> None:
     """Every message of the table, through bytes and JSON and back."""
     entries = data.draw(st.lists(_message(kind.message), max_size=2))
+    entries[1:] = filter(None, entries[1:])  # an empty one is as zeros in place of an entry
     image = {"magic": kind.name, "entries": json.loads(json.dumps(entries))}
     path = tmp_path_factory.mktemp("image") / "image.img"
     path.write_bytes(encode(image))
@@ -239,6 +240,23 @@ def test_a_sparse_file_of_a_terabyte(tmp_path: Path) -> None:
     assert grown < 100 * 1024
 
 
+@pytest.mark.parametrize("name", ["SECCOMP", "FDINFO"])
+@pytest.mark.parametrize("size", [4, 2**40], ids=["tail", "hole"])
+def test_zeros_behind_the_entries(tmp_path: Path, name: str, size: int) -> None:
+    """They are no entries: a hole of a terabyte is not read to its end."""
+    entries = {
+        "SECCOMP": {"seccomp_filters": []},
+        "FDINFO": {"id": 1, "flags": 0, "type": "REG", "fd": 3},
+    }
+    path = tmp_path / "x.img"
+    path.write_bytes(encode({"magic": name, "entries": [entries[name]]}))
+    begin = path.stat().st_size
+    os.truncate(path, begin + size)
+    for payload in (True, False):
+        with pytest.raises(ImagesError, match=rf"x\.img, offset {begin}: zeros in place of a"):
+            decode(path, payload=payload)
+
+
 def _nested(depth: int) -> dict[str, Any]:
     """Cgroups in one another."""
     inner: dict[str, Any] = {"dir_name": "a"}
@@ -266,6 +284,7 @@ def _nested(depth: int) -> dict[str, Any]:
             "needs 3",
         ),
         ({"magic": "INVENTORY", "entries": [{"img_version": 1, "lsmtype": "X"}]}, "lsmtype='X'"),
+        ({"magic": "CPUINFO", "entries": [{}, {}]}, r"CPUINFO entries\[1\]: only the first entry"),
     ],
 )
 def test_what_cannot_be_encoded(image: dict[str, Any], says: str) -> None:

@@ -84,6 +84,9 @@ def test_values_that_are_accepted() -> None:
     assert job.also == ("/x",)
     assert job.encrypt_to == ("a",)
     assert job.storage == "/storage"
+    _, _, options = CriuOpts.from_argv(["criu", "dump", "--tree=1", "--link-remap"])
+    assert options.images_directory == "."
+    assert Job("/job", ["true"], options=options).options == options
 
 
 @pytest.mark.parametrize("directory", ["job", "../job", "{}/job"])

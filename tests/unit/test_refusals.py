@@ -33,6 +33,7 @@ from pycriu_native import (
     UnsupportedError,
     Worker,
     dump,
+    explain,
     restore,
 )
 from pycriu_native._checks import criu_files, option_rules
@@ -523,3 +524,16 @@ def test_an_input_that_is_not_open(stdin: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="stdin="):
         pycriu_native.version(via=worker)
     assert not list(tmp_path.iterdir())
+
+
+def test_configuration_files_that_are_not_read(tmp_path: Path) -> None:
+    """A pipe is not waited for, and a file that CRIU would read into memory is refused."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (hole := tmp_path / "hole").touch()
+    os.truncate(hole, 2**40)
+    for path in (pipe, hole):
+        opts = CriuOpts(images_directory=tmp_path / "images", config_file=path)
+        explain(opts, "dump")
+        with pytest.raises(OptionError, match=r"config_file=.*of at most 1 MiB"):
+            dump(os.getppid(), opts)
+    assert not (tmp_path / "images").exists()

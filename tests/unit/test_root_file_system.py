@@ -76,6 +76,7 @@ def root(tmp_path: Path) -> str:
         [link("out", "{outside}"), link("here", "out/victim", tarfile.LNKTYPE)],
         [link("out", "{outside}"), file("out/.wh.victim")],
         [link("out", "{outside}"), file("out/.wh..wh..opq")],
+        [file(".wh...")],
     ],
 )
 def test_links_are_resolved_in_the_root(
@@ -200,3 +201,13 @@ def test_changes(tmp_path: Path) -> None:
     root_file_system.extract(file, base, limit=MOST)
     root_file_system.remove(base, deleted)
     assert root_file_system.changes(root, base) == ([], [])
+
+
+@pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", "a/.wh...", "a/.wh."])
+def test_a_whiteout_of_no_file(root: str, name: str) -> None:
+    """What is left of its name is no name of a file: nothing is removed."""
+    root_file_system.extract(archive(file("a/b")), root, limit=MOST)
+    with pytest.raises(ImagesError, match="a whiteout of no file"):
+        root_file_system.extract(archive(file(name)), root, limit=MOST, is_layer=True)
+    assert Path(root, "a", "b").exists()
+    assert Path(root).with_name("victim").exists()

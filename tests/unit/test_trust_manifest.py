@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -119,6 +120,15 @@ def test_an_image_that_is_not_a_file(images: Path) -> None:
     with pytest.raises(ImagesError, match=r"pages-9\.img is not a regular file"):
         seal(images)
     assert not (images / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("call", [seal, verify])
+def test_a_directory_that_cannot_be_opened(images: Path, call: Callable[[Path], object]) -> None:
+    """The error is that of a set that cannot be used, as of ``inspect``."""
+    for place in (images / "none", images / "dump.log"):
+        with pytest.raises(ImagesError, match=f"{place} cannot be opened: ") as caught:
+            call(place)
+        assert caught.value.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
 def test_no_manifest(images: Path) -> None:

@@ -195,7 +195,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Findings:
             "unknown: CRIU tests none if its own check fails"
         )
         return
-    lacking = _lacking_rights()
+    lacking = lacking_rights()
     denied: list[str] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         here = partial(tested, worker, unprivileged=unprivileged)
@@ -215,7 +215,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Findings:
             yield _finding(name, answer)
 
 
-def _lacking_rights() -> str:
+def lacking_rights() -> str:
     """The rights that the tests need and the caller lacks; empty if it has all."""
     if os.geteuid() == 0 and not is_root_of_host():
         return "the rights of the first user namespace"

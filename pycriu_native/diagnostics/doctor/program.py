@@ -18,6 +18,7 @@ from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..config_effects import configuration_files
+from .features import lacking_rights
 from .subject import Findings, Subject
 
 NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor=1)))
@@ -136,7 +137,7 @@ def _check(via: Via) -> Finding:
     if result.severity in (Severity.STOPS, Severity.WARNING) and worker_of(via) is not None:
         limited = checked(via, unprivileged=True)
         better = limited.severity is not Severity.STOPS and result.severity is Severity.STOPS
-        if better or not in_first("user"):
+        if (better and lacking_rights()) or not in_first("user"):
             return limited
     return result
 
@@ -168,10 +169,12 @@ def checked(via: Via, *, unprivileged: bool) -> Finding:
 
 def _cache() -> Finding:
     cache = feature_cache()
+    reason, _, costs = cache.reason.partition(": ")
     severities = {CacheState.KEPT: Severity.GOOD, CacheState.STALE: Severity.WARNING}
     return Subject("cache", "criu", "cache of the kernel's features").finding(
         severities.get(cache.state, Severity.NOTE),
-        f"{cache.path}: {cache.reason}",
+        f"{cache.path}: {reason}",
+        costs=costs,
         cure=cache.cure or "",
     )
 

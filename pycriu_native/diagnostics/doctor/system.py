@@ -6,9 +6,9 @@ import os
 import resource
 
 from ..._system.capabilities import CAP_SYS_ADMIN, CAP_SYS_RESOURCE, has_capability
-from ..._system.descriptors import link
 from ..._system.host import read
 from ..._system.mountinfo import mounts_of
+from ..._system.process_identity import foreign_proc
 from ..._system.process_snapshot import in_first
 from ..._transport.base import Via
 from ..._transport.helper_programs import FAMILIES, HelperPrograms, cure
@@ -179,7 +179,7 @@ def _io_uring() -> Finding:
 
 def _proc() -> Finding:
     about = Subject("proc", "system", "/proc")
-    if link("/proc/self") == str(os.getpid()):
+    if foreign_proc() is None:
         return about.good("of the caller's pid namespace")
     return about.stops(
         "of another pid namespace than the caller's",

@@ -36,6 +36,8 @@ WITHOUT_FILE = ("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]")
 OF_A_PROCESS = re.compile(r"/proc/\d+")
 """Paths behind which CRIU writes a slash, over the end of the text (``check_path_remap``)."""
 LOCKS = ("POSIX", "FLOCK", "OFDLCK", "LEASE")
+MOST_PIPES = 1024
+"""CRIU's limit (``NR_PIPES_WITH_DATA``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def look(context: Context) -> Findings:
             yield finding
     yield from _locks(context)
     yield from _pipes(context)
+    yield from _too_many_pipes(context)
 
 
 def all_used(context: Context) -> Iterator[Used]:
@@ -182,6 +185,10 @@ def _on_no_mount(used: Used, key: str) -> Finding:
             f'inherit_fds=[(fd, "{key}")]',
             **used.about,
         )
+    if used.fd is None and used.path.startswith("/memfd:"):
+        message = f"{used.what} is a memfd, which CRIU saves and cannot restore"
+        cure = "start it from a file"
+        return no_restore("memfd-program", message, failure="img-no-file", cure=cure, **used.about)
     return stops(
         "no-mount",
         f"{used.what} is on no mount of its mount namespace: it is from outside of the "
@@ -304,6 +311,17 @@ def _locks(context: Context) -> Findings:
                 **on(fd),
             )
             break
+
+
+def _too_many_pipes(context: Context) -> Findings:
+    """CRIU has tables of fixed size for the contents of pipes and of FIFOs."""
+    read: dict[bool, set[int]] = {True: set(), False: set()}
+    for fd in context.tree.descriptors():
+        if stat.S_ISFIFO(fd.stat.st_mode) and not fd.flags & (os.O_WRONLY | os.O_PATH):
+            read[fd.is_pipe].add(fd.stat.st_ino)
+    if (count := max(map(len, read.values()))) > MOST_PIPES:
+        message = f"{count} pipes are open for reading, of which CRIU saves {MOST_PIPES}"
+        yield stops("too-many-pipes", message, failure="too-many-pipes")
 
 
 def _pipes(context: Context) -> Findings:

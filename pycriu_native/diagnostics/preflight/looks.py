@@ -10,7 +10,7 @@ from ..._checks.option_rules import ONE_PROCESS
 from ..._rollback.option import Files, rollback_of
 from ..._support.unpatched import sleep
 from ..._system.mount_table import MountTable
-from ..._system.process_identity import Target, is_pid, located
+from ..._system.process_identity import Target, foreign_proc, is_pid, located, number_of
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
 from ..._transport.worker import Worker
@@ -65,6 +65,8 @@ def look_at(
     pid: Target, opts: CriuOpts, *, include_caller: bool, via: Via | None, files: Files
 ) -> Preflight:
     """The result of :func:`~pycriu_native.preflight`, whose arguments these are."""
+    if why := foreign_proc():
+        raise OptionError([Problem("pid", number_of(pid), why)], verb="preflight")
     pid, _ = located(pid, "preflight")
     if not is_pid(pid):
         raise OptionError([Problem("pid", pid, ONE_PROCESS)])
