@@ -327,13 +327,28 @@ def test_a_signal_that_stops_a_process_during_a_dump(site: Site) -> None:
     assert target.runs_on()
 
 
-@pytest.mark.cures("ended-in-dump")
-def test_a_process_that_is_killed_during_a_dump(site: Site) -> None:
-    """The other processes of the tree run, and can be dumped."""
+def left_by_a_kill(site: Site) -> Target | None:
+    """A process whose child was killed during a failed dump; None if CRIU has ended it too."""
     target = site.spawn(CHILD)
     cause = signal_during_a_dump(site, target.ask("child"), signal.SIGKILL, target.pid)
     assert "was killed" in cause
-    target.ask("reap")
+    reaped = target.put("reap")
+    eventually(lambda: reaped.exists() or target.process.poll() is not None, "the child's end")
+    if target.process.poll() is None:
+        return target
+    assert target.process.returncode == -signal.SIGTRAP
+    return None
+
+
+@pytest.mark.cures("ended-in-dump")
+def test_a_process_that_is_killed_during_a_dump(site: Site) -> None:
+    """The other processes of the tree run, and can be dumped.
+
+    If CRIU sees the end of the killed process while it waits for the first one to leave its code,
+    it leaves a breakpoint in the first one (``compel_stop_on_syscall`` of 4.2.1; one dump of twenty
+    on a busy machine).
+    """
+    target = next(filter(None, (left_by_a_kill(site) for _ in range(6))))
     works(site, target)
 
 
