@@ -345,11 +345,12 @@ def test_a_process_that_is_killed_during_a_dump(site: Site) -> None:
     """The other processes of the tree run, and can be dumped.
 
     If CRIU sees the end of the killed process while it waits for the first one to leave its code,
-    it leaves a breakpoint in the first one (``compel_stop_on_syscall`` of 4.2.1; one dump of twenty
-    on a busy machine).
+    it leaves a breakpoint in the first one (``compel_stop_on_syscall`` of 4.2.1).
     """
-    target = next(filter(None, (left_by_a_kill(site) for _ in range(6))))
-    works(site, target)
+    for target in filter(None, (left_by_a_kill(site) for _ in range(6))):
+        works(site, target)
+        return
+    pytest.skip("CRIU has ended the first process of six trees too")
 
 
 @pytest.mark.cures("no-parent-mount")
