@@ -1,8 +1,8 @@
 """WorkerPool: workers that are started before the calls that use them::
 
-with WorkerPool(2) as pool:
-    for pid, opts in jobs:
-        dump(pid, opts, via=pool)
+    with WorkerPool(2) as pool:
+        for pid, opts in jobs:
+            dump(pid, opts, via=pool)
 """
 
 from __future__ import annotations
