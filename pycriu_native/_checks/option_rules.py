@@ -310,7 +310,11 @@ def _files(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         path = getattr(opts, field)
         if path is None:
             continue
-        if not os.path.isfile(path) or os.path.getsize(path) > LARGEST_CONFIGURATION:
+        try:
+            file = os.stat(path)
+        except OSError:
+            file = None
+        if not (file and stat.S_ISREG(file.st_mode) and file.st_size <= LARGEST_CONFIGURATION):
             yield Problem(field, path, "an existing file is accepted, of at most 1 MiB")
     for path in opts.irmap_paths or ():
         if not os.path.isabs(os.fspath(path)):

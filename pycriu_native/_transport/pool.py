@@ -1,8 +1,10 @@
 """WorkerPool: workers that are started before the calls that use them::
 
-with WorkerPool(2) as pool:
-    for pid, opts in jobs:
-        dump(pid, opts, via=pool)
+    with WorkerPool(2) as pool:
+        for pid, opts in jobs:
+            dump(pid, opts, via=pool)
+
+A call uses a ready worker only if a fresh one would be no different.
 """
 
 from __future__ import annotations

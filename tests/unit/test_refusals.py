@@ -526,6 +526,27 @@ def test_an_input_that_is_not_open(stdin: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_configuration_file_that_is_removed_while_it_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at once: no second look raises another error than that of the options."""
+    (path := tmp_path / "criu.conf").touch()
+    seen = os.stat
+
+    def stat_then_remove(name: Any, *args: Any, **more: Any) -> os.stat_result:
+        result = seen(name, *args, **more)
+        if name == os.fspath(path):
+            path.unlink()
+        return result
+
+    opts = CriuOpts(images_directory=tmp_path, config_file=path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat_then_remove)
+        option_rules.check(opts, Verb.CHECK)
+    with pytest.raises(OptionError, match="config_file"):
+        option_rules.check(opts, Verb.CHECK)
+
+
 def test_configuration_files_that_are_not_read(tmp_path: Path) -> None:
     """A pipe is not waited for, and a file that CRIU would read into memory is refused."""
     os.mkfifo(pipe := tmp_path / "pipe")
