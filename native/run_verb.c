@@ -1,6 +1,6 @@
 /*
  * Calls one of libcriu's verbs on a socket that already holds a response, so that the verb returns
- * at once; its request is read from the socket afterwards (_wire/libcriu_request.py).
+ * at once; its request is read from the socket afterwards (_wire/requests.py).
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -155,8 +155,8 @@ def foreign_proc() -> str | None:
     if link("/proc/self") == str(os.getpid()):
         return None
     return (
-        "/proc shows another pid namespace than the caller's, so that a pid is another process "
-        "there, or nothing: mount a proc file system of this namespace on /proc"
+        "/proc is not that of the caller's pid namespace, so that a pid is another process there, "
+        "or nothing: mount a proc file system of this namespace on /proc"
     )
 
 
