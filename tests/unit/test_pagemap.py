@@ -105,13 +105,15 @@ def test_what_is_in_a_range(data: bytes, ranges: list[tuple[int, int]]) -> None:
     ],
 )
 def test_what_is_refused(message_: bytes, tmp_path: Path) -> None:
-    """Each invalid entry is refused, by protobuf too; the error names the offset of the message."""
+    """Each invalid entry is refused, by protobuf too; the error names the offset of the message, or
+    of the zeros in place of one.
+    """
     runs = check(frame(message_))
     assert len(runs) == 0
     good = message("pagemap_entry")(vaddr=0, compat_nr_pages=0, flags=PRESENT).SerializeToString()
     image_set(tmp_path)
     path = tmp_path / "pagemap-10.img"
-    begin = len(path.read_bytes()) + len(frame(good)) + 4
+    begin = len(path.read_bytes()) + len(frame(good)) + (4 if message_ else 0)
     path.write_bytes(path.read_bytes() + frame(good) + frame(message_))
     with pytest.raises(ImagesError, match=f"pagemap-10.img, offset {begin}: "):
         load_map(str(tmp_path), "pagemap-10.img", PAGE)
@@ -178,7 +180,7 @@ def test_no_more_memory_than_the_file_has(tmp_path: Path) -> None:
     with open(path, "ab") as file:
         file.truncate(2**40)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ImagesError, match="lacks"):
+    with pytest.raises(ImagesError, match="zeros in place"):
         inspect(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
 
