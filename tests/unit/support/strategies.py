@@ -38,7 +38,7 @@ from pycriu_native.options.table import BY_FIELD, TABLE, VERB_MASK, Row
 from pycriu_native.options.values import descriptor_number
 
 HIGHEST_DESCRIPTOR = 2**31 - 1
-EXISTING_FILE = sys.executable
+EXISTING_FILE = os.path.abspath(__file__)
 EXISTING_DIRECTORY = os.path.dirname(__file__)
 
 # ---- values, by kind ----
@@ -205,7 +205,7 @@ class OptionObjects:
             "pidfd_store_sk": st.just(self.datagrams.fileno()),
             "inherit_fds": _inherit_fds(fds, max_size=3),
             "irmap_paths": st.lists(texts.map(lambda text: "/" + text), max_size=3),
-            "action_scripts": st.just([EXISTING_FILE]),
+            "action_scripts": st.just([sys.executable]),
             "libdir": st.just(EXISTING_DIRECTORY),
             "pidfile": words.map(lambda word: f"{self.work}/{word}"),
             "check_feature": st.sampled_from(["mnt_id", "userns"]),
