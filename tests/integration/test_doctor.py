@@ -303,8 +303,8 @@ def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     def severity_and_cure(says: str = "") -> tuple[Severity, str]:
         result = program._cache()
         assert str(path) in result.message
-        worst = result.severity is not Severity.GOOD and bool(result.cure)
-        assert bool(result.costs) == worst, result
+        to_cure = result.severity is not Severity.GOOD and bool(result.cure)
+        assert bool(result.costs) == to_cure, result
         assert says in str(result)
         assert ("fails" in str(result)) == ("fails" in says)
         return result.severity, result.cure

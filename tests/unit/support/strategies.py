@@ -38,7 +38,7 @@ from pycriu_native.options.table import BY_FIELD, TABLE, VERB_MASK, Row
 from pycriu_native.options.values import descriptor_number
 
 HIGHEST_DESCRIPTOR = 2**31 - 1
-EXISTING_FILE = os.path.abspath(__file__)
+EXISTING_FILE = os.path.abspath(__file__)  # small enough for a configuration file
 EXISTING_DIRECTORY = os.path.dirname(__file__)
 
 # ---- values, by kind ----
