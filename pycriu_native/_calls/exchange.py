@@ -222,8 +222,10 @@ class Exchange:
             self.stopped_by.add_note(f"while it was undone: {reason!r}")
 
     def _continue_criu(self) -> None:
-        """Send SIGCONT to CRIU, in case another process has stopped it, and to the child that
-        makes a pre-dump.
+        """Send SIGCONT to CRIU, in case another process has stopped it.
+
+        Not to its children: during a restore they stop themselves, and CRIU waits for that. A
+        pre-dump is an exception, because a child makes it.
         """
         self.connection.wake()
         if self.verb is Verb.PRE_DUMP and self.connection.pid:

@@ -65,8 +65,9 @@ def end_restored(worker: int, images: str, since: float, known: list[int]) -> li
 def end_scripts(worker: int, restored: list[int]) -> None:
     """Kill the action scripts that a worker waits for, and the processes below them.
 
-    Those below them inherit the variable. A script that undoes a network lock is not killed, and
-    neither is a process that was restored: an action script could have started its program.
+    CRIU sets a variable in their environment, which those below them inherit. A script that undoes
+    a network lock is not killed, and neither is a process that was restored: an action script could
+    have started its program.
     """
     spared = set(process_tree(restored[0])) if restored else set()
     for pid in process_tree(worker)[1:]:

@@ -96,8 +96,9 @@ def pass_on(mark: LogMark | None, output: str) -> None:
     criu = _logger(NAME + ".criu")
     if criu is None or criu.level == 0:
         return
+    import logging  # loaded for the logger
+
     for line in ((mark.text() if mark else "") + output).splitlines():
         if line.strip():
-            # ERROR, WARNING or DEBUG
-            level = 40 if "Error (" in line else 30 if "Warn  (" in line else 10
-            criu.log(level, "%s", line)
+            level = logging.WARNING if "Warn  (" in line else logging.DEBUG
+            criu.log(logging.ERROR if "Error (" in line else level, "%s", line)

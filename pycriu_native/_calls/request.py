@@ -80,8 +80,8 @@ class Request:
     @property
     def deadline_passed(self) -> str:
         """The text for a deadline that passed."""
-        seconds = getattr(self.deadline, "whole", self.deadline or 0)
-        return f"the deadline of {float(seconds):g} s passed"  # it can be a Fraction
+        given = self.deadline.whole if isinstance(self.deadline, Remaining) else self.deadline
+        return f"the deadline of {float(given or 0):g} s passed"  # it can be a Fraction
 
     def with_pids_here(self, images: str) -> str:
         """The images whose pids are of this pid namespace; empty for another one (``inherit_fds``).

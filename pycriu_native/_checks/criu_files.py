@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .._support.light_typing import TYPE_CHECKING
 from .._system import trusted_path
-from .._transport.spawn import configuration_files
+from .._transport.spawn import configuration_paths
 from .._transport.worker import worker_of
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts, StrPath
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .._transport.base import Via
 
 READERS = ("every CRIU on this system", "HOME of the worker", "CRIU_CONFIG_FILE of the worker")
-"""The reasons why CRIU reads its configuration files."""
+"""The reasons why CRIU reads each of ``configuration_paths``."""
 
 PLUGINS = ("/usr/lib/criu", "/usr/local/lib/criu", "/var/lib/criu")
 """Plugin directories of usual builds; ``CRIU_LIBS_DIR`` in the environment overrides them."""
@@ -41,8 +41,8 @@ def configuration(via: Via) -> Iterator[tuple[str, str]]:
     """The configuration files that CRIU reads before the request, each with the reason."""
     worker = worker_of(via)
     # The environment of a service is not known.
-    files = configuration_files({})[:1] if worker is None else configuration_files(worker.env)
-    return zip(files, READERS, strict=False)
+    paths = configuration_paths({})[:1] if worker is None else configuration_paths(worker.env)
+    return zip(paths, READERS, strict=False)
 
 
 def text_of(path: StrPath) -> bytes | None:

@@ -8,6 +8,7 @@ each option.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -29,14 +30,14 @@ from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
 from .work_directory import from_work_directory, path_of
 
-LARGEST_CONFIGURATION = 2**20
-"""Bytes of a configuration file that are read. CRIU reads a longer line into memory."""
-
 if TYPE_CHECKING:
     import re
     from ipaddress import IPv4Address, IPv6Address
 
 Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
+
+LARGEST_CONFIGURATION = 2**20
+"""Bytes of the largest configuration file that is accepted: CRIU reads whole lines into memory."""
 
 
 ONE_PROCESS = "the number of a process, 1 to 2147483647, a Pidfd or a ProcessIdentity is accepted"
@@ -310,12 +311,11 @@ def _files(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         path = getattr(opts, field)
         if path is None:
             continue
-        try:
+        with contextlib.suppress(OSError):
             file = os.stat(path)
-        except OSError:
-            file = None
-        if not (file and stat.S_ISREG(file.st_mode) and file.st_size <= LARGEST_CONFIGURATION):
-            yield Problem(field, path, "an existing file is accepted, of at most 1 MiB")
+            if stat.S_ISREG(file.st_mode) and file.st_size <= LARGEST_CONFIGURATION:
+                continue
+        yield Problem(field, path, "an existing file is accepted, of at most 1 MiB")
     for path in opts.irmap_paths or ():
         if not os.path.isabs(os.fspath(path)):
             rule = "an absolute path is accepted: CRIU drops the first character"

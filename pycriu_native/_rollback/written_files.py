@@ -226,7 +226,7 @@ def _mapped(process: Process) -> Iterator[tuple[str, str]]:
     shared = [each for each in process.mappings if each.shared and each.inode]
     sure = [each for each in shared if "w" in each.rights]
     if len(sure) < len(shared):
-        writable = ranges_with(process.pid, "mw")  # they may become writable
+        writable = set(ranges_with(process.pid, "mw"))  # they may become writable
         sure += [each for each in shared if each not in sure and each.range in writable]
     for each in sure:
         if each.name.startswith("/"):

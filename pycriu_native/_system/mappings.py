@@ -88,11 +88,12 @@ def ranges_with(pid: int, *flags: str) -> list[str]:
 
     Slow, as :func:`details_of`.
     """
+    wanted = set(flags)
     with contextlib.suppress(OSError):
         return [
             range
             for range, field, value in details_of(pid)
-            if field == "VmFlags" and not set(flags).isdisjoint(value.split())
+            if field == "VmFlags" and not wanted.isdisjoint(value.split())
         ]
     return []
 
@@ -122,7 +123,10 @@ def data_of(pid: int, program: str) -> Iterator[tuple[int, int]]:
 
 
 def details_of(pid: int) -> Iterator[tuple[str, str, str]]:
-    """Range, field and value of each line of ``smaps``. Slow: it walks page tables. ``OSError``."""
+    """Range, field and value of each line of ``smaps``. Slow: the kernel walks the page tables.
+
+    Raises ``OSError``.
+    """
     current = ""
     for line in read_lines(f"/proc/{pid}/smaps"):
         word, _, value = line.partition(" ")

@@ -26,13 +26,17 @@ class ForwardingVia(Closing):
 
     @property
     def allow_untrusted(self) -> bool:
+        """Whether files that other users could change are accepted: see :class:`Worker`."""
         return self.via.allow_untrusted
 
     def identity(self) -> tuple[object, ...] | None:
+        """What tells the program of ``via`` from others; None if that is not known."""
         return self.via.identity()
 
     def name(self) -> str:
+        """The name of ``via`` in messages, such as the program's path."""
         return self.via.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """The kinds of requests that ``via`` does not support."""
         return self.via.refuses(inherits=inherits, sibling=sibling)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from .._native.ffi import ffi, memory, native
 from .._support.light_typing import Any
-from .spawn import configuration_files
+from .spawn import configuration_paths
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
 
@@ -76,7 +76,7 @@ def inherited_state(env: Mapping[str, str]) -> bytes | None:
 
     None if it cannot be read from /proc: then no worker that was started ahead can be used.
     """
-    parts, _ = _parts(*configuration_files(env))
+    parts, _ = _parts(*configuration_paths(env))
     size = INITIAL_SIZE
     while size <= MAX_SIZE:
         buffer = memory("char[]", size)

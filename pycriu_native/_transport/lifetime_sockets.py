@@ -35,8 +35,9 @@ class LifetimeSockets(Closing):
     def bind(self, pid: int) -> None:
         """From now on, let the kernel kill this process group at the latest when this process ends.
 
-        A worker is bound at ``Connection.on_begin``: if CRIU is killed before, it leaves temporary
-        directories behind. Until then it notices the end of this process by its own socket.
+        A worker is bound at ``Connection.on_begin``, when CRIU has tested the kernel: if it is
+        killed during the tests, it leaves temporary directories behind. Until then it notices the
+        end of this process by its own socket.
         """
         for _, theirs in self._pairs:
             kill_on_event(theirs.fileno(), pid)

@@ -32,7 +32,7 @@ class SpawnOptions:
     """SIGXFSZ is ignored: a write beyond the file size limit fails with EFBIG."""
 
 
-def configuration_files(env: Mapping[str, str]) -> list[str]:
+def configuration_paths(env: Mapping[str, str]) -> list[str]:
     """The files that a worker with this environment reads at its start (``criu/config.c``): the
     system's, that in HOME, and that of CRIU_CONFIG_FILE, if it is set.
     """

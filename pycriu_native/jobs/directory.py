@@ -44,7 +44,7 @@ from .._system.descriptors import above_stdio
 from .._system.host import boot_id
 from .._system.process import stat_of, threads_of
 from .._system.regular_file import read_regular
-from ..errors import ImagesError, OptionError, Problem
+from ..errors import ImagesError, OptionError, Problem, images_error
 from .metrics import heartbeat, job_metrics, storage_metrics
 
 INTERRUPTED = 75
@@ -278,7 +278,7 @@ class JobDirectory:
 
     def unusable(self, error: OSError) -> ImagesError:
         """The exception for an error of the file system."""
-        return ImagesError(f"{self.path} cannot be used: {error.strerror}", errno=error.errno)
+        return images_error(f"{self.path} cannot be used", error)
 
     # ---- one supervisor at a time ----
 

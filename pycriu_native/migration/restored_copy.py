@@ -59,7 +59,8 @@ class RestoredCopy:
     def undo(self, *, refused: bool) -> bool:
         """End the copy, or stop it if the source may have ended its process.
 
-        ``refused``: the source has cancelled; its process runs. True: the copy was stopped.
+        ``refused``: the source has cancelled, so that its process runs. Returns whether the copy
+        was stopped.
         """
         if self.state is State.UNCONFIRMED and not refused:
             watchdog_process.stop_tree(self.pid, self._start)

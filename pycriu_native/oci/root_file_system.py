@@ -37,7 +37,8 @@ def extract(stream: BinaryIO, root: str, *, limit: int, is_layer: bool = False) 
     Owners, modes, times and extended attributes are those of the archive. Existing files with the
     name of a member are replaced. With ``is_layer``, whiteouts remove files of earlier layers.
 
-    Raises ``ImagesError`` for a member that would be outside of ``root``, and above the limit.
+    Raises ``ImagesError`` for a member that would be written outside of ``root``, and for more than
+    ``limit`` bytes.
     """
     total = 0
     times: dict[str, float] = {}

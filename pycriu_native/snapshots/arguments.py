@@ -61,10 +61,10 @@ def text_mode(
         rule = f"a number of bytes up to {LARGEST_BUFFER}, or -1, is accepted"
         problems.append(Problem("bufsize", bufsize, rule))
     refuse(problems, "start")
-    is_text = bool(text or encoding or errors)
-    if is_text and encoding is None:
+    as_text = bool(text or encoding or errors)
+    if as_text and encoding is None:
         encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
-    return TextMode(text=is_text, encoding=encoding, errors=errors, bufsize=bufsize)
+    return TextMode(text=as_text, encoding=encoding, errors=errors, bufsize=bufsize)
 
 
 def _is_known(look_up: Callable[[str], object], name: str) -> bool:

@@ -78,7 +78,10 @@ class StartWorker(ForwardingVia):
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Start the worker in the cgroup, else ``CriuError``, while the namespaces are set up."""
+        """Start the worker and move it to the cgroup. ``CriuError`` if the kernel refuses that.
+
+        The namespaces are set up at the same time.
+        """
         with ExitStack() as undo:
             sockets = undo.enter_context(LifetimeSockets())
             connection = self._connect(keep, spawn_options, sockets)

@@ -65,7 +65,10 @@ def check_interrupted() -> None:
 
 
 def readable_or_interrupted(*fds: int, seconds: float | None) -> bool:
-    """Whether one of these is readable or at its end in time. Raises as ``check_interrupted``."""
+    """Whether one of these descriptors can be read, or is at its end, within ``seconds``.
+
+    Raises as :func:`check_interrupted`.
+    """
     until = None if seconds is None else time.monotonic() + seconds
     while True:
         remaining = UNTIL_SIGNALS if until is None else until - time.monotonic()

@@ -220,7 +220,10 @@ _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]
 
 
 def _cgroup_yard(context: Context) -> Findings:
-    """Whether ``cg_yard`` has a directory for each hierarchy (``criu/cgroup.c``)."""
+    """Whether ``cg_yard`` has a directory for each hierarchy (``criu/cgroup.c``).
+
+    CRIU saves no cgroups if all processes are in its own.
+    """
     opts = context.opts
     are_ignored = opts.manage_cgroups_mode == CgroupMode.IGNORE or opts.manage_cgroups is False
     if opts.cg_yard is None or are_ignored:
