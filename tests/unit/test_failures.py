@@ -114,6 +114,19 @@ def test_the_first_known_line_is_the_cause() -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "Error (compel/src/lib/infect.c:1744): Task 13002 is in unexpected state: 9",
+        "Error (criu/mem.c:1567): Can't open 58/pagemap on procfs: No such process",
+    ],
+)
+def test_a_process_that_was_killed(line: str) -> None:
+    """Which line CRIU writes depends on what it does when the process ends."""
+    result = diagnose([line, "Error (criu/cr-dump.c:1975): Dumping FAILED."], Verb.DUMP)
+    assert result.cause == next(each.cause for each in known if each.id == "ended-in-dump")
+
+
+@pytest.mark.parametrize(
     ("name", "failure"),
     [("\x10", "process-directory"), ("*V", "process-directory"), ("status", "open-file-restore")],
 )
