@@ -104,6 +104,8 @@ class Run:
 
             succeeded = result >= 0
             if succeeded:
+                if connection.on_success is not None and exchange.stopped_by is None:
+                    connection.on_success()
                 if request.verb is Verb.PRE_DUMP:
                     safeguards.pre_dumped()
                 safeguards.finish()

@@ -52,6 +52,9 @@ class Connection:
     on_begin: Callable[[], object] | None = None
     """Called once, before the reply to the first notification: CRIU has tested the kernel, and has
     not begun its work."""
+    on_success: Callable[[], object] | None = None
+    """Called once, when CRIU's response says that its work has succeeded, before the rest of the
+    call; not if the call was interrupted before. It raises nothing."""
 
     def __init__(self, fd: int, *, program: str) -> None:
         self.fd = fd

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from .._checks.arguments import type_problems
+from .._support.frozen_dataclass import replace
+from .._system.capabilities import is_root_of_host
 from ..errors import OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..options.values import is_text
@@ -24,6 +26,14 @@ LARGEST_BUFFER = 2**30
 
 Environment = Mapping[str, Text] | Mapping[bytes, Text]
 """Environment variables."""
+
+
+def for_caller(opts: CriuOpts | None) -> CriuOpts:
+    """The options, with ``unprivileged`` if the caller is not root of the host."""
+    result = CriuOpts() if opts is None else opts
+    if result.unprivileged is None and not is_root_of_host():
+        return replace(result, unprivileged=True)
+    return result
 
 
 def check_call(

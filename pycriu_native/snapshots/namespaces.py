@@ -6,12 +6,13 @@ import contextlib
 import os
 import struct
 import time
+from contextlib import ExitStack
 from errno import EPERM
 from pathlib import Path
 
 from .._support.closing import Closing
 from .._support.pidfd import reap, sigkill
-from .._support.unpatched import close, read, readable
+from .._support.unpatched import RawThread, close, closing, read, readable
 from .._system.descriptors import above_stdio, link
 from .._system.process import children_of
 from .._system.socket_pair import pair
@@ -42,33 +43,55 @@ class Namespaces(Closing):
     """
 
     def __init__(self, *, network: bool = False, hostname: str | None = None) -> None:
-        """Start their creation, see :meth:`wait_until_ready`. ``CriuError``, ``ProgramError``."""
-        flags = CLONE_NEWPID | CLONE_NEWNS
-        flags |= CLONE_NEWNET if network else 0
-        flags |= 0 if hostname is None else CLONE_NEWUTS
-        self._control, theirs = pair()
-        self._pidfd = -1
+        """Start their creation on another thread; each method that needs the process waits for it.
+
+        Those methods raise ``CriuError`` and ``ProgramError``.
+        """
+        self._network, self._hostname = network, hostname
+        self._control, self._theirs = pair()
+        self._pid, self._pidfd = 0, -1
+        self._error: Exception | None = None
         self._is_ready = False
-        caller = above_stdio(os.pidfd_open(os.getpid()))
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        words = [str(PROGRAM), str(caller), *(["--network"] if network else [])]
-        words += [] if hostname is None else ["--hostname", hostname]
+        self._creating = RawThread(self._create, "criu namespaces", daemon=True)
         try:
-            self.pid, self._pidfd = spawn(
-                words, env={}, stdin=theirs.fileno(), output=null, keep=[caller], namespaces=flags
-            )
+            self._creating.start()
+        except RuntimeError:  # no thread can be started
+            self._create()
+
+    def _create(self) -> None:
+        """Start the init process. The kernel needs almost a millisecond for that."""
+        flags = CLONE_NEWPID | CLONE_NEWNS
+        flags |= CLONE_NEWNET if self._network else 0
+        flags |= 0 if self._hostname is None else CLONE_NEWUTS
+        try:
+            with ExitStack() as owned:
+                owned.enter_context(self._theirs)
+                caller = owned.enter_context(closing(above_stdio(os.pidfd_open(os.getpid()))))
+                null = owned.enter_context(closing(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)))
+                words = [str(PROGRAM), str(caller), *(["--network"] if self._network else [])]
+                words += [] if self._hostname is None else ["--hostname", self._hostname]
+                self._pid, self._pidfd = spawn(
+                    words,
+                    env={},
+                    stdin=self._theirs.fileno(),
+                    output=null,
+                    keep=[caller],
+                    namespaces=flags,
+                )
         except ProgramError as error:
-            self.close()
+            self._error = error
             if error.errno == EPERM:
-                raise PermissionDeniedError(NOT_PERMITTED, errno=EPERM) from None
-            raise
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            theirs.close()
-            close(caller)
-            close(null)
+                self._error = PermissionDeniedError(NOT_PERMITTED, errno=EPERM)
+        except Exception as error:
+            self._error = error
+
+    @property
+    def pid(self) -> int:
+        """The pid of the init process."""
+        self._creating.join()
+        if self._error is not None:
+            raise self._error
+        return self._pid
 
     def wait_until_ready(self) -> None:
         """Wait until the namespaces are set up, with /proc mounted. Raises ``CriuError``.
@@ -77,6 +100,7 @@ class Namespaces(Closing):
         """
         if self._is_ready:
             return
+        _ = self.pid  # raises the error of the creation
         # By descriptor, since a socket of gevent belongs to one thread.
         readable(self._control.fileno(), seconds=None)
         try:
@@ -128,12 +152,14 @@ class Namespaces(Closing):
 
     def end(self) -> None:
         """Kill all of their processes, without waiting."""
+        self._creating.join()
         self._control.close()
         if self._pidfd >= 0:
             sigkill(self._pidfd)
 
     def close(self) -> None:
         """Kill all of their processes, and reap those that are children of this one."""
+        self._creating.join()
         if self._pidfd < 0:
             self._control.close()
             return

@@ -44,6 +44,10 @@ class Place:
         if self.cgroup is not None and (wrong := start_worker.problem(self.cgroup)):
             yield wrong
 
+    def new_namespaces(self) -> Namespaces:
+        """The new namespaces of a copy, which are created from now on."""
+        return Namespaces(network=self.network is True, hostname=self.hostname)
+
     def joined(self, namespaces: Namespaces) -> Iterator[tuple[str, str]]:
         """The namespaces that a copy joins (``join_ns``), except its pid namespace."""
         yield "mnt", namespaces.file("mnt")

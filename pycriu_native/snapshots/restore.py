@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from .._support.unpatched import close
 from .._system.socket_pair import pair
 from .._transport.base import Via
 from .._transport.forkserver import ForkServer
+from ..enums import CgroupMode
 from ..errors import ResumedError
 from ..options.criu_opts import CriuOpts
+from .arguments import for_caller
 from .child import Child
 from .copy_request import CopyRequest, send_line
 from .guest_socket import GuestSocket
@@ -43,7 +46,10 @@ class RestoreRequest:
     """The directory of the snapshot."""
     images: str
     place: Place
-    opts: CriuOpts
+    namespaces: Namespaces
+    """New ones of this place; the restore owns them."""
+    opts: CriuOpts | None
+    """Those of the caller."""
     via: Via
     fork_server: ForkServer | None = None
     """That of ``via``, if a worker of it is as it must be."""
@@ -87,7 +93,7 @@ def start_copy(
     """Restore one copy as a child of this process. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         streams = Streams.made(given.streams, kept, passed)
-        guest_fd, socket_of_copy = None, None
+        guest_fd, socket_of_copy, line = None, None, None
         if record.guest_key is not None:
             ours, theirs = pair()
             # The copy can read the data after this end was closed.
@@ -97,16 +103,15 @@ def start_copy(
             if savable:
                 inode = os.fstat(guest_fd).st_ino
                 socket_of_copy = GuestSocket(ours, inode=inode, number=record.guest_fd)
-        child = restore_root(record, streams.child, guest_fd, where, watch)
-        if guest_fd is not None:
-            # Not before: CRIU resumes one thread after the other, and a process that ends or
-            # executes a program in between makes the restore fail (finalize_restore_detach in
-            # criu/cr-restore.c). The main thread waits for this line.
-            try:
-                send_line(ours, given.line(number), given.descriptors)
-            except BaseException:
+            line = _Line(ours, given.line(number), given.descriptors)
+        child = restore_root(
+            record, streams.child, guest_fd, where, watch, None if line is None else line.send
+        )
+        if line is not None:
+            line.send()  # a process that has ended by itself: CRIU did not report success
+            if line.error is not None:
                 child.close(wait=True)  # before its socket: it would print that it has to end
-                raise
+                raise line.error
         kept.pop_all()
     return SnapshotProcess(
         given,
@@ -120,14 +125,41 @@ def start_copy(
     )
 
 
+class _Line:
+    """The line for the main thread of a copy, which waits for it; sent once.
+
+    Not before CRIU's response: CRIU resumes one thread after the other, and a process that ends or
+    executes a program in between makes the restore fail (finalize_restore_detach in
+    criu/cr-restore.c).
+    """
+
+    def __init__(self, guest: socket.socket, line: bytes, descriptors: Sequence[int]) -> None:
+        self._guest, self._line, self._descriptors = guest, line, descriptors
+        self._is_sent = False
+        self.error: Exception | None = None
+
+    def send(self) -> None:
+        """Send it, if that was not done before. An exception is kept in ``error``."""
+        if not self._is_sent:
+            self._is_sent = True
+            try:
+                send_line(self._guest, self._line, self._descriptors)
+            except Exception as error:
+                self.error = error
+
+
 def restore_root(
     record: Record,
     streams: Sequence[int],
     guest_fd: int | None,
     where: RestoreRequest,
     watch: Stopwatch,
+    on_success: Callable[[], object] | None = None,
 ) -> Child:
-    """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``."""
+    """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``.
+
+    ``on_success`` is called at CRIU's response (``Connection.on_success``).
+    """
     with ExitStack() as kept, ExitStack() as passed:
         inherited: dict[str, int] = {}
         if record.guest_key is not None and guest_fd is not None:
@@ -135,25 +167,30 @@ def restore_root(
         for fd, key in zip(streams, record.stream_keys, strict=True):
             if key is not None:
                 inherited.setdefault(key, fd)
-        namespaces = kept.enter_context(
-            Namespaces(network=where.place.network is True, hostname=where.place.hostname)
-        )
+        namespaces = kept.enter_context(where.namespaces)
         inherited[PID_NAMESPACE] = namespaces.open("pid")
         passed.callback(close, inherited[PID_NAMESPACE])
+        given = for_caller(where.opts)
         opts = replace(
-            where.opts,
+            given,
             images_directory=where.images,
             work_directory=passed.enter_context(where.work_directories.new()),
             inherit_fds=[
-                *(where.opts.inherit_fds or ()),
+                *(given.inherit_fds or ()),
                 *((fd, key) for key, fd in inherited.items()),
             ],
-            join_ns=[*(where.opts.join_ns or ()), *where.place.joined(namespaces)],
+            join_ns=[*(given.join_ns or ()), *where.place.joined(namespaces)],
+            auto_dedup=False,  # also if a configuration file of the host sets it
+            # CRIU is in the cgroup that the copy gets, and leaves it there.
+            manage_cgroups=None,  # the former name of manage_cgroups_mode
+            manage_cgroups_mode=CgroupMode.IGNORE,
         )
         namespaces.expect(record.pid)
         watch.ends("namespaces")
         worker = kept.enter_context(
-            StartWorker(where.via, where.fork_server, where.place.cgroup, namespaces, watch)
+            StartWorker(
+                where.via, where.fork_server, where.place.cgroup, namespaces, watch, on_success
+            )
         )
         try:
             result = restore_child(opts, via=worker, deadline=where.deadline)

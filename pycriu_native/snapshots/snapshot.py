@@ -25,9 +25,7 @@ from .._calls.verbs import remove_result
 from .._checks.arguments import check_types
 from .._checks.linked_pages import in_file
 from .._support.closing import Closing
-from .._support.frozen_dataclass import replace
 from .._support.unpatched import popen_needs_its_thread
-from .._system.capabilities import is_root_of_host
 from .._system.file_lock import unlock_and_close
 from .._system.process_tree import is_above
 from .._system.processor import cpu_flags
@@ -48,6 +46,7 @@ from .arguments import (
     descriptor_numbers,
     directory_problems,
     environment_problems,
+    for_caller,
     is_path,
     text_mode,
 )
@@ -177,7 +176,7 @@ class Snapshot(Closing):
             leave_running=leave_running,
             incremental=incremental,
         )
-        base = _for_caller(opts)
+        base = for_caller(opts)
         wrong = list(
             _take_problems(program, directory, env, cwd, output, without_guest, processor, base)
         )
@@ -308,33 +307,41 @@ class Snapshot(Closing):
             wrong += self._sharing.problems(share_memory, chosen)
             if savable and self.record.guest_key is None:
                 wrong.append(Problem("savable", savable, "the program was saved without_guest"))
-            until = self._check(wrong, chosen, check, opts, deadline, "start")
-            watch.ends("check")
-            with self._in_use(), _without_result(), ExitStack() as turn:
-                workers = self._sharing.chosen(share_memory, chosen, until)
-                reason = workers.unshared_reason
-                images = self.directory if reason else self.directory / SHARED
-                turn.enter_context(one_at_a_time(self.directory, until))
-                watch.ends("memory")
-                where = RestoreRequest(
-                    snapshot=self.directory,
-                    images=str(images),
-                    place=place,
-                    opts=_for_start(opts),
-                    via=workers.via,
-                    fork_server=workers.fork_server,
-                    work_directories=self._work_directories,
-                    deadline=remaining(until, deadline),
-                )
-                return start_copy(
-                    self.record,
-                    self._next_number(until),
-                    given,
-                    where,
-                    unshared_reason=reason,
-                    savable=savable,
-                    watch=watch,
-                )
+            until = self._check(wrong, chosen, opts, deadline, "start")
+            with ExitStack() as undo:
+                # First, because their creation takes as long as the next steps.
+                namespaces = undo.enter_context(place.new_namespaces())
+                if check:
+                    refuse(self.problems(via=chosen), "start")
+                watch.ends("check")
+                with self._in_use(), _without_result(), ExitStack() as turn:
+                    workers = self._sharing.chosen(share_memory, chosen, until)
+                    reason = workers.unshared_reason
+                    images = self.directory if reason else self.directory / SHARED
+                    turn.enter_context(one_at_a_time(self.directory, until))
+                    watch.ends("memory")
+                    where = RestoreRequest(
+                        snapshot=self.directory,
+                        images=str(images),
+                        place=place,
+                        namespaces=namespaces,
+                        opts=opts,
+                        via=workers.via,
+                        fork_server=workers.fork_server,
+                        work_directories=self._work_directories,
+                        deadline=remaining(until, deadline),
+                    )
+                    process = start_copy(
+                        self.record,
+                        self._next_number(until),
+                        given,
+                        where,
+                        unshared_reason=reason,
+                        savable=savable,
+                        watch=watch,
+                    )
+                undo.pop_all()
+            return process
 
         return uninterrupted("start", start, end)
 
@@ -366,7 +373,9 @@ class Snapshot(Closing):
         chosen = Worker() if via is None else via
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
-        until = self._check(wrong, chosen, check, opts, deadline, "zygote")
+        until = self._check(wrong, chosen, opts, deadline, "zygote")
+        if check:
+            refuse(self.problems(via=chosen), "zygote")
         shared = isinstance(chosen, SharedTemplate)
 
         def zygote() -> Zygote:
@@ -380,7 +389,8 @@ class Snapshot(Closing):
                     snapshot=self.directory,
                     images=str(self.directory / SHARED if shared else self.directory),
                     place=place,
-                    opts=_for_start(opts),
+                    namespaces=place.new_namespaces(),
+                    opts=opts,
                     via=chosen,
                     work_directories=work_directories,
                     deadline=remaining(until, deadline),
@@ -393,7 +403,6 @@ class Snapshot(Closing):
         self,
         wrong: list[Problem],
         via: Via,
-        check: bool,
         opts: CriuOpts | None,
         deadline: float | None,
         verb: str,
@@ -402,8 +411,6 @@ class Snapshot(Closing):
         wrong += [*via.refuses(inherits=True, sibling=True)][:1]
         wrong += _problems_of_start(opts)
         refuse(wrong, verb)
-        if check:
-            refuse(self.problems(via=via), verb)
         return None if deadline is None else time.monotonic() + deadline
 
     def share(self, *, worker: Worker | None = None) -> SharedTemplate:
@@ -668,27 +675,6 @@ def _command_problems(
         yield from level_problems(processor, cpu_flags())
     if cwd is not None:
         yield from directory_problems(cwd)
-
-
-def _for_caller(opts: CriuOpts | None) -> CriuOpts:
-    """The options, with ``unprivileged`` if the caller is not root of the host."""
-    result = CriuOpts() if opts is None else opts
-    if result.unprivileged is None and not is_root_of_host():
-        return replace(result, unprivileged=True)
-    return result
-
-
-def _for_start(opts: CriuOpts | None) -> CriuOpts:
-    """The options; ``auto_dedup`` is off, also if a configuration file of the host sets it.
-
-    CRIU is in the cgroup that the copy gets, and leaves it there: cgroups are not restored.
-    """
-    return replace(
-        _for_caller(opts),
-        auto_dedup=False,
-        manage_cgroups=None,  # the former name of manage_cgroups_mode
-        manage_cgroups_mode=CgroupMode.IGNORE,
-    )
 
 
 def _problems_of_start(opts: CriuOpts | None) -> Iterator[Problem]:

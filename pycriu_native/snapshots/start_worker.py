@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import cast
 
@@ -55,10 +55,12 @@ class StartWorker(ForwardingVia):
         cgroup: str | os.PathLike[str] | None,
         namespaces: Namespaces,
         watch: Stopwatch,
+        on_success: Callable[[], object] | None = None,
     ) -> None:
         """``fork_server``: that of ``via``, which has just been found to be as it must be."""
         super().__init__(via)
         self._watch = watch
+        self._on_success = on_success
         self.fork_server = fork_server
         self.cgroup = cgroup
         self.namespaces = namespaces
@@ -91,6 +93,7 @@ class StartWorker(ForwardingVia):
                 _move(connection.pid, self.cgroup)
             self.namespaces.wait_until_ready()
             self._guards.append(_Guard(connection, self.namespaces, sockets))
+            connection.on_success = self._on_success
             undo.pop_all()
         self._watch.ends("worker")
         return connection
