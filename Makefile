@@ -131,10 +131,10 @@ demo: $(VENV)/.installed ## dump and restore a live process, step by step (two m
 	as_root $(VENV)/bin/python examples/demo.py
 
 .PHONY: test
-test: test-tools test-libraries build ## run the tests (half an hour); prints the tests that this machine cannot run, with reasons
+test: test-tools test-libraries build ## run the tests (20 minutes); prints the tests that this machine cannot run, with reasons
 	@$(AS_ROOT)
-	echo "running the tests: about half an hour on two processors"
-	as_root $(VENV)/bin/python -m pytest $(ARGS)
+	echo "running the tests: about 20 minutes on two processors"
+	as_root $(VENV)/bin/python -m tests.halves $(ARGS)
 
 .PHONY: test-unit
 test-unit: test-libraries build ## run the tests that need neither root nor a working CRIU

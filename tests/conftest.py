@@ -24,8 +24,9 @@ def _criu() -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--long``, which runs tests marked ``long``, and ``--in-place``."""
+    """Add ``--long``, which runs tests marked ``long``, ``--half`` and ``--in-place``."""
     parser.addoption("--long", action="store_true", help="run the tests that take long, too")
+    parser.addoption("--half", type=int, choices=(1, 2), help="run every second file only")
     parser.addoption(
         isolation.IN_PLACE,
         action="store_true",
@@ -33,8 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip tests marked ``long`` unless ``--long`` is given."""
+    """Keep the tests of a half, and skip those marked ``long`` unless ``--long`` is given."""
+    if half := config.getoption("--half"):
+        files = set(sorted({item.path for item in items})[half - 1 :: 2])
+        config.hook.pytest_deselected(items=[each for each in items if each.path not in files])
+        items[:] = [each for each in items if each.path in files]
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
