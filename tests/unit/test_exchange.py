@@ -7,6 +7,7 @@ response is validated before libcriu decodes it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ from pycriu_native._calls import requirements
 from pycriu_native._calls.hook_invocation import HookInvocation
 from pycriu_native._native.ffi import ffi, native
 from pycriu_native._transport.connection import Connection
+from pycriu_native._transport.forwarding_via import ForwardingVia
+from pycriu_native._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from pycriu_native._transport.worker import PATIENCE, WorkerConnection
 from pycriu_native._wire.messages import REQUEST_TYPES, decode_request, encode
 from pycriu_native.enums import Verb
@@ -626,6 +629,38 @@ def test_a_worker_that_dies_while_it_undoes(fake: FakeCriu) -> None:
     with pytest.raises(Refused) as caught:
         fake.dump(notify("post-dump"), ["kill"], on_notify=hook)
     assert any("did not undo" in note for note in caught.value.__notes__)
+
+
+class _Observed(ForwardingVia):
+    """A worker whose success is counted."""
+
+    successes = 0
+
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Connection:
+        connection = self.via.connect(keep, spawn_options)
+        connection.on_success = self._count
+        return connection
+
+    def _count(self) -> None:
+        self.successes += 1
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("succeeds", [False, True])
+def test_the_success_of_the_work(succeeds: bool, refused: bool, fake: FakeCriu) -> None:
+    """Python is called once if CRIU has succeeded and the call was not interrupted before."""
+
+    def hook(note: Notification) -> None:
+        if refused:
+            raise Refused(note.action)
+
+    via = _Observed(fake.script(notify("post-dump"), send(GONE if succeeds else no("dump"))))
+    expected = Refused if refused else CriuError
+    with contextlib.nullcontext() if succeeds and not refused else pytest.raises(expected):
+        dump(NOBODY, CriuOpts(images_directory=fake.images), via=via, on_notify=hook)
+    assert via.successes == (succeeds and not refused)
 
 
 # ---- deadlines ----
