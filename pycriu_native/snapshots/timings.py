@@ -24,7 +24,7 @@ class StartTimings:
     """The phases of one start in their order.
 
     Those of :meth:`.Snapshot.start` are ``check`` (arguments and machine), ``memory`` (the
-    template, if memory is shared), ``namespaces`` (start of their init process), ``worker`` (start
+    template, if memory is shared), ``namespaces`` (wait for their init process), ``worker`` (start
     of CRIU, and set-up of the namespaces), ``prepare`` (CRIU reads images and probes the kernel),
     ``restore`` (CRIU's ``restore_time``) and ``finish``. Those of :meth:`.Zygote.start` are
     ``check``, ``fork`` and ``finish``.
