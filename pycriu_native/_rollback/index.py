@@ -7,9 +7,10 @@ import json
 import os
 import stat
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .._integrity.dump_marker import SAVED_FILES
+from .._support.json_values import from_json
 from .._system.descriptors import where
 from .._system.regular_file import create_regular, read_regular
 from ..errors import ImagesError
@@ -83,6 +84,21 @@ class Index:
     """What else matched a pattern, and open named pipes."""
 
 
+Entry = TypeVar("Entry", SavedFile, SavedName, SavedDirectory)
+
+_RANGES = {
+    "size": range(2**63),
+    "mode": range(2**17),
+    "uid": range(2**32 - 1),  # the last number would mean: do not change it
+    "gid": range(2**32 - 1),
+    "mtime_ns": range(-(2**63), 2**63),
+    "links": range(2**63),
+    "device": range(2**64),
+    "inode": range(2**64),
+}
+"""The numbers that the kernel can report."""
+
+
 def checksum(fd: int, end: int) -> str:
     """The SHA-256 of the first and the last bytes before an offset."""
     begin = max(0, end - END)
@@ -104,6 +120,9 @@ def write(images: int, index: Index) -> None:
         file.write(text)
 
 
+_CURE = "copy the whole directory again from where it was made"
+
+
 def read(images: int) -> Index:
     """The index of a set. ``ImagesError`` where there is none, or it cannot be read."""
     place = f"{where(images)}/{INDEX}"
@@ -112,18 +131,23 @@ def read(images: int) -> Index:
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']!r}")
         return Index(
-            files=tuple(_file(entry) for entry in body["files"]),
-            patterns=tuple(map(str, body["patterns"])),
-            ignore=tuple(map(str, body["ignore"])),
-            directories=tuple(SavedDirectory(**entry) for entry in body["directories"]),
-            names=tuple(SavedName(**entry) for entry in body["names"]),
+            files=tuple(_file(entry) for entry in _list(body, "files")),
+            patterns=tuple(map(_path, _list(body, "patterns"))),
+            ignore=tuple(map(_path, _list(body, "ignore"))),
+            directories=tuple(
+                _checked(SavedDirectory, entry) for entry in _list(body, "directories")
+            ),
+            names=tuple(map(_name, _list(body, "names"))),
         )
     except FileNotFoundError:
         cause = f"the images hold no saved files: there is no {place}"
         cure = 'dump with files="rollback", or restore without it'
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except KeyError as error:
+        cause = f"{place} cannot be read: it has no {error}"
+        cure = _CURE
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         cause = f"{place} cannot be read: {error}"
-        cure = "copy the whole directory again from where it was made"
+        cure = _CURE
     raise restore_failed(cause, cure)
 
 
@@ -135,9 +159,53 @@ def restore_failed(cause: str, cure: str | None, error: OSError | None = None) -
 
 
 def _file(entry: dict[str, Any]) -> SavedFile:
-    copies = tuple(map(str, entry["copies"]))
-    for name in copies:
+    result = _checked(SavedFile, {**entry, "copies": tuple(_list(entry, "copies"))})
+    for name in result.copies:
         stem, _, number = name.rpartition("-")
         if stem != SAVED_FILES or not number.isdecimal():
             raise ValueError(f"{name!r}")
-    return SavedFile(**{**entry, "copies": copies})
+    return result
+
+
+def _name(entry: Any) -> SavedName:
+    result = _checked(SavedName, entry)
+    if stat.S_ISLNK(result.mode) is (result.target is None):
+        raise ValueError(f"target is {result.target!r}, and mode {result.mode:#o}")
+    return result
+
+
+def _list(body: dict[str, Any], name: str) -> list[Any]:
+    value = body[name]
+    if not isinstance(value, list):
+        raise TypeError(f"{name} is {value!r}")
+    return value
+
+
+def _checked(kind: type[Entry], body: Any) -> Entry:
+    """The entry, whose values could be passed to the system. ``TypeError``, ``ValueError``."""
+    result = from_json(kind, body)
+    _path(result.path)
+    for name in ("target", "same_as", "checksum"):
+        if (other := getattr(result, name, None)) is not None:
+            _text(name, other)
+    for name, accepted in _RANGES.items():
+        if (value := getattr(result, name, 0)) not in accepted:
+            raise ValueError(f"{name} is {value}")
+    return result
+
+
+def _path(value: Any) -> str:
+    """An absolute path; for others the working directory of the caller would decide."""
+    if not _text("path", value).startswith("/"):
+        raise ValueError(f"path is {value!r}")
+    return str(value)
+
+
+def _text(name: str, value: Any) -> str:
+    """Text that a path can have: no NUL, and no character that cannot be encoded."""
+    try:
+        if "\0" not in value and os.fsencode(value):
+            return str(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} is {value!r}")

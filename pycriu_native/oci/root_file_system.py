@@ -70,9 +70,16 @@ def extract(stream: BinaryIO, root: str, *, limit: int, is_layer: bool = False) 
 
 
 def remove(root: str, paths: Iterable[str]) -> None:
-    """Remove files and directories of ``root``; missing ones are ignored."""
-    for path in paths:
-        _remove(_place(root, path))
+    """Remove files and directories of ``root``; missing ones are ignored.
+
+    Raises ``ImagesError``, before anything is removed, for ``root`` itself and names above it.
+    """
+    places = {path: _place(root, path) for path in paths}
+    for path, place in places.items():
+        if place == root:
+            raise ImagesError(f"the archive deletes its whole root file system: {path!r}")
+    for path in places:
+        _remove(_place(root, path))  # again: a link in its directory may be removed by now
 
 
 def copy(source: str, root: str) -> None:

@@ -240,6 +240,44 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
         os.close(at)
 
 
+def test_an_index_with_another_value(tmp_path: Path) -> None:
+    """Each value of another type is refused by its name, and no file is changed."""
+    (place := tmp_path / "place").mkdir()
+    (place / "file").write_text("saved")
+    (place / "link").symlink_to("file")
+    (images := tmp_path / "images").mkdir()
+    at = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        saved_files.save(at, [], Rollback(also=[place / "*"]), lambda: None)
+        text = (images / index.INDEX).read_text()
+        (place / "file").write_text("later")
+        odd = (None, True, "/\0", "/\ud800", -(2**70), 2**70, 0.5, ["/"], {"/": 1})
+        for *above, last in _paths(json.loads(text)):
+            for value in odd:
+                body = json.loads(text)
+                part = body
+                for key in above:
+                    part = part[key]
+                if type(part[last]) is type(value) in (bool, list, type(None)):
+                    continue
+                part[last] = value
+                (images / index.INDEX).write_text(json.dumps(body))
+                with pytest.raises(ImagesError, match=f"{index.INDEX} cannot be read"):
+                    RollBack(at)
+        assert (place / "file").read_text() == "later"
+    finally:
+        os.close(at)
+
+
+def _paths(body: Any) -> Iterator[tuple[Any, ...]]:
+    """The place of each value in a JSON object."""
+    items = body.items() if isinstance(body, dict) else enumerate(body)
+    for key, value in items:
+        yield (key,)
+        if isinstance(value, dict | list):
+            yield from ((key, *path) for path in _paths(value))
+
+
 def test_an_index_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused by the dump, whose processes run on: a restore would read a part of it."""
     monkeypatch.setattr(index, "LARGEST_INDEX", 1000)

@@ -105,6 +105,15 @@ def test_names_above_the_root_are_refused(root: str) -> None:
         root_file_system.remove(root, ["/../victim"])
 
 
+@pytest.mark.parametrize("name", ["/", "", ".", "./", "//", "/."])
+def test_the_root_is_not_deleted(root: str, name: str) -> None:
+    """It is refused before anything is removed."""
+    Path(root, "kept").touch()
+    with pytest.raises(ImagesError, match="deletes its whole root"):
+        root_file_system.remove(root, ["/kept", name])
+    assert os.listdir(root) == ["kept"]
+
+
 def test_deletions_follow_no_link(root: str, tmp_path: Path) -> None:
     """A file is removed in the container's directory."""
     os.symlink(str(tmp_path), f"{root}/out")
