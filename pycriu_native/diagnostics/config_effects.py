@@ -73,7 +73,8 @@ def _settings(
         applies, effect = _effect(row, shown, given, after=is_last)
         yield Setting(field, shown, effect, applies)
     for problem in reader.problems:
-        yield Setting(problem.field, problem.value, problem.rule, True)
+        fails = problem.field in reader.refused
+        yield Setting(problem.field, problem.value, problem.rule, True, fails)
 
 
 def _parsed(row: Row, value: object) -> object:

@@ -21,6 +21,8 @@ class Setting:
     """The effect on this call."""
     applies: bool
     """Whether the file changes the behaviour of the call."""
+    fails: bool = False
+    """Whether CRIU does not read the file further, so that the call fails."""
 
     def __str__(self) -> str:
         return f"{self.option}={self.value!r}: {self.effect}"

@@ -85,14 +85,17 @@ def read_config(text: str, *, lazy: bool = False) -> FlagParser:
             words = statement(line)
         except ValueError as problem:
             reader.problems.append(Problem(f"line {number}", line, str(problem)))
+            reader.refused.add(f"line {number}")
             continue
         _take(reader, words)
     if reader.pid is not None:
         reader.problems.append(Problem("--tree", reader.pid, "is no option: give it to the verb"))
     if reader.prints_version:
         reader.problems.append(Problem("--version", None, "use version() instead"))
+        reader.refused.add("--version")
     if reader.sibling:
         reader.problems.append(Problem("--restore-sibling", None, "use restore_child() instead"))
+        reader.refused.add("--restore-sibling")
     reader.finish(lazy=lazy)
     return reader
 

@@ -114,8 +114,6 @@ ROWS = _rows_by_flag()
 NEGATIONS = {"--no-" + row.flag[2:]: row for row in TABLE if row.negates and row.flag}
 SHORT = {row.short: row.flag for row in TABLE if row.short and row.flag}
 
-UNKNOWN = "is no known option of criu"
-
 IMPLIED = frozenset(("--no-default-config", "--close"))
 """Flags that are accepted and have no field: a worker has its own configuration, and does not
 inherit descriptors that would have to be closed."""
@@ -150,12 +148,18 @@ KNOWN = frozenset((*ROWS, *NEGATIONS, *_WITH_VALUE, *_ALONE))
 """All long options of all releases that are read."""
 
 
+class RefusedByCriuError(ValueError):
+    """A problem for which the program ends, in every call."""
+
+
 class FlagParser:
     """Collects the values of flags, and their problems."""
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
         self.problems: list[Problem] = []
+        self.refused: set[str] = set()
+        """The fields of the problems for which ``criu`` itself ends."""
         self.pid: int | None = None
         self.executes = False
         """Whether a command is run after the restore."""
@@ -182,16 +186,18 @@ class FlagParser:
         takes = self.takes(flag)
         try:
             if value is None and takes is Takes.VALUE:
-                raise ValueError("needs a value")
+                raise RefusedByCriuError("needs a value")
             if value is not None and takes is Takes.NOTHING:
-                raise ValueError("takes no value")
+                raise RefusedByCriuError("takes no value")
             self._set(flag, value)
         except ValueError as problem:
             self.problems.append(Problem(flag, value, str(problem)))
+            if isinstance(problem, RefusedByCriuError):
+                self.refused.add(flag)
 
     def _set(self, flag: str, value: str | None) -> None:
         if flag in ELSEWHERE:
-            raise ValueError(f"is no option of CriuOpts: {ELSEWHERE[flag]}")
+            raise RefusedByCriuError(f"is no option of CriuOpts: {ELSEWHERE[flag]}")
         if flag in _ATTRIBUTES:
             setattr(self, *_ATTRIBUTES[flag])
         elif flag == BOTH_CHECKS:
@@ -209,7 +215,7 @@ class FlagParser:
             if row.implies:
                 self.fields[row.implies] = True
         elif flag not in IMPLIED:
-            raise ValueError(UNKNOWN)
+            raise RefusedByCriuError("is no known option of criu")
 
     def _take_number(self, flag: str, number: int) -> None:
         if flag == "--close":

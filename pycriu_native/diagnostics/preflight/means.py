@@ -20,11 +20,11 @@ from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, OptionError, PermissionDeniedError, ProgramError
 from ...options.criu_opts import CriuOpts
-from ...options.flags import UNKNOWN
 from ...options.values import PageServer
 from ...results import Version
 from ..doctor.features import tested
 from ..doctor.program import kernel
+from ..explanation import Setting
 from . import inet_sockets, sockets
 from .context import Context, Findings, no_restore, note, stops
 from .open_sockets import INTERNET, sockets_of
@@ -149,11 +149,37 @@ def _server(opts: CriuOpts) -> Findings:
 def _configuration(context: Context) -> Findings:
     for file in context.configuration:
         for setting in file.settings:
-            if setting.effect == UNKNOWN:
-                message = f"a configuration file has {setting}"
+            if setting.fails or (why := _prevents_dumps(context, setting)):
+                reason = setting.effect if setting.fails else why
+                message = f"a configuration file has {setting.option}={setting.value!r}: {reason}"
                 yield stops("configuration", message, path=file.path, failure="config-option")
             elif setting.applies and file.path != context.opts.config_file:
                 yield note("configuration", f"a configuration file sets {setting}", path=file.path)
+
+
+def _prevents_dumps(context: Context, setting: Setting) -> str:
+    """Why a dump fails with a setting that is no option of its request; empty if it does not."""
+    opts, option = context.opts, setting.option
+    if option == "--page-server":
+        return setting.effect
+    if not setting.applies:
+        return ""
+    if option == "mntns_compat_mode":
+        return "it is an option of restores"
+    if option == "stream" and not opts.stream:
+        return "the images are written to a directory, not to a stream"
+    if option == "lazy_pages" and context.in_force("page_server") is None:
+        return "it needs a page server's address and port"
+    if option == "libdir" and not os.path.isdir(from_work_directory(opts, str(setting.value))):
+        return "an existing directory is accepted"
+    if option == "images_directory" and opts.images_directory is not None:
+        own = option_rules.images_path(opts) or ""
+        if os.path.realpath(str(setting.value)) != os.path.realpath(own):
+            return f"the call writes to {own}"
+    if option == "track_mem" and context.via.identity() is not None:
+        lacking = requirements.by_kernel(CriuOpts(track_mem=True), Verb.DUMP, context.via)
+        return "".join(problem.rule for problem in lacking)
+    return ""
 
 
 def _security(opts: CriuOpts) -> Findings:
