@@ -27,6 +27,7 @@ from .._support.light_typing import Any
 from .._support.unpatched import closing
 from .._system.descriptors import opened_directory, where
 from .._system.regular_file import open_regular, read_regular, replace_file
+from .._system.writing import writing
 from ..errors import ImagesError, images_error
 from ..options.values import Descriptor
 from .dump_marker import BEFORE_RESTORE, CLAIM, DEEPEST, EARLIER, FRAMES, LINKS, UNFINISHED
@@ -68,8 +69,9 @@ def seal_with(directory: StrPath | Descriptor, known: Mapping[str, dict[str, Any
             raise ImagesError(f"{where(at)} holds a dump that is under way or did not finish")
         entries = {name: known.get(name) or _entry(at, name, sync=True) for name in _names(at)}
         text = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True) + "\n"
-        replace_file(at, MANIFEST, text.encode(), sync=True)
-        os.fsync(at)
+        with writing(f"{where(at)}/{MANIFEST}"):
+            replace_file(at, MANIFEST, text.encode(), sync=True)
+            os.fsync(at)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -26,6 +26,7 @@ from .._integrity.dump_marker import FRAMES, LINKS
 from .._support.unpatched import closing
 from .._system.descriptors import where
 from .._system.regular_file import create_regular
+from .._system.writing import writing
 from ..errors import CriuError, ImagesError, images_error
 from ..options.value_types import path_argument
 from .codecs import Compression, Peek, bad_argument, compressed, decompressed, decrypted, encrypted
@@ -63,7 +64,7 @@ def pack(
 
     Raises:
         OptionError: an argument is invalid.
-        ImagesError: the set is incomplete or not readable.
+        ImagesError: the set is incomplete or not readable, or the disk is full.
     """
     members = members_of(directory)
     for name in more or {}:
@@ -278,14 +279,16 @@ def new_directory(target: Path) -> Iterator[Path]:
     """A directory of mode 0700 that gets its name at the end; nothing is left after a failure."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise bad_argument("directory", os.fspath(target), "a new or empty directory is accepted")
-    try:
-        made = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(target)) from None
+    with writing(target):
+        try:
+            made = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from None
     partial = Path(made)
     try:
-        yield partial
-        partial.replace(target)
+        with writing(target):
+            yield partial
+            partial.replace(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -301,12 +304,13 @@ def written_beside(to: Path) -> Iterator[BinaryIO]:
     """
     if to.exists() and not to.is_file():
         raise FileExistsError(errno.EEXIST, "it exists, and is not a regular file", os.fspath(to))
+    with writing(to):
+        try:
+            fd, partial = tempfile.mkstemp(prefix=".pycriu-native-", dir=to.absolute().parent)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(to)) from None
     try:
-        fd, partial = tempfile.mkstemp(prefix=".pycriu-native-", dir=to.absolute().parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(to)) from None
-    try:
-        with open(fd, "wb") as file:
+        with writing(to), open(fd, "wb") as file:
             yield file
             file.flush()
             os.fsync(fd)

@@ -37,13 +37,18 @@ from typing import Any, Self
 from .._integrity.saved_mounts import CGROUP_V1, SavedMount, saved_mounts
 from .._support.unpatched import close
 from .._system.cgroups import cgroups_of
+from .._system.descriptors import opened_directory
 from .._system.mountinfo import hierarchy, mounts_of
 from .._system.mounts import inside, mount_point
 from .._system.process import stat_of
+from .._system.regular_file import replace_file
+from .._system.writing import writing
+from ..archive.container_checkpoint import json_file
 from ..enums import CgroupMode
-from ..errors import ImagesError, NoSuchProcessError
+from ..errors import ImagesError, NoSuchProcessError, OptionError
 from ..options.criu_opts import CriuOpts
 from ..options.values import Descriptor
+from .runtime_config import is_bind, problems_of
 
 StrPath = str | os.PathLike[str]
 
@@ -54,12 +59,6 @@ _JOINED = ("ipc", "uts", "user", "time")
 """Types of namespaces that CRIU can join (``join_ns``); config.json has the same names."""
 _INHERITED = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 """Types that CRIU takes as descriptors instead: CRIU's name, and the key that runtimes use."""
-
-
-def is_bind(mount: Mapping[str, Any]) -> bool:
-    """Whether a mount of ``config.json`` is a bind mount."""
-    options = mount.get("options") or ()
-    return mount.get("type") == "bind" or "bind" in options or "rbind" in options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +76,14 @@ class Bundle:
 
     @classmethod
     def load(cls, path: StrPath) -> Self:
-        """Read a bundle. Raises ``OSError`` or ``ValueError`` if ``config.json`` cannot be read."""
-        config = json.loads(Path(path, "config.json").read_bytes())
+        """Read a bundle.
+
+        Raises ``OSError`` if ``config.json`` cannot be read or is no JSON, and ``OptionError``, a
+        ``ValueError``, if a value that is used has another type.
+        """
+        config = json_file(Path(path, "config.json"))
+        if problems := problems_of(config):
+            raise OptionError(problems)
         return cls(path=os.path.realpath(path), config=config)
 
     @property
@@ -94,7 +99,7 @@ class Bundle:
         """
         return {
             inside(self.root, mount["destination"]): os.path.join(self.path, mount["source"])
-            for mount in filter(is_bind, self.config.get("mounts", ()))
+            for mount in filter(is_bind, self.config.get("mounts") or ())
         }
 
     @property
@@ -105,7 +110,7 @@ class Bundle:
     @property
     def namespaces(self) -> dict[str, str | None]:
         """The types of the container's namespaces; with a path if it joins an existing one."""
-        namespaces = self._linux.get("namespaces", ())
+        namespaces = self._linux.get("namespaces") or ()
         return {each["type"]: each.get("path") or None for each in namespaces}
 
     @property
@@ -156,7 +161,7 @@ class Bundle:
                 "join_ns": [(kind, path) for kind, path in joined if path],
                 "manage_cgroups_mode": CgroupMode.SOFT,
                 # The option requires a hook, which receives the master of the new terminal.
-                "orphan_pts_master": self.config["process"].get("terminal") or None,
+                "orphan_pts_master": (self.config.get("process") or {}).get("terminal") or None,
                 "empty_ns": "net" if self._lacks_network(directory) else None,
             }
             yield _options(options, more)
@@ -317,12 +322,12 @@ class Container:
         Returns its path. Without this file runc and crun refuse to restore, and the standard
         streams cannot be replaced.
         """
-        directory = Path(images)
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
-        file = directory / DESCRIPTORS
-        file.write_text(json.dumps(self.descriptors))
-        file.chmod(0o600)
+        file = Path(images) / DESCRIPTORS
+        with writing(file):
+            with contextlib.suppress(FileExistsError):
+                file.parent.mkdir(mode=0o700)
+            with opened_directory(file.parent) as at:
+                replace_file(at, DESCRIPTORS, json.dumps(self.descriptors).encode())
         return file
 
     def _outside(self) -> dict[str, str]:

@@ -33,6 +33,7 @@ from .._calls.notification import Notification
 from .._calls.verbs import dump
 from .._system.mountinfo import mounts_of
 from .._system.mounts import overlay_of
+from .._system.writing import writing
 from ..archive.codecs import Compression, bad_argument, compressed
 from ..archive.container_checkpoint import described, json_file
 from ..archive.pack import Place, new_directory, opened_archive, pack, unpack, written_beside
@@ -42,8 +43,9 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import Descriptor
 from ..results import DumpResult
 from . import root_file_system
-from .bundle import Bundle, Container, StrPath, is_bind
+from .bundle import Bundle, Container, StrPath
 from .image_layout import layers_of
+from .runtime_config import is_bind, problems_of
 
 CHECKPOINT = "checkpoint"
 CONFIG, SPEC = "config.dump", "spec.dump"
@@ -190,6 +192,9 @@ class _Unpacked:
                 self._namespaces(spec["linux"].get("namespaces") or (), namespaces)
             )
             spec.pop("hooks", None)
+        if problems := problems_of(spec):
+            what = "; ".join(map(str, problems))
+            raise ImagesError(f"{SPEC} is not the specification of a container: {what}")
         (self._directory / "config.json").write_text(json.dumps(spec, indent=1))
 
     def _mounts(
@@ -378,24 +383,25 @@ def to_archive(
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     dumped = False
     try:
-        images = work / CHECKPOINT
-        container.write_descriptors(images)
-        opts = container.dump_opts(images, **more)
-        (work / CONFIG).write_text(json.dumps(config))
-        (work / SPEC).write_text(json.dumps(spec))
-        with compressed(io.BytesIO(), compress):
-            pass  # another value, or one without its package, is refused before the dump
-        with written_beside(target) as file:
-            with _base_of(container, base) as lower:
+        with writing(target):
+            images = work / CHECKPOINT
+            container.write_descriptors(images)
+            opts = container.dump_opts(images, **more)
+            (work / CONFIG).write_text(json.dumps(config))
+            (work / SPEC).write_text(json.dumps(spec))
+            with compressed(io.BytesIO(), compress):
+                pass  # another value, or one without its package, is refused before the dump
+            with written_beside(target) as file:
+                with _base_of(container, base) as lower:
 
-                def hook(notification: Notification) -> None:
-                    if notification.action is Notify.POST_DUMP:  # the container is frozen
-                        _write_changes(container, lower, work)
+                    def hook(notification: Notification) -> None:
+                        if notification.action is Notify.POST_DUMP:  # the container is frozen
+                            _write_changes(container, lower, work)
 
-                result = dump(container.pid, opts, on_notify=hook)
-            dumped = True
-            beside = {path.name: path for path in work.iterdir() if path != images}
-            pack(images, file, inside=CHECKPOINT, more=beside, compress=compress)
+                    result = dump(container.pid, opts, on_notify=hook)
+                dumped = True
+                beside = {path.name: path for path in work.iterdir() if path != images}
+                pack(images, file, inside=CHECKPOINT, more=beside, compress=compress)
     except BaseException as error:
         if dumped:
             error.add_note(f"the container has been dumped; its files are kept in {work}")
@@ -413,7 +419,7 @@ def _described(
     bundle = container.bundle
     mounts = [  # relative sources are relative to the bundle
         {**mount, "source": os.path.join(bundle.path, mount["source"])} if is_bind(mount) else mount
-        for mount in bundle.config.get("mounts", ())
+        for mount in bundle.config.get("mounts") or ()
     ]
     before = Path(bundle.path, CONFIG)
     if before.exists():

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, cast
 
 from .._system.file_lock import locked_directory
 from .._system.regular_file import open_regular
+from .._system.writing import writing
 from ..archive.codecs import Compression, bad_argument, compressed
 from ..archive.container_checkpoint import json_member
 from ..archive.hashing import Hashing
@@ -58,19 +59,22 @@ def pack_image(
         OptionError, ImagesError: as ``pack`` does.
     """
     blobs = Path(layout) / "blobs" / "sha256"
-    for each in (Path(layout), blobs.parent, blobs):
-        each.mkdir(0o700, parents=True, exist_ok=True)
-    fd, made = tempfile.mkstemp(prefix=".layer-", dir=blobs)
-    partial = Path(made)
-    try:
-        with open(fd, "wb") as file:
-            outer = Hashing(file)
-            with compressed(cast(BinaryIO, outer), compress) as stream:
-                inner = Hashing(stream)
-                pack(directory, cast(BinaryIO, inner), inside=inside, more=more, compress="none")
-        partial.replace(blobs / outer.sha256())
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(layout):
+        for each in (Path(layout), blobs.parent, blobs):
+            each.mkdir(0o700, parents=True, exist_ok=True)
+        fd, made = tempfile.mkstemp(prefix=".layer-", dir=blobs)
+        partial = Path(made)
+        try:
+            with open(fd, "wb") as file:
+                outer = Hashing(file)
+                with compressed(cast(BinaryIO, outer), compress) as stream:
+                    inner = Hashing(stream)
+                    pack(
+                        directory, cast(BinaryIO, inner), inside=inside, more=more, compress="none"
+                    )
+            partial.replace(blobs / outer.sha256())
+        finally:
+            partial.unlink(missing_ok=True)
     layer = {
         "mediaType": _LAYER + ("" if compress == "none" else f"+{compress}"),
         "digest": f"sha256:{outer.sha256()}",
