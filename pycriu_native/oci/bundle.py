@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .._integrity.saved_mounts import CGROUP_V1, SavedMount, saved_mounts
+from .._support.json_values import check_fields
 from .._support.unpatched import close
 from .._system.cgroups import cgroups_of
 from .._system.descriptors import opened_directory
@@ -81,7 +82,7 @@ class Bundle:
         Raises ``OSError`` if ``config.json`` cannot be read or is no JSON, and ``OptionError``, a
         ``ValueError``, if a value that is used has another type.
         """
-        config = json_file(Path(path, "config.json"))
+        config = json_file(os.path.realpath(Path(path, "config.json")))
         if problems := problems_of(config):
             raise OptionError(problems)
         return cls(path=os.path.realpath(path), config=config)
@@ -274,21 +275,24 @@ class Container:
         state_root = os.path.realpath(root or f"/run/{runtime}")
         name, read = _STATES[runtime]
         try:
-            state = json.loads(Path(state_root, id, name).read_bytes())
+            state = read(json_file(Path(state_root, id, name)))
+            check_fields(state)
         except FileNotFoundError:
             raise NoSuchProcessError(f"{runtime} has no container {id!r} in {state_root}") from None
-        pid, started, bundle, descriptors = read(state)
-        stat = stat_of(pid)
-        if stat is None or stat.has_ended or stat.start != started:
-            why = f"the container {id!r} of {runtime} does not run: process {pid} has ended"
-            raise NoSuchProcessError(why, pid=pid)
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            place = os.path.join(state_root, id, name)
+            raise ImagesError(f"{place} is not the state of a container: {error!r}") from None
+        stat = stat_of(state.pid)
+        if stat is None or stat.has_ended or stat.start != state.started:
+            why = f"the container {id!r} of {runtime} does not run: process {state.pid} has ended"
+            raise NoSuchProcessError(why, pid=state.pid)
         return cls(
             id=id,
             runtime=runtime,
             state_root=state_root,
-            pid=pid,
-            bundle=Bundle.load(bundle),
-            descriptors=tuple(descriptors),
+            pid=state.pid,
+            bundle=Bundle.load(state.bundle),
+            descriptors=state.descriptors,
         )
 
     def dump_opts(self, images: StrPath, **more: Any) -> CriuOpts:
@@ -349,19 +353,35 @@ class Container:
 # ---- the state files of the runtimes ----
 
 
-_State = tuple[int, int, str, list[str]]
-"""Pid and start time of the first process, the bundle, and the targets of the standard streams."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    """A container in the state file of its runtime."""
+
+    pid: int
+    started: int
+    """The start time of its first process."""
+    bundle: str
+    descriptors: tuple[str, ...]
+    """The targets of the standard streams."""
 
 
 def _runc_state(state: Mapping[str, Any]) -> _State:
     labels = dict(label.partition("=")[::2] for label in state["config"]["labels"])
-    pid, started = state["init_process_pid"], state["init_process_start"]
-    return pid, started, labels["bundle"], state["external_descriptors"]
+    return _State(
+        pid=state["init_process_pid"],
+        started=state["init_process_start"],
+        bundle=labels["bundle"],
+        descriptors=tuple(state["external_descriptors"]),
+    )
 
 
 def _crun_state(state: Mapping[str, Any]) -> _State:
-    descriptors = json.loads(state["external_descriptors"])
-    return state["pid"], state["process-start-time"], state["bundle"], descriptors
+    return _State(
+        pid=state["pid"],
+        started=state["process-start-time"],
+        bundle=state["bundle"],
+        descriptors=tuple(json.loads(state["external_descriptors"])),
+    )
 
 
 _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}

@@ -379,7 +379,8 @@ def to_archive(
             exception has a note with the directory that contains the images and other files.
     """
     target = Path(to).absolute()
-    config, spec = _described(container, image, image_id, name)
+    with _form_of(SPEC, "specification"):
+        config, spec = _described(container, image, image_id, name)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     dumped = False
     try:
@@ -454,14 +455,15 @@ def _storage_record(container: Container) -> dict[str, Any]:
     file = Path(container.bundle.path).parent.parent / "containers.json"
     if not file.is_file():
         return {}
-    for each in json_file(file, list):
-        if each["id"] == container.id:
-            known = json.loads(each.get("metadata") or "{}")
-            return {
-                "name": known.get("name"),
-                "rootfsImageName": known.get("image-name"),
-                "rootfsImageID": each.get("image"),
-            }
+    with _form_of(os.fspath(file), "list"):
+        for each in json_file(file, list):
+            if each["id"] == container.id:
+                known = json.loads(each.get("metadata") or "{}")
+                return {
+                    "name": known.get("name"),
+                    "rootfsImageName": known.get("image-name"),
+                    "rootfsImageID": each.get("image"),
+                }
     return {}
 
 

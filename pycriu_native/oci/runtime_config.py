@@ -37,7 +37,7 @@ def is_bind(mount: Mapping[str, Any]) -> bool:
 
 
 def _problems(name: str, value: Any, form: Any) -> Iterator[Problem]:
-    kind = form if isinstance(form, type) else type(form)
+    kind: Any = form if isinstance(form, type) else type(form)
     if type(value) is not kind or (kind is str and not _is_text(value)):
         yield Problem(name or "config.json", value, f"{_KINDS[kind]} is accepted")
     elif isinstance(form, list):
