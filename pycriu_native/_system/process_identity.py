@@ -150,10 +150,17 @@ def located(target: Target, verb: str) -> tuple[int, int | None]:
     return pid, None if result is None else result.start
 
 
+def has_proc() -> bool:
+    """Whether /proc is a proc file system; it can be that of another pid namespace."""
+    return os.path.exists("/proc/uptime")
+
+
 def foreign_proc() -> str | None:
     """Why pids are not those of /proc; None if /proc is that of the caller's pid namespace."""
     if link("/proc/self") == str(os.getpid()):
         return None
+    if not has_proc():
+        return "there is no proc file system on /proc, which shows the processes: mount one"
     return (
         "/proc is not that of the caller's pid namespace, so that a pid is another process there, "
         "or nothing: mount a proc file system of this namespace on /proc"

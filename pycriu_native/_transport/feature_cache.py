@@ -35,8 +35,8 @@ cat /run/criu.kdat
 """
 """Runs CRIU's probe in a separate mount namespace, and prints the cache."""
 
-COSTS = ": each call probes the kernel, some 20 ms"
-"""End of the reason of a state in which CRIU does not store the cache."""
+COSTS = "each call probes the kernel, some 20 ms"
+"""The effect of a state in which CRIU does not store the cache."""
 
 UNTIL_PROBED = 60.0
 """Timeout of the probe in seconds."""
@@ -71,11 +71,14 @@ class FeatureCache:
     state: CacheState
     reason: str
     """The reason of the state, as text."""
+    costs: str = ""
+    """The effect on calls; empty if there is none."""
     cure: str | None = None
     """What to do; None if there is no need."""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" + (f"; {self.cure}" if self.cure else "")
+        costs = f": {self.costs}" if self.costs else ""
+        return f"{self.path}: {self.reason}{costs}" + (f"; {self.cure}" if self.cure else "")
 
 
 def feature_cache() -> FeatureCache:
@@ -87,8 +90,10 @@ def feature_cache() -> FeatureCache:
     """
     path = os.path.join(RUN, NAME)
 
-    def result(state: CacheState, reason: str, cure: str | None = None) -> FeatureCache:
-        return FeatureCache(path=path, state=state, reason=reason, cure=cure)
+    def result(
+        state: CacheState, reason: str, cure: str | None = None, costs: str = ""
+    ) -> FeatureCache:
+        return FeatureCache(path=path, state=state, reason=reason, costs=costs, cure=cure)
 
     try:
         made = os.stat(path)
@@ -101,19 +106,21 @@ def feature_cache() -> FeatureCache:
         return result(
             CacheState.IMPOSSIBLE,
             f"{RUN} is {'no directory' if kind is None else 'on ' + kind}, and CRIU keeps the "
-            f"cache on a tmpfs only{COSTS}",
+            "cache on a tmpfs only",
             f"keep_feature_cache(), or mount a tmpfs on {RUN} before the first call (a container: "
             f"--tmpfs {RUN})",
+            COSTS,
         )
     except OSError as error:
         why = error.strerror or "it cannot be read"
-        return result(CacheState.IMPOSSIBLE, why + COSTS, "run as root")
+        return result(CacheState.IMPOSSIBLE, why, "run as root", COSTS)
     if magic != MAGIC:
-        why = "this is no cache of CRIU's: the next call removes it and probes the kernel again"
-        return result(CacheState.STALE, why, f"remove {path}")
+        costs = "the next call removes it and probes the kernel again"
+        return result(CacheState.STALE, "this is no cache of CRIU's", f"remove {path}", costs)
     if made.st_mtime < boot_time():
-        why = "it is older than the running kernel: CRIU fails in various ways if that has changed"
-        return result(CacheState.STALE, why, f"remove {path}")
+        why = "it is older than the running kernel"
+        costs = "CRIU fails in various ways if that has changed"
+        return result(CacheState.STALE, why, f"remove {path}", costs)
     where = os.path.realpath(path)
     return result(CacheState.KEPT, "it is kept" + (f", in {where}" if where != path else ""))
 
@@ -231,10 +238,11 @@ def _without_file(result: Callable[..., FeatureCache]) -> FeatureCache:
     if age > STILL_WRITING:
         return result(
             CacheState.BLOCKED,
-            f"a criu that ended early has left {temporary}, and no other one overwrites it{COSTS}",
+            f"a criu that ended early has left {temporary}, and no other one overwrites it",
             f"remove {temporary}",
+            COSTS,
         )
     if not os.access(RUN, os.W_OK):
-        why = f"{RUN} is not writable{COSTS}"
-        return result(CacheState.IMPOSSIBLE, why, "run as root, or remount it")
+        why = f"{RUN} is not writable"
+        return result(CacheState.IMPOSSIBLE, why, "run as root, or remount it", COSTS)
     return result(CacheState.ABSENT, "the next call writes it")

@@ -329,19 +329,22 @@ def _read(source: Place) -> AbstractContextManager[BinaryIO]:
         return nullcontext(source)
     path = path_argument("source", source)
     try:
-        return open(path, "rb", opener=_without_waiting)
+        return open(path, "rb", opener=without_waiting)
     except OSError as error:
         raise images_error(f"{path} cannot be opened", error) from None
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a regular file, or a pipe without a name, such as that of ``<(command)`` in a shell."""
+def without_waiting(path: str, flags: int) -> int:
+    """Open a regular file, or a pipe without a name, such as that of ``<(command)`` in a shell.
+
+    The open of a named pipe would wait for its writer.
+    """
     with closing(os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)) as fd:
         mode = os.fstat(fd).st_mode
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or where(fd).startswith("pipe:"):
             os.set_blocking(fd, True)
             return os.dup(fd)  # of a directory, open() raises the error
-    raise OSError(errno.EINVAL, "it is not a regular file")
+    raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 @contextlib.contextmanager

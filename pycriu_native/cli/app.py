@@ -8,8 +8,8 @@ import click
 
 from .. import __version__
 from .._native.ffi import LIBCRIU_VERSION
-from ..errors import Problem, UnsupportedError
 from .command import Group
+from .extras import extras
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("diagnose", "check whether this machine can checkpoint, and how to fix what fails"),
@@ -59,12 +59,8 @@ class App(Group):
         """Import the module of a command."""
         if cmd_name not in COMMANDS:
             return None
-        try:
+        with extras():
             module = importlib.import_module(f".commands.{COMMANDS[cmd_name][0]}", __package__)
-        except ImportError as error:
-            if "pip install" not in str(error):
-                raise
-            raise UnsupportedError([Problem("installation", None, str(error))]) from None
         commands = (each for each in vars(module).values() if isinstance(each, click.Command))
         return next(each for each in commands if each.name == cmd_name)
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..errors import ImagesError, Problem, UnsupportedError
+from ..errors import ImagesError
+from .extras import extras
 from .text import columns, safe, size
 
 if TYPE_CHECKING:
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
 
 def images_package() -> ModuleType:
     """The package ``images``, or an error that names its extra."""
-    try:
+    with extras():
         from .. import images
-    except ImportError as error:
-        raise UnsupportedError([Problem("installation", None, str(error))]) from None
     return images
 
 

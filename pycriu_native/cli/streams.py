@@ -50,7 +50,11 @@ def written(call: Call, name: str) -> Iterator[BinaryIO]:
 
 
 def read(name: str) -> BinaryIO:
-    return standard("rb") if name == STANDARD else open(name, "rb")
+    if name == STANDARD:
+        return standard("rb")
+    from ..archive.pack import without_waiting
+
+    return open(name, "rb", opener=without_waiting)
 
 
 def option(flag: str, text: str) -> click.Option:

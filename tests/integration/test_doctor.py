@@ -379,6 +379,14 @@ def test_a_cache_of_a_criu_with_fewer_rights(capability: str, feature: str) -> N
     assert cured[f"feature:{feature}"]["message"] == "there"
 
 
+def test_a_system_without_proc() -> None:
+    """The finding does not name another pid namespace."""
+    own = ("unshare", "--mount", "--propagation=private")
+    finding = doctor_in(*own, setup="mount -t tmpfs none /proc")["proc"]
+    assert finding["severity"] == "stops"
+    assert finding["message"] == "is no proc file system"
+
+
 def test_the_proc_of_another_pid_namespace() -> None:
     """Its pids are those of other processes, until the right one is mounted."""
     own = ("unshare", "--pid", "--fork", "--mount", "--propagation=private")
@@ -394,14 +402,19 @@ def test_the_proc_of_another_pid_namespace() -> None:
     "call", ["check()", "preflight(os.getpid())", "restore(CriuOpts(images_directory='/'))"]
 )
 @pytest.mark.parametrize(
-    "own",
+    ("own", "cause"),
     [
-        ("--pid", "--fork"),
-        ("--mount", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"),
+        (("--pid", "--fork"), "/proc is not that of the caller's pid namespace"),
+        (
+            ("--mount", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"),
+            "there is no proc file system on /proc",
+        ),
     ],
     ids=["another", "none"],
 )
-def test_calls_without_the_proc_of_their_pid_namespace(call: str, own: tuple[str, ...]) -> None:
+def test_calls_without_the_proc_of_their_pid_namespace(
+    call: str, own: tuple[str, ...], cause: str
+) -> None:
     """The error has the cause, not what CRIU or the reading of another process results in."""
     code = f"""
         import os
@@ -413,7 +426,7 @@ def test_calls_without_the_proc_of_their_pid_namespace(call: str, own: tuple[str
         """
     words = ["unshare", *own, sys.executable, "-c", textwrap.dedent(code)]
     result = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert ": /proc is not that of the caller's pid namespace" in result.stdout
+    assert f": {cause}" in result.stdout
 
 
 def test_a_tmp_that_is_read_only() -> None:

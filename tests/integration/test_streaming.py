@@ -7,6 +7,7 @@ calls, independent of the CRIU of the other tests.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,14 @@ def test_on_the_command_line(
     finally:
         for pid in reversed(tree(target.pid)):
             kill(pid)
+
+
+def test_a_named_pipe_is_no_stream(newest: Library, tmp_path: Path) -> None:
+    """The open would wait for its writer."""
+    os.mkfifo(tmp_path / "pipe")
+    message = command(newest, "restore", "--from", str(tmp_path / "pipe"))
+    assert message.returncode == 6
+    assert f"{tmp_path}/pipe: it is not a regular file" in message.stderr.decode()
 
 
 def test_a_command_that_fails_leaves_no_stream(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..._checks.arguments import check_types
 from ..._support.frozen_dataclass import replace
+from ..._system.process_identity import has_proc
 from ..._transport.base import Via
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
@@ -43,6 +44,8 @@ def doctor(via: Via | None = None) -> Doctor:
 
     check_types(CriuOpts(), via, "doctor")
     via = via or Worker()
+    if not has_proc():
+        return Doctor(via=_name(via), findings=(system.proc(),))
     findings = list(program.look(via)) if _takes_requests(via) else []
     checked = next((each for each in findings if each.id == "check"), None)
     unprivileged = checked is not None and "unprivileged" in checked.options

@@ -169,12 +169,11 @@ def checked(via: Via, *, unprivileged: bool) -> Finding:
 
 def _cache() -> Finding:
     cache = feature_cache()
-    reason, _, costs = cache.reason.partition(": ")  # a reason that costs time ends with the costs
     severities = {CacheState.KEPT: Severity.GOOD, CacheState.STALE: Severity.WARNING}
     return Subject("cache", "criu", "cache of the kernel's features").finding(
         severities.get(cache.state, Severity.NOTE),
-        f"{cache.path}: {reason}",
-        costs=costs,
+        f"{cache.path}: {cache.reason}",
+        costs=cache.costs,
         cure=cache.cure or "",
     )
 

@@ -8,7 +8,7 @@ import resource
 from ..._system.capabilities import CAP_SYS_ADMIN, CAP_SYS_RESOURCE, has_capability
 from ..._system.host import read
 from ..._system.mountinfo import mounts_of
-from ..._system.process_identity import foreign_proc
+from ..._system.process_identity import foreign_proc, has_proc
 from ..._system.process_snapshot import in_first
 from ..._transport.base import Via
 from ..._transport.helper_programs import FAMILIES, HelperPrograms, cure
@@ -31,7 +31,7 @@ def look(via: Via, *, unprivileged: bool = False) -> Findings:
     yield from _limits()
     yield _map_files(unprivileged)
     yield _io_uring()
-    yield _proc()
+    yield proc()
     yield _container(unprivileged)
 
 
@@ -177,10 +177,17 @@ def _io_uring() -> Finding:
     )
 
 
-def _proc() -> Finding:
+def proc() -> Finding:
+    """The finding on /proc, which all others read."""
     about = Subject("proc", "system", "/proc")
     if foreign_proc() is None:
         return about.good("of the caller's pid namespace")
+    if not has_proc():
+        return about.stops(
+            "is no proc file system",
+            costs="no process can be seen: nothing works",
+            cure="mount -t proc proc /proc",
+        )
     return about.stops(
         "of another pid namespace than the caller's",
         costs="its pids are those of other processes: nothing works",
