@@ -121,6 +121,8 @@ class Sharing(Closing):
         ``ImagesError`` if the template has changed.
         """
         if isinstance(via, SharedTemplate):
+            if not via.directory.exists():  # it was removed while the caller held the template
+                prepared(self._directory, allow_untrusted=via.allow_untrusted)
             return Chosen(via)
         if (worker := _of(via)) is None:
             return Chosen(via, "share_memory=False" if share_memory is False else NO_WORKER)

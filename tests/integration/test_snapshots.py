@@ -10,6 +10,7 @@ import fcntl
 import inspect
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -971,6 +972,15 @@ def test_a_c_program(tmp_path: Path) -> None:
 
 
 # ---- the directory ----
+
+
+def test_a_template_whose_directory_was_removed(snapshot: Snapshot) -> None:
+    """It is made again by a start that uses the template, as by other starts."""
+    with snapshot.share() as shared:
+        shutil.rmtree(snapshot.directory / "shared")
+        with started(snapshot, via=shared) as process:
+            assert process.unshared_reason is None
+            process.kill()
 
 
 def test_the_directory(snapshot: Snapshot) -> None:
