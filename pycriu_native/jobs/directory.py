@@ -37,7 +37,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .._support.json_values import from_json
+from .._support.json_values import from_json, json_object
 from .._support.unpatched import close, closing, sleep
 from .._system import trusted_path
 from .._system.descriptors import above_stdio
@@ -469,8 +469,8 @@ class JobDirectory:
         """The events, the oldest first, without an incomplete last line."""
         with contextlib.suppress(FileNotFoundError), open(self.path / "events.jsonl") as file:
             for line in file:
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                if (event := json_object(line)) is not None:
+                    yield event
 
     # ---- checkpoints ----
 
@@ -543,11 +543,14 @@ def retained(checkpoints: Sequence[Checkpoint], keep: int) -> list[Checkpoint]:
 
 
 def _command(body: Any) -> dict[str, Any]:
-    return {
-        "command": [*map(str, body["command"])],
-        "directory": str(body["directory"]),
-        "path": body.get("path"),
-    }
+    command, directory, path = body["command"], body["directory"], body.get("path")
+    if not isinstance(command, list) or not all(isinstance(each, str) for each in command):
+        raise TypeError(f"command is {command!r}")
+    if not isinstance(directory, str):
+        raise TypeError(f"directory is {directory!r}")
+    if not isinstance(path, str | None):
+        raise TypeError(f"path is {path!r}")
+    return {"command": command, "directory": directory, "path": path}
 
 
 def _status(body: Any, storage: StorageStatus | None) -> JobStatus:

@@ -84,10 +84,14 @@ def valid_commits(storage: Storage) -> list[str]:
     for token in range(_newest(storage), 0, -1):
         begun = _read(storage, token, "begun")
         if begun is not None:
-            earlier = set(begun["commits"])
+            earlier, beat = begun.get("commits"), _read(storage, token, "beat") or {}
+            if not isinstance(earlier, list):
+                raise UnreadableError(f"{storage.url} has a lease whose commits are {earlier!r}")
+            last = beat.get("commit")
+            if not isinstance(last, str | None):
+                raise UnreadableError(f"{storage.url} has a lease whose commit is {last!r}")
             valid = {name for name in names if name in earlier or token_of(name) == token}
-            beat = _read(storage, token, "beat") or {}
-            return sorted(valid | ({beat["commit"]} if beat.get("commit") else set()))
+            return sorted(valid | ({last} if last else set()))
     if names:
         raise UnreadableError(
             f"{storage.url} has checkpoints, but none of their leases, which were removed there; "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from .._integrity.manifest import verify
+from .._support.json_values import from_json
 from ..archive.codecs import Compression, Peek, compressed, decrypted, encrypted
 from ..archive.hashing import Hashing
 from ..archive.pack import add_members, members_of, new_archive, unpack
@@ -87,8 +88,8 @@ class _Records:
 def _commit(name: str, data: bytes) -> Commit:
     """A record. ``ValueError`` for an incomplete one, ``TypeError``, ``KeyError`` for another."""
     body = json.loads(data)
-    checkpoint = Checkpoint(**without_former(body["checkpoint"]))
-    objects = tuple(Object(**each) for each in body["objects"])
+    checkpoint = from_json(Checkpoint, without_former(body["checkpoint"]))
+    objects = tuple(from_json(Object, each) for each in body["objects"])
     return Commit(name=name, objects=objects, checkpoint=checkpoint)
 
 

@@ -56,7 +56,7 @@ class StartTimings:
                 for each in body["phases"]
             )
             return cls(number=int(body["number"]), way=str(body["way"]), phases=phases)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ImagesError(f"these are not the timings of a start: {error!r}") from None
 
 

@@ -154,3 +154,41 @@ def test_damaged_files(tmp_path: Path, content: bytes | None) -> None:
             read()
     (broken,) = directory.all_checkpoints()
     assert broken.options is None
+
+
+RECORDS: dict[str, dict[str, object]] = {
+    "job.json": {"command": ["true"], "directory": "/", "path": "/bin"},
+    "status.json": {"state": "running", "pid": 5, "exit_code": None, "message": "x"},
+    "storage.json": {"url": "file:///x", "token": 1, "seen": 2, "exclusive": True},
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_values_of_other_types(tmp_path: Path, name: str) -> None:
+    """They are an error of the directory, which names the file; no file is changed."""
+    directory = JobDirectory(tmp_path)
+    good = RECORDS[name]
+    refused = set()
+    for key in good:
+        for value in (None, True, 0.5, "a", [5], [None], {"x": 5}):
+            text = json.dumps({**good, key: value})
+            (tmp_path / name).write_text(text)
+            try:
+                assert isinstance(directory.command(), dict | None)
+                assert isinstance(directory.status(), JobStatus)
+            except ImagesError as error:
+                refused.add(key)
+                name_of_file = f"{tmp_path}/{name}" in str(error)
+            else:
+                name_of_file = True
+            assert name_of_file
+            assert (tmp_path / name).read_text() == text
+    assert refused == good.keys()
+
+
+def test_events_that_are_no_objects(tmp_path: Path) -> None:
+    """Lines of another form are left out."""
+    directory = JobDirectory(tmp_path)
+    (tmp_path / "events.jsonl").write_text('5\n["x"]\nx\n' + "[" * 100_000 + "\n")
+    directory.event("one")
+    assert [each["event"] for each in directory.events()] == ["one"]
