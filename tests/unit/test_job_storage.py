@@ -849,6 +849,23 @@ def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Pat
     assert [each.checkpoint.number for each in commits(storage)] == [1]
 
 
+@pytest.mark.parametrize(
+    ("begun", "beat"),
+    [("{}", "{}"), ('{"commits": 5}', "{}"), ('{"commits": []}', '{"commit": [1]}')],
+)
+def test_a_lease_of_another_form(clock: Clock, tmp_path: Path, begun: str, beat: str) -> None:
+    """Its commits cannot be read, and none is removed."""
+    storage = Storage(f"memory://job-{next(numbers)}")
+    here = _directory(tmp_path / "here")
+    _upload(storage, _held(storage, clock, "here"), _taken(here, 1))
+    storage.write("leases/00000002.begun", begun.encode())
+    storage.write("leases/00000002.beat", beat.encode())
+    storage.write("leases/00000002.json", b'{"format": 1}')
+    with pytest.raises(UnreadableError, match=r"has a lease whose commits? "):
+        commits(storage)
+    assert len(storage.names("commits")) == 1
+
+
 def test_the_lease_before_is_looked_at(clock: Clock) -> None:
     """An exception of ``check``, which receives the last lease, leaves the leases unchanged."""
     storage = Storage(f"memory://job-{next(numbers)}")

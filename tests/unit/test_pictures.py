@@ -232,6 +232,7 @@ def test_starts(tmp_path: Path) -> None:
         ('{"number": 1}', "are not the timings"),
         ("[]", "no"),
         ("[" * 100_000, "has no timings"),
+        ('{"number": Infinity, "way": "shared", "phases": []}', "are not the timings"),
     ],
 )
 def test_no_timings(tmp_path: Path, text: str, why: str) -> None:
