@@ -354,6 +354,7 @@ def doctor_in(*words: str, setup: str = "true") -> dict[str, dict[str, Any]]:
         [*words, "sh", "-ec", f'{setup}; exec "$@"', "sh", sys.executable, "-c", code],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert "Traceback" not in message.stderr, message.stderr
     if message.returncode:
         pytest.skip(f"{words[0]}: {message.stderr.splitlines()[-1]}")
     result = json.loads(message.stdout)
