@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from .. import guest
 from .._support.lazy import socket
-from ..errors import OptionError, Problem
+from .._support.unpatched import sleep
+from ..errors import CriuError, OptionError, Problem
 from . import streams
 from .arguments import (
     Environment,
@@ -28,7 +31,10 @@ LAST_STREAM = 2
 """The number of standard error."""
 
 LARGEST_START = 16 * 1024 * 1024
-"""Limit of arguments and environment in bytes, by the buffer of the socket to a copy."""
+"""Limit of arguments and environment in bytes. (execve(2) has 6 MiB.)"""
+
+PATIENCE = 10.0
+"""Seconds in which a copy reads what exceeds the buffer of its socket."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,10 @@ class CopyRequest:
         return [*record.command[:1], *args]
 
     def line(self, number: int) -> bytes:
-        """The line that a copy reads: see :class:`pycriu_native.guest.Start`."""
+        """The line that a copy reads: see :class:`pycriu_native.guest.Start`.
+
+        ``OptionError`` if it is too large.
+        """
         start = guest.Start(
             number=number,
             arguments=None if self.args is None else [os.fsdecode(each) for each in self.args],
@@ -112,26 +121,35 @@ class CopyRequest:
         members = start._asdict()
         if self.descriptors:
             members["descriptors"] = self.descriptors
-        return json.dumps(members).encode() + b"\n"
+        line = json.dumps(members).encode() + b"\n"
+        if len(line) > LARGEST_START:
+            rule = f"arguments and environment are too large: {LARGEST_START} bytes are accepted"
+            raise OptionError([Problem("args", f"{len(line)} bytes", rule)], verb="start")
+        return line
 
 
 def send_line(guest_socket: socket.socket, line: bytes, fds: Sequence[int] = ()) -> None:
-    """Write a line, with descriptors. ``OptionError`` if it exceeds the socket's buffer."""
+    """Write a line, with descriptors, to a process that runs, or reads later what the buffer holds.
+
+    The buffer holds all of it where its size is not limited (``net.core.wmem_max``, without
+    CAP_NET_ADMIN). ``CriuError`` if the process does not read the rest.
+    """
     if len(line) > 65536:
-        for option in (socket.SO_SNDBUF, 32):  # SO_SNDBUFFORCE, beyond net.core.wmem_max
+        for option in (socket.SO_SNDBUF, 32):  # SO_SNDBUFFORCE, beyond the limit
             with contextlib.suppress(OSError):
-                size = min(2 * len(line), LARGEST_START)
-                guest_socket.setsockopt(socket.SOL_SOCKET, option, size)
-    try:
-        if fds:
-            sent = socket.send_fds(guest_socket, [line], fds, socket.MSG_DONTWAIT)
+                guest_socket.setsockopt(socket.SOL_SOCKET, option, 2 * len(line))
+    rest, until = memoryview(line), time.monotonic() + PATIENCE
+    # Not by socket.send_fds, which ignores the flags.
+    more = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+    while rest:
+        try:
+            sent = guest_socket.sendmsg([rest], more, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise CriuError("the copy does not read its arguments", verb="start") from None
+            sleep(0.001)
         else:
-            sent = guest_socket.send(line, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        sent = 0
-    if sent != len(line):
-        rule = "arguments and environment are too large to be sent to a copy at once"
-        raise OptionError([Problem("args", f"{len(line)} bytes", rule)], verb="start")
+            rest, more = rest[sent:], []
 
 
 def is_open(fd: object) -> bool:
