@@ -16,7 +16,7 @@ from .._transport.forkserver import ForkServer
 from .._transport.forwarding_via import ForwardingVia
 from .._transport.lifetime_sockets import LifetimeSockets
 from .._transport.process import ChildProcess
-from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
+from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, WorkerConnection
 from ..errors import CriuError, Problem
 from .arguments import is_path
@@ -93,7 +93,8 @@ class StartWorker(ForwardingVia):
                 _move(connection.pid, self.cgroup)
             self.namespaces.wait_until_ready()
             self._guards.append(_Guard(connection, self.namespaces, sockets))
-            connection.on_success = self._on_success
+            if spawn_options == RESTORING:  # others ask for the release or the features of CRIU
+                connection.on_success = self._on_success
             undo.pop_all()
         self._watch.ends("worker")
         return connection

@@ -34,7 +34,10 @@ from pycriu_native import (
     Worker,
     WorkerPool,
 )
-from pycriu_native.snapshots import Snapshot, SnapshotProcess, Zygote, list_snapshots
+from pycriu_native._calls import requirements
+from pycriu_native._calls.request import Request
+from pycriu_native.snapshots import Snapshot, SnapshotProcess, Zygote, copy_request, list_snapshots
+from pycriu_native.snapshots import restore as restore_module
 
 from .conftest import Spawn
 from .support.processes import PATIENCE, children, eventually, is_alive
@@ -666,6 +669,27 @@ def test_too_large_arguments(snapshot: Snapshot) -> None:
         assert len(identity(process)["variable"]) == 500_000
     with pytest.raises(OptionError, match="too large"):
         started(snapshot, extra_env={"SNAPSHOT_TEST": "x" * 100_000_000})
+
+
+def test_requests_before_the_restore(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy does not get its line when CRIU has told its release."""
+    order: list[str] = []
+    check, send_line = requirements.check, copy_request.send_line
+
+    def asks(request: Request) -> None:
+        requirements.ask_version(request.via)
+        order.append("asked")
+        check(request)
+
+    def sends(*arguments: Any) -> None:
+        order.append("sent")
+        send_line(*arguments)
+
+    monkeypatch.setattr(requirements, "check", asks)
+    monkeypatch.setattr(restore_module, "send_line", sends)
+    with started(snapshot) as process:
+        identity(process)
+    assert order == ["asked", "sent"]
 
 
 def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
