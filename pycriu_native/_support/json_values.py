@@ -43,7 +43,10 @@ _hints = functools.cache(typing.get_type_hints)
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value has the type of an annotation; a whole number is also a float."""
+    """Whether a value has the type of an annotation, and a number at most 64 bits.
+
+    A whole number is also a float.
+    """
     kinds = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, each) for each in kinds)
@@ -56,4 +59,7 @@ def _fits(value: object, hint: Any) -> bool:
         check_fields(value)
         return True
     kind = typing.get_origin(hint) or hint
+    # JSON has integers of any size, and Python reads NaN and Infinity.
+    if isinstance(value, int | float) and not -(2**63) <= value < 2**64:
+        return False
     return type(value) is kind or (kind is float and type(value) is int)

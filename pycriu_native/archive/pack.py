@@ -202,7 +202,7 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
         if total > remaining:
             what = f"the limit of {remaining} bytes"
             if limit is None:
-                what = f"the free space of the disk, {remaining} bytes"
+                what = f"the free space of {to.parent}, {remaining} bytes"
             number = errno.ENOSPC if limit is None else 0
             raise ImagesError(f"the archive is larger than {what}", errno=number)
         same = _same_file(info, inside, files)

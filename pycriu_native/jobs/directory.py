@@ -400,7 +400,7 @@ class JobDirectory:
             return read(_read(self.path / name))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             why = f"{self.path}/{name} cannot be read: {error!r}; {cure}"
             raise ImagesError(why) from None
 

@@ -42,9 +42,9 @@ from .._system.descriptors import opened_directory
 from .._system.mountinfo import hierarchy, mounts_of
 from .._system.mounts import inside, mount_point
 from .._system.process import stat_of
-from .._system.regular_file import replace_file
+from .._system.regular_file import read_regular, replace_file
 from .._system.writing import writing
-from ..archive.container_checkpoint import json_file
+from ..archive.container_checkpoint import LARGEST, json_file
 from ..enums import CgroupMode
 from ..errors import ImagesError, NoSuchProcessError, OptionError
 from ..options.criu_opts import CriuOpts
@@ -390,7 +390,7 @@ _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}
 
 def _read_descriptors(images: str) -> list[str]:
     try:
-        result = json.loads(Path(images, DESCRIPTORS).read_bytes())
+        result = json.loads(read_regular(Path(images, DESCRIPTORS), LARGEST))
         if not isinstance(result, list):
             raise ValueError("it is not a JSON list")
     except (OSError, ValueError, RecursionError) as error:

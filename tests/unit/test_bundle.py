@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from pycriu_native.errors import CriuError, ImagesError, NoSuchProcessError, OptionError
 from pycriu_native.oci import Bundle, Container
+from pycriu_native.oci import bundle as bundle_module
 
 CONFIG: dict[str, Any] = {
     "root": {"path": "rootfs", "readonly": True},
@@ -112,3 +114,10 @@ def test_a_state_of_another_form(tmp_path: Path, runtime: str) -> None:
     with contextlib.suppress(CriuError):
         (tmp_path / "box" / name).write_text(json.dumps(good))
         Container.from_runtime("box", runtime, root=tmp_path)
+
+
+def test_descriptors_in_a_fifo(tmp_path: Path) -> None:
+    """The names of the standard streams are not waited for."""
+    os.mkfifo(tmp_path / "descriptors.json")
+    with pytest.raises(ImagesError, match=r"no usable descriptors\.json"):
+        bundle_module._read_descriptors(str(tmp_path))

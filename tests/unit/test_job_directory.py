@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -158,7 +160,7 @@ def test_damaged_files(tmp_path: Path, content: bytes | None) -> None:
 
 RECORDS: dict[str, dict[str, object]] = {
     "job.json": {"command": ["true"], "directory": "/", "path": "/bin"},
-    "status.json": {"state": "running", "pid": 5, "exit_code": None, "message": "x"},
+    "status.json": {"state": "new", "supervisor": 5, "last_duration": 0.5, "message": "x"},
     "storage.json": {"url": "file:///x", "token": 1, "seen": 2, "exclusive": True},
 }
 
@@ -168,9 +170,12 @@ def test_values_of_other_types(tmp_path: Path, name: str) -> None:
     """They are an error of the directory, which names the file; no file is changed."""
     directory = JobDirectory(tmp_path)
     good = RECORDS[name]
+    (tmp_path / name).write_text(json.dumps(good))
+    directory.command()
+    directory.status()
     refused = set()
     for key in good:
-        for value in (None, True, 0.5, "a", [5], [None], {"x": 5}):
+        for value in (None, True, 0.5, "a", [5], [None], {"x": 5}, 10**30, math.inf, math.nan):
             text = json.dumps({**good, key: value})
             (tmp_path / name).write_text(text)
             try:
@@ -184,6 +189,29 @@ def test_values_of_other_types(tmp_path: Path, name: str) -> None:
             assert name_of_file
             assert (tmp_path / name).read_text() == text
     assert refused == good.keys()
+
+
+@pytest.mark.parametrize("number", [10**30, -(10**30), math.inf, math.nan])
+def test_numbers_that_the_system_does_not_have(tmp_path: Path, number: float) -> None:
+    """A pid, a time or a size of more than 64 bits is refused as another type is."""
+    directory = JobDirectory(tmp_path)
+    for name, key in (
+        ("status.json", "supervisor"),
+        ("status.json", "last_duration"),
+        ("storage.json", "token"),
+    ):
+        (tmp_path / name).write_text(json.dumps({**RECORDS[name], key: number}))
+        with pytest.raises(ImagesError, match=rf"{name} cannot be read.*{key} is"):
+            directory.status()
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_a_record_that_is_no_regular_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """It is an error of the directory, without a wait."""
+    make(tmp_path / "job.json")
+    with pytest.raises(ImagesError, match=r"job\.json cannot be read"):
+        JobDirectory(tmp_path).command()
 
 
 def test_events_that_are_no_objects(tmp_path: Path) -> None:
