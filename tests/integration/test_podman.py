@@ -18,7 +18,10 @@ from pycriu_native.oci import Container, ContainerCheckpoint, from_archive, to_a
 
 from .support.bundles import Streams, counting, runtime
 from .support.podman import IMAGE, Podman, as_of_a_pod, podman
-from .support.processes import eventually, is_alive, kill
+from .support.processes import PATIENCE, eventually, is_alive, kill
+
+TIMEOUT = int(PATIENCE)
+"""Seconds for CRIU to stop the processes. Its ten can be too few on a loaded machine."""
 
 
 @pytest.fixture
@@ -77,9 +80,9 @@ def test_from_podman_to_here_and_back(engine: Podman, tmp_path: Path) -> None:
             assert "localhost" in inside(pid, "/etc/hosts").read_text()
             inside(pid, "/etc/here").write_text("of this library\n")
             archive = tmp_path / "ours.tar.gz"
-            assert to_archive(checkpoint.running(pid), archive, base=engine.root).images == str(
-                archive
-            )
+            assert to_archive(
+                checkpoint.running(pid), archive, base=engine.root, timeout=TIMEOUT
+            ).images == str(archive)
             assert not is_alive(pid)
         second = streams.numbers()[0]
     assert follows(first, second)
@@ -99,7 +102,7 @@ def test_what_podman_runs_is_dumped_here(engine: Podman, tmp_path: Path) -> None
     name = engine.run()
     engine.counts(name)
     archive = tmp_path / "ours.tar.gz"
-    to_archive(Container.from_runtime(engine.id(name)), archive, base=engine.root)
+    to_archive(Container.from_runtime(engine.id(name)), archive, base=engine.root, timeout=TIMEOUT)
     first = engine.numbers(name)
     engine("rm", "--force", name)
     engine("container", "restore", f"--import={archive}")
@@ -124,7 +127,9 @@ def test_what_runc_runs_goes_to_podman(engine: Podman, tmp_path: Path) -> None:
         assert box.runs_on()
         assert not archive.exists()
         image_id = engine("image", "inspect", "--format={{.Id}}", IMAGE).strip()
-        to_archive(container, archive, image=IMAGE, image_id=image_id, base=engine.root)
+        to_archive(
+            container, archive, image=IMAGE, image_id=image_id, base=engine.root, timeout=TIMEOUT
+        )
         stopped_at = box.count
         engine.restored(archive, f"{box.id}-again")
         pid = engine.pid(f"{box.id}-again")
@@ -197,7 +202,7 @@ def test_shared_memory_and_volumes(engine: Podman, tmp_path: Path) -> None:
         assert inside(pid, "/dev/shm/note").read_text() == "shared\n"
         assert inside(pid, "/data/note").read_text() == "kept\n"
         ours = tmp_path / "ours.tar.gz"
-        to_archive(checkpoint.running(pid), ours, base=engine.root)
+        to_archive(checkpoint.running(pid), ours, base=engine.root, timeout=TIMEOUT)
     with tarfile.open(ours) as tar:
         shared = tar.extractfile("devshm-checkpoint.tar")
         assert shared is not None
