@@ -13,11 +13,11 @@ first answer; the processor time includes the end of the process. *Cold start* s
 namespaces* includes their creation, as a start does; *start* is `Snapshot.start`, and *zygote* is
 `Zygote.start`. The fork server and the zygote accept Python programs only. Images are on a tmpfs.
 
-With CRIU's feature cache, and without other load, a plain start of the small program was measured once at 1.17
-times `criu restore` (14.1 and 12.1 ms) and 1.09 times with the namespaces (0.9 ms); of a program with much of
-the standard library at 1.08 and 1.03 times. Python takes 3.4 ms of a start: checks of the arguments, the host,
-the images and the program of CRIU, the request, and the state for the undo of a failure. The fork server saves
-the time of CRIU's loader.
+With CRIU's feature cache, a plain start of the small program was measured at 1.04 to 1.18 times `criu restore` in
+five runs (two without other load: 13.2 and 15.6 ms, 15.4 and 15.9 ms), and at 0.97 to 1.08 times with the
+namespaces (1.1 ms); of a program with much of the standard library at 1.04 to 1.14 and 0.99 to 1.08 times. Python
+takes about 3 ms of a start: checks of the arguments, the host, the images and the program of CRIU, the request, and
+the state for the undo of a failure. The fork server saves the time of CRIU's loader.
 """
 
 PEER = """
